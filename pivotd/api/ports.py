@@ -1,0 +1,167 @@
+"""What the API needs from the rest of the daemon; the composition root supplies it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pivotd.core.words import CopyOptions, Pivot, Record, Requester, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class DomainView:
+    """One domain as pivotd sees it now.
+
+    ``connection`` is ``connected``, ``connecting``, ``unreachable`` or ``refused`` (QEMU too old); ``detail`` is one
+    sentence where it is not ``connected``. ``uptime_s`` is the age of the QEMU process, None where /proc hides it.
+    """
+
+    name: str
+    qmp: str
+    origin: str
+    """``config``, ``runtime`` or ``discovered``."""
+    connection: str
+    detail: str | None = None
+    run_state: str | None = None
+    qemu_version: str | None = None
+    pid: int | None = None
+    uptime_s: float | None = None
+    open_pivots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DiskView:
+    """One disk of a domain: what QEMU shows and what the journal says of it."""
+
+    disk: str
+    qdev: str
+    image: str | None
+    format: str | None
+    size_bytes: int | None
+    node: str | None
+    read_only: bool
+    backing_chain: tuple[str, ...] = ()
+    """Images below the root image, nearest first."""
+    job: str | None = None
+    """The block job that has the disk, if any."""
+    pivot: str | None = None
+    """The last pivot of this disk in the journal."""
+    outcome: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DiskTarget:
+    """One DISK=IMAGE of a copy request."""
+
+    disk: str
+    image: str
+    format: str | None = None
+    """None: the format of the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRequest:
+    """Copy disks of one domain and switch them as one pivot."""
+
+    domain: str
+    targets: tuple[DiskTarget, ...]
+    options: CopyOptions = field(default_factory=CopyOptions)
+    request_id: str | None = None
+    """The client's own id: the same id returns the same pivot. None: pivotd makes one up."""
+    force: bool = False
+    """Go on where a warning would refuse (``cache=unsafe``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the mirrors of an open pivot are; not durable. ``None`` fields are not known yet."""
+
+    phase: str
+    copied_bytes: int | None
+    total_bytes: int | None
+    detail: str | None = None
+    """One sentence on what the pivot waits for, e.g. "QEMU does not answer for 12 s"."""
+
+
+class Service(Protocol):
+    """The daemon behind the API. Every method raises PivotdError subclasses and nothing else on purpose."""
+
+    async def domains(self) -> list[DomainView]:
+        """Return all domains, sorted by name."""
+        ...
+
+    async def domain(self, name: str) -> DomainView:
+        """Return one domain. Raises: NotFoundError."""
+        ...
+
+    async def add_domain(self, name: str, qmp: str, who: Requester) -> DomainView:
+        """Add a domain durably; the same name and path again is no error. Raises: BadRequestError, ConflictError."""
+        ...
+
+    async def remove_domain(self, name: str, who: Requester) -> None:
+        """Forget a domain durably; its pivots stay in the journal. Raises: NotFoundError, ConflictError."""
+        ...
+
+    async def disks(self, domain: str) -> list[DiskView]:
+        """Ask QEMU for the disks of a domain. Raises: NotFoundError, DomainUnreachableError."""
+        ...
+
+    async def copy(self, request: CopyRequest, who: Requester) -> Pivot:
+        """Check the request, make it durable and start it; a known request id returns its pivot.
+
+        Raises: RequestError and subclasses (nothing recorded), DomainUnreachableError, UnsupportedQemuError, JournalError.
+        """
+        ...
+
+    async def complete(self, pivot: str, who: Requester) -> Pivot:
+        """Let a pivot that waits at READY switch. Raises: NotFoundError, PhaseConflictError."""
+        ...
+
+    async def cancel(self, pivot: str, who: Requester) -> Pivot:
+        """Ask a pivot to keep the source; returns once that is durable or the outcome is known.
+
+        A pivot that has switched already is not changed. Raises: NotFoundError, PhaseConflictError.
+        """
+        ...
+
+    async def pivots(self, domain: str | None = None, open_only: bool = False) -> list[Pivot]:
+        """Return pivots, newest first, at most limits.PIVOTS_LISTED_MAX."""
+        ...
+
+    async def pivot(self, pivot: str) -> Pivot:
+        """Return one pivot by its id or its request id. Raises: NotFoundError."""
+        ...
+
+    async def records(self, pivot: str) -> list[Record]:
+        """Return every record of one pivot, oldest first. Raises: NotFoundError."""
+        ...
+
+    async def wait(self, pivot: str, timeout_s: float) -> Pivot:
+        """Return the pivot as soon as it rests (closed, or waiting at READY), or as it is after timeout_s."""
+        ...
+
+    def progress(self, pivot: str) -> Progress | None:
+        """Return how far an open pivot is, None for a closed one."""
+        ...
+
+    def events(self, after: int) -> AsyncIterator[Record]:
+        """Yield every durable record with seq > after, then new ones as they become durable, for ever."""
+        ...
+
+    async def events_page(self, after: int, limit: int) -> list[Record]:
+        """Return up to limit records with seq > after, oldest first."""
+        ...
+
+    async def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
+        """Return verdicts of all disks known, narrowed by what is given. Raises: NotFoundError."""
+        ...
+
+    def health(self) -> dict[str, Any]:
+        """Return at least ``status`` (``ok`` or ``degraded``), ``version``, ``journal`` and ``domains`` counts."""
+        ...
+
+    @property
+    def shutting_down(self) -> bool:
+        """True once the daemon was told to end: streams must finish."""
+        ...

@@ -1,0 +1,56 @@
+"""Names that pivotd gives to nodes, jobs and objects inside QEMU.
+
+Each carries the id of its pivot, so that a name seen in QEMU proves whose it is, and no name is ever used twice.
+QEMU cuts node names at 31 characters: ``p`` + 26 characters of ULID + ``-`` + three.
+"""
+
+from __future__ import annotations
+
+NODE_NAME_LENGTH_MAX = 31
+DISKS_MAX = 64
+
+
+def _name(pivot: str, index: int, suffix: str) -> str:
+    name = f"p{pivot}-{index}{suffix}"
+    assert len(name) <= NODE_NAME_LENGTH_MAX and index < DISKS_MAX, name
+    return name
+
+
+def destination_node(pivot: str, index: int) -> str:
+    """Return the node of the destination image's format layer, the root after the switch."""
+    return _name(pivot, index, "")
+
+
+def file_node(pivot: str, index: int) -> str:
+    """Return the node of the destination's protocol layer."""
+    return _name(pivot, index, "f")
+
+
+def create_file_job(pivot: str, index: int) -> str:
+    """Return the job that creates the destination file."""
+    return _name(pivot, index, "c")
+
+
+def create_format_job(pivot: str, index: int) -> str:
+    """Return the job that writes the image format into the destination file."""
+    return _name(pivot, index, "q")
+
+
+def mirror_job(pivot: str, index: int) -> str:
+    """Return the job that copies the disk."""
+    return _name(pivot, index, "m")
+
+
+def reverse_job(pivot: str, index: int) -> str:
+    """Return the job that takes a finished switch back while the guest is still paused."""
+    return _name(pivot, index, "r")
+
+
+def nonce_object(pivot: str) -> str:
+    """Return the id of the object that marks the QEMU process."""
+    return f"pivotd-{pivot}"
+
+
+def belongs_to(name: str, pivot: str) -> bool:
+    """Return whether a node or job name was given by this pivot."""
+    return name.startswith(f"p{pivot}-")

@@ -1,0 +1,211 @@
+"""The words of the domain: what a pivot, a disk, an image and an outcome are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+JsonObject = dict[str, Any]
+
+
+class Phase(StrEnum):
+    """How far a pivot has come; each value is durable before anything is done under it."""
+
+    ACCEPTED = "accepted"
+    """The request is on disk; QEMU knows nothing of it."""
+    PREPARING = "preparing"
+    """Every node and job name is on disk; destinations are created and opened."""
+    COPYING = "copying"
+    """Every mirror job has been started; the guest runs on the source."""
+    READY = "ready"
+    """Every mirror follows the guest; the pivot may pause the guest from here."""
+    PAUSING = "pausing"
+    """The intent is on disk: from here on the guest may be paused and the root may move."""
+    CANCELLING = "cancelling"
+    """The decision to stay on the source is on disk; jobs are being cancelled."""
+    DECIDED = "decided"
+    """The outcome of every disk is on disk; the guest is resumed, nodes are cleaned up."""
+    CLOSED = "closed"
+    """Nothing is left to do."""
+
+
+class Outcome(StrEnum):
+    """Which image holds the data of one disk after a pivot."""
+
+    SWITCHED = "switched"
+    """The destination."""
+    KEPT = "kept"
+    """The source."""
+    UNKNOWN = "unknown"
+    """The evidence contradicts itself: a person must look."""
+
+
+class Kind(StrEnum):
+    """What a pivot does."""
+
+    COPY = "copy"
+
+
+class CopyMode(StrEnum):
+    """How a mirror follows guest writes once it is ready (QEMU's MirrorCopyMode, and auto)."""
+
+    AUTO = "auto"
+    BACKGROUND = "background"
+    WRITE_BLOCKING = "write-blocking"
+
+
+class Sync(StrEnum):
+    """Which layers of the backing chain a copy takes (QEMU's MirrorSyncMode)."""
+
+    FULL = "full"
+    TOP = "top"
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """Who asked, as the kernel told it (SO_PEERCRED)."""
+
+    uid: int
+    gid: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells one QEMU process from another behind the same socket.
+
+    ``nonce`` is the id of an object that pivotd put into the process: it dies with the process.
+    ``start_ticks`` is field 22 of /proc/PID/stat, None where /proc hides other users.
+    """
+
+    boot_id: str
+    pid: int
+    start_ticks: int | None
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One side of a switch.
+
+    ``file_id`` is ``"DEV:INO"`` as stat shows it, None where pivotd cannot see the file.
+    ``node`` is the QEMU block node, chosen by pivotd for a destination.
+    """
+
+    filename: str
+    format: str
+    node: str
+    file_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PivotDisk:
+    """One disk of a pivot. ``size_bytes`` is the guest-visible size of the disk."""
+
+    disk: str
+    index: int
+    qdev: str
+    size_bytes: int
+    source: Image
+    destination: Image
+    job: str
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOptions:
+    """What the requester chose. ``bandwidth_bytes_per_s`` 0 means unlimited."""
+
+    sync: Sync = Sync.FULL
+    reuse: bool = False
+    bandwidth_bytes_per_s: int = 0
+    max_pause_ms: int = 500
+    attempts: int = 5
+    copy_mode: CopyMode = CopyMode.AUTO
+    pivot: bool = True
+    """False: stop at ready and wait for ``pivot complete``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """One pause of the guest: which attempt, how long, and how it ended (a phase name)."""
+
+    attempt: int
+    pause_ms: float
+    ended: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pivot:
+    """The journal's current word on one pivot; changed only together with an appended record."""
+
+    id: str
+    request_id: str
+    domain: str
+    kind: Kind
+    phase: Phase
+    requested_by: Requester
+    options: CopyOptions
+    disks: tuple[PivotDisk, ...]
+    created_at: str
+    hold: bool = False
+    """True: wait at READY until somebody completes or cancels."""
+    attempt: int = 0
+    """How many pauses were tried so far."""
+    identity: Identity | None = None
+    run_state_before: str | None = None
+    """Run state right before the intent; None before the first intent."""
+    owes_resume: bool = False
+    """True from an intent over a running guest until the guest was seen or made to run again."""
+    error: str | None = None
+    pauses: tuple[Pause, ...] = ()
+    decided_at: str | None = None
+    closed_at: str | None = None
+
+    @property
+    def outcome(self) -> str | None:
+        """One word for all disks: an Outcome, ``split`` where disks differ, None while open.
+
+        ``unknown`` wins over everything: one disk that needs a person makes the pivot need one.
+        """
+        seen = {disk.outcome for disk in self.disks}
+        if Outcome.UNKNOWN in seen:
+            return Outcome.UNKNOWN.value
+        if None in seen:
+            return None
+        return seen.pop() if len(seen) == 1 else "split"  # type: ignore[return-value]
+
+    @property
+    def pause_ms(self) -> float | None:
+        """Length of the last pause in milliseconds, None if the guest was never paused."""
+        return self.pauses[-1].pause_ms if self.pauses else None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of the journal. ``seq`` grows by one over all domains; ``at`` is UTC, RFC 3339."""
+
+    seq: int
+    at: str
+    domain: str | None
+    pivot: str | None
+    event: str
+    phase: Phase | None
+    facts: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which image holds a disk's data, and why; the shape is part of the public contract."""
+
+    domain: str
+    disk: str
+    image: str | None
+    format: str | None
+    outcome: Outcome | None
+    certain: bool
+    pivot: str | None
+    since: str | None
+    reason: str
+    evidence: tuple[str, ...]

@@ -1,0 +1,186 @@
+"""Every error that pivotd raises on purpose, and the one table that says how each is shown.
+
+    PivotdError
+    +-- ConfigError             the configuration file is wrong
+    +-- RequestError            the caller's fault; nothing was recorded
+    |   +-- BadRequestError     malformed or contradictory input
+    |   +-- NotAllowedError     the caller's uid and gid do not permit it
+    |   +-- NotFoundError       no such domain, disk, pivot or image
+    |   +-- ConflictError       right in itself, impossible now
+    |       +-- DiskBusyError   another pivot or job has the disk
+    |       +-- PhaseConflictError  the pivot has moved on
+    +-- DomainUnreachableError  QEMU's monitor does not answer
+    |   +-- MonitorBusyError    another client holds the monitor
+    +-- UnsupportedQemuError    QEMU is older than the protocol allows
+    +-- QmpError                one command; see what is known about its effect
+    |   +-- QmpUnsentError      never left: a retry is safe
+    |   +-- QmpRefusedError     QEMU answered no
+    |   +-- QmpUnknownError     no answer: it may or may not have happened
+    +-- JournalError            the journal cannot be used
+        +-- JournalLockedError  another daemon has it
+        +-- JournalCorruptError not a journal, or damaged
+        +-- JournalNewerError   written by a newer pivotd
+        +-- JournalFullError    no space: the record is certainly not there
+        +-- JournalWriteError   I/O error: the record may or may not be there
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+EXIT_DONE = 0
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_REFUSED = 4
+EXIT_KEPT = 5
+EXIT_UNKNOWN = 6
+
+
+class PivotdError(Exception):
+    """Base of all; ``message`` is one line: what, why, what next. ``fields`` carry the facts."""
+
+    kind: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    exit_status: ClassVar[int] = EXIT_REFUSED
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields = fields
+
+
+class ConfigError(PivotdError):
+    """The configuration cannot be used."""
+
+    kind = "config"
+    exit_status = EXIT_USAGE
+
+
+class RequestError(PivotdError):
+    """The request cannot be taken; nothing was recorded and nothing was changed."""
+
+    kind = "refused"
+    http_status = 422
+
+
+class BadRequestError(RequestError):
+    """The request is malformed or contradicts itself."""
+
+    kind = "bad-request"
+    http_status = 400
+
+
+class NotAllowedError(RequestError):
+    """The caller may not do this."""
+
+    kind = "not-allowed"
+    http_status = 403
+
+
+class NotFoundError(RequestError):
+    """There is no such domain, disk or pivot."""
+
+    kind = "not-found"
+    http_status = 404
+
+
+class ConflictError(RequestError):
+    """Right in itself, but not in the present state."""
+
+    kind = "conflict"
+    http_status = 409
+
+
+class DiskBusyError(ConflictError):
+    """Another pivot or block job has the disk."""
+
+    kind = "disk-busy"
+
+
+class PhaseConflictError(ConflictError):
+    """The pivot is not in the phase that the change starts from."""
+
+    kind = "phase-conflict"
+
+
+class DomainUnreachableError(PivotdError):
+    """QEMU's monitor cannot be reached or does not answer."""
+
+    kind = "domain-unreachable"
+    http_status = 503
+
+
+class MonitorBusyError(DomainUnreachableError):
+    """The socket accepts but sends no greeting: another client holds this monitor."""
+
+    kind = "monitor-busy"
+
+
+class UnsupportedQemuError(PivotdError):
+    """This QEMU cannot keep the promises."""
+
+    kind = "unsupported-qemu"
+    http_status = 422
+
+
+class QmpError(PivotdError):
+    """One QMP command did not succeed; the subclass says what is known about its effect."""
+
+    kind = "qmp"
+    http_status = 502
+
+
+class QmpUnsentError(QmpError):
+    """The command never left pivotd: QEMU has not seen it."""
+
+    kind = "qmp-unsent"
+
+
+class QmpRefusedError(QmpError):
+    """QEMU answered with an error: the command had no effect."""
+
+    kind = "qmp-refused"
+    http_status = 422
+
+
+class QmpUnknownError(QmpError):
+    """No answer came: look at QEMU before anything else."""
+
+    kind = "qmp-unknown"
+
+
+class JournalError(PivotdError):
+    """The journal cannot be read or written."""
+
+    kind = "journal"
+    http_status = 503
+
+
+class JournalLockedError(JournalError):
+    """Another daemon owns the journal."""
+
+    kind = "journal-locked"
+
+
+class JournalCorruptError(JournalError):
+    """The file is not a journal or is damaged; it was left as it is."""
+
+    kind = "journal-corrupt"
+
+
+class JournalNewerError(JournalError):
+    """The journal was written by a newer pivotd; it was left as it is."""
+
+    kind = "journal-newer"
+
+
+class JournalFullError(JournalError):
+    """No space: the record is certainly not in the journal."""
+
+    kind = "journal-full"
+
+
+class JournalWriteError(JournalError):
+    """The write failed in a way that does not tell whether the record is on disk."""
+
+    kind = "journal-write"

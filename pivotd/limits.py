@@ -1,0 +1,50 @@
+"""Every bound in one place: unit last in the name, the reason beside it, relations asserted at the end."""
+
+from __future__ import annotations
+
+CONNECT_TIMEOUT_S = 2.0
+"""connect() to a local socket; longer means the backlog is full."""
+GREETING_TIMEOUT_S = 3.0
+"""QEMU greets in 1-6 ms even when its main loop hangs; silence means that another client has the monitor."""
+QUERY_TIMEOUT_S = 5.0
+"""A query answers in under 1 ms unless QEMU's main loop is blocked by storage."""
+COMMAND_TIMEOUT_S = 20.0
+"""A changing command may open images on slow storage."""
+RECONNECT_FIRST_S = 0.05
+RECONNECT_MAX_S = 5.0
+"""Back-off of reconnecting to a monitor; 200 dead domains then cost 40 connects per second at most."""
+LOOK_AGAIN_S = 1.0
+"""A driver that waits for events looks again after this, in case an event was lost with a connection."""
+
+PAUSE_MS_MAX_DEFAULT = 500
+PAUSE_MS_MIN = 1
+PAUSE_MS_LIMIT = 60_000
+"""Guests lose network peers and watchdogs fire beyond this."""
+ATTEMPTS_DEFAULT = 5
+ATTEMPTS_MAX = 100
+RETRY_FIRST_S = 0.2
+RETRY_MAX_S = 10.0
+PROBE_TIMEOUT_S = 30.0
+"""The flush of both images outside the pause; storage that takes longer is not ready for a switch."""
+PIPELINE_PAUSE_MS_MIN = 100
+"""From this max_pause on, and after a quick probe, ``stop`` and ``job-complete`` leave in one write."""
+BACKLOG_BYTES_MAX = 2 << 20
+"""Pause only below this dirty backlog: about 1.4 ms per MiB inside the pause."""
+
+JOURNAL_BATCH_MAX = 256
+JOURNAL_QUEUE_MAX = 10_000
+JOURNAL_LOCK_TIMEOUT_S = 2.0
+"""A client reading offline may hold the lock for milliseconds while it copies the file."""
+PIVOTS_LISTED_MAX = 1000
+EVENTS_PAGE_MAX = 1000
+EVENT_QUEUE_MAX = 1000
+"""Records waiting for one slow stream client; beyond this it is cut off and resumes by its last id."""
+WAIT_TIMEOUT_S_MAX = 300.0
+REQUEST_BODY_BYTES_MAX = 64 << 10
+STREAMS_MAX = 64
+NAME_LENGTH_MAX = 64
+REQUEST_ID_LENGTH_MAX = 128
+
+assert RECONNECT_FIRST_S < RECONNECT_MAX_S
+assert PAUSE_MS_MIN <= PAUSE_MS_MAX_DEFAULT <= PAUSE_MS_LIMIT
+assert QUERY_TIMEOUT_S < COMMAND_TIMEOUT_S
