@@ -1,27 +1,27 @@
 """Every error that pivotd raises on purpose, and the one table that says how each is shown.
 
-    PivotdError
-    +-- ConfigError             the configuration file is wrong
-    +-- RequestError            the caller's fault; nothing was recorded
-    |   +-- BadRequestError     malformed or contradictory input
-    |   +-- NotAllowedError     the caller's uid and gid do not permit it
-    |   +-- NotFoundError       no such domain, disk, pivot or image
-    |   +-- ConflictError       right in itself, impossible now
-    |       +-- DiskBusyError   another pivot or job has the disk
-    |       +-- PhaseConflictError  the pivot has moved on
-    +-- DomainUnreachableError  QEMU's monitor does not answer
-    |   +-- MonitorBusyError    another client holds the monitor
-    +-- UnsupportedQemuError    QEMU is older than the protocol allows
-    +-- QmpError                one command; see what is known about its effect
-    |   +-- QmpUnsentError      never left: a retry is safe
-    |   +-- QmpRefusedError     QEMU answered no
-    |   +-- QmpUnknownError     no answer: it may or may not have happened
-    +-- JournalError            the journal cannot be used
-        +-- JournalLockedError  another daemon has it
-        +-- JournalCorruptError not a journal, or damaged
-        +-- JournalNewerError   written by a newer pivotd
-        +-- JournalFullError    no space: the record is certainly not there
-        +-- JournalWriteError   I/O error: the record may or may not be there
+PivotdError
++-- ConfigError             the configuration file is wrong
++-- RequestError            the caller's fault; nothing was recorded
+|   +-- BadRequestError     malformed or contradictory input
+|   +-- NotAllowedError     the caller's uid and gid do not permit it
+|   +-- NotFoundError       no such domain, disk, pivot or image
+|   +-- ConflictError       right in itself, impossible now
+|       +-- DiskBusyError   another pivot or job has the disk
+|       +-- PhaseConflictError  the pivot has moved on
++-- DomainUnreachableError  QEMU's monitor does not answer
+|   +-- MonitorBusyError    another client holds the monitor
++-- UnsupportedQemuError    QEMU is older than the protocol allows
++-- QmpError                one command; see what is known about its effect
+|   +-- QmpUnsentError      never left: a retry is safe
+|   +-- QmpRefusedError     QEMU answered no
+|   +-- QmpUnknownError     no answer: it may or may not have happened
++-- JournalError            the journal cannot be used
+    +-- JournalLockedError  another daemon has it
+    +-- JournalCorruptError not a journal, or damaged
+    +-- JournalNewerError   written by a newer pivotd
+    +-- JournalFullError    no space: the record is certainly not there
+    +-- JournalWriteError   I/O error: the record may or may not be there
 """
 
 from __future__ import annotations

@@ -26,6 +26,18 @@ RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
 PROBE_TIMEOUT_S = 30.0
 """The flush of both images outside the pause; storage that takes longer is not ready for a switch."""
+ROLLBACK_TIMEOUT_S = 5.0
+"""A reverse mirror copies nothing: 2-9 ms measured."""
+CONVERGE_CHECK_S = 0.1
+CONVERGE_PATIENCE_S = 2.0
+"""How long a backlog may stay large before the mirror is told to copy each guest write at once."""
+FLUSH_QUICK_MS = 25.0
+"""A flush slower than this shows that more dirty data came meanwhile: flush again before the pause."""
+FLUSH_ROUNDS_MAX = 5
+CANCEL_AGAIN_S = 0.2
+HOLD_LOOK_S = 5.0
+FAILED_LOOP_S = 1.0
+"""Before a driver that met an unexpected error looks again."""
 PIPELINE_PAUSE_MS_MIN = 100
 """From this max_pause on, and after a quick probe, ``stop`` and ``job-complete`` leave in one write."""
 BACKLOG_BYTES_MAX = 2 << 20

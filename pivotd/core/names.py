@@ -12,7 +12,8 @@ DISKS_MAX = 64
 
 def _name(pivot: str, index: int, suffix: str) -> str:
     name = f"p{pivot}-{index}{suffix}"
-    assert len(name) <= NODE_NAME_LENGTH_MAX and index < DISKS_MAX, name
+    assert len(name) <= NODE_NAME_LENGTH_MAX, name
+    assert index < DISKS_MAX, index
     return name
 
 
@@ -24,6 +25,11 @@ def destination_node(pivot: str, index: int) -> str:
 def file_node(pivot: str, index: int) -> str:
     """Return the node of the destination's protocol layer."""
     return _name(pivot, index, "f")
+
+
+def source_node(pivot: str, index: int) -> str:
+    """Return the node of a source that QEMU had closed and that was opened again to go back to it."""
+    return _name(pivot, index, "s")
 
 
 def create_file_job(pivot: str, index: int) -> str:

@@ -12,10 +12,8 @@ JsonObject = dict[str, Any]
 class Phase(StrEnum):
     """How far a pivot has come; each value is durable before anything is done under it."""
 
-    ACCEPTED = "accepted"
-    """The request is on disk; QEMU knows nothing of it."""
     PREPARING = "preparing"
-    """Every node and job name is on disk; destinations are created and opened."""
+    """The request and every node and job name is on disk; destinations are created and opened."""
     COPYING = "copying"
     """Every mirror job has been started; the guest runs on the source."""
     READY = "ready"
@@ -110,6 +108,8 @@ class PivotDisk:
     source: Image
     destination: Image
     job: str
+    cache_direct: bool = False
+    """The source bypasses the host page cache; the destination is opened alike."""
     outcome: Outcome | None = None
 
 
@@ -143,21 +143,25 @@ class Pivot:
     id: str
     request_id: str
     domain: str
+    qmp: str
+    """The domain's QMP socket when the pivot began: an open pivot is looked after also if the domain is forgotten."""
     kind: Kind
     phase: Phase
     requested_by: Requester
     options: CopyOptions
     disks: tuple[PivotDisk, ...]
     created_at: str
+    identity: Identity
     hold: bool = False
     """True: wait at READY until somebody completes or cancels."""
     attempt: int = 0
     """How many pauses were tried so far."""
-    identity: Identity | None = None
     run_state_before: str | None = None
     """Run state right before the intent; None before the first intent."""
     owes_resume: bool = False
     """True from an intent over a running guest until the guest was seen or made to run again."""
+    pausing_since: str | None = None
+    """When the last intent became durable; a pause that outlived its daemon is measured from here."""
     error: str | None = None
     pauses: tuple[Pause, ...] = ()
     decided_at: str | None = None
@@ -174,7 +178,7 @@ class Pivot:
             return Outcome.UNKNOWN.value
         if None in seen:
             return None
-        return seen.pop() if len(seen) == 1 else "split"  # type: ignore[return-value]
+        return seen.pop() if len(seen) == 1 else "split"
 
     @property
     def pause_ms(self) -> float | None:

@@ -1,0 +1,130 @@
+"""The schema of the journal: numbered, append-only steps, applied with ``sqlite-utils migrate journal.db migrations/``.
+
+Never edit a step that was released; add the next one, and raise SCHEMA_VERSION in pivotd/journal/schema.py with it.
+Each step runs in one transaction and sets ``PRAGMA user_version`` to its number, so a kill leaves the file before or
+after a step, never in between. A pivotd that writes new words into old columns (another ``kind``, another ``phase``)
+takes a new number too, even if no table changes: that is how an older pivotd knows that it must not touch the file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlite_utils import Migrations
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+migrations = Migrations("pivotd")
+
+APPLICATION_ID = 0x70767464
+"""``pvtd``: marks an SQLite file as a journal of pivotd."""
+
+M001_TABLES = (
+    """
+    CREATE TABLE domain (
+        name TEXT PRIMARY KEY NOT NULL,
+        qmp_path TEXT NOT NULL,
+        added_at TEXT NOT NULL,
+        added_by_uid INTEGER NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE pivot (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        request_id TEXT NOT NULL UNIQUE,
+        domain TEXT NOT NULL,
+        qmp_path TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        phase TEXT NOT NULL,
+        requested_by_uid INTEGER NOT NULL,
+        requested_by_gid INTEGER NOT NULL,
+        requested_by_pid INTEGER NOT NULL,
+        options TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        hold INTEGER NOT NULL CHECK (hold IN (0, 1)),
+        attempt INTEGER NOT NULL,
+        identity TEXT NOT NULL,
+        run_state_before TEXT,
+        owes_resume INTEGER NOT NULL CHECK (owes_resume IN (0, 1)),
+        pausing_since TEXT,
+        error TEXT,
+        decided_at TEXT,
+        closed_at TEXT
+    ) STRICT
+    """,
+    """
+    CREATE TABLE pivot_disk (
+        pivot TEXT NOT NULL REFERENCES pivot (id),
+        disk_index INTEGER NOT NULL,
+        disk TEXT NOT NULL,
+        qdev TEXT NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        source_filename TEXT NOT NULL,
+        source_format TEXT NOT NULL,
+        source_node TEXT NOT NULL,
+        source_file_id TEXT,
+        destination_filename TEXT NOT NULL,
+        destination_format TEXT NOT NULL,
+        destination_node TEXT NOT NULL,
+        destination_file_id TEXT,
+        job TEXT NOT NULL,
+        cache_direct INTEGER NOT NULL CHECK (cache_direct IN (0, 1)),
+        outcome TEXT,
+        PRIMARY KEY (pivot, disk_index),
+        UNIQUE (pivot, disk)
+    ) STRICT
+    """,
+    """
+    CREATE TABLE pause (
+        pivot TEXT NOT NULL REFERENCES pivot (id),
+        number INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,
+        pause_ms REAL NOT NULL,
+        ended TEXT NOT NULL,
+        PRIMARY KEY (pivot, number)
+    ) STRICT
+    """,
+    """
+    CREATE TABLE record (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        at TEXT NOT NULL,
+        domain TEXT,
+        pivot TEXT REFERENCES pivot (id),
+        event TEXT NOT NULL,
+        phase TEXT,
+        facts TEXT NOT NULL
+    ) STRICT
+    """,
+    "CREATE INDEX pivot_open ON pivot (domain) WHERE phase <> 'closed'",
+    "CREATE INDEX pivot_by_domain ON pivot (domain, number)",
+    "CREATE INDEX record_by_pivot ON record (pivot) WHERE pivot IS NOT NULL",
+)
+
+M001_APPEND_ONLY = ("record", "pause")
+M001_NEVER_DELETED = ("pivot", "pivot_disk")
+
+
+@migrations()
+def m001_journal(db: Database) -> None:
+    """Create the tables, and the triggers that keep history what it was."""
+    for statement in M001_TABLES:
+        db.execute(statement)
+    for table in M001_APPEND_ONLY:
+        refuse = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        db.execute(f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {refuse}")
+        db.execute(f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {refuse}")
+    # INSERT OR REPLACE deletes without firing a delete trigger unless recursive_triggers is on.
+    db.execute(
+        "CREATE TRIGGER record_no_replace BEFORE INSERT ON record "
+        "WHEN EXISTS (SELECT 1 FROM record WHERE seq = NEW.seq) "
+        "BEGIN SELECT RAISE(ABORT, 'record is append-only'); END"
+    )
+    for table in M001_NEVER_DELETED:
+        db.execute(
+            f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} "
+            f"BEGIN SELECT RAISE(ABORT, '{table} rows are never deleted'); END"
+        )
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute("PRAGMA user_version = 1")

@@ -1,0 +1,167 @@
+"""What decide() can ask for. Each action is carried out by the driver, which then looks again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pivotd.core.words import Outcome, Phase
+
+
+class Step(StrEnum):
+    """One command of the preparation of one disk; each leaves evidence in QEMU that it was done."""
+
+    CREATE_FILE = "create-file"
+    OPEN_FILE = "open-file"
+    CREATE_FORMAT = "create-format"
+    OPEN_FORMAT = "open-format"
+    START_MIRROR = "start-mirror"
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do until something changes. ``reason`` is shown to people."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskAgain:
+    """QEMU does not answer: connect and look again with back-off. Nothing is decided."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceNonce:
+    """Put the nonce object into the QEMU process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Do one step of the preparation of the disk with this index."""
+
+    index: int
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Record the next phase and nothing else."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Converge:
+    """Get the backlog small, flush both images, record the intent (phase PAUSING)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Pause the guest; ``complete`` names jobs whose ``job-complete`` may follow in the same write."""
+
+    complete: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Bring these jobs to pending."""
+
+    jobs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finalize:
+    """Switch the disks of these jobs."""
+
+    jobs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """Take these disks back to their sources by a reverse mirror; the guest is still paused."""
+
+    disks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retreat:
+    """Give up this pause, keep the mirrors: record READY, let the guest go on with the source."""
+
+    reason: str
+    hold: bool = False
+    """True when this was the last attempt: the outcome so far, ``kept``, is recorded with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Record the decision to stay on the source (phase CANCELLING)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJobs:
+    """Cancel these jobs; ``resume`` lets the guest go on in the same write."""
+
+    jobs: tuple[str, ...]
+    resume: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOutcome:
+    """Make the outcome of every disk durable (phase DECIDED): the commit point."""
+
+    outcomes: tuple[tuple[str, Outcome], ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let the guest go on: the pause was ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteResumed:
+    """Record that no resume is owed any more, because the guest was found in this run state."""
+
+    run_state: str
+
+
+@dataclass(frozen=True, slots=True)
+class CleanUp:
+    """Dismiss jobs, remove nodes and the nonce."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Record that nothing is left to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The pivot is closed."""
+
+
+Action = (
+    Wait
+    | AskAgain
+    | PlaceNonce
+    | Prepare
+    | Advance
+    | Converge
+    | Stop
+    | Complete
+    | Finalize
+    | RollBack
+    | Retreat
+    | Abandon
+    | CancelJobs
+    | RecordOutcome
+    | Resume
+    | NoteResumed
+    | CleanUp
+    | Close
+    | Done
+)

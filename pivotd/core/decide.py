@@ -1,0 +1,318 @@
+"""The decision: one pure, total function from (journal record, observation) to the next action.
+
+It drives a normal pivot and a recovery alike. Every rule of docs/protocol.md is one case below, and nothing else in
+pivotd decides anything about a pivot. The rule behind all cases: without a durable ``switched`` the source holds the
+guest's data; so an outcome is recorded from the graph alone, before the guest may run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pivotd.core import names
+from pivotd.core.actions import (
+    Abandon,
+    Action,
+    Advance,
+    AskAgain,
+    CancelJobs,
+    CleanUp,
+    Close,
+    Complete,
+    Converge,
+    Done,
+    Finalize,
+    NoteResumed,
+    PlaceNonce,
+    Prepare,
+    RecordOutcome,
+    Resume,
+    Retreat,
+    RollBack,
+    Step,
+    Stop,
+    Wait,
+)
+from pivotd.core.observation import (
+    EXECUTING,
+    MIGRATION_STATES,
+    OUR_PAUSE,
+    PAUSABLE,
+    STATUS_ENDED,
+    STATUS_PENDING,
+    STATUS_READY,
+    Observation,
+    Qemu,
+    Root,
+)
+from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
+
+
+def decide(pivot: Pivot, seen: Observation) -> Action:
+    """Return the next action; total over every phase and everything QEMU can show.
+
+    Source: docs/protocol.md, the decision table.
+    """
+    if pivot.phase is Phase.CLOSED:
+        return Done()
+    if seen.qemu is Qemu.SILENT:
+        return AskAgain(seen.detail or "QEMU does not answer")
+    if pivot.phase is Phase.DECIDED:
+        return _decided(pivot, seen)
+    if seen.qemu is Qemu.GONE:
+        return _record_all(pivot, Outcome.KEPT, "QEMU is gone and no switch was recorded: the source has every write")
+    if seen.qemu is Qemu.REPLACED:
+        return _replaced(pivot, seen)
+    return _PHASES[pivot.phase](pivot, seen)
+
+
+def _replaced(pivot: Pivot, seen: Observation) -> Action:
+    if seen.uses_destination:
+        return _record_all(
+            pivot,
+            Outcome.UNKNOWN,
+            "no switch was recorded, yet another QEMU process now uses the destination: compare both images",
+        )
+    where = "the source" if seen.uses_source else "neither image"
+    return _record_all(pivot, Outcome.KEPT, f"another QEMU process answers and uses {where}; no switch was recorded")
+
+
+def _preparing(pivot: Pivot, seen: Observation) -> Action:
+    if seen.cancel_requested:
+        return Abandon("cancelled before the copy began")
+    if seen.run_state in MIGRATION_STATES:
+        return Abandon(f"the guest is in state {seen.run_state}: another process may own the images")
+    for disk in pivot.disks:
+        if seen.roots.get(disk.disk) is not Root.SOURCE:
+            return Abandon(f"{disk.disk} was changed or unplugged while the copy was being prepared")
+    if not seen.has_nonce:
+        return PlaceNonce()
+    for disk in pivot.disks:
+        action = _next_step(pivot, disk, seen)
+        if action is not None:
+            return action
+    return Advance(Phase.COPYING)
+
+
+def _next_step(pivot: Pivot, disk: PivotDisk, seen: Observation) -> Action | None:
+    """Return the first step of this disk without evidence in QEMU, None when its mirror has been started."""
+    index = disk.index
+    if disk.job in seen.jobs:
+        return None
+    if disk.destination.node in seen.nodes:
+        return Prepare(index, Step.START_MIRROR)
+    formats = not pivot.options.reuse and disk.destination.format != "raw"
+    if names.file_node(pivot.id, index) in seen.nodes:
+        if not formats:
+            return Prepare(index, Step.OPEN_FORMAT)
+        return _created(seen, names.create_format_job(pivot.id, index), index, Step.CREATE_FORMAT, Step.OPEN_FORMAT)
+    if pivot.options.reuse:
+        return Prepare(index, Step.OPEN_FILE)
+    return _created(seen, names.create_file_job(pivot.id, index), index, Step.CREATE_FILE, Step.OPEN_FILE)
+
+
+def _created(seen: Observation, job: str, index: int, create: Step, then: Step) -> Action:
+    """Creation jobs are dismissed only at the end: until then they are the evidence that the file is ours."""
+    if job not in seen.jobs:
+        return Prepare(index, create)
+    state = seen.job(job)
+    if state.status != "concluded":
+        return Wait("the destination is being created")
+    if state.error is not None:
+        return Abandon(f"QEMU could not create the destination: {state.error}")
+    return Prepare(index, then)
+
+
+def _copying(pivot: Pivot, seen: Observation) -> Action:
+    trouble = _trouble(pivot, seen)
+    if trouble is not None:
+        return trouble
+    if all(seen.job(disk.job).status in STATUS_READY for disk in pivot.disks):
+        return Advance(Phase.READY)
+    return Wait("copying")
+
+
+def _ready(pivot: Pivot, seen: Observation) -> Action:
+    trouble = _trouble(pivot, seen)
+    if trouble is not None:
+        return trouble
+    if pivot.owes_resume:
+        return _resume(seen)
+    if pivot.hold:
+        return Wait("ready: waits for `pivot complete` or `pivot cancel`")
+    if seen.migrating:
+        return Wait("the guest is being migrated")
+    if seen.run_state not in PAUSABLE:
+        return Wait(f"a switch is not possible while the guest is {seen.run_state}")
+    if any(seen.job(disk.job).status not in STATUS_READY for disk in pivot.disks):
+        return Wait("a mirror is not ready")
+    return Converge()
+
+
+def _trouble(pivot: Pivot, seen: Observation) -> Action | None:
+    """Return what to do where the copy cannot go on, None where it can. Common to COPYING and READY."""
+    if any(_root(seen, disk) is Root.DESTINATION for disk in pivot.disks):
+        return _by_roots(pivot, seen, "the disk was switched by somebody else")
+    for disk in pivot.disks:
+        job = seen.job(disk.job)
+        if job.status in STATUS_ENDED:
+            return Abandon(f"the copy of {disk.disk} ended: {job.error or 'its job was cancelled by somebody else'}")
+        if _root(seen, disk) is not Root.SOURCE:
+            return Abandon(f"{disk.disk} was changed or unplugged by somebody else")
+        if job.status == STATUS_PENDING:
+            return Abandon(f"the job of {disk.disk} was completed by somebody else")
+    if seen.run_state == "postmigrate":
+        return Abandon("the guest has been migrated away")
+    if seen.cancel_requested:
+        return Abandon("cancelled")
+    return None
+
+
+def _pausing(pivot: Pivot, seen: Observation) -> Action:
+    roots = {_root(seen, disk) for disk in pivot.disks}
+    if Root.OTHER in roots:
+        return _by_roots(pivot, seen, "the root of a disk is neither image")
+    if Root.ABSENT in roots and seen.executing:
+        return _by_roots(pivot, seen, "a disk was unplugged while its switch was under way")
+    if seen.executing:
+        return _executing(pivot, seen, roots)
+    if pivot.run_state_before in EXECUTING and seen.run_state not in OUR_PAUSE and Root.DESTINATION not in roots:
+        return Abandon(f"the guest went into state {seen.run_state}")
+    if seen.run_state in MIGRATION_STATES and Root.DESTINATION in roots:
+        return _by_roots(pivot, seen, f"the guest went into state {seen.run_state} after the switch had begun")
+    if roots == {Root.SOURCE}:
+        return _all_source(pivot, seen)
+    if Root.ABSENT in roots and Root.DESTINATION not in roots:
+        return Abandon("a disk was unplugged")
+    return _some_destination(pivot, seen)
+
+
+def _executing(pivot: Pivot, seen: Observation, roots: set[Root]) -> Action:
+    """The guest runs although an intent is recorded."""
+    if Root.DESTINATION in roots:
+        return _by_roots(pivot, seen, f"somebody resumed the guest after the switch: it was found {seen.run_state}")
+    if seen.completing or any(seen.job(disk.job).status not in STATUS_READY for disk in pivot.disks):
+        # A write that was queued while a job was pending lands on the new root when the job is finalized, also if
+        # the guest is stopped first: so from here no finalize is ever sent.
+        return Abandon("the guest was found running after a job had been completed or had ended")
+    if pivot.owes_resume and seen.stop_sent is False and not seen.cancel_requested and not seen.deadline_passed:
+        return Stop(complete=tuple(disk.job for disk in pivot.disks) if seen.quick else ())
+    return _retreat(pivot, "the guest was found running before the switch")
+
+
+def _all_source(pivot: Pivot, seen: Observation) -> Action:
+    """The guest is still and every root is the source."""
+    status = {disk.job: seen.job(disk.job).status for disk in pivot.disks}
+    ended = [disk for disk in pivot.disks if status[disk.job] in STATUS_ENDED]
+    if ended:
+        failed = next((disk for disk in ended if seen.job(disk.job).error), ended[0])
+        error = seen.job(failed.job).error
+        return Abandon(f"the switch of {failed.disk} failed: {error or 'its job was cancelled by somebody else'}")
+    if seen.deadline_passed or seen.cancel_requested:
+        reason = "cancelled" if seen.cancel_requested else f"max_pause of {pivot.options.max_pause_ms} ms passed"
+        clean = seen.completing == frozenset() and set(status.values()) <= STATUS_READY
+        if clean and not seen.cancel_requested:
+            return _retreat(pivot, f"{reason} before the switch")
+        return Abandon(reason if clean else f"{reason} before every job was pending: the copy had to be given up")
+    if set(status.values()) == {STATUS_PENDING}:
+        return Finalize(tuple(status))
+    ready = tuple(job for job, state in status.items() if state in STATUS_READY and job not in (seen.completing or ()))
+    if ready:
+        return Complete(ready)
+    return Wait("the last bytes are being copied")
+
+
+def _some_destination(pivot: Pivot, seen: Observation) -> Action:
+    """The guest is still, at least one disk has moved: finish the others, or take the moved ones back."""
+    rest = [disk for disk in pivot.disks if _root(seen, disk) is Root.SOURCE]
+    moved = tuple(disk.disk for disk in pivot.disks if _root(seen, disk) is Root.DESTINATION)
+    if not rest or len(rest) + len(moved) < len(pivot.disks):
+        return _by_roots(pivot, seen, "every disk has its destination as root" if not rest else "a disk was unplugged")
+    status = {disk.job: seen.job(disk.job).status for disk in rest}
+    if seen.rollback_failed:
+        return _by_roots(pivot, seen, "some disks could be switched and not taken back, the others not switched")
+    if any(state in STATUS_ENDED for state in status.values()):
+        return RollBack(moved)
+    pending = tuple(job for job, state in status.items() if state == STATUS_PENDING)
+    if pending:
+        return Finalize(pending)
+    if seen.deadline_passed:
+        return RollBack(moved)
+    ready = tuple(job for job, state in status.items() if state in STATUS_READY and job not in (seen.completing or ()))
+    if ready:
+        return Complete(ready)
+    return Wait("the last bytes are being copied")
+
+
+def _cancelling(pivot: Pivot, seen: Observation) -> Action:
+    jobs = tuple(disk.job for disk in pivot.disks)
+    live = tuple(job for job in jobs if seen.job(job).status not in STATUS_ENDED)
+    ours = pivot.owes_resume and seen.run_state in OUR_PAUSE
+    moved = any(_root(seen, disk) is Root.DESTINATION for disk in pivot.disks)
+    aborting = any(seen.job(job).status == "aborting" for job in jobs)
+    if live:
+        return CancelJobs(live, resume=ours and not moved)
+    if pivot.owes_resume and not moved:
+        return _resume(seen)
+    if aborting:
+        return Wait("a job is being cancelled")
+    if moved:
+        return _by_roots(pivot, seen, "the disk had been switched before it could be cancelled")
+    if any(_root(seen, disk) is Root.OTHER for disk in pivot.disks):
+        return _by_roots(pivot, seen, "somebody else has put another image under a disk")
+    return _record_all(pivot, Outcome.KEPT, pivot.error or "cancelled")
+
+
+def _decided(pivot: Pivot, seen: Observation) -> Action:
+    if seen.qemu is not Qemu.SAME or pivot.outcome == Outcome.UNKNOWN.value:
+        return Close()
+    if pivot.owes_resume:
+        return _resume(seen)
+    wanted = {
+        name
+        for disk in pivot.disks
+        if disk.outcome is Outcome.SWITCHED
+        for name in (disk.destination.node, names.file_node(pivot.id, disk.index))
+    }
+    if (seen.jobs or seen.nodes - wanted or seen.has_nonce) and not seen.clean_up_failed:
+        return CleanUp()
+    return Close()
+
+
+def _resume(seen: Observation) -> Action:
+    if seen.run_state in OUR_PAUSE:
+        return Resume()
+    return NoteResumed(seen.run_state or "unknown")
+
+
+def _retreat(pivot: Pivot, reason: str) -> Action:
+    return Retreat(reason, hold=pivot.attempt >= pivot.options.attempts)
+
+
+def _root(seen: Observation, disk: PivotDisk) -> Root:
+    return seen.roots.get(disk.disk, Root.ABSENT)
+
+
+def _by_roots(pivot: Pivot, seen: Observation, reason: str) -> Action:
+    """Record each disk as the graph shows it; only valid once no job of the pivot can still move a root."""
+    outcome = {
+        Root.SOURCE: Outcome.KEPT,
+        Root.DESTINATION: Outcome.SWITCHED,
+        Root.OTHER: Outcome.UNKNOWN,
+        # Unplugged: the guest executed nothing since the pause if it is still, otherwise nobody can tell.
+        Root.ABSENT: Outcome.UNKNOWN if seen.executing else Outcome.KEPT,
+    }
+    return RecordOutcome(tuple((disk.disk, outcome[_root(seen, disk)]) for disk in pivot.disks), reason)
+
+
+def _record_all(pivot: Pivot, outcome: Outcome, reason: str) -> Action:
+    return RecordOutcome(tuple((disk.disk, outcome) for disk in pivot.disks), reason)
+
+
+_PHASES: dict[Phase, Callable[[Pivot, Observation], Action]] = {
+    Phase.PREPARING: _preparing,
+    Phase.COPYING: _copying,
+    Phase.READY: _ready,
+    Phase.PAUSING: _pausing,
+    Phase.CANCELLING: _cancelling,
+}

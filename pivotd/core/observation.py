@@ -1,0 +1,112 @@
+"""What QEMU shows at one instant, reduced to what the decision needs.
+
+Jobs are read before the graph: a job seen as ended then has its final effect in the graph that is read after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Qemu(StrEnum):
+    """Who answers behind the domain's socket."""
+
+    SAME = "same"
+    """The process that the pivot began in, and it answers."""
+    SILENT = "silent"
+    """Perhaps the same process, but no answer: nothing can be decided."""
+    GONE = "gone"
+    """The process has ended, or the host has been rebooted."""
+    REPLACED = "replaced"
+    """Another process answers."""
+
+
+class Root(StrEnum):
+    """Which image is directly under the disk's device."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+    OTHER = "other"
+    """Neither: somebody else has changed the graph."""
+    ABSENT = "absent"
+    """There is no such disk (it was unplugged) or it has no medium."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSeen:
+    """One job: QEMU's JobStatus, its error text, and bytes still to copy (None where not asked)."""
+
+    status: str
+    error: str | None = None
+    backlog_bytes: int | None = None
+
+
+EXECUTING = frozenset({"running", "suspended"})
+"""Run states in which guest writes are possible; a suspended guest may wake at any time."""
+OUR_PAUSE = frozenset({"paused", "prelaunch"})
+"""What ``stop`` leaves behind; a guest reset during the pause turns it into ``prelaunch``."""
+MIGRATION_STATES = frozenset({"inmigrate", "postmigrate", "finish-migrate", "save-vm", "restore-vm", "colo"})
+"""Run states in which another process may own the images."""
+
+PAUSABLE = frozenset({"running", "paused", "prelaunch", "io-error", "shutdown", "guest-panicked"})
+"""Run states from which a switch may begin. Not ``suspended``: before QEMU 9 ``stop`` does not hold such a guest."""
+
+STATUS_READY = frozenset({"ready", "standby"})
+STATUS_ENDED = frozenset({"aborting", "concluded", "null"})
+STATUS_PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One look at QEMU for one pivot, and what this process remembers of its own last moments.
+
+    ``jobs`` and ``nodes`` hold only names that belong to the pivot; ``roots`` is by disk.
+    ``uses_source`` and ``uses_destination`` are facts on a REPLACED process: it has that file of any disk as a root.
+    """
+
+    qemu: Qemu
+    run_state: str | None = None
+    jobs: Mapping[str, JobSeen] = field(default_factory=dict)
+    roots: Mapping[str, Root] = field(default_factory=dict)
+    nodes: frozenset[str] = frozenset()
+    has_nonce: bool = True
+    migrating: bool = False
+    uses_source: bool = False
+    uses_destination: bool = False
+    stop_sent: bool | None = None
+    """Whether this process sent ``stop`` under the present intent; None: an earlier process may have."""
+    completing: frozenset[str] | None = frozenset()
+    """Jobs to which ``job-complete`` was sent under the present intent; None: an earlier process may have."""
+    deadline_passed: bool = False
+    cancel_requested: bool = False
+    clean_up_failed: bool = False
+    """True once QEMU has refused to let go of something of ours; it is named in the last record."""
+    rollback_failed: bool = False
+    """True once a reverse mirror under the present intent has ended in an error."""
+    quick: bool = False
+    """Whether the flush right before the intent was quick, so that ``stop`` will return long before the deadline."""
+    detail: str | None = None
+    """One sentence for people, e.g. why QEMU is silent."""
+
+    @property
+    def executing(self) -> bool:
+        """Whether the guest can write."""
+        return self.run_state in EXECUTING
+
+    def job(self, name: str) -> JobSeen:
+        """Return the job; one that QEMU does not list is ``null``: gone."""
+        return self.jobs.get(name, _GONE)
+
+
+_GONE = JobSeen("null")
+
+
+@dataclass(frozen=True, slots=True)
+class StopSeen:
+    """The run states right before and right after ``stop``, and what QEMU said to each refused ``job-complete``."""
+
+    before: str
+    after: str
+    complete_errors: Mapping[str, str]

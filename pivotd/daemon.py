@@ -1,0 +1,191 @@
+"""pivotd: the composition root. Recovery first; the API is imported and served only after it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import importlib
+import signal
+import socket
+import sys
+import time
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pivotd import __version__, limits, log, sd
+from pivotd.config import Config, load
+from pivotd.core.words import Pivot
+from pivotd.engine.converge import Converger
+from pivotd.engine.driver import Driver
+from pivotd.engine.flush import Flusher
+from pivotd.engine.host import CONFIG, RUNTIME, Host
+from pivotd.engine.ports import Domain
+from pivotd.errors import EXIT_REFUSED, EXIT_USAGE, ConfigError, JournalError, JournalFullError, JournalWriteError
+from pivotd.journal.journal import Journal
+
+logger = log.get_logger()
+
+DISCOVER_INTERVAL_S = 5.0
+EXTEND_START_S = 30.0
+RETRY_START_S = 1.0
+"""systemd starts us again at once; a full disk under the journal must not make that a busy loop."""
+
+
+class SystemClock:
+    """The real time."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+        return time.monotonic()
+
+    def utc_now(self) -> str:
+        """Return the wall clock, RFC 3339 with microseconds."""
+        return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def main() -> NoReturn:
+    """Run the daemon until SIGTERM; exit 2 on a bad configuration, 4 on a journal that cannot be used."""
+    parser = argparse.ArgumentParser(prog="pivotd", description="Moves the disks of running QEMU guests.")
+    parser.add_argument("--config", type=Path, default=Path("/etc/pivotd/pivotd.toml"), metavar="FILE")
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--version", action="version", version=f"pivotd {__version__}")
+    options = parser.parse_args()
+    try:
+        config = load(options.config)
+    except ConfigError as error:
+        _fail(error.message, EXIT_USAGE)
+    if options.check:
+        print(f"{options.config}: ok")  # noqa: T201 - the answer to --check
+        sys.exit(0)
+    log.configure()
+    try:
+        journal = Journal.open(config.state_dir)
+    except (JournalFullError, JournalWriteError) as error:
+        time.sleep(RETRY_START_S)
+        _fail(error.message, 1)
+    except JournalError as error:
+        _fail(error.message, EXIT_REFUSED)
+    except OSError as error:
+        _fail(f"{config.state_dir}: {error.strerror}; make the directory usable for pivotd's user", EXIT_REFUSED)
+    asyncio.run(Daemon(config, journal).run())
+    sys.exit(0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"pivotd: {message}", file=sys.stderr)  # noqa: T201 - before the log is there
+    sys.exit(status)
+
+
+class Daemon:
+    """Everything of one process, started and ended in order."""
+
+    def __init__(self, config: Config, journal: Journal) -> None:
+        self._config = config
+        self._journal = journal
+        self._clock = SystemClock()
+        self._flusher = Flusher()
+        self._host = Host(self._make_driver)
+        self._stop = asyncio.Event()
+
+    def _make_driver(self, pivot: Pivot, domain: Domain) -> Driver:
+        return Driver(pivot, domain, self._journal, self._clock, Converger(self._flusher, self._clock))
+
+    async def run(self) -> None:
+        """Recover, serve, and end at SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        async with asyncio.TaskGroup() as group:
+            host = group.create_task(self._host.run(), name="host")
+            watchdog = group.create_task(self._watchdog(), name="watchdog")
+            await self._host.started()
+            self._add_domains()
+            await self._recover()
+            await self._serve()
+            sd.notify("STOPPING=1", "STATUS=finishing pauses that are open")
+            self._host.end()
+            await host
+            watchdog.cancel()
+        await self._journal.close()
+
+    def _add_domains(self) -> None:
+        """Domains with open pivots first: their guests may be waiting."""
+        open_pivots: defaultdict[str, list[Pivot]] = defaultdict(list)
+        for pivot in self._journal.open_pivots():
+            open_pivots[pivot.domain].append(pivot)
+        known = {row.name: (row.qmp_path, RUNTIME) for row in self._journal.domains()}
+        known |= {name: (str(path), CONFIG) for name, path in self._config.domains.items()}
+        for name, pivots in open_pivots.items():
+            path, origin = known.pop(name, (pivots[-1].qmp, RUNTIME))
+            self._host.add(name, path, origin, pivots)
+        for name, (path, origin) in known.items():
+            self._host.add(name, path, origin)
+        self._host.discover(self._config.discover)
+
+    async def _recover(self) -> None:
+        """Wait until every open pivot was looked at; tell systemd that this may take its time."""
+        async with asyncio.TaskGroup() as group:
+            looked = group.create_task(self._host.all_looked())
+            while not looked.done() and not self._stop.is_set():
+                sd.extend_timeout(EXTEND_START_S)
+                await asyncio.wait([looked], timeout=EXTEND_START_S / 3)
+            looked.cancel()
+        logger.info("daemon.recovered", domains=len(self._host.supervisors))
+
+    async def _serve(self) -> None:
+        """Import the API in a thread, serve it until told to stop."""
+        sd.notify("READY=1", f"STATUS=supervising {len(self._host.supervisors)} domains")
+        await asyncio.to_thread(log.load)
+        server: Any = await asyncio.to_thread(importlib.import_module, "pivotd.api.server")
+        access: Any = importlib.import_module("pivotd.api.access")
+        service: Any = await asyncio.to_thread(importlib.import_module, "pivotd.service")
+        reader = await asyncio.to_thread(service.Reader.attach, self._config.state_dir)
+        daemon_service = service.DaemonService(self._config, self._host, self._journal, reader)
+        sock = _listener(self._config.socket)
+        gc.collect()
+        gc.freeze()
+        api_stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            discovery = group.create_task(self._discover(), name="discovery")
+            api = group.create_task(
+                server.serve(daemon_service, access.Access.of(self._config.access), sock, api_stop), name="api"
+            )
+            await self._stop.wait()
+            daemon_service.end()
+            api_stop.set()
+            discovery.cancel()
+            await api
+        await asyncio.to_thread(reader.close)
+
+    async def _discover(self) -> None:
+        while self._config.discover:
+            await asyncio.sleep(DISCOVER_INTERVAL_S)
+            self._host.discover(self._config.discover)
+
+    async def _watchdog(self) -> None:
+        """Tell systemd that the event loop turns; a stuck one is killed and started again, and then recovers."""
+        interval_s = sd.watchdog_interval_s()
+        while interval_s is not None:
+            sd.notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s / 3)
+
+
+def _listener(path: Path) -> socket.socket:
+    """Return the socket that systemd handed over, or one of our own; the journal's lock says that we are alone."""
+    handed = sd.listen_fds()
+    if handed:
+        return handed[0]
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(str(path))
+    # Who may do what is decided by peer credentials, request by request.
+    path.chmod(0o666)
+    sock.listen(limits.STREAMS_MAX)
+    return sock
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,477 @@
+"""One pivot's driver: look, decide, act, again. It holds no decision: those are core.decide's.
+
+The same loop carries a new pivot and one that an earlier process left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from pivotd import limits
+from pivotd.core import actions
+from pivotd.core.decide import decide
+from pivotd.core.observation import (
+    OUR_PAUSE,
+    PAUSABLE,
+    STATUS_ENDED,
+    STATUS_PENDING,
+    JobSeen,
+    Observation,
+    Qemu,
+    Root,
+)
+from pivotd.core.words import Outcome, Pause, Phase, Pivot, Requester
+from pivotd.engine.converge import Converged, Converger, NotYet
+from pivotd.engine.ports import Clock, Domain, Journal, Session
+from pivotd.errors import JournalError, JournalFullError, PhaseConflictError, QmpError, QmpRefusedError
+from pivotd.files import file_id
+from pivotd.log import get_logger
+
+log = get_logger()
+
+RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.NoteResumed)
+"""After these QEMU is as it was: the same observation serves the next decision."""
+
+
+class Driver:
+    """Drives one pivot to its end. ``pivot`` is always what the journal holds."""
+
+    def __init__(self, pivot: Pivot, domain: Domain, journal: Journal, clock: Clock, converger: Converger) -> None:
+        self.pivot = pivot
+        self.looked = asyncio.Event()
+        """Set after the first look that was not silent, or that was and was told."""
+        self.advanced = asyncio.Event()
+        """Set, and replaced by a new one, at each record."""
+        self.waits_for = "its first look at QEMU"
+        self.backlog: tuple[int, int] | None = None
+        self._domain = domain
+        self._journal = journal
+        self._clock = clock
+        self._converger = converger
+        self._woken = asyncio.Event()
+        self._cancel_requested = False
+        self._ending = False
+        recovered = pivot.phase is Phase.PAUSING
+        self._stop_sent: bool | None = None if recovered else False
+        self._completing: frozenset[str] | None = None if recovered else frozenset()
+        self._deadline: float | None = None
+        self._paused_at: float | None = None
+        self._rollback_failed = False
+        self._clean_up_failed = False
+        self._quick = False
+        self._resumes = 0
+        self._retry_at = 0.0
+        self._silent_for_s = limits.RECONNECT_FIRST_S
+        self._has_window = False
+
+    # -- from outside -------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Make the driver look again now."""
+        self._woken.set()
+
+    def cancel(self) -> None:
+        """Ask to keep the source; has no effect once a switch is final."""
+        self._cancel_requested = True
+        self.wake()
+
+    async def complete(self, who: Requester) -> None:
+        """Let a pivot that waits at READY go on. Raises: PhaseConflictError."""
+        before = self.pivot
+        if before.phase is not Phase.READY or not before.hold:
+            raise PhaseConflictError(
+                f"pivot {before.id} is {before.phase}: only one that waits at ready can be completed"
+            )
+        disks = tuple(replace(disk, outcome=None) for disk in before.disks)
+        await self._record(
+            before, "complete-requested", {"uid": who.uid}, hold=False, attempt=0, error=None, disks=disks
+        )
+        self._retry_at = 0.0
+        self.wake()
+
+    def end(self) -> None:
+        """Return from run() as soon as the guest is not in a pause of ours; the pivot stays open."""
+        self._ending = True
+        self.wake()
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Drive the pivot until it is closed or end() was called; an unexpected error makes it look again."""
+        try:
+            if self._in_window:
+                await self._enter_window()
+            while not self._done():
+                await self._step_or_wait()
+        finally:
+            self._leave_window()
+
+    async def _step_or_wait(self) -> None:
+        try:
+            await self._step()
+        except PhaseConflictError:
+            log.info("pivot.raced", pivot=self.pivot.id)
+        except Exception as error:
+            # Whatever it was, the guest may be paused: say it, look again, decide again.
+            log.exception("pivot.failed", pivot=self.pivot.id, error=repr(error))
+            self.waits_for = f"another try after an error: {error}"
+            self._woken.clear()
+            await self._sleep(limits.FAILED_LOOP_S)
+
+    @property
+    def _in_window(self) -> bool:
+        return self.pivot.phase is Phase.PAUSING or self.pivot.owes_resume
+
+    def _done(self) -> bool:
+        return self.pivot.phase is Phase.CLOSED or (self._ending and not self._in_window)
+
+    async def _step(self) -> None:
+        seen = await self._look()
+        while True:
+            action = decide(self.pivot, self._with_memory(seen))
+            known = await self._perform(action, seen)
+            if known is None or self._done():
+                return
+            seen = known
+
+    def _with_memory(self, seen: Observation) -> Observation:
+        """Add what this process remembers of its own last moments."""
+        now = self._clock.monotonic()
+        return replace(
+            seen,
+            stop_sent=self._stop_sent,
+            completing=self._completing,
+            deadline_passed=self._deadline is not None and now >= self._deadline,
+            cancel_requested=self._cancel_requested,
+            rollback_failed=self._rollback_failed,
+            clean_up_failed=self._clean_up_failed,
+            quick=self._quick,
+        )
+
+    async def _look(self) -> Observation:
+        self._woken.clear()
+        session = self._domain.session
+        if session is None:
+            await self._domain.settled(limits.QUERY_TIMEOUT_S)
+            session = self._domain.session
+        if session is None:
+            seen = self._without_session()
+        else:
+            try:
+                seen = await session.look(self.pivot)
+            except QmpError as error:
+                seen = Observation(Qemu.SILENT, detail=error.message)
+        if seen.qemu is not Qemu.SILENT:
+            self._silent_for_s = limits.RECONNECT_FIRST_S
+        if self._deadline is None and self.pivot.phase is Phase.PAUSING and self.pivot.owes_resume:
+            # An earlier process paused the guest: its deadline is gone, a new one counts from here.
+            self._deadline = self._clock.monotonic() + self.pivot.options.max_pause_ms / 1000
+        self._note_backlog(seen)
+        return seen
+
+    def _without_session(self) -> Observation:
+        if self._domain.process_gone(self.pivot.identity):
+            return Observation(Qemu.GONE, detail=self._domain.detail)
+        return Observation(Qemu.SILENT, detail=self._domain.detail)
+
+    def _note_backlog(self, seen: Observation) -> None:
+        jobs = [seen.job(disk.job) for disk in self.pivot.disks]
+        if all(job.backlog_bytes is not None for job in jobs):
+            total = sum(disk.size_bytes for disk in self.pivot.disks)
+            self.backlog = (sum(job.backlog_bytes or 0 for job in jobs), total)
+
+    # -- acting -------------------------------------------------------------------------------------------------
+
+    async def _perform(self, action: actions.Action, seen: Observation) -> Observation | None:
+        """Carry out one action; return what is known of QEMU after it, None to look again."""
+        if not isinstance(action, actions.AskAgain):
+            self.looked.set()
+        if isinstance(action, RECORD_ONLY):
+            try:
+                await self._perform_record(action, seen)
+            except JournalError as error:
+                await self._without_record(seen, error)
+                raise
+            return seen
+        match action:
+            case actions.Done():
+                return seen
+            case actions.Close():
+                await self._record(self.pivot, "closed", {}, phase=Phase.CLOSED, closed_at=self._clock.utc_now())
+                return seen
+            case actions.Wait(reason):
+                await self._wait(reason)
+                return None
+            case actions.AskAgain(reason):
+                await self._ask_again(reason)
+                return None
+        session = self._domain.session
+        if session is None:
+            return None
+        try:
+            return await self._perform_on(session, action, seen)
+        except QmpError as error:
+            if isinstance(action, actions.Prepare | actions.PlaceNonce) and isinstance(error, QmpRefusedError):
+                await self._perform_record(actions.Abandon(error.message), seen)
+                return None
+            log.warning("qmp.trouble", pivot=self.pivot.id, error=error.message)
+            await self._sleep(limits.RECONNECT_FIRST_S)
+            return None
+
+    async def _perform_on(self, session: Session, action: actions.Action, seen: Observation) -> Observation | None:
+        match action:
+            case actions.PlaceNonce():
+                await session.place_nonce(self.pivot)
+            case actions.Prepare(index, step):
+                await session.prepare(self.pivot, self.pivot.disks[index], step)
+            case actions.Converge():
+                return await self._converge(session, seen)
+            case actions.Stop(jobs):
+                return await self._stop(session, jobs, seen)
+            case actions.Complete(jobs):
+                self._completing = (self._completing or frozenset()) | set(jobs)
+                await session.complete(jobs)
+                return await self._await_pending(session, seen)
+            case actions.Finalize(jobs):
+                return await session.finalize(self.pivot, jobs)
+            case actions.RollBack(disks):
+                await self._roll_back(session, disks)
+            case actions.CancelJobs(jobs, resume):
+                await session.cancel(jobs, resume=resume)
+                if resume:
+                    await self._note_resumed("resumed", {})
+                else:
+                    await self._sleep(limits.CANCEL_AGAIN_S)
+            case actions.Resume():
+                await session.resume()
+                await self._note_resumed("resumed", {})
+                return replace(seen, run_state="running")
+            case actions.CleanUp():
+                left = await session.clean_up(self.pivot)
+                self._clean_up_failed = bool(left)
+                if left:
+                    log.warning("pivot.leftovers", pivot=self.pivot.id, names=left)
+                    await self._journal.note(
+                        "leftovers", {"names": left}, domain=self._domain.name, pivot=self.pivot.id
+                    )
+        return None
+
+    async def _perform_record(self, action: actions.Action, seen: Observation) -> None:
+        pivot = self.pivot
+        match action:
+            case actions.Advance(phase):
+                disks = tuple(
+                    replace(d, destination=replace(d.destination, file_id=file_id(d.destination.filename)))
+                    for d in pivot.disks
+                )
+                hold = pivot.hold or (phase is Phase.READY and not pivot.options.pivot)
+                await self._record(pivot, phase.value, {}, phase=phase, hold=hold, disks=disks)
+            case actions.Retreat(reason, hold):
+                disks = tuple(replace(disk, outcome=Outcome.KEPT if hold else None) for disk in pivot.disks)
+                changes: dict[str, Any] = {"phase": Phase.READY, "hold": hold, "disks": disks}
+                await self._record(
+                    pivot, "gave-up", self._facts(seen, reason), error=reason if hold else pivot.error, **changes
+                )
+                self._retry_at = self._clock.monotonic() + min(
+                    limits.RETRY_FIRST_S * 2 ** (pivot.attempt - 1), limits.RETRY_MAX_S
+                )
+            case actions.Abandon(reason):
+                await self._record(pivot, "cancelling", self._facts(seen, reason), phase=Phase.CANCELLING, error=reason)
+            case actions.NoteResumed(run_state):
+                await self._note_resumed("resume-not-needed", {"run_state": run_state})
+            case actions.RecordOutcome():
+                await self._record_outcome(action, seen)
+
+    async def _record_outcome(self, action: actions.RecordOutcome, seen: Observation) -> None:
+        """The commit point. If it cannot be written, the guest must not run on the destination."""
+        outcomes = dict(action.outcomes)
+        disks = tuple(replace(disk, outcome=outcomes[disk.disk]) for disk in self.pivot.disks)
+        decided = replace(self.pivot, disks=disks)
+        switched = decided.outcome == Outcome.SWITCHED.value
+        await self._record(
+            self.pivot,
+            decided.outcome or "decided",
+            self._facts(seen, action.reason),
+            phase=Phase.DECIDED,
+            disks=disks,
+            decided_at=self._clock.utc_now(),
+            error=None if switched else action.reason,
+        )
+
+    async def _without_record(self, seen: Observation, error: JournalError) -> None:
+        """Nothing can be recorded while the guest is in our pause: go back to the source and let it run there.
+
+        Only a ``switched`` whose fate is unknown forbids that: it might be on disk after all.
+        """
+        session = self._domain.session
+        paused = self.pivot.owes_resume and seen.run_state in OUR_PAUSE and seen.qemu is Qemu.SAME
+        if session is None or not paused:
+            return
+        log.error("journal.not-written", pivot=self.pivot.id, error=error.message)
+        moved = tuple(disk.disk for disk in self.pivot.disks if seen.roots.get(disk.disk) is Root.DESTINATION)
+        with contextlib.suppress(QmpError):
+            await self._roll_back(session, moved)
+            now = await session.look(self.pivot)
+            certain = not moved or isinstance(error, JournalFullError) or await self._journal.settle()
+            if certain and set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE:
+                live = [name for name, job in now.jobs.items() if job.status not in STATUS_ENDED]
+                completing = self._completing != frozenset() or any(now.jobs[n].status == STATUS_PENDING for n in live)
+                await session.cancel(live if completing else [], resume=True)
+
+    def _facts(self, seen: Observation, reason: str) -> dict[str, Any]:
+        return {
+            "reason": reason,
+            "qemu": seen.qemu.value,
+            "run_state": seen.run_state,
+            "roots": {disk: root.value for disk, root in seen.roots.items()},
+            "jobs": {name: {"status": job.status, "error": job.error} for name, job in seen.jobs.items()},
+        }
+
+    # -- the pause ----------------------------------------------------------------------------------------------
+
+    async def _converge(self, session: Session, seen: Observation) -> Observation | None:
+        """Wait for a small backlog, flush outside the pause, take the window, record the intent."""
+        if self._ending:
+            return None
+        wait_s = self._retry_at - self._clock.monotonic()
+        if wait_s > 0:
+            await self._wait("the next attempt", wait_s)
+            return None
+        ready = await self._converger.step(session, self.pivot, seen)
+        if isinstance(ready, NotYet):
+            await self._wait(ready.reason, ready.wait_s)
+            return None
+        await self._enter_window()
+        try:
+            return await self._record_intent(session, ready)
+        finally:
+            if not self._in_window:
+                self._leave_window()
+
+    async def _record_intent(self, session: Session, ready: Converged) -> Observation | None:
+        """Record the intent if the guest is still in a state that allows it; nothing follows it but ``stop``."""
+        chardevs = await session.chardevs()
+        now = await session.look(self.pivot)
+        if now.run_state not in PAUSABLE or now.qemu is not Qemu.SAME or self._cancel_requested or self._ending:
+            return None
+        self._stop_sent = False
+        self._completing = frozenset()
+        self._rollback_failed = False
+        self._quick = ready.quick
+        self._resumes = session.resumes
+        await self._record(
+            self.pivot,
+            "pausing",
+            ready.facts | {"run_state": now.run_state, "chardevs": chardevs},
+            phase=Phase.PAUSING,
+            attempt=self.pivot.attempt + 1,
+            run_state_before=now.run_state,
+            owes_resume=now.run_state == "running",
+            pausing_since=self._clock.utc_now(),
+        )
+        return now
+
+    async def _stop(self, session: Session, jobs: tuple[str, ...], seen: Observation) -> Observation | None:
+        self._stop_sent = True
+        self._completing = frozenset(jobs)
+        self._paused_at = self._clock.monotonic()
+        self._deadline = self._paused_at + self.pivot.options.max_pause_ms / 1000
+        stopped = await session.stop(jobs)
+        if stopped.complete_errors:
+            self._completing = frozenset(jobs) - stopped.complete_errors.keys()
+        seen = replace(seen, run_state=stopped.after)
+        if stopped.before != "running":
+            # Somebody else paused it between the intent and here: it is not ours to resume.
+            await self._record(self.pivot, "not-our-pause", {"run_state": stopped.before}, owes_resume=False)
+            return None
+        return await self._await_pending(session, seen) if self._completing else seen
+
+    async def _await_pending(self, session: Session, seen: Observation) -> Observation | None:
+        """Wait until events show every completing job at pending or ended; None where a full look is needed."""
+        waiting = self._completing or frozenset()
+        while session.resumes == self._resumes and session.connected:
+            status = {job: session.job_status.get(job, "") for job in waiting}
+            if set(status.values()) <= {STATUS_PENDING}:
+                return replace(seen, jobs={**seen.jobs, **{job: JobSeen(STATUS_PENDING) for job in waiting}})
+            if any(state in STATUS_ENDED or not state for state in status.values()) or self._cancel_requested:
+                return None
+            left_s = limits.LOOK_AGAIN_S if self._deadline is None else self._deadline - self._clock.monotonic()
+            if left_s <= 0:
+                return seen
+            self._woken.clear()
+            await self._sleep(left_s)
+        return None
+
+    async def _roll_back(self, session: Session, disks: tuple[str, ...]) -> None:
+        """Take disks back; while the guest is still, source and destination hold the same."""
+        with contextlib.suppress(JournalError):
+            await self._journal.note("rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id)
+        for disk in self.pivot.disks:
+            if disk.disk in disks and not await session.reverse(self.pivot, disk):
+                self._rollback_failed = True
+
+    async def _note_resumed(self, event: str, facts: dict[str, Any]) -> None:
+        """Record the end of the pause; the guest runs already, so nothing waits for this but the next phase."""
+        pivot = self.pivot
+        if self._paused_at is not None:
+            pause_ms = (self._clock.monotonic() - self._paused_at) * 1000
+        elif pivot.pausing_since is not None:
+            began, now = (datetime.fromisoformat(text) for text in (pivot.pausing_since, self._clock.utc_now()))
+            pause_ms = max(0.0, (now - began).total_seconds() * 1000)
+        else:
+            pause_ms = 0.0
+        self._paused_at = None
+        pause = Pause(pivot.attempt, round(pause_ms, 3), pivot.outcome or pivot.phase.value)
+        await self._record(
+            pivot, event, facts | {"pause_ms": pause.pause_ms}, owes_resume=False, pauses=(*pivot.pauses, pause)
+        )
+
+    # -- small things -------------------------------------------------------------------------------------------
+
+    async def _record(self, before: Pivot, event: str, facts: dict[str, Any], **changes: Any) -> None:
+        self.pivot = await self._journal.advance(before, event, facts, **changes)
+        advanced, self.advanced = self.advanced, asyncio.Event()
+        advanced.set()
+        if not self._in_window:
+            self._leave_window()
+
+    async def _enter_window(self) -> None:
+        """One pause at a time per domain, and no checkpoint of the journal meanwhile."""
+        if self._has_window:
+            return
+        await self._domain.window.acquire()
+        self._journal.hold_checkpoints()
+        self._has_window = True
+
+    def _leave_window(self) -> None:
+        self._deadline = None
+        if self._has_window:
+            self._has_window = False
+            self._journal.release_checkpoints()
+            self._domain.window.release()
+
+    async def _wait(self, reason: str, timeout_s: float | None = None) -> None:
+        self.waits_for = reason
+        if timeout_s is None:
+            idle = self.pivot.phase is Phase.READY and self.pivot.hold
+            timeout_s = limits.HOLD_LOOK_S if idle else limits.LOOK_AGAIN_S
+        if self._deadline is not None:
+            timeout_s = min(timeout_s, max(0.0, self._deadline - self._clock.monotonic()))
+        await self._sleep(timeout_s)
+
+    async def _ask_again(self, reason: str) -> None:
+        self.waits_for = f"{reason}; nothing is decided until QEMU answers"
+        if self._silent_for_s >= 1:
+            self.looked.set()
+        await self._sleep(self._silent_for_s)
+        self._silent_for_s = min(self._silent_for_s * 2, limits.RECONNECT_MAX_S)
+
+    async def _sleep(self, timeout_s: float) -> None:
+        """Sleep until something has changed since the last look began, at most timeout_s."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._woken.wait()

@@ -1,0 +1,130 @@
+"""One domain's supervisor: keeps the monitor connected and runs the drivers of the domain's open pivots."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from pivotd import limits
+from pivotd.core.words import Identity, Phase, Pivot
+from pivotd.engine.driver import Driver
+from pivotd.errors import DomainUnreachableError, UnsupportedQemuError
+from pivotd.log import get_logger
+from pivotd.qmp import identity
+from pivotd.qmp.session import Session
+
+log = get_logger()
+
+DriverFactory = Callable[[Pivot, "Supervisor"], Driver]
+
+
+class Supervisor:
+    """Owns one QMP socket. ``connection`` is ``connecting``, ``connected``, ``unreachable`` or ``refused``."""
+
+    def __init__(self, name: str, path: str, origin: str, make_driver: DriverFactory) -> None:
+        self.name = name
+        self.path = path
+        self.origin = origin
+        self.window = asyncio.Lock()
+        self.drivers: dict[str, Driver] = {}
+        self.session: Session | None = None
+        self.connection = "connecting"
+        self.detail = "not yet connected"
+        self._make_driver = make_driver
+        self._settled = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
+        self._ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, pivots: list[Pivot]) -> None:
+        """Run until end() is called. Pivots in a pause come first: they may hold the guest."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            connector = group.create_task(self._keep_connected())
+            for pivot in sorted(pivots, key=lambda pivot: pivot.phase is not Phase.PAUSING and not pivot.owes_resume):
+                self.start(pivot)
+            await self._ended.wait()
+            for driver in self.drivers.values():
+                driver.end()
+            while self.drivers:
+                await asyncio.wait(self._tasks)
+            connector.cancel()
+        if self.session is not None:
+            await self.session.close()
+
+    def start(self, pivot: Pivot) -> Driver:
+        """Drive a pivot."""
+        assert self._group is not None, "the supervisor runs"
+        driver = self._make_driver(pivot, self)
+        self.drivers[pivot.id] = driver
+        task = self._group.create_task(driver.run(), name=f"pivot {pivot.id}")
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self.drivers.pop(pivot.id, None)
+
+        task.add_done_callback(ended)
+        return driver
+
+    def end(self) -> None:
+        """Let run() return: drivers leave as soon as no pause of theirs is open."""
+        self._ended.set()
+
+    async def settled(self, timeout_s: float) -> None:
+        """Wait until the present attempt to connect has ended, at most timeout_s."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
+
+    def process_gone(self, known: Identity) -> bool:
+        """Return whether that QEMU process has certainly ended."""
+        return identity.is_gone(known.pid, known.start_ticks, known.boot_id)
+
+    def hurry(self) -> None:
+        """Connect again at once."""
+        self._hurry.set()
+
+    def _wake(self) -> None:
+        for driver in self.drivers.values():
+            driver.wake()
+
+    async def _keep_connected(self) -> None:
+        delay_s = limits.RECONNECT_FIRST_S
+        while True:
+            self._settled.clear()
+            self._hurry.clear()
+            try:
+                session = await Session.connect(self.path)
+            except (DomainUnreachableError, UnsupportedQemuError) as error:
+                self._lost("refused" if isinstance(error, UnsupportedQemuError) else "unreachable", error.message)
+            else:
+                delay_s = limits.RECONNECT_FIRST_S
+                await self._attend(session)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self._hurry.wait()
+            delay_s = min(delay_s * 2, limits.RECONNECT_MAX_S)
+
+    async def _attend(self, session: Session) -> None:
+        session.subscribe(self._wake)
+        self.session = session
+        self.connection, self.detail = "connected", f"QEMU {session.version_text}"
+        self._settled.set()
+        self._wake()
+        log.info("domain.connected", domain=self.name, qemu=session.version_text, pid=session.pid)
+        try:
+            await session.closed()
+        finally:
+            self.session = None
+            await session.close()
+        self._lost("connecting", "QEMU closed the monitor")
+
+    def _lost(self, connection: str, detail: str) -> None:
+        if detail != self.detail:
+            log.info("domain.disconnected", domain=self.name, detail=detail)
+        self.connection, self.detail = connection, detail
+        self._settled.set()
+        self._wake()

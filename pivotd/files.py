@@ -1,0 +1,52 @@
+"""Image file names as QEMU shows them, and the files behind them: one image where device and inode agree."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pivotd.core.words import Image
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An absolute path if the name is one, and ``DEV:INO`` if pivotd may look at it."""
+
+    path: str | None
+    file_id: str | None
+
+
+def resolve(filename: str, directory: Path | None) -> File:
+    """Return the file behind a name that QEMU shows; relative names start at QEMU's working directory.
+
+    Names that are no paths (``nbd:…``, ``json:…``, ``/dev/fdset/7``) have no file.
+    """
+    if filename.startswith("json:") or (":" in filename.split("/", 1)[0]):
+        return File(None, None)
+    path = Path(filename)
+    if not path.is_absolute():
+        if directory is None:
+            return File(None, None)
+        path = directory / path
+    return File(str(path), file_id(str(path)))
+
+
+def file_id(path: str) -> str | None:
+    """Return ``DEV:INO``, None where there is no such file or pivotd may not look."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - one system call, no object
+    except (OSError, ValueError):
+        return None
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def same(image: Image, file: File) -> bool:
+    """Return whether both name one file: by device and inode where both are known, else by path."""
+    if file.path is None:
+        return False
+    if file.file_id is not None:
+        known = image.file_id or file_id(image.filename)
+        if known is not None:
+            return known == file.file_id
+    return os.path.normpath(image.filename) == os.path.normpath(file.path)

@@ -1,0 +1,229 @@
+"""What each change does to the tables; every function runs on the writer's thread inside its transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from pivotd.core.words import JsonObject, Phase, Pivot, PivotDisk, Record
+from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, PhaseConflictError
+from pivotd.journal.rows import SELECT_OPEN, DomainRow, disk_row, load_pivots, pause_row, pivot_row, to_json
+
+T = TypeVar("T")
+_Whose = tuple[str | None, str | None, Phase | None]
+"""Domain, pivot and phase of a record."""
+Change = Callable[[sqlite3.Connection], tuple[T, Sequence[Record]]]
+"""Returns the answer for the caller and the records appended."""
+
+FIXED = frozenset({"id", "request_id", "domain", "qmp", "kind", "requested_by", "created_at"})
+"""What a pivot is; nothing may change it."""
+
+_INSERT_RECORD = "INSERT INTO record (at, domain, pivot, event, phase, facts) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def utc_now() -> str:
+    """Return the time as every column of the journal has it: RFC 3339, UTC, microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _insert(table: str, columns: Sequence[str]) -> str:
+    marks = ", ".join(f":{column}" for column in columns)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - our own column names
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """An UPDATE of the columns that differ between two rows."""
+
+    sql: str
+    values: tuple[Any, ...]
+
+    @classmethod
+    def between(
+        cls, table: str, before: dict[str, Any], after: dict[str, Any], where: dict[str, Any], keep: str
+    ) -> _Update | None:
+        """Return the update, with column ``keep`` in it even if equal; None if nothing differs and keep is empty."""
+        changed = {name: value for name, value in after.items() if value != before[name] or name == keep}
+        if not changed:
+            return None
+        assignments = ", ".join(f"{name} = ?" for name in changed)
+        conditions = " AND ".join(f"{name} = ?" for name in where)
+        sql = f"UPDATE {table} SET {assignments} WHERE {conditions}"  # noqa: S608 - our own column names
+        return cls(sql, (*changed.values(), *where.values()))
+
+
+def accept(pivot: Pivot, facts: JsonObject) -> Change[tuple[Pivot, bool]]:
+    """Insert a pivot unless its request id is known or one of its disks is taken."""
+    head = pivot_row(pivot)
+    insert_head = _insert("pivot", tuple(head))
+    disks = [disk_row(pivot.id, disk) for disk in pivot.disks]
+    pauses = [pause_row(pivot.id, number, pause) for number, pause in enumerate(pivot.pauses)]
+    text = to_json(facts)
+
+    def change(connection: sqlite3.Connection) -> tuple[tuple[Pivot, bool], Sequence[Record]]:
+        known = load_pivots(connection, "SELECT * FROM pivot WHERE request_id = ?", (pivot.request_id,))
+        if known:
+            return (known[0], False), ()
+        _refuse_busy_disks(connection, pivot)
+        connection.execute(insert_head, head)
+        for row in disks:
+            connection.execute(_insert("pivot_disk", tuple(row)), row)
+        for row in pauses:
+            connection.execute(_insert("pause", tuple(row)), row)
+        return (pivot, True), (_append(connection, (pivot.domain, pivot.id, pivot.phase), "accepted", text),)
+
+    return change
+
+
+def advance(before: Pivot, event: str, facts: JsonObject, changes: dict[str, Any]) -> Change[Pivot]:
+    """Move a pivot on from ``before.phase``; only what differs from ``before`` is written."""
+    if fixed := FIXED & changes.keys():
+        raise TypeError(f"these fields of a pivot never change: {', '.join(sorted(fixed))}")
+    after = replace(before, **changes)
+    assert after.pauses[: len(before.pauses)] == before.pauses, "pauses only grow"
+    head = _Update.between(
+        "pivot", pivot_row(before), pivot_row(after), {"id": before.id, "phase": before.phase.value}, "phase"
+    )
+    assert head is not None
+    updates = _disk_updates(before, after)
+    pauses = [pause_row(after.id, number, pause) for number, pause in enumerate(after.pauses)][len(before.pauses) :]
+    text = to_json(facts)
+
+    def change(connection: sqlite3.Connection) -> tuple[Pivot, Sequence[Record]]:
+        if connection.execute(head.sql, head.values).rowcount != 1:
+            raise _phase_conflict(connection, before, event)
+        for update in updates:
+            assert connection.execute(update.sql, update.values).rowcount == 1, update
+        for row in pauses:
+            connection.execute(_insert("pause", tuple(row)), row)
+        return after, (_append(connection, (after.domain, after.id, after.phase), event, text),)
+
+    return change
+
+
+def note(event: str, facts: JsonObject, domain: str | None, pivot: str | None) -> Change[Record]:
+    """Append a record that changes no state."""
+    text = to_json(facts)
+
+    def change(connection: sqlite3.Connection) -> tuple[Record, Sequence[Record]]:
+        record = _append(connection, (domain, pivot, None), event, text)
+        return record, (record,)
+
+    return change
+
+
+def add_domain(name: str, qmp_path: str, uid: int) -> Change[None]:
+    """Insert a domain; the same name and path again writes nothing."""
+    text = to_json({"qmp_path": qmp_path, "uid": uid})
+
+    def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
+        known = connection.execute("SELECT qmp_path FROM domain WHERE name = ?", (name,)).fetchone()
+        if known is not None and known["qmp_path"] == qmp_path:
+            return None, ()
+        if known is not None:
+            raise ConflictError(
+                f"domain {name} is already there with the monitor {known['qmp_path']}; remove it first",
+                domain=name,
+                qmp_path=known["qmp_path"],
+            )
+        connection.execute("INSERT INTO domain VALUES (?, ?, ?, ?)", (name, qmp_path, utc_now(), uid))
+        return None, (_append(connection, (name, None, None), "domain-added", text),)
+
+    return change
+
+
+def remove_domain(name: str, uid: int) -> Change[None]:
+    """Delete a domain that has no open pivot; its pivots and records stay."""
+
+    def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
+        known = connection.execute("SELECT qmp_path FROM domain WHERE name = ?", (name,)).fetchone()
+        if known is None:
+            raise NotFoundError(f"there is no domain {name} that was added at run time", domain=name)
+        query = "SELECT id FROM pivot WHERE domain = ? AND phase <> 'closed' LIMIT 1"
+        if pivot := connection.execute(query, (name,)).fetchone():
+            raise ConflictError(
+                f"domain {name} has the open pivot {pivot['id']}; cancel it or wait for it first",
+                domain=name,
+                pivot=pivot["id"],
+            )
+        connection.execute("DELETE FROM domain WHERE name = ?", (name,))
+        text = to_json({"qmp_path": known["qmp_path"], "uid": uid})
+        return None, (_append(connection, (name, None, None), "domain-removed", text),)
+
+    return change
+
+
+def open_pivots(connection: sqlite3.Connection) -> list[Pivot]:
+    """Return every pivot that is not closed, oldest first."""
+    return load_pivots(connection, SELECT_OPEN)
+
+
+def domains(connection: sqlite3.Connection) -> list[DomainRow]:
+    """Return the domains that were added at run time, by name."""
+    rows = connection.execute("SELECT name, qmp_path FROM domain ORDER BY name")
+    return [DomainRow(row["name"], row["qmp_path"]) for row in rows]
+
+
+def last_seq(connection: sqlite3.Connection) -> int:
+    """Return the sequence number of the last record, 0 if there is none."""
+    seq: int = connection.execute("SELECT coalesce(max(seq), 0) FROM record").fetchone()[0]
+    return seq
+
+
+def _append(connection: sqlite3.Connection, whose: _Whose, event: str, facts: str) -> Record:
+    at = utc_now()
+    domain, pivot, phase = whose
+    values = (at, domain, pivot, event, None if phase is None else phase.value, facts)
+    seq = connection.execute(_INSERT_RECORD, values).lastrowid
+    assert seq is not None
+    # Parsed again, so that what is announced is what is stored, whatever the caller does to its facts later.
+    return Record(seq, at, domain, pivot, event, phase, json.loads(facts))
+
+
+def _refuse_busy_disks(connection: sqlite3.Connection, pivot: Pivot) -> None:
+    names = json.dumps([disk.disk for disk in pivot.disks])
+    taken = connection.execute(
+        "SELECT pivot.id, pivot_disk.disk FROM pivot JOIN pivot_disk ON pivot_disk.pivot = pivot.id "
+        "WHERE pivot.domain = ? AND pivot.phase <> 'closed' "
+        "AND pivot_disk.disk IN (SELECT value FROM json_each(?)) ORDER BY pivot.number, disk_index LIMIT 1",
+        (pivot.domain, names),
+    ).fetchone()
+    if taken is not None:
+        raise DiskBusyError(
+            f"disk {taken['disk']} of {pivot.domain} belongs to the open pivot {taken['id']}; "
+            f"wait for that one or cancel it",
+            pivot=taken["id"],
+            disk=taken["disk"],
+        )
+
+
+def _disk_updates(before: Pivot, after: Pivot) -> list[_Update]:
+    if before.disks == after.disks:
+        return []
+    assert [_key(disk) for disk in before.disks] == [_key(disk) for disk in after.disks], "disks never change"
+    updates = []
+    for old, new in zip(before.disks, after.disks, strict=True):
+        where = {"pivot": after.id, "disk_index": new.index}
+        update = _Update.between("pivot_disk", disk_row(before.id, old), disk_row(after.id, new), where, "")
+        if update is not None:
+            updates.append(update)
+    return updates
+
+
+def _key(disk: PivotDisk) -> tuple[int, str]:
+    return disk.index, disk.disk
+
+
+def _phase_conflict(connection: sqlite3.Connection, before: Pivot, event: str) -> PhaseConflictError:
+    row = connection.execute("SELECT phase FROM pivot WHERE id = ?", (before.id,)).fetchone()
+    now = "not in the journal" if row is None else row["phase"]
+    return PhaseConflictError(
+        f"pivot {before.id} is {now}, not {before.phase.value}: {event} was not recorded; look at the pivot again",
+        pivot=before.id,
+        phase=None if row is None else now,
+        expected=before.phase.value,
+    )

@@ -1,0 +1,71 @@
+"""SQLite's errors in pivotd's words: what is known about the record, in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+from pivotd.errors import JournalCorruptError, JournalError, JournalFullError, JournalWriteError
+
+_NOT_A_JOURNAL = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_REFUSED = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def primary_code(error: sqlite3.Error) -> int | None:
+    """Return SQLite's primary result code, None for an error that Python's module raised by itself."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def on_write(error: Exception, path: Path) -> JournalError:
+    """Return the typed error for a change that was not committed.
+
+    Only JournalWriteError leaves the fate of the record open. SQLITE_FULL means that the commit frame could not be
+    written whole, so its checksum cannot match; an error of fsync is never reported as SQLITE_FULL.
+    Source: test_full.py.
+    """
+    why = _why(error)
+    code = primary_code(error) if isinstance(error, sqlite3.Error) else None
+    if code == sqlite3.SQLITE_FULL:
+        return JournalFullError(f"{path}: no space left ({why}); nothing was recorded; free space and try again")
+    if code in _NOT_A_JOURNAL:
+        return JournalCorruptError(f"{path} is damaged ({why}); nothing was recorded; keep the file and restore a copy")
+    if code in _BUSY:
+        return JournalError(f"{path} is being written by another program ({why}); nothing was recorded; end it")
+    if code in _REFUSED or code is None:
+        return JournalError(f"{path} does not take this change ({why}); nothing was recorded; report this as a bug")
+    return JournalWriteError(
+        f"{path} could not be written ({why}); the record may or may not be there; check the storage below it"
+    )
+
+
+def on_read(error: Exception, path: Path) -> JournalError:
+    """Return the typed error for a journal that cannot be opened or read; nothing was changed."""
+    why = _why(error)
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC:
+            return JournalFullError(f"{path}: no space left; nothing was recorded; free space and try again")
+        return JournalError(f"{path} cannot be opened ({error.strerror}); check the path and its permissions")
+    if isinstance(error, sqlite3.Error):
+        code = primary_code(error)
+        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _no_space(path)):
+            return JournalFullError(f"{path}: no space left ({why}); nothing was recorded; free space and try again")
+        if code not in _NOT_A_JOURNAL:
+            return JournalError(f"{path} cannot be read ({why}); check its permissions and the storage below it")
+    return JournalCorruptError(f"{path} is not a journal or is damaged ({why}); it was left as it is; restore a copy")
+
+
+def _why(error: Exception) -> str:
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return f"{name}: {error}".replace("\n", " ")
+
+
+def _no_space(path: Path) -> bool:
+    """Return whether the file system is full: SQLite hides ENOSPC of its shared memory file behind an I/O error."""
+    try:
+        return os.statvfs(path.parent).f_bavail == 0
+    except OSError:
+        return False

@@ -1,0 +1,213 @@
+"""The journal as the daemon sees it: durable on return, or a typed error that says what is known."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pivotd.core.words import JsonObject, Pivot, Record
+from pivotd.errors import JournalError
+from pivotd.journal import changes, lock, schema
+from pivotd.journal.failures import on_read
+from pivotd.journal.rows import DomainRow
+from pivotd.journal.writer import Writer
+
+T = TypeVar("T")
+Subscriber = Callable[[list[Record]], None]
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Return the one connection that writes, with the names of the files it made durable."""
+    connection = schema.connect(path)
+    try:
+        changes.last_seq(connection)  # the first read makes the WAL
+        schema.fsync_directory(path.parent)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class Journal:
+    """The one writer of ``state_dir/journal.db``; owned by the daemon.
+
+    Every coroutine returns after its record is on disk (fsync) and subscribers have seen it. What an error says about
+    the record: JournalWriteError, it may or may not be there (see ``settle``); any other error, it is certainly not.
+
+    One pivot has one driver: ``advance`` compares the phase and writes only what differs from ``before``.
+    """
+
+    def __init__(self, path: Path, lock_descriptor: int) -> None:
+        """Use ``Journal.open``."""
+        self.path = path
+        self._lock = lock_descriptor
+        self._subscribers: list[Subscriber] = []
+        self._last_seq = 0
+        self._writer = Writer(path, lambda: _connect(path), self._announce)
+
+    @classmethod
+    def open(cls, state_dir: Path) -> Journal:
+        """Check, create or upgrade the journal and open it; the directory must exist.
+
+        A file that is refused has not been changed by a byte.
+
+        Raises: JournalLockedError, JournalCorruptError, JournalNewerError, JournalFullError, JournalError.
+        """
+        path = state_dir / schema.FILE_NAME
+        descriptor = lock.acquire(path)
+        try:
+            schema.prepare(path)
+            journal = cls(path, descriptor)
+            journal._writer.start()
+            journal._last_seq = journal._writer.committed_seq
+        except (sqlite3.Error, OSError) as error:
+            lock.release(descriptor)
+            raise on_read(error, path) from error
+        except BaseException:
+            lock.release(descriptor)
+            raise
+        return journal
+
+    @property
+    def last_seq(self) -> int:
+        """Sequence number of the last durable record; subscribers have seen every record up to it."""
+        return self._last_seq
+
+    @property
+    def healthy(self) -> bool:
+        """False after a failed commit until the next one that succeeds."""
+        return self._writer.healthy
+
+    def open_pivots(self) -> list[Pivot]:
+        """Return every pivot that is not closed, oldest first. At start-up only: it blocks."""
+        return self._start_up(changes.open_pivots)
+
+    def domains(self) -> list[DomainRow]:
+        """Return the domains added at run time, by name. At start-up only: it blocks."""
+        return self._start_up(changes.domains)
+
+    async def accept(self, pivot: Pivot, facts: JsonObject) -> tuple[Pivot, bool]:
+        """Make a request durable with the record ``accepted``; False beside a pivot that was there already.
+
+        A known request id returns its pivot as it is now and writes nothing.
+
+        Raises: DiskBusyError (fields ``pivot``, ``disk``), JournalError.
+        """
+        return await self._writer.submit(changes.accept(pivot, facts))
+
+    async def advance(self, before: Pivot, event: str, facts: JsonObject, **new: Any) -> Pivot:
+        """Change fields of a pivot with one record, if it is still in ``before.phase``; return the new pivot.
+
+        ``new`` are fields of Pivot. ``disks`` may change in their images, job and outcome, ``pauses`` may only grow.
+
+        Raises: PhaseConflictError (nothing written), JournalError, TypeError for a field that never changes.
+        """
+        return await self._writer.submit(changes.advance(before, event, facts, new))
+
+    async def note(
+        self, event: str, facts: JsonObject, *, domain: str | None = None, pivot: str | None = None
+    ) -> Record:
+        """Append a record that changes no state; ``pivot`` must be in the journal. Raises: JournalError."""
+        return await self._writer.submit(changes.note(event, facts, domain, pivot))
+
+    async def add_domain(self, name: str, qmp_path: str, uid: int) -> None:
+        """Add a domain with the record ``domain-added``; the same name and path again writes nothing.
+
+        Raises: ConflictError where the name has another path, JournalError.
+        """
+        await self._writer.submit(changes.add_domain(name, qmp_path, uid))
+
+    async def remove_domain(self, name: str, uid: int) -> None:
+        """Forget a domain with the record ``domain-removed``; its pivots stay.
+
+        Raises: NotFoundError, ConflictError while it has an open pivot, JournalError.
+        """
+        await self._writer.submit(changes.remove_domain(name, uid))
+
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """Call back in the event loop after each durable batch, records in order; return how to stop that.
+
+        The callback runs before the coroutines that wrote the records return. It must not block.
+        """
+        self._subscribers.append(callback)
+
+        def unsubscribe() -> None:
+            with suppress(ValueError):
+                self._subscribers.remove(callback)
+
+        return unsubscribe
+
+    def hold_checkpoints(self) -> None:
+        """Keep checkpoints away while a guest is in its pause; counted.
+
+        Call it before the record of the intent: that record then waits for a checkpoint that runs already, so none
+        reaches into the pause.
+        """
+        self._writer.hold(+1)
+
+    def release_checkpoints(self) -> None:
+        """Undo one ``hold_checkpoints``."""
+        self._writer.hold(-1)
+
+    async def settle(self) -> bool:
+        """Make the files say what readers see, and nothing else; True if that is certain.
+
+        After JournalWriteError the change is rolled back for every reader, but its frames may be whole in the WAL,
+        and a crash followed by a restart would bring them back. This moves what counts into ``journal.db``, empties
+        the WAL and makes both durable. After True the failed record is certainly absent and ``advance`` from the
+        same ``before`` may be tried again. After False nothing is known yet: the storage still fails, or a reader
+        held an old snapshot; ask again. A later change that succeeds has the same effect, as it overwrites the
+        frames of the failed one.
+        """
+        return await asyncio.shield(asyncio.wrap_future(self._writer.call(self._settle)))
+
+    async def close(self) -> None:
+        """Write what is queued, checkpoint, close, give the lock back. A second call does nothing."""
+        with suppress(JournalError):
+            await asyncio.shield(asyncio.wrap_future(self._writer.call(self._close, last=True)))
+
+    def _start_up(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return self._writer.call(function).result()
+        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            raise on_read(error, self.path) from error
+
+    def _announce(self, records: list[Record]) -> None:
+        self._last_seq = records[-1].seq
+        for callback in tuple(self._subscribers):
+            try:
+                callback(records)
+            except Exception as error:  # noqa: BLE001 - a listener's fault must not keep a writer waiting for ever
+                context = {"message": "a subscriber of the journal failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
+
+    def _settle(self, connection: sqlite3.Connection) -> bool:
+        wal = self.path.with_name(self.path.name + "-wal")
+        try:
+            if changes.last_seq(connection) != self._writer.committed_seq:
+                return False  # a record that was reported as failed can be seen: somebody must look
+            busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            if busy or wal.stat().st_size:
+                return False
+            # SQLite keeps no lock on this file, so a descriptor of ours may come and go.
+            descriptor = os.open(wal, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            schema.fsync_directory(self.path.parent)
+        except (sqlite3.Error, OSError):
+            return False
+        return True
+
+    def _close(self, connection: sqlite3.Connection) -> None:
+        try:
+            # The last connection to go checkpoints and removes the WAL; if it cannot, the WAL keeps the records.
+            connection.close()
+        finally:
+            lock.release(self._lock)

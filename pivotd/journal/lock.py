@@ -1,0 +1,91 @@
+"""The lock file: one daemon owns the journal, and an offline reader copies only while nobody does."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from pivotd import limits
+from pivotd.errors import JournalLockedError
+from pivotd.journal.failures import on_read
+
+FILE_MODE = 0o640
+RETRY_S = 0.01
+"""Between two tries; a reader holds the lock for the milliseconds of one copy."""
+
+
+def lock_path(journal: Path) -> Path:
+    """Return the lock file that belongs to a journal."""
+    return journal.with_name("journal.lock")
+
+
+def acquire(journal: Path) -> int:
+    """Take the lock for the life of the process and return its descriptor; closing it gives the lock back.
+
+    The kernel drops the lock with the process, so none is ever stale. The file holds the owner's process id.
+
+    Raises: JournalLockedError after limits.JOURNAL_LOCK_TIMEOUT_S, JournalError.
+    """
+    path = lock_path(journal)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    except OSError as error:
+        raise on_read(error, path) from error
+    try:
+        _wait(descriptor, journal, path)
+        # The lock is the flock; the number is for people and may be missing on a full disk.
+        with suppress(OSError):
+            os.fchmod(descriptor, FILE_MODE)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _wait(descriptor: int, journal: Path, path: Path) -> None:
+    deadline_s = time.monotonic() + limits.JOURNAL_LOCK_TIMEOUT_S
+    while not _try(descriptor, fcntl.LOCK_EX):
+        if time.monotonic() >= deadline_s:
+            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise JournalLockedError(
+                f"{journal} belongs to another pivotd (process {owner}, lock file {path}); stop that one first",
+                pid=owner,
+            )
+        time.sleep(RETRY_S)
+
+
+def try_shared(journal: Path) -> int | None:
+    """Return a descriptor that keeps daemons out until it is closed, None while one owns the journal.
+
+    Creates nothing: a directory without a lock file has never had a daemon, then the descriptor is -1.
+    """
+    path = lock_path(journal)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+    except OSError as error:
+        raise on_read(error, path) from error
+    if _try(descriptor, fcntl.LOCK_SH):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def release(descriptor: int) -> None:
+    """Give a lock back; -1 is none."""
+    if descriptor >= 0:
+        os.close(descriptor)
+
+
+def _try(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

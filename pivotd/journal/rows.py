@@ -1,0 +1,186 @@
+"""Rows to words and back: the only place that knows which column holds which field."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pivotd.core.words import (
+    CopyMode,
+    CopyOptions,
+    Identity,
+    Image,
+    JsonObject,
+    Kind,
+    Outcome,
+    Pause,
+    Phase,
+    Pivot,
+    PivotDisk,
+    Record,
+    Requester,
+    Sync,
+)
+
+Row = Mapping[str, Any]
+
+SELECT_OPEN = "SELECT * FROM pivot WHERE phase <> 'closed' ORDER BY number"
+_SELECT_DISKS = "SELECT * FROM pivot_disk WHERE pivot IN (SELECT value FROM json_each(?)) ORDER BY pivot, disk_index"
+_SELECT_PAUSES = "SELECT * FROM pause WHERE pivot IN (SELECT value FROM json_each(?)) ORDER BY pivot, number"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRow:
+    """One domain that was added at run time."""
+
+    name: str
+    qmp_path: str
+
+
+def to_json(value: JsonObject) -> str:
+    """Return compact JSON with sorted keys.
+
+    ASCII only: a file name that is not UTF-8 (a lone surrogate in Python) survives as an escape. A value that JSON
+    does not know is written as its text: a record must not be lost because of the type of one fact.
+    """
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, default=str)
+
+
+def pivot_row(pivot: Pivot) -> dict[str, Any]:
+    """Return the columns of table ``pivot``."""
+    return {
+        "id": pivot.id,
+        "request_id": pivot.request_id,
+        "domain": pivot.domain,
+        "qmp_path": pivot.qmp,
+        "kind": pivot.kind.value,
+        "phase": pivot.phase.value,
+        "requested_by_uid": pivot.requested_by.uid,
+        "requested_by_gid": pivot.requested_by.gid,
+        "requested_by_pid": pivot.requested_by.pid,
+        "options": to_json(asdict(pivot.options)),
+        "created_at": pivot.created_at,
+        "hold": int(pivot.hold),
+        "attempt": pivot.attempt,
+        "identity": to_json(asdict(pivot.identity)),
+        "run_state_before": pivot.run_state_before,
+        "owes_resume": int(pivot.owes_resume),
+        "pausing_since": pivot.pausing_since,
+        "error": pivot.error,
+        "decided_at": pivot.decided_at,
+        "closed_at": pivot.closed_at,
+    }
+
+
+def disk_row(pivot: str, disk: PivotDisk) -> dict[str, Any]:
+    """Return the columns of table ``pivot_disk``."""
+    return {
+        "pivot": pivot,
+        "disk_index": disk.index,
+        "disk": disk.disk,
+        "qdev": disk.qdev,
+        "size_bytes": disk.size_bytes,
+        "source_filename": disk.source.filename,
+        "source_format": disk.source.format,
+        "source_node": disk.source.node,
+        "source_file_id": disk.source.file_id,
+        "destination_filename": disk.destination.filename,
+        "destination_format": disk.destination.format,
+        "destination_node": disk.destination.node,
+        "destination_file_id": disk.destination.file_id,
+        "job": disk.job,
+        "cache_direct": int(disk.cache_direct),
+        "outcome": None if disk.outcome is None else disk.outcome.value,
+    }
+
+
+def pause_row(pivot: str, number: int, pause: Pause) -> dict[str, Any]:
+    """Return the columns of table ``pause``; ``number`` is the place in ``Pivot.pauses``, from 0."""
+    return {
+        "pivot": pivot,
+        "number": number,
+        "attempt": pause.attempt,
+        "pause_ms": pause.pause_ms,
+        "ended": pause.ended,
+    }
+
+
+def load_pivots(connection: sqlite3.Connection, query: str, parameters: Iterable[object] = ()) -> list[Pivot]:
+    """Return whole pivots for a query that selects rows of ``pivot``, in its order.
+
+    Three statements: the caller holds a transaction where others may write in between.
+    """
+    heads = connection.execute(query, tuple(parameters)).fetchall()
+    ids = json.dumps([head["id"] for head in heads])
+    disks: defaultdict[str, list[PivotDisk]] = defaultdict(list)
+    for row in connection.execute(_SELECT_DISKS, (ids,)):
+        disks[row["pivot"]].append(_disk(row))
+    pauses: defaultdict[str, list[Pause]] = defaultdict(list)
+    for row in connection.execute(_SELECT_PAUSES, (ids,)):
+        pauses[row["pivot"]].append(Pause(row["attempt"], row["pause_ms"], row["ended"]))
+    return [_pivot(head, disks[head["id"]], pauses[head["id"]]) for head in heads]
+
+
+def record(row: Row) -> Record:
+    """Return the record of one row of table ``record``."""
+    return Record(
+        seq=row["seq"],
+        at=row["at"],
+        domain=row["domain"],
+        pivot=row["pivot"],
+        event=row["event"],
+        phase=None if row["phase"] is None else Phase(row["phase"]),
+        facts=json.loads(row["facts"]),
+    )
+
+
+def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
+    return Pivot(
+        id=row["id"],
+        request_id=row["request_id"],
+        domain=row["domain"],
+        qmp=row["qmp_path"],
+        kind=Kind(row["kind"]),
+        phase=Phase(row["phase"]),
+        requested_by=Requester(row["requested_by_uid"], row["requested_by_gid"], row["requested_by_pid"]),
+        options=_options(json.loads(row["options"])),
+        disks=tuple(disks),
+        created_at=row["created_at"],
+        hold=bool(row["hold"]),
+        attempt=row["attempt"],
+        identity=Identity(**json.loads(row["identity"])),
+        run_state_before=row["run_state_before"],
+        owes_resume=bool(row["owes_resume"]),
+        pausing_since=row["pausing_since"],
+        error=row["error"],
+        pauses=tuple(pauses),
+        decided_at=row["decided_at"],
+        closed_at=row["closed_at"],
+    )
+
+
+def _options(stored: JsonObject) -> CopyOptions:
+    """Return options; one that did not exist when the row was written has its default."""
+    return CopyOptions(**stored | {"sync": Sync(stored["sync"]), "copy_mode": CopyMode(stored["copy_mode"])})
+
+
+def _disk(row: Row) -> PivotDisk:
+    return PivotDisk(
+        disk=row["disk"],
+        index=row["disk_index"],
+        qdev=row["qdev"],
+        size_bytes=row["size_bytes"],
+        source=_image(row, "source"),
+        destination=_image(row, "destination"),
+        job=row["job"],
+        cache_direct=bool(row["cache_direct"]),
+        outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
+    )
+
+
+def _image(row: Row, side: str) -> Image:
+    return Image(row[f"{side}_filename"], row[f"{side}_format"], row[f"{side}_node"], row[f"{side}_file_id"])

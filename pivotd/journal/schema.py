@@ -1,0 +1,248 @@
+"""Opening the journal: every check before the first byte is written, then the one read-write connection.
+
+Order: the header by hand, then a read-only look that loads what the daemon needs, and only then a connection that may
+write. A file that is refused has not been touched. A new journal is built beside its place and renamed into it, so
+``journal.db`` is never half made.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import quote
+
+import pivotd
+from pivotd.errors import JournalCorruptError, JournalError, JournalNewerError
+from pivotd.journal import aside
+from pivotd.journal.failures import on_read
+from pivotd.journal.rows import SELECT_OPEN, load_pivots
+
+SCHEMA_VERSION = 1
+"""The number of the last step in migrations/migrations.py."""
+APPLICATION_ID = 0x70767464
+FILE_NAME = "journal.db"
+FILE_MODE = 0o640
+BUSY_TIMEOUT_MS = 250
+"""For a stranger's write lock; half of the default bound of a pause."""
+
+_OBJECTS = {
+    "table": {"domain", "pivot", "pivot_disk", "pause", "record"},
+    "trigger": {
+        "record_no_update",
+        "record_no_delete",
+        "record_no_replace",
+        "pause_no_update",
+        "pause_no_delete",
+        "pivot_no_delete",
+        "pivot_disk_no_delete",
+    },
+    "index": {"pivot_open", "pivot_by_domain", "record_by_pivot"},
+}
+_PRAGMAS: tuple[tuple[str, str, object], ...] = (
+    ("journal_mode", "WAL", "wal"),
+    ("synchronous", "FULL", 2),
+    ("foreign_keys", "ON", 1),
+    ("wal_autocheckpoint", "0", 0),
+    ("busy_timeout", str(BUSY_TIMEOUT_MS), BUSY_TIMEOUT_MS),
+    ("recursive_triggers", "ON", 1),
+    ("trusted_schema", "OFF", 0),
+    ("cell_size_check", "ON", 1),
+    ("temp_store", "MEMORY", 2),
+    ("mmap_size", "0", 0),
+)
+_READ_PRAGMAS: tuple[tuple[str, str, object], ...] = (
+    ("query_only", "ON", 1),
+    ("busy_timeout", str(BUSY_TIMEOUT_MS), BUSY_TIMEOUT_MS),
+    ("trusted_schema", "OFF", 0),
+    ("cell_size_check", "ON", 1),
+    ("temp_store", "MEMORY", 2),
+    ("mmap_size", "0", 0),
+)
+
+
+def prepare(path: Path) -> None:
+    """Leave a journal of this version at ``path``, creating or upgrading it; the caller holds the lock.
+
+    Raises: JournalCorruptError, JournalNewerError, JournalFullError, JournalError; the file is then as it was.
+    """
+    try:
+        if not path.exists():
+            _create(path)
+        elif inspect(path) < SCHEMA_VERSION:
+            migrate(path)
+    except (sqlite3.Error, OSError) as error:
+        raise on_read(error, path) from error
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Return the read-write connection of the calling thread, every pragma set and read back."""
+    connection = sqlite3.connect(uri(path, "mode=rw"), uri=True, isolation_level=None, cached_statements=64)
+    return _configured(connection, _PRAGMAS)
+
+
+def connect_read_only(path: Path, flags: str = "mode=ro") -> sqlite3.Connection:
+    """Return a connection that cannot write; any thread may use it, one at a time."""
+    connection = sqlite3.connect(uri(path, flags), uri=True, isolation_level=None, check_same_thread=False)
+    return _configured(connection, _READ_PRAGMAS)
+
+
+def inspect(path: Path) -> int:
+    """Return the schema version of an existing journal without changing a byte of it.
+
+    Reads what a start needs, so damage there shows now. Damage in old records does not: see Reader.check.
+
+    Raises: JournalCorruptError, JournalNewerError, and what SQLite and the operating system raise.
+    """
+    # Opening the file here would drop the locks of an SQLite connection of the same process; there is none yet.
+    aside.check_header(path)
+    if path.with_name(path.name + "-journal").exists():
+        # Something was killed while it wrote without WAL: only a copy can be rolled back without changing the file.
+        with tempfile.TemporaryDirectory(prefix="pivotd-") as directory:
+            return _inspect(aside.copy(path, Path(directory)), "mode=rw", path)
+    wal = path.with_name(path.name + "-wal")
+    if not wal.exists() or not wal.stat().st_size:
+        return _inspect(path, "mode=ro&immutable=1", path)
+    shared_memory = path.with_name(path.name + "-shm")
+    had_shared_memory = shared_memory.exists()
+    try:
+        return _inspect(path, "mode=ro", path)
+    finally:
+        if not had_shared_memory:
+            shared_memory.unlink(missing_ok=True)
+
+
+def check_version(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the schema version behind a connection. Raises: JournalCorruptError, JournalNewerError."""
+    owner = connection.execute("PRAGMA application_id").fetchone()[0]
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if owner != APPLICATION_ID or version < 1:
+        raise JournalCorruptError(
+            f"{path} is an SQLite file but not a journal of pivotd; it was left as it is; set another state_dir"
+        )
+    if version > SCHEMA_VERSION:
+        raise JournalNewerError(
+            f"{path} was written by a newer pivotd (schema {version}, this one knows {SCHEMA_VERSION}); "
+            f"it was left as it is; install the newer pivotd again",
+            version=version,
+        )
+    return version
+
+
+def check_objects(connection: sqlite3.Connection, path: Path) -> None:
+    """Check that nothing of the schema is gone. Raises: JournalCorruptError."""
+    for kind, names in _OBJECTS.items():
+        found = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = ?", (kind,))}
+        if missing := sorted(names - found):
+            raise JournalCorruptError(
+                f"{path} lacks the {kind} {missing[0]}; it was left as it is; restore a copy", missing=missing
+            )
+
+
+def migrate(path: Path) -> None:
+    """Apply the pending steps, one transaction each, and make them durable before anything else happens."""
+    import sqlite_utils  # noqa: PLC0415 - costs 75 ms, so only where a step is pending
+
+    with closing(connect(path)) as connection:
+        database = sqlite_utils.Database(connection, execute_plugins=False)
+        _load_migrations().migrations.apply(database)
+        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        assert found == SCHEMA_VERSION, f"migrations end at {found}, the code at {SCHEMA_VERSION}"
+    fsync_directory(path.parent)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def uri(path: Path, flags: str) -> str:
+    """Return the SQLite URI of a path; nothing in the path is taken for a parameter."""
+    return f"file:{quote(os.fsencode(path.absolute()))}?{flags}"
+
+
+def _inspect(path: Path, flags: str, name: Path) -> int:
+    try:
+        with closing(sqlite3.connect(uri(path, flags), uri=True, isolation_level=None)) as connection:
+            connection.row_factory = sqlite3.Row
+            version = check_version(connection, name)
+            aside.check_size(connection, path, name)
+            if version == SCHEMA_VERSION:
+                check_objects(connection, name)
+                load_pivots(connection, SELECT_OPEN)
+                connection.execute("SELECT name, qmp_path FROM domain").fetchall()
+                connection.execute("SELECT * FROM record ORDER BY seq DESC LIMIT 1").fetchone()
+            return version
+    except (ValueError, TypeError, KeyError) as error:
+        raise on_read(error, name) from error
+
+
+def _create(path: Path) -> None:
+    """Build a journal beside its place, make it durable, and give it its name."""
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists() and wal.stat().st_size:
+        # SQLite would replay these frames onto the new file.
+        raise JournalCorruptError(
+            f"{path} is gone but {wal.name} is still there; both were left as they are; "
+            f"restore {path.name}, or move {wal.name} away to begin an empty journal"
+        )
+    new = path.with_name(path.name + ".new")
+    leftovers = [new.with_name(new.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        os.fchmod(descriptor, FILE_MODE)
+        os.close(descriptor)
+        migrate(new)
+        descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        new.rename(path)
+    except BaseException:
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def _configured(connection: sqlite3.Connection, pragmas: tuple[tuple[str, str, object], ...]) -> sqlite3.Connection:
+    connection.row_factory = sqlite3.Row
+    try:
+        for name, value, expected in pragmas:
+            _set(connection, name, value, expected)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _set(connection: sqlite3.Connection, name: str, value: str, expected: object) -> None:
+    connection.execute(f"PRAGMA {name} = {value}").fetchall()
+    row = connection.execute(f"PRAGMA {name}").fetchone()
+    found = None if row is None else row[0]
+    if found != expected:
+        raise JournalError(f"SQLite does not take PRAGMA {name} = {value} (it says {found}); use another build")
+
+
+def _load_migrations() -> ModuleType:
+    """Import the migrations by path: inside the package as installed, beside it in a checkout."""
+    package = Path(pivotd.__file__).parent
+    candidates = (package / "migrations" / "migrations.py", package.parent / "migrations" / "migrations.py")
+    for candidate in candidates:
+        if candidate.exists():
+            spec = importlib.util.spec_from_file_location("pivotd_migrations", candidate)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    raise JournalError(f"{candidates[0]} is missing; install pivotd again")

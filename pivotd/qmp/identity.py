@@ -1,0 +1,75 @@
+"""Which process is behind a socket, and whether it still lives."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def boot_id() -> str:
+    """Return the id of this boot of the host. Source: random(4), /proc/sys/kernel/random/boot_id."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Return the pid that listened on the other side of a connected Unix socket (SO_PEERCRED)."""
+    pid, _uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(pid)
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return the start time of a process in clock ticks since boot; None where /proc hides it or it is gone.
+
+    Source: proc(5), field 22 of /proc/PID/stat; counted from the end of the command name, which may hold spaces.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def uptime_s(pid: int) -> float | None:
+    """Return the age of a process in seconds, None where /proc hides it."""
+    ticks = start_ticks(pid)
+    if ticks is None:
+        return None
+    now_s = float(Path("/proc/uptime").read_text().split()[0])
+    return max(0.0, now_s - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def working_directory(pid: int) -> Path | None:
+    """Return the working directory of a process, None where it may not be seen."""
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:
+        return None
+
+
+def is_gone(pid: int, ticks: int | None, boot: str) -> bool:
+    """Return whether the process has certainly ended; False where that cannot be told.
+
+    A zombie has ended: its descriptors are closed. A pid that was given to another process shows another start time.
+    """
+    if boot != boot_id():
+        return True
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if poll.poll(0):
+            return True
+    finally:
+        os.close(pidfd)
+    now = start_ticks(pid)
+    return ticks is not None and now is not None and now != ticks

@@ -1,0 +1,220 @@
+"""One connection to one QMP socket: commands with time limits, and what QEMU's events have said so far."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qemu.qmp import Message, QMPError
+from qemu.qmp.error import ProtocolError
+from qemu.qmp.protocol import ConnectError, Runstate, StateError
+from qemu.qmp.qmp_client import ExecInterruptedError
+
+from pivotd import limits
+from pivotd.core.words import JsonObject
+from pivotd.errors import (
+    DomainUnreachableError,
+    MonitorBusyError,
+    QmpRefusedError,
+    QmpUnknownError,
+    QmpUnsentError,
+    UnsupportedQemuError,
+)
+from pivotd.qmp import identity
+from pivotd.qmp.client import Client
+
+VERSION_MIN = (6, 2)
+"""Older ones can abort, or hold a mirror that nobody can cancel. Source: docs/protocol.md, "Which QEMU"."""
+
+JOBS_REMEMBERED_MAX = 4096
+
+
+def command(name: str, /, **arguments: Any) -> Message:
+    """Return a QMP command; underscores in argument names stand for QMP's hyphens."""
+    message = Message({"execute": name})
+    if arguments:
+        message["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
+    return message
+
+
+class Monitor:
+    """A live connection. ``pid`` is the peer as the kernel knows it, ``version`` QEMU's (major, minor, micro)."""
+
+    def __init__(self) -> None:
+        self._client = Client(self._on_event)
+        self._callbacks: list[Callable[[], None]] = []
+        self.pid = 0
+        self.version = (0, 0, 0)
+        self.job_status: dict[str, str] = {}
+        """Last JOB_STATUS_CHANGE of each job; a hint to look, never the ground of a decision about the graph."""
+        self.resumes = 0
+        """RESUME events so far: somebody let the guest run."""
+
+    @classmethod
+    async def connect(cls, path: str) -> Monitor:
+        """Connect and negotiate; QEMU's answer proves that no command of an earlier client is still to run.
+
+        Raises: DomainUnreachableError (nobody listens, or QEMU is stuck), MonitorBusyError, UnsupportedQemuError.
+        """
+        monitor = cls()
+        sock = await _connect(path)
+        monitor.pid = identity.peer_pid(sock)
+        client = monitor._client
+        try:
+            async with asyncio.timeout(limits.GREETING_TIMEOUT_S):
+                await client.connect(sock)
+        except (TimeoutError, ConnectError, QMPError, OSError, EOFError) as error:
+            await monitor.close()
+            sock.close()
+            if not isinstance(error, TimeoutError):
+                raise DomainUnreachableError(f"{path}: {error}; is this a QMP socket?", qmp=path) from error
+            if client.greeting is None:
+                raise MonitorBusyError(
+                    f"{path}: no greeting: another client holds this monitor; give pivotd a QMP socket of its own",
+                    qmp=path,
+                ) from error
+            raise DomainUnreachableError(
+                f"{path}: QEMU greets but does not answer: its main loop is blocked, often by storage that hangs",
+                qmp=path,
+            ) from error
+        except asyncio.CancelledError:
+            await monitor.close()
+            sock.close()
+            raise
+        assert client.greeting is not None
+        qemu = client.greeting._raw["QMP"]["version"]["qemu"]  # noqa: SLF001 - the model has no version fields
+        monitor.version = (int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"]))
+        if monitor.version[:2] < VERSION_MIN:
+            await monitor.close()
+            raise UnsupportedQemuError(
+                f"{path}: QEMU {monitor.version_text} is too old, pivotd needs 6.2 or later: "
+                "older ones can abort in the middle of a switch",
+                version=monitor.version_text,
+            )
+        return monitor
+
+    @property
+    def version_text(self) -> str:
+        """QEMU's version as people write it."""
+        return ".".join(map(str, self.version))
+
+    @property
+    def connected(self) -> bool:
+        """Whether commands can be sent now."""
+        return self._client.runstate is Runstate.RUNNING
+
+    async def closed(self) -> None:
+        """Return once the connection is lost or was closed."""
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
+        self._wake()
+
+    async def close(self) -> None:
+        """Disconnect; never raises on behalf of the peer."""
+        with contextlib.suppress(QMPError, ProtocolError, OSError, EOFError):
+            # disconnect() repeats the reader's error: whoever waited for a reply has been told already.
+            await self._client.disconnect()
+        self._wake()
+
+    async def execute(self, message: Message, timeout_s: float = limits.COMMAND_TIMEOUT_S) -> Any:
+        """Run one command and return its value; the exception says what is known about its effect.
+
+        Raises: QmpUnsentError, QmpRefusedError, QmpUnknownError.
+        """
+        (reply,) = await self.burst([message], timeout_s)
+        if isinstance(reply, QmpRefusedError):
+            raise reply
+        return reply
+
+    async def burst(self, messages: Sequence[Message], timeout_s: float) -> list[Any]:
+        """Run commands that leave in one write; return one value or QmpRefusedError for each, in order.
+
+        Raises: QmpUnsentError: none was sent. QmpUnknownError: some of them may not have run.
+        """
+        text = ", ".join(str(message["execute"]) for message in messages)
+        try:
+            queues = self._client.send_burst(messages)
+        except StateError as error:
+            raise QmpUnsentError(f"{text}: the monitor is not connected", command=text) from error
+        replies = []
+        try:
+            async with asyncio.timeout(timeout_s):
+                for queue, message in zip(queues, messages, strict=True):
+                    result = await queue.get()
+                    if isinstance(result, ExecInterruptedError):
+                        raise QmpUnknownError(f"{text}: the monitor closed before the answer", command=text)
+                    replies.append(_value(result, str(message["execute"])))
+        except TimeoutError as error:
+            raise QmpUnknownError(f"{text}: no answer within {timeout_s:g} s", command=text) from error
+        finally:
+            self._client.forget(queues)
+        return replies
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have callback run at every event of note and at the loss of the connection; return how to end that."""
+        self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback)
+
+    def _on_event(self, event: Message) -> None:
+        match event["event"]:
+            case "JOB_STATUS_CHANGE":
+                self._note_job(event.get("data"))
+            case "RESUME":
+                self.resumes += 1
+            case "BLOCK_JOB_ERROR":
+                return  # can come 60,000 times a second from a job that ignores errors; the status change tells enough
+        self._wake()
+
+    def _note_job(self, data: Any) -> None:
+        if not isinstance(data, dict):
+            return
+        job, status = data.get("id"), data.get("status")
+        if not isinstance(job, str) or not isinstance(status, str):
+            return
+        if status == "null":
+            self.job_status.pop(job, None)
+        elif job in self.job_status or len(self.job_status) < JOBS_REMEMBERED_MAX:
+            self.job_status[job] = status
+
+    def _wake(self) -> None:
+        for callback in self._callbacks:
+            callback()
+
+
+def _value(reply: Any, name: str) -> Any:
+    if "error" in reply:
+        error: JsonObject = reply["error"]
+        text = str(error.get("desc", "no description")).strip()
+        return QmpRefusedError(f"QEMU refused {name}: {text}", command=name, text=text, qmp_class=error.get("class"))
+    return reply.get("return")
+
+
+async def _connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.setblocking(False)
+    try:
+        async with asyncio.timeout(limits.CONNECT_TIMEOUT_S):
+            await asyncio.get_running_loop().sock_connect(sock, path)
+    except (OSError, TimeoutError, ValueError) as error:
+        sock.close()
+        raise DomainUnreachableError(f"{path}: {_why(error)}", qmp=path, errno=getattr(error, "errno", None)) from error
+    except asyncio.CancelledError:
+        sock.close()
+        raise
+    return sock
+
+
+def _why(error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return "no such socket; is the guest running?"
+        case ConnectionRefusedError():
+            return "nobody listens on this socket; the QEMU that made it has ended"
+        case PermissionError():
+            return "permission denied; give pivotd's user access to the socket"
+        case BlockingIOError() | TimeoutError():
+            return "the socket does not take connections: other clients are waiting for it"
+    return str(error)

@@ -1,0 +1,401 @@
+"""One connected QEMU, in the engine's words: what to look at and which commands make up each step of a pivot."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pivotd import files, limits
+from pivotd.core import names
+from pivotd.core.actions import Step
+from pivotd.core.observation import STATUS_ENDED, JobSeen, Observation, Qemu, StopSeen
+from pivotd.core.words import CopyMode, Outcome, Phase, Pivot, PivotDisk
+from pivotd.errors import QmpRefusedError, QmpUnknownError
+from pivotd.qmp import identity, replies
+from pivotd.qmp.monitor import Monitor, command
+
+LOOK = (
+    command("query-status"),
+    command("query-jobs"),
+    command("query-block-jobs"),
+    command("query-block"),
+    command("x-debug-query-block-graph"),
+    command("qom-list", path="/objects"),
+    command("query-migrate"),
+)
+"""Jobs before the graph: a job seen as ended has its final effect in the graph that is read after it.
+
+Never query-named-block-nodes: it aborts QEMU while a qcow2 image is being created (tests/qmp/test_hazards.py).
+"""
+
+NO_SUCH_FILE = "No such file or directory"
+
+
+class Session:
+    """Everything that the engine asks of one QEMU process."""
+
+    def __init__(self, monitor: Monitor, path: str) -> None:
+        self._monitor = monitor
+        self.path = path
+        self.pid = monitor.pid
+
+    @classmethod
+    async def connect(cls, path: str) -> Session:
+        """Connect. Raises: DomainUnreachableError, MonitorBusyError, UnsupportedQemuError."""
+        return cls(await Monitor.connect(path), path)
+
+    @property
+    def connected(self) -> bool:
+        """Whether commands can be sent."""
+        return self._monitor.connected
+
+    @property
+    def version_text(self) -> str:
+        """QEMU's version."""
+        return self._monitor.version_text
+
+    @property
+    def resumes(self) -> int:
+        """How many RESUME events have come."""
+        return self._monitor.resumes
+
+    @property
+    def job_status(self) -> Mapping[str, str]:
+        """What events have said of each job: a hint."""
+        return self._monitor.job_status
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have callback run at every event of note; return how to end that."""
+        return self._monitor.subscribe(callback)
+
+    async def closed(self) -> None:
+        """Return once the connection is lost."""
+        await self._monitor.closed()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._monitor.close()
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    async def run_state(self) -> str:
+        """Return the guest's run state."""
+        return str((await self._monitor.execute(command("query-status"), limits.QUERY_TIMEOUT_S))["status"])
+
+    async def disks(self) -> dict[str, replies.DiskSeen]:
+        """Return every disk with a medium by its name."""
+        return replies.disks(await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S))
+
+    async def graph(self) -> replies.Graph:
+        """Return the block graph."""
+        reply = await self._monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S)
+        return replies.graph(reply)
+
+    async def migrating(self) -> bool:
+        """Return whether a migration is under way."""
+        return _migrating(await self._monitor.execute(command("query-migrate"), limits.QUERY_TIMEOUT_S))
+
+    async def chardevs(self) -> list[str]:
+        """Return the labels of open character devices: other monitors are among them."""
+        reply = await self._monitor.execute(command("query-chardev"), limits.QUERY_TIMEOUT_S)
+        return sorted(str(entry["label"]) for entry in reply if entry.get("frontend-open"))
+
+    async def look(self, pivot: Pivot) -> Observation:
+        """Look at run state, jobs and graph, in this order; tell the same QEMU from another one.
+
+        The nonce, or any job or node named after the pivot, proves that it is the same process.
+        """
+        status, jobs, block_jobs, block, graph, objects, migrate = self._all(
+            await self._monitor.burst(LOOK, limits.QUERY_TIMEOUT_S)
+        )
+        own_jobs = {
+            name: job for name, job in replies.jobs(jobs, block_jobs).items() if names.belongs_to(name, pivot.id)
+        }
+        own_nodes = frozenset(name for name in replies.graph(graph).nodes if names.belongs_to(name, pivot.id))
+        has_nonce = any(item["name"] == pivot.identity.nonce for item in objects)
+        seen = Observation(
+            qemu=Qemu.SAME,
+            run_state=str(status["status"]),
+            jobs=own_jobs,
+            roots=replies.roots(block, pivot.disks),
+            nodes=own_nodes,
+            has_nonce=has_nonce,
+            migrating=_migrating(migrate),
+        )
+        if has_nonce or own_jobs or own_nodes or self._same_process(pivot):
+            return seen
+        if not identity.is_gone(pivot.identity.pid, pivot.identity.start_ticks, pivot.identity.boot_id):
+            return Observation(
+                Qemu.SILENT,
+                detail=f"another QEMU answers on {self.path} while process {pivot.identity.pid}, in which the pivot "
+                "began, still lives",
+            )
+        users = await asyncio.to_thread(self._uses, pivot, replies.disks(block))
+        return replace(seen, qemu=Qemu.REPLACED, uses_source=users[0], uses_destination=users[1])
+
+    def _same_process(self, pivot: Pivot) -> bool:
+        """Without a mark in the process, pid and start time count only while a mark cannot be there."""
+        may_be_unmarked = pivot.phase in {Phase.PREPARING, Phase.DECIDED}
+        known = pivot.identity
+        return (
+            may_be_unmarked
+            and (known.pid, known.boot_id) == (self.pid, identity.boot_id())
+            and known.start_ticks == identity.start_ticks(self.pid)
+        )
+
+    def _uses(self, pivot: Pivot, disks: Mapping[str, replies.DiskSeen]) -> tuple[bool, bool]:
+        directory = identity.working_directory(self.pid)
+        roots = [files.resolve(disk.filename, directory) for disk in disks.values()]
+        return (
+            any(files.same(disk.source, root) for disk in pivot.disks for root in roots),
+            any(files.same(disk.destination, root) for disk in pivot.disks for root in roots),
+        )
+
+    # -- preparation --------------------------------------------------------------------------------------------
+
+    async def place_nonce(self, pivot: Pivot) -> None:
+        """Put the nonce into the process; its data is not secret, only its name matters."""
+        await self._monitor.execute(
+            command("object-add", qom_type="secret", id=pivot.identity.nonce, data="pivotd was here")
+        )
+
+    async def prepare(self, pivot: Pivot, disk: PivotDisk, step: Step) -> None:
+        """Do one step of the preparation of one disk.
+
+        Raises: QmpRefusedError: QEMU said no, or the destination is not what it should be.
+        """
+        match step:
+            case Step.CREATE_FILE:
+                await self._create_file(pivot, disk)
+            case Step.OPEN_FILE:
+                await self._monitor.execute(command("blockdev-add", **self._file_options(pivot, disk)))
+            case Step.CREATE_FORMAT:
+                options = {
+                    "driver": disk.destination.format,
+                    "file": names.file_node(pivot.id, disk.index),
+                    "size": disk.size_bytes,
+                }
+                job = names.create_format_job(pivot.id, disk.index)
+                await self._monitor.execute(command("blockdev-create", job_id=job, options=options))
+            case Step.OPEN_FORMAT:
+                await self._open_format(pivot, disk)
+            case Step.START_MIRROR:
+                await self._start_mirror(pivot, disk)
+
+    def _file_options(self, pivot: Pivot, disk: PivotDisk) -> dict[str, Any]:
+        return {
+            "driver": "file",
+            "filename": disk.destination.filename,
+            "node-name": names.file_node(pivot.id, disk.index),
+            "cache": {"direct": disk.cache_direct, "no-flush": False},
+        }
+
+    async def _create_file(self, pivot: Pivot, disk: PivotDisk) -> None:
+        """Create the destination file, but only where there is none: QEMU would truncate it."""
+        options = self._file_options(pivot, disk) | {"read-only": True}
+        try:
+            await self._monitor.execute(command("blockdev-add", **options))
+        except QmpRefusedError as error:
+            if not error.fields["text"].endswith(NO_SUCH_FILE):
+                raise
+        else:
+            await self._monitor.execute(command("blockdev-del", node_name=options["node-name"]))
+            raise QmpRefusedError(f"{disk.destination.filename} exists already; name a new image or use --reuse")
+        size = disk.size_bytes if disk.destination.format == "raw" else 0
+        await self._monitor.execute(
+            command(
+                "blockdev-create",
+                job_id=names.create_file_job(pivot.id, disk.index),
+                options={"driver": "file", "filename": disk.destination.filename, "size": size},
+            )
+        )
+
+    async def _open_format(self, pivot: Pivot, disk: PivotDisk) -> None:
+        options: dict[str, Any] = {
+            "driver": disk.destination.format,
+            "node-name": disk.destination.node,
+            "file": names.file_node(pivot.id, disk.index),
+            "cache": {"direct": disk.cache_direct, "no-flush": False},
+        }
+        await self._monitor.execute(command("blockdev-add", **options))
+
+    async def _start_mirror(self, pivot: Pivot, disk: PivotDisk) -> None:
+        blocking = pivot.options.copy_mode is CopyMode.WRITE_BLOCKING
+        await self._monitor.execute(
+            command(
+                "blockdev-mirror",
+                job_id=disk.job,
+                device=disk.source.node,
+                target=disk.destination.node,
+                sync=str(pivot.options.sync),
+                speed=pivot.options.bandwidth_bytes_per_s,
+                copy_mode="write-blocking" if blocking else "background",
+                # The job may go only as far as `pending` by itself, and stays until its outcome is durable.
+                auto_finalize=False,
+                auto_dismiss=False,
+            )
+        )
+
+    async def write_blocking(self, pivot: Pivot) -> bool:
+        """Let the mirrors copy each guest write at once; False where this QEMU (before 8.2) cannot change that."""
+        changes = [
+            command("block-job-change", id=disk.job, type="mirror", copy_mode="write-blocking") for disk in pivot.disks
+        ]
+        found = await self._monitor.burst(changes, limits.COMMAND_TIMEOUT_S)
+        return not any(isinstance(reply, QmpRefusedError) for reply in found)
+
+    # -- the pause ----------------------------------------------------------------------------------------------
+
+    async def stop(self, complete: Sequence[str]) -> StopSeen:
+        """Pause the guest and complete these jobs in one write; QEMU runs the commands in order."""
+        query = command("query-status")
+        burst = [query, command("stop"), query, *(command("job-complete", id=job) for job in complete)]
+        before, _stopped, after, *completed = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
+        errors = {
+            job: reply.message
+            for job, reply in zip(complete, completed, strict=True)
+            if isinstance(reply, QmpRefusedError)
+        }
+        return StopSeen(before["status"], after["status"], errors)
+
+    async def complete(self, jobs: Sequence[str]) -> None:
+        """Ask jobs to go to pending; a job that refuses shows it in the next look."""
+        await self._monitor.burst([command("job-complete", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
+
+    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Observation:
+        """Finalize and look, in one write: job-finalize is done when it answers, so the look sees its effect.
+
+        The answer to job-finalize itself says nothing: it is positive also where finalizing has failed.
+        """
+        burst = [command("job-finalize", id=job) for job in jobs] + [
+            command("query-status"),
+            command("query-jobs"),
+            command("query-block"),
+        ]
+        got = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
+        status, seen_jobs, block = self._all(got[len(jobs) :])
+        own = {name: job for name, job in replies.jobs(seen_jobs).items() if names.belongs_to(name, pivot.id)}
+        return Observation(
+            qemu=Qemu.SAME, run_state=status["status"], jobs=own, roots=replies.roots(block, pivot.disks)
+        )
+
+    async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
+        """Cancel jobs, then let the guest run if asked, in one write."""
+        burst = [command("job-cancel", id=job) for job in jobs]
+        got = await self._monitor.burst(burst + [command("cont")] * resume, limits.COMMAND_TIMEOUT_S)
+        if resume and isinstance(got[-1], QmpRefusedError):
+            raise got[-1]
+
+    async def resume(self) -> None:
+        """Let the guest run."""
+        await self._monitor.execute(command("cont"))
+
+    async def reverse(self, pivot: Pivot, disk: PivotDisk) -> bool:
+        """Take a finished switch back by a mirror that copies nothing: while the guest is still, both are equal."""
+        job = names.reverse_job(pivot.id, disk.index)
+        target = disk.source.node
+        await self._monitor.burst([command("job-dismiss", id=job), command("job-dismiss", id=disk.job)], 5.0)
+        if target not in await self._node_names():
+            # A legacy -drive deletes the source node when the switch is made.
+            target = await self._reopen_source(pivot, disk)
+        mirror = command(
+            "blockdev-mirror",
+            job_id=job,
+            device=disk.destination.node,
+            target=target,
+            sync="none",
+            auto_dismiss=False,
+        )
+        try:
+            await self._monitor.execute(mirror)
+            if await self._await_job(job, {"ready"}):
+                await self._monitor.execute(command("job-complete", id=job))
+                await self._await_job(job, {"concluded"})
+        except QmpRefusedError:
+            pass  # what counts is the root
+        block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
+        return any(seen.node == target for seen in replies.disks(block).values())
+
+    async def _reopen_source(self, pivot: Pivot, disk: PivotDisk) -> str:
+        node = names.source_node(pivot.id, disk.index)
+        cache = {"direct": disk.cache_direct, "no-flush": False}
+        inner = {"driver": "file", "filename": disk.source.filename, "cache": cache}
+        await self._monitor.execute(
+            command("blockdev-add", driver=disk.source.format, node_name=node, file=inner, cache=cache)
+        )
+        return node
+
+    async def _await_job(self, job: str, wanted: set[str]) -> bool:
+        deadline = time.monotonic() + limits.ROLLBACK_TIMEOUT_S
+        changed = asyncio.Event()
+        unsubscribe = self._monitor.subscribe(changed.set)
+        try:
+            while time.monotonic() < deadline:
+                changed.clear()
+                jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
+                status = jobs.get(job, JobSeen("null")).status
+                if status in wanted:
+                    return True
+                if status in STATUS_ENDED:
+                    return False
+                await _until(changed, 0.05)
+        finally:
+            unsubscribe()
+        return False
+
+    # -- after it -----------------------------------------------------------------------------------------------
+
+    async def clean_up(self, pivot: Pivot) -> list[str]:
+        """Dismiss jobs, delete the nodes that are no longer a disk's, remove the nonce; each may be done already.
+
+        Returns: names that QEMU did not let go of.
+        """
+        jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
+        own = {name: job for name, job in jobs.items() if names.belongs_to(name, pivot.id)}
+        live = [name for name, job in own.items() if job.status not in STATUS_ENDED]
+        if live:
+            await self._monitor.burst([command("job-cancel", id=name) for name in live], limits.COMMAND_TIMEOUT_S)
+            for name in live:
+                await self._await_job(name, {"concluded"})
+        await self._monitor.burst([command("job-dismiss", id=name) for name in own], limits.COMMAND_TIMEOUT_S)
+        graph = await self.graph()
+        unwanted: list[str] = []
+        for disk in pivot.disks:
+            if disk.outcome is Outcome.SWITCHED:
+                unwanted += graph.below(disk.source.node)
+            else:
+                unwanted += [disk.destination.node, names.file_node(pivot.id, disk.index)]
+        present = await self._node_names()
+        doomed = [node for node in dict.fromkeys(unwanted) if node in present]
+        await self._monitor.burst([command("blockdev-del", node_name=node) for node in doomed], 20.0)
+        await self._monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
+        left = await self._node_names()
+        jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
+        ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, pivot.id)}
+        return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs]
+
+    async def _node_names(self) -> frozenset[str]:
+        return (await self.graph()).nodes
+
+    @staticmethod
+    def _all(got: Sequence[Any]) -> Sequence[Any]:
+        """Queries do not fail on a healthy QEMU; one that does leaves us without facts."""
+        for reply in got:
+            if isinstance(reply, QmpRefusedError):
+                raise QmpUnknownError(f"a query failed: {reply.message}") from reply
+        return got
+
+
+def _migrating(reply: Mapping[str, Any]) -> bool:
+    return reply.get("status") in {"setup", "active", "device", "pre-switchover", "postcopy-active", "wait-unplug"}
+
+
+async def _until(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

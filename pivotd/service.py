@@ -1,0 +1,400 @@
+"""The daemon behind the API: requests in, journalled pivots out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from ulid import ULID
+
+from pivotd import __version__, files, limits
+from pivotd.api.ports import CopyRequest, DiskView, DomainView, Progress
+from pivotd.config import Config
+from pivotd.core import verdict
+from pivotd.core.words import Outcome, Phase, Pivot, Record, Requester, Verdict
+from pivotd.engine.host import CONFIG, DISCOVERED, RUNTIME, Host
+from pivotd.engine.planning import Target, Wish, plan_copy
+from pivotd.engine.supervisor import Supervisor
+from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError, PhaseConflictError, QmpError
+from pivotd.journal import Journal, Reader
+from pivotd.qmp import identity
+from pivotd.qmp.replies import DiskSeen
+from pivotd.qmp.session import Session
+
+
+VERDICT_READS_MAX = 3
+"""A record that comes between the journal and the look at QEMU makes both stale: read both again."""
+
+
+class DaemonService:
+    """Implements api.ports.Service on the host's supervisors and the journal."""
+
+    def __init__(self, config: Config, host: Host, journal: Journal, reader: Reader) -> None:
+        self._config = config
+        self._host = host
+        self._journal = journal
+        self._reader = reader
+        self._reading = asyncio.Lock()
+        self._accepting = asyncio.Lock()
+        self._ending = False
+        self._unsubscribe = journal.subscribe(self._on_records)
+        self._tick = asyncio.Event()
+
+    # -- the journal as news ------------------------------------------------------------------------------------
+
+    def _on_records(self, _records: list[Record]) -> None:
+        tick, self._tick = self._tick, asyncio.Event()
+        tick.set()
+
+    async def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """One read-only connection, one thread at a time."""
+        async with self._reading:
+            return await asyncio.to_thread(function, *arguments)
+
+    @property
+    def shutting_down(self) -> bool:
+        """True once the daemon was told to end."""
+        return self._ending
+
+    def end(self) -> None:
+        """Let streams and waits finish."""
+        self._ending = True
+        self._on_records([])
+
+    # -- domains ------------------------------------------------------------------------------------------------
+
+    async def domains(self) -> list[DomainView]:
+        """Return all domains, sorted by name."""
+        return [await self._view(self._host.supervisors[name]) for name in sorted(self._host.supervisors)]
+
+    async def domain(self, name: str) -> DomainView:
+        """Return one domain."""
+        return await self._view(self._host.get(name))
+
+    async def _view(self, supervisor: Supervisor) -> DomainView:
+        session = supervisor.session
+        connected = session is not None
+        run_state = None
+        if session is not None:
+            try:
+                run_state = await session.run_state()
+            except QmpError as error:
+                connected, session, supervisor.detail = False, None, error.message
+        return DomainView(
+            name=supervisor.name,
+            qmp=supervisor.path,
+            origin=supervisor.origin,
+            connection=supervisor.connection if connected or supervisor.session is None else "unreachable",
+            detail=None if connected else supervisor.detail,
+            run_state=run_state,
+            qemu_version=session.version_text if session else None,
+            pid=session.pid if session else None,
+            uptime_s=identity.uptime_s(session.pid) if session else None,
+            open_pivots=tuple(sorted(supervisor.drivers)),
+        )
+
+    async def add_domain(self, name: str, qmp: str, who: Requester) -> DomainView:
+        """Add a domain durably; the same name and path again is no error."""
+        known = self._host.supervisors.get(name)
+        if known is not None and known.path == qmp:
+            return await self._view(known)
+        if known is not None:
+            raise ConflictError(f"domain {name} exists with {known.path}; remove it first", domain=name)
+        owner = next((s.name for s in self._host.supervisors.values() if s.path == qmp), None)
+        if owner is not None:
+            raise ConflictError(f"{qmp} belongs to domain {owner} already: a monitor has one owner", domain=owner)
+        await self._journal.add_domain(name, qmp, who.uid)
+        supervisor = self._host.add(name, qmp, RUNTIME)
+        await supervisor.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
+        return await self._view(supervisor)
+
+    async def remove_domain(self, name: str, who: Requester) -> None:
+        """Forget a domain durably; its pivots stay in the journal."""
+        supervisor = self._host.get(name)
+        if supervisor.drivers:
+            pivot = next(iter(supervisor.drivers))
+            raise ConflictError(f"domain {name} has an open pivot, {pivot}: cancel it or wait for it", pivot=pivot)
+        if supervisor.origin == CONFIG:
+            raise ConflictError(f"domain {name} stands in the configuration: remove it there and restart pivotd")
+        if supervisor.origin == DISCOVERED:
+            raise ConflictError(f"domain {name} was discovered by its socket {supervisor.path}: it goes with that")
+        await self._journal.remove_domain(name, who.uid)
+        self._host.remove(name)
+
+    def _session(self, name: str) -> Session:
+        supervisor = self._host.get(name)
+        if supervisor.session is None:
+            supervisor.hurry()
+            raise DomainUnreachableError(f"domain {name}: {supervisor.detail}", domain=name)
+        return supervisor.session
+
+    async def disks(self, domain: str) -> list[DiskView]:
+        """Ask QEMU for the disks of a domain, and the journal what it says of each."""
+        session = self._session(domain)
+        seen = await session.disks()
+        graph = await session.graph()
+        history = {v.disk: v for v in verdict.verdicts(await self._read(self._reader.disk_history, domain, None))}
+        views = []
+        for name in sorted(seen):
+            disk, last = seen[name], history.get(name)
+            jobs = graph.jobs.get(disk.node, ())
+            views.append(
+                DiskView(
+                    disk=name,
+                    qdev=disk.qdev,
+                    image=_path(disk, session),
+                    format=disk.format,
+                    size_bytes=disk.size_bytes,
+                    node=disk.node,
+                    read_only=disk.read_only,
+                    backing_chain=disk.backing_chain,
+                    job=jobs[0] if jobs else None,
+                    pivot=last.pivot if last else None,
+                    outcome=last.outcome if last else None,
+                )
+            )
+        return views
+
+    # -- pivots -------------------------------------------------------------------------------------------------
+
+    async def copy(self, request: CopyRequest, who: Requester) -> Pivot:
+        """Check the request, make it durable and start it; a known request id returns its pivot."""
+        if request.request_id is not None:
+            known: Pivot | None = await self._read(self._reader.pivot, request.request_id)
+            if known is not None:
+                return _same_request(known, request)
+        pivot = str(ULID())
+        supervisor = self._host.get(request.domain)
+        wish = Wish(
+            pivot=pivot,
+            request_id=request.request_id or pivot,
+            domain=request.domain,
+            targets=tuple(Target(t.disk, t.image, t.format) for t in request.targets),
+            options=request.options,
+            who=who,
+            created_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            force=request.force,
+        )
+        # One at a time: two requests for one destination must not both pass the check.
+        async with self._accepting:
+            in_use = {
+                disk.destination.filename
+                for s in self._host.supervisors.values()
+                for driver in s.drivers.values()
+                for disk in driver.pivot.disks
+            }
+            planned = await plan_copy(wish, self._session(request.domain), in_use)
+            accepted, new = await self._journal.accept(planned, {"force": request.force})
+            if not new:
+                return _same_request(accepted, request)
+            supervisor.start(accepted)
+        return accepted
+
+    async def complete(self, pivot: str, who: Requester) -> Pivot:
+        """Let a pivot that waits at READY switch."""
+        found = await self.pivot(pivot)
+        driver = self._host.driver(found.id)
+        if driver is None:
+            raise PhaseConflictError(
+                f"pivot {found.id} is {found.phase}: only one that waits at ready can be completed"
+            )
+        await driver.complete(who)
+        return driver.pivot
+
+    async def cancel(self, pivot: str, who: Requester) -> Pivot:
+        """Ask a pivot to keep the source; returns once that is durable or the outcome is known."""
+        found = await self.pivot(pivot)
+        driver = self._host.driver(found.id)
+        if driver is None or verdict.is_decided(driver.pivot):
+            if found.outcome == Outcome.KEPT.value:
+                return found
+            raise PhaseConflictError(
+                f"pivot {found.id} is {found.phase} with outcome {found.outcome}: too late to cancel"
+            )
+        await self._journal.note("cancel-requested", {"uid": who.uid}, domain=found.domain, pivot=found.id)
+        driver.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.COMMAND_TIMEOUT_S):
+                while driver.pivot.phase not in {Phase.CANCELLING, Phase.DECIDED, Phase.CLOSED}:
+                    await driver.advanced.wait()
+        return driver.pivot
+
+    async def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[Pivot]:
+        """Return pivots, newest first."""
+        found: list[Pivot] = await self._read(
+            lambda: self._reader.pivots(domain=domain, open_only=open_only, limit=limits.PIVOTS_LISTED_MAX)
+        )
+        return found
+
+    async def pivot(self, pivot: str) -> Pivot:
+        """Return one pivot by its id or its request id."""
+        found: Pivot | None = await self._read(self._reader.pivot, pivot)
+        if found is None:
+            raise NotFoundError(f"there is no pivot {pivot}; see `pivotctl pivot ls`", pivot=pivot)
+        return found
+
+    async def records(self, pivot: str) -> list[Record]:
+        """Return every record of one pivot, oldest first."""
+        found: list[Record] = await self._read(self._reader.records, (await self.pivot(pivot)).id)
+        return found
+
+    async def wait(self, pivot: str, timeout_s: float) -> Pivot:
+        """Return the pivot as soon as it rests (closed, or waiting at READY), or as it is after timeout_s."""
+        deadline = asyncio.get_running_loop().time() + min(timeout_s, limits.WAIT_TIMEOUT_S_MAX)
+        while True:
+            tick = self._tick
+            found = await self.pivot(pivot)
+            if found.phase is Phase.CLOSED or (found.phase is Phase.READY and found.hold) or self._ending:
+                return found
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await tick.wait()
+            except TimeoutError:
+                return found
+
+    def progress(self, pivot: str) -> Progress | None:
+        """Return how far an open pivot is, None for a closed one."""
+        driver = self._host.driver(pivot)
+        if driver is None:
+            return None
+        left, total = driver.backlog or (None, None)
+        copied = None if left is None or total is None else max(0, total - left)
+        return Progress(driver.pivot.phase.value, copied, total, driver.waits_for)
+
+    # -- events and verdicts ------------------------------------------------------------------------------------
+
+    async def events(self, after: int) -> AsyncIterator[Record]:
+        """Yield every durable record with seq > after, then new ones as they become durable."""
+        while not self._ending:
+            tick = self._tick
+            page = await self.events_page(after, limits.EVENTS_PAGE_MAX)
+            for record in page:
+                after = record.seq
+                yield record
+            if not page:
+                await tick.wait()
+
+    async def events_page(self, after: int, limit: int) -> list[Record]:
+        """Return up to limit records with seq > after, oldest first."""
+        found: list[Record] = await self._read(self._reader.events, after, limit)
+        return found
+
+    async def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
+        """Return verdicts of all disks known, checked against QEMU where it answers."""
+        for _ in range(VERDICT_READS_MAX):
+            before = self._journal.last_seq
+            result = await self._verdicts(domain, disk, image)
+            if self._journal.last_seq == before:
+                break
+        if disk is not None and not result:
+            raise NotFoundError(f"{domain} has no disk {disk}, neither in QEMU nor in the journal", disk=disk)
+        if image is not None and not result:
+            raise NotFoundError(f"no disk uses or used {image}", image=image)
+        return result
+
+    async def _verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
+        history: list[Pivot] = await self._read(self._reader.disk_history, domain, None)
+        if domain is not None and not history:
+            self._host.get(domain)
+        last: dict[tuple[str, str], Pivot] = {}
+        for pivot in history:
+            for moved in pivot.disks:
+                last.setdefault((pivot.domain, moved.disk), pivot)
+        found = {(v.domain, v.disk): v for v in verdict.verdicts(history)}
+        names = [domain] if domain is not None else sorted(self._host.supervisors)
+        for name in names:
+            supervisor = self._host.supervisors.get(name)
+            if supervisor is not None and supervisor.session is not None:
+                await self._check_live(name, supervisor.session, last, found)
+        return [
+            v
+            for key, v in sorted(found.items())
+            if (disk is None or v.disk == disk) and (image is None or _names_image(v, last.get(key), image))
+        ]
+
+    async def _check_live(
+        self,
+        name: str,
+        session: Session,
+        last: dict[tuple[str, str], Pivot],
+        found: dict[tuple[str, str], Verdict],
+    ) -> None:
+        try:
+            disks = await session.disks()
+        except QmpError:
+            return
+        for disk in disks.values():
+            key = (name, disk.disk)
+            pivot = last.get(key)
+            if pivot is None:
+                live = verdict.Live(_path(disk, session), disk.format)
+                found[key] = verdict.without_pivot(name, disk.disk, live)
+            else:
+                live = _live(disk, pivot, session)
+                found[key] = verdict.check(found[key], live, decided=verdict.is_decided(pivot))
+
+    def health(self) -> dict[str, Any]:
+        """Return what a monitoring system asks for."""
+        supervisors = self._host.supervisors.values()
+        silent = [s.name for s in supervisors if s.session is None and s.drivers]
+        healthy = self._journal.healthy and not silent
+        return {
+            "status": "ok" if healthy else "degraded",
+            "version": __version__,
+            "journal": {
+                "path": str(self._journal.path),
+                "healthy": self._journal.healthy,
+                "last_seq": self._journal.last_seq,
+            },
+            "domains": {
+                "total": len(self._host.supervisors),
+                "connected": sum(s.session is not None for s in supervisors),
+                "with_open_pivots": sum(bool(s.drivers) for s in supervisors),
+                "silent_with_open_pivots": silent,
+            },
+        }
+
+
+def _same_request(known: Pivot, request: CopyRequest) -> Pivot:
+    """A retry is safe; another request under a used id is a mistake that must not look like success."""
+    asked = {(t.disk, t.image) for t in request.targets}
+    had = {(d.disk, d.destination.filename) for d in known.disks}
+    if known.domain != request.domain or asked != had:
+        raise ConflictError(
+            f"request id {known.request_id} belongs to pivot {known.id} with other disks or images: use a new id",
+            pivot=known.id,
+        )
+    return known
+
+
+def _path(disk: DiskSeen, session: Session) -> str:
+    return files.resolve(disk.filename, identity.working_directory(session.pid)).path or disk.filename
+
+
+def _live(disk: DiskSeen, pivot: Pivot, session: Session) -> verdict.Live:
+    moved = next(d for d in pivot.disks if d.disk == disk.disk)
+    known = pivot.identity
+    same = (known.pid, known.start_ticks, known.boot_id) == (
+        session.pid,
+        identity.start_ticks(session.pid),
+        identity.boot_id(),
+    )
+    file = files.resolve(disk.filename, identity.working_directory(session.pid))
+    return verdict.Live(
+        image=file.path or disk.filename,
+        format=disk.format,
+        same_qemu=same,
+        is_source=(same and disk.node == moved.source.node) or files.same(moved.source, file),
+        is_destination=(same and disk.node == moved.destination.node) or files.same(moved.destination, file),
+    )
+
+
+def _names_image(found: Verdict, pivot: Pivot | None, image: str) -> bool:
+    file = files.File(image, files.file_id(image))
+    if found.image == image:
+        return True
+    sides = [side for d in pivot.disks if d.disk == found.disk for side in (d.source, d.destination)] if pivot else []
+    return any(files.same(side, file) for side in sides)

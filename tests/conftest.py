@@ -1,0 +1,37 @@
+"""Fixtures that every room may use: a real QEMU and a real guest, gone when the test ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests.support.guest import Guest
+from tests.support.guest_assets import GuestAssets, build
+from tests.support.qemu import Disk, Qemu
+
+
+class QemuFactory(Protocol):
+    """Starts a QEMU in the test's directory; ``options`` are those of Qemu, ``expect`` that of Guest.qemu."""
+
+    def __call__(self, disks: Sequence[Disk] = (), *, guest: Guest | None = None, **options: Any) -> Qemu: ...
+
+
+@pytest.fixture
+def qemu_factory(tmp_path: Path) -> Iterator[QemuFactory]:
+    with ExitStack() as stack:
+
+        def start(disks: Sequence[Disk] = (), *, guest: Guest | None = None, **options: Any) -> Qemu:
+            directory = options.pop("directory", tmp_path)
+            qemu = guest.qemu(directory, disks, **options) if guest else Qemu(directory, disks, **options)
+            return stack.enter_context(qemu)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def guest_assets() -> GuestAssets:
+    return build()

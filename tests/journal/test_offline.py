@@ -1,0 +1,87 @@
+"""The offline reader reads everything and touches nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pivotd.core.words import Phase
+from pivotd.errors import JournalCorruptError, JournalError
+from pivotd.journal.journal import Journal
+from pivotd.journal.reader import Reader
+from tests.journal.process import look, wait_for, working
+
+EVENTS = [(1, "accepted"), (2, "copying")]
+
+
+def events(where: Path) -> list[tuple[int, str]]:
+    reader = Reader.offline(where)
+    try:
+        assert [pivot.phase for pivot in reader.pivots()] == [Phase.COPYING]
+        assert reader.check() == []
+        return [(record.seq, record.event) for record in reader.events(0)]
+    finally:
+        reader.close()
+
+
+def test_live_journal(tmp_path: Path) -> None:
+    """Beside a running daemon the reader sees every durable record; no file changes, not even shared memory."""
+    with working(tmp_path, "hold") as process:
+        wait_for(process, "held")
+        before = look(tmp_path)
+        assert events(tmp_path) == EVENTS
+        assert events(tmp_path / "journal.db") == EVENTS
+        assert look(tmp_path) == before
+
+
+def test_killed_daemon(tmp_path: Path) -> None:
+    """After kill -9 the records that are only in the WAL are read, and it stays as the daemon left it."""
+    with working(tmp_path, "hold") as process:
+        wait_for(process, "held")
+    assert (tmp_path / "journal.db-wal").stat().st_size
+    before = look(tmp_path)
+    assert events(tmp_path) == EVENTS
+    assert look(tmp_path) == before
+
+
+@pytest.mark.parametrize("with_wal", [True, False])
+def test_copy_in_a_read_only_directory(tmp_path: Path, with_wal: bool) -> None:
+    """A copy under another name in a directory that cannot be written is read, with and without its WAL."""
+    state, aside = tmp_path / "state", tmp_path / "aside"
+    state.mkdir()
+    aside.mkdir()
+    with working(state, "hold") as process:
+        wait_for(process, "held")
+    if not with_wal:
+        asyncio.run(Journal.open(state).close())
+    for suffix in ["", "-wal"] if with_wal else [""]:
+        shutil.copy(state / f"journal.db{suffix}", aside / f"evidence.db{suffix}")
+    aside.chmod(0o500)
+    before = look(aside)
+    assert events(aside / "evidence.db") == EVENTS
+    assert look(aside) == before
+    aside.chmod(0o700)
+
+
+def test_private_copy_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left in the temporary directory after close, nor after a refusal."""
+    state, temporary = tmp_path / "state", tmp_path / "temporary"
+    state.mkdir()
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    asyncio.run(Journal.open(state).close())
+    Reader.offline(state).close()
+    (tmp_path / "text.db").write_text("no journal " * 100)
+    with pytest.raises(JournalCorruptError):
+        Reader.offline(tmp_path / "text.db")
+    assert list(temporary.iterdir()) == []
+
+
+def test_missing_journal_is_not_made(tmp_path: Path) -> None:
+    """Reading where no journal is raises an error and creates none."""
+    with pytest.raises(JournalError, match="there is no journal"):
+        Reader.offline(tmp_path)
+    assert list(tmp_path.iterdir()) == []

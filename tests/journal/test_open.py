@@ -1,0 +1,211 @@
+"""What open checks, and that a refused file is left as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pivotd import limits
+from pivotd.errors import JournalCorruptError, JournalError, JournalLockedError, JournalNewerError
+from pivotd.journal import schema
+from pivotd.journal.journal import Journal
+from pivotd.journal.reader import Reader
+from tests.journal.process import REPOSITORY, look, wait_for, working
+from tests.journal.samples import make_pivot
+
+
+def make_journal(state_dir: Path) -> Path:
+    async def run() -> Path:
+        journal = Journal.open(state_dir)
+        await journal.accept(make_pivot(1), {"text": "x" * 20000})
+        await journal.close()
+        return journal.path
+
+    return asyncio.run(run())
+
+
+def sql(path: Path, *statements: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        connection.execute(statement).fetchall()
+    connection.close()
+
+
+def without_lock_file(listing: str) -> list[str]:
+    """Listing without the lock file and the directory's own times, which the lock file changes."""
+    return [line for line in listing.splitlines() if line.split()[0] not in {".", "journal.lock"}]
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("this is no database\n" * 1000)
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    sql(path, "CREATE TABLE cookies (name TEXT)")
+
+
+def foreign_wal(path: Path) -> None:
+    path.unlink()
+    sql(path, "PRAGMA journal_mode = WAL", "CREATE TABLE cookies (name TEXT)", "PRAGMA user_version = 1")
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 4096)
+
+
+def only_a_header(path: Path) -> None:
+    os.truncate(path, 50)
+
+
+def scrambled(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[100:4096] = b"\xa5" * 3996
+    path.write_bytes(data)
+
+
+def without_a_trigger(path: Path) -> None:
+    sql(path, "DROP TRIGGER record_no_update")
+
+
+def unknown_word(path: Path) -> None:
+    sql(path, "UPDATE pivot SET phase = 'levitating'")
+
+
+def without_file_but_wal(path: Path) -> None:
+    path.with_name("journal.db-wal").write_bytes(path.read_bytes())
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        empty,
+        text,
+        foreign,
+        foreign_wal,
+        truncated,
+        only_a_header,
+        scrambled,
+        without_a_trigger,
+        unknown_word,
+        without_file_but_wal,
+    ],
+)
+def test_what_is_not_a_sound_journal_is_refused_and_left_alone(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """A file that is damaged, cut, empty or somebody else's is a JournalCorruptError and keeps every byte."""
+    damage(make_journal(tmp_path))
+    before = without_lock_file(look(tmp_path))
+    with pytest.raises(JournalCorruptError) as caught:
+        Journal.open(tmp_path)
+    assert "\n" not in caught.value.message
+    assert without_lock_file(look(tmp_path)) == before
+
+
+def test_newer_journal_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """A schema number above ours is a JournalNewerError, for the daemon and for the offline reader."""
+    sql(make_journal(tmp_path), f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
+    before = without_lock_file(look(tmp_path))
+    with pytest.raises(JournalNewerError, match="newer pivotd"):
+        Journal.open(tmp_path)
+    with pytest.raises(JournalNewerError, match="newer pivotd"):
+        Reader.offline(tmp_path)
+    assert without_lock_file(look(tmp_path)) == before
+
+
+def test_newer_number_that_is_still_in_the_wal_is_refused(tmp_path: Path) -> None:
+    """The number counts where it is newest: in the WAL of a killed newer daemon; file and WAL keep every byte."""
+    inner = tmp_path / "copy"
+    inner.mkdir()
+    path = make_journal(tmp_path)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA user_version = 99")
+    for name in ("journal.db", "journal.db-wal"):
+        shutil.copy(tmp_path / name, inner / name)
+    connection.close()
+    before = without_lock_file(look(inner))
+    with pytest.raises(JournalNewerError):
+        Journal.open(inner)
+    assert without_lock_file(look(inner)) == before
+
+
+def test_second_daemon_is_refused_with_the_pid_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one process owns the journal another gets JournalLockedError that names it."""
+    monkeypatch.setattr(limits, "JOURNAL_LOCK_TIMEOUT_S", 0.05)
+    with working(tmp_path, "hold") as process:
+        wait_for(process, "held")
+        with pytest.raises(JournalLockedError, match=f"process {process.pid},"):
+            Journal.open(tmp_path)
+    asyncio.run(Journal.open(tmp_path).close())
+
+
+def test_missing_directory_is_an_error(tmp_path: Path) -> None:
+    """A state directory that is not there is not made: a typing error must not begin an empty journal."""
+    with pytest.raises(JournalError, match="No such file or directory"):
+        Journal.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+async def test_file_mode(tmp_path: Path, umask: int) -> None:
+    """The journal's files are 0640 under any umask."""
+    old = os.umask(umask)
+    try:
+        journal = Journal.open(tmp_path)
+    finally:
+        os.umask(old)
+    await journal.note("n", {})
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    await journal.close()
+    assert modes == dict.fromkeys(["journal.db", "journal.db-wal", "journal.db-shm", "journal.lock"], 0o640)
+
+
+def test_creation_that_was_killed_starts_again(tmp_path: Path) -> None:
+    """Whatever a kill left of a journal in the making is thrown away; it never had the journal's name."""
+    (tmp_path / "journal.db.new").write_bytes(b"half")
+    (tmp_path / "journal.db.new-journal").write_bytes(b"half")
+    make_journal(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["journal.db", "journal.lock"]
+
+
+def test_command_line_gives_the_same_schema(tmp_path: Path) -> None:
+    """``sqlite-utils migrate`` and Journal.open make the same schema, and the daemon takes either file."""
+    by_hand = tmp_path / "by-hand"
+    by_hand.mkdir()
+    subprocess.run(
+        [sys.executable, "-m", "sqlite_utils", "migrate", str(by_hand / "journal.db"), str(REPOSITORY / "migrations")],
+        check=True,
+        capture_output=True,
+    )
+
+    def shape(path: Path) -> list[tuple[object, ...]]:
+        connection = sqlite3.connect(path)
+        rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name").fetchall()
+        for pragma in ("user_version", "application_id"):
+            rows.append(connection.execute(f"PRAGMA {pragma}").fetchone())
+        connection.close()
+        return rows
+
+    assert shape(make_journal(tmp_path)) == shape(by_hand / "journal.db")
+    make_journal(by_hand)
+
+
+def test_start_imports_no_sqlite_utils(tmp_path: Path) -> None:
+    """Opening a journal of the present version does not pay for the migration library."""
+    make_journal(tmp_path)
+    code = (
+        "import sys, pathlib; from pivotd.journal.journal import Journal; "
+        f"Journal.open(pathlib.Path({str(tmp_path)!r})).open_pivots(); assert 'sqlite_utils' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)

@@ -1,0 +1,187 @@
+"""The writing thread: batches, order, cancellation, holds, close."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from pivotd import limits
+from pivotd.core.words import Phase, Record
+from pivotd.errors import JournalError, PhaseConflictError
+from pivotd.journal import writer as writer_module
+from pivotd.journal.journal import Journal
+from pivotd.journal.reader import Reader
+from tests.journal.samples import make_pivot
+
+
+async def test_a_bad_change_fails_alone(journal: Journal) -> None:
+    """In one batch a conflict and a refused row fail, their neighbours are durable."""
+    answers = await asyncio.gather(
+        journal.note("first", {}),
+        journal.advance(make_pivot(9), "x", {}, phase=Phase.READY),
+        journal.note("odd", {}, pivot="nobody"),
+        journal.note("last", {}),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[1], PhaseConflictError)
+    assert isinstance(answers[2], JournalError)
+    reader = Reader.attach(journal.path)
+    assert [(record.seq, record.event) for record in reader.events(0)] == [(1, "first"), (2, "last")]
+    reader.close()
+
+
+async def test_subscribers_see_durable_records_in_order_before_the_writers_return(journal: Journal) -> None:
+    """Records come in seq order without a gap, readable by others, before the awaiting coroutine goes on."""
+    seen: list[Record] = []
+    reader = Reader.attach(journal.path)
+
+    def callback(records: list[Record]) -> None:
+        assert reader.last_seq() >= records[-1].seq
+        seen.extend(records)
+
+    unsubscribe = journal.subscribe(callback)
+
+    async def write(number: int) -> None:
+        record = await journal.note("n", {"number": number})
+        assert record in seen
+        assert journal.last_seq >= record.seq
+
+    await asyncio.gather(*(write(number) for number in range(2 * limits.JOURNAL_BATCH_MAX + 3)))
+    unsubscribe()
+    await journal.note("unseen", {})
+    assert [record.seq for record in seen] == list(range(1, 2 * limits.JOURNAL_BATCH_MAX + 4))
+    assert seen == reader.events(0)[:-1]
+    reader.close()
+
+
+async def test_batches_are_group_committed(journal: Journal) -> None:
+    """Changes queued in one turn of the loop share a transaction: one announcement for all of them."""
+    batches: list[int] = []
+    journal.subscribe(lambda records: batches.append(len(records)))
+    await asyncio.gather(*(journal.note("n", {}) for _ in range(200)))
+    assert sum(batches) == 200
+    assert len(batches) < 50
+
+
+async def test_a_failing_subscriber_harms_nobody(journal: Journal) -> None:
+    """An exception in a callback goes to the loop's handler; writers and other callbacks go on."""
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context["exception"]))
+    seen: list[Record] = []
+
+    def bad(records: list[Record]) -> None:
+        raise ZeroDivisionError
+
+    journal.subscribe(bad)
+    journal.subscribe(seen.extend)
+    record = await journal.note("n", {})
+    assert seen == [record]
+    assert [type(fault) for fault in faults] == [ZeroDivisionError]
+
+
+async def test_a_cancelled_caller_loses_nothing(journal: Journal) -> None:
+    """A change whose caller was cancelled is written or not, whole; everything after it works."""
+    task = asyncio.create_task(journal.accept(make_pivot(1), {}))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await journal.note("after", {})
+    reader = Reader.attach(journal.path)
+    assert [record.event for record in reader.events(0)] == ["accepted", "after"]
+    reader.close()
+
+
+async def test_the_queue_is_bounded(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit a change is refused at once, and room comes back."""
+    monkeypatch.setattr(limits, "JOURNAL_QUEUE_MAX", 2)
+    answers = await asyncio.gather(*(journal.note("n", {}) for _ in range(3)), return_exceptions=True)
+    assert [isinstance(answer, JournalError) for answer in answers] == [False, False, True]
+    assert (await journal.note("n", {})).seq == 3
+
+
+async def test_no_checkpoint_while_held(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the bound the writer checkpoints, but not between hold and the last release."""
+    monkeypatch.setattr(writer_module, "CHECKPOINT_CHANGES", 1)
+
+    size = journal.path.stat().st_size
+    journal.hold_checkpoints()
+    journal.hold_checkpoints()
+    for _ in range(20):
+        await journal.note("n", {"text": "x" * 2000})
+    journal.release_checkpoints()
+    await journal.note("n", {})
+    journal._writer.call(lambda connection: None).result()
+    assert journal.path.stat().st_size == size
+    journal.release_checkpoints()
+    await journal.note("n", {})
+    # The writer is serial: when it answers the second call, the checkpoint after the note is done.
+    journal._writer.call(lambda connection: None).result()
+    journal._writer.call(lambda connection: None).result()
+    assert journal.path.stat().st_size > size
+
+
+async def test_close_writes_what_is_queued(tmp_path: Path) -> None:
+    """Everything handed over before close is durable after it, in the one file that is left."""
+    journal = Journal.open(tmp_path)
+    notes = [asyncio.create_task(journal.note("n", {})) for _ in range(500)]
+    await asyncio.sleep(0)
+    await journal.close()
+    await asyncio.gather(*notes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["journal.db", "journal.lock"]
+    connection = sqlite3.connect(journal.path)
+    assert connection.execute("SELECT count(*) FROM record").fetchone() == (500,)
+    connection.close()
+
+
+async def test_after_close_nothing_is_taken(tmp_path: Path) -> None:
+    """A closed journal refuses changes and may be closed again."""
+    journal = Journal.open(tmp_path)
+    await journal.close()
+    await journal.close()
+    with pytest.raises(JournalError, match="is closed"):
+        await journal.note("n", {})
+
+
+async def test_settle_empties_the_wal(journal: Journal) -> None:
+    """After settle the file alone says everything: the WAL has no byte that a crash could bring back."""
+    await journal.note("n", {})
+    assert await journal.settle()
+    assert journal.path.with_name("journal.db-wal").stat().st_size == 0
+    assert (await journal.note("n", {})).seq == 2
+
+
+async def test_settle_is_not_certain_while_a_reader_is_in_the_way(journal: Journal) -> None:
+    """A snapshot held by somebody keeps frames in the WAL: settle says so."""
+    await journal.note("n", {})
+    other = sqlite3.connect(f"file:{journal.path}?mode=ro", uri=True, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM record").fetchone()
+    assert not await journal.settle()
+    other.close()
+    assert await journal.settle()
+
+
+async def test_settle_is_not_certain_of_a_record_reported_as_failed(journal: Journal) -> None:
+    """A record that can be seen though its commit was reported as failed makes settle refuse."""
+    await journal.note("n", {})
+    journal._writer.committed_seq = 0
+    assert not await journal.settle()
+
+
+async def test_a_strangers_write_lock_refuses_the_change_and_recovers(journal: Journal) -> None:
+    """While another program writes, a change fails in bounded time as certainly absent; then all is well."""
+    other = sqlite3.connect(journal.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(JournalError, match="another program") as caught:
+        await journal.note("n", {})
+    assert type(caught.value) is JournalError
+    assert not journal.healthy
+    other.execute("ROLLBACK")
+    other.execute("PRAGMA wal_autocheckpoint = 0")
+    other.close()
+    assert (await journal.note("n", {})).seq == 1
+    assert journal.healthy

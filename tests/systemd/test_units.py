@@ -1,0 +1,111 @@
+"""The units: valid, closely sandboxed, and with the settings that the promises rest on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pivotd import config, errors, limits
+
+pytestmark = [
+    pytest.mark.systemd,
+    pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"),
+]
+
+UNITS = Path(__file__).parents[2] / "systemd"
+EXPOSURE_MAX = 0.5
+
+
+def settings(unit: str) -> dict[str, str]:
+    """Return the settings of a unit, the last value of each."""
+    lines = (UNITS / unit).read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+
+
+def seconds(unit: str, name: str) -> float:
+    return float(settings(unit)[name].removesuffix("s"))
+
+
+def test_units_are_valid(tmp_path: Path) -> None:
+    """There is nothing for systemd to say about them; an installed daemon is stood in for by another program."""
+    for unit in ("pivotd.service", "pivotd.socket"):
+        text = (UNITS / unit).read_text()
+        (tmp_path / unit).write_text(text.replace("/opt/pivotd/bin/pivotd", sys.executable))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", tmp_path / "pivotd.service", tmp_path / "pivotd.socket"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "pivotd" in line]
+    assert (done.returncode, said) == (0, [])
+
+
+def test_exposure_is_low() -> None:
+    """The score that systemd gives the sandbox is at most what is promised."""
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", UNITS / "pivotd.service"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    score = re.search(r"exposure level for pivotd\.service: ([0-9.]+)", done.stdout)
+    assert score is not None
+    assert float(score[1]) <= EXPOSURE_MAX
+
+
+def test_clients_keep_their_uid_and_the_boot_id_is_readable() -> None:
+    """Two hardening settings would break what pivotd rests on, so they must stay out."""
+    assert not {"PrivateUsers", "ProcSubset"} & set(settings("pivotd.service"))
+
+
+def test_dead_daemon_comes_back_at_once_and_always() -> None:
+    """No delay, no limit; only a bad configuration, which another start would not mend, is left to a person."""
+    unit = settings("pivotd.service")
+    assert (unit["Restart"], unit["RestartSec"], unit["StartLimitIntervalSec"]) == ("always", "0", "0")
+    assert unit["RestartPreventExitStatus"] == str(errors.ConfigError.exit_status)
+
+
+def test_only_the_daemon_is_ever_signalled() -> None:
+    """Whatever else may be in the control group survives a stop."""
+    assert settings("pivotd.service")["KillMode"] == "process"
+
+
+def test_stop_waits_longer_than_the_longest_pause() -> None:
+    """A guest in its pause is resumed before systemd loses patience."""
+    assert seconds("pivotd.service", "TimeoutStopSec") > limits.PAUSE_MS_LIMIT / 1000 + limits.COMMAND_TIMEOUT_S
+
+
+def test_watchdog_does_not_fire_within_a_query() -> None:
+    """A daemon that waits for one answer of QEMU is alive."""
+    assert seconds("pivotd.service", "WatchdogSec") > limits.QUERY_TIMEOUT_S
+
+
+def test_units_and_defaults_mean_the_same_places() -> None:
+    """Socket, state directory and configuration file are where the program looks for them by itself."""
+    service, listening = settings("pivotd.service"), settings("pivotd.socket")
+    default = config.Config()
+    assert listening["ListenStream"] == str(default.socket)
+    assert f"/run/{service['RuntimeDirectory']}" == str(default.socket.parent)
+    assert f"/var/lib/{service['StateDirectory']}" == str(default.state_dir)
+    assert service["ExecStart"].endswith(f"--config {config.DEFAULT_PATH}")
+
+
+def test_sysusers_makes_every_name_that_units_and_example_use(tmp_path: Path) -> None:
+    """After systemd-sysusers the service's user and both groups of the example configuration exist."""
+    if shutil.which("systemd-sysusers") is None:
+        pytest.skip("systemd-sysusers is not installed")
+    (tmp_path / "etc").mkdir()
+    subprocess.run(
+        ["systemd-sysusers", f"--root={tmp_path}", UNITS / "pivotd.sysusers"], check=True, capture_output=True
+    )
+    users = [line.split(":")[0] for line in (tmp_path / "etc/passwd").read_text().splitlines()]
+    groups = [line.split(":")[0] for line in (tmp_path / "etc/group").read_text().splitlines()]
+    unit = settings("pivotd.service")
+    assert unit["User"] in users
+    assert {unit["Group"], *re.findall(r'"@([\w-]+)"', (UNITS / "pivotd.toml").read_text())} <= set(groups)
