@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from pivotd import limits
-from pivotd.core import actions
+from pivotd.core import actions, phases
 from pivotd.core.decide import decide
 from pivotd.core.observation import (
     OUR_PAUSE,
@@ -433,6 +433,7 @@ class Driver:
     # -- small things -------------------------------------------------------------------------------------------
 
     async def _record(self, before: Pivot, event: str, facts: dict[str, Any], **changes: Any) -> None:
+        assert phases.is_allowed(before.phase, changes.get("phase", before.phase)), (before.phase, changes)
         self.pivot = await self._journal.advance(before, event, facts, **changes)
         advanced, self.advanced = self.advanced, asyncio.Event()
         advanced.set()

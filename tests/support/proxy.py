@@ -103,9 +103,10 @@ class Recorder:
 class KillAt:
     """A hook that kills processes at one message and cuts the connection there.
 
-    The message is the one with this ``index``, or the ``nth`` with this ``label``. ``pids`` is asked at that moment;
-    each process is gone when the connection is cut. ``struck`` is set afterwards and ``at_s`` is the monotonic time
-    of the kill.
+    The message is the one with this ``index``, or the ``nth`` with this ``label`` that the hook sees; give a label
+    where the run has to be the same every time, since events and replies may change places. ``pids`` is asked at that
+    moment; each process is gone when the connection is cut. Then ``struck`` is set, and ``at_s`` is the monotonic
+    time of the kill.
     """
 
     pids: Callable[[], list[int]]
@@ -120,11 +121,15 @@ class KillAt:
         assert (self.label is None) != (self.index is None), "either a label or an index"
         self.struck = threading.Event()
         self.at_s = 0.0
+        self._seen = 0
 
     def __call__(self, direction: Direction, index: int, message: Message, when: When) -> None:
         """Strike if this is the moment; only once."""
-        there = index == self.index if self.label is None else (message.label, message.nth) == (self.label, self.nth)
-        if not there or when is not self.when or self.direction not in (None, direction) or self.struck.is_set():
+        if self.struck.is_set() or when is not self.when or self.direction not in (None, direction):
+            return
+        if self.label is not None and message.label == self.label:
+            self._seen += 1
+        if index != self.index if self.label is None else (message.label, self._seen) != (self.label, self.nth):
             return
         self.at_s = time.monotonic()
         for pid in self.pids():

@@ -86,6 +86,19 @@ def create_image(path: Path, *, image_format: str = "qcow2", size: str = "64M", 
     return path
 
 
+def popen_tied(command: Sequence[str], output: Path, cwd: Path, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that the kernel kills when this process ends, however it ends; ``output`` gets what it says."""
+
+    def start() -> subprocess.Popen[bytes]:
+        with output.open("ab") as file:
+            return subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=cwd, **options,
+            )  # fmt: skip
+
+    return _starter.submit(start).result()
+
+
 class Qemu:
     """One QEMU process; use it as a context manager, or call start() and stop().
 
@@ -147,7 +160,7 @@ class Qemu:
             # A socket left by a killed predecessor would refuse the first tries of everyone who waits for it.
             for path in {self._own_qmp, self.spy_path}:
                 path.unlink(missing_ok=True)
-            self._process = _starter.submit(self._popen).result()
+            self._process = self._popen()
             self._spy = self._connect()
             if self.proxy:
                 self.proxy.start(self.pid)
@@ -242,11 +255,7 @@ class Qemu:
         if self.proxy:
             descriptors = [self.proxy.fileno()]
             command = [sys.executable, "-I", "-S", "-c", _LISTEN_THEN_EXEC, str(descriptors[0]), *command]
-        with self.errors_path.open("ab") as errors:
-            return subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command],
-                stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, cwd=self._cwd(), pass_fds=descriptors,
-            )  # fmt: skip
+        return popen_tied(command, self.errors_path, self._cwd(), pass_fds=descriptors)
 
     def _connect(self) -> Spy:
         assert self._process is not None

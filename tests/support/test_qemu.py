@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import QemuFactory
+from tests.support.guest_assets import CHECKOUT
 from tests.support.qemu import BUSES, Disk, Qemu, create_image
 
 pytestmark = pytest.mark.qemu
@@ -85,7 +86,8 @@ def test_a_killed_test_run_leaves_no_process(tmp_path: Path) -> None:
         "import pathlib,signal,os\nfrom tests.support.qemu import Qemu\n"
         f"q = Qemu(pathlib.Path({str(tmp_path)!r})).start()\nprint(q.pid, flush=True)\nsignal.pause()"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as starter:
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         pidfd = os.pidfd_open(int(starter.stdout.readline()))
         starter.kill()

@@ -1,0 +1,44 @@
+"""Every change of phase that there is; docs/protocol.md shows this table as a diagram, and a test compares the two."""
+
+from __future__ import annotations
+
+from pivotd.core.words import Phase
+
+TRANSITIONS: dict[Phase, dict[Phase, str]] = {
+    Phase.PREPARING: {
+        Phase.COPYING: "every mirror has been started",
+        Phase.CANCELLING: "refused by QEMU, or cancelled",
+        Phase.DECIDED: "QEMU is gone",
+    },
+    Phase.COPYING: {
+        Phase.READY: "every mirror follows the guest",
+        Phase.CANCELLING: "a copy failed, or cancelled",
+        Phase.DECIDED: "QEMU is gone",
+    },
+    Phase.READY: {
+        Phase.PAUSING: "intent: backlog small, images flushed",
+        Phase.CANCELLING: "a mirror failed, or cancelled",
+        Phase.DECIDED: "QEMU is gone",
+    },
+    Phase.PAUSING: {
+        Phase.READY: "deadline before job-complete: the guest goes on",
+        Phase.CANCELLING: "a switch failed, deadline, or cancelled",
+        Phase.DECIDED: "the graph was read: switched",
+    },
+    Phase.CANCELLING: {Phase.DECIDED: "every job has ended: kept"},
+    Phase.DECIDED: {Phase.CLOSED: "guest resumed, nodes and jobs gone"},
+    Phase.CLOSED: {},
+}
+
+
+def is_allowed(before: Phase, after: Phase) -> bool:
+    """Return whether a record may take a pivot from one phase to another; staying is always allowed."""
+    return before is after or after in TRANSITIONS[before]
+
+
+def diagram() -> str:
+    """Return the table as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", "    [*] --> preparing: accepted"]
+    for before, changes in TRANSITIONS.items():
+        lines += [f"    {before} --> {after}: {why}" for after, why in changes.items()]
+    return "\n".join([*lines, "    closed --> [*]"])
