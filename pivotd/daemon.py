@@ -60,7 +60,8 @@ def main() -> NoReturn:
     if options.check:
         print(f"{options.config}: ok")  # noqa: T201 - the answer to --check
         sys.exit(0)
-    log.configure()
+    log.setup()
+    sys.excepthook = lambda kind, error, trace: logger.error("daemon.died", error=repr(error))
     try:
         journal = Journal.open(config.state_dir)
     except (JournalFullError, JournalWriteError) as error:
@@ -170,7 +171,7 @@ class Daemon:
         interval_s = sd.watchdog_interval_s()
         while interval_s is not None:
             sd.notify("WATCHDOG=1")
-            await asyncio.sleep(interval_s / 3)
+            await asyncio.sleep(interval_s)
 
 
 def _listener(path: Path) -> socket.socket:

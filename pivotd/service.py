@@ -14,12 +14,14 @@ from pivotd import __version__, files, limits
 from pivotd.api.ports import CopyRequest, DiskView, DomainView, Progress
 from pivotd.config import Config
 from pivotd.core import verdict
+from pivotd.core.phases import is_resting
 from pivotd.core.words import Outcome, Phase, Pivot, Record, Requester, Verdict
 from pivotd.engine.host import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.engine.planning import Target, Wish, plan_copy
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError, PhaseConflictError, QmpError
-from pivotd.journal import Journal, Reader
+from pivotd.journal.journal import Journal
+from pivotd.journal.reader import Reader
 from pivotd.qmp import identity
 from pivotd.qmp.replies import DiskSeen
 from pivotd.qmp.session import Session
@@ -247,7 +249,7 @@ class DaemonService:
         while True:
             tick = self._tick
             found = await self.pivot(pivot)
-            if found.phase is Phase.CLOSED or (found.phase is Phase.READY and found.hold) or self._ending:
+            if is_resting(found) or self._ending:
                 return found
             try:
                 async with asyncio.timeout_at(deadline):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pivotd.core.words import Phase
+from pivotd.core.words import Phase, Pivot
 
 TRANSITIONS: dict[Phase, dict[Phase, str]] = {
     Phase.PREPARING: {
@@ -34,6 +34,11 @@ TRANSITIONS: dict[Phase, dict[Phase, str]] = {
 def is_allowed(before: Phase, after: Phase) -> bool:
     """Return whether a record may take a pivot from one phase to another; staying is always allowed."""
     return before is after or after in TRANSITIONS[before]
+
+
+def is_resting(pivot: Pivot) -> bool:
+    """Return whether the pivot goes no further by itself: closed, or waiting at READY for a person."""
+    return pivot.phase is Phase.CLOSED or (pivot.phase is Phase.READY and pivot.hold and not pivot.owes_resume)
 
 
 def diagram() -> str:

@@ -1,0 +1,158 @@
+"""HTTP over the Unix socket: one connection per request, and errors that say what is known."""
+
+from __future__ import annotations
+
+import errno
+import json
+import socket
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
+from typing import Any
+
+from pivotd.cli.failure import Failure, LostFailure, NotPivotdFailure, UnreachableFailure
+from pivotd.errors import EXIT_REFUSED
+
+REQUEST_TIMEOUT_S = 60.0
+"""Longer than the slowest answer that is no long poll: a command to a QEMU whose storage hangs, 20 s."""
+ANSWER_BYTES_MAX = 64 << 20
+"""A thousand pivots with every record stay far below; more is not an answer of pivotd."""
+MEDIA_PROBLEM = "application/problem+json"
+
+
+class UnixConnection(HTTPConnection):
+    """An HTTP connection to a Unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("pivotd", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect. Raises: UnreachableFailure."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(self._path)
+        except OSError as error:
+            self.sock.close()
+            raise _not_connected(self._path, error) from None
+
+
+def _not_connected(path: str, error: OSError) -> UnreachableFailure:
+    """Say why, and what to check."""
+    other = "or name its socket with --socket or PIVOTCTL_SOCKET"
+    if isinstance(error, PermissionError):
+        return UnreachableFailure(
+            f"you may not open {path}: ask to be put into one of the groups under [access] in pivotd.toml, "
+            "usually pivotd (operators) or pivotd-ro (readers)",
+            kind="not-allowed",
+            exit_status=EXIT_REFUSED,
+        )
+    match error.errno:
+        case errno.ENOENT:
+            return UnreachableFailure(f"there is no {path}: is pivotd running? See `systemctl status pivotd`, {other}")
+        case errno.ECONNREFUSED:
+            return UnreachableFailure(f"nobody listens at {path}: see `systemctl status pivotd`, {other}")
+        case errno.EAGAIN:
+            return UnreachableFailure(f"pivotd takes no more connections at {path}: see `journalctl -u pivotd`")
+        case _:
+            return UnreachableFailure(f"cannot connect to {path}: {error.strerror or error}; check --socket")
+
+
+class Transport:
+    """Requests to one daemon. Every method raises Failure and its subclasses, nothing else."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def request(
+        self,
+        method: str,
+        target: str,
+        body: Any = None,
+        *,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Any:
+        """Return the JSON document of the answer, None if it has no body."""
+        with _closing(UnixConnection(self.path, timeout_s)) as connection:
+            response = self._send(connection, method, target, body, {"Accept": "application/json", **(headers or {})})
+            return self._document(response)
+
+    def lines(self, target: str, *, headers: dict[str, str], timeout_s: float) -> Iterator[str]:
+        """Yield the lines of an endless answer. Raises LostFailure at its end, however it ends."""
+        with _closing(UnixConnection(self.path, timeout_s)) as connection:
+            response = self._send(connection, "GET", target, None, headers)
+            if response.status != 200 or not _media_type(response).startswith("text/event-stream"):
+                self._document(response)
+                raise NotPivotdFailure(self.path, "no event stream")
+            while True:
+                try:
+                    line = response.readline()
+                except (OSError, HTTPException) as error:
+                    raise _lost(error) from None
+                if not line.endswith(b"\n"):
+                    raise LostFailure("pivotd ended the event stream")
+                yield line.decode(errors="replace").rstrip("\r\n")
+
+    def _send(
+        self, connection: UnixConnection, method: str, target: str, body: Any, headers: dict[str, str]
+    ) -> HTTPResponse:
+        content = None if body is None else json.dumps(body).encode()
+        if content is not None:
+            headers = {"Content-Type": "application/json", **headers}
+        try:
+            connection.request(method, target, content, {"Connection": "close", **headers})
+            return connection.getresponse()
+        except (OSError, IncompleteRead) as error:
+            raise _lost(error) from None
+        except (HTTPException, ValueError) as error:
+            raise NotPivotdFailure(self.path, f"no HTTP: {type(error).__name__}") from None
+
+    def _document(self, response: HTTPResponse) -> Any:
+        try:
+            content = response.read(ANSWER_BYTES_MAX)
+        except (OSError, HTTPException) as error:
+            raise _lost(error) from None
+        try:
+            document = json.loads(content) if content else None
+        except ValueError:
+            raise NotPivotdFailure(self.path, f"status {response.status} without JSON") from None
+        if response.status < 300:
+            return document
+        if _media_type(response) != MEDIA_PROBLEM or not isinstance(document, dict) or "kind" not in document:
+            raise NotPivotdFailure(self.path, f"status {response.status} without a reason")
+        raise _problem(document)
+
+
+class _closing:  # noqa: N801 - reads like the one it replaces
+    """contextlib.closing, without the import."""
+
+    def __init__(self, connection: UnixConnection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> UnixConnection:
+        return self._connection
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+
+def _media_type(response: HTTPResponse) -> str:
+    return (response.getheader("Content-Type") or "").split(";")[0].strip().lower()
+
+
+def _lost(error: Exception) -> LostFailure:
+    if isinstance(error, TimeoutError):
+        return LostFailure("pivotd took the request and does not answer: see `journalctl -u pivotd`")
+    return LostFailure("pivotd ended the connection without an answer: see `systemctl status pivotd`, then try again")
+
+
+def _problem(document: dict[str, Any]) -> Failure:
+    """Return an RFC 9457 problem as the failure that it describes."""
+    shown = {"type", "title", "status", "detail", "kind", "exit_status", "instance"}
+    status = document.get("exit_status")
+    fields = {key: value for key, value in document.items() if key not in shown}
+    message = str(document.get("detail") or document.get("title") or document["kind"])
+    failure = Failure(str(document["kind"]), message, status if isinstance(status, int) else EXIT_REFUSED)
+    failure.fields = fields
+    return failure

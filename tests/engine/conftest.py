@@ -1,0 +1,102 @@
+"""An engine in the test's own event loop: real journal, real supervisors, real QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivotd.core.phases import is_resting
+from pivotd.core.words import CopyOptions, Phase, Pivot, Requester
+from pivotd.daemon import SystemClock
+from pivotd.engine.converge import Converger
+from pivotd.engine.driver import Driver
+from pivotd.engine.flush import Flusher
+from pivotd.engine.host import RUNTIME, Host
+from pivotd.engine.planning import Target, Wish, plan_copy
+from pivotd.engine.supervisor import Supervisor
+from pivotd.journal.journal import Journal
+from pivotd.journal.reader import Reader
+from tests.support.qemu import Qemu
+
+TIMEOUT_S = 30.0
+ULID = "01K9ABCDEFGHJKMNPQRSTV{:04d}"
+
+
+class Engine:
+    """Copies disks without a daemon around it."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.journal = Journal.open(state_dir)
+        self.host = Host(self._driver)
+        self._flusher = Flusher()
+        self._numbers = itertools.count(1)
+        self._ran: dict[str, Driver] = {}
+
+    def _driver(self, pivot: Pivot, domain: Any) -> Driver:
+        clock = SystemClock()
+        return Driver(pivot, domain, self.journal, clock, Converger(self._flusher, clock))
+
+    async def connect(self, qemu: Qemu, name: str = "web1") -> Supervisor:
+        supervisor = self.host.add(name, str(qemu.qmp), RUNTIME)
+        await supervisor.settled(5)
+        assert supervisor.session is not None, supervisor.detail
+        return supervisor
+
+    async def copy(self, name: str, targets: dict[str, Path], image_format: str | None = None, **options: Any) -> Driver:
+        """Record and start a copy; return its driver."""
+        supervisor = self.host.get(name)
+        assert supervisor.session is not None
+        number = ULID.format(next(self._numbers))
+        wish = Wish(
+            pivot=number,
+            request_id=number,
+            domain=name,
+            targets=tuple(Target(disk, str(path), image_format) for disk, path in targets.items()),
+            options=CopyOptions(**options),
+            who=Requester(0, 0, 1),
+            created_at=SystemClock().utc_now(),
+            force=False,
+        )
+        planned = await plan_copy(wish, supervisor.session, ())
+        pivot, _ = await self.journal.accept(planned, {})
+        return supervisor.start(pivot)
+
+    async def until(self, driver: Driver, done: Callable[[Pivot], bool]) -> Pivot:
+        """Wait until the pivot is as wanted; bounded."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not done(driver.pivot):
+                await driver.advanced.wait()
+        return driver.pivot
+
+    async def closed(self, driver: Driver) -> Pivot:
+        return await self.until(driver, lambda pivot: pivot.phase is Phase.CLOSED)
+
+    async def resting(self, driver: Driver) -> Pivot:
+        return await self.until(driver, is_resting)
+
+    def events(self, pivot: Pivot) -> list[str]:
+        reader = Reader.attach(self.state_dir)
+        try:
+            return [record.event for record in reader.records(pivot.id)]
+        finally:
+            reader.close()
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    state_dir = tmp_path / "state"
+    state_dir.mkdir()
+    engine = Engine(state_dir)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(engine.host.run())
+        await engine.host.started()
+        yield engine
+        engine.host.end()
+        await running
+    await engine.journal.close()
