@@ -61,7 +61,7 @@ def main() -> NoReturn:
         print(f"{options.config}: ok")  # noqa: T201 - the answer to --check
         sys.exit(0)
     log.setup()
-    sys.excepthook = lambda kind, error, trace: logger.error("daemon.died", error=repr(error))
+    sys.excepthook = lambda _kind, error, _trace: logger.error("daemon.died", error=repr(error))
     try:
         journal = Journal.open(config.state_dir)
     except (JournalFullError, JournalWriteError) as error:

@@ -15,7 +15,7 @@ from pivotd.api.ports import CopyRequest, DiskView, DomainView, Progress
 from pivotd.config import Config
 from pivotd.core import verdict
 from pivotd.core.phases import is_resting
-from pivotd.core.words import Outcome, Phase, Pivot, Record, Requester, Verdict
+from pivotd.core.words import CopyOptions, Outcome, Phase, Pivot, Record, Requester, Verdict
 from pivotd.engine.host import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.engine.planning import Target, Wish, plan_copy
 from pivotd.engine.supervisor import Supervisor
@@ -25,7 +25,6 @@ from pivotd.journal.reader import Reader
 from pivotd.qmp import identity
 from pivotd.qmp.replies import DiskSeen
 from pivotd.qmp.session import Session
-
 
 VERDICT_READS_MAX = 3
 """A record that comes between the journal and the look at QEMU makes both stale: read both again."""
@@ -55,6 +54,11 @@ class DaemonService:
         """One read-only connection, one thread at a time."""
         async with self._reading:
             return await asyncio.to_thread(function, *arguments)
+
+    @property
+    def defaults(self) -> CopyOptions:
+        """What the configuration says where a request says nothing."""
+        return CopyOptions(max_pause_ms=self._config.pause.max_ms, attempts=self._config.pause.attempts)
 
     @property
     def shutting_down(self) -> bool:

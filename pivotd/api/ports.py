@@ -110,7 +110,7 @@ class Service(Protocol):
     async def copy(self, request: CopyRequest, who: Requester) -> Pivot:
         """Check the request, make it durable and start it; a known request id returns its pivot.
 
-        Raises: RequestError and subclasses (nothing recorded), DomainUnreachableError, UnsupportedQemuError, JournalError.
+        Raises: RequestError and subclasses (nothing recorded), DomainUnreachableError, JournalError.
         """
         ...
 
@@ -125,7 +125,7 @@ class Service(Protocol):
         """
         ...
 
-    async def pivots(self, domain: str | None = None, open_only: bool = False) -> list[Pivot]:
+    async def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[Pivot]:
         """Return pivots, newest first, at most limits.PIVOTS_LISTED_MAX."""
         ...
 
@@ -159,6 +159,11 @@ class Service(Protocol):
 
     def health(self) -> dict[str, Any]:
         """Return at least ``status`` (``ok`` or ``degraded``), ``version``, ``journal`` and ``domains`` counts."""
+        ...
+
+    @property
+    def defaults(self) -> CopyOptions:
+        """What the configuration says where a request says nothing."""
         ...
 
     @property

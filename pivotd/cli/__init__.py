@@ -1,1 +1,1 @@
-"""pivotctl: the client on the command line. Knows the daemon by its HTTP API and, offline, the journal by its reader."""
+"""pivotctl: the client on the command line; it knows the daemon by its HTTP API and, offline, the journal alone."""

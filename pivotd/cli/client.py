@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
-from pivotd.cli.failure import LostFailure, NotPivotdFailure, UnreachableFailure
+from pivotd.cli.errors import LostError, NotPivotdError, UnreachableError
 from pivotd.cli.transport import REQUEST_TIMEOUT_S, Transport
 
 T = TypeVar("T")
@@ -26,11 +26,15 @@ Tell = Callable[[str], None]
 
 
 class Client:
-    """Typed calls. Raises from every method: Failure and its subclasses."""
+    """Typed calls. Raises from every method: CtlError and its subclasses."""
 
     def __init__(self, socket: str) -> None:
         self.socket = socket
         self._transport = Transport(socket)
+
+    def health(self) -> JsonObject:
+        """Return how the daemon is."""
+        return self._object("GET", "/v1/health")
 
     # -- domains and disks
 
@@ -108,7 +112,7 @@ class Client:
                     patience.rest()
                     after = int(record["seq"])
                     yield record
-            except (LostFailure, UnreachableFailure) as failure:
+            except (LostError, UnreachableError) as failure:
                 patience.spend(failure)
 
     def _stream(self, after: int) -> Iterator[JsonObject]:
@@ -124,24 +128,23 @@ class Client:
                     if int(record["seq"]) > after:
                         yield record
                 except (ValueError, KeyError, TypeError):
-                    raise NotPivotdFailure(self.socket, "an event without sequence number") from None
+                    raise NotPivotdError(self.socket, "an event without sequence number") from None
 
     # -- shapes
 
     def _object(self, method: str, target: str, body: Any = None, **options: Any) -> JsonObject:
         found = self._transport.request(method, target, body, **options)
         if not isinstance(found, dict):
-            raise NotPivotdFailure(self.socket, "an answer of another shape")
+            raise NotPivotdError(self.socket, "an answer of another shape")
         return found
 
     def _list(self, target: str, name: str, **query: str | int | None) -> list[JsonObject]:
         given = {key: value for key, value in query.items() if value is not None}
         found = self._transport.request("GET", f"{target}?{urlencode(given)}" if given else target)
-        if isinstance(found, dict):
-            found = found.get(name)
-        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-            raise NotPivotdFailure(self.socket, "an answer of another shape")
-        return found
+        rows = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise NotPivotdError(self.socket, "an answer of another shape")
+        return rows
 
 
 class Patience:
@@ -159,14 +162,14 @@ class Patience:
         self._deadline = None
         self._pause_s = RETRY_FIRST_S
 
-    def spend(self, failure: LostFailure | UnreachableFailure) -> None:
+    def spend(self, failure: LostError | UnreachableError) -> None:
         """Sleep a little before the next try. Raises: the failure, once patience has run out."""
         now = time.monotonic()
         if self._deadline is None:
             self._deadline = now + PATIENCE_S
             self._tell(f"lost pivotd, trying again for {PATIENCE_S:.0f} s")
         if now >= self._deadline:
-            raise UnreachableFailure(
+            raise UnreachableError(
                 f"pivotd did not come back within {PATIENCE_S:.0f} s ({failure.message}); "
                 "what the journal holds is safe: `pivotctl --offline STATE_DIR verdict`"
             ) from None
@@ -180,7 +183,7 @@ def persistently(call: Callable[[], T], tell: Tell) -> T:
     while True:
         try:
             result = call()
-        except (LostFailure, UnreachableFailure) as failure:
+        except (LostError, UnreachableError) as failure:
             patience.spend(failure)
         else:
             patience.rest()

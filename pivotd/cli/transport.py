@@ -6,10 +6,11 @@ import errno
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
 
-from pivotd.cli.failure import Failure, LostFailure, NotPivotdFailure, UnreachableFailure
+from pivotd.cli.errors import CtlError, LostError, NotPivotdError, UnreachableError
 from pivotd.errors import EXIT_REFUSED
 
 REQUEST_TIMEOUT_S = 60.0
@@ -27,7 +28,7 @@ class UnixConnection(HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        """Connect. Raises: UnreachableFailure."""
+        """Connect. Raises: UnreachableError."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         try:
@@ -37,11 +38,11 @@ class UnixConnection(HTTPConnection):
             raise _not_connected(self._path, error) from None
 
 
-def _not_connected(path: str, error: OSError) -> UnreachableFailure:
+def _not_connected(path: str, error: OSError) -> UnreachableError:
     """Say why, and what to check."""
     other = "or name its socket with --socket or PIVOTCTL_SOCKET"
     if isinstance(error, PermissionError):
-        return UnreachableFailure(
+        return UnreachableError(
             f"you may not open {path}: ask to be put into one of the groups under [access] in pivotd.toml, "
             "usually pivotd (operators) or pivotd-ro (readers)",
             kind="not-allowed",
@@ -49,17 +50,17 @@ def _not_connected(path: str, error: OSError) -> UnreachableFailure:
         )
     match error.errno:
         case errno.ENOENT:
-            return UnreachableFailure(f"there is no {path}: is pivotd running? See `systemctl status pivotd`, {other}")
+            return UnreachableError(f"there is no {path}: is pivotd running? See `systemctl status pivotd`, {other}")
         case errno.ECONNREFUSED:
-            return UnreachableFailure(f"nobody listens at {path}: see `systemctl status pivotd`, {other}")
+            return UnreachableError(f"nobody listens at {path}: see `systemctl status pivotd`, {other}")
         case errno.EAGAIN:
-            return UnreachableFailure(f"pivotd takes no more connections at {path}: see `journalctl -u pivotd`")
+            return UnreachableError(f"pivotd takes no more connections at {path}: see `journalctl -u pivotd`")
         case _:
-            return UnreachableFailure(f"cannot connect to {path}: {error.strerror or error}; check --socket")
+            return UnreachableError(f"cannot connect to {path}: {error.strerror or error}; check --socket")
 
 
 class Transport:
-    """Requests to one daemon. Every method raises Failure and its subclasses, nothing else."""
+    """Requests to one daemon. Every method raises CtlError and its subclasses, nothing else."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -74,24 +75,24 @@ class Transport:
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Any:
         """Return the JSON document of the answer, None if it has no body."""
-        with _closing(UnixConnection(self.path, timeout_s)) as connection:
+        with closing(UnixConnection(self.path, timeout_s)) as connection:
             response = self._send(connection, method, target, body, {"Accept": "application/json", **(headers or {})})
             return self._document(response)
 
     def lines(self, target: str, *, headers: dict[str, str], timeout_s: float) -> Iterator[str]:
-        """Yield the lines of an endless answer. Raises LostFailure at its end, however it ends."""
-        with _closing(UnixConnection(self.path, timeout_s)) as connection:
+        """Yield the lines of an endless answer. Raises LostError at its end, however it ends."""
+        with closing(UnixConnection(self.path, timeout_s)) as connection:
             response = self._send(connection, "GET", target, None, headers)
             if response.status != 200 or not _media_type(response).startswith("text/event-stream"):
                 self._document(response)
-                raise NotPivotdFailure(self.path, "no event stream")
+                raise NotPivotdError(self.path, "no event stream")
             while True:
                 try:
                     line = response.readline()
                 except (OSError, HTTPException) as error:
                     raise _lost(error) from None
                 if not line.endswith(b"\n"):
-                    raise LostFailure("pivotd ended the event stream")
+                    raise LostError("pivotd ended the event stream")
                 yield line.decode(errors="replace").rstrip("\r\n")
 
     def _send(
@@ -106,7 +107,7 @@ class Transport:
         except (OSError, IncompleteRead) as error:
             raise _lost(error) from None
         except (HTTPException, ValueError) as error:
-            raise NotPivotdFailure(self.path, f"no HTTP: {type(error).__name__}") from None
+            raise NotPivotdError(self.path, f"no HTTP: {type(error).__name__}") from None
 
     def _document(self, response: HTTPResponse) -> Any:
         try:
@@ -116,43 +117,30 @@ class Transport:
         try:
             document = json.loads(content) if content else None
         except ValueError:
-            raise NotPivotdFailure(self.path, f"status {response.status} without JSON") from None
+            raise NotPivotdError(self.path, f"status {response.status} without JSON") from None
         if response.status < 300:
             return document
         if _media_type(response) != MEDIA_PROBLEM or not isinstance(document, dict) or "kind" not in document:
-            raise NotPivotdFailure(self.path, f"status {response.status} without a reason")
+            raise NotPivotdError(self.path, f"status {response.status} without a reason")
         raise _problem(document)
-
-
-class _closing:  # noqa: N801 - reads like the one it replaces
-    """contextlib.closing, without the import."""
-
-    def __init__(self, connection: UnixConnection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> UnixConnection:
-        return self._connection
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
 
 
 def _media_type(response: HTTPResponse) -> str:
     return (response.getheader("Content-Type") or "").split(";")[0].strip().lower()
 
 
-def _lost(error: Exception) -> LostFailure:
+def _lost(error: Exception) -> LostError:
     if isinstance(error, TimeoutError):
-        return LostFailure("pivotd took the request and does not answer: see `journalctl -u pivotd`")
-    return LostFailure("pivotd ended the connection without an answer: see `systemctl status pivotd`, then try again")
+        return LostError("pivotd took the request and does not answer: see `journalctl -u pivotd`")
+    return LostError("pivotd ended the connection without an answer: see `systemctl status pivotd`, then try again")
 
 
-def _problem(document: dict[str, Any]) -> Failure:
+def _problem(document: dict[str, Any]) -> CtlError:
     """Return an RFC 9457 problem as the failure that it describes."""
     shown = {"type", "title", "status", "detail", "kind", "exit_status", "instance"}
     status = document.get("exit_status")
     fields = {key: value for key, value in document.items() if key not in shown}
     message = str(document.get("detail") or document.get("title") or document["kind"])
-    failure = Failure(str(document["kind"]), message, status if isinstance(status, int) else EXIT_REFUSED)
+    failure = CtlError(str(document["kind"]), message, status if isinstance(status, int) else EXIT_REFUSED)
     failure.fields = fields
     return failure

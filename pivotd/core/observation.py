@@ -101,12 +101,3 @@ class Observation:
 
 
 _GONE = JobSeen("null")
-
-
-@dataclass(frozen=True, slots=True)
-class StopSeen:
-    """The run states right before and right after ``stop``, and what QEMU said to each refused ``job-complete``."""
-
-    before: str
-    after: str
-    complete_errors: Mapping[str, str]

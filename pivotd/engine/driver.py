@@ -237,7 +237,7 @@ class Driver:
                 await session.complete(jobs)
                 return await self._await_pending(session, seen)
             case actions.Finalize(jobs):
-                return await session.finalize(self.pivot, jobs)
+                return await self._finalize(session, jobs, seen)
             case actions.RollBack(disks):
                 await self._roll_back(session, disks)
             case actions.CancelJobs(jobs, resume):
@@ -380,15 +380,26 @@ class Driver:
         self._completing = frozenset(jobs)
         self._paused_at = self._clock.monotonic()
         self._deadline = self._paused_at + self.pivot.options.max_pause_ms / 1000
-        stopped = await session.stop(jobs)
-        if stopped.complete_errors:
-            self._completing = frozenset(jobs) - stopped.complete_errors.keys()
-        seen = replace(seen, run_state=stopped.after)
-        if stopped.before != "running":
+        before = await session.stop(jobs)
+        if before != "running":
             # Somebody else paused it between the intent and here: it is not ours to resume.
-            await self._record(self.pivot, "not-our-pause", {"run_state": stopped.before}, owes_resume=False)
+            await self._record(self.pivot, "not-our-pause", {"run_state": before}, owes_resume=False)
             return None
-        return await self._await_pending(session, seen) if self._completing else seen
+        if session.resumes != self._resumes:
+            return None
+        seen = replace(seen, run_state="paused")
+        return await self._await_pending(session, seen) if jobs else seen
+
+    async def _finalize(self, session: Session, jobs: tuple[str, ...], seen: Observation) -> Observation | None:
+        """Finalize and read the graph; anything but every disk on its destination, guest still, needs a full look.
+
+        The jobs were read before the graph: their events come before the answer to job-finalize.
+        """
+        roots = await session.finalize(self.pivot, jobs)
+        if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._resumes:
+            return None
+        ended = {job: JobSeen(session.job_status.get(job, "null")) for job in jobs}
+        return replace(seen, jobs={**seen.jobs, **ended}, roots=roots)
 
     async def _await_pending(self, session: Session, seen: Observation) -> Observation | None:
         """Wait until events show every completing job at pending or ended; None where a full look is needed."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pivotd.core.actions import Step
-from pivotd.core.observation import Observation, StopSeen
+from pivotd.core.observation import Observation, Root
 from pivotd.core.words import Identity, JsonObject, Pivot, PivotDisk, Record
 
 
@@ -90,16 +90,16 @@ class Session(Protocol):
         """Return the labels of open character devices: other monitors are among them."""
         ...
 
-    async def stop(self, complete: Sequence[str]) -> StopSeen:
-        """Pause the guest and complete these jobs in one write."""
+    async def stop(self, complete: Sequence[str]) -> str:
+        """Pause the guest and complete these jobs in one write; return the run state right before."""
         ...
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending."""
         ...
 
-    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Observation:
-        """Finalize and look, in one write: job-finalize is done when it answers."""
+    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
+        """Finalize and read the roots, in one write: job-finalize is done when it answers."""
         ...
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:

@@ -7,10 +7,52 @@ listeners that keep a history for ever. Both hooks are taken over here.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from qemu.qmp import Message, QMPClient
 from qemu.qmp.protocol import Runstate, StateError
+from qemu.qmp.qmp_client import ExecInterruptedError
+
+Command = dict[str, Any]
+"""A QMP command without its id: ``{"execute": name, "arguments": {…}}``."""
+
+
+class Burst:
+    """The replies to come to commands that left in one write. ``done`` gives them in order."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.done: asyncio.Future[list[Message]] = asyncio.get_running_loop().create_future()
+        self._replies: dict[str, Message] = {}
+
+    def take(self, name: str, reply: Message | ExecInterruptedError) -> None:
+        """Note one reply, or that none will come."""
+        if self.done.done():
+            return
+        if isinstance(reply, ExecInterruptedError):
+            self.done.set_exception(reply)
+            return
+        self._replies[name] = reply
+        if len(self._replies) == len(self.names):
+            self.done.set_result([self._replies[name] for name in self.names])
+
+
+class _Slot:
+    """Stands where qemu.qmp keeps a queue per command: whoever waits is woken once for the whole burst."""
+
+    def __init__(self, burst: Burst, name: str) -> None:
+        self._burst = burst
+        self._name = name
+
+    async def put(self, reply: Message) -> None:
+        """Take a reply from the reader."""
+        self._burst.take(self._name, reply)
+
+    def put_nowait(self, reply: ExecInterruptedError) -> None:
+        """Take the news of a lost connection."""
+        self._burst.take(self._name, reply)
 
 
 class Client(QMPClient):
@@ -33,32 +75,27 @@ class Client(QMPClient):
         return msg
 
     def _cleanup(self) -> None:
-        # Whoever waits holds its own queue and has been told; qemu.qmp asserts that they have all run by now.
+        # Whoever waits holds its own burst and has been told; qemu.qmp asserts that they have all run by now.
         self._pending.clear()
         super()._cleanup()
 
-    def send_burst(self, commands: Sequence[Message]) -> list[asyncio.Queue[QMPClient._PendingT]]:
-        """Send commands in one write; return one queue per command for receive().
+    def send_burst(self, commands: Sequence[Command]) -> Burst:
+        """Send commands in one write.
 
         Raises: StateError: nothing was sent.
         """
         if self.runstate is not Runstate.RUNNING or self._writer is None or self._writer.is_closing():
             raise StateError("the monitor is not connected", self.runstate, Runstate.RUNNING)
-        queues: list[asyncio.Queue[QMPClient._PendingT]] = []
-        data = bytearray()
-        for command in commands:
-            message = Message(command)
-            name = self._get_exec_id()
-            message["id"] = name
-            queue: asyncio.Queue[QMPClient._PendingT] = asyncio.Queue(maxsize=1)
-            self._pending[name] = queue
-            queues.append(queue)
-            data += bytes(message)
-        self._writer.write(bytes(data))
-        return queues
+        burst = Burst([self._get_exec_id() for _ in commands])
+        lines = []
+        for name, command in zip(burst.names, commands, strict=True):
+            self._pending[name] = cast("asyncio.Queue[QMPClient._PendingT]", _Slot(burst, name))
+            lines.append(json.dumps({**command, "id": name}))
+        self._writer.write("\n".join([*lines, ""]).encode())
+        return burst
 
-    def forget(self, queues: Sequence[asyncio.Queue[QMPClient._PendingT]]) -> None:
+    def forget(self, burst: Burst) -> None:
         """Drop commands that nobody waits for any more; their replies are ignored when they come."""
-        dead = set(map(id, queues))
-        for name in [name for name, queue in self._pending.items() if id(queue) in dead]:
-            del self._pending[name]
+        for name in burst.names:
+            self._pending.pop(name, None)
+        burst.done.cancel()

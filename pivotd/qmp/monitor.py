@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from qemu.qmp import Message, QMPError
 from qemu.qmp.error import ProtocolError
@@ -24,7 +24,7 @@ from pivotd.errors import (
     UnsupportedQemuError,
 )
 from pivotd.qmp import identity
-from pivotd.qmp.client import Client
+from pivotd.qmp.client import Client, Command
 
 VERSION_MIN = (6, 2)
 """Older ones can abort, or hold a mirror that nobody can cancel. Source: docs/protocol.md, "Which QEMU"."""
@@ -32,12 +32,11 @@ VERSION_MIN = (6, 2)
 JOBS_REMEMBERED_MAX = 4096
 
 
-def command(name: str, /, **arguments: Any) -> Message:
+def command(name: str, /, **arguments: Any) -> Command:
     """Return a QMP command; underscores in argument names stand for QMP's hyphens."""
-    message = Message({"execute": name})
-    if arguments:
-        message["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
-    return message
+    if not arguments:
+        return {"execute": name}
+    return {"execute": name, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
 
 
 class Monitor:
@@ -119,7 +118,7 @@ class Monitor:
             await self._client.disconnect()
         self._wake()
 
-    async def execute(self, message: Message, timeout_s: float = limits.COMMAND_TIMEOUT_S) -> Any:
+    async def execute(self, message: Command, timeout_s: float = limits.COMMAND_TIMEOUT_S) -> Any:
         """Run one command and return its value; the exception says what is known about its effect.
 
         Raises: QmpUnsentError, QmpRefusedError, QmpUnknownError.
@@ -129,29 +128,28 @@ class Monitor:
             raise reply
         return reply
 
-    async def burst(self, messages: Sequence[Message], timeout_s: float) -> list[Any]:
+    async def burst(self, messages: Sequence[Command], timeout_s: float) -> list[Any]:
         """Run commands that leave in one write; return one value or QmpRefusedError for each, in order.
 
         Raises: QmpUnsentError: none was sent. QmpUnknownError: some of them may not have run.
         """
-        text = ", ".join(str(message["execute"]) for message in messages)
         try:
-            queues = self._client.send_burst(messages)
+            burst = self._client.send_burst(messages)
         except StateError as error:
+            text = _names(messages)
             raise QmpUnsentError(f"{text}: the monitor is not connected", command=text) from error
-        replies = []
         try:
             async with asyncio.timeout(timeout_s):
-                for queue, message in zip(queues, messages, strict=True):
-                    result = await queue.get()
-                    if isinstance(result, ExecInterruptedError):
-                        raise QmpUnknownError(f"{text}: the monitor closed before the answer", command=text)
-                    replies.append(_value(result, str(message["execute"])))
+                replies = await burst.done
+        except ExecInterruptedError as error:
+            text = _names(messages)
+            raise QmpUnknownError(f"{text}: the monitor closed before the answer", command=text) from error
         except TimeoutError as error:
+            text = _names(messages)
             raise QmpUnknownError(f"{text}: no answer within {timeout_s:g} s", command=text) from error
         finally:
-            self._client.forget(queues)
-        return replies
+            self._client.forget(burst)
+        return [_value(reply, message) for reply, message in zip(replies, messages, strict=True)]
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have callback run at every event of note and at the loss of the connection; return how to end that."""
@@ -184,10 +182,14 @@ class Monitor:
             callback()
 
 
-def _value(reply: Any, name: str) -> Any:
+def _names(messages: Sequence[Command]) -> str:
+    return ", ".join(str(message["execute"]) for message in messages)
+
+
+def _value(reply: Message, message: Command) -> Any:
     if "error" in reply:
-        error: JsonObject = reply["error"]
-        text = str(error.get("desc", "no description")).strip()
+        error = cast("JsonObject", reply["error"])
+        name, text = str(message["execute"]), str(error.get("desc", "no description")).strip()
         return QmpRefusedError(f"QEMU refused {name}: {text}", command=name, text=text, qmp_class=error.get("class"))
     return reply.get("return")
 

@@ -11,7 +11,7 @@ from typing import Any
 from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.actions import Step
-from pivotd.core.observation import STATUS_ENDED, JobSeen, Observation, Qemu, StopSeen
+from pivotd.core.observation import STATUS_ENDED, JobSeen, Observation, Qemu, Root
 from pivotd.core.words import CopyMode, Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
 from pivotd.qmp import identity, replies
@@ -249,38 +249,29 @@ class Session:
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
-    async def stop(self, complete: Sequence[str]) -> StopSeen:
-        """Pause the guest and complete these jobs in one write; QEMU runs the commands in order."""
-        query = command("query-status")
-        burst = [query, command("stop"), query, *(command("job-complete", id=job) for job in complete)]
-        before, _stopped, after, *completed = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
-        errors = {
-            job: reply.message
-            for job, reply in zip(complete, completed, strict=True)
-            if isinstance(reply, QmpRefusedError)
-        }
-        return StopSeen(before["status"], after["status"], errors)
+    async def stop(self, complete: Sequence[str]) -> str:
+        """Pause the guest and complete these jobs in one write; return the run state right before ``stop``.
+
+        From ``running``, and only from there, ``stop`` leads to ``paused`` for certain. A ``job-complete`` that is
+        refused shows in the jobs.
+        """
+        burst = [command("query-status"), command("stop"), *(command("job-complete", id=job) for job in complete)]
+        before, *_ = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:1])
+        return str(before["status"])
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; a job that refuses shows it in the next look."""
         await self._monitor.burst([command("job-complete", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
 
-    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Observation:
-        """Finalize and look, in one write: job-finalize is done when it answers, so the look sees its effect.
+    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
+        """Finalize jobs and read the graph, in one write; return the roots.
 
-        The answer to job-finalize itself says nothing: it is positive also where finalizing has failed.
+        job-finalize is done when it answers, so the graph shows its effect. Its answer itself says nothing: it is
+        positive also where finalizing has failed.
         """
-        burst = [command("job-finalize", id=job) for job in jobs] + [
-            command("query-status"),
-            command("query-jobs"),
-            command("query-block"),
-        ]
-        got = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
-        status, seen_jobs, block = self._all(got[len(jobs) :])
-        own = {name: job for name, job in replies.jobs(seen_jobs).items() if names.belongs_to(name, pivot.id)}
-        return Observation(
-            qemu=Qemu.SAME, run_state=status["status"], jobs=own, roots=replies.roots(block, pivot.disks)
-        )
+        burst = [*(command("job-finalize", id=job) for job in jobs), command("query-block")]
+        (block,) = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[-1:])
+        return replies.roots(block, pivot.disks)
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
         """Cancel jobs, then let the guest run if asked, in one write."""

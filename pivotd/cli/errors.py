@@ -12,7 +12,7 @@ EXIT_BROKEN_PIPE = 141
 """128 + SIGPIPE."""
 
 
-class Failure(Exception):
+class CtlError(Exception):
     """``message`` is one line: what, why, what next. ``fields`` are facts for ``--json``."""
 
     def __init__(self, kind: str, message: str, exit_status: int = EXIT_REFUSED, **fields: Any) -> None:
@@ -23,33 +23,33 @@ class Failure(Exception):
         self.fields = fields
 
     @classmethod
-    def of(cls, error: PivotdError) -> Failure:
+    def of(cls, error: PivotdError) -> CtlError:
         """Return the same error as the client shows it."""
         return cls(error.kind, error.message, error.exit_status, **error.fields)
 
 
-class UsageFailure(Failure):
+class UsageError(CtlError):
     """The command line makes no sense; nothing was asked of anybody."""
 
     def __init__(self, message: str, **fields: Any) -> None:
         super().__init__("usage", message, EXIT_USAGE, **fields)
 
 
-class UnreachableFailure(Failure):
+class UnreachableError(CtlError):
     """No connection: the request was not sent."""
 
     def __init__(self, message: str, *, kind: str = "unreachable", exit_status: int = EXIT_UNREACHABLE) -> None:
         super().__init__(kind, message, exit_status)
 
 
-class LostFailure(Failure):
+class LostError(CtlError):
     """The connection ended before the answer: the request may or may not have been carried out."""
 
     def __init__(self, message: str) -> None:
         super().__init__("connection-lost", message, EXIT_UNREACHABLE)
 
 
-class NotPivotdFailure(Failure):
+class NotPivotdError(CtlError):
     """Somebody answers at the socket, but not like pivotd."""
 
     def __init__(self, socket: str, why: str) -> None:

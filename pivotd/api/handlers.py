@@ -1,0 +1,208 @@
+"""What each route does: take a request apart, ask the service, put the answer together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from pivotd import limits
+from pivotd.api.models import CopyBody, DomainBody
+from pivotd.api.ports import Service
+from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
+from pivotd.core.words import Record, Requester
+from pivotd.errors import BadRequestError, ConflictError
+
+T = TypeVar("T")
+HEARTBEAT_S = 15.0
+
+
+@dataclass(slots=True)
+class Streams:
+    """How many event streams are open."""
+
+    open: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Who calls, and what serves them."""
+
+    who: Requester
+    service: Service
+    streams: Streams
+    document: bytes
+    """The OpenAPI document."""
+
+
+def _json(value: Any, status: int = 200, **headers: str) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+async def _body(request: Request, model: type[T]) -> T:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > limits.REQUEST_BODY_BYTES_MAX:
+            raise BadRequestError(f"the body is larger than {limits.REQUEST_BODY_BYTES_MAX} bytes")
+    try:
+        return msgspec.json.decode(bytes(data), type=model)
+    except msgspec.ValidationError as error:
+        raise BadRequestError(f"the body does not fit: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequestError(f"the body is not JSON: {error}") from error
+
+
+def _number(request: Request, name: str, default: float, largest: float) -> float:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= largest:
+        raise BadRequestError(f"{name}={text[:40]}: expected a number from 0 to {largest:g}")
+    return value
+
+
+async def health(call: Call, request: Request) -> Response:
+    """State of the daemon."""
+    return _json(call.service.health())
+
+
+async def openapi(call: Call, request: Request) -> Response:
+    """The description of this API."""
+    return Response(call.document, media_type="application/json")
+
+
+async def domains(call: Call, request: Request) -> Response:
+    """All domains."""
+    return _json([asdict(view) for view in await call.service.domains()])
+
+
+async def domain(call: Call, request: Request) -> Response:
+    """One domain."""
+    return _json(asdict(await call.service.domain(request.path_params["domain"])))
+
+
+async def add_domain(call: Call, request: Request) -> Response:
+    """Add a domain."""
+    body = await _body(request, DomainBody)
+    view = await call.service.add_domain(body.name, body.qmp, call.who)
+    return _json(asdict(view), 201, Location=f"/v1/domains/{view.name}")
+
+
+async def remove_domain(call: Call, request: Request) -> Response:
+    """Forget a domain."""
+    await call.service.remove_domain(request.path_params["domain"], call.who)
+    return Response(status_code=204)
+
+
+async def disks(call: Call, request: Request) -> Response:
+    """The disks of a domain."""
+    return _json([asdict(view) for view in await call.service.disks(request.path_params["domain"])])
+
+
+async def copy(call: Call, request: Request) -> Response:
+    """Copy disks; the answer comes once the request is durable."""
+    body = await _body(request, CopyBody)
+    key = request.headers.get("Idempotency-Key")
+    wish = body.request(request.path_params["domain"], key, call.service.defaults)
+    pivot = await call.service.copy(wish, call.who)
+    return _json(pivot_to_json(pivot), 202, Location=f"/v1/pivots/{pivot.id}")
+
+
+async def pivots(call: Call, request: Request) -> Response:
+    """Pivots, newest first."""
+    open_only = request.query_params.get("open", "false")
+    if open_only not in {"true", "false"}:
+        raise BadRequestError(f"open={open_only[:40]}: expected true or false")
+    found = await call.service.pivots(request.query_params.get("domain"), open_only=open_only == "true")
+    return _json([pivot_to_json(pivot) for pivot in found])
+
+
+async def pivot(call: Call, request: Request) -> Response:
+    """One pivot with its records."""
+    found = await call.service.pivot(request.path_params["pivot"])
+    return _json(pivot_to_json(found, await call.service.records(found.id)))
+
+
+async def complete(call: Call, request: Request) -> Response:
+    """Switch a pivot that waits."""
+    found = await call.service.complete(request.path_params["pivot"], call.who)
+    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+
+
+async def cancel(call: Call, request: Request) -> Response:
+    """Keep the source."""
+    found = await call.service.cancel(request.path_params["pivot"], call.who)
+    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+
+
+async def wait(call: Call, request: Request) -> Response:
+    """Wait until a pivot rests."""
+    timeout_s = _number(request, "timeout_s", 30.0, limits.WAIT_TIMEOUT_S_MAX)
+    return _json(pivot_to_json(await call.service.wait(request.path_params["pivot"], timeout_s)))
+
+
+async def progress(call: Call, request: Request) -> Response:
+    """How far an open pivot is; null for a closed one."""
+    found = await call.service.pivot(request.path_params["pivot"])
+    now = call.service.progress(found.id)
+    return _json(None if now is None else asdict(now))
+
+
+async def verdicts(call: Call, request: Request) -> Response:
+    """Which image holds the data."""
+    query = request.query_params
+    found = await call.service.verdicts(query.get("domain"), query.get("disk"), query.get("image"))
+    return _json([verdict_to_json(verdict) for verdict in found])
+
+
+async def events(call: Call, request: Request) -> Response:
+    """The event log from a sequence number on: one page, or a stream that does not end."""
+    stream = "text/event-stream" in request.headers.get("Accept", "")
+    last = request.headers.get("Last-Event-ID")
+    if last is not None and not (last.isdecimal() and len(last) < 20):
+        raise BadRequestError(f"Last-Event-ID: {last[:40]}: expected a sequence number")
+    after = int(last) if last is not None else int(_number(request, "after", 0, 2**53))
+    if not stream:
+        limit = int(_number(request, "limit", 100, limits.EVENTS_PAGE_MAX))
+        return _json([record_to_json(record) for record in await call.service.events_page(after, limit)])
+    if call.streams.open >= limits.STREAMS_MAX:
+        raise ConflictError(f"{limits.STREAMS_MAX} event streams are open already: close one first")
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_stream(call, after), media_type="text/event-stream", headers=headers)
+
+
+async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
+    """Yield events as they become durable. A client that does not read stops this, not the daemon: it pulls pages."""
+    call.streams.open += 1
+    source = call.service.events(after)
+    following: asyncio.Task[Record] | None = None
+    try:
+        yield b": pivotd\n\n"
+        while not call.service.shutting_down:
+            following = following or asyncio.ensure_future(anext(source))
+            done, _ = await asyncio.wait([following], timeout=HEARTBEAT_S)
+            if not done:
+                yield b": still here\n\n"
+                continue
+            try:
+                record = following.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                following = None
+            data = msgspec.json.encode(record_to_json(record)).decode()
+            yield f"id: {record.seq}\nevent: {record.event}\ndata: {data}\n\n".encode()
+    finally:
+        call.streams.open -= 1
+        if following is not None:
+            following.cancel()

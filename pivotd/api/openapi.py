@@ -1,0 +1,80 @@
+"""The OpenAPI 3.1 document, made from the route table and the models."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from pivotd import __version__
+from pivotd.api.routes import ROUTES, Route
+
+PROBLEM = {"$ref": "#/components/schemas/Problem"}
+
+
+def document() -> bytes:
+    """Return the document as JSON."""
+    bodies = [route.body for route in ROUTES if route.body is not None]
+    _, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    components["Problem"] = {
+        "type": "object",
+        "description": "RFC 9457 problem; further members carry the facts.",
+        "required": ["type", "title", "status", "detail", "kind"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string", "description": "what, why, what next, in one line"},
+            "kind": {"type": "string", "description": "stable name of the error"},
+            "exit_status": {"type": "integer", "description": "what pivotctl exits with"},
+        },
+    }
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "pivotd", "version": __version__, "license": {"name": "Apache-2.0"}},
+            "paths": paths,
+            "components": {"schemas": components},
+        }
+    )
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    success: dict[str, Any] = {"description": route.summary}
+    if route.status != 204:
+        success["content"] = {"application/json": {}}
+        if route.path == "/v1/events":
+            success["content"]["text/event-stream"] = {}
+    errors = {
+        "description": "The request was not carried out.",
+        "content": {"application/problem+json": {"schema": PROBLEM}},
+    }
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": route.handler.__name__,
+        "x-access-class": route.access.value,
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", route.path)
+        ]
+        + [{"name": name, "in": "query", "required": False, "schema": {"type": "string"}} for name in route.query],
+        "responses": {str(route.status): success, "default": errors},
+    }
+    if route.path.endswith("/copy"):
+        operation["parameters"].append(
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "required": False,
+                "schema": {"type": "string"},
+                "description": "The request id: the same one returns the same pivot.",
+            }
+        )
+    if route.body is not None:
+        schema = {"$ref": f"#/components/schemas/{route.body.__name__}"}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return operation

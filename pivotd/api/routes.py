@@ -1,0 +1,50 @@
+"""Every route on one screen: method, path, who may, what it does. Nothing else is served."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pivotd.api import handlers as h
+from pivotd.api.access import AccessClass
+from pivotd.api.models import CopyBody, DomainBody
+
+READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
+Handler = Callable[[h.Call, Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of the table. ``body``: the model of the request, None for none. ``status``: of success."""
+
+    method: str
+    path: str
+    access: AccessClass
+    handler: Handler
+    summary: str
+    body: type | None = None
+    status: int = 200
+    query: tuple[str, ...] = ()
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/v1/health", READER, h.health, "State of the daemon, its journal and its domains"),
+    Route("GET", "/v1/openapi.json", READER, h.openapi, "This document"),
+    Route("GET", "/v1/domains", READER, h.domains, "All domains"),
+    Route("POST", "/v1/domains", OPERATOR, h.add_domain, "Add a domain", DomainBody, 201),
+    Route("GET", "/v1/domains/{domain}", READER, h.domain, "One domain"),
+    Route("DELETE", "/v1/domains/{domain}", OPERATOR, h.remove_domain, "Forget a domain", status=204),
+    Route("GET", "/v1/domains/{domain}/disks", READER, h.disks, "The disks of a domain"),
+    Route("POST", "/v1/domains/{domain}/copy", OPERATOR, h.copy, "Copy disks and switch them as one", CopyBody, 202),
+    Route("GET", "/v1/pivots", READER, h.pivots, "Pivots, newest first", query=("domain", "open")),
+    Route("GET", "/v1/pivots/{pivot}", READER, h.pivot, "One pivot with every record"),
+    Route("POST", "/v1/pivots/{pivot}/complete", OPERATOR, h.complete, "Switch a pivot that waits", status=202),
+    Route("POST", "/v1/pivots/{pivot}/cancel", OPERATOR, h.cancel, "Keep the source", status=202),
+    Route("GET", "/v1/pivots/{pivot}/wait", READER, h.wait, "Wait until a pivot rests", query=("timeout_s",)),
+    Route("GET", "/v1/pivots/{pivot}/progress", READER, h.progress, "How far an open pivot is"),
+    Route("GET", "/v1/verdicts", READER, h.verdicts, "Which image holds the data", query=("domain", "disk", "image")),
+    Route("GET", "/v1/events", READER, h.events, "The event log, also as a stream", query=("after", "limit")),
+)

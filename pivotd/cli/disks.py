@@ -1,0 +1,39 @@
+"""Commands on disks: the guest devices of a domain."""
+
+from __future__ import annotations
+
+import click
+
+from pivotd.cli import render
+from pivotd.cli.app import App, pass_app
+from pivotd.cli.values import Name
+
+
+@click.group(short_help="Disks of a domain: image, backing chain, job, journal.")
+def disk() -> None:
+    """Look at the disks of a domain."""
+
+
+@disk.command("ls")
+@click.argument("domain", metavar="DOMAIN", type=Name())
+@pass_app
+def ls(app: App, domain: str) -> None:
+    """List every disk of DOMAIN: what QEMU shows, and what the journal says."""
+    found = app.client.disks(domain)
+    if render.answer(app, found):
+        return
+    for row in found:
+        journal = f"{row['outcome']} by pivot {row['pivot']}" if row.get("pivot") else "never moved by pivotd"
+        render.card(
+            f"{row['disk']}  {render.text(row.get('image'))}",
+            (
+                ("format", row.get("format")),
+                ("size", render.size(row.get("size_bytes"))),
+                ("access", "read-only" if row.get("read_only") else None),
+                ("backing", list(row.get("backing_chain") or ())),
+                ("device", row.get("qdev")),
+                ("node", row.get("node")),
+                ("job", row.get("job")),
+                ("journal", journal),
+            ),
+        )

@@ -1,0 +1,70 @@
+"""The command that shows the durable event log."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from pivotd.cli import render
+from pivotd.cli.app import App, pass_app
+from pivotd.cli.errors import EXIT_INTERRUPTED, UsageError
+from pivotd.cli.help import ExampleCommand
+
+EXAMPLES = (
+    "pivotctl events --after 1200",
+    "pivotctl --json events --follow | jq .event",
+)
+
+
+@click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="The durable event log, from any record on.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with new records as they are made, until Ctrl-C.")
+@click.option(
+    "--after",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="SEQ",
+    help="Only records with a larger sequence number.",
+)
+@pass_app
+def events(app: App, follow: bool, after: int) -> None:
+    """Show the records of the journal, oldest first.
+
+    Each line starts with the record's sequence number. Come back with --after and the last one seen, and nothing is
+    missed or shown twice. --follow outlives a restart of the daemon.
+    """
+    if follow and app.offline is not None:
+        raise UsageError("`events --follow` needs the daemon: leave --offline or --follow out")
+    try:
+        for record in _records(app, after, follow):
+            _show(app, record, follow)
+    except KeyboardInterrupt:
+        app.status = EXIT_INTERRUPTED
+
+
+def _records(app: App, after: int, follow: bool) -> Iterator[dict[str, Any]]:
+    if not follow:
+        yield from app.reads.events(after)
+        return
+    client = app.client
+    client.health()
+    yield from client.follow(after, lambda message: print(f"pivotctl: {message}", file=sys.stderr))
+
+
+def _show(app: App, record: dict[str, Any], follow: bool) -> None:
+    if app.json:
+        print(json.dumps(record), flush=follow)
+        return
+    facts = " ".join(f"{key}={_fact(value)}" for key, value in (record.get("facts") or {}).items())
+    head = (record["seq"], record["at"], record.get("domain"), record.get("pivot"), record.get("event"))
+    print(
+        f"{' '.join(render.text(value) for value in head)} {render.text(facts) if facts else ''}".rstrip(), flush=follow
+    )
+
+
+def _fact(value: Any) -> str:
+    return value if isinstance(value, str) and " " not in value else json.dumps(value, ensure_ascii=False)

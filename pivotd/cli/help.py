@@ -1,0 +1,94 @@
+"""The first page of help: what pivotctl is for, commands by purpose, examples, exit statuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+HELP = """Move disks of running QEMU guests to other images, and know which image is right.
+
+A DOMAIN is a running QEMU, a DISK one of its guest devices, an IMAGE the file or device that holds its data. A PIVOT
+switches one or several disks of a domain to new images, all or none. Its OUTCOME for each disk is switched (the new
+image holds the data), kept (the old one does) or unknown (a person must look). The VERDICT names the image that holds
+a disk's data, and says why.
+"""
+
+SECTIONS = (
+    (
+        "Look",
+        (
+            ("verdict [DOMAIN [DISK]]", "which image holds the data, and why"),
+            ("domain ls | domain show DOMAIN", "connection, run state, open pivots"),
+            ("disk ls DOMAIN", "image, backing chain, job, journal"),
+            ("pivot ls | pivot show ID", "pivots; every record of one"),
+            ("events", "the durable event log"),
+        ),
+    ),
+    (
+        "Move disks",
+        (
+            ("copy DOMAIN DISK=IMAGE...", "copy to new images, switch as one"),
+            ("pivot wait ID", "wait for a pivot, show how far it is"),
+            ("pivot complete ID", "switch one that waits at ready"),
+            ("pivot cancel ID", "give one up, keep the source"),
+        ),
+    ),
+    (
+        "Set up",
+        (
+            ("domain add DOMAIN --qmp PATH", "let pivotd look after a QEMU"),
+            ("domain rm DOMAIN", "forget it; QEMU runs on"),
+        ),
+    ),
+)
+
+EXAMPLES = (
+    ("Copy a disk and switch to it:", "pivotctl copy web1 disk0=/new/web1.qcow2"),
+    ("Two disks, as one pivot:", "pivotctl copy web1 disk0=a.raw disk1=b.raw --format raw"),
+    ("Copy now, switch when it suits:", "pivotctl copy web1 disk0=/new/web1.qcow2 --no-pivot"),
+    ("", "pivotctl pivot complete ID"),
+    ("Which image is right, with everything dead:", "pivotctl --offline /var/lib/pivotd verdict"),
+    ("Every record as it is made, for a program:", "pivotctl --json events --follow"),
+)
+
+EXIT_STATUSES = (
+    ("0", "done: switched, or waiting at ready as asked for with --no-pivot"),
+    ("2", "usage: the command line makes no sense"),
+    ("3", "the daemon cannot be reached"),
+    ("4", "refused: bad input, conflict, not found or not allowed"),
+    ("5", "the pivot ended kept: the guest goes on with the source image"),
+    ("6", "an outcome is unknown, or differs between the disks: a person must look"),
+    ("130", "interrupted; a pivot that was waited for goes on"),
+)
+
+
+class GroupedGroup(click.Group):
+    """A group whose help shows commands by purpose, then examples and exit statuses."""
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections after the options."""
+        for title, rows in SECTIONS:
+            with formatter.section(title):
+                formatter.write_dl(rows, col_max=40)
+        with formatter.section("Examples"):
+            for why, example in EXAMPLES:
+                for indent, line in ((0, why), (2, example)):
+                    if line:
+                        formatter.write(f"{'':{formatter.current_indent + indent}}{line}\n")
+        with formatter.section("Exit status"):
+            formatter.write_dl(EXIT_STATUSES)
+
+
+class ExampleCommand(click.Command):
+    """A command whose help ends with examples, each a line of its own."""
+
+    def __init__(self, *arguments: Any, examples: tuple[str, ...], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.examples = examples
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples after the options."""
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")

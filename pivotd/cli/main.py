@@ -1,0 +1,145 @@
+"""The entry of pivotctl: global options, and the one place where every error becomes one line and an exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from pivotd.cli.app import App
+from pivotd.cli.copying import copy
+from pivotd.cli.disks import disk
+from pivotd.cli.domains import domain
+from pivotd.cli.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, CtlError, UsageError
+from pivotd.cli.events import events
+from pivotd.cli.help import HELP, GroupedGroup
+from pivotd.cli.pivots import pivot
+from pivotd.cli.render import one_line
+from pivotd.cli.values import AbsolutePath
+from pivotd.cli.verdicts import verdict
+from pivotd.errors import EXIT_USAGE, PivotdError
+
+DEFAULT_SOCKET = "/run/pivotd/pivotd.sock"
+GLOBAL_OPTIONS = ("--json", "--socket", "--offline")
+
+
+def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from pivotd import __version__  # noqa: PLC0415 - asked for rarely
+
+        click.echo(f"pivotctl {__version__}")
+        context.exit()
+
+
+@click.group(cls=GroupedGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--socket",
+    type=AbsolutePath(),
+    metavar="PATH",
+    envvar="PIVOTCTL_SOCKET",
+    default=DEFAULT_SOCKET,
+    help=f"Socket of the daemon.  [env PIVOTCTL_SOCKET; default {DEFAULT_SOCKET}]",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; one per line for streams.")
+@click.option(
+    "--offline",
+    type=AbsolutePath(),
+    metavar="STATE_DIR",
+    help="Read the journal in STATE_DIR without the daemon, changing nothing.",
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Say the version.")
+@click.pass_context
+def cli(context: click.Context, socket: str, as_json: bool, offline: str | None) -> None:
+    """Replaced by HELP."""
+    context.obj.socket, context.obj.json, context.obj.offline = socket, as_json, offline
+
+
+for command in (domain, disk, copy, pivot, verdict, events):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run one command and exit; whatever goes wrong is one line, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            # A file name that is not text must not stop an answer.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    app = App(DEFAULT_SOCKET, json=False, offline=None)
+    try:
+        status = _run(app, sys.argv[1:])
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        status = EXIT_BROKEN_PIPE if app.status is None else app.status
+        _forget_stdout()
+    except OSError as error:
+        _forget_stdout()
+        _complain(app, CtlError("output", f"the answer cannot be written: {error.strerror or error}"))
+        status = EXIT_BROKEN_PIPE if app.status is None else app.status
+    sys.exit(status)
+
+
+def _run(app: App, arguments: list[str]) -> int:
+    try:
+        _check_text(arguments)
+        status = cli.main(arguments, prog_name="pivotctl", standalone_mode=False, obj=app)
+    except click.exceptions.NoArgsIsHelpError as error:
+        app.json = app.json or "--json" in arguments
+        if app.json:
+            return _complain(app, UsageError("a command is missing; see `pivotctl --help`"))
+        print(error.format_message(), file=sys.stderr)
+        return EXIT_USAGE
+    except click.UsageError as error:
+        app.json = app.json or "--json" in arguments
+        return _complain(app, _usage(error))
+    except click.ClickException as error:
+        return _complain(app, UsageError(error.format_message()))
+    except CtlError as error:
+        return _complain(app, error)
+    except PivotdError as error:
+        return _complain(app, CtlError.of(error))
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    if app.status is not None:
+        return app.status
+    return status if isinstance(status, int) else 0
+
+
+def _check_text(arguments: list[str]) -> None:
+    """JSON carries text only. Raises: UsageError."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{argument!a} is not UTF-8: name the image by a path that is, such as a link") from None
+
+
+def _usage(error: click.UsageError) -> UsageError:
+    message = one_line(error.format_message()).rstrip(".")
+    if isinstance(error, click.NoSuchOption) and error.option_name in GLOBAL_OPTIONS:
+        message += f"; {error.option_name} is a global option and comes before the command"
+    command = error.ctx.command_path if error.ctx else "pivotctl"
+    return UsageError(f"{message[:1].lower()}{message[1:]}; see `{command} --help`")
+
+
+def _complain(app: App, error: CtlError) -> int:
+    """Show the error and return its exit status."""
+    message = one_line(error.message)
+    if app.json:
+        shown: dict[str, Any] = {"kind": error.kind, "message": message, "exit_status": error.exit_status}
+        print(json.dumps({"error": {**error.fields, **shown}}, default=str))
+    elif sys.stderr is not None:
+        print(f"pivotctl: {message}", file=sys.stderr)
+    return error.exit_status
+
+
+def _forget_stdout() -> None:
+    """Keep the interpreter's last flush from failing where nobody reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+if __name__ == "__main__":
+    main()

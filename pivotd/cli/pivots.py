@@ -1,0 +1,137 @@
+"""Commands on pivots: look at them, switch one that waits, give one up, wait."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from pivotd.cli import render
+from pivotd.cli.app import App, pass_app
+from pivotd.cli.errors import CtlError
+from pivotd.cli.values import Name
+from pivotd.cli.waiting import FOLLOW, wait_to_the_end
+from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN
+
+
+@click.group(short_help="Pivots: list, show, complete, cancel, wait.")
+def pivot() -> None:
+    """Look at pivots and decide what becomes of them.
+
+    A pivot is one journalled switch of one or several disks of one domain. ID is its id, or the request id that was
+    given with `copy --id`.
+    """
+
+
+@pivot.command("ls")
+@click.option("--domain", metavar="DOMAIN", type=Name(), help="Only pivots of this domain.")
+@click.option("--open", "open_only", is_flag=True, help="Only pivots that are not closed.")
+@pass_app
+def ls(app: App, domain: str | None, open_only: bool) -> None:
+    """List pivots, newest first."""
+    found = app.reads.pivots(domain, open_only=open_only)
+    if render.answer(app, found):
+        return
+    render.table(
+        ("PIVOT", "DOMAIN", "DISKS", "PHASE", "OUTCOME", "PAUSE", "CREATED"),
+        [
+            (
+                row["id"],
+                row["domain"],
+                " ".join(disk["disk"] for disk in row["disks"]),
+                row["phase"],
+                row["outcome"],
+                render.pause(row["pause_ms"]),
+                render.when(row["created"]),
+            )
+            for row in found
+        ],
+    )
+
+
+@pivot.command("show")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def show(app: App, pivot_id: str) -> None:
+    """Show one pivot with every record: when it was made, and what was seen."""
+    found = app.reads.pivot(pivot_id)
+    if render.answer(app, found):
+        return
+    who = found["requested_by"]
+    tries = [f"{render.pause(p['pause_ms'])}, {p['ended']}" for p in found.get("pauses") or ()]
+    render.card(
+        f"pivot {found['id']}",
+        (
+            ("domain", found["domain"]),
+            ("kind", found["kind"]),
+            ("phase", found["phase"] + (", waits to be completed or cancelled" if found.get("hold") else "")),
+            ("outcome", found["outcome"]),
+            ("error", found["error"]),
+            *((f"disk {disk['disk']}", _sides(disk)) for disk in found["disks"]),
+            ("pauses", tries),
+            ("request id", found["request_id"]),
+            ("asked by", f"uid {who['uid']}, gid {who['gid']}, pid {who['pid']}"),
+            ("created", found["created"]),
+            ("closed", found["closed"]),
+        ),
+    )
+    print("\nrecords")
+    for record in found["records"]:
+        facts = {key: value for key, value in (record.get("facts") or {}).items() if value not in (None, "", {}, [])}
+        print(f"  {record['seq']:>5}  {record['at']}  {render.text(record.get('event') or record['phase'])}")
+        for key, value in facts.items():
+            print(f"         {render.text(key)}: {render.text(value if isinstance(value, str) else json.dumps(value))}")
+
+
+def _sides(disk: dict[str, Any]) -> list[str]:
+    return [
+        f"{disk['outcome'] or 'open'}",
+        f"source       {disk['source']['image']} ({disk['source']['format']})",
+        f"destination  {disk['destination']['image']} ({disk['destination']['format']})",
+    ]
+
+
+@pivot.command("wait")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def wait(app: App, pivot_id: str) -> None:
+    """Wait until a pivot is closed or waits at ready, and show how far it is.
+
+    Ctrl-C stops the waiting, not the pivot. A restart of the daemon does not end the waiting.
+    """
+    wait_to_the_end(app, app.client.pivot(pivot_id))
+
+
+@pivot.command("complete")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def complete(app: App, pivot_id: str) -> None:
+    """Switch a pivot that waits at ready, and wait until that is done.
+
+    A pivot waits at ready after `copy --no-pivot`, and after its attempts have failed: then this tries again.
+    """
+    wait_to_the_end(app, app.client.complete(pivot_id))
+
+
+@pivot.command("cancel")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def cancel(app: App, pivot_id: str) -> None:
+    """Give a pivot up: the guest goes on with the source images.
+
+    Returns once that is in the journal. A pivot that has switched already is not changed, and the exit status is 4.
+    """
+    found = app.client.cancel(pivot_id)
+    if found["outcome"] == "switched":
+        message = f"pivot {found['id']} had switched already; copy the disks back to return to the source"
+        raise CtlError("phase-conflict", message, pivot=found["id"])
+    app.status = EXIT_UNKNOWN if found["outcome"] in {"unknown", "split"} else EXIT_DONE
+    if render.answer(app, found):
+        return
+    if found["phase"] in {"cancelling", "decided", "closed"}:
+        print(f"pivot {found['id']} is being given up: the guest goes on with the source")
+    else:
+        print(
+            f"pivot {found['id']} was asked to give up, but QEMU does not answer yet; {FOLLOW.format(id=found['id'])}"
+        )

@@ -1,0 +1,111 @@
+"""How far a pivot is: a bar on a terminal, plain lines elsewhere, nothing beside JSON. All on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from pivotd.cli import render
+from pivotd.cli.app import App
+
+JsonObject = dict[str, Any]
+
+BAR_INTERVAL_S = 0.1
+LINES_INTERVAL_S = 2.0
+LINE_EVERY_S = 10.0
+"""A copy of hours must not fill a log; a change of phase is told at once."""
+
+
+class Display(Protocol):
+    """Shows one pivot while it is waited for; a context manager. ``interval_s``: how often to show."""
+
+    interval_s: float
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def show(self, pivot: JsonObject, progress: JsonObject | None) -> None:
+        """Show how far it is; ``progress`` None: nothing to tell."""
+        ...
+
+    def tell(self, message: str) -> None:
+        """Say one thing that is not progress."""
+        ...
+
+    def end(self, pivot: JsonObject) -> None:
+        """Show that the pivot rests."""
+        ...
+
+
+def display_for(app: App) -> Display:
+    """Return what suits the place that stderr leads to."""
+    if sys.stderr is None:
+        return Silent()
+    if app.json:
+        return Silent()
+    if sys.stderr.isatty():
+        from pivotd.cli.bar import Bar  # noqa: PLC0415 - rich costs 30 ms
+
+        return Bar()
+    return Lines()
+
+
+class Silent:
+    """Says nothing but trouble."""
+
+    interval_s = 60.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to end."""
+
+    def show(self, pivot: JsonObject, progress: JsonObject | None) -> None:
+        """Show nothing."""
+
+    def tell(self, message: str) -> None:
+        """Say it."""
+        if sys.stderr is not None:
+            print(f"pivotctl: {message}", file=sys.stderr, flush=True)
+
+    def end(self, pivot: JsonObject) -> None:
+        """Show nothing."""
+
+
+class Lines(Silent):
+    """One line for each phase, and now and then one for the bytes."""
+
+    interval_s = LINES_INTERVAL_S
+
+    def __init__(self) -> None:
+        self._said = ""
+        self._phase = ""
+        self._at = 0.0
+
+    def show(self, pivot: JsonObject, progress: JsonObject | None) -> None:
+        """Print a line if the phase is new, or the last line is old and another one would differ."""
+        line = describe(pivot, progress)
+        now = time.monotonic()
+        if line == self._said or (pivot["phase"] == self._phase and now < self._at + LINE_EVERY_S):
+            return
+        self._said, self._phase, self._at = line, pivot["phase"], now
+        print(f"pivot {pivot['id']}: {line}", file=sys.stderr, flush=True)
+
+
+def describe(pivot: JsonObject, progress: JsonObject | None) -> str:
+    """Return phase, bytes and what is waited for, in one line."""
+    parts = [str(pivot["phase"])]
+    if progress and progress.get("copied_bytes") is not None and progress.get("total_bytes"):
+        copied, total = progress["copied_bytes"], progress["total_bytes"]
+        parts.append(f"{render.size(copied)} of {render.size(total)} ({100 * copied // total} %)")
+    if progress and progress.get("detail"):
+        parts.append(str(progress["detail"]))
+    return render.one_line(", ".join(parts))

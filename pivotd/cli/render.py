@@ -1,0 +1,123 @@
+"""Answers for people: tables and cards, plain in a pipe, with colour on a terminal; and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pivotd.cli.app import App
+
+JsonObject = dict[str, Any]
+NOTHING = "-"
+STYLES = {
+    "switched": "green",
+    "kept": "yellow",
+    "unknown": "bold red",
+    "split": "bold red",
+    "unreachable": "red",
+    "refused": "red",
+    "connected": "green",
+    "running": "green",
+}
+"""Words that stand alone in a cell and are worth a colour."""
+
+
+def emit_json(document: Any) -> None:
+    """Print one document: indented on a terminal, else on one line."""
+    indent = 2 if _is_terminal() else None
+    print(json.dumps(document, indent=indent, ensure_ascii=not _is_terminal()), flush=indent is None)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows under columns; a pipe gets one line for each row, whatever its width."""
+    cells = [[text(value) for value in row] for row in rows]
+    if _is_terminal():
+        _rich_table(columns, cells)
+        return
+    widths = [max(len(line[index]) for line in [list(columns), *cells]) for index in range(len(columns))]
+    for line in [list(columns), *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def card(title: str, fields: Iterable[tuple[str, Any]]) -> None:
+    """Print one thing: its title, then a line for each field that has a value."""
+    shown = [(name, value) for name, value in fields if value is not None and value != []]
+    width = max((len(name) for name, _ in shown), default=0)
+    print(text(title))
+    for name, value in shown:
+        for line in value if isinstance(value, list) else [value]:
+            print(f"  {name:{width}}  {text(line)}")
+            name = ""  # noqa: PLW2901 - the name stands at the first line only
+
+
+def text(value: Any) -> str:
+    """Return one line that cannot move the cursor, whatever a file was called."""
+    if value is None or value == "":
+        return NOTHING
+    return "".join(char if char.isprintable() or char == " " else f"\\x{ord(char):02x}" for char in str(value))
+
+
+def one_line(message: str) -> str:
+    """Return a message as one printable line."""
+    return text(" ".join(message.split()))
+
+
+def size(size_bytes: int | None) -> str:
+    """Return bytes as people say them."""
+    if size_bytes is None:
+        return NOTHING
+    number = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if number < 1024 or unit == "TiB":
+            return f"{number:.0f} {unit}" if number == int(number) else f"{number:.1f} {unit}"
+        number /= 1024
+    raise AssertionError("the last unit takes everything")
+
+
+def duration(seconds: float | None) -> str:
+    """Return a length of time in its two largest units."""
+    if seconds is None:
+        return NOTHING
+    left = int(seconds)
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
+def pause(pause_ms: float | None) -> str:
+    """Return the length of a pause of the guest."""
+    return NOTHING if pause_ms is None else f"{pause_ms:.1f} ms"
+
+
+def when(at: str | None) -> str | None:
+    """Return a time of the journal to the second."""
+    return None if at is None else f"{at[:10]} {at[11:19]}Z"
+
+
+def answer(app: App, document: Any) -> bool:
+    """Print the document if JSON was asked for; return whether it was."""
+    if app.json:
+        emit_json(document)
+    return app.json
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - costs 25 ms, and a pipe does without
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    Console(highlight=False).print(shown)

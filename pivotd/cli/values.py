@@ -1,0 +1,110 @@
+"""Values on the command line: DISK=IMAGE, paths made absolute, bytes per second, milliseconds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pivotd.cli.errors import UsageError
+
+SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+UNITS_MS = {"": 1.0, "ms": 1.0, "s": 1000.0, "min": 60_000.0}
+_NUMBER = re.compile(r"(\d{1,18}(?:\.\d{1,6})?)\s*([a-zA-Z/]*)", re.ASCII)
+
+
+class Name(click.ParamType[str]):
+    """A domain, disk or pivot: any text but the empty one."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        if not value:
+            self.fail("must not be empty", param, ctx)
+        return str(value)
+
+
+class AbsolutePath(click.ParamType[str]):
+    """A path as the daemon must see it: it has another working directory than we."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the absolute path."""
+        if not value:
+            self.fail("must not be empty", param, ctx)
+        return absolute(str(value))
+
+
+class DiskImage(click.ParamType[tuple[str, str]]):
+    """DISK=IMAGE; the first ``=`` separates."""
+
+    name = "disk=image"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return the disk and the absolute path of the image."""
+        if isinstance(value, tuple):
+            return value
+        disk, separator, image = str(value).partition("=")
+        if not (disk and separator and image):
+            self.fail(f"{value!r} is not DISK=IMAGE, like disk0=/images/new.qcow2", param, ctx)
+        return disk, absolute(image)
+
+
+class Bandwidth(click.ParamType[int]):
+    """Bytes per second with K, M, G or T for powers of 1024; 0 means unlimited."""
+
+    name = "bytes/s"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes per second."""
+        number, unit = _split(str(value))
+        suffix = re.sub(r"(iB|B)?(/s)?$", "", unit, flags=re.IGNORECASE).upper()
+        if number is None or suffix not in SUFFIXES:
+            self.fail(f"{value!r} is no bandwidth: give bytes per second, like 10M or 1G", param, ctx)
+        result = int(number * SUFFIXES[suffix])
+        if result >= 1 << 63:
+            self.fail(f"{value!r} is more than QEMU can count", param, ctx)
+        return result
+
+
+class Milliseconds(click.ParamType[int]):
+    """A length of time: plain milliseconds, or with ms, s or min."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return whole milliseconds."""
+        number, unit = _split(str(value))
+        if number is None or unit not in UNITS_MS:
+            self.fail(f"{value!r} is no length of time: give milliseconds, or 500ms or 1s", param, ctx)
+        result = number * UNITS_MS[unit]
+        if result != int(result):
+            self.fail(f"{value!r} is no whole number of milliseconds", param, ctx)
+        return int(result)
+
+
+def absolute(path: str) -> str:
+    """Return the path from the root, meaning the same file. Raises: UsageError.
+
+    A symbolic link to the image stays one, because QEMU is told its name. ``..`` after a link to a directory leads
+    elsewhere than the text says, so only then links are followed.
+    """
+    try:
+        full = Path.cwd() / path
+    except OSError:
+        raise UsageError(f"{path} is relative, and the working directory is gone: give an absolute path") from None
+    if ".." not in full.parts:
+        return str(full)
+    return str(full.resolve() if full.name == ".." else full.parent.resolve() / full.name)
+
+
+def _split(text: str) -> tuple[float | None, str]:
+    found = _NUMBER.fullmatch(text.strip())
+    if found is None:
+        return None, ""
+    number = found[1]
+    return (float(number) if "." in number else int(number)), found[2]
