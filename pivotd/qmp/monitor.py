@@ -133,6 +133,8 @@ class Monitor:
 
         Raises: QmpUnsentError: none was sent. QmpUnknownError: some of them may not have run.
         """
+        if not messages:
+            return []
         try:
             burst = self._client.send_burst(messages)
         except StateError as error:

@@ -38,7 +38,7 @@ CHANGING = {
 }
 WORKERS = 3
 """Rounds wait more than they compute."""
-FDATASYNCS_MAX = 40
+FDATASYNCS_MAX = 16
 """A clean run needs fewer; the walk ends with the first that is not reached."""
 
 PAUSE_POINTS = (
@@ -106,7 +106,9 @@ def run(jobs: Iterable[Job], keep: Path | None = None) -> tuple[int, int, list[s
         for job, result in pool.map(one, jobs):
             ran += 1
             struck += result.struck
-            problems += [f"[{job}] {problem}" for problem in result.problems]
+            for problem in result.problems:
+                problems.append(f"[{job}] {problem}")
+                print(problems[-1], flush=True)
     return ran, struck, problems
 
 
@@ -165,8 +167,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ran, struck, problems = run(make(), keep)
         failed += len(problems)
         print(f"{name}: {ran} rounds, {struck} struck, {len(problems)} problems, {time.monotonic() - started_s:.0f} s")
-        for problem in problems:
-            print(f"  {problem}")
     return 1 if failed else 0
 
 
