@@ -69,7 +69,8 @@ class Monitor:
             await monitor.close()
             sock.close()
             if not isinstance(error, TimeoutError):
-                raise DomainUnreachableError(f"{path}: {error}; is this a QMP socket?", qmp=path) from error
+                why = str(error).splitlines()[0] if str(error) else "the connection was closed"
+                raise DomainUnreachableError(f"{path}: {why}; is this a QMP socket?", qmp=path) from error
             if client.greeting is None:
                 raise MonitorBusyError(
                     f"{path}: no greeting: another client holds this monitor; give pivotd a QMP socket of its own",
