@@ -12,7 +12,7 @@ import pytest
 from pivotd.core.words import Outcome, Phase
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from tests.conftest import QemuFactory
-from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.qemu import Disk, Qemu, create_image, default_binary
 
 from .conftest import Engine
 
@@ -301,6 +301,8 @@ async def test_a_smaller_image_ends_kept(engine: Engine, qemu_factory: QemuFacto
 
 async def test_a_full_destination_ends_kept(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
     """No space under the destination: QEMU's words are the reason, the guest runs on."""
+    if default_binary()[0] == "chroot":
+        pytest.skip("a QEMU in another root does not see the small file system")
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.raw", image_format="raw"), format="raw")])
     await engine.connect(qemu)
     small = tmp_path / "full"
