@@ -40,7 +40,7 @@ def of_error(error: Exception) -> Response:
 
 async def not_found(request: Request, error: Exception) -> Response:
     """Return the problem for a path that does not exist."""
-    return problem(404, "no-such-route", f"there is no {request.url.path}; see /v1/openapi.json")
+    return problem(404, "not-found", f"there is no {request.url.path}; see /v1/openapi.json")
 
 
 async def wrong_method(request: Request, error: Exception) -> Response:

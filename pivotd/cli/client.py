@@ -141,7 +141,7 @@ class Client:
     def _list(self, target: str, name: str, **query: str | int | None) -> list[JsonObject]:
         given = {key: value for key, value in query.items() if value is not None}
         found = self._transport.request("GET", f"{target}?{urlencode(given)}" if given else target)
-        rows = found.get(name) if isinstance(found, dict) else None
+        rows = found.get(name) if isinstance(found, dict) else found
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise NotPivotdError(self.socket, "an answer of another shape")
         return rows

@@ -47,7 +47,11 @@ EXAMPLES = (
     help="How often to try the switch within the longest pause.  [default: the daemon's]",
 )
 @click.option(
-    "--copy-mode", type=click.Choice(COPY_MODES), default="auto", show_default=True, help="How writes of the guest follow."
+    "--copy-mode",
+    type=click.Choice(COPY_MODES),
+    default="auto",
+    show_default=True,
+    help="How writes of the guest follow.",
 )
 @click.option("--no-pivot", is_flag=True, help="Stop at ready; `pivotctl pivot complete ID` switches.")
 @click.option("--detach", "-d", is_flag=True, help="Do not wait.")

@@ -6,6 +6,8 @@ from typing import Any
 
 from pivotd.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, PivotdError
 
+EXIT_OUTPUT = 1
+"""The answer could not be written."""
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as a shell shows it."""
 EXIT_BROKEN_PIPE = 141

@@ -54,6 +54,7 @@ EXAMPLES = (
 
 EXIT_STATUSES = (
     ("0", "done: switched, or waiting at ready as asked for with --no-pivot"),
+    ("1", "the answer could not be written, as to a full file system"),
     ("2", "usage: the command line makes no sense"),
     ("3", "the daemon cannot be reached"),
     ("4", "refused: bad input, conflict, not found or not allowed"),

@@ -13,14 +13,14 @@ from pivotd.cli.app import App
 from pivotd.cli.copying import copy
 from pivotd.cli.disks import disk
 from pivotd.cli.domains import domain
-from pivotd.cli.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, CtlError, UsageError
+from pivotd.cli.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_OUTPUT, CtlError, UsageError
 from pivotd.cli.events import events
 from pivotd.cli.help import HELP, GroupedGroup
 from pivotd.cli.pivots import pivot
 from pivotd.cli.render import one_line
 from pivotd.cli.values import AbsolutePath
 from pivotd.cli.verdicts import verdict
-from pivotd.errors import EXIT_USAGE, PivotdError
+from pivotd.errors import EXIT_UNREACHABLE, EXIT_USAGE, PivotdError
 
 DEFAULT_SOCKET = "/run/pivotd/pivotd.sock"
 GLOBAL_OPTIONS = ("--json", "--socket", "--offline")
@@ -78,7 +78,7 @@ def main() -> NoReturn:
     except OSError as error:
         _forget_stdout()
         _complain(app, CtlError("output", f"the answer cannot be written: {error.strerror or error}"))
-        status = EXIT_BROKEN_PIPE if app.status is None else app.status
+        status = EXIT_OUTPUT if app.status is None else app.status
     sys.exit(status)
 
 
@@ -103,6 +103,10 @@ def _run(app: App, arguments: list[str]) -> int:
         return _complain(app, CtlError.of(error))
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        # An answer of another shape than this client knows; what was done stands, if it is known.
+        message = f"the answer has another shape than expected ({error!r}): are pivotctl and pivotd of one version?"
+        return _complain(app, CtlError("answer", message, app.status or EXIT_UNREACHABLE))
     if app.status is not None:
         return app.status
     return status if isinstance(status, int) else 0

@@ -90,7 +90,6 @@ def _names(found: Verdict, history: list[Pivot], image: str) -> bool:
     if found.image == image:
         return True
     file = files.File(image, files.file_id(image))
-    moved = next(
-        disk for pivot in history if pivot.id == found.pivot for disk in pivot.disks if disk.disk == found.disk
-    )
+    pivot = next(pivot for pivot in history if pivot.id == found.pivot)
+    moved = next(disk for disk in pivot.disks if disk.disk == found.disk)
     return files.same(moved.source, file) or files.same(moved.destination, file)

@@ -87,8 +87,8 @@ def show(app: App, pivot_id: str) -> None:
 def _sides(disk: dict[str, Any]) -> list[str]:
     return [
         f"{disk['outcome'] or 'open'}",
-        f"source       {disk['source']['image']} ({disk['source']['format']})",
-        f"destination  {disk['destination']['image']} ({disk['destination']['format']})",
+        f"source       {disk['source']} ({disk['source_format']})",
+        f"destination  {disk['destination']} ({disk['destination_format']})",
     ]
 
 
@@ -130,7 +130,7 @@ def cancel(app: App, pivot_id: str) -> None:
     if render.answer(app, found):
         return
     if found["phase"] in {"cancelling", "decided", "closed"}:
-        print(f"pivot {found['id']} is being given up: the guest goes on with the source")
+        print(f"pivot {found['id']} is given up: the guest goes on with the source")
     else:
         print(
             f"pivot {found['id']} was asked to give up, but QEMU does not answer yet; {FOLLOW.format(id=found['id'])}"

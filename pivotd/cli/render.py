@@ -47,9 +47,10 @@ def card(title: str, fields: Iterable[tuple[str, Any]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     print(text(title))
     for name, value in shown:
-        for line in value if isinstance(value, list) else [value]:
-            print(f"  {name:{width}}  {text(line)}")
-            name = ""  # noqa: PLW2901 - the name stands at the first line only
+        first, *others = value if isinstance(value, list) else [value]
+        print(f"  {name:{width}}  {text(first)}")
+        for line in others:
+            print(f"  {'':{width}}  {text(line)}")
 
 
 def text(value: Any) -> str:

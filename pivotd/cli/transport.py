@@ -114,6 +114,8 @@ class Transport:
             content = response.read(ANSWER_BYTES_MAX)
         except (OSError, HTTPException) as error:
             raise _lost(error) from None
+        if response.length and len(content) < ANSWER_BYTES_MAX:
+            raise LostError("pivotd ended the connection in the middle of an answer: try again")
         try:
             document = json.loads(content) if content else None
         except ValueError:

@@ -79,7 +79,7 @@ def complaint(pivot: JsonObject) -> str:
 def _print_end(pivot: JsonObject) -> None:
     for disk in pivot["disks"]:
         outcome = disk["outcome"] or "ready"
-        image = disk["destination" if outcome == "switched" else "source"]["image"]
+        image = disk["destination" if outcome == "switched" else "source"]
         where = "a person must look" if outcome == "unknown" else f"its data is in {render.text(image)}"
         print(f"{render.text(pivot['domain'])} {render.text(disk['disk'])}: {outcome}, {where}")
     paused = "the guest was not paused"

@@ -6,6 +6,8 @@ The points come from a recorded clean run: every message between pivotd and QEMU
 forwarded; those that change something, and their answers, also right after; and every fdatasync of the journal.
 """
 
+# ruff: noqa: T201 - a campaign speaks
+
 from __future__ import annotations
 
 import argparse
@@ -60,7 +62,11 @@ class Job:
     again: Point | None = None
 
     def __str__(self) -> str:
-        words = [f"{self.setup.disks} disks", "paused before" if self.setup.paused else "running", f"kill at {self.point}"]
+        words = [
+            f"{self.setup.disks} disks",
+            "paused before" if self.setup.paused else "running",
+            f"kill at {self.point}",
+        ]
         if self.kill_qemu:
             words.append("QEMU too")
         if self.again:
@@ -96,7 +102,9 @@ def run(jobs: Iterable[Job], keep: Path | None = None) -> tuple[int, int, list[s
     def one(job: Job) -> tuple[Job, Result]:
         def save(directory: Path) -> None:
             if keep is not None:
-                shutil.copytree(directory, keep / str(abs(hash(str(job)))), ignore=shutil.ignore_patterns("*.qmp", "*.sock"))
+                shutil.copytree(
+                    directory, keep / str(abs(hash(str(job)))), ignore=shutil.ignore_patterns("*.qmp", "*.sock")
+                )
 
         return job, run_round(job.setup, job.point, kill_qemu=job.kill_qemu, again=job.again, keep=save)
 

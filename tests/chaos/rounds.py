@@ -256,7 +256,19 @@ class _Round:
             return None
         inject = f"inject=fdatasync,fsync:signal=SIGKILL:when={self.point.fdatasync}"
         # -D: pivotd itself is the child, so that it can be killed by its pid.
-        return ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync", "-e", inject, str(PIVOTD)]
+        return [
+            "strace",
+            "-D",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=fdatasync,fsync",
+            "-e",
+            inject,
+            str(PIVOTD),
+        ]
 
     def _strike(self, point: Point, daemon: ChaosDaemon, qemu: Qemu) -> KillAt | None:
         if point.fdatasync:
@@ -306,7 +318,7 @@ class _Round:
             reader.close()
 
     def _judge_dead(self, daemon: ChaosDaemon, qemu: Qemu) -> None:
-        """pivotd and QEMU are dead: the journal alone names images that hold every acknowledged block."""
+        """Both dead: the journal alone names images that hold every acknowledged block."""
         self.hook.silent = True
         qemu.kill()
         named = self._check_images("with both dead")

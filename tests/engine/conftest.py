@@ -48,7 +48,9 @@ class Engine:
         assert supervisor.session is not None, supervisor.detail
         return supervisor
 
-    async def copy(self, name: str, targets: dict[str, Path], image_format: str | None = None, **options: Any) -> Driver:
+    async def copy(
+        self, name: str, targets: dict[str, Path], image_format: str | None = None, **options: Any
+    ) -> Driver:
         """Record and start a copy; return its driver."""
         supervisor = self.host.get(name)
         assert supervisor.session is not None

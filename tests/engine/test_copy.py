@@ -23,7 +23,9 @@ def write(qemu: Qemu, disk: str, pattern: int, *, count: int = 8) -> None:
     """Write through the disk's device, as a guest would, and flush."""
     name = qemu_io_name(qemu, disk)
     for number in range(count):
-        qemu.spy("human-monitor-command", {"command-line": f'qemu-io {name} "write -q -P {pattern} {number * 65536} 4k"'})
+        qemu.spy(
+            "human-monitor-command", {"command-line": f'qemu-io {name} "write -q -P {pattern} {number * 65536} 4k"'}
+        )
     qemu.spy("human-monitor-command", {"command-line": f'qemu-io {name} "flush"'})
 
 
@@ -55,7 +57,9 @@ def assert_clean(qemu: Qemu, disks: int = 1) -> None:
 
 @pytest.mark.parametrize("bus", ["virtio-blk", "virtio-scsi", "ide", "nvme"])
 @pytest.mark.parametrize("legacy", [False, True], ids=["blockdev", "drive"])
-async def test_a_disk_on_every_bus_is_switched(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, bus: str, legacy: bool):
+async def test_a_disk_on_every_bus_is_switched(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, bus: str, legacy: bool
+):
     """The root is the destination, the guest runs, nothing is left behind, both images are equal at the switch."""
     source = create_image(tmp_path / "old.qcow2")
     qemu = qemu_factory([Disk(source, bus=bus, legacy=legacy)])
@@ -73,7 +77,9 @@ async def test_a_disk_on_every_bus_is_switched(engine: Engine, qemu_factory: Qem
 
 
 @pytest.mark.parametrize("iothread_bus", ["virtio-blk", "virtio-scsi"])
-async def test_a_disk_in_an_iothread_is_switched(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, iothread_bus: str):
+async def test_a_disk_in_an_iothread_is_switched(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, iothread_bus: str
+):
     """Disks served by a thread of their own."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"), bus=iothread_bus, iothread=True)])
     await engine.connect(qemu)
@@ -101,10 +107,14 @@ async def test_several_disks_switch_as_one(engine: Engine, qemu_factory: QemuFac
     """All or none, in one pause."""
     qemu = qemu_factory([Disk(create_image(tmp_path / f"old{i}.qcow2")) for i in range(disks)])
     await engine.connect(qemu)
-    pivot = await engine.closed(await engine.copy("web1", {f"disk{i}": tmp_path / f"new{i}.qcow2" for i in range(disks)}))
+    pivot = await engine.closed(
+        await engine.copy("web1", {f"disk{i}": tmp_path / f"new{i}.qcow2" for i in range(disks)})
+    )
     assert pivot.outcome == Outcome.SWITCHED, pivot.error
     assert len(pivot.pauses) == 1
-    assert [qemu.root(f"disk{i}").filename for i in range(disks)] == [str(tmp_path / f"new{i}.qcow2") for i in range(disks)]
+    assert [qemu.root(f"disk{i}").filename for i in range(disks)] == [
+        str(tmp_path / f"new{i}.qcow2") for i in range(disks)
+    ]
     assert_clean(qemu, disks)
 
 
@@ -127,7 +137,9 @@ async def test_domains_side_by_side(engine: Engine, qemu_factory: QemuFactory, t
     assert {(await engine.closed(driver)).outcome for driver in drivers} == {Outcome.SWITCHED.value}
 
 
-async def test_two_pivots_of_one_domain_pause_it_one_after_the_other(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+async def test_two_pivots_of_one_domain_pause_it_one_after_the_other(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
+):
     """Two disks, two pivots, one guest: both switch, and each resumed only its own pause."""
     qemu = qemu_factory([Disk(create_image(tmp_path / f"old{i}.qcow2")) for i in range(2)])
     await engine.connect(qemu)
@@ -173,7 +185,9 @@ async def test_a_guest_that_was_never_started_is_not_started(engine: Engine, qem
 # -- the deadline, completing by hand, cancelling -----------------------------------------------------------------
 
 
-async def test_a_deadline_that_cannot_be_met_keeps_source_and_mirror(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+async def test_a_deadline_that_cannot_be_met_keeps_source_and_mirror(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
+):
     """No time at all: kept, waiting at ready, the mirror in place; the guest was never held for long."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
@@ -279,7 +293,9 @@ async def test_a_disk_in_a_job_of_somebody_else_is_refused(engine: Engine, qemu_
     assert "theirs" in await refused(engine, DiskBusyError, {"disk0": tmp_path / "new.qcow2"})
 
 
-async def test_a_second_pivot_of_a_disk_is_refused_with_the_id_of_the_first(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+async def test_a_second_pivot_of_a_disk_is_refused_with_the_id_of_the_first(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
+):
     """One pivot per disk at a time."""
     await engine.connect(qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))]))
     driver = await engine.copy("web1", {"disk0": tmp_path / "a.qcow2"}, pivot=False)
@@ -334,7 +350,9 @@ async def test_a_failing_destination_ends_kept(engine: Engine, qemu_factory: Qem
         inject["iotype"] = "flush"
     node = f"p{pivot.id}-0f"
     qemu.spy("blockdev-add", {"driver": "blkdebug", "node-name": "bad", "image": node, "inject-error": [inject]})
-    qemu.spy("blockdev-reopen", {"options": [{"driver": "raw", "node-name": pivot.disks[0].destination.node, "file": "bad"}]})
+    qemu.spy(
+        "blockdev-reopen", {"options": [{"driver": "raw", "node-name": pivot.disks[0].destination.node, "file": "bad"}]}
+    )
     write(qemu, "disk0", 4)
     await driver.complete(pivot.requested_by)
     pivot = await engine.closed(driver)

@@ -1,0 +1,263 @@
+"""The API of a real daemon, over its Unix socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from pivotd import limits
+from pivotd.api.access import AccessClass
+from pivotd.api.routes import ROUTES
+
+from .conftest import Api, Connection
+
+pytestmark = pytest.mark.qemu
+
+CALL_AS = """
+import http.client, os, socket, sys
+path, uid, gid, method, target = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+os.setgroups([]); os.setgid(gid); os.setuid(uid)
+connection = http.client.HTTPConnection("localhost")
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.connect(path)
+connection.request(method, target, b"{}")
+print(connection.getresponse().status)
+"""
+
+
+def status_as(api: Api, user: str, method: str, target: str) -> int:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    found = pwd.getpwnam(user)
+    done = subprocess.run(
+        [sys.executable, "-c", CALL_AS, str(api.daemon.socket), str(found.pw_uid), str(found.pw_gid), method, target],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+# -- who may ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("user", "look", "change"), [("nobody", 403, 403), ("mail", 200, 403), ("daemon", 200, 400)])
+def test_access_goes_by_peer_credentials(api: Api, user: str, look: int, change: int):
+    """A stranger may nothing, a reader may look, an operator may change (and is told that the body is empty)."""
+    assert status_as(api, user, "GET", "/v1/domains") == look
+    assert status_as(api, user, "POST", "/v1/domains/web1/copy") == change
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_no_route_is_open_to_strangers(api: Api, route: Any):
+    """Every line of the table is checked before its handler runs."""
+    target = route.path.format(domain="web1", pivot="x")
+    assert status_as(api, "nobody", route.method, target) == 403
+
+
+def test_whatever_changes_something_needs_an_operator():
+    """By the table: everything but GET."""
+    for route in ROUTES:
+        assert (route.access is AccessClass.READER) == (route.method == "GET"), route.path
+
+
+def test_who_asked_is_in_the_journal(api: Api):
+    """uid, gid and pid as the kernel told them."""
+    who = api.copied()["requested_by"]
+    assert who == {"uid": os.getuid(), "gid": os.getgid(), "pid": os.getpid()}
+
+
+# -- requests -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_request_id_returns_the_same_pivot(api: Api):
+    """A retry is safe, also after the pivot has ended."""
+    body = {"disks": [{"disk": "disk0", "image": api.image()}]}
+    first = api.call("POST", "/v1/domains/web1/copy", body, Idempotency_Key="twice")
+    api.call("GET", f"{first.headers['location']}/wait?timeout_s=20")
+    again = api.call("POST", "/v1/domains/web1/copy", body, Idempotency_Key="twice")
+    assert (again.status, again.json["id"]) == (202, first.json["id"])
+
+
+def test_a_used_request_id_with_another_wish_is_a_conflict(api: Api):
+    """It must not look like success."""
+    api.copied(Idempotency_Key="once")
+    body = {"disks": [{"disk": "disk0", "image": api.image()}]}
+    answer = api.call("POST", "/v1/domains/web1/copy", body, Idempotency_Key="once")
+    assert (answer.status, answer.json["kind"]) == (409, "conflict")
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"", "JSON"),
+        (b"{", "JSON"),
+        (b"\xff\xfe", "JSON"),
+        ({}, "disks"),
+        ({"disks": []}, "disks"),
+        ({"disks": [{"disk": "disk0", "image": "relative"}]}, "image"),
+        ({"disks": [{"disk": "disk0", "image": "/a\nb"}]}, "image"),
+        ({"disks": [{"disk": "disk0", "image": "/a", "format": "vmdk"}]}, "format"),
+        ({"disks": [{"disk": "disk0", "image": "/a"}, {"disk": "disk0", "image": "/b"}]}, "disk0 is named twice"),
+        ({"disks": [{"disk": "disk0", "image": "/a"}], "max_pause_ms": 0}, "max_pause_ms"),
+        ({"disks": [{"disk": "disk0", "image": "/a"}], "speed": 1}, "speed"),
+        ({"disks": [{"disk": "disk0", "image": "/a"}], "bandwidth_bytes_per_s": 2**63}, "bandwidth"),
+    ],
+)
+def test_a_bad_body_names_what_is_wrong(api: Api, body: Any, named: str):
+    """One line, with the field."""
+    answer = api.call("POST", "/v1/domains/web1/copy", body)
+    assert answer.status == 400
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert named in answer.json["detail"]
+    assert "\n" not in answer.json["detail"]
+
+
+def test_a_large_body_is_refused(api: Api):
+    """Bounded."""
+    answer = api.call("POST", "/v1/domains/web1/copy", b"[" * (limits.REQUEST_BODY_BYTES_MAX + 1))
+    assert answer.status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/v1/nothing", 404, "not-found"),
+        ("GET", "/", 404, "not-found"),
+        ("PUT", "/v1/domains", 405, "wrong-method"),
+        ("HEAD", "/v1/domains", 405, "wrong-method"),
+        ("GET", "/v1/domains/none", 404, "not-found"),
+        ("GET", "/v1/domains/none/disks", 404, "not-found"),
+        ("GET", "/v1/pivots/none", 404, "not-found"),
+        ("GET", "/v1/pivots/none/wait", 404, "not-found"),
+        ("GET", "/v1/pivots?open=perhaps", 400, "bad-request"),
+        ("GET", "/v1/events?after=x", 400, "bad-request"),
+        ("GET", "/v1/events?after=nan", 400, "bad-request"),
+        ("GET", "/v1/verdicts?domain=web1&disk=none", 404, "not-found"),
+        ("GET", "/v1/verdicts?image=/none", 404, "not-found"),
+    ],
+)
+def test_errors_are_problem_documents(api: Api, method: str, path: str, status: int, kind: str):
+    """RFC 9457 with a stable kind."""
+    answer = api.call(method, path)
+    assert answer.status == status
+    if method != "HEAD":
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert (answer.json["kind"], answer.json["status"]) == (kind, status)
+
+
+# -- domains ------------------------------------------------------------------------------------------------------
+
+
+def test_a_domain_is_added_and_removed(api: Api):
+    """Also where its monitor is not there yet: it is shown as unreachable with the reason."""
+    added = api.call("POST", "/v1/domains", {"name": "later", "qmp": "/nonexistent/later.qmp"})
+    assert (added.status, added.json["connection"]) == (201, "unreachable")
+    assert "no such socket" in added.json["detail"]
+    assert api.call("DELETE", "/v1/domains/later").status == 204
+    assert api.call("GET", "/v1/domains/later").status == 404
+
+
+def test_one_monitor_has_one_owner(api: Api):
+    """A second domain on the same socket is refused."""
+    answer = api.call("POST", "/v1/domains", {"name": "other", "qmp": str(api.qemu.qmp)})
+    assert (answer.status, answer.json["domain"]) == (409, "web1")
+
+
+def test_disks_show_what_qemu_and_journal_say(api: Api):
+    """Image, format, size, and the last pivot."""
+    pivot = api.copied()
+    (disk,) = api.call("GET", "/v1/domains/web1/disks").json
+    assert (disk["disk"], disk["format"], disk["size_bytes"]) == ("disk0", "qcow2", 64 << 20)
+    assert (disk["image"], disk["pivot"]) == (pivot["disks"][0]["destination"], pivot["id"])
+
+
+# -- events -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_resumes_by_its_last_id_without_a_gap(api: Api):
+    """Every sequence number after the last one seen, in order, also those that come later."""
+    start = api.call("GET", "/v1/health").json["journal"]["last_seq"]
+    connection = Connection(api.daemon.socket)
+    connection.request("GET", "/v1/events", headers={"Accept": "text/event-stream", "Last-Event-ID": str(start)})
+    stream = connection.getresponse()
+    pivot = api.copied()
+    seen = []
+    while not seen or seen[-1][1] != "closed":
+        line = stream.readline().decode()
+        if line.startswith("id:"):
+            number = int(line[3:])
+        if line.startswith("event:"):
+            seen.append((number, line[6:].strip()))
+    connection.close()
+    assert [number for number, _ in seen] == list(range(start + 1, start + 1 + len(seen)))
+    records = api.call("GET", f"/v1/pivots/{pivot['id']}").json["records"]
+    assert [(r["seq"], r["event"]) for r in records] == seen
+
+
+def test_pages_of_events_continue_one_another(api: Api):
+    """By after and limit."""
+    api.copied()
+    first = api.call("GET", "/v1/events?after=0&limit=2").json
+    second = api.call("GET", f"/v1/events?after={first[-1]['seq']}&limit=2").json
+    assert [r["seq"] for r in first + second] == [1, 2, 3, 4]
+
+
+def test_too_many_streams_are_refused_and_ended_ones_make_room(api: Api):
+    """Bounded: a client that leaks streams cannot use up the daemon."""
+    held = []
+    try:
+        for _ in range(limits.STREAMS_MAX):
+            connection = Connection(api.daemon.socket)
+            connection.request("GET", "/v1/events", headers={"Accept": "text/event-stream"})
+            assert connection.getresponse().status == 200
+            held.append(connection)
+        answer = api.call("GET", "/v1/events", Accept="text/event-stream")
+        assert (answer.status, answer.json["kind"]) == (409, "conflict")
+    finally:
+        for connection in held:
+            if connection.sock is not None:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+
+# -- the document -------------------------------------------------------------------------------------------------
+
+
+def test_the_document_lists_exactly_the_routes(api: Api):
+    """openapi.json is made from the table."""
+    document = api.call("GET", "/v1/openapi.json").json
+    listed = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert listed == {(route.method, route.path) for route in ROUTES}
+
+
+def test_every_reference_of_the_document_leads_somewhere(api: Api):
+    """No dangling $ref."""
+    text = api.call("GET", "/v1/openapi.json").body.decode()
+    document = json.loads(text)
+    for name in re.findall(r'"#/components/schemas/(\w+)"', text):
+        assert name in document["components"]["schemas"]
+
+
+def test_health_says_what_is_there(api: Api):
+    """For a monitoring system."""
+    health = api.call("GET", "/v1/health").json
+    assert (health["status"], health["domains"]["connected"]) == ("ok", 1)
+
+
+def test_the_verdict_has_the_documented_shape(api: Api):
+    """The public contract, field by field."""
+    pivot = api.copied()
+    (verdict,) = api.call("GET", "/v1/verdicts?domain=web1&disk=disk0").json
+    assert list(verdict) == [
+        "domain", "disk", "image", "format", "outcome", "certain", "pivot", "since", "reason", "evidence",
+    ]  # fmt: skip
+    assert (verdict["image"], verdict["outcome"], verdict["certain"]) == (
+        pivot["disks"][0]["destination"], "switched", True,
+    )  # fmt: skip

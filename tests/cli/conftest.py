@@ -1,0 +1,59 @@
+"""One daemon and one QEMU for all tests of a module; they start in well under a second."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.ctl import REPOSITORY, Answer, ctl
+from tests.support.daemon import Daemon
+from tests.support.qemu import Disk, Qemu, create_image
+
+
+class Bench:
+    """A domain ``web1`` with two disks, its daemon, and pivotctl for both."""
+
+    def __init__(self, directory: Path, qemu: Qemu, daemon: Daemon) -> None:
+        self.directory, self.qemu, self.daemon = directory, qemu, daemon
+        self._images = 0
+
+    def ctl(self, *arguments: str | Path) -> Answer:
+        return ctl("--socket", self.daemon.socket, *arguments)
+
+    def json(self, *arguments: str | Path) -> Answer:
+        return ctl("--socket", self.daemon.socket, "--json", *arguments)
+
+    def image(self) -> Path:
+        """Return a path that no image has yet."""
+        self._images += 1
+        return self.directory / f"new{self._images}.qcow2"
+
+    def at_ready(self) -> str:
+        """Return the id of a new pivot that waits at ready."""
+        answer = self.json("copy", "web1", f"disk1={self.image()}", "--no-pivot")
+        assert answer.status == 0, answer
+        return str(answer.json["id"])
+
+    def restart(self) -> None:
+        """SIGKILL the daemon and start another one."""
+        self.daemon.kill()
+        self.daemon.start()
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    with tempfile.TemporaryDirectory(prefix="pivotd-") as name:
+        directory = Path(name)
+        disks = [Disk(create_image(directory / f"{letter}.qcow2")) for letter in "ab"]
+        daemon = Daemon(
+            directory,
+            {"web1": directory / "web1.qmp"},
+            command=[sys.executable, "-m", "pivotd.daemon"],
+            environment={"PYTHONPATH": str(REPOSITORY)},
+        )
+        with Qemu(directory, disks) as qemu, daemon:
+            yield Bench(directory, qemu, daemon)

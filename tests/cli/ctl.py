@@ -1,0 +1,64 @@
+"""The real pivotctl in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "pivotd.cli.main"]
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a call ended and what it said."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+    @property
+    def rows(self) -> list[Any]:
+        """The documents of a stream, one per line."""
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name != "PIVOTCTL_SOCKET"}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error", **(more or {})}
+
+
+def ctl(*arguments: str | Path | bytes, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Answer:
+    """Run pivotctl to its end; a traceback is a failure whatever the test asks for."""
+    done = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, timeout=TIMEOUT_S, env=environment(env), cwd=cwd, check=False
+    )
+    answer = Answer(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+    assert "Traceback" not in answer.stderr, answer.stderr
+    return answer
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start pivotctl and leave it running, with pipes to read from."""
+    return subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+def complaint(answer: Answer) -> str:
+    """Return the one line on stderr, without the program's name."""
+    lines = answer.stderr.splitlines()
+    assert len(lines) == 1, answer.stderr
+    assert lines[0].startswith("pivotctl: "), lines
+    return lines[0].removeprefix("pivotctl: ")

@@ -1,0 +1,180 @@
+"""The real pivotctl with the real daemon and a real QEMU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Bench
+from tests.cli.ctl import COMMAND, complaint, environment, start
+
+pytestmark = pytest.mark.qemu
+
+
+def test_domain_ls(bench: Bench) -> None:
+    """A connected domain is shown with its run state and QEMU's version."""
+    (row,) = bench.json("domain", "ls").json
+    assert (row["name"], row["connection"], row["run_state"]) == ("web1", "connected", "running")
+    assert row["qemu_version"] in bench.ctl("domain", "show", "web1").stdout
+
+
+def test_domain_add_and_rm(bench: Bench, tmp_path: Path) -> None:
+    """A domain is added with an absolute path from a relative one, and forgotten again."""
+    added = bench.json("domain", "add", "web2", "--qmp", "none.qmp")
+    assert (added.status, added.json["qmp"]) == (0, str(Path.cwd() / "none.qmp"))
+    assert bench.ctl("domain", "rm", "web2").status == 0
+    assert bench.json("domain", "show", "web2").json["error"]["kind"] == "not-found"
+
+
+def test_disk_ls(bench: Bench) -> None:
+    """Every disk is shown with its image, node and size."""
+    rows = bench.json("disk", "ls", "web1").json
+    assert [(row["disk"], row["format"], row["size_bytes"]) for row in rows] == [
+        ("disk0", "qcow2", 64 << 20),
+        ("disk1", "qcow2", 64 << 20),
+    ]
+    assert rows[0]["image"] in bench.ctl("disk", "ls", "web1").stdout
+
+
+def test_copy(bench: Bench) -> None:
+    """A copy waits until the disk has switched: status 0, the outcome on stdout, QEMU on the new image."""
+    image = bench.image()
+    answer = bench.ctl("copy", "web1", f"disk0={image}")
+    assert answer.status == 0
+    assert answer.stdout.startswith(f"web1 disk0: switched, its data is in {image}\n")
+    assert bench.qemu.root("disk0").filename == str(image)
+
+
+def test_copy_json(bench: Bench) -> None:
+    """With ``--json`` a copy gives one document, the pivot at its end, and nothing on stderr."""
+    answer = bench.json("copy", "web1", f"disk0={bench.image()}", f"disk1={bench.image()}")
+    assert (answer.status, answer.stderr) == (0, "")
+    assert (answer.json["phase"], answer.json["outcome"]) == ("closed", "switched")
+    assert answer.json["pause_ms"] > 0
+
+
+def test_same_request_id(bench: Bench) -> None:
+    """The same request id gives the same pivot, at any time; another request under it is refused."""
+    image = bench.image()
+    first = bench.json("copy", "web1", f"disk0={image}", "--id", "move-1")
+    assert bench.json("copy", "web1", f"disk0={image}", "--id", "move-1").json == first.json
+    assert bench.json("copy", "web1", f"disk0={bench.image()}", "--id", "move-1").status == 4
+
+
+def test_detach(bench: Bench) -> None:
+    """``--detach`` returns at once with the pivot, which can be waited for by its request id."""
+    answer = bench.ctl("copy", "web1", f"disk0={bench.image()}", "--detach", "--id", "move-2")
+    assert answer.status == 0
+    assert "`pivotctl pivot wait " in answer.stdout
+    assert bench.json("pivot", "wait", "move-2").json["outcome"] == "switched"
+
+
+def test_no_pivot_and_complete(bench: Bench) -> None:
+    """``--no-pivot`` ends at ready with status 0; ``pivot complete`` switches."""
+    pivot = bench.at_ready()
+    assert bench.ctl("pivot", "wait", pivot).status == 0
+    answer = bench.json("pivot", "complete", pivot)
+    assert (answer.status, answer.json["outcome"]) == (0, "switched")
+
+
+def test_cancel(bench: Bench) -> None:
+    """A cancelled pivot keeps the source: ``cancel`` is done, who waits for it gets status 5."""
+    pivot = bench.at_ready()
+    assert bench.ctl("pivot", "cancel", pivot).status == 0
+    answer = bench.ctl("pivot", "wait", pivot)
+    assert answer.status == 5
+    assert "kept the source" in complaint(answer)
+
+
+def test_too_late(bench: Bench) -> None:
+    """A pivot that has switched cannot be cancelled or completed: status 4."""
+    pivot = bench.json("copy", "web1", f"disk0={bench.image()}").json["id"]
+    assert bench.ctl("pivot", "cancel", pivot).status == 4
+    assert bench.json("pivot", "complete", pivot).json["error"]["kind"] == "phase-conflict"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["copy", "web9", "disk0=/x"], "not-found"),
+        (["copy", "web1", "disk9=/x"], "not-found"),
+        (["disk", "ls", "web9"], "not-found"),
+        (["pivot", "show", "X"], "not-found"),
+        (["pivot", "wait", "X"], "not-found"),
+        (["pivot", "show", "../domains"], "not-found"),
+        (["verdict", "web1", "disk9"], "not-found"),
+        (["domain", "rm", "web1"], "conflict"),
+    ],
+)
+def test_refused(bench: Bench, arguments: list[str], kind: str) -> None:
+    """A refusal is status 4 with a stable kind, and nothing was started."""
+    answer = bench.json(*arguments)
+    assert (answer.status, answer.json["error"]["kind"]) == (4, kind)
+    assert answer.json["error"]["message"]
+
+
+def test_pivot_show(bench: Bench) -> None:
+    """A pivot is shown with every record, in order, for people and for programs."""
+    pivot = bench.json("copy", "web1", f"disk0={bench.image()}").json["id"]
+    records = bench.json("pivot", "show", pivot).json["records"]
+    assert [record["seq"] for record in records] == sorted(record["seq"] for record in records)
+    assert {"accepted", "pausing", "switched", "closed"} <= {record["event"] for record in records}
+    assert records[-1]["at"] in bench.ctl("pivot", "show", pivot).stdout
+
+
+def test_verdict(bench: Bench) -> None:
+    """The verdict names the image that QEMU uses, by disk and by image."""
+    image = bench.image()
+    bench.ctl("copy", "web1", f"disk0={image}")
+    verdict = bench.json("verdict", "web1", "disk0")
+    assert (verdict.status, verdict.json["image"], verdict.json["certain"]) == (0, str(image), True)
+    assert bench.json("verdict", "--image", image).json == [verdict.json]
+    assert str(image) in bench.ctl("verdict").stdout
+
+
+def test_events_are_pages(bench: Bench) -> None:
+    """Events without ``--follow`` end, and ``--after`` goes on where the last call ended."""
+    rows = bench.json("events").rows
+    assert bench.json("events", "--after", str(rows[-2]["seq"])).rows == rows[-1:]
+
+
+def test_broken_pipe(bench: Bench) -> None:
+    """A reader that goes away ends the client without a word."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [*COMMAND, "--socket", str(bench.daemon.socket), "events"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment(), check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_full_disk_under_stdout(bench: Bench) -> None:
+    """The exit status tells of the pivot also where its answer cannot be written."""
+    pivot = bench.at_ready()
+    bench.ctl("pivot", "cancel", pivot)
+    command = [*COMMAND, "--socket", str(bench.daemon.socket), "--json", "pivot", "wait", pivot]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment(), check=False)
+    assert done.returncode == 5
+    assert b"Traceback" not in done.stderr
+
+
+def test_interrupt(bench: Bench) -> None:
+    """Ctrl-C ends the waiting with status 130, says how to go on, and the pivot runs on."""
+    image, slow = bench.image(), ["--bandwidth", "64K"]
+    bench.qemu.spy("human-monitor-command", {"command-line": "qemu-io disk0 'write 0 1M'"})
+    arguments = ["copy", "web1", f"disk0={image}", *slow, "--id", "slow"]
+    with start("--socket", bench.daemon.socket, *arguments) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    pivot = bench.json("pivot", "show", "slow").json
+    assert process.returncode == 130
+    assert f"`pivotctl pivot cancel {pivot['id']}`" in said
+    assert pivot["closed"] is None
+    assert bench.ctl("pivot", "cancel", pivot["id"]).status == 0

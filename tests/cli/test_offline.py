@@ -1,0 +1,161 @@
+"""Answers from the journal alone."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivotd.core.words import Outcome, Phase, Pivot
+from pivotd.journal.journal import Journal
+from tests.cli.ctl import Answer, complaint, ctl
+from tests.journal.samples import make_pivot
+
+AT = "2026-11-23T09:00:01.000000Z"
+
+
+async def _fill(state_dir: Path) -> None:
+    journal = Journal.open(state_dir)
+    await journal.add_domain("web9", "/run/web9.qmp", 0)
+    for number, outcome in ((1, Outcome.SWITCHED), (2, Outcome.UNKNOWN), (3, None)):
+        pivot, _ = await journal.accept(make_pivot(number), {})
+        if outcome is not None:
+            await _decide(journal, pivot, outcome)
+    await journal.close()
+
+
+async def _decide(journal: Journal, pivot: Pivot, outcome: Outcome) -> None:
+    disks = tuple(replace(disk, outcome=outcome) for disk in pivot.disks)
+    decided: dict[str, Any] = {"disks": disks, "decided_at": AT, "error": "see\nthere"}
+    pivot = await journal.advance(pivot, outcome.value, {"seen": "it"}, phase=Phase.DECIDED, **decided)
+    await journal.advance(pivot, "closed", {}, phase=Phase.CLOSED, closed_at=AT)
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("state")
+    asyncio.run(_fill(path))
+    return path
+
+
+def offline(state_dir: Path, *arguments: str) -> Answer:
+    return ctl("--offline", state_dir, "--json", *arguments)
+
+
+def test_verdict(state_dir: Path) -> None:
+    """A disk that was named gives one object, in the public shape."""
+    answer = offline(state_dir, "verdict", "web1", "disk1")
+    assert answer.status == 0
+    expected = {
+        "domain": "web1",
+        "disk": "disk1",
+        "outcome": "switched",
+        "certain": True,
+        "pivot": "P0001",
+        "since": AT,
+    }
+    assert answer.json.items() >= {**expected, "image": "/images/destination1.qcow2", "format": "qcow2"}.items()
+    assert answer.json["reason"]
+    assert answer.json["evidence"]
+
+
+def test_unknown_verdict(state_dir: Path) -> None:
+    """One unknown verdict among those shown is exit status 6."""
+    answer = offline(state_dir, "verdict")
+    assert answer.status == 6
+    assert [(row["disk"], row["certain"]) for row in answer.json] == [
+        ("disk1", True),
+        ("disk2", False),
+        ("disk3", True),
+    ]
+
+
+def test_open_pivot_is_the_source(state_dir: Path) -> None:
+    """Without a durable outcome the verdict is the source."""
+    answer = offline(state_dir, "verdict", "web1", "disk3")
+    assert (answer.json["outcome"], answer.json["image"]) == ("kept", "/images/source3.qcow2")
+
+
+def test_disk_without_pivot(state_dir: Path) -> None:
+    """A disk that the journal does not know has no outcome and no image."""
+    answer = offline(state_dir, "verdict", "web1", "disk7")
+    assert answer.status == 0
+    assert (answer.json["outcome"], answer.json["image"], answer.json["certain"]) == (None, None, True)
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_verdict_by_image(state_dir: Path, side: str) -> None:
+    """Both images of a pivot lead to the disk's verdict."""
+    answer = offline(state_dir, "verdict", "--image", f"/images/./{side}1.qcow2")
+    assert [row["image"] for row in answer.json] == ["/images/destination1.qcow2"]
+
+
+def test_verdict_by_strange_image(state_dir: Path) -> None:
+    """An image that no pivot names is refused: nothing is claimed about it."""
+    answer = offline(state_dir, "verdict", "--image", "/images/other.qcow2")
+    assert (answer.status, answer.json["error"]["kind"]) == (4, "not-found")
+
+
+def test_pivot_ls(state_dir: Path) -> None:
+    """Pivots are newest first, and can be narrowed to the open ones and to a domain."""
+    assert [row["id"] for row in offline(state_dir, "pivot", "ls").json] == ["P0003", "P0002", "P0001"]
+    assert [row["id"] for row in offline(state_dir, "pivot", "ls", "--open").json] == ["P0003"]
+    assert offline(state_dir, "pivot", "ls", "--domain", "web9").json == []
+
+
+def test_pivot_show(state_dir: Path) -> None:
+    """A pivot is shown by its id or its request id, with all its records."""
+    shown = offline(state_dir, "pivot", "show", "P0001").json
+    assert shown == offline(state_dir, "pivot", "show", "request-1").json
+    assert [record["event"] for record in shown["records"]] == ["accepted", "switched", "closed"]
+    keys = {"id", "request_id", "domain", "kind", "phase", "outcome", "requested_by", "disks", "pause_ms", "pauses"}
+    assert shown.keys() >= keys | {"created", "closed", "error", "records"}
+
+
+def test_no_such_pivot(state_dir: Path) -> None:
+    """A pivot that is not there is exit status 4."""
+    assert offline(state_dir, "pivot", "show", "P9999").status == 4
+
+
+def test_domains(state_dir: Path) -> None:
+    """The domains that the journal knows, with their open pivots, in the daemon's shape."""
+    rows = offline(state_dir, "domain", "ls").json
+    assert [(row["name"], row["connection"], row["open_pivots"]) for row in rows] == [
+        ("web1", None, ["P0003"]),
+        ("web9", None, []),
+    ]
+
+
+def test_events(state_dir: Path) -> None:
+    """Events are one document per line, from any sequence number on."""
+    rows = offline(state_dir, "events").rows
+    numbers = [row["seq"] for row in rows]
+    assert numbers == sorted(set(numbers))
+    assert offline(state_dir, "events", "--after", str(numbers[2])).rows == rows[3:]
+
+
+@pytest.mark.parametrize("command", ["verdict", "verdict web1", "pivot ls", "pivot show P0002", "domain ls", "events"])
+def test_plain(state_dir: Path, command: str) -> None:
+    """Without ``--json`` each answer is plain lines: no colour, no trailing space, nothing on stderr."""
+    answer = ctl("--offline", state_dir, *command.split())
+    assert answer.stderr == ""
+    assert "\x1b" not in answer.stdout
+    assert all(line == line.rstrip() for line in answer.stdout.splitlines())
+
+
+def test_nothing_is_changed(state_dir: Path) -> None:
+    """Reading leaves the directory as it was."""
+    before = [(path.name, path.stat().st_mtime_ns) for path in sorted(state_dir.iterdir())]
+    offline(state_dir, "verdict")
+    assert [(path.name, path.stat().st_mtime_ns) for path in sorted(state_dir.iterdir())] == before
+
+
+def test_no_journal(tmp_path: Path) -> None:
+    """A directory without journal: status 4, and none is made."""
+    answer = ctl("--offline", tmp_path, "verdict")
+    assert answer.status == 4
+    assert "there is no journal" in complaint(answer)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,85 @@
+"""What people read: sizes, times, names that must not do harm, and the end of a pivot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pivotd.cli import render
+from pivotd.cli.progress import describe
+from pivotd.cli.waiting import complaint, exit_status, rests
+from pivotd.errors import EXIT_DONE, EXIT_KEPT, EXIT_UNKNOWN
+
+
+def pivot(phase: str, outcome: str | None, *, hold: bool = False) -> dict[str, Any]:
+    return {"id": "P1", "domain": "web1", "phase": phase, "outcome": outcome, "hold": hold, "error": "too slow"}
+
+
+@pytest.mark.parametrize(
+    ("phase", "outcome", "hold", "status"),
+    [
+        ("closed", "switched", False, EXIT_DONE),
+        ("closed", "kept", False, EXIT_KEPT),
+        ("closed", "unknown", False, EXIT_UNKNOWN),
+        ("closed", "split", False, EXIT_UNKNOWN),
+        ("closed", None, False, EXIT_UNKNOWN),
+        ("ready", None, True, EXIT_DONE),
+        ("ready", "kept", True, EXIT_KEPT),
+    ],
+)
+def test_exit_status(phase: str, outcome: str | None, hold: bool, status: int) -> None:
+    """The exit status follows from how the pivot rests."""
+    found = pivot(phase, outcome, hold=hold)
+    assert rests(found)
+    assert exit_status(found) == status
+
+
+@pytest.mark.parametrize(
+    ("phase", "hold"), [("ready", False), ("pausing", False), ("decided", False), ("copying", True)]
+)
+def test_not_at_rest(phase: str, hold: bool) -> None:
+    """Ready on its way to the pause, and decided but not closed, is not the end."""
+    assert not rests(pivot(phase, None, hold=hold))
+
+
+def test_failed_attempts_can_be_tried_again() -> None:
+    """A pivot that gave up at ready tells why, and how to try again."""
+    said = complaint(pivot("ready", "kept", hold=True))
+    assert "too slow" in said
+    assert "`pivotctl pivot complete P1` tries again" in said
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "expected"),
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1 << 20, "1 MiB"), (1536 << 20, "1.5 GiB"), (1 << 60, "1048576 TiB")],
+)
+def test_size(size_bytes: int | None, expected: str) -> None:
+    """Sizes are in binary units."""
+    assert render.size(size_bytes) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(None, "-"), (0.4, "0 s"), (61, "1 min 1 s"), (7200, "2 h"), (90061, "1 d 1 h")]
+)
+def test_duration(seconds: float | None, expected: str) -> None:
+    """A length of time has its two largest units."""
+    assert render.duration(seconds) == expected
+
+
+def test_hostile_name() -> None:
+    """A file name cannot move the cursor, start a line or hide behind a missing character."""
+    assert render.text("a\x1b[2J\nb\udcff") == "a\\x1b[2J\\x0ab\\xdcff"
+
+
+def test_describe() -> None:
+    """A line of progress has the phase, the bytes and what is waited for."""
+    progress = {"copied_bytes": 1 << 20, "total_bytes": 4 << 20, "detail": "QEMU is silent"}
+    assert describe(pivot("copying", None), progress) == "copying, 1 MiB of 4 MiB (25 %), QEMU is silent"
+    assert describe(pivot("preparing", None), None) == "preparing"
+
+
+def test_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table in a pipe is one line for each row, in columns."""
+    render.table(("A", "LONG"), [("aaa", None), ("b", "x\ny")])
+    assert capsys.readouterr().out == "A    LONG\naaa  -\nb    x\\x0ay\n"
