@@ -65,7 +65,9 @@ class App:
             return self.client
         from pivotd.cli.offline import OfflineJournal  # noqa: PLC0415 - SQLite only where it is read
 
-        return OfflineJournal(self.offline)
+        journal = OfflineJournal(self.offline)
+        click.get_current_context().find_root().call_on_close(journal.close)
+        return journal
 
 
 pass_app = click.make_pass_decorator(App)

@@ -85,7 +85,11 @@ def main() -> NoReturn:
 def _run(app: App, arguments: list[str]) -> int:
     try:
         _check_text(arguments)
-        status = cli.main(arguments, prog_name="pivotctl", standalone_mode=False, obj=app)
+        # Not cli.main(): it turns a broken pipe into status 1 by itself.
+        with cli.make_context("pivotctl", list(arguments), obj=app) as context:
+            status = cli.invoke(context)
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         app.json = app.json or "--json" in arguments
         if app.json:
@@ -93,6 +97,7 @@ def _run(app: App, arguments: list[str]) -> int:
         print(error.format_message(), file=sys.stderr)
         return EXIT_USAGE
     except click.UsageError as error:
+        # Nobody has seen the global options yet if the command is wrong.
         app.json = app.json or "--json" in arguments
         return _complain(app, _usage(error))
     except click.ClickException as error:

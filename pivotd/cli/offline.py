@@ -24,6 +24,10 @@ class OfflineJournal:
         self.path = state_dir
         self._reader = Reader.offline(Path(state_dir))
 
+    def close(self) -> None:
+        """Remove the private copy, if one was made."""
+        self._reader.close()
+
     def domains(self) -> list[JsonObject]:
         """Return the domains added at run time, and those that have pivots."""
         rows = {row.name: _domain(row.name, row.qmp_path, "runtime") for row in self._reader.domains()}
