@@ -56,7 +56,7 @@ def application(service: Service, access: Access) -> Starlette:
                 who: Requester = request.state.peer
                 access.check(who, route.access)
                 return await route.handler(Call(who, service, streams, document), request)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - one broken handler must not end the connection mute
                 return problems.of_error(error)
 
         return call

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from qemu.qmp import Message, QMPClient
 from qemu.qmp.protocol import Runstate, StateError
@@ -89,7 +89,8 @@ class Client(QMPClient):
         burst = Burst([self._get_exec_id() for _ in commands])
         lines = []
         for name, command in zip(burst.names, commands, strict=True):
-            self._pending[name] = cast("asyncio.Queue[QMPClient._PendingT]", _Slot(burst, name))
+            slot: Any = _Slot(burst, name)
+            self._pending[name] = slot
             lines.append(json.dumps({**command, "id": name}))
         self._writer.write("\n".join([*lines, ""]).encode())
         return burst

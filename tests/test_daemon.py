@@ -1,0 +1,296 @@
+"""The daemon as a process: start, signals, refusals, and what it must not import before recovery."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivotd.journal.reader import Reader
+from tests.chaos.rounds import call
+from tests.conftest import QemuFactory
+from tests.support.daemon import Daemon
+from tests.support.proxy import Direction, Message, When
+from tests.support.qemu import Disk, Qemu, create_image
+
+HEAVY = {"sqlite_utils", "starlette", "uvicorn", "click", "rich", "structlog", "msgspec", "httptools", "ulid"}
+
+
+def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pivotd.daemon", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, **more)
+
+
+def test_the_start_up_path_imports_nothing_heavy():
+    """Recovery waits for no library that it does not need."""
+    code = "import sys, pivotd.daemon; print(' '.join({m.split('.')[0] for m in sys.modules}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not HEAVY & set(found)
+
+
+def test_check_accepts_a_good_configuration(tmp_path: Path):
+    """--check says ok and starts nothing."""
+    config = tmp_path / "pivotd.toml"
+    config.write_text(f'state_dir = "{tmp_path}"\n')
+    done = run("--config", str(config), "--check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ok" in done.stdout
+    assert not (tmp_path / "journal.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("x = [", "line 1"), ("stat_dir = 1", "state_dir"), ("[pause]\nmax_ms = 0", "pause.max_ms")]
+)
+def test_a_bad_configuration_is_one_line_and_status_2(tmp_path: Path, text: str, named: str):
+    """What, where, and what was expected."""
+    config = tmp_path / "pivotd.toml"
+    config.write_text(text)
+    done = run("--config", str(config))
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_state_directory_is_one_line_and_status_4(tmp_path: Path):
+    """The daemon does not make its directory up."""
+    config = tmp_path / "pivotd.toml"
+    config.write_text(f'state_dir = "{tmp_path}/none"\nsocket = "{tmp_path}/s"\n')
+    done = run("--config", str(config))
+    assert done.returncode == 4
+    assert f"{tmp_path}/none" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_daemon_on_the_journal_is_refused(tmp_path: Path):
+    """One line with the pid of the first; the first goes on."""
+    with Daemon(tmp_path, {}) as first:
+        done = run("--config", str(tmp_path / "pivotd.toml"))
+        assert done.returncode == 4
+        assert str(first.pid) in done.stderr
+        assert first.ctl("domain", "ls").status == 0
+
+
+def test_a_damaged_journal_is_one_line_and_left_as_it_is(tmp_path: Path):
+    """Status 4, not a byte changed."""
+    with Daemon(tmp_path, {}) as daemon:
+        daemon.terminate()
+    journal = tmp_path / "state" / "journal.db"
+    broken = b"not a journal" + journal.read_bytes()[13:]
+    journal.write_bytes(broken)
+    done = run("--config", str(tmp_path / "pivotd.toml"))
+    assert done.returncode == 4
+    assert "journal.db" in done.stderr
+    assert journal.read_bytes() == broken
+
+
+def test_sigterm_ends_it_with_status_0(tmp_path: Path):
+    """And the log has no error."""
+    with Daemon(tmp_path, {}) as daemon:
+        assert daemon.terminate() == 0
+        assert "error" not in daemon.log_path.read_text()
+
+
+def test_the_socket_and_the_journal_have_modes(tmp_path: Path):
+    """Anybody may connect, access goes by credentials; the journal is for its group."""
+    with Daemon(tmp_path, {}) as daemon:
+        assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o666
+        assert stat.S_IMODE((daemon.state_dir / "journal.db").stat().st_mode) == 0o640
+
+
+def test_a_stale_socket_is_replaced(tmp_path: Path):
+    """What a killed daemon leaves behind."""
+    with Daemon(tmp_path, {}) as daemon:
+        daemon.kill()
+        assert daemon.socket.exists()
+        daemon.start()
+        assert daemon.ctl("domain", "ls").json == []
+
+
+def test_a_handed_over_socket_is_served_and_kept(tmp_path: Path):
+    """LISTEN_FDS: clients queue while nobody serves, and the path outlives the daemon."""
+    path = tmp_path / "activated.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path))
+        listener.listen(5)
+        waiting.connect(str(path))
+        waiting.sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        (tmp_path / "state").mkdir()
+        config = tmp_path / "pivotd.toml"
+        config.write_text(f'state_dir = "{tmp_path}/state"\nsocket = "{path}"\n')
+        shell = 'exec 3<&"$0"; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+        command = [
+            "bash",
+            "-c",
+            shell,
+            str(listener.fileno()),
+            sys.executable,
+            "-m",
+            "pivotd.daemon",
+            "--config",
+            str(config),
+        ]
+        with subprocess.Popen(command, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL) as daemon:
+            try:
+                waiting.settimeout(15)
+                assert waiting.recv(12) == b"HTTP/1.1 200"
+            finally:
+                daemon.terminate()
+                daemon.wait()
+        assert path.exists()
+
+
+# -- with a guest in its hands ------------------------------------------------------------------------------------
+
+
+class Freeze:
+    """Sends a signal to a process when a message passes."""
+
+    def __init__(self, label: str, number: int) -> None:
+        self.label, self.number, self.pid, self.done = label, number, 0, False
+
+    def __call__(self, direction: Direction, index: int, message: Message, when: When) -> None:
+        if message.label == self.label and when is When.BEFORE and not self.done:
+            self.done = True
+            os.kill(self.pid, self.number)
+
+
+def copied(daemon: Daemon, image: Path, **body: Any) -> dict[str, Any]:
+    return dict(
+        call(daemon, "POST", "/v1/domains/web1/copy", {"disks": [{"disk": "disk0", "image": str(image)}], **body})
+    )
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("message", ["command:stop", "command:job-complete", "command:job-finalize", "command:cont"])
+def test_sigterm_in_the_pause_leaves_no_guest_paused(qemu_factory: QemuFactory, tmp_path: Path, message: str):
+    """The pause is finished or given up, then the daemon exits with status 0."""
+    freeze = Freeze(message, 15)
+    proxy = Qemu.proxy_for(tmp_path, on_message=freeze)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))], proxy=proxy)
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        freeze.pid = daemon.pid
+        copied(daemon, tmp_path / "new.qcow2")
+        assert daemon._process is not None
+        assert daemon._process.wait(15) == 0
+        assert freeze.done
+        assert qemu.run_state() == "running"
+        (verdict,) = daemon.ctl("verdict", "web1", offline=True).json
+        assert verdict["image"] == qemu.root("disk0").filename
+        daemon.start()
+        (pivot,) = call(daemon, "GET", "/v1/pivots")
+        assert call(daemon, "GET", f"/v1/pivots/{pivot['id']}/wait?timeout_s=20")["outcome"] == "switched"
+
+
+@pytest.mark.qemu
+def test_a_second_start_continues_the_copies(qemu_factory: QemuFactory, tmp_path: Path):
+    """SIGTERM while a copy waits at ready: it waits on after the restart, and completes when told."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        pivot = copied(daemon, tmp_path / "new.qcow2", pivot=False)["id"]
+        call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")
+        assert daemon.terminate() == 0
+        daemon.start()
+        assert call(daemon, "POST", f"/v1/pivots/{pivot}/complete")["hold"] is False
+        assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")["outcome"] == "switched"
+
+
+@pytest.mark.qemu
+def test_an_open_pivot_is_recovered_though_its_domain_was_forgotten(qemu_factory: QemuFactory, tmp_path: Path):
+    """The journal knows the monitor: a guest is not left alone because a configuration changed."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        pivot = copied(daemon, tmp_path / "new.qcow2", pivot=False)["id"]
+        call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")
+        daemon.kill()
+        config = tmp_path / "pivotd.toml"
+        config.write_text(config.read_text().split("[domains")[0])
+        daemon.start()
+        call(daemon, "POST", f"/v1/pivots/{pivot}/cancel")
+        assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")["outcome"] == "kept"
+
+
+@pytest.mark.qemu
+def test_a_discovered_socket_becomes_a_domain(qemu_factory: QemuFactory, tmp_path: Path):
+    """By its file name without the suffix."""
+    qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))], name="found")
+    (tmp_path / "d").mkdir()
+    with Daemon(tmp_path / "d", {}, configuration=f"discover = [{json.dumps(str(tmp_path / 'found.qmp'))}]") as daemon:
+        (domain,) = daemon.ctl("domain", "ls").json
+        assert (domain["name"], domain["origin"]) == ("found", "discovered")
+
+
+@pytest.mark.qemu
+def test_a_domain_added_at_run_time_survives_a_restart(qemu_factory: QemuFactory, tmp_path: Path):
+    """It is in the journal."""
+    qemu = qemu_factory()
+    with Daemon(tmp_path, {}) as daemon:
+        assert daemon.ctl("domain", "add", "web1", "--qmp", str(qemu.qmp)).status == 0
+        daemon.kill()
+        daemon.start()
+        assert [d["name"] for d in daemon.ctl("domain", "ls").json] == ["web1"]
+
+
+@pytest.mark.qemu
+def test_a_verdict_without_any_pivot_is_what_qemu_uses(qemu_factory: QemuFactory, tmp_path: Path):
+    """Outcome null, certain true."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        verdict = daemon.ctl("verdict", "web1", "disk0").json
+        assert (verdict["outcome"], verdict["image"]) == (None, str(tmp_path / "old.qcow2"))
+
+
+@pytest.mark.qemu
+def test_the_stale_image_started_again_is_unknown(qemu_factory: QemuFactory, tmp_path: Path):
+    """After a switch another QEMU on the old image contradicts the journal: a person must look."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        pivot = copied(daemon, tmp_path / "new.qcow2")["id"]
+        call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")
+        daemon.kill()
+        qemu.stop()
+        qemu_factory([Disk(tmp_path / "old.qcow2")])
+        daemon.start()
+        answer = daemon.ctl("verdict", "web1", "disk0")
+        assert (answer.status, answer.json["outcome"], answer.json["certain"]) == (6, "unknown", False)
+
+
+@pytest.mark.qemu
+def test_a_replaced_qemu_on_the_destination_ends_unknown(qemu_factory: QemuFactory, tmp_path: Path):
+    """No switch was recorded, yet somebody started the copy: both facts are told."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        pivot = copied(daemon, tmp_path / "new.qcow2", pivot=False)["id"]
+        call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")
+        daemon.kill()
+        qemu.stop()
+        qemu_factory([Disk(tmp_path / "new.qcow2")])
+        daemon.start()
+        assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")["outcome"] == "unknown"
+    reader = Reader.offline(tmp_path / "state")
+    assert reader.records(pivot)[-1].event == "closed"
+    reader.close()
+
+
+@pytest.mark.qemu
+def test_a_silent_qemu_decides_nothing_and_is_told(qemu_factory: QemuFactory, tmp_path: Path):
+    """Stopped by a signal: the pivot stays open, progress says why, and it goes on when QEMU does."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        pivot = copied(daemon, tmp_path / "new.qcow2", pivot=False)["id"]
+        call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")
+        daemon.kill()
+        os.kill(qemu.pid, 19)
+        daemon.start(wait=False)
+        daemon.await_ready(timeout_s=60)
+        assert call(daemon, "GET", "/v1/health")["status"] == "degraded"
+        assert "decided" in call(daemon, "GET", f"/v1/pivots/{pivot}/progress")["detail"]
+        os.kill(qemu.pid, 18)
+        call(daemon, "POST", f"/v1/pivots/{pivot}/cancel")
+        assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=30")["outcome"] == "kept"
