@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import importlib
+import os
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ from pivotd.engine.driver import Driver
 from pivotd.engine.flush import Flusher
 from pivotd.engine.host import CONFIG, RUNTIME, Host
 from pivotd.engine.ports import Domain
-from pivotd.errors import EXIT_REFUSED, EXIT_USAGE, ConfigError, JournalError, JournalFullError, JournalWriteError
+from pivotd.errors import EXIT_REFUSED, EXIT_USAGE, ConfigError, JournalError
 from pivotd.journal.journal import Journal
 
 logger = log.get_logger()
@@ -31,7 +32,7 @@ logger = log.get_logger()
 DISCOVER_INTERVAL_S = 5.0
 EXTEND_START_S = 30.0
 RETRY_START_S = 1.0
-"""systemd starts us again at once; a full disk under the journal must not make that a busy loop."""
+"""systemd starts us again at once; a journal that cannot be used must not make that a busy loop."""
 
 
 class SystemClock:
@@ -64,10 +65,9 @@ def main() -> NoReturn:
     sys.excepthook = lambda _kind, error, _trace: logger.error("daemon.died", error=repr(error))
     try:
         journal = Journal.open(config.state_dir)
-    except (JournalFullError, JournalWriteError) as error:
-        time.sleep(RETRY_START_S)
-        _fail(error.message, 1)
     except JournalError as error:
+        if "NOTIFY_SOCKET" in os.environ:
+            time.sleep(RETRY_START_S)
         _fail(error.message, EXIT_REFUSED)
     except OSError as error:
         _fail(f"{config.state_dir}: {error.strerror}; make the directory usable for pivotd's user", EXIT_REFUSED)

@@ -74,7 +74,9 @@ class DaemonService:
 
     async def domains(self) -> list[DomainView]:
         """Return all domains, sorted by name."""
-        return [await self._view(self._host.supervisors[name]) for name in sorted(self._host.supervisors)]
+        # Side by side: one QEMU that hangs must not hold up what is known of the others.
+        supervisors = [self._host.supervisors[name] for name in sorted(self._host.supervisors)]
+        return list(await asyncio.gather(*map(self._view, supervisors)))
 
     async def domain(self, name: str) -> DomainView:
         """Return one domain."""
@@ -311,10 +313,8 @@ class DaemonService:
                 last.setdefault((pivot.domain, moved.disk), pivot)
         found = {(v.domain, v.disk): v for v in verdict.verdicts(history)}
         names = [domain] if domain is not None else sorted(self._host.supervisors)
-        for name in names:
-            supervisor = self._host.supervisors.get(name)
-            if supervisor is not None and supervisor.session is not None:
-                await self._check_live(name, supervisor.session, last, found)
+        supervisors = [s for name in names if (s := self._host.supervisors.get(name)) is not None]
+        await asyncio.gather(*(self._check_live(s.name, s.session, last, found) for s in supervisors if s.session))
         return [
             v
             for key, v in sorted(found.items())

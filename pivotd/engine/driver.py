@@ -328,7 +328,9 @@ class Driver:
             "qemu": seen.qemu.value,
             "run_state": seen.run_state,
             "roots": {disk: root.value for disk, root in seen.roots.items()},
-            "jobs": {name: {"status": job.status, "error": job.error} for name, job in seen.jobs.items()},
+            "jobs": {
+                d.job: {"status": seen.job(d.job).status, "error": seen.job(d.job).error} for d in self.pivot.disks
+            },
         }
 
     # -- the pause ----------------------------------------------------------------------------------------------
