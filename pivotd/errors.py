@@ -70,6 +70,13 @@ class BadRequestError(RequestError):
     http_status = 400
 
 
+class TooLargeError(BadRequestError):
+    """The request is larger than what is read."""
+
+    kind = "too-large"
+    http_status = 413
+
+
 class NotAllowedError(RequestError):
     """The caller may not do this."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -10,16 +11,33 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Send
 
 from pivotd import limits
+from pivotd.api import problems
 from pivotd.api.models import CopyBody, DomainBody
 from pivotd.api.ports import Service
 from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
 from pivotd.core.words import Record, Requester
-from pivotd.errors import BadRequestError, ConflictError
+from pivotd.errors import BadRequestError, ConflictError, TooLargeError
 
 T = TypeVar("T")
 HEARTBEAT_S = 15.0
+SEND_TIMEOUT_S = 30.0
+
+
+class EventStream(StreamingResponse):
+    """A stream whose reader is cut off if it does not read; it resumes by its last id."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Send until the stream ends, the reader leaves, or it lets SEND_TIMEOUT_S pass."""
+
+        async def bounded(message: Message) -> None:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send(message)
+
+        with contextlib.suppress(TimeoutError):
+            await super().stream_response(bounded)
 
 
 @dataclass(slots=True)
@@ -41,7 +59,7 @@ class Call:
 
 
 def _json(value: Any, status: int = 200, **headers: str) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, "application/json")
+    return Response(problems.encode(value), status, headers, "application/json")
 
 
 async def _body(request: Request, model: type[T]) -> T:
@@ -49,7 +67,7 @@ async def _body(request: Request, model: type[T]) -> T:
     async for chunk in request.stream():
         data += chunk
         if len(data) > limits.REQUEST_BODY_BYTES_MAX:
-            raise BadRequestError(f"the body is larger than {limits.REQUEST_BODY_BYTES_MAX} bytes")
+            raise TooLargeError(f"the body is larger than {limits.REQUEST_BODY_BYTES_MAX} bytes")
     try:
         return msgspec.json.decode(bytes(data), type=model)
     except msgspec.ValidationError as error:
@@ -148,7 +166,22 @@ async def cancel(call: Call, request: Request) -> Response:
 async def wait(call: Call, request: Request) -> Response:
     """Wait until a pivot rests."""
     timeout_s = _number(request, "timeout_s", 30.0, limits.WAIT_TIMEOUT_S_MAX)
-    return _json(pivot_to_json(await call.service.wait(request.path_params["pivot"], timeout_s)))
+    waiting = asyncio.ensure_future(call.service.wait(request.path_params["pivot"], timeout_s))
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            return Response(status_code=204)  # nobody is there to read it
+        return _json(pivot_to_json(waiting.result()))
+    finally:
+        waiting.cancel()
+        leaving.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Return once the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def progress(call: Call, request: Request) -> Response:
@@ -178,7 +211,7 @@ async def events(call: Call, request: Request) -> Response:
     if call.streams.open >= limits.STREAMS_MAX:
         raise ConflictError(f"{limits.STREAMS_MAX} event streams are open already: close one first")
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(call, after), media_type="text/event-stream", headers=headers)
+    return EventStream(_stream(call, after), media_type="text/event-stream", headers=headers)
 
 
 async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
@@ -200,7 +233,7 @@ async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
                 return
             finally:
                 following = None
-            data = msgspec.json.encode(record_to_json(record)).decode()
+            data = problems.encode(record_to_json(record)).decode()
             yield f"id: {record.seq}\nevent: {record.event}\ndata: {data}\n\n".encode()
     finally:
         call.streams.open -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Literal
 
@@ -13,13 +14,16 @@ from pivotd.core.names import DISKS_MAX
 from pivotd.core.words import CopyMode, CopyOptions
 from pivotd.errors import BadRequestError
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-REQUEST_ID = re.compile(r"[!-~]+")
+# `$` alone would let a final newline through.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)"
+PATH_PATTERN = r"^/[^\x00\n\r]*$(?!\n)"
+REQUEST_ID = re.compile(r"[!-.0-~]+")
+"""Printable ASCII but the slash: the id is also a way to address the pivot."""
 IMAGE_LENGTH_MAX = 4096
 INTEGER_MAX = 2**63 - 1
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
-Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00\n\r]*$", max_length=IMAGE_LENGTH_MAX)]
+Path = Annotated[str, msgspec.Meta(pattern=PATH_PATTERN, max_length=IMAGE_LENGTH_MAX)]
 DiskName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
@@ -53,7 +57,7 @@ class CopyBody(msgspec.Struct, forbid_unknown_fields=True):
     def request(self, domain: str, request_id: str | None, defaults: CopyOptions) -> CopyRequest:
         """Return the request. Raises: BadRequestError."""
         for what in ("disk", "image"):
-            given = [getattr(disk, what) for disk in self.disks]
+            given = [os.path.normpath(getattr(disk, what)) for disk in self.disks]
             twice = next((value for value in given if given.count(value) > 1), None)
             if twice is not None:
                 raise BadRequestError(f"{what} {twice} is named twice: name each once")
@@ -79,6 +83,7 @@ def check_request_id(text: str | None) -> str | None:
         return None
     if len(text) > limits.REQUEST_ID_LENGTH_MAX or not REQUEST_ID.fullmatch(text):
         raise BadRequestError(
-            f"Idempotency-Key must be 1 to {limits.REQUEST_ID_LENGTH_MAX} printable ASCII characters without blanks"
+            f"Idempotency-Key must be 1 to {limits.REQUEST_ID_LENGTH_MAX} printable ASCII characters, "
+            "without blanks and slashes"
         )
     return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -17,7 +19,23 @@ log = get_logger()
 MEDIA_TYPE = "application/problem+json"
 
 
-def problem(status: int, kind: str, detail: str, exit_status: int = EXIT_REFUSED, **fields: Any) -> Response:
+def encode(value: Any) -> bytes:
+    """Return JSON; file names that are not text are escaped, as the journal keeps them."""
+    try:
+        return msgspec.json.encode(value)
+    except (UnicodeEncodeError, ValueError):
+        return json.dumps(value).encode()
+
+
+def problem(
+    status: int,
+    kind: str,
+    detail: str,
+    exit_status: int = EXIT_REFUSED,
+    *,
+    headers: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> Response:
     """Return a problem document."""
     body = fields | {
         "type": "about:blank",
@@ -27,7 +45,7 @@ def problem(status: int, kind: str, detail: str, exit_status: int = EXIT_REFUSED
         "kind": kind,
         "exit_status": exit_status,
     }
-    return Response(msgspec.json.encode(body), status, media_type=MEDIA_TYPE)
+    return Response(encode(body), status, headers, MEDIA_TYPE)
 
 
 def of_error(error: Exception) -> Response:
@@ -45,4 +63,5 @@ async def not_found(request: Request, error: Exception) -> Response:
 
 async def wrong_method(request: Request, error: Exception) -> Response:
     """Return the problem for a method that a path does not have."""
-    return problem(405, "wrong-method", f"{request.url.path} takes no {request.method}; see /v1/openapi.json")
+    detail = f"{request.url.path} takes no {request.method}; see /v1/openapi.json"
+    return problem(405, "wrong-method", detail, headers=getattr(error, "headers", None))

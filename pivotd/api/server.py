@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pivotd import limits
 from pivotd.api import access as access_module
 from pivotd.api import openapi, problems
 from pivotd.api.access import Access
@@ -22,7 +23,11 @@ from pivotd.api.handlers import Call, Streams
 from pivotd.api.ports import Service
 from pivotd.api.routes import ROUTES, Route
 from pivotd.core.words import Requester
+from pivotd.errors import BadRequestError
 
+HEAD_BYTES_MAX = 64 << 10
+CONNECTIONS_MAX = 512
+"""Anybody may connect: what strangers can hold open is bounded."""
 SHUTDOWN_S = 2
 """How long an answer that is being sent may hold up the end of the daemon."""
 
@@ -33,11 +38,38 @@ class PeerProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Read SO_PEERCRED once per connection; a client cannot change it afterwards."""
         super().connection_made(transport)
+        self._head_bytes = 0
         self.app_state = {**self.app_state, "peer": access_module.peer(transport.get_extra_info("socket"))}
+
+    def data_received(self, data: bytes) -> None:
+        """Cut a connection whose request head does not end."""
+        self._head_bytes += len(data)
+        if self._head_bytes > limits.REQUEST_BODY_BYTES_MAX + HEAD_BYTES_MAX:
+            self.transport.close()
+            return
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        """Count the next head from zero."""
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A body has its own bound: it is read only as far as that."""
+        self._head_bytes = 0
+        super().on_body(body)
 
 
 class Server(uvicorn.Server):
     """A uvicorn server that leaves signals to the daemon."""
+
+    def __init__(self, config: uvicorn.Config, stop: asyncio.Event) -> None:
+        super().__init__(config)
+        self._stop = stop
+
+    async def main_loop(self) -> None:
+        """Wait for the end, instead of waking up ten times a second to see whether it has come."""
+        await self._stop.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -54,7 +86,9 @@ def application(service: Service, access: Access) -> Starlette:
         async def call(request: Request) -> Response:
             try:
                 who: Requester = request.state.peer
-                access.check(who, route.access)
+                groups = frozenset() if who.uid == 0 else await asyncio.to_thread(access_module.groups_of, who)
+                access.check(who, groups, route.access)
+                _check_query(request, route)
                 return await route.handler(Call(who, service, streams, document), request)
             except Exception as error:  # noqa: BLE001 - one broken handler must not end the connection mute
                 return problems.of_error(error)
@@ -62,7 +96,16 @@ def application(service: Service, access: Access) -> Starlette:
         return call
 
     routes = [StarletteRoute(route.path, endpoint(route), methods=[route.method]) for route in ROUTES]
-    return Starlette(routes=_merged(routes), exception_handlers={404: problems.not_found, 405: problems.wrong_method})
+    app = Starlette(routes=_merged(routes), exception_handlers={404: problems.not_found, 405: problems.wrong_method})
+    app.router.redirect_slashes = False
+    return app
+
+
+def _check_query(request: Request, route: Route) -> None:
+    unknown = [name for name in request.query_params if name not in route.query]
+    if unknown:
+        known = ", ".join(route.query) or "none"
+        raise BadRequestError(f"there is no parameter {unknown[0][:40]} here; known are: {known}")
 
 
 def _merged(routes: list[StarletteRoute]) -> list[StarletteRoute]:
@@ -86,9 +129,8 @@ async def serve(service: Service, access: Access, sock: socket.socket, stop: asy
             server_header=False,
             date_header=False,
             timeout_graceful_shutdown=SHUTDOWN_S,
-        )
+            limit_concurrency=CONNECTIONS_MAX,
+        ),
+        stop,
     )
-    async with asyncio.TaskGroup() as group:
-        group.create_task(server.serve(sockets=[sock]))
-        await stop.wait()
-        server.should_exit = True
+    await server.serve(sockets=[sock])

@@ -122,7 +122,36 @@ def test_a_bad_body_names_what_is_wrong(api: Api, body: Any, named: str):
 def test_a_large_body_is_refused(api: Api):
     """Bounded."""
     answer = api.call("POST", "/v1/domains/web1/copy", b"[" * (limits.REQUEST_BODY_BYTES_MAX + 1))
-    assert answer.status == 400
+    assert (answer.status, answer.json["kind"]) == (413, "too-large")
+
+
+def test_an_endless_head_is_cut(api: Api):
+    """Before anything is known of who sends it."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(api.daemon.socket))
+        client.sendall(b"GET /v1/health HTTP/1.1\r\nX: ")
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            client.sendall(b"x" * (4 << 20))
+
+
+@pytest.mark.parametrize("name", ["a\n", "../x", "", "x" * 65, "-x"])
+def test_a_bad_domain_name_is_refused(api: Api, name: str):
+    """Also with a newline at the end, where `$` would match."""
+    assert api.call("POST", "/v1/domains", {"name": name, "qmp": "/run/x.qmp"}).status == 400
+
+
+def test_a_file_name_that_is_no_text_does_not_break_the_events(api: Api):
+    """Linux file names are bytes; the journal keeps what was asked for."""
+    api.call("POST", "/v1/domains", {"name": "bytes", "qmp": "/run/x\udcff.qmp"})
+    assert api.call("GET", "/v1/events?limit=1000").status == 200
+    api.call("DELETE", "/v1/domains/bytes")
+
+
+def test_one_image_under_two_spellings_is_named_twice(api: Api):
+    """/a and /a/../a are one image."""
+    body = {"disks": [{"disk": "disk0", "image": "/a"}, {"disk": "disk1", "image": "/b/../a"}]}
+    assert "twice" in api.call("POST", "/v1/domains/web1/copy", body).json["detail"]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +166,8 @@ def test_a_large_body_is_refused(api: Api):
         ("GET", "/v1/pivots/none", 404, "not-found"),
         ("GET", "/v1/pivots/none/wait", 404, "not-found"),
         ("GET", "/v1/pivots?open=perhaps", 400, "bad-request"),
+        ("GET", "/v1/pivots?opne=true", 400, "bad-request"),
+        ("GET", "/v1/domains/", 404, "not-found"),
         ("GET", "/v1/events?after=x", 400, "bad-request"),
         ("GET", "/v1/events?after=nan", 400, "bad-request"),
         ("GET", "/v1/verdicts?domain=web1&disk=none", 404, "not-found"),
