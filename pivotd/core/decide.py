@@ -268,7 +268,7 @@ def _decided(pivot: Pivot, seen: Observation) -> Action:
         return Close()
     if pivot.owes_resume:
         return _resume(seen)
-    wanted = {
+    wanted = {names.reopened_source(disk.destination.node) for disk in pivot.disks} | {
         name
         for disk in pivot.disks
         if disk.outcome is Outcome.SWITCHED

@@ -27,9 +27,12 @@ def file_node(pivot: str, index: int) -> str:
     return _name(pivot, index, "f")
 
 
-def source_node(pivot: str, index: int) -> str:
-    """Return the node of a source that QEMU had closed and that was opened again to go back to it."""
-    return _name(pivot, index, "s")
+def reopened_source(destination: str) -> str:
+    """Return the node of a source that QEMU had closed and that was opened again to go back to it.
+
+    A legacy ``-drive`` gives up its node when the disk is switched. ``destination`` is the node of the other side.
+    """
+    return f"{destination}s"
 
 
 def create_file_job(pivot: str, index: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pivotd.core import names
 from pivotd.core.observation import JobSeen, Root
 from pivotd.core.words import PivotDisk
 
@@ -84,13 +85,13 @@ def _backing(image: Mapping[str, Any]) -> Iterator[str]:
 
 def roots(query_block: Iterable[Mapping[str, Any]], of: Iterable[PivotDisk]) -> dict[str, Root]:
     """Return which image is under each disk, by node name: the destination's was chosen by pivotd and is unique."""
-    nodes = {disk_name(entry): entry["inserted"]["node-name"] for entry in query_block if entry.get("inserted")}
+    found = {disk_name(entry): entry["inserted"]["node-name"] for entry in query_block if entry.get("inserted")}
     seen = {}
     for disk in of:
-        match nodes.get(disk.disk):
+        match found.get(disk.disk):
             case None:
                 seen[disk.disk] = Root.ABSENT
-            case disk.source.node:
+            case node if node in {disk.source.node, names.reopened_source(disk.destination.node)}:
                 seen[disk.disk] = Root.SOURCE
             case disk.destination.node:
                 seen[disk.disk] = Root.DESTINATION
@@ -132,15 +133,15 @@ class Graph:
 
 def graph(reply: Mapping[str, Any]) -> Graph:
     """Return the graph from x-debug-query-block-graph."""
-    names = {node["id"]: str(node["name"]) for node in reply["nodes"]}
+    named = {node["id"]: str(node["name"]) for node in reply["nodes"]}
     kinds = {node["id"]: node["type"] for node in reply["nodes"]}
     children: dict[str, list[str]] = {}
     users: dict[str, list[str]] = {}
     for edge in reply["edges"]:
         parent, child = edge["parent"], edge["child"]
         if kinds[parent] == "block-driver":
-            children.setdefault(names[parent], []).append(names[child])
+            children.setdefault(named[parent], []).append(named[child])
         elif kinds[parent] == "block-job":
-            users.setdefault(names[child], []).append(names[parent])
-    drivers = frozenset(names[number] for number, kind in kinds.items() if kind == "block-driver")
+            users.setdefault(named[child], []).append(named[parent])
+    drivers = frozenset(named[number] for number, kind in kinds.items() if kind == "block-driver")
     return Graph(drivers, {k: tuple(v) for k, v in children.items()}, {k: tuple(v) for k, v in users.items()})

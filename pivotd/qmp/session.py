@@ -289,9 +289,12 @@ class Session:
         job = names.reverse_job(pivot.id, disk.index)
         target = disk.source.node
         await self._monitor.burst([command("job-dismiss", id=job), command("job-dismiss", id=disk.job)], 5.0)
-        if target not in await self._node_names():
+        present = await self._node_names()
+        if target not in present:
             # A legacy -drive deletes the source node when the switch is made.
-            target = await self._reopen_source(pivot, disk)
+            target = names.reopened_source(disk.destination.node)
+            if target not in present:
+                await self._reopen_source(disk, target)
         mirror = command(
             "blockdev-mirror",
             job_id=job,
@@ -310,14 +313,12 @@ class Session:
         block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
         return any(seen.node == target for seen in replies.disks(block).values())
 
-    async def _reopen_source(self, pivot: Pivot, disk: PivotDisk) -> str:
-        node = names.source_node(pivot.id, disk.index)
+    async def _reopen_source(self, disk: PivotDisk, node: str) -> None:
         cache = {"direct": disk.cache_direct, "no-flush": False}
         inner = {"driver": "file", "filename": disk.source.filename, "cache": cache}
         await self._monitor.execute(
             command("blockdev-add", driver=disk.source.format, node_name=node, file=inner, cache=cache)
         )
-        return node
 
     async def _await_job(self, job: str, wanted: set[str]) -> bool:
         deadline = time.monotonic() + limits.ROLLBACK_TIMEOUT_S

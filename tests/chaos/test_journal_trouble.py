@@ -1,0 +1,91 @@
+"""The journal fails in the middle of a pause: the guest goes on with the source, and nobody is told of a switch."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.rounds import call
+from tests.conftest import QemuFactory
+from tests.support.daemon import Daemon
+from tests.support.proxy import Direction, Message, When
+from tests.support.qemu import Disk, Qemu, create_image
+
+pytestmark = [pytest.mark.qemu, pytest.mark.chaos]
+
+
+@pytest.fixture
+def small_state(tmp_path: Path) -> Iterator[Path]:
+    """A state directory on a file system of 4 MB."""
+    state = tmp_path / "state"
+    state.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(state)], check=False, capture_output=True
+    )
+    if done.returncode:
+        pytest.skip("needs root to mount a small file system")
+    try:
+        yield state
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+
+
+class FillAt:
+    """Fills the file system when a message passes for the first time."""
+
+    def __init__(self, state: Path, label: str) -> None:
+        self.filler = state / "filler"
+        self.label = label
+        self.done = False
+
+    def __call__(self, direction: Direction, index: int, message: Message, when: When) -> None:
+        if message.label == self.label and when is When.BEFORE and not self.done:
+            self.done = True
+            with self.filler.open("wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(b"x" * 4096)
+                except OSError:
+                    return
+
+
+@pytest.mark.parametrize("disks", [1, 2])
+@pytest.mark.parametrize("legacy", [False, True], ids=["blockdev", "drive"])
+@pytest.mark.parametrize("label", ["command:stop", "return:stop", "command:job-finalize", "return:job-finalize"])
+def test_a_full_disk_in_the_pause_sends_the_guest_back_to_the_source(
+    qemu_factory: QemuFactory, tmp_path: Path, small_state: Path, label: str, legacy: bool, disks: int
+):
+    """Also after the switch was made: it is taken back; with space again the pivot closes as kept."""
+    fill = FillAt(small_state, label)
+    proxy = Qemu.proxy_for(tmp_path, on_message=fill)
+    old = [create_image(tmp_path / f"old{i}.qcow2") for i in range(disks)]
+    qemu = qemu_factory([Disk(path, legacy=legacy) for path in old], proxy=proxy)
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        body = {"disks": [{"disk": f"disk{i}", "image": str(tmp_path / f"new{i}.qcow2")} for i in range(disks)]}
+        pivot = call(daemon, "POST", "/v1/domains/web1/copy", body)["id"]
+        qemu.await_event("STOP", timeout_s=15)
+        qemu.await_event("RESUME", timeout_s=15)
+        assert fill.done
+        assert [qemu.root(f"disk{i}").filename for i in range(disks)] == [str(path) for path in old]
+        assert {v["image"] for v in daemon.ctl("verdict", "web1", offline=True).json} == {str(path) for path in old}
+        assert call(daemon, "GET", "/v1/health")["status"] == "degraded"
+        fill.filler.unlink()
+        assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")["outcome"] == "kept"
+        assert qemu.run_state() == "running"
+        assert qemu.jobs() == {}
+
+
+def test_nothing_new_starts_while_nothing_can_be_recorded(qemu_factory: QemuFactory, tmp_path: Path, small_state: Path):
+    """A request is refused with the reason, QEMU is not touched; it works again when there is space."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        fill = FillAt(small_state, "x")
+        fill(Direction.TO_QEMU, 0, Message(b"", {}, "x", 1, Direction.TO_QEMU, 0, 0, 0), When.BEFORE)
+        answer = daemon.ctl("copy", "web1", f"disk0={tmp_path}/new.qcow2")
+        assert (answer.status, answer.json["error"]["kind"]) == (4, "journal-full")
+        assert qemu.jobs() == {}
+        fill.filler.unlink()
+        assert daemon.ctl("copy", "web1", f"disk0={tmp_path}/new.qcow2").status == 0
