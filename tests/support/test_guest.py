@@ -222,11 +222,11 @@ def test_each_disk_has_numbers_of_its_own(qemu_factory: QemuFactory, guest_asset
 
 @pytest.mark.guest
 def test_the_busy_guest_outruns_the_acks(qemu_factory: QemuFactory, guest_assets: GuestAssets, tmp_path: Path) -> None:
-    """With write=both the guest dirties at least 1 MiB per acknowledged block."""
+    """With write=both the guest dirties at least 64 KiB per acknowledged block of 4 KiB."""
     guest = Guest(guest_assets, write="both")
     qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2", size="256M"))], guest=guest)
     judge = guest.judge(qemu)
     first = judge.await_acks(more_than=2)
     before = qemu.stats()["wr_bytes"]
     acks = judge.await_acks(more_than=first + 10) - first
-    assert qemu.stats()["wr_bytes"] - before > acks << 20
+    assert qemu.stats()["wr_bytes"] - before > acks << 16
