@@ -28,6 +28,8 @@ PROBE_TIMEOUT_S = 30.0
 """The flush of both images outside the pause; storage that takes longer is not ready for a switch."""
 ROLLBACK_TIMEOUT_S = 5.0
 """A reverse mirror copies nothing: 2-9 ms measured."""
+FILE_TIMEOUT_S = 5.0
+"""stat() answers in microseconds unless the file system hangs."""
 CONVERGE_CHECK_S = 0.1
 CONVERGE_PATIENCE_S = 2.0
 """How long a backlog may stay large before the mirror is told to copy each guest write at once."""

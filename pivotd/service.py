@@ -25,6 +25,7 @@ from pivotd.journal.reader import Reader
 from pivotd.qmp import identity
 from pivotd.qmp.replies import DiskSeen
 from pivotd.qmp.session import Session
+from pivotd.threads import in_thread
 
 VERDICT_READS_MAX = 3
 """A record that comes between the journal and the look at QEMU makes both stale: read both again."""
@@ -153,7 +154,7 @@ class DaemonService:
                 DiskView(
                     disk=name,
                     qdev=disk.qdev,
-                    image=_path(disk, session),
+                    image=await _path(disk, session),
                     format=disk.format,
                     size_bytes=disk.size_bytes,
                     node=disk.node,
@@ -315,11 +316,16 @@ class DaemonService:
         names = [domain] if domain is not None else sorted(self._host.supervisors)
         supervisors = [s for name in names if (s := self._host.supervisors.get(name)) is not None]
         await asyncio.gather(*(self._check_live(s.name, s.session, last, found) for s in supervisors if s.session))
-        return [
-            v
-            for key, v in sorted(found.items())
-            if (disk is None or v.disk == disk) and (image is None or _names_image(v, last.get(key), image))
-        ]
+        chosen = [(key, v) for key, v in sorted(found.items()) if disk is None or v.disk == disk]
+        if image is not None:
+            try:
+                named = await in_thread(
+                    limits.FILE_TIMEOUT_S, lambda: [_names_image(v, last.get(key), image) for key, v in chosen]
+                )
+            except TimeoutError:
+                raise ConflictError(f"the storage of {image} does not answer: ask by domain and disk instead") from None
+            chosen = [pair for pair, wanted in zip(chosen, named, strict=True) if wanted]
+        return [v for _, v in chosen]
 
     async def _check_live(
         self,
@@ -330,16 +336,27 @@ class DaemonService:
     ) -> None:
         try:
             disks = await session.disks()
-        except QmpError:
+            await self._check_disks(name, session, disks, last, found)
+        except (QmpError, TimeoutError):
+            # QEMU or the storage does not answer: the journal's word stands.
             return
+
+    async def _check_disks(
+        self,
+        name: str,
+        session: Session,
+        disks: dict[str, DiskSeen],
+        last: dict[tuple[str, str], Pivot],
+        found: dict[tuple[str, str], Verdict],
+    ) -> None:
         for disk in disks.values():
             key = (name, disk.disk)
             pivot = last.get(key)
             if pivot is None:
-                live = verdict.Live(_path(disk, session), disk.format)
+                live = verdict.Live(await _path(disk, session), disk.format)
                 found[key] = verdict.without_pivot(name, disk.disk, live)
             else:
-                live = _live(disk, pivot, session)
+                live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, pivot, session)
                 found[key] = verdict.check(found[key], live, decided=verdict.is_decided(pivot))
 
     def health(self) -> dict[str, Any]:
@@ -376,8 +393,15 @@ def _same_request(known: Pivot, request: CopyRequest) -> Pivot:
     return known
 
 
-def _path(disk: DiskSeen, session: Session) -> str:
-    return files.resolve(disk.filename, identity.working_directory(session.pid)).path or disk.filename
+async def _path(disk: DiskSeen, session: Session) -> str:
+    """Return the absolute path of an image; as QEMU writes it where the storage does not answer."""
+    try:
+        file = await in_thread(
+            limits.FILE_TIMEOUT_S, files.resolve, disk.filename, identity.working_directory(session.pid)
+        )
+    except TimeoutError:
+        return disk.filename
+    return file.path or disk.filename
 
 
 def _live(disk: DiskSeen, pivot: Pivot, session: Session) -> verdict.Live:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,8 +27,10 @@ from pivotd.core.words import Requester
 from pivotd.errors import BadRequestError
 
 HEAD_BYTES_MAX = 64 << 10
-CONNECTIONS_MAX = 512
-"""Anybody may connect: what strangers can hold open is bounded."""
+CONNECTIONS_PER_UID_MAX = 128
+"""Anybody may connect, so nobody but root may use up the descriptors that monitors need."""
+ACCEPTED_AT_ONCE_MAX = 64
+"""asyncio accepts so many in one turn before the first of them can be counted; uvicorn's own number is 2048."""
 SHUTDOWN_S = 2
 """How long an answer that is being sent may hold up the end of the daemon."""
 
@@ -35,11 +38,25 @@ SHUTDOWN_S = 2
 class PeerProtocol(HttpToolsProtocol):
     """Adds the caller's credentials, as the kernel tells them, to every request of a connection."""
 
+    _connected: ClassVar[Counter[int]] = Counter()
+    _uid: int | None = None
+
     def connection_made(self, transport: Any) -> None:
         """Read SO_PEERCRED once per connection; a client cannot change it afterwards."""
         super().connection_made(transport)
         self._head_bytes = 0
-        self.app_state = {**self.app_state, "peer": access_module.peer(transport.get_extra_info("socket"))}
+        peer = access_module.peer(transport.get_extra_info("socket"))
+        self._uid = peer.uid
+        self._connected[peer.uid] += 1
+        self.app_state = {**self.app_state, "peer": peer}
+        if peer.uid != 0 and self._connected[peer.uid] > CONNECTIONS_PER_UID_MAX:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give the user's place back."""
+        if self._uid is not None:
+            self._connected[self._uid] -= 1
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Cut a connection whose request head does not end."""
@@ -90,6 +107,8 @@ def application(service: Service, access: Access) -> Starlette:
                 access.check(who, groups, route.access)
                 _check_query(request, route)
                 return await route.handler(Call(who, service, streams, document), request)
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody is there to read it
             except Exception as error:  # noqa: BLE001 - one broken handler must not end the connection mute
                 return problems.of_error(error)
 
@@ -129,7 +148,7 @@ async def serve(service: Service, access: Access, sock: socket.socket, stop: asy
             server_header=False,
             date_header=False,
             timeout_graceful_shutdown=SHUTDOWN_S,
-            limit_concurrency=CONNECTIONS_MAX,
+            backlog=ACCEPTED_AT_ONCE_MAX,
         ),
         stop,
     )

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pivotd import limits
 from pivotd.core import actions, phases
 from pivotd.core.decide import decide
 from pivotd.core.observation import (
+    EXECUTING,
     OUR_PAUSE,
     PAUSABLE,
     STATUS_ENDED,
@@ -24,14 +26,17 @@ from pivotd.core.observation import (
     Qemu,
     Root,
 )
-from pivotd.core.words import Outcome, Pause, Phase, Pivot, Requester
+from pivotd.core.words import Outcome, Pause, Phase, Pivot, PivotDisk, Requester
 from pivotd.engine.converge import Converged, Converger, NotYet
 from pivotd.engine.ports import Clock, Domain, Journal, Session
 from pivotd.errors import JournalError, JournalFullError, PhaseConflictError, QmpError, QmpRefusedError
 from pivotd.files import file_id
 from pivotd.log import get_logger
+from pivotd.threads import in_thread
 
 log = get_logger()
+
+T = TypeVar("T")
 
 RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.NoteResumed)
 """After these QEMU is as it was: the same observation serves the next decision."""
@@ -60,6 +65,7 @@ class Driver:
         self._completing: frozenset[str] | None = None if recovered else frozenset()
         self._deadline: float | None = None
         self._paused_at: float | None = None
+        self._resumed_at: float | None = None
         self._rollback_failed = False
         self._clean_up_failed = False
         self._quick = False
@@ -114,7 +120,8 @@ class Driver:
         try:
             await self._step()
         except PhaseConflictError:
-            log.info("pivot.raced", pivot=self.pivot.id)
+            log.warning("pivot.raced", pivot=self.pivot.id)
+            await self._sleep(limits.RECONNECT_FIRST_S)
         except Exception as error:
             # Whatever it was, the guest may be paused: say it, look again, decide again.
             log.exception("pivot.failed", pivot=self.pivot.id, error=repr(error))
@@ -162,6 +169,7 @@ class Driver:
             seen = self._without_session()
         else:
             try:
+                self._resumes = session.resumes
                 seen = await session.look(self.pivot)
             except QmpError as error:
                 seen = Observation(Qemu.SILENT, detail=error.message)
@@ -264,10 +272,7 @@ class Driver:
         pivot = self.pivot
         match action:
             case actions.Advance(phase):
-                disks = tuple(
-                    replace(d, destination=replace(d.destination, file_id=file_id(d.destination.filename)))
-                    for d in pivot.disks
-                )
+                disks = await self._with_file_ids() if phase is Phase.COPYING else pivot.disks
                 hold = pivot.hold or (phase is Phase.READY and not pivot.options.pivot)
                 await self._record(pivot, phase.value, {}, phase=phase, hold=hold, disks=disks)
             case actions.Retreat(reason, hold):
@@ -343,7 +348,9 @@ class Driver:
         if wait_s > 0:
             await self._wait("the next attempt", wait_s)
             return None
-        ready = await self._converger.step(session, self.pivot, seen)
+        ready = await self._unless_told(self._converger.step(session, self.pivot, seen))
+        if ready is None:
+            return None
         if isinstance(ready, NotYet):
             await self._wait(ready.reason, ready.wait_s)
             return None
@@ -353,6 +360,28 @@ class Driver:
         finally:
             if not self._in_window:
                 self._leave_window()
+
+    async def _unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Return what work returns, None if the pivot is cancelled or the daemon ends meanwhile: flushes take long."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                if self._cancel_requested or self._ending:
+                    return None
+                await asyncio.wait([task], timeout=limits.CONVERGE_CHECK_S)
+            return task.result()
+        finally:
+            task.cancel()
+
+    async def _with_file_ids(self) -> tuple[PivotDisk, ...]:
+        """Return the disks with what identifies each destination file, now that it is there."""
+        found = []
+        for disk in self.pivot.disks:
+            known = None
+            with contextlib.suppress(TimeoutError):
+                known = await in_thread(limits.FILE_TIMEOUT_S, file_id, disk.destination.filename)
+            found.append(replace(disk, destination=replace(disk.destination, file_id=known)))
+        return tuple(found)
 
     async def _record_intent(self, session: Session, ready: Converged) -> Observation | None:
         """Record the intent if the guest is still in a state that allows it; nothing follows it but ``stop``."""
@@ -383,11 +412,11 @@ class Driver:
         self._paused_at = self._clock.monotonic()
         self._deadline = self._paused_at + self.pivot.options.max_pause_ms / 1000
         before = await session.stop(jobs)
-        if before != "running":
+        if before not in EXECUTING:
             # Somebody else paused it between the intent and here: it is not ours to resume.
             await self._record(self.pivot, "not-our-pause", {"run_state": before}, owes_resume=False)
             return None
-        if session.resumes != self._resumes:
+        if before != "running" or session.resumes != self._resumes:
             return None
         seen = replace(seen, run_state="paused")
         return await self._await_pending(session, seen) if jobs else seen
@@ -430,18 +459,19 @@ class Driver:
     async def _note_resumed(self, event: str, facts: dict[str, Any]) -> None:
         """Record the end of the pause; the guest runs already, so nothing waits for this but the next phase."""
         pivot = self.pivot
+        self._resumed_at = self._resumed_at or self._clock.monotonic()
         if self._paused_at is not None:
-            pause_ms = (self._clock.monotonic() - self._paused_at) * 1000
+            pause_ms = (self._resumed_at - self._paused_at) * 1000
         elif pivot.pausing_since is not None:
             began, now = (datetime.fromisoformat(text) for text in (pivot.pausing_since, self._clock.utc_now()))
             pause_ms = max(0.0, (now - began).total_seconds() * 1000)
         else:
             pause_ms = 0.0
-        self._paused_at = None
         pause = Pause(pivot.attempt, round(pause_ms, 3), pivot.outcome or pivot.phase.value)
         await self._record(
             pivot, event, facts | {"pause_ms": pause.pause_ms}, owes_resume=False, pauses=(*pivot.pauses, pause)
         )
+        self._paused_at = self._resumed_at = None
 
     # -- small things -------------------------------------------------------------------------------------------
 

@@ -7,14 +7,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pivotd import files
+from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.observation import PAUSABLE
 from pivotd.core.words import CopyOptions, Identity, Image, Kind, Phase, Pivot, PivotDisk, Requester
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, NotFoundError
 from pivotd.qmp import identity
-from pivotd.qmp.replies import DiskSeen
+from pivotd.qmp.replies import DiskSeen, Graph
 from pivotd.qmp.session import Session
+from pivotd.threads import in_thread
 
 FORMATS = ("qcow2", "raw")
 WORKING = {"file", "host_device"}
@@ -56,7 +57,35 @@ async def plan_copy(wish: Wish, session: Session, in_use: Collection[str]) -> Pi
         raise ConflictError(f"{wish.domain} is being migrated: try again when that has ended")
     disks = await session.disks()
     graph = await session.graph()
-    directory = identity.working_directory(session.pid)
+    try:
+        planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, disks, graph, session.pid, in_use)
+    except TimeoutError:
+        raise BadRequestError("the storage of an image does not answer: try again when it does") from None
+    return Pivot(
+        id=wish.pivot,
+        request_id=wish.request_id,
+        domain=wish.domain,
+        qmp=session.path,
+        kind=Kind.COPY,
+        phase=Phase.PREPARING,
+        requested_by=wish.who,
+        options=wish.options,
+        disks=planned,
+        created_at=wish.created_at,
+        identity=Identity(
+            boot_id=identity.boot_id(),
+            pid=session.pid,
+            start_ticks=identity.start_ticks(session.pid),
+            nonce=names.nonce_object(wish.pivot),
+        ),
+    )
+
+
+def _plan_disks(
+    wish: Wish, disks: dict[str, DiskSeen], graph: Graph, pid: int, in_use: Collection[str]
+) -> tuple[PivotDisk, ...]:
+    """Return the disks to move; looks at files, so it may block."""
+    directory = identity.working_directory(pid)
     planned = []
     for index, target in enumerate(wish.targets):
         seen = _find(disks, target.disk, wish.domain)
@@ -71,24 +100,7 @@ async def plan_copy(wish: Wish, session: Session, in_use: Collection[str]) -> Pi
         planned.append(_disk(wish, index, target, seen, directory))
     for disk in planned:
         _check_destination(disk, wish, disks, directory, in_use)
-    return Pivot(
-        id=wish.pivot,
-        request_id=wish.request_id,
-        domain=wish.domain,
-        qmp=session.path,
-        kind=Kind.COPY,
-        phase=Phase.PREPARING,
-        requested_by=wish.who,
-        options=wish.options,
-        disks=tuple(planned),
-        created_at=wish.created_at,
-        identity=Identity(
-            boot_id=identity.boot_id(),
-            pid=session.pid,
-            start_ticks=identity.start_ticks(session.pid),
-            nonce=names.nonce_object(wish.pivot),
-        ),
-    )
+    return tuple(planned)
 
 
 def _find(disks: dict[str, DiskSeen], name: str, domain: str) -> DiskSeen:

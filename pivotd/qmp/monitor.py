@@ -198,7 +198,11 @@ def _value(reply: Message, message: Command) -> Any:
 
 
 async def _connect(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        # No descriptor left: this monitor is out of reach for now, which is no reason to end the others.
+        raise DomainUnreachableError(f"{path}: {error.strerror}", qmp=path, errno=error.errno) from error
     sock.setblocking(False)
     try:
         async with asyncio.timeout(limits.CONNECT_TIMEOUT_S):

@@ -16,6 +16,7 @@ from pivotd.core.words import CopyMode, Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
 from pivotd.qmp import identity, replies
 from pivotd.qmp.monitor import Monitor, command
+from pivotd.threads import in_thread
 
 LOOK = (
     command("query-status"),
@@ -133,7 +134,10 @@ class Session:
                 detail=f"another QEMU answers on {self.path} while process {pivot.identity.pid}, in which the pivot "
                 "began, still lives",
             )
-        users = await asyncio.to_thread(self._uses, pivot, replies.disks(block))
+        try:
+            users = await in_thread(limits.FILE_TIMEOUT_S, self._uses, pivot, replies.disks(block))
+        except TimeoutError:
+            return Observation(Qemu.SILENT, detail="another QEMU answers, and the storage of an image does not")
         return replace(seen, qemu=Qemu.REPLACED, uses_source=users[0], uses_destination=users[1])
 
     def _same_process(self, pivot: Pivot) -> bool:

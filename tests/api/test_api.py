@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,6 +134,39 @@ def test_an_endless_head_is_cut(api: Api):
         client.sendall(b"GET /v1/health HTTP/1.1\r\nX: ")
         with pytest.raises(OSError, match=r"Broken pipe|reset"):
             client.sendall(b"x" * (4 << 20))
+
+
+FLOOD = """
+import os, socket, sys
+path, uid = sys.argv[1], int(sys.argv[2])
+os.setgroups([]); os.setgid(uid); os.setuid(uid)
+held = []
+for _ in range(900):
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(5)
+    try:
+        client.connect(path)
+    except OSError:
+        break
+    held.append(client)
+print(len(held), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_stranger_cannot_use_up_the_daemon(api: Api):
+    """Hundreds of idle connections of one user leave room for everybody else."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    command = [sys.executable, "-c", FLOOD, str(api.daemon.socket), str(pwd.getpwnam("nobody").pw_uid)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as flood:
+        assert flood.stdout is not None
+        assert int(flood.stdout.readline()) > 100
+        assert api.call("GET", "/v1/health").status == 200
+        open_files = len(list(Path(f"/proc/{api.daemon.pid}/fd").iterdir()))
+        assert open_files < 300
+        assert flood.stdin is not None
+        flood.stdin.close()
 
 
 @pytest.mark.parametrize("name", ["a\n", "../x", "", "x" * 65, "-x"])
