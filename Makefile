@@ -13,7 +13,7 @@ lint: setup  ## check format, style, types and the direction of imports
 	.venv/bin/lint-imports
 
 test: lint  ## everything that CI checks: lint and all tests
-	.venv/bin/pytest -n 2 --dist loadfile
+	.venv/bin/pytest -n 2 --dist worksteal
 
 demo: setup  ## watch a running guest move, with kill -9 at the worst moments
 	.venv/bin/python -m tests.demo

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, TypeVar
 
 from pivotd import limits
@@ -26,8 +25,10 @@ from pivotd.core.observation import (
     Qemu,
     Root,
 )
-from pivotd.core.words import Outcome, Pause, Phase, Pivot, PivotDisk, Requester
+from pivotd.core.words import Phase, Pivot, PivotDisk, Requester
+from pivotd.engine import records
 from pivotd.engine.converge import Converged, Converger, NotYet
+from pivotd.engine.memory import Memory
 from pivotd.engine.ports import Clock, Domain, Journal, Session
 from pivotd.errors import JournalError, JournalFullError, PhaseConflictError, QmpError, QmpRefusedError
 from pivotd.files import file_id
@@ -37,9 +38,6 @@ from pivotd.threads import in_thread
 log = get_logger()
 
 T = TypeVar("T")
-
-RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.NoteResumed)
-"""After these QEMU is as it was: the same observation serves the next decision."""
 
 
 class Driver:
@@ -58,18 +56,8 @@ class Driver:
         self._clock = clock
         self._converger = converger
         self._woken = asyncio.Event()
-        self._cancel_requested = False
         self._ending = False
-        recovered = pivot.phase is Phase.PAUSING
-        self._stop_sent: bool | None = None if recovered else False
-        self._completing: frozenset[str] | None = None if recovered else frozenset()
-        self._deadline: float | None = None
-        self._paused_at: float | None = None
-        self._resumed_at: float | None = None
-        self._rollback_failed = False
-        self._clean_up_failed = False
-        self._quick = False
-        self._resumes = 0
+        self._memory = Memory.of_earlier_process() if pivot.phase is Phase.PAUSING else Memory()
         self._retry_at = 0.0
         self._silent_for_s = limits.RECONNECT_FIRST_S
         self._has_window = False
@@ -82,7 +70,7 @@ class Driver:
 
     def cancel(self) -> None:
         """Ask to keep the source; has no effect once a switch is final."""
-        self._cancel_requested = True
+        self._memory.cancel_requested = True
         self.wake()
 
     async def complete(self, who: Requester) -> None:
@@ -139,25 +127,11 @@ class Driver:
     async def _step(self) -> None:
         seen = await self._look()
         while True:
-            action = decide(self.pivot, self._with_memory(seen))
+            action = decide(self.pivot, self._memory.add_to(seen, self._clock.monotonic()))
             known = await self._perform(action, seen)
             if known is None or self._done():
                 return
             seen = known
-
-    def _with_memory(self, seen: Observation) -> Observation:
-        """Add what this process remembers of its own last moments."""
-        now = self._clock.monotonic()
-        return replace(
-            seen,
-            stop_sent=self._stop_sent,
-            completing=self._completing,
-            deadline_passed=self._deadline is not None and now >= self._deadline,
-            cancel_requested=self._cancel_requested,
-            rollback_failed=self._rollback_failed,
-            clean_up_failed=self._clean_up_failed,
-            quick=self._quick,
-        )
 
     async def _look(self) -> Observation:
         self._woken.clear()
@@ -169,15 +143,15 @@ class Driver:
             seen = self._without_session()
         else:
             try:
-                self._resumes = session.resumes
+                self._memory.resumes = session.resumes
                 seen = await session.look(self.pivot)
             except QmpError as error:
                 seen = Observation(Qemu.SILENT, detail=error.message)
         if seen.qemu is not Qemu.SILENT:
             self._silent_for_s = limits.RECONNECT_FIRST_S
-        if self._deadline is None and self.pivot.phase is Phase.PAUSING and self.pivot.owes_resume:
+        if self._memory.deadline is None and self.pivot.phase is Phase.PAUSING and self.pivot.owes_resume:
             # An earlier process paused the guest: its deadline is gone, a new one counts from here.
-            self._deadline = self._clock.monotonic() + self.pivot.options.max_pause_ms / 1000
+            self._memory.deadline = self._clock.monotonic() + self.pivot.options.max_pause_ms / 1000
         self._note_backlog(seen)
         return seen
 
@@ -198,7 +172,7 @@ class Driver:
         """Carry out one action; return what is known of QEMU after it, None to look again."""
         if not isinstance(action, actions.AskAgain):
             self.looked.set()
-        if isinstance(action, RECORD_ONLY):
+        if isinstance(action, records.RECORD_ONLY):
             try:
                 await self._perform_record(action, seen)
             except JournalError as error:
@@ -210,6 +184,9 @@ class Driver:
                 return seen
             case actions.Close():
                 await self._record(self.pivot, "closed", {}, phase=Phase.CLOSED, closed_at=self._clock.utc_now())
+                return seen
+            case actions.NoteResumed(run_state):
+                await self._note_resumed("resume-not-needed", {"run_state": run_state})
                 return seen
             case actions.Wait(reason):
                 await self._wait(reason)
@@ -241,7 +218,7 @@ class Driver:
             case actions.Stop(jobs):
                 return await self._stop(session, jobs, seen)
             case actions.Complete(jobs):
-                self._completing = (self._completing or frozenset()) | set(jobs)
+                self._memory.completing = (self._memory.completing or frozenset()) | set(jobs)
                 await session.complete(jobs)
                 return await self._await_pending(session, seen)
             case actions.Finalize(jobs):
@@ -260,7 +237,7 @@ class Driver:
                 return replace(seen, run_state="running")
             case actions.CleanUp():
                 left = await session.clean_up(self.pivot)
-                self._clean_up_failed = bool(left)
+                self._memory.clean_up_failed = bool(left)
                 if left:
                     log.warning("pivot.leftovers", pivot=self.pivot.id, names=left)
                     await self._journal.note(
@@ -269,43 +246,14 @@ class Driver:
         return None
 
     async def _perform_record(self, action: actions.Action, seen: Observation) -> None:
-        pivot = self.pivot
-        match action:
-            case actions.Advance(phase):
-                disks = await self._with_file_ids() if phase is Phase.COPYING else pivot.disks
-                hold = pivot.hold or (phase is Phase.READY and not pivot.options.pivot)
-                await self._record(pivot, phase.value, {}, phase=phase, hold=hold, disks=disks)
-            case actions.Retreat(reason, hold):
-                disks = tuple(replace(disk, outcome=Outcome.KEPT if hold else None) for disk in pivot.disks)
-                changes: dict[str, Any] = {"phase": Phase.READY, "hold": hold, "disks": disks}
-                await self._record(
-                    pivot, "gave-up", self._facts(seen, reason), error=reason if hold else pivot.error, **changes
-                )
-                self._retry_at = self._clock.monotonic() + min(
-                    limits.RETRY_FIRST_S * 2 ** (pivot.attempt - 1), limits.RETRY_MAX_S
-                )
-            case actions.Abandon(reason):
-                await self._record(pivot, "cancelling", self._facts(seen, reason), phase=Phase.CANCELLING, error=reason)
-            case actions.NoteResumed(run_state):
-                await self._note_resumed("resume-not-needed", {"run_state": run_state})
-            case actions.RecordOutcome():
-                await self._record_outcome(action, seen)
-
-    async def _record_outcome(self, action: actions.RecordOutcome, seen: Observation) -> None:
-        """The commit point. If it cannot be written, the guest must not run on the destination."""
-        outcomes = dict(action.outcomes)
-        disks = tuple(replace(disk, outcome=outcomes[disk.disk]) for disk in self.pivot.disks)
-        decided = replace(self.pivot, disks=disks)
-        switched = decided.outcome == Outcome.SWITCHED.value
-        await self._record(
-            self.pivot,
-            decided.outcome or "decided",
-            self._facts(seen, action.reason),
-            phase=Phase.DECIDED,
-            disks=disks,
-            decided_at=self._clock.utc_now(),
-            error=None if switched else action.reason,
-        )
+        """Record; RecordOutcome is the commit point: if it cannot be written, the guest must not run on."""
+        event, facts, changes = records.written(self.pivot, action, seen, self._clock.utc_now())
+        if changes["phase"] is Phase.COPYING:
+            changes["disks"] = await self._with_file_ids()
+        await self._record(self.pivot, event, facts, **changes)
+        if isinstance(action, actions.Retreat):
+            delay_s = limits.RETRY_FIRST_S * 2 ** (self.pivot.attempt - 1)
+            self._retry_at = self._clock.monotonic() + min(delay_s, limits.RETRY_MAX_S)
 
     async def _without_record(self, seen: Observation, error: JournalError) -> None:
         """Nothing can be recorded while the guest is in our pause: go back to the source and let it run there.
@@ -324,19 +272,10 @@ class Driver:
             certain = not moved or isinstance(error, JournalFullError) or await self._journal.settle()
             if certain and set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE:
                 live = [name for name, job in now.jobs.items() if job.status not in STATUS_ENDED]
-                completing = self._completing != frozenset() or any(now.jobs[n].status == STATUS_PENDING for n in live)
+                completing = self._memory.completing != frozenset() or any(
+                    now.jobs[n].status == STATUS_PENDING for n in live
+                )
                 await session.cancel(live if completing else [], resume=True)
-
-    def _facts(self, seen: Observation, reason: str) -> dict[str, Any]:
-        return {
-            "reason": reason,
-            "qemu": seen.qemu.value,
-            "run_state": seen.run_state,
-            "roots": {disk: root.value for disk, root in seen.roots.items()},
-            "jobs": {
-                d.job: {"status": seen.job(d.job).status, "error": seen.job(d.job).error} for d in self.pivot.disks
-            },
-        }
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
@@ -366,7 +305,7 @@ class Driver:
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
-                if self._cancel_requested or self._ending:
+                if self._memory.cancel_requested or self._ending:
                     return None
                 await asyncio.wait([task], timeout=limits.CONVERGE_CHECK_S)
             return task.result()
@@ -387,13 +326,10 @@ class Driver:
         """Record the intent if the guest is still in a state that allows it; nothing follows it but ``stop``."""
         chardevs = await session.chardevs()
         now = await session.look(self.pivot)
-        if now.run_state not in PAUSABLE or now.qemu is not Qemu.SAME or self._cancel_requested or self._ending:
+        if now.run_state not in PAUSABLE or now.qemu is not Qemu.SAME or self._memory.cancel_requested or self._ending:
             return None
-        self._stop_sent = False
-        self._completing = frozenset()
-        self._rollback_failed = False
-        self._quick = ready.quick
-        self._resumes = session.resumes
+        self._memory.begin(quick=ready.quick)
+        self._memory.resumes = session.resumes
         await self._record(
             self.pivot,
             "pausing",
@@ -407,16 +343,16 @@ class Driver:
         return now
 
     async def _stop(self, session: Session, jobs: tuple[str, ...], seen: Observation) -> Observation | None:
-        self._stop_sent = True
-        self._completing = frozenset(jobs)
-        self._paused_at = self._clock.monotonic()
-        self._deadline = self._paused_at + self.pivot.options.max_pause_ms / 1000
+        self._memory.stop_sent = True
+        self._memory.completing = frozenset(jobs)
+        self._memory.paused_at = self._clock.monotonic()
+        self._memory.deadline = self._memory.paused_at + self.pivot.options.max_pause_ms / 1000
         before = await session.stop(jobs)
         if before not in EXECUTING:
             # Somebody else paused it between the intent and here: it is not ours to resume.
             await self._record(self.pivot, "not-our-pause", {"run_state": before}, owes_resume=False)
             return None
-        if before != "running" or session.resumes != self._resumes:
+        if before != "running" or session.resumes != self._memory.resumes:
             return None
         seen = replace(seen, run_state="paused")
         return await self._await_pending(session, seen) if jobs else seen
@@ -427,21 +363,25 @@ class Driver:
         The jobs were read before the graph: their events come before the answer to job-finalize.
         """
         roots = await session.finalize(self.pivot, jobs)
-        if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._resumes:
+        if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._memory.resumes:
             return None
         ended = {job: JobSeen(session.job_status.get(job, "null")) for job in jobs}
         return replace(seen, jobs={**seen.jobs, **ended}, roots=roots)
 
     async def _await_pending(self, session: Session, seen: Observation) -> Observation | None:
         """Wait until events show every completing job at pending or ended; None where a full look is needed."""
-        waiting = self._completing or frozenset()
-        while session.resumes == self._resumes and session.connected:
+        waiting = self._memory.completing or frozenset()
+        while session.resumes == self._memory.resumes and session.connected:
             status = {job: session.job_status.get(job, "") for job in waiting}
             if set(status.values()) <= {STATUS_PENDING}:
                 return replace(seen, jobs={**seen.jobs, **{job: JobSeen(STATUS_PENDING) for job in waiting}})
-            if any(state in STATUS_ENDED or not state for state in status.values()) or self._cancel_requested:
+            if any(state in STATUS_ENDED or not state for state in status.values()) or self._memory.cancel_requested:
                 return None
-            left_s = limits.LOOK_AGAIN_S if self._deadline is None else self._deadline - self._clock.monotonic()
+            left_s = (
+                limits.LOOK_AGAIN_S
+                if self._memory.deadline is None
+                else self._memory.deadline - self._clock.monotonic()
+            )
             if left_s <= 0:
                 return seen
             self._woken.clear()
@@ -454,24 +394,16 @@ class Driver:
             await self._journal.note("rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id)
         for disk in self.pivot.disks:
             if disk.disk in disks and not await session.reverse(self.pivot, disk):
-                self._rollback_failed = True
+                self._memory.rollback_failed = True
 
     async def _note_resumed(self, event: str, facts: dict[str, Any]) -> None:
         """Record the end of the pause; the guest runs already, so nothing waits for this but the next phase."""
         pivot = self.pivot
-        self._resumed_at = self._resumed_at or self._clock.monotonic()
-        if self._paused_at is not None:
-            pause_ms = (self._resumed_at - self._paused_at) * 1000
-        elif pivot.pausing_since is not None:
-            began, now = (datetime.fromisoformat(text) for text in (pivot.pausing_since, self._clock.utc_now()))
-            pause_ms = max(0.0, (now - began).total_seconds() * 1000)
-        else:
-            pause_ms = 0.0
-        pause = Pause(pivot.attempt, round(pause_ms, 3), pivot.outcome or pivot.phase.value)
+        pause = self._memory.pause(pivot, self._clock.monotonic(), self._clock.utc_now())
         await self._record(
             pivot, event, facts | {"pause_ms": pause.pause_ms}, owes_resume=False, pauses=(*pivot.pauses, pause)
         )
-        self._paused_at = self._resumed_at = None
+        self._memory.paused_at = self._memory.resumed_at = None
 
     # -- small things -------------------------------------------------------------------------------------------
 
@@ -492,7 +424,7 @@ class Driver:
         self._has_window = True
 
     def _leave_window(self) -> None:
-        self._deadline = None
+        self._memory.deadline = None
         if self._has_window:
             self._has_window = False
             self._journal.release_checkpoints()
@@ -503,8 +435,8 @@ class Driver:
         if timeout_s is None:
             idle = self.pivot.phase is Phase.READY and self.pivot.hold
             timeout_s = limits.HOLD_LOOK_S if idle else limits.LOOK_AGAIN_S
-        if self._deadline is not None:
-            timeout_s = min(timeout_s, max(0.0, self._deadline - self._clock.monotonic()))
+        if self._memory.deadline is not None:
+            timeout_s = min(timeout_s, max(0.0, self._memory.deadline - self._clock.monotonic()))
         await self._sleep(timeout_s)
 
     async def _ask_again(self, reason: str) -> None:

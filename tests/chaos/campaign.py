@@ -38,7 +38,7 @@ CHANGING = {
     "job-cancel",
     "job-dismiss",
 }
-WORKERS = 3
+WORKERS = 2
 """Rounds wait more than they compute."""
 FDATASYNCS_MAX = 16
 """A clean run needs fewer; the walk ends with the first that is not reached."""
@@ -80,7 +80,10 @@ def record(setup: Setup, point: Point | None = None) -> Result:
 
 
 def points(messages: Sequence[tuple[Direction, str, int]], *, thin: bool = False) -> list[Point]:
-    """Return the points of a recorded run, each message once. ``thin`` leaves out mere queries and their answers."""
+    """Return the points of a recorded run, each message once.
+
+    ``thin`` leaves out queries, their answers, and events: pivotd is where the next or the last command finds it.
+    """
     found = []
     seen = set()
     for direction, label, nth in messages:
@@ -89,7 +92,7 @@ def points(messages: Sequence[tuple[Direction, str, int]], *, thin: bool = False
         seen.add((direction, label, nth))
         kind, _, name = label.partition(":")
         changing = name in CHANGING and kind != "event"
-        if not thin or changing or kind == "event":
+        if not thin or changing:
             found.append(Point(label, nth, direction, When.BEFORE))
         if changing:
             found.append(Point(label, nth, direction, When.AFTER))

@@ -1,0 +1,63 @@
+"""What one process remembers of its own last moments under one intent; after a restart it does not know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from pivotd.core.observation import Observation
+from pivotd.core.words import Pause, Pivot
+
+
+@dataclass(slots=True)
+class Memory:
+    """Facts that QEMU cannot show. Times are of the monotonic clock, in seconds.
+
+    ``stop_sent`` and ``completing`` None: an earlier process may have.
+    """
+
+    stop_sent: bool | None = False
+    completing: frozenset[str] | None = frozenset()
+    deadline: float | None = None
+    paused_at: float | None = None
+    resumed_at: float | None = None
+    resumes: int = 0
+    """RESUME events up to the last full look."""
+    quick: bool = False
+    rollback_failed: bool = False
+    clean_up_failed: bool = False
+    cancel_requested: bool = False
+
+    @classmethod
+    def of_earlier_process(cls) -> Memory:
+        """Return what is remembered of a pause that another process began."""
+        return cls(stop_sent=None, completing=None)
+
+    def begin(self, *, quick: bool) -> None:
+        """Forget the last intent: a new one is about to be recorded."""
+        self.stop_sent, self.completing, self.rollback_failed, self.quick = False, frozenset(), False, quick
+
+    def add_to(self, seen: Observation, now: float) -> Observation:
+        """Return the observation with what is remembered."""
+        return replace(
+            seen,
+            stop_sent=self.stop_sent,
+            completing=self.completing,
+            deadline_passed=self.deadline is not None and now >= self.deadline,
+            cancel_requested=self.cancel_requested,
+            rollback_failed=self.rollback_failed,
+            clean_up_failed=self.clean_up_failed,
+            quick=self.quick,
+        )
+
+    def pause(self, pivot: Pivot, now: float, utc_now: str) -> Pause:
+        """Return the pause that ends now; one that outlived its process is measured from its record."""
+        self.resumed_at = self.resumed_at or now
+        if self.paused_at is not None:
+            pause_ms = (self.resumed_at - self.paused_at) * 1000
+        elif pivot.pausing_since is not None:
+            began, ended = datetime.fromisoformat(pivot.pausing_since), datetime.fromisoformat(utc_now)
+            pause_ms = max(0.0, (ended - began).total_seconds() * 1000)
+        else:
+            pause_ms = 0.0
+        return Pause(pivot.attempt, round(pause_ms, 3), pivot.outcome or pivot.phase.value)

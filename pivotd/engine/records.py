@@ -1,0 +1,54 @@
+"""What each recording action writes: event, facts, and what changes in the pivot. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pivotd.core import actions
+from pivotd.core.observation import Observation
+from pivotd.core.words import JsonObject, Outcome, Phase, Pivot
+
+RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome)
+"""After these QEMU is as it was: the same observation serves the next decision."""
+
+Written = tuple[str, JsonObject, dict[str, Any]]
+
+
+def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: str) -> Written:
+    """Return (event, facts, changes) of a RECORD_ONLY action."""
+    match action:
+        case actions.Advance(phase):
+            hold = pivot.hold or (phase is Phase.READY and not pivot.options.pivot)
+            return phase.value, {}, {"phase": phase, "hold": hold}
+        case actions.Retreat(reason, hold):
+            changes: dict[str, Any] = {"phase": Phase.READY, "hold": hold}
+            if hold:
+                kept = tuple(replace(disk, outcome=Outcome.KEPT) for disk in pivot.disks)
+                changes |= {"disks": kept, "error": reason}
+            return "gave-up", facts(pivot, seen, reason), changes
+        case actions.Abandon(reason):
+            return "cancelling", facts(pivot, seen, reason), {"phase": Phase.CANCELLING, "error": reason}
+        case actions.RecordOutcome(outcomes, reason):
+            return _outcome(pivot, dict(outcomes), facts(pivot, seen, reason), utc_now)
+    raise AssertionError(action)
+
+
+def _outcome(pivot: Pivot, outcomes: dict[str, Outcome], seen: JsonObject, utc_now: str) -> Written:
+    disks = tuple(replace(disk, outcome=outcomes[disk.disk]) for disk in pivot.disks)
+    outcome = replace(pivot, disks=disks).outcome
+    assert outcome is not None, "every disk has one"
+    error = None if outcome == Outcome.SWITCHED.value else seen["reason"]
+    return outcome, seen, {"phase": Phase.DECIDED, "disks": disks, "decided_at": utc_now, "error": error}
+
+
+def facts(pivot: Pivot, seen: Observation, reason: str) -> JsonObject:
+    """Return what was seen, for people and for the evidence of a verdict."""
+    jobs = {disk.job: seen.job(disk.job) for disk in pivot.disks}
+    return {
+        "reason": reason,
+        "qemu": seen.qemu.value,
+        "run_state": seen.run_state,
+        "roots": {disk: root.value for disk, root in seen.roots.items()},
+        "jobs": {name: {"status": job.status, "error": job.error} for name, job in jobs.items()},
+    }
