@@ -133,16 +133,19 @@ class DaemonService:
         await self._journal.remove_domain(name, who.uid)
         self._host.remove(name)
 
-    def _session(self, name: str) -> Session:
+    async def _session(self, name: str) -> Session:
+        """Return the connection, after one more try where there is none."""
         supervisor = self._host.get(name)
         if supervisor.session is None:
             supervisor.hurry()
+            await supervisor.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
+        if supervisor.session is None:
             raise DomainUnreachableError(f"domain {name}: {supervisor.detail}", domain=name)
         return supervisor.session
 
     async def disks(self, domain: str) -> list[DiskView]:
         """Ask QEMU for the disks of a domain, and the journal what it says of each."""
-        session = self._session(domain)
+        session = await self._session(domain)
         seen = await session.disks()
         graph = await session.graph()
         history = {v.disk: v for v in verdict.verdicts(await self._read(self._reader.disk_history, domain, None))}
@@ -195,7 +198,7 @@ class DaemonService:
                 for driver in s.drivers.values()
                 for disk in driver.pivot.disks
             }
-            planned = await plan_copy(wish, self._session(request.domain), in_use)
+            planned = await plan_copy(wish, await self._session(request.domain), in_use)
             accepted, new = await self._journal.accept(planned, {"force": request.force})
             if not new:
                 return _same_request(accepted, request)

@@ -294,3 +294,12 @@ def test_a_silent_qemu_decides_nothing_and_is_told(qemu_factory: QemuFactory, tm
         os.kill(qemu.pid, 18)
         call(daemon, "POST", f"/v1/pivots/{pivot}/cancel")
         assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=30")["outcome"] == "kept"
+
+
+@pytest.mark.qemu
+def test_a_qemu_that_came_back_is_found_by_the_first_request(qemu_factory: QemuFactory, tmp_path: Path):
+    """A domain that was unreachable is tried again at once when somebody asks for it."""
+    with Daemon(tmp_path, {"web1": tmp_path / "web1.qmp"}) as daemon:
+        assert daemon.ctl("disk", "ls", "web1").status == 4
+        qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+        assert daemon.ctl("copy", "web1", f"disk0={tmp_path}/new.qcow2").status == 0

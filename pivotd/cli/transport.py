@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
@@ -13,6 +14,7 @@ from typing import Any
 from pivotd.cli.errors import CtlError, LostError, NotPivotdError, UnreachableError
 from pivotd.errors import EXIT_REFUSED
 
+CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 60.0
 """Longer than the slowest answer that is no long poll: a command to a QEMU whose storage hangs, 20 s."""
 ANSWER_BYTES_MAX = 64 << 20
@@ -30,12 +32,14 @@ class UnixConnection(HTTPConnection):
     def connect(self) -> None:
         """Connect. Raises: UnreachableError."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
+        # settimeout() would make connect() fail at once where the queue is full for a moment; this one waits.
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(CONNECT_TIMEOUT_S), 0))
         try:
             self.sock.connect(self._path)
         except OSError as error:
             self.sock.close()
             raise _not_connected(self._path, error) from None
+        self.sock.settimeout(self.timeout)
 
 
 def _not_connected(path: str, error: OSError) -> UnreachableError:

@@ -84,7 +84,8 @@ class Supervisor:
         return identity.is_gone(known.pid, known.start_ticks, known.boot_id)
 
     def hurry(self) -> None:
-        """Connect again at once."""
+        """Connect again at once; settled() then waits for that."""
+        self._settled.clear()
         self._hurry.set()
 
     def _wake(self) -> None:

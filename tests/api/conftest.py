@@ -35,8 +35,9 @@ class Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
+        # With a time limit connect() does not wait for a place in the queue.
         self.sock.connect(str(self._path))
+        self.sock.settimeout(10)
 
 
 @dataclass
