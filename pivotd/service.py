@@ -10,7 +10,7 @@ from typing import Any
 
 from ulid import ULID
 
-from pivotd import __version__, files, limits
+from pivotd import __version__, limits
 from pivotd.api.ports import CopyRequest, DiskView, DomainView, Progress
 from pivotd.config import Config
 from pivotd.core import verdict
@@ -23,9 +23,8 @@ from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError, 
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.qmp import identity
-from pivotd.qmp.replies import DiskSeen
 from pivotd.qmp.session import Session
-from pivotd.threads import in_thread
+from pivotd.verdicts import LiveVerdicts, image_path
 
 VERDICT_READS_MAX = 3
 """A record that comes between the journal and the look at QEMU makes both stale: read both again."""
@@ -157,7 +156,7 @@ class DaemonService:
                 DiskView(
                     disk=name,
                     qdev=disk.qdev,
-                    image=await _path(disk, session),
+                    image=await image_path(disk, session),
                     format=disk.format,
                     size_bytes=disk.size_bytes,
                     node=disk.node,
@@ -298,7 +297,12 @@ class DaemonService:
         """Return verdicts of all disks known, checked against QEMU where it answers."""
         for _ in range(VERDICT_READS_MAX):
             before = self._journal.last_seq
-            result = await self._verdicts(domain, disk, image)
+            history: list[Pivot] = await self._read(self._reader.disk_history, domain, None)
+            if domain is not None and not history:
+                self._host.get(domain)
+            names = [domain] if domain is not None else sorted(self._host.supervisors)
+            sessions = {n: s.session for n in names if (s := self._host.supervisors.get(n)) is not None and s.session}
+            result = await LiveVerdicts(history).all(sessions, disk, image)
             if self._journal.last_seq == before:
                 break
         if disk is not None and not result:
@@ -306,61 +310,6 @@ class DaemonService:
         if image is not None and not result:
             raise NotFoundError(f"no disk uses or used {image}", image=image)
         return result
-
-    async def _verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
-        history: list[Pivot] = await self._read(self._reader.disk_history, domain, None)
-        if domain is not None and not history:
-            self._host.get(domain)
-        last: dict[tuple[str, str], Pivot] = {}
-        for pivot in history:
-            for moved in pivot.disks:
-                last.setdefault((pivot.domain, moved.disk), pivot)
-        found = {(v.domain, v.disk): v for v in verdict.verdicts(history)}
-        names = [domain] if domain is not None else sorted(self._host.supervisors)
-        supervisors = [s for name in names if (s := self._host.supervisors.get(name)) is not None]
-        await asyncio.gather(*(self._check_live(s.name, s.session, last, found) for s in supervisors if s.session))
-        chosen = [(key, v) for key, v in sorted(found.items()) if disk is None or v.disk == disk]
-        if image is not None:
-            try:
-                named = await in_thread(
-                    limits.FILE_TIMEOUT_S, lambda: [_names_image(v, last.get(key), image) for key, v in chosen]
-                )
-            except TimeoutError:
-                raise ConflictError(f"the storage of {image} does not answer: ask by domain and disk instead") from None
-            chosen = [pair for pair, wanted in zip(chosen, named, strict=True) if wanted]
-        return [v for _, v in chosen]
-
-    async def _check_live(
-        self,
-        name: str,
-        session: Session,
-        last: dict[tuple[str, str], Pivot],
-        found: dict[tuple[str, str], Verdict],
-    ) -> None:
-        try:
-            disks = await session.disks()
-            await self._check_disks(name, session, disks, last, found)
-        except (QmpError, TimeoutError):
-            # QEMU or the storage does not answer: the journal's word stands.
-            return
-
-    async def _check_disks(
-        self,
-        name: str,
-        session: Session,
-        disks: dict[str, DiskSeen],
-        last: dict[tuple[str, str], Pivot],
-        found: dict[tuple[str, str], Verdict],
-    ) -> None:
-        for disk in disks.values():
-            key = (name, disk.disk)
-            pivot = last.get(key)
-            if pivot is None:
-                live = verdict.Live(await _path(disk, session), disk.format)
-                found[key] = verdict.without_pivot(name, disk.disk, live)
-            else:
-                live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, pivot, session)
-                found[key] = verdict.check(found[key], live, decided=verdict.is_decided(pivot))
 
     def health(self) -> dict[str, Any]:
         """Return what a monitoring system asks for."""
@@ -394,40 +343,3 @@ def _same_request(known: Pivot, request: CopyRequest) -> Pivot:
             pivot=known.id,
         )
     return known
-
-
-async def _path(disk: DiskSeen, session: Session) -> str:
-    """Return the absolute path of an image; as QEMU writes it where the storage does not answer."""
-    try:
-        file = await in_thread(
-            limits.FILE_TIMEOUT_S, files.resolve, disk.filename, identity.working_directory(session.pid)
-        )
-    except TimeoutError:
-        return disk.filename
-    return file.path or disk.filename
-
-
-def _live(disk: DiskSeen, pivot: Pivot, session: Session) -> verdict.Live:
-    moved = next(d for d in pivot.disks if d.disk == disk.disk)
-    known = pivot.identity
-    same = (known.pid, known.start_ticks, known.boot_id) == (
-        session.pid,
-        identity.start_ticks(session.pid),
-        identity.boot_id(),
-    )
-    file = files.resolve(disk.filename, identity.working_directory(session.pid))
-    return verdict.Live(
-        image=file.path or disk.filename,
-        format=disk.format,
-        same_qemu=same,
-        is_source=(same and disk.node == moved.source.node) or files.same(moved.source, file),
-        is_destination=(same and disk.node == moved.destination.node) or files.same(moved.destination, file),
-    )
-
-
-def _names_image(found: Verdict, pivot: Pivot | None, image: str) -> bool:
-    file = files.File(image, files.file_id(image))
-    if found.image == image:
-        return True
-    sides = [side for d in pivot.disks if d.disk == found.disk for side in (d.source, d.destination)] if pivot else []
-    return any(files.same(side, file) for side in sides)

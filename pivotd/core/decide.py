@@ -103,6 +103,8 @@ def _next_step(pivot: Pivot, disk: PivotDisk, seen: Observation) -> Action | Non
         return Prepare(index, Step.START_MIRROR)
     formats = not pivot.options.reuse and disk.destination.format != "raw"
     if names.file_node(pivot.id, index) in seen.nodes:
+        if not pivot.options.reuse and names.create_file_job(pivot.id, index) not in seen.jobs:
+            return Abandon(f"{disk.destination.filename} was there before pivotd could create it")
         if not formats:
             return Prepare(index, Step.OPEN_FORMAT)
         return _created(seen, names.create_format_job(pivot.id, index), index, Step.CREATE_FORMAT, Step.OPEN_FORMAT)

@@ -12,9 +12,9 @@ from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.actions import Step
 from pivotd.core.observation import STATUS_ENDED, JobSeen, Observation, Qemu, Root
-from pivotd.core.words import CopyMode, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
-from pivotd.qmp import identity, replies
+from pivotd.qmp import identity, preparation, replies
 from pivotd.qmp.monitor import Monitor, command
 from pivotd.threads import in_thread
 
@@ -31,8 +31,6 @@ LOOK = (
 
 Never query-named-block-nodes: it aborts QEMU while a qcow2 image is being created (tests/qmp/test_hazards.py).
 """
-
-NO_SUCH_FILE = "No such file or directory"
 
 
 class Session:
@@ -167,81 +165,8 @@ class Session:
         )
 
     async def prepare(self, pivot: Pivot, disk: PivotDisk, step: Step) -> None:
-        """Do one step of the preparation of one disk.
-
-        Raises: QmpRefusedError: QEMU said no, or the destination is not what it should be.
-        """
-        match step:
-            case Step.CREATE_FILE:
-                await self._create_file(pivot, disk)
-            case Step.OPEN_FILE:
-                await self._monitor.execute(command("blockdev-add", **self._file_options(pivot, disk)))
-            case Step.CREATE_FORMAT:
-                options = {
-                    "driver": disk.destination.format,
-                    "file": names.file_node(pivot.id, disk.index),
-                    "size": disk.size_bytes,
-                }
-                job = names.create_format_job(pivot.id, disk.index)
-                await self._monitor.execute(command("blockdev-create", job_id=job, options=options))
-            case Step.OPEN_FORMAT:
-                await self._open_format(pivot, disk)
-            case Step.START_MIRROR:
-                await self._start_mirror(pivot, disk)
-
-    def _file_options(self, pivot: Pivot, disk: PivotDisk) -> dict[str, Any]:
-        return {
-            "driver": "file",
-            "filename": disk.destination.filename,
-            "node-name": names.file_node(pivot.id, disk.index),
-            "cache": {"direct": disk.cache_direct, "no-flush": False},
-        }
-
-    async def _create_file(self, pivot: Pivot, disk: PivotDisk) -> None:
-        """Create the destination file, but only where there is none: QEMU would truncate it."""
-        options = self._file_options(pivot, disk) | {"read-only": True}
-        try:
-            await self._monitor.execute(command("blockdev-add", **options))
-        except QmpRefusedError as error:
-            if not error.fields["text"].endswith(NO_SUCH_FILE):
-                raise
-        else:
-            await self._monitor.execute(command("blockdev-del", node_name=options["node-name"]))
-            raise QmpRefusedError(f"{disk.destination.filename} exists already; name a new image or use --reuse")
-        size = disk.size_bytes if disk.destination.format == "raw" else 0
-        await self._monitor.execute(
-            command(
-                "blockdev-create",
-                job_id=names.create_file_job(pivot.id, disk.index),
-                options={"driver": "file", "filename": disk.destination.filename, "size": size},
-            )
-        )
-
-    async def _open_format(self, pivot: Pivot, disk: PivotDisk) -> None:
-        options: dict[str, Any] = {
-            "driver": disk.destination.format,
-            "node-name": disk.destination.node,
-            "file": names.file_node(pivot.id, disk.index),
-            "cache": {"direct": disk.cache_direct, "no-flush": False},
-        }
-        await self._monitor.execute(command("blockdev-add", **options))
-
-    async def _start_mirror(self, pivot: Pivot, disk: PivotDisk) -> None:
-        blocking = pivot.options.copy_mode is CopyMode.WRITE_BLOCKING
-        await self._monitor.execute(
-            command(
-                "blockdev-mirror",
-                job_id=disk.job,
-                device=disk.source.node,
-                target=disk.destination.node,
-                sync=str(pivot.options.sync),
-                speed=pivot.options.bandwidth_bytes_per_s,
-                copy_mode="write-blocking" if blocking else "background",
-                # The job may go only as far as `pending` by itself, and stays until its outcome is durable.
-                auto_finalize=False,
-                auto_dismiss=False,
-            )
-        )
+        """Do one step of the preparation of one disk. Raises: QmpRefusedError."""
+        await preparation.prepare(self._monitor, pivot, disk, step)
 
     async def write_blocking(self, pivot: Pivot) -> bool:
         """Let the mirrors copy each guest write at once; False where this QEMU (before 8.2) cannot change that."""

@@ -345,3 +345,9 @@ def test_every_state_has_a_decision_and_none_breaks_the_rules():
                     if root is Root.OTHER:
                         assert outcome is Outcome.UNKNOWN
     assert count == len(pivots) * len(found)
+
+
+def test_a_file_that_pivotd_did_not_create_is_never_written_to():
+    """The probe of the path found a file, and pivotd died before it could say so."""
+    found = seen(jobs="gone", has_nonce=True, nodes=frozenset({names.file_node(PIVOT, 0)}))
+    assert isinstance(decide(pivot(Phase.PREPARING), found), a.Abandon)
