@@ -43,10 +43,21 @@ class DaemonService:
         self._ending = False
         self._unsubscribe = journal.subscribe(self._on_records)
         self._tick = asyncio.Event()
+        self._late: asyncio.TimerHandle | None = None
 
     # -- the journal as news ------------------------------------------------------------------------------------
 
     def _on_records(self, _records: list[Record]) -> None:
+        """Tell whoever waits, but not in the middle of a pause: readers would take the processor from it."""
+        if not any(supervisor.window.locked() for supervisor in self._host.supervisors.values()):
+            self._tell()
+        elif self._late is None:
+            self._late = asyncio.get_running_loop().call_later(limits.NEWS_DELAY_S, self._tell)
+
+    def _tell(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         tick, self._tick = self._tick, asyncio.Event()
         tick.set()
 
@@ -68,7 +79,7 @@ class DaemonService:
     def end(self) -> None:
         """Let streams and waits finish."""
         self._ending = True
-        self._on_records([])
+        self._tell()
 
     # -- domains ------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from pivotd.core.words import (
@@ -50,6 +51,12 @@ def to_json(value: JsonObject) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=True, default=str)
 
 
+@lru_cache(maxsize=256)
+def _text(value: CopyOptions | Identity) -> str:
+    """Return what never changes in a pivot; the record inside a pause must not wait for it to be made again."""
+    return to_json(asdict(value))
+
+
 def pivot_row(pivot: Pivot) -> dict[str, Any]:
     """Return the columns of table ``pivot``."""
     return {
@@ -62,11 +69,11 @@ def pivot_row(pivot: Pivot) -> dict[str, Any]:
         "requested_by_uid": pivot.requested_by.uid,
         "requested_by_gid": pivot.requested_by.gid,
         "requested_by_pid": pivot.requested_by.pid,
-        "options": to_json(asdict(pivot.options)),
+        "options": _text(pivot.options),
         "created_at": pivot.created_at,
         "hold": int(pivot.hold),
         "attempt": pivot.attempt,
-        "identity": to_json(asdict(pivot.identity)),
+        "identity": _text(pivot.identity),
         "run_state_before": pivot.run_state_before,
         "owes_resume": int(pivot.owes_resume),
         "pausing_since": pivot.pausing_since,
