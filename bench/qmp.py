@@ -112,18 +112,18 @@ class Guest:
 
     @classmethod
     @contextmanager
-    def started(
-        cls, parent: Path = Path("/var/tmp"), *, size_mib: int = 64, cached: bool = False
-    ) -> Iterator[Guest]:
+    def started(cls, parent: Path = Path("/var/tmp"), *, size_mib: int = 64, cached: bool = False) -> Iterator[Guest]:
         """Start one in a new directory below ``parent``, whose file system must do O_DIRECT; end it afterwards."""
         with tempfile.TemporaryDirectory(prefix="pivot-bench-", dir=parent) as name:
             directory = Path(name)
             image = directory / "source.qcow2"
             _image(image, size_mib)
-            fill = [word for mib in range(0, size_mib, 64) for word in ("-c", f"write -P 0xa5 {mib}M {min(64, size_mib - mib)}M")]
-            subprocess.run(
-                ["qemu-io", "-n", "-f", "qcow2", *fill, str(image)], check=True, stdout=subprocess.DEVNULL
-            )
+            fill = [
+                word
+                for mib in range(0, size_mib, 64)
+                for word in ("-c", f"write -P 0xa5 {mib}M {min(64, size_mib - mib)}M")
+            ]
+            subprocess.run(["qemu-io", "-n", "-f", "qcow2", *fill, str(image)], check=True, stdout=subprocess.DEVNULL)
             with subprocess.Popen(_command(directory, image, cached=cached)) as process:
                 try:
                     control = Qmp(_appeared(directory / "control.qmp", process))

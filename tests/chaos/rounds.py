@@ -2,7 +2,7 @@
 
 There is no guest kernel here; the test itself is the guest. Blocks go through the disk's own device by its monitor, at
 the two moments that tell the images apart: right before ``stop`` is forwarded (only the source has them, the mirror has
-not copied them yet) and right after ``cont`` was answered (only the new root has them). Every block counts as
+not copied them yet) and before the answer to ``cont`` is forwarded (only the new root has them). Every block counts as
 acknowledged once a flush has returned. A verdict that names the wrong image at any instant then lacks blocks.
 """
 
@@ -173,15 +173,17 @@ class GuestHook:
     def __call__(self, direction: Direction, index: int, message: Message, when: When) -> None:
         if when is When.BEFORE:
             self.seen.append((direction, message.label, message.nth))
+        guest_runs = message.label == "return:cont" and when is When.BEFORE
+        if guest_runs and self.world is not None and not self.silent and not self._resumed:
+            # QEMU has executed `cont`, and pivotd does not know yet: the guest is as quick as it can be.
+            self._resumed = True
+            self.world.write()
         if self.next is not None and when is When.BEFORE:
             self.next(direction, index, message, when)
         if self.world is not None and not self.silent:
             last_moment = "command:job-complete" if self.world.setup.paused else "command:stop"
             if message.label == last_moment and when is When.BEFORE and not self._stopped:
                 self._stopped = True
-                self.world.write()
-            if message.label == "return:cont" and when is When.AFTER and not self._resumed:
-                self._resumed = True
                 self.world.write()
         if self.next is not None and when is When.AFTER:
             self.next(direction, index, message, when)
