@@ -105,9 +105,8 @@ def main() -> None:
         medians.append(statistics.median(waits_ms))
         worst.append(max(waits_ms))
     print(f"{options.domains} domain(s), {options.rounds} rounds, load {os.getloadavg()[0]:.1f}")
-    print(
-        f"kill to running guest: median {statistics.median(medians):.0f} ms; the last guest {statistics.median(worst):.0f} ms"
-    )
+    median_ms, last_ms = statistics.median(medians), statistics.median(worst)
+    print(f"kill to running guest: median {median_ms:.0f} ms; the last guest {last_ms:.0f} ms")
 
 
 if __name__ == "__main__":
