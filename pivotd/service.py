@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from ulid import ULID
 
 from pivotd import __version__, limits
-from pivotd.api.ports import CopyRequest, DiskView, DomainView, Progress
+from pivotd.api.ports import DiskTarget, DiskView, DomainView, PivotRequest, Progress
 from pivotd.config import Config
 from pivotd.core import verdict
 from pivotd.core.phases import is_resting
-from pivotd.core.words import CopyOptions, Outcome, Phase, Pivot, Record, Requester, Verdict
+from pivotd.core.words import CopyOptions, Outcome, Phase, Pivot, PivotDisk, Record, Requester, Verdict
 from pivotd.engine.host import CONFIG, DISCOVERED, RUNTIME, Host
-from pivotd.engine.planning import Target, Wish, plan_copy
+from pivotd.engine.planning import Wish, plan
+from pivotd.engine.scene import Target
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError, PhaseConflictError, QmpError
 from pivotd.journal.journal import Journal
@@ -182,7 +184,7 @@ class DaemonService:
 
     # -- pivots -------------------------------------------------------------------------------------------------
 
-    async def copy(self, request: CopyRequest, who: Requester) -> Pivot:
+    async def start(self, request: PivotRequest, who: Requester) -> Pivot:
         """Check the request, make it durable and start it; a known request id returns its pivot."""
         if request.request_id is not None:
             known: Pivot | None = await self._read(self._reader.pivot, request.request_id)
@@ -194,7 +196,8 @@ class DaemonService:
             pivot=pivot,
             request_id=request.request_id or pivot,
             domain=request.domain,
-            targets=tuple(Target(t.disk, t.image, t.format) for t in request.targets),
+            kind=request.kind,
+            targets=tuple(Target(**asdict(target)) for target in request.targets),
             options=request.options,
             who=who,
             created_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
@@ -208,7 +211,7 @@ class DaemonService:
                 for driver in s.drivers.values()
                 for disk in driver.pivot.disks
             }
-            planned = await plan_copy(wish, await self._session(request.domain), in_use)
+            planned = await plan(wish, await self._session(request.domain), in_use)
             accepted, new = await self._journal.accept(planned, {"force": request.force})
             if not new:
                 return _same_request(accepted, request)
@@ -344,13 +347,18 @@ class DaemonService:
         }
 
 
-def _same_request(known: Pivot, request: CopyRequest) -> Pivot:
+def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
     """A retry is safe; another request under a used id is a mistake that must not look like success."""
-    asked = {(t.disk, t.image) for t in request.targets}
-    had = {(d.disk, d.destination.filename) for d in known.disks}
-    if known.domain != request.domain or asked != had:
+    had = {disk.disk: disk for disk in known.disks}
+    same = known.domain == request.domain and known.kind is request.kind and len(had) == len(request.targets)
+    if not same or not all(t.disk in had and _same_target(had[t.disk], t) for t in request.targets):
         raise ConflictError(
             f"request id {known.request_id} belongs to pivot {known.id} with other disks or images: use a new id",
             pivot=known.id,
         )
     return known
+
+
+def _same_target(had: PivotDisk, asked: DiskTarget) -> bool:
+    wanted = ((asked.image, had.destination), (asked.top, had.top), (asked.base, had.base))
+    return all(not name or (image is not None and name == image.filename) for name, image in wanted)

@@ -35,12 +35,12 @@ def file_node(pivot: str, index: int) -> str:
     return _node(pivot, index, "f")
 
 
-def reopened_source(destination: str) -> str:
+def reopened_source(pivot: str, index: int) -> str:
     """Return the node of a source that QEMU had closed and that was opened again to go back to it.
 
-    A legacy ``-drive`` gives up its node when the disk is switched. ``destination`` is the node of the other side.
+    A legacy ``-drive`` gives up its node when the disk is switched.
     """
-    return f"{destination}s"
+    return _node(pivot, index, "s")
 
 
 def create_file_job(pivot: str, index: int) -> str:
@@ -54,7 +54,7 @@ def create_format_job(pivot: str, index: int) -> str:
 
 
 def mirror_job(pivot: str, index: int) -> str:
-    """Return the job that copies the disk."""
+    """Return the job that copies the disk or merges its layers."""
     return _job(pivot, index, "m")
 
 

@@ -100,8 +100,20 @@ def disk_row(pivot: str, disk: PivotDisk) -> dict[str, Any]:
         "destination_node": disk.destination.node,
         "destination_file_id": disk.destination.file_id,
         "job": disk.job,
+        **_layer("top", disk.top),
+        **_layer("base", disk.base),
+        "backing_file": disk.backing_file,
         "cache_direct": int(disk.cache_direct),
         "outcome": None if disk.outcome is None else disk.outcome.value,
+    }
+
+
+def _layer(side: str, image: Image | None) -> dict[str, Any]:
+    return {
+        f"{side}_filename": None if image is None else image.filename,
+        f"{side}_format": None if image is None else image.format,
+        f"{side}_node": None if image is None else image.node,
+        f"{side}_file_id": None if image is None else image.file_id,
     }
 
 
@@ -184,6 +196,9 @@ def _disk(row: Row) -> PivotDisk:
         source=_image(row, "source"),
         destination=_image(row, "destination"),
         job=row["job"],
+        top=_image(row, "top") if row["top_node"] is not None else None,
+        base=_image(row, "base") if row["base_node"] is not None else None,
+        backing_file=row["backing_file"],
         cache_direct=bool(row["cache_direct"]),
         outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
     )
