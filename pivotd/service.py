@@ -205,13 +205,9 @@ class DaemonService:
         )
         # One at a time: two requests for one destination must not both pass the check.
         async with self._accepting:
-            in_use = {
-                disk.destination.filename
-                for s in self._host.supervisors.values()
-                for driver in s.drivers.values()
-                for disk in driver.pivot.disks
-            }
-            planned = await plan(wish, await self._session(request.domain), in_use)
+            drivers = (driver for s in self._host.supervisors.values() for driver in s.drivers.values())
+            open_pivots = [driver.pivot for driver in drivers]
+            planned = await plan(wish, await self._session(request.domain), open_pivots)
             accepted, new = await self._journal.accept(planned, {"force": request.force})
             if not new:
                 return _same_request(accepted, request)

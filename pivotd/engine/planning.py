@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from pivotd import limits
@@ -42,8 +42,8 @@ PLANS: dict[Kind, Callable[[Scene, int, Target, DiskSeen], PivotDisk]] = {
 }
 
 
-async def plan(wish: Wish, session: Session, in_use: Collection[str]) -> Pivot:
-    """Return the pivot to record. ``in_use``: names of images that other open pivots write to.
+async def plan(wish: Wish, session: Session, open_pivots: Collection[Pivot]) -> Pivot:
+    """Return the pivot to record. ``open_pivots``: of all domains; their disks and images are taken.
 
     Raises: NotFoundError (disk, layer), BadRequestError (image), ConflictError (state), DiskBusyError (job).
     """
@@ -56,8 +56,10 @@ async def plan(wish: Wish, session: Session, in_use: Collection[str]) -> Pivot:
     graph = await session.graph()
     try:
         directory = await in_thread(limits.FILE_TIMEOUT_S, identity.working_directory, session.pid)
-        scene = Scene(wish.pivot, wish.domain, wish.options, disks, graph, directory, frozenset(in_use))
-        planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene)
+        in_use = frozenset(disk.destination.filename for pivot in open_pivots for disk in pivot.disks)
+        scene = Scene(wish.pivot, wish.domain, wish.options, disks, graph, directory, in_use)
+        busy = {disk.disk: pivot for pivot in open_pivots if pivot.domain == wish.domain for disk in pivot.disks}
+        planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
     except TimeoutError:
         raise BadRequestError("the storage of an image does not answer: try again when it does") from None
     return Pivot(
@@ -80,11 +82,18 @@ async def plan(wish: Wish, session: Session, in_use: Collection[str]) -> Pivot:
     )
 
 
-def _plan_disks(wish: Wish, scene: Scene) -> tuple[PivotDisk, ...]:
+def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
     """Return the disks of the pivot; looks at files, so it may block."""
     planned = []
     for index, target in enumerate(wish.targets):
         seen = scene.find(target.disk)
+        if seen.disk in busy:
+            pivot = busy[seen.disk].id
+            raise DiskBusyError(
+                f"disk {seen.disk} of {wish.domain} belongs to the open pivot {pivot}; wait for that one or cancel it",
+                pivot=pivot,
+                disk=seen.disk,
+            )
         jobs = scene.graph.jobs.get(seen.node, ())
         if jobs:
             raise DiskBusyError(
