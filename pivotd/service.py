@@ -206,8 +206,8 @@ class DaemonService:
         # One at a time: two requests for one destination must not both pass the check.
         async with self._accepting:
             drivers = (driver for s in self._host.supervisors.values() for driver in s.drivers.values())
-            open_pivots = [driver.pivot for driver in drivers]
-            planned = await plan(wish, await self._session(request.domain), open_pivots)
+            others = [driver.pivot for driver in drivers]
+            planned = await plan(wish, await self._session(request.domain), others)
             accepted, new = await self._journal.accept(planned, {"force": request.force})
             if not new:
                 return _same_request(accepted, request)

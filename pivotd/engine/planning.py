@@ -42,11 +42,12 @@ PLANS: dict[Kind, Callable[[Scene, int, Target, DiskSeen], PivotDisk]] = {
 }
 
 
-async def plan(wish: Wish, session: Session, open_pivots: Collection[Pivot]) -> Pivot:
-    """Return the pivot to record. ``open_pivots``: of all domains; their disks and images are taken.
+async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot:
+    """Return the pivot to record. ``others``: of all domains; disks and images of those that are open are taken.
 
     Raises: NotFoundError (disk, layer), BadRequestError (image), ConflictError (state), DiskBusyError (job).
     """
+    others = [pivot for pivot in others if pivot.phase is not Phase.CLOSED]
     run_state = await session.run_state()
     if run_state not in PAUSABLE:
         raise ConflictError(f"{wish.domain} is {run_state}: a switch is not possible in this state; try again later")
@@ -56,9 +57,9 @@ async def plan(wish: Wish, session: Session, open_pivots: Collection[Pivot]) -> 
     graph = await session.graph()
     try:
         directory = await in_thread(limits.FILE_TIMEOUT_S, identity.working_directory, session.pid)
-        in_use = frozenset(disk.destination.filename for pivot in open_pivots for disk in pivot.disks)
+        in_use = frozenset(disk.destination.filename for pivot in others for disk in pivot.disks)
         scene = Scene(wish.pivot, wish.domain, wish.options, disks, graph, directory, in_use)
-        busy = {disk.disk: pivot for pivot in open_pivots if pivot.domain == wish.domain for disk in pivot.disks}
+        busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
         planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
     except TimeoutError:
         raise BadRequestError("the storage of an image does not answer: try again when it does") from None

@@ -72,8 +72,8 @@ class Engine:
             created_at=SystemClock().utc_now(),
             force=False,
         )
-        open_pivots = [driver.pivot for driver in supervisor.drivers.values()]
-        planned = await plan(wish, supervisor.session, open_pivots)
+        others = [driver.pivot for driver in supervisor.drivers.values()]
+        planned = await plan(wish, supervisor.session, others)
         pivot, _ = await self.journal.accept(planned, {})
         return supervisor.start(pivot)
 
