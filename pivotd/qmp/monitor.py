@@ -119,11 +119,15 @@ class Monitor:
 
     async def close(self) -> None:
         """Disconnect; never raises on behalf of the peer."""
-        with contextlib.suppress(Exception):
-            # disconnect() repeats the reader's error, which can be any: what came was no QMP, no JSON, no UTF-8, too
-            # long or too deep. Whoever waited for a reply has been told already. Shielded: half an end is none.
-            await asyncio.shield(self._client.disconnect())
+        # Shielded: half an end is none.
+        await asyncio.shield(self._end())
         self._wake()
+
+    async def _end(self) -> None:
+        # disconnect() repeats the reader's error, which can be any: what came was no QMP, no JSON, no UTF-8, too long
+        # or too deep. Whoever waited for a reply has been told already.
+        with contextlib.suppress(Exception):
+            await self._client.disconnect()
 
     async def execute(self, message: Command, timeout_s: float = limits.COMMAND_TIMEOUT_S) -> Any:
         """Run one command and return its value; the exception says what is known about its effect.
@@ -179,7 +183,11 @@ class Monitor:
         if not isinstance(data, dict):
             return
         job, status = data.get("id"), data.get("status")
-        if not isinstance(job, str) or not isinstance(status, str) or len(job) + len(status) > limits.JOB_NAME_BYTES_MAX:
+        if (
+            not isinstance(job, str)
+            or not isinstance(status, str)
+            or len(job) + len(status) > limits.JOB_NAME_BYTES_MAX
+        ):
             return
         if status == "null":
             self.job_status.pop(job, None)
