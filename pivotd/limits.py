@@ -10,6 +10,10 @@ QUERY_TIMEOUT_S = 5.0
 """A query answers in under 1 ms unless QEMU's main loop is blocked by storage."""
 COMMAND_TIMEOUT_S = 20.0
 """A changing command may open images on slow storage."""
+UNSENT_BYTES_MAX = 1 << 20
+"""Commands waiting for a QEMU that does not read; beyond this no more are taken. One burst has a few KiB."""
+JOB_NAME_BYTES_MAX = 256
+"""Longer job ids in events are nobody's of ours."""
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 5.0
 """Back-off of reconnecting to a monitor; 200 dead domains then cost 40 connects per second at most."""

@@ -153,7 +153,7 @@ def record(row: Row) -> Record:
         pivot=row["pivot"],
         event=row["event"],
         phase=None if row["phase"] is None else Phase(row["phase"]),
-        facts=json.loads(row["facts"]),
+        facts=_from_json(row["facts"]),
     )
 
 
@@ -166,12 +166,12 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
         kind=Kind(row["kind"]),
         phase=Phase(row["phase"]),
         requested_by=Requester(row["requested_by_uid"], row["requested_by_gid"], row["requested_by_pid"]),
-        options=_options(json.loads(row["options"])),
+        options=_options(_from_json(row["options"])),
         disks=tuple(disks),
         created_at=row["created_at"],
         hold=bool(row["hold"]),
         attempt=row["attempt"],
-        identity=Identity(**json.loads(row["identity"])),
+        identity=Identity(**_from_json(row["identity"])),
         run_state_before=row["run_state_before"],
         owes_resume=bool(row["owes_resume"]),
         pausing_since=row["pausing_since"],
@@ -180,6 +180,14 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
         decided_at=row["decided_at"],
         closed_at=row["closed_at"],
     )
+
+
+def _from_json(text: str) -> Any:
+    """Return what to_json wrote. Raises: ValueError, also for JSON nested too deep to be ours."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON nested too deep") from None
 
 
 def _options(stored: JsonObject) -> CopyOptions:

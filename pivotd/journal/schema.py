@@ -27,6 +27,8 @@ SCHEMA_VERSION = 2
 APPLICATION_ID = 0x70767464
 FILE_NAME = "journal.db"
 FILE_MODE = 0o640
+NUMBER_MAX = 1 << 53
+"""Of records and pivots: what JSON readers can tell apart. A million a second are three hundred years."""
 BUSY_TIMEOUT_MS = 250
 """For a stranger's write lock; half of the default bound of a pause."""
 
@@ -177,12 +179,28 @@ def _inspect(path: Path, flags: str, name: Path) -> int:
             aside.check_size(connection, path, name)
             if version == SCHEMA_VERSION:
                 check_objects(connection, name)
+                _check_numbers(connection, name)
                 load_pivots(connection, SELECT_OPEN)
                 connection.execute("SELECT name, qmp_path FROM domain").fetchall()
                 connection.execute("SELECT * FROM record ORDER BY seq DESC LIMIT 1").fetchone()
             return version
     except (ValueError, TypeError, KeyError) as error:
         raise on_read(error, name) from error
+
+
+def _check_numbers(connection: sqlite3.Connection, path: Path) -> None:
+    """Check that a record and a pivot can be added: the last number of all is SQLITE_FULL, which looks like no space.
+
+    Raises: JournalCorruptError.
+    """
+    numbers = [row[0] for row in connection.execute("SELECT seq FROM sqlite_sequence")]
+    for column, table in (("seq", "record"), ("number", "pivot")):
+        for end in ("min", "max"):  # two statements: SQLite looks up one end, and reads the table for both
+            numbers += connection.execute(f"SELECT {end}({column}) FROM {table}").fetchone()  # noqa: S608 - ours
+    if wrong := [number for number in numbers if number is not None and not 0 <= number < NUMBER_MAX]:
+        raise JournalCorruptError(
+            f"{path} is damaged (a row has number {wrong[0]}); it was left as it is; restore a copy"
+        )
 
 
 def _create(path: Path) -> None:

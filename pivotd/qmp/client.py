@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,10 @@ from qemu.qmp import Message, QMPClient
 from qemu.qmp.protocol import Runstate, StateError
 from qemu.qmp.qmp_client import ExecInterruptedError
 
+from pivotd import limits
+
+# pivotd tells what happens to a connection in its own words; these lines would reach stderr unformatted.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 IDS = 100_000
 """Ids of commands repeat after so many; no more than a few are ever open at once."""
 
@@ -82,6 +87,16 @@ class Client(QMPClient):
     def _cb_inbound(self, msg: Message) -> Message:
         return msg
 
+    def _schedule_disconnect(self) -> None:
+        # Every end begins here. What has not left by now never will: a peer that does not read must not hold up the
+        # end, and the descriptor goes at the next turn of the loop, whoever waits for the rest.
+        if self._writer is not None:
+            self._writer.transport.abort()
+        super()._schedule_disconnect()
+
+    async def _bh_flush_writer(self) -> None:
+        return
+
     def _cleanup(self) -> None:
         # Whoever waits holds its own burst and has been told; qemu.qmp asserts that they have all run by now.
         self._pending.clear()
@@ -94,6 +109,8 @@ class Client(QMPClient):
         """
         if self.runstate is not Runstate.RUNNING or self._writer is None or self._writer.is_closing():
             raise StateError("the monitor is not connected", self.runstate, Runstate.RUNNING)
+        if self._writer.transport.get_write_buffer_size() > limits.UNSENT_BYTES_MAX:
+            raise StateError("QEMU does not read its monitor", self.runstate, Runstate.RUNNING)
         burst = Burst([str(next(self._numbers) % IDS) for _ in commands])
         lines = []
         for name, command in zip(burst.names, commands, strict=True):

@@ -80,7 +80,7 @@ class Session:
 
     async def run_state(self) -> str:
         """Return the guest's run state."""
-        return str((await self._monitor.execute(command("query-status"), limits.QUERY_TIMEOUT_S))["status"])
+        return replies.run_state(await self._monitor.execute(command("query-status"), limits.QUERY_TIMEOUT_S))
 
     async def disks(self) -> dict[str, replies.DiskSeen]:
         """Return every disk with a medium by its name."""
@@ -93,12 +93,12 @@ class Session:
 
     async def migrating(self) -> bool:
         """Return whether a migration is under way."""
-        return _migrating(await self._monitor.execute(command("query-migrate"), limits.QUERY_TIMEOUT_S))
+        return replies.migrating(await self._monitor.execute(command("query-migrate"), limits.QUERY_TIMEOUT_S))
 
     async def chardevs(self) -> list[str]:
         """Return the labels of open character devices: other monitors are among them."""
         reply = await self._monitor.execute(command("query-chardev"), limits.QUERY_TIMEOUT_S)
-        return sorted(str(entry["label"]) for entry in reply if entry.get("frontend-open"))
+        return replies.open_chardevs(reply)
 
     async def look(self, pivot: Pivot) -> Observation:
         """Look at run state, jobs and graph, in this order; tell the same QEMU from another one.
@@ -113,16 +113,16 @@ class Session:
         }
         nodes, roots = replies.graph(graph), replies.roots(block, pivot)
         own_nodes = frozenset(name for name in nodes.nodes if names.belongs_to(name, pivot.id))
-        has_nonce = any(item["name"] == pivot.identity.nonce for item in objects)
+        has_nonce = pivot.identity.nonce in replies.object_names(objects)
         seen = Observation(
             qemu=Qemu.SAME,
-            run_state=str(status["status"]),
+            run_state=replies.run_state(status),
             jobs=own_jobs,
             roots=roots,
             nodes=own_nodes,
             merged=replies.merged(nodes, roots, pivot),
             has_nonce=has_nonce,
-            migrating=_migrating(migrate),
+            migrating=replies.migrating(migrate),
         )
         if has_nonce or own_jobs or own_nodes or self._same_process(pivot):
             return seen
@@ -186,7 +186,7 @@ class Session:
         """
         burst = [command("query-status"), command("stop"), *(command("job-complete", id=job) for job in complete)]
         before, *_ = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:1])
-        return str(before["status"])
+        return replies.run_state(before)
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; a job that refuses shows it in the next look."""
@@ -285,7 +285,3 @@ class Session:
             if isinstance(reply, QmpRefusedError):
                 raise QmpUnknownError(f"a query failed: {reply.message}") from reply
         return got
-
-
-def _migrating(reply: Mapping[str, Any]) -> bool:
-    return reply.get("status") in {"setup", "active", "device", "pre-switchover", "postcopy-active", "wait-unplug"}
