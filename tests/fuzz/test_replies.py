@@ -202,10 +202,10 @@ def test_every_other_question_takes_changed_answers_alike(wire: Wire, recorded: 
 @given(value=ANY)
 def test_any_answer_at_all_is_a_typed_error_or_understood(value: Any):
     """The functions that read an answer, each with any JSON."""
-    disk = _disk(0)
+    of = pivot(Phase.PAUSING, disks=(_disk(0),))
     for read in (
         replies.disks,
-        lambda reply: replies.roots(reply, [disk]),
+        lambda reply: replies.roots(reply, of),
         replies.jobs,
         lambda reply: replies.jobs([], reply),
         replies.graph,
@@ -223,6 +223,10 @@ def test_any_answer_at_all_is_a_typed_error_or_understood(value: Any):
 @pytest.mark.parametrize("wrong", [{}, "", None, 0, {"a": 1}])
 def test_no_list_where_one_is_due_is_not_an_empty_one(wrong: Any):
     """No disk and no job are strong claims: a root that is absent, a job that is gone."""
-    for read in (replies.disks, replies.jobs, lambda reply: replies.roots(reply, [_disk(0)])):
+    for read in (
+        replies.disks,
+        replies.jobs,
+        lambda reply: replies.roots(reply, pivot(Phase.PAUSING, disks=(_disk(0),))),
+    ):
         with pytest.raises(QmpUnknownError):
             read(wrong)

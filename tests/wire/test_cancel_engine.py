@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.core.words import CopyOptions, Outcome, Phase, Pivot, Requester
+from pivotd.core.words import CopyOptions, Kind, Outcome, Phase, Pivot, Requester
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.flush import Flusher
-from pivotd.engine.planning import Target, Wish, plan_copy
+from pivotd.engine.planning import Wish, plan
+from pivotd.engine.scene import Target
 from pivotd.engine.supervisor import Supervisor
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
@@ -69,13 +70,14 @@ class Ground:
                 pivot=name,
                 request_id=name,
                 domain="web1",
+                kind=Kind.COPY,
                 targets=(Target("disk0", str(self.directory / f"new{number}"), "qcow2"),),
                 options=CopyOptions(max_pause_ms=5000),
                 who=Requester(0, 0, 1),
                 created_at=self.clock.utc_now(),
                 force=False,
             )
-            pivot, _ = await self.journal.accept(await plan_copy(wish, supervisor.session, ()), {})
+            pivot, _ = await self.journal.accept(await plan(wish, supervisor.session, ()), {})
             driver = supervisor.start(pivot)
             while driver.pivot.phase is not Phase.CLOSED:
                 await driver.advanced.wait()

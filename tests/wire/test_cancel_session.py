@@ -31,7 +31,7 @@ def replies() -> Callable[[Json], Coroutine[Any, Any, Json]]:
         "drv": "qcow2",
         "ro": False,
         "cache": {"direct": True, "no-flush": False},
-        "image": {"filename": DISK.source.filename, "virtual-size": DISK.size_bytes},
+        "image": {"filename": DISK.source.filename, "format": "qcow2", "virtual-size": DISK.size_bytes},
     }
     nodes = [
         {"id": 1, "type": "block-driver", "name": DISK.source.node},
