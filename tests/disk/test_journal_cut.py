@@ -1,0 +1,68 @@
+"""The journal after a power cut at every single change of its disk."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.disk.disk import Disk, seed
+from tests.disk.store import Change, Contents, Mark, Store, replay
+from tests.disk.workload import Promises, Told, Work, judge
+
+pytestmark = [pytest.mark.chaos]
+
+CHANCES = int(os.environ.get("PIVOTD_DISK_CHANCES", "2"))
+"""Random power cuts at each point, beside the one that loses all that it may."""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    with Disk(tmp_path / "disk") as mounted:
+        yield mounted
+
+
+def cuts(log: list[Change], chance: random.Random) -> Iterator[tuple[int, str, Contents, set[Told]]]:
+    """Yield every power cut: where, which one, what is left, and what had been told by then. Each content once."""
+    told: set[Told] = set()
+    seen: set[bytes] = set()
+    for position, store in replay(log):
+        if isinstance(mark := log[position - 1], Mark):
+            pivot, _, phase = mark.text.partition(" ")
+            told.add((pivot, phase))
+        for name, left in _variants(store, chance):
+            digest = hashlib.sha256(repr((sorted(left.items()), len(told))).encode()).digest()
+            if digest not in seen:
+                seen.add(digest)
+                yield position, name, left, set(told)
+
+
+def _variants(store: Store, chance: random.Random) -> Iterator[tuple[str, Contents]]:
+    yield "all lost", store.after_cut()
+    yield "only processes died", store.everything()
+    for _ in range(CHANCES):
+        own = chance.randrange(1 << 32)
+        yield f"some left, seed {own}", store.after_cut(random.Random(own))
+
+
+def test_every_power_cut_leaves_what_was_acknowledged(disk: Disk, tmp_path: Path) -> None:
+    """Wherever the power is cut and whatever of the unsynced survives: it starts again, whole, with every record."""
+    chance = random.Random(seed())
+    promises = Promises()
+    asyncio.run(Work(disk, promises).run())
+    assert promises.errors == []
+    log = disk.log()
+    number = 0
+    place = tmp_path / "left"
+    for number, (position, name, left, told) in enumerate(cuts(log, chance), 1):
+        problems = judge(left, place, told, set())
+        assert problems == [], f"power cut after change {position} of {len(log)}, {name}: {problems}; see {place}"
+        shutil.rmtree(place)
+    print(f"{number} power cuts, {len(log)} changes")  # noqa: T201
+    assert number > 500
