@@ -157,7 +157,16 @@ def migrate(path: Path) -> None:
 
 def fsync_directory(directory: Path) -> None:
     """Make names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    _fsync(directory, os.O_DIRECTORY)
+
+
+def fsync_file(path: Path) -> None:
+    """Make what a file holds durable, whoever wrote it. Never ``journal.db``: closing it drops SQLite's locks."""
+    _fsync(path, 0)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(descriptor)
     finally:
