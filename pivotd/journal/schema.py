@@ -212,6 +212,7 @@ def _create(path: Path) -> None:
         os.fchmod(descriptor, FILE_MODE)
         os.close(descriptor)
         migrate(new)
+        _check_whole(new)
         descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -221,6 +222,12 @@ def _create(path: Path) -> None:
             leftover.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def _check_whole(new: Path) -> None:
+    """Check that closing has moved everything into the file and removed the WAL: SQLite does not say if that fails."""
+    if new.with_name(new.name + "-wal").exists():
+        raise JournalError(f"{new} could not be made; nothing was recorded; check the storage below it")
 
 
 def _configured(connection: sqlite3.Connection, pragmas: tuple[tuple[str, str, object], ...]) -> sqlite3.Connection:

@@ -122,13 +122,12 @@ class Server:
         self.order_load({})
         numbers: dict[int, int] = {0: 0}
         for change in log:
-            if isinstance(change, Mark):
-                continue
-            if not isinstance(change, SyncNames):
+            if isinstance(change, SyncNames):
+                self._change(change)
+            elif not isinstance(change, Mark):
                 if change.file not in numbers:
                     numbers[change.file] = self._number()
-                change = replace(change, file=numbers[change.file])
-            self._change(change)
+                self._change(replace(change, file=numbers[change.file]))
 
     # -- requests
 

@@ -5,7 +5,8 @@
 - A created, renamed or removed name is durable once fsync of the directory has succeeded. Until then a power cut keeps
   the first few of them, perhaps none: names change in order, as file systems with a journal have it.
 - An fsync that fails makes nothing durable, and a later one that succeeds does not make up for it: the kernel has
-  dropped the pages' dirty marks. Only writing again helps. (Linux, since always; seen by PostgreSQL in 2018.)
+  taken the dirty marks off the pages. Only writing to the same page of 4096 bytes again helps. (Linux; found by
+  PostgreSQL in 2018.) A power cut may keep such bytes by chance. Truncations are kept for the next fsync.
 - ``fsync`` of a file does not make its name durable; POSIX does not promise that, although ext4 and XFS do it.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 SECTOR_BYTES = 512
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,26 @@ class File:
     seen: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)
     pending: list[Write | Truncate] = field(default_factory=list)
-    dropped: list[Write | Truncate] = field(default_factory=list)
-    """Changes that a failed fsync has left behind: seen, never durable, unless the power cut keeps them by chance."""
+    dropped: list[Write] = field(default_factory=list)
+    """Sectors that a failed fsync has left behind: seen, and not durable until their page is written again."""
+
+    def sync(self) -> None:
+        """Make what is pending durable, with the whole of every page that it touches."""
+        pages = set()
+        for change in self.pending:
+            _apply(self.durable, change)
+            pages |= {piece.offset // PAGE_BYTES for piece in _pieces(change) if isinstance(piece, Write)}
+        for page in pages:
+            begin, end = page * PAGE_BYTES, min(len(self.durable), (page + 1) * PAGE_BYTES)
+            self.durable[begin:end] = self.seen[begin:end]
+        self.dropped = [piece for piece in self.dropped if piece.offset // PAGE_BYTES not in pages]
+        self.pending = []
+
+    def fail(self) -> None:
+        """Forget that what is pending has to be written."""
+        for change in self.pending:
+            self.dropped += [piece for piece in _pieces(change) if isinstance(piece, Write)]
+        self.pending = [change for change in self.pending if isinstance(change, Truncate)]
 
 
 class Store:
@@ -96,13 +116,10 @@ class Store:
                 _apply(file.seen, change)
                 file.pending.append(change)
             case Sync(number, failed):
-                file = self.files[number]
                 if failed:
-                    file.dropped += file.pending
+                    self.files[number].fail()
                 else:
-                    for one in file.pending:
-                        _apply(file.durable, one)
-                file.pending = []
+                    self.files[number].sync()
             case Name():
                 if change.file:
                     self.files.setdefault(change.file, File())

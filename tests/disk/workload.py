@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pivotd.core.words import Phase, Pivot, Record
+from pivotd.core.words import Phase, Record
 from pivotd.errors import JournalError, JournalWriteError
 from pivotd.journal.journal import Journal
 from tests.disk.disk import Disk, put
@@ -43,9 +43,9 @@ class Work:
         self._disk, self._promises = disk, promises
         self._number = 0
 
-    async def run(self) -> None:
-        """Open, work, close, open again, work; errors of the journal are noted and the work goes on."""
-        for _ in range(2):
+    async def run(self, times: int = 2) -> None:
+        """Open, work, close, and again; errors of the journal are noted and the work goes on."""
+        for _ in range(times):
             try:
                 journal = Journal.open(self._disk.where)
             except JournalError as error:
@@ -53,19 +53,16 @@ class Work:
                 continue
             journal.subscribe(lambda records: self._promises.hear(self._disk, records))
             try:
-                await self.pivots(journal, 1)
-                await asyncio.gather(*(self.pivots(journal, 1) for _ in range(3)))
+                await self._pivot(journal)
+                await asyncio.gather(*(self._pivot(journal) for _ in range(3)))
                 await journal.settle()
-                await self.pivots(journal, 1)
+                await self._pivot(journal)
             finally:
                 await journal.close()
 
-    async def pivots(self, journal: Journal, number: int) -> None:
-        for _ in range(number):
-            self._number += 1
-            await self._pivot(journal, make_pivot(self._number))
-
-    async def _pivot(self, journal: Journal, pivot: Pivot) -> None:
+    async def _pivot(self, journal: Journal) -> None:
+        self._number += 1
+        pivot = make_pivot(self._number)
         try:
             pivot, _ = await journal.accept(pivot, {})
         except JournalError as error:
