@@ -205,6 +205,7 @@ class Journal:
             schema.fsync_directory(self.path.parent)
         except (sqlite3.Error, OSError):
             return False
+        self._writer.in_doubt = False
         return True
 
     def _close(self, connection: sqlite3.Connection) -> None:

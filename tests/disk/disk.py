@@ -42,7 +42,7 @@ class Disk:
             cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            self._order("counts")
+            self._order("hung")
         except EOFError:
             assert self._process.stderr is not None
             said = self._process.stderr.read().decode()
@@ -62,7 +62,10 @@ class Disk:
         kernel.unmount(self.where)
 
     def fail(self, *faults: Fault) -> None:
-        """Set faults in place of those before; none: the disk is sound again. What hangs goes on."""
+        """Set faults in place of those before; none: the disk is sound again. What hangs goes on.
+
+        Each counts from when the one before has struck.
+        """
         self._forget_strikes()
         self._order("faults", list(faults))
 
@@ -82,11 +85,6 @@ class Disk:
         """Return every change since the start, the last cut or load."""
         log: list[Change] = self._order("log")
         return log
-
-    def counts(self) -> dict[str, int]:
-        """Return how many requests each fault has counted."""
-        counts: dict[str, int] = self._order("counts")
-        return counts
 
     def hung(self) -> int:
         """Return how many requests hang."""

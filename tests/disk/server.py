@@ -17,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from tests.disk.kernel import ROOT, Attributes, Kernel, Op, Request
-from tests.disk.store import Change, Contents, File, Mark, Name, Store, Sync, SyncNames, Truncate, Write
+from tests.disk.store import SECTOR_BYTES, Change, Contents, File, Mark, Name, Store, Sync, SyncNames, Truncate, Write
 
 FREE_BLOCKS = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What to do to the nth write or fsync (counted from when the fault is set) of files whose name ends so.
+    """What to do to the nth write or fsync of files whose name ends so.
 
-    ``what``: ``write``, ``fsync`` or ``any``. ``how``: ``eio``, ``enospc`` or ``hang``. Of a write that meets ENOSPC half is written first.
+    Counted from when the fault is set or, of several, from when the one before has struck.
+
+    ``what``: ``write``, ``fsync`` or ``any``. ``how``: ``eio``, ``enospc`` or ``hang``.
+    The first write that meets ENOSPC is cut short, as it is in life, and the next one fails.
     ``lasting``: all that follow fail too, of any kind, until the faults are cleared.
     """
 
@@ -46,7 +49,7 @@ class Server:
         self._modes: dict[int, int] = {}
         self._log: list[Change] = []
         self._faults: list[Fault] = []
-        self._counts: dict[str, int] = {}
+        self._counted = 0
         self._broken: str | None = None
         self._after_half: set[int] = set()
         self._hung: list[Request] = []
@@ -84,8 +87,8 @@ class Server:
         return len(self._log)
 
     def order_faults(self, faults: list[Fault]) -> None:
-        """Set faults in place of those before; counting begins now. Hanging requests go on."""
-        self._faults, self._counts, self._broken = faults, {}, None
+        """Set faults in place of those before; hanging requests go on."""
+        self._faults, self._counted, self._broken = faults, 0, None
         self._after_half.clear()
         hung, self._hung = self._hung, []
         for request in hung:
@@ -93,9 +96,6 @@ class Server:
 
     def order_hung(self) -> int:
         return len(self._hung)
-
-    def order_counts(self) -> dict[str, int]:
-        return self._counts
 
     def order_cut(self, seed: int | None, *_: Any) -> None:
         """Cut the power: every file has what is left, durable now; who still waits gets EIO."""
@@ -147,36 +147,37 @@ class Server:
         if self._broken is not None:
             return self._broken
         if request.node in self._after_half:
-            self._after_half.discard(request.node)
             return "enospc"
         name = next((name for name, number in self._store.names.items() if number == request.node), "")
-        for fault in self._faults:
-            if fault.what not in {what, "any"} or not name.endswith(fault.suffix):
-                continue
-            key = f"{fault.what}{fault.suffix}"
-            counted = self._counts[key] = self._counts.get(key, 0) + 1
-            if counted == fault.nth:
-                os.write(2, b"!")
-                self._broken = fault.how if fault.lasting else None
-                return fault.how
+        fault = self._faults[0] if self._faults else None
+        if fault is None or fault.what not in {what, "any"} or not name.endswith(fault.suffix):
+            return None
+        self._counted += 1
+        if self._counted == fault.nth:
+            os.write(2, b"!")
+            self._faults, self._counted = self._faults[1:], 0
+            self._broken = fault.how if fault.lasting else None
+            return fault.how
         return None
 
     def _fail(self, request: Request, number: int) -> None:
         if request.op is Op.FSYNC:
             self._change(Sync(request.node, failed=True))
-        if (
-            request.op is Op.WRITE
-            and number == errno.ENOSPC
-            and request.size > 1
-            and request.node not in self._after_half
-        ):
-            half = request.data[: request.size // 2]
+        half = self._half(request) if request.op is Op.WRITE and number == errno.ENOSPC else b""
+        if half:
             self._change(Write(request.node, request.offset, half))
-            if self._broken is None:
-                self._after_half.add(request.node)
+            self._after_half.add(request.node)
             self._kernel.written(request.unique, len(half))
             return
         self._kernel.fail(request.unique, number)
+
+    def _half(self, request: Request) -> bytes:
+        """Return what still fits of a write that fills the disk: whole sectors, and nothing of the rest."""
+        if request.node in self._after_half:
+            self._after_half.discard(request.node)
+            return b""
+        end = request.offset + request.size // 2
+        return request.data[: max(0, end - end % SECTOR_BYTES - request.offset)]
 
     def _change(self, change: Change) -> None:
         self._log.append(change)

@@ -118,14 +118,14 @@ def test_full_disk_writes_half_and_then_fails(disk: Disk) -> None:
     descriptor = os.open(disk.where / "file", os.O_RDWR | os.O_CREAT)
     disk.fail(Fault("write", 2, "enospc", lasting=True))
     assert os.pwrite(descriptor, b"x" * 1000, 0) == 1000
-    assert os.pwrite(descriptor, b"y" * 1000, 1000) == 500
+    assert os.pwrite(descriptor, b"y" * 2000, 1000) == 536
     for _ in range(2):
         with pytest.raises(OSError, match="No space left") as caught:
-            os.pwrite(descriptor, b"y", 1500)
+            os.pwrite(descriptor, b"y", 1536)
         assert caught.value.errno == errno.ENOSPC
     assert os.statvfs(disk.where).f_bavail == 0
     disk.fail()
-    assert os.pwrite(descriptor, b"y", 1500) == 1
+    assert os.pwrite(descriptor, b"y", 1536) == 1
     os.close(descriptor)
 
 

@@ -9,15 +9,21 @@ import asyncio
 import itertools
 import os
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.disk.disk import Disk, seed
+from pivotd.core.words import Phase
+from pivotd.errors import JournalWriteError
+from pivotd.journal.journal import Journal
+from tests.disk.disk import Disk, put, seed
 from tests.disk.server import Fault
 from tests.disk.store import Contents, Store
-from tests.disk.workload import Promises, Work, judge
+from tests.disk.workload import Promises, Work, judge, stored
+from tests.journal.samples import make_pivot
 
 pytestmark = [pytest.mark.chaos]
 
@@ -75,3 +81,33 @@ def test_every_failing_request(disk: Disk, tmp_path: Path, what: str, how: str, 
         assert promises.errors[before:] == [], f"{where}; with the disk sound again: {promises.errors[before:]}"
     print(f"{struck} faults")  # noqa: T201
     assert struck >= (20 if stride == 1 else 100 // stride)
+
+
+async def together(journal: Journal, changes: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Let changes reach the writer as one batch; return the answers."""
+    release = threading.Event()
+    journal._writer.call(lambda _: release.wait(10))
+    tasks = [asyncio.ensure_future(change) for change in changes]
+    await asyncio.sleep(0)
+    release.set()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_nothing_is_certain_while_a_failed_batch_may_be_on_disk(disk: Disk, tmp_path: Path) -> None:
+    """An fsync fails under a batch, then the disk is full: the batch is whole in the WAL, so nobody is told otherwise."""
+    journal = Journal.open(disk.where)
+    before = [(await journal.accept(make_pivot(number), {}))[0] for number in (1, 2)]
+    disk.fail(Fault("fsync", 1, "eio"), Fault("write", 1, "enospc", lasting=True))
+    switch = [journal.advance(pivot, "switched", {}, phase=Phase.DECIDED) for pivot in before]
+    answers = await together(journal, switch)
+    assert disk.await_strike()
+    killed = Store()
+    for change in disk.log():
+        killed.apply(change)
+    put(killed.everything(), tmp_path / "killed")
+    assert ("P0001", "decided") in stored(tmp_path / "killed" / journal.path.name)
+    assert [type(answer) for answer in answers] == [JournalWriteError, JournalWriteError]
+    disk.fail()
+    assert await journal.settle()
+    assert ("P0001", "decided") not in stored(journal.path)
+    await journal.close()
