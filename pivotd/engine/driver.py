@@ -25,7 +25,7 @@ from pivotd.core.observation import (
     Qemu,
     Root,
 )
-from pivotd.core.words import Phase, Pivot, PivotDisk, Requester
+from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk, Requester
 from pivotd.engine import records
 from pivotd.engine.converge import Converged, Converger, NotYet
 from pivotd.engine.memory import Memory
@@ -176,6 +176,8 @@ class Driver:
             try:
                 await self._perform_record(action, seen)
             except JournalError as error:
+                if isinstance(action, actions.RecordOutcome) and not isinstance(error, JournalFullError):
+                    self._memory.switch_in_doubt |= Outcome.SWITCHED in dict(action.outcomes).values()
                 await self._without_record(seen, error)
                 raise
             return seen
@@ -258,7 +260,8 @@ class Driver:
     async def _without_record(self, seen: Observation, error: JournalError) -> None:
         """Nothing can be recorded while the guest is in our pause: go back to the source and let it run there.
 
-        Only a ``switched`` whose fate is unknown forbids that: it might be on disk after all.
+        Only a ``switched`` whose fate is unknown forbids that, however long ago it failed: it might be on disk after
+        all, and whoever starts from that disk then goes on with the destination.
         """
         session = self._domain.session
         paused = self.pivot.owes_resume and seen.run_state in OUR_PAUSE and seen.qemu is Qemu.SAME
@@ -269,7 +272,9 @@ class Driver:
         with contextlib.suppress(QmpError):
             await self._roll_back(session, moved)
             now = await session.look(self.pivot)
-            certain = not moved or isinstance(error, JournalFullError) or await self._journal.settle()
+            if self._memory.switch_in_doubt:
+                self._memory.switch_in_doubt = not await self._journal.settle()
+            certain = not self._memory.switch_in_doubt
             if certain and set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE:
                 live = [name for name, job in now.jobs.items() if job.status not in STATUS_ENDED]
                 completing = self._memory.completing != frozenset() or any(
@@ -410,6 +415,7 @@ class Driver:
     async def _record(self, before: Pivot, event: str, facts: dict[str, Any], **changes: Any) -> None:
         assert phases.is_allowed(before.phase, changes.get("phase", before.phase)), (before.phase, changes)
         self.pivot = await self._journal.advance(before, event, facts, **changes)
+        self._memory.switch_in_doubt = False
         advanced, self.advanced = self.advanced, asyncio.Event()
         advanced.set()
         if not self._in_window:
