@@ -174,7 +174,7 @@ class Driver:
             self.looked.set()
         if isinstance(action, records.RECORD_ONLY):
             try:
-                await self._perform_record(action, seen)
+                await self._perform_record_in_time(action, seen)
             except JournalError as error:
                 if isinstance(action, actions.RecordOutcome) and not isinstance(error, JournalFullError):
                     self._memory.switch_in_doubt |= Outcome.SWITCHED in dict(action.outcomes).values()
@@ -257,6 +257,25 @@ class Driver:
             delay_s = limits.RETRY_FIRST_S * 2 ** (self.pivot.attempt - 1)
             self._retry_at = self._clock.monotonic() + min(delay_s, limits.RETRY_MAX_S)
 
+    async def _perform_record_in_time(self, action: actions.Action, seen: Observation) -> None:
+        """Record; if the storage hangs beyond the deadline of a pause, let the guest run first where nothing moved.
+
+        A ``switched`` that hangs has to be waited for: it may be on disk or not, and the guest can run on neither.
+        """
+        moved = isinstance(action, actions.RecordOutcome) or Root.DESTINATION in seen.roots.values()
+        if moved or not self.pivot.owes_resume:
+            await self._perform_record(action, seen)
+            return
+        writing = asyncio.ensure_future(self._perform_record(action, seen))
+        try:
+            left_s = (self._memory.deadline or 0.0) - self._clock.monotonic()
+            await asyncio.wait([writing], timeout=max(left_s, limits.RECORD_PATIENCE_S))
+            if not writing.done():
+                await self._without_record(seen, JournalError("the storage of the journal does not answer"))
+            await writing
+        finally:
+            writing.cancel()
+
     async def _without_record(self, seen: Observation, error: JournalError) -> None:
         """Nothing can be recorded while the guest is in our pause: go back to the source and let it run there.
 
@@ -281,6 +300,7 @@ class Driver:
                     now.jobs[n].status == STATUS_PENDING for n in live
                 )
                 await session.cancel(live if completing else [], resume=True)
+                self._memory.resumed_at = self._clock.monotonic()
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
@@ -395,8 +415,13 @@ class Driver:
 
     async def _roll_back(self, session: Session, disks: tuple[str, ...]) -> None:
         """Take disks back; while the guest is still, source and destination hold the same."""
-        with contextlib.suppress(JournalError):
-            await self._journal.note("rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id)
+        if not disks:
+            return
+        with contextlib.suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
+                await self._journal.note(
+                    "rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id
+                )
         for disk in self.pivot.disks:
             if disk.disk in disks and not await session.reverse(self.pivot, disk):
                 self._memory.rollback_failed = True

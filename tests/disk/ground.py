@@ -44,6 +44,8 @@ class Ground:
         self.targets = list(self.images)
         self._copies = itertools.count(1)
         self._places = itertools.count(1)
+        self.hook: Callable[[Message], None] = lambda _: None
+        """Sees every message before it is forwarded."""
         self._verdicts: dict[int, list[str]] = {}
         self._stack = ExitStack()
         proxy = support.Qemu.proxy_for(directory, on_message=self._on_message)
@@ -63,8 +65,10 @@ class Ground:
         # A daemon that waits for a hanging disk cannot die before that answers.
         with contextlib.suppress(EOFError):
             self.disk.fail()
-        self._stack.close()
-        (self.directory / "transcript.txt").write_text("\n".join(self.transcript))
+        try:
+            self._stack.close()
+        finally:
+            (self.directory / "transcript.txt").write_text("\n".join(self.transcript))
 
     # -- asking
 
@@ -148,6 +152,7 @@ class Ground:
     def _on_message(self, direction: Direction, index: int, message: Message, when: When) -> None:
         if when is When.BEFORE:
             self.transcript.append(f"{time.monotonic():.6f} {direction} {message.raw.decode(errors='replace').strip()}")
+            self.hook(message)
         if (message.label, when) == ("command:stop", When.BEFORE):
             self.world.write()
         elif (message.label, when) == ("return:job-finalize", When.BEFORE):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ import pytest
 from tests.disk.disk import Disk, seed
 from tests.disk.ground import WAIT_S, Ground, until
 from tests.disk.server import Fault
+from tests.support.proxy import Message
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(300)]
 
 STRIDE = int(os.environ.get("PIVOTD_DISK_STRIDE", "12"))
 FAULTS_MAX = 1000
+HANGS_MIN = 6
+PAUSE_S_MAX = 1.5
+"""The default max_pause and what a loaded machine adds to it."""
 PATIENCE_S = 5.0
 """Longer than the longest pause that a test uses and than a driver waits before it looks again."""
 
@@ -92,3 +97,48 @@ def test_guest_goes_on_whichever_request_fails(ground: Ground, what: str, how: s
     assert struck >= (6 if what == "fsync" else 2)
     assert ground.missing() == {}
     print(f"{struck} faults")  # noqa: T201
+
+
+def test_guest_goes_on_whichever_fsync_hangs(ground: Ground) -> None:
+    """It runs while the disk hangs, unless what hangs is the ``switched`` record; with the answer everything closes."""
+    chance = random.Random(seed())
+    for nth in itertools.count(1):
+        assert nth < FAULTS_MAX
+        where = f"fsync {nth} after the request hangs; see {ground.directory}"
+        ground.disk.fail(Fault("fsync", nth, "hang"))
+        asking = ground.copy_in_background()
+        while not ground.disk.await_strike(timeout_s=0.05):
+            if not asking.is_alive() and ground.closed():
+                assert nth > HANGS_MIN
+                return
+        judge_broken(ground, chance, where)
+        ground.disk.fail()
+        asking.join(WAIT_S)
+        assert until(ground.closed, WAIT_S), where
+        judge_sound(ground, None, where)
+
+
+@pytest.mark.parametrize("how", ["hang", "eio", "enospc"])
+def test_guest_goes_on_when_the_switch_fails_and_its_end_cannot_be_recorded(ground: Ground, how: str) -> None:
+    """The mirror ends in the pause, and from then on the disk is out of order: back to the source within max_pause."""
+    began: list[float] = []
+
+    def strike(message: Message) -> None:
+        if message.label == "return:stop" and not began:
+            began.append(time.monotonic())
+            ground.disk.fail(Fault("any", 1, how, lasting=how != "hang"))
+            mirror = next(job for job in ground.world.spy("query-jobs") if job["type"] == "mirror")
+            ground.world.spy("job-cancel", id=mirror["id"])
+
+    ground.hook = strike
+    pivot = ground.copy()["id"]
+    assert until(lambda: bool(began), WAIT_S)
+    assert ground.await_running(PATIENCE_S), f"left paused; see {ground.directory}"
+    pause_s = time.monotonic() - began[0]
+    assert ground.disk.await_strike()
+    assert ground.roots() == [str(ground.images[0])]
+    ground.disk.fail()
+    assert ground.rest(pivot)["outcome"] == "kept"
+    judge_sound(ground, None, f"see {ground.directory}")
+    assert ground.missing() == {}
+    assert pause_s < PAUSE_S_MAX
