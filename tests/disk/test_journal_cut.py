@@ -18,7 +18,7 @@ from tests.disk.disk import Disk, seed
 from tests.disk.store import Change, Contents, Mark, Name, Store, Sync, replay
 from tests.disk.workload import Promises, Told, Work, judge
 
-pytestmark = [pytest.mark.chaos]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
 CHANCES = int(os.environ.get("PIVOTD_DISK_CHANCES", "1"))
 """Random power cuts at each point, beside the one that loses all that it may."""

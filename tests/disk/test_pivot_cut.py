@@ -16,7 +16,7 @@ from tests.disk.ground import COMPLETE, RESUMES, WAIT_S, Ground, variants
 from tests.disk.server import Fault
 from tests.disk.store import Mark, replay
 
-pytestmark = [pytest.mark.qemu, pytest.mark.chaos]
+pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(400)]
 
 STRIDE = int(os.environ.get("PIVOTD_DISK_STRIDE", "5"))
 FSYNCS_MAX = 100
