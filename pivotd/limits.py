@@ -28,6 +28,8 @@ ATTEMPTS_DEFAULT = 5
 ATTEMPTS_MAX = 100
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
+RECORD_PATIENCE_S = 0.1
+"""A record takes 0.5 ms; in a pause that is over, one that no decision rests on is not waited for any longer."""
 PROBE_TIMEOUT_S = 30.0
 """The flush of both images outside the pause; storage that takes longer is not ready for a switch."""
 ROLLBACK_TIMEOUT_S = 5.0

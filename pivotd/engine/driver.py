@@ -25,7 +25,7 @@ from pivotd.core.observation import (
     Qemu,
     Root,
 )
-from pivotd.core.words import Phase, Pivot, PivotDisk, Requester
+from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk, Requester
 from pivotd.engine import records
 from pivotd.engine.converge import Converged, Converger, NotYet
 from pivotd.engine.memory import Memory
@@ -176,8 +176,10 @@ class Driver:
             self.looked.set()
         if isinstance(action, records.RECORD_ONLY):
             try:
-                await self._perform_record(action, seen)
+                await self._perform_record_in_time(action, seen)
             except JournalError as error:
+                if isinstance(action, actions.RecordOutcome) and not isinstance(error, JournalFullError):
+                    self._memory.switch_in_doubt |= Outcome.SWITCHED in dict(action.outcomes).values()
                 await self._without_record(seen, error)
                 raise
             return seen
@@ -261,10 +263,30 @@ class Driver:
             delay_s = limits.RETRY_FIRST_S * 2 ** (self.pivot.attempt - 1)
             self._retry_at = self._clock.monotonic() + min(delay_s, limits.RETRY_MAX_S)
 
+    async def _perform_record_in_time(self, action: actions.Action, seen: Observation) -> None:
+        """Record; if the storage hangs beyond the deadline of a pause, let the guest run first where nothing moved.
+
+        A ``switched`` that hangs has to be waited for: it may be on disk or not, and the guest can run on neither.
+        """
+        moved = isinstance(action, actions.RecordOutcome) or Root.DESTINATION in seen.roots.values()
+        if moved or not self.pivot.owes_resume:
+            await self._perform_record(action, seen)
+            return
+        writing = asyncio.ensure_future(self._perform_record(action, seen))
+        try:
+            left_s = (self._memory.deadline or 0.0) - self._clock.monotonic()
+            await asyncio.wait([writing], timeout=max(left_s, limits.RECORD_PATIENCE_S))
+            if not writing.done():
+                await self._without_record(seen, JournalError("the storage of the journal does not answer"))
+            await writing
+        finally:
+            writing.cancel()
+
     async def _without_record(self, seen: Observation, error: JournalError) -> None:
         """Nothing can be recorded while the guest is in our pause: go back to the source and let it run there.
 
-        Only a ``switched`` whose fate is unknown forbids that: it might be on disk after all.
+        Only a ``switched`` whose fate is unknown forbids that, however long ago it failed: it might be on disk after
+        all, and whoever starts from that disk then goes on with the destination.
         """
         session = self._domain.session
         paused = self.pivot.owes_resume and seen.run_state in OUR_PAUSE and seen.qemu is Qemu.SAME
@@ -275,13 +297,16 @@ class Driver:
         with contextlib.suppress(QmpError):
             await self._roll_back(session, moved)
             now = await session.look(self.pivot)
-            certain = not moved or isinstance(error, JournalFullError) or await self._journal.settle()
+            if self._memory.switch_in_doubt:
+                self._memory.switch_in_doubt = not await self._journal.settle()
+            certain = not self._memory.switch_in_doubt
             if certain and set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE:
                 live = [name for name, job in now.jobs.items() if job.status not in STATUS_ENDED]
                 completing = self._memory.completing != frozenset() or any(
                     now.jobs[n].status == STATUS_PENDING for n in live
                 )
                 await session.cancel(live if completing else [], resume=True)
+                self._memory.resumed_at = self._clock.monotonic()
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
@@ -399,8 +424,13 @@ class Driver:
 
     async def _roll_back(self, session: Session, disks: tuple[str, ...]) -> None:
         """Take disks back; while the guest is still, source and destination hold the same."""
-        with contextlib.suppress(JournalError):
-            await self._journal.note("rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id)
+        if not disks:
+            return
+        with contextlib.suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
+                await self._journal.note(
+                    "rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id
+                )
         for disk in self.pivot.disks:
             if disk.disk in disks and not await session.reverse(self.pivot, disk):
                 self._memory.rollback_failed = True
@@ -419,6 +449,7 @@ class Driver:
     async def _record(self, before: Pivot, event: str, facts: dict[str, Any], **changes: Any) -> None:
         assert phases.is_allowed(before.phase, changes.get("phase", before.phase)), (before.phase, changes)
         self.pivot = await self._journal.advance(before, event, facts, **changes)
+        self._memory.switch_in_doubt = False
         advanced, self.advanced = self.advanced, asyncio.Event()
         advanced.set()
         if not self._in_window:

@@ -27,6 +27,8 @@ class Memory:
     rollback_failed: bool = False
     clean_up_failed: bool = False
     cancel_requested: bool = False
+    switch_in_doubt: bool = False
+    """A ``switched`` could not be written and may be on disk all the same; no record has been written since."""
 
     @classmethod
     def of_earlier_process(cls) -> Memory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pivotd import limits
@@ -81,12 +82,19 @@ def _open_copy(path: Path) -> Opened:
     directory = tempfile.TemporaryDirectory(prefix="pivotd-")
     try:
         aside.check_header(path)
+        _make_durable(path)
         copy = aside.copy(path, Path(directory.name))
         connection = _connect_copy(copy, path)
     except BaseException:
         directory.cleanup()
         raise
     return path, connection, directory
+
+
+def _make_durable(path: Path) -> None:
+    """Make the last records durable before they are told: a daemon may have been killed between write and fsync."""
+    with suppress(FileNotFoundError):
+        schema.fsync_file(path.with_name(path.name + "-wal"))
 
 
 def _connect_copy(copy: Path, path: Path) -> sqlite3.Connection:

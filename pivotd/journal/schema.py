@@ -159,7 +159,16 @@ def migrate(path: Path) -> None:
 
 def fsync_directory(directory: Path) -> None:
     """Make names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    _fsync(directory, os.O_DIRECTORY)
+
+
+def fsync_file(path: Path) -> None:
+    """Make what a file holds durable, whoever wrote it. Never ``journal.db``: closing it drops SQLite's locks."""
+    _fsync(path, 0)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(descriptor)
     finally:
@@ -221,6 +230,7 @@ def _create(path: Path) -> None:
         os.fchmod(descriptor, FILE_MODE)
         os.close(descriptor)
         migrate(new)
+        _check_whole(new)
         descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -230,6 +240,12 @@ def _create(path: Path) -> None:
             leftover.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def _check_whole(new: Path) -> None:
+    """Check that closing has moved everything into the file and removed the WAL: SQLite does not say if that fails."""
+    if new.with_name(new.name + "-wal").exists():
+        raise JournalError(f"{new} could not be made; nothing was recorded; check the storage below it")
 
 
 def _configured(connection: sqlite3.Connection, pragmas: tuple[tuple[str, str, object], ...]) -> sqlite3.Connection:
