@@ -1,0 +1,30 @@
+"""QEMU is killed too, and somebody starts another one on the same socket: pivotd leaves it alone and is never fooled."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos import campaign
+from tests.chaos.plan import Heir, Plan, Point, Setup, Victims
+from tests.chaos.test_kill import assert_kept
+
+pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
+
+PAUSED, HALF_WAY, SWITCHED, RECORDED = campaign.PAUSE_POINTS
+
+
+@pytest.mark.parametrize("disks", [1, 3])
+@pytest.mark.parametrize("heir", [Heir.SOURCE, Heir.DESTINATION], ids=["source", "destination"])
+@pytest.mark.parametrize("victims", [Victims.BOTH, Victims.QEMU], ids=["both", "qemu"])
+def test_in_the_pause(victims: Victims, heir: Heir, disks: int):
+    """Without a record the source is kept, and unknown if the other QEMU uses the destination; a record stays."""
+    plans = [Plan(Setup(disks=disks), point, victims, heir) for point in campaign.PAUSE_POINTS]
+    assert_kept(plans, struck_min=len(plans))
+
+
+@pytest.mark.parametrize(
+    ("first", "heir"), [(SWITCHED, Heir.DESTINATION), (RECORDED, Heir.SOURCE)], ids=["unrecorded", "recorded"]
+)
+def test_killed_again_while_it_looks_at_the_other(first: Point, heir: Heir):
+    """Wherever the recovery is killed, the next one comes to the same end."""
+    assert_kept(campaign.heir_plans(Setup(), first, heir), struck_min=12)
