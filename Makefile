@@ -1,7 +1,7 @@
-.PHONY: help setup test lint demo bench clean
+.PHONY: help setup test lint demo bench chaos chaos-libvirt clean
 
 help:  ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## install what is missing: Debian packages (as root), .venv, the test guest
 	@tests/support/setup.sh
@@ -21,6 +21,14 @@ demo: setup  ## watch a running guest move, with kill -9 at the worst moments
 bench: setup  ## measure the pause against a bare QMP client
 	@command -v gcc >/dev/null || { echo 'bench: needs a C compiler: apt-get install gcc libc6-dev' >&2; exit 1; }
 	.venv/bin/python -m bench.pause_baseline
+
+ROUNDS = 60
+SEED = 0
+chaos: setup  ## kill pivotd and QEMU at random under a writing guest: ROUNDS=1000 SEED=7
+	.venv/bin/python -m tests.chaos.guest_rounds --rounds $(ROUNDS) --seed $(SEED)
+
+chaos-libvirt: setup  ## the same question asked of libvirt, if it is installed: ROUNDS=20 SEED=7
+	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(SEED)
 
 clean:  ## remove what setup and the tools made
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist
