@@ -84,6 +84,7 @@ class _Round:
         self.state_dir = directory / "state"
         self.hook = GuestHook(plan.setup)
         self.hook.on_cancel = self._cancel_and_hold
+        self.heir_hook = GuestHook(plan.setup)
         self.answers: list[Any] = []
         """What pivotd answered to cancels."""
         self._cancelling: threading.Thread | None = None
@@ -221,7 +222,8 @@ class _Round:
             self.daemon.kill()
             if self.plan.victims is not Victims.PIVOTD:
                 self.judge.check_images(f"after the kill at {point}")
-        self.hook.next = None
+        for hook in (self.hook, self.heir_hook):
+            hook.next = None
         self.daemon.launch()
         if self._pivot():
             self._await_end(cancel=cancel)
@@ -262,11 +264,12 @@ class _Round:
         again = self.judge.check_images("after recovery without the old QEMU")
         if alone and again != named:
             self.judge.problems.append(f"the recovery changed its mind from {named} to {again}")
+        recovery = list(self.heir_hook.seen)
         if heir is not None:
             told = call(self.daemon, "GET", "/v1/verdicts?domain=web1")
             self.judge.check_heir(heir, self.heir_hook.seen, left, self._pivot(), told, alone=alone)
         self.daemon.kill()
-        return True, self.heir_hook.seen if heir else None
+        return True, recovery if heir else None
 
     def _start_heir(self, stack: ExitStack) -> Qemu | None:
         """Start another QEMU on the same socket; None where the image cannot be opened yet. It is paused."""
@@ -278,7 +281,6 @@ class _Round:
             )
             if checked.returncode == 1:
                 return None
-        self.heir_hook = GuestHook(self.setup)
         proxy = Qemu.proxy_for(self.directory, on_message=self.heir_hook, log=self.directory / "heir.jsonl")
         # Paused: a pivotd that took it for the old one would feel free to resume it.
         return stack.enter_context(

@@ -16,26 +16,26 @@ pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
 MOMENTS = [moment for moment in Cancel if moment is not Cancel.NEVER]
 
 
-@pytest.mark.parametrize("disks", [1, 3])
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_without_a_kill(moment: Cancel, disks: int):
+def test_without_a_kill(moment: Cancel):
     """Before the first job-finalize the source is kept, after it the switch stands; the answer says which."""
-    result = campaign.clean(Plan(Setup(disks=disks, cancel=moment)))
+    result = campaign.clean(Plan(Setup(disks=2, cancel=moment)))
     assert result.cancelled_after is not None
     assert result.outcome == ("switched" if moment in {Cancel.PENDING, Cancel.SWITCHED} else "kept")
 
 
-@pytest.mark.parametrize("victims", [Victims.PIVOTD, Victims.BOTH], ids=["alive", "killed-too"])
-@pytest.mark.parametrize("moment", [Cancel.READY, Cancel.COMPLETING])
+@pytest.mark.parametrize(
+    ("moment", "victims"),
+    [(Cancel.COMPLETING, Victims.PIVOTD), (Cancel.READY, Victims.PIVOTD), (Cancel.COMPLETING, Victims.BOTH)],
+)
 def test_killed_on_the_way(moment: Cancel, victims: Victims):
-    """Killed at every command after the request: verdict and images agree, the guest's run state is what it was."""
-    plans = campaign.message_plans(Setup(cancel=moment), victims=victims, thin=True)
-    assert_kept(plans, struck_min=10)
+    """Verdict and images agree, the guest's run state is what it was: every third command after the request."""
+    plans = campaign.message_plans(Setup(cancel=moment), victims=victims, thin=True)[::3]
+    assert_kept(plans, struck_min=len(plans) - 2)
 
 
 def test_three_disks_killed_between_the_cancels():
     """A set of which some jobs were cancelled is cancelled as a whole."""
-    setup = Setup(disks=3, cancel=Cancel.COMPLETING)
-    plans = campaign.message_plans(setup, thin=True)
-    wanted = [plan for plan in plans if plan.point and plan.point.label.endswith(("job-cancel", "cont"))]
-    assert_kept(wanted, struck_min=8)
+    plans = campaign.message_plans(Setup(disks=3, cancel=Cancel.COMPLETING), thin=True)
+    wanted = [plan for plan in plans if plan.point and plan.point.label.endswith(("job-cancel", "cont"))][::2]
+    assert_kept(wanted, struck_min=len(wanted) - 2)

@@ -34,7 +34,10 @@ def test_the_judge_can_fail(kind: Kind):
     """Pointed at the image that the verdict does not name, it finds acknowledged writes missing."""
     summary = Summary()
     # Not tmp_path: Unix sockets need short paths.
-    with tempfile.TemporaryDirectory(prefix="pv") as name, rounds_on(Path(name), 1, summary, other_image=True) as rounds:
+    with (
+        tempfile.TemporaryDirectory(prefix="pv") as name,
+        rounds_on(Path(name), 1, summary, other_image=True) as rounds,
+    ):
         rounds.play(GuestRound(kind, Aim.CLOSED, 0.0))
     assert len(summary.wrong) == 2, "right after the kill, and in the end"
     assert all("disk0-0.qcow2 lacks" in text for text in summary.wrong)

@@ -13,9 +13,16 @@ pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
 PAUSED, HALF_WAY, SWITCHED, RECORDED = campaign.PAUSE_POINTS
 
 
-@pytest.mark.parametrize("disks", [1, 3])
-@pytest.mark.parametrize("heir", [Heir.SOURCE, Heir.DESTINATION], ids=["source", "destination"])
-@pytest.mark.parametrize("victims", [Victims.BOTH, Victims.QEMU], ids=["both", "qemu"])
+@pytest.mark.parametrize(
+    ("victims", "heir", "disks"),
+    [
+        (Victims.BOTH, Heir.SOURCE, 1),
+        (Victims.BOTH, Heir.DESTINATION, 1),
+        (Victims.BOTH, Heir.DESTINATION, 3),
+        (Victims.QEMU, Heir.SOURCE, 3),
+        (Victims.QEMU, Heir.DESTINATION, 1),
+    ],
+)
 def test_in_the_pause(victims: Victims, heir: Heir, disks: int):
     """Without a record the source is kept, and unknown if the other QEMU uses the destination; a record stays."""
     plans = [Plan(Setup(disks=disks), point, victims, heir) for point in campaign.PAUSE_POINTS]
@@ -26,5 +33,6 @@ def test_in_the_pause(victims: Victims, heir: Heir, disks: int):
     ("first", "heir"), [(SWITCHED, Heir.DESTINATION), (RECORDED, Heir.SOURCE)], ids=["unrecorded", "recorded"]
 )
 def test_killed_again_while_it_looks_at_the_other(first: Point, heir: Heir):
-    """Wherever the recovery is killed, the next one comes to the same end."""
-    assert_kept(campaign.heir_plans(Setup(), first, heir), struck_min=12)
+    """Wherever the recovery is killed, the next one comes to the same end: every third message and flush of it."""
+    plans = campaign.heir_plans(Setup(), first, heir)[::3]
+    assert_kept(plans, struck_min=len(plans))

@@ -58,8 +58,8 @@ def test_at_the_flushes_that_make_the_journal():
 @pytest.mark.parametrize("kind", ["send", "receive"])
 def test_at_system_calls_of_the_monitor(kind: str):
     """Killed at the entry of a send or a receive: part of a burst has left, or an answer stays unread."""
-    stride = {"send": 2, "receive": 7}[kind]
-    assert_kept(campaign.syscall_plans(Setup(), kind, stride=stride), struck_min=12, until_unstruck=True)
+    stride = {"send": 4, "receive": 11}[kind]
+    assert_kept(campaign.syscall_plans(Setup(), kind, stride=stride), struck_min=7, until_unstruck=True)
 
 
 @pytest.mark.parametrize("first", [campaign.PAUSE_POINTS[0], campaign.PAUSE_POINTS[2]], ids=str)
