@@ -53,6 +53,8 @@ PIVOTS_LISTED_MAX = 1000
 EVENTS_PAGE_MAX = 1000
 EVENT_QUEUE_MAX = 1000
 """Records waiting for one slow stream client; beyond this it is cut off and resumes by its last id."""
+NEWS_DELAY_S = 0.03
+"""News of records waits so long while a guest is in its pause: most pauses are over by then."""
 WAIT_TIMEOUT_S_MAX = 300.0
 REQUEST_BODY_BYTES_MAX = 64 << 10
 STREAMS_MAX = 64

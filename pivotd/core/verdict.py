@@ -50,7 +50,8 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
         evidence.append(pivot.error)
     image = disk.destination if outcome is Outcome.SWITCHED else disk.source
     other = disk.source if outcome is Outcome.SWITCHED else disk.destination
-    evidence.append(f"the other image is {other.filename}")
+    if other != image:
+        evidence.append(f"the other image is {other.filename}")
     return Verdict(
         domain=pivot.domain,
         disk=disk.disk,
@@ -68,6 +69,7 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
 _REASON = {
     Outcome.SWITCHED: "The switch was seen in the block graph and recorded before the guest could run on.",
     Outcome.KEPT: "The pivot was given up: the guest goes on with the source.",
+    Outcome.MERGED: "Layers below the image were merged: the image is the same, on a shorter chain.",
     Outcome.UNKNOWN: "The evidence contradicts itself: compare both images before the guest is started again.",
 }
 

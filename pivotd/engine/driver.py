@@ -38,6 +38,8 @@ from pivotd.threads import in_thread
 log = get_logger()
 
 T = TypeVar("T")
+REFUSABLE = (actions.Prepare, actions.PlaceNonce, actions.Snapshot)
+"""Where QEMU says no to one of these, nothing was changed and the pivot is given up with QEMU's words."""
 
 
 class Driver:
@@ -200,7 +202,7 @@ class Driver:
         try:
             return await self._perform_on(session, action, seen)
         except QmpError as error:
-            if isinstance(action, actions.Prepare | actions.PlaceNonce) and isinstance(error, QmpRefusedError):
+            if isinstance(action, REFUSABLE) and isinstance(error, QmpRefusedError):
                 await self._perform_record(actions.Abandon(error.message), seen)
                 return None
             log.warning("qmp.trouble", pivot=self.pivot.id, error=error.message)
@@ -223,6 +225,10 @@ class Driver:
                 return await self._await_pending(session, seen)
             case actions.Finalize(jobs):
                 return await self._finalize(session, jobs, seen)
+            case actions.Snapshot():
+                roots = await session.snapshot(self.pivot)
+                still = session.resumes == self._memory.resumes
+                return replace(seen, roots=roots) if still and set(roots.values()) == {Root.DESTINATION} else None
             case actions.RollBack(disks):
                 await self._roll_back(session, disks)
             case actions.CancelJobs(jobs, resume):
@@ -349,8 +355,9 @@ class Driver:
         self._memory.deadline = self._memory.paused_at + self.pivot.options.max_pause_ms / 1000
         before = await session.stop(jobs)
         if before not in EXECUTING:
-            # Somebody else paused it between the intent and here: it is not ours to resume.
-            await self._record(self.pivot, "not-our-pause", {"run_state": before}, owes_resume=False)
+            if self.pivot.owes_resume:
+                # Somebody else paused it between the intent and here: it is not ours to resume.
+                await self._record(self.pivot, "not-our-pause", {"run_state": before}, owes_resume=False)
             return None
         if before != "running" or session.resumes != self._memory.resumes:
             return None
@@ -363,6 +370,8 @@ class Driver:
         The jobs were read before the graph: their events come before the answer to job-finalize.
         """
         roots = await session.finalize(self.pivot, jobs)
+        if not self.pivot.switches:
+            return None
         if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._memory.resumes:
             return None
         ended = {job: JobSeen(session.job_status.get(job, "null")) for job in jobs}

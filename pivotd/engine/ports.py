@@ -102,6 +102,10 @@ class Session(Protocol):
         """Finalize and read the roots, in one write: job-finalize is done when it answers."""
         ...
 
+    async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:
+        """Put the overlays on all disks and read the roots, in one write. Raises: QmpRefusedError: nothing changed."""
+        ...
+
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
         """Cancel jobs, then let the guest run if asked, in one write."""
         ...

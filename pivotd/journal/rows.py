@@ -7,6 +7,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from pivotd.core.words import (
@@ -50,6 +51,12 @@ def to_json(value: JsonObject) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=True, default=str)
 
 
+@lru_cache(maxsize=256)
+def _text(value: CopyOptions | Identity) -> str:
+    """Return what never changes in a pivot; the record inside a pause must not wait for it to be made again."""
+    return to_json(asdict(value))
+
+
 def pivot_row(pivot: Pivot) -> dict[str, Any]:
     """Return the columns of table ``pivot``."""
     return {
@@ -62,11 +69,11 @@ def pivot_row(pivot: Pivot) -> dict[str, Any]:
         "requested_by_uid": pivot.requested_by.uid,
         "requested_by_gid": pivot.requested_by.gid,
         "requested_by_pid": pivot.requested_by.pid,
-        "options": to_json(asdict(pivot.options)),
+        "options": _text(pivot.options),
         "created_at": pivot.created_at,
         "hold": int(pivot.hold),
         "attempt": pivot.attempt,
-        "identity": to_json(asdict(pivot.identity)),
+        "identity": _text(pivot.identity),
         "run_state_before": pivot.run_state_before,
         "owes_resume": int(pivot.owes_resume),
         "pausing_since": pivot.pausing_since,
@@ -93,8 +100,20 @@ def disk_row(pivot: str, disk: PivotDisk) -> dict[str, Any]:
         "destination_node": disk.destination.node,
         "destination_file_id": disk.destination.file_id,
         "job": disk.job,
+        **_layer("top", disk.top),
+        **_layer("base", disk.base),
+        "backing_file": disk.backing_file,
         "cache_direct": int(disk.cache_direct),
         "outcome": None if disk.outcome is None else disk.outcome.value,
+    }
+
+
+def _layer(side: str, image: Image | None) -> dict[str, Any]:
+    return {
+        f"{side}_filename": None if image is None else image.filename,
+        f"{side}_format": None if image is None else image.format,
+        f"{side}_node": None if image is None else image.node,
+        f"{side}_file_id": None if image is None else image.file_id,
     }
 
 
@@ -177,6 +196,9 @@ def _disk(row: Row) -> PivotDisk:
         source=_image(row, "source"),
         destination=_image(row, "destination"),
         job=row["job"],
+        top=_image(row, "top") if row["top_node"] is not None else None,
+        base=_image(row, "base") if row["base_node"] is not None else None,
+        backing_file=row["backing_file"],
         cache_direct=bool(row["cache_direct"]),
         outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
     )

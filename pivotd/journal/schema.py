@@ -22,7 +22,7 @@ from pivotd.journal import aside
 from pivotd.journal.failures import on_read
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The number of the last step in migrations/migrations.py."""
 APPLICATION_ID = 0x70767464
 FILE_NAME = "journal.db"

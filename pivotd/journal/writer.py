@@ -88,7 +88,12 @@ class Writer:
         self._opened.result()
 
     def hold(self, change: int) -> None:
-        """Count holders of checkpoints up or down."""
+        """Count holders of checkpoints up or down; the first one gets a WAL that begins anew.
+
+        Commits then overwrite blocks that the file has: without a change of its size fdatasync takes half the time.
+        """
+        if change > 0 and not self._holds and self._changes_since_checkpoint:
+            self.call(self._checkpoint)
         self._holds += change
         assert self._holds >= 0, "released more often than held"
 

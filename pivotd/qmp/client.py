@@ -1,12 +1,16 @@
-"""qemu.qmp's client with what a pause needs: several commands in one write, no formatting of messages for a log.
+"""qemu.qmp's client with what a pause needs: several short commands in one write, no formatting of messages for a log.
 
 qemu.qmp renders every message as indented JSON for its debug log even where that log is off, and hands every event to
 listeners that keep a history for ever. Both hooks are taken over here.
+
+QEMU reads its monitor byte by byte, at about 3 microseconds each (bench/monitor.py): commands are written without
+white space and with short ids, which shortens a pause by half a millisecond.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +18,9 @@ from typing import Any
 from qemu.qmp import Message, QMPClient
 from qemu.qmp.protocol import Runstate, StateError
 from qemu.qmp.qmp_client import ExecInterruptedError
+
+IDS = 100_000
+"""Ids of commands repeat after so many; no more than a few are ever open at once."""
 
 Command = dict[str, Any]
 """A QMP command without its id: ``{"execute": name, "arguments": {…}}``."""
@@ -60,6 +67,7 @@ class Client(QMPClient):
 
     def __init__(self, on_event: Callable[[Message], None]) -> None:
         super().__init__()
+        self._numbers = itertools.count()
 
         def take(event: Message) -> bool:
             on_event(event)
@@ -86,12 +94,12 @@ class Client(QMPClient):
         """
         if self.runstate is not Runstate.RUNNING or self._writer is None or self._writer.is_closing():
             raise StateError("the monitor is not connected", self.runstate, Runstate.RUNNING)
-        burst = Burst([self._get_exec_id() for _ in commands])
+        burst = Burst([str(next(self._numbers) % IDS) for _ in commands])
         lines = []
         for name, command in zip(burst.names, commands, strict=True):
             slot: Any = _Slot(burst, name)
             self._pending[name] = slot
-            lines.append(json.dumps({**command, "id": name}))
+            lines.append(json.dumps({**command, "id": name}, separators=(",", ":")))
         self._writer.write("\n".join([*lines, ""]).encode())
         return burst
 

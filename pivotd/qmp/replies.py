@@ -12,10 +12,19 @@ from typing import Any
 
 from pivotd.core import names
 from pivotd.core.observation import JobSeen, Root
-from pivotd.core.words import PivotDisk
+from pivotd.core.words import Pivot
 
 PERIPHERAL = "/machine/peripheral/"
 BACKING_DEPTH_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One image of a backing chain; ``backing_file`` is what it names as the one below, as it is written in it."""
+
+    filename: str
+    format: str
+    backing_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +41,13 @@ class DiskSeen:
     read_only: bool
     cache_direct: bool
     cache_no_flush: bool
-    backing_chain: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    """The active image first."""
+
+    @property
+    def backing_chain(self) -> tuple[str, ...]:
+        """File names of the layers below the active image."""
+        return tuple(layer.filename for layer in self.layers[1:])
 
 
 def disk_name(entry: Mapping[str, Any]) -> str:
@@ -68,36 +83,46 @@ def disks(query_block: Iterable[Mapping[str, Any]]) -> dict[str, DiskSeen]:
             read_only=bool(inserted["ro"]),
             cache_direct=bool(inserted["cache"]["direct"]),
             cache_no_flush=bool(inserted["cache"]["no-flush"]),
-            backing_chain=tuple(_backing(image)),
+            layers=tuple(_layers(image)),
         )
         found[seen.disk] = seen
     return found
 
 
-def _backing(image: Mapping[str, Any]) -> Iterator[str]:
+def _layers(image: Mapping[str, Any] | None) -> Iterator[Layer]:
     for _ in range(BACKING_DEPTH_MAX):
-        below = image.get("backing-image")
-        if below is None:
+        if image is None:
             return
-        yield str(below["filename"])
-        image = below
+        yield Layer(str(image["filename"]), str(image["format"]), image.get("backing-filename"))
+        image = image.get("backing-image")
 
 
-def roots(query_block: Iterable[Mapping[str, Any]], of: Iterable[PivotDisk]) -> dict[str, Root]:
+def roots(query_block: Iterable[Mapping[str, Any]], pivot: Pivot) -> dict[str, Root]:
     """Return which image is under each disk, by node name: the destination's was chosen by pivotd and is unique."""
     found = {disk_name(entry): entry["inserted"]["node-name"] for entry in query_block if entry.get("inserted")}
     seen = {}
-    for disk in of:
+    for disk in pivot.disks:
         match found.get(disk.disk):
             case None:
                 seen[disk.disk] = Root.ABSENT
-            case node if node in {disk.source.node, names.reopened_source(disk.destination.node)}:
+            case node if node in {disk.source.node, names.reopened_source(pivot.id, disk.index)}:
                 seen[disk.disk] = Root.SOURCE
             case disk.destination.node:
                 seen[disk.disk] = Root.DESTINATION
             case _:
                 seen[disk.disk] = Root.OTHER
     return seen
+
+
+def merged(graph: Graph, roots: Mapping[str, Root], pivot: Pivot) -> frozenset[str]:
+    """Return the disks, still on their source, whose chain no longer holds the layers that were to be merged."""
+    return frozenset(
+        disk.disk
+        for disk in pivot.disks
+        if disk.top is not None
+        and roots.get(disk.disk) is Root.SOURCE
+        and disk.top.node not in graph.chain(disk.source.node)
+    )
 
 
 def jobs(
@@ -112,11 +137,22 @@ def jobs(
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Block graph: all nodes, node name -> names of its children, node name -> ids of the block jobs that use it."""
+    """Block graph: all nodes, node name -> names of its children, node name -> ids of the block jobs that use it.
+
+    ``backing``: node name -> name of the node that it is backed by.
+    """
 
     nodes: frozenset[str]
     children: Mapping[str, tuple[str, ...]]
     jobs: Mapping[str, tuple[str, ...]]
+    backing: Mapping[str, str]
+
+    def chain(self, root: str) -> list[str]:
+        """Return root and the nodes that back it, downwards."""
+        order = [root]
+        while (below := self.backing.get(order[-1])) is not None and below not in order:
+            order.append(below)
+        return order
 
     def below(self, root: str) -> list[str]:
         """Return root and every node under it, each before its children."""
@@ -137,11 +173,15 @@ def graph(reply: Mapping[str, Any]) -> Graph:
     kinds = {node["id"]: node["type"] for node in reply["nodes"]}
     children: dict[str, list[str]] = {}
     users: dict[str, list[str]] = {}
+    backing: dict[str, str] = {}
     for edge in reply["edges"]:
         parent, child = edge["parent"], edge["child"]
         if kinds[parent] == "block-driver":
             children.setdefault(named[parent], []).append(named[child])
+            if edge["name"] == "backing":
+                backing[named[parent]] = named[child]
         elif kinds[parent] == "block-job":
             users.setdefault(named[child], []).append(named[parent])
     drivers = frozenset(named[number] for number, kind in kinds.items() if kind == "block-driver")
-    return Graph(drivers, {k: tuple(v) for k, v in children.items()}, {k: tuple(v) for k, v in users.items()})
+    below = {parent: tuple(nodes) for parent, nodes in children.items()}
+    return Graph(drivers, below, {node: tuple(jobs) for node, jobs in users.items()}, backing)

@@ -1,8 +1,8 @@
 """The test as the guest: blocks through the disk's own device at the moments that tell the images apart.
 
 There is no guest kernel here. Blocks go through the disk's device by the test's own monitor: right before ``stop`` is
-forwarded (only the source has them, the mirror has not copied them yet), right after ``cont`` was answered, and right
-before a job is cancelled while the guest runs. Every block counts as acknowledged once a flush has returned. A verdict
+forwarded (only the source has them, the mirror has not copied them yet), before the answer to ``cont`` is forwarded
+(only the new root has them), and right before a job is cancelled while the guest runs. Every block counts as acknowledged once a flush has returned. A verdict
 that names the wrong image at any instant then lacks blocks.
 """
 
@@ -101,6 +101,10 @@ class GuestHook:
             self.seen.append((direction, message.label, message.nth))
             if message.label == CANCEL_LABELS.get(self._setup.cancel) and self._once("cancel"):
                 self.cancel()
+        running = message.label == "return:cont" and when is When.BEFORE
+        if running and self.world is not None and not self.silent and self._once("resumed"):
+            # QEMU has executed `cont`, and pivotd does not know yet: the guest is as quick as it can be.
+            self.world.write()
         if self.next is not None and when is When.BEFORE:
             self.next(direction, index, message, when)
         if self.world is not None and not self.silent:
@@ -116,8 +120,6 @@ class GuestHook:
 
     def _play(self, message: Message, when: When, world: World) -> None:
         if message.label == self._last_moment and when is When.BEFORE and self._once("last moment"):
-            world.write()
-        if message.label == "return:cont" and when is When.AFTER and self._once("resumed"):
             world.write()
         never_paused = "last moment" not in self._done and not self._setup.paused
         if message.label == "command:job-cancel" and when is When.BEFORE and never_paused and self._once("cancelling"):
