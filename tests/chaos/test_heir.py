@@ -1,4 +1,4 @@
-"""QEMU is killed too, and somebody starts another one on the same socket: pivotd leaves it alone and is never fooled."""
+"""QEMU is killed, alone or too, and somebody starts another one on the same socket: pivotd is never fooled."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import pytest
 
 from tests.chaos import campaign
 from tests.chaos.plan import Heir, Plan, Point, Setup, Victims
-from tests.chaos.test_kill import assert_kept
+from tests.chaos.test_kill import assert_kept, late
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 PAUSED, HALF_WAY, SWITCHED, RECORDED = campaign.PAUSE_POINTS
+
+
+def test_at_every_message_of_the_pause_qemu_alone_is_killed():
+    """A pivotd that lives sees that QEMU is gone, and the journal names an image that holds every block."""
+    plans = campaign.message_plans(Setup(), victims=Victims.QEMU, thin=True)
+    assert_kept(late(plans, {"stop", "job-complete", "job-finalize", "cont"}), struck_min=12)
 
 
 @pytest.mark.parametrize(

@@ -38,28 +38,10 @@ def test_at_every_message_with_qemu_killed_too():
     assert_kept(campaign.message_plans(Setup(), victims=Victims.BOTH, thin=True), struck_min=ROUNDS_MIN)
 
 
-def test_at_every_message_of_the_pause_qemu_alone_is_killed():
-    """A pivotd that lives sees that QEMU is gone, and the journal names an image that holds every block."""
-    plans = campaign.message_plans(Setup(), victims=Victims.QEMU, thin=True)
-    assert_kept(late(plans, {"stop", "job-complete", "job-finalize", "cont"}), struck_min=12)
-
-
 @pytest.mark.parametrize("victims", [Victims.PIVOTD, Victims.BOTH], ids=["alive", "killed-too"])
 def test_at_every_flush_of_the_journal(victims: Victims):
     """Killed at the entry of each fdatasync of the writer's thread, before it took effect."""
     assert_kept(campaign.syscall_plans(Setup(), "flush", victims=victims), struck_min=7, until_unstruck=True)
-
-
-def test_at_the_flushes_that_make_the_journal():
-    """Killed while it makes its first journal, pivotd makes it at the next start and moves the disk."""
-    assert_kept(campaign.syscall_plans(Setup(), "first flush", stride=4), struck_min=2, until_unstruck=True)
-
-
-@pytest.mark.parametrize("kind", ["send", "receive"])
-def test_at_system_calls_of_the_monitor(kind: str):
-    """Killed at the entry of a send or a receive: part of a burst has left, or an answer stays unread."""
-    stride = {"send": 4, "receive": 11}[kind]
-    assert_kept(campaign.syscall_plans(Setup(), kind, stride=stride), struck_min=7, until_unstruck=True)
 
 
 @pytest.mark.parametrize("first", [campaign.PAUSE_POINTS[0], campaign.PAUSE_POINTS[2]], ids=str)
