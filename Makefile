@@ -1,7 +1,7 @@
-.PHONY: help setup test lint demo bench fuzz trixie clean
+.PHONY: help setup test lint demo bench fuzz trixie chaos chaos-libvirt clean
 
 help:  ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## install what is missing: Debian packages (as root), .venv, the test guest
 	@tests/support/setup.sh
@@ -31,8 +31,17 @@ FUZZ ?= 20
 fuzz: setup  ## try more wrong input than the tests do: FUZZ=20 times as much, SEED=n to repeat
 	PIVOTD_FUZZ=$(FUZZ) PIVOTD_WIRE_ROUNDS=$$((60 * $(FUZZ))) $(if $(SEED),PIVOTD_SEED=$(SEED)) .venv/bin/pytest -q -n 2 --timeout 0 \
 		tests/fuzz tests/wire/test_honesty.py
+
 trixie:  ## make a Debian 13 in .cache/trixie, for the tests of its systemd (as root, with debootstrap; 0.5 GB)
 	debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,python3,python3-venv,qemu-system-x86,qemu-utils,util-linux,procps trixie .cache/trixie
+
+ROUNDS = 60
+SEED = 0
+chaos: setup  ## kill pivotd and QEMU at random under a writing guest: ROUNDS=1000 SEED=7
+	.venv/bin/python -m tests.chaos.guest_rounds --rounds $(ROUNDS) --seed $(SEED)
+
+chaos-libvirt: setup  ## the same question asked of libvirt, if it is installed: ROUNDS=20 SEED=7
+	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(SEED)
 
 clean:  ## remove what setup and the tools made
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist

@@ -111,6 +111,25 @@ def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:
     )
 
 
+def may_be_overtaken(pivot: Pivot) -> bool:
+    """Return whether a process that drives this pivot may have seen the switch, and the record be on its way."""
+    return pivot.phase in {Phase.PAUSING, Phase.CANCELLING}
+
+
+def provisional(verdict: Verdict) -> Verdict:
+    """Return the verdict of such a pivot where pivotd lives and its QEMU was not seen: right now, perhaps not for long.
+
+    Whoever started the guest on the source now could be overtaken by the record. With pivotd dead, or once the pivot
+    is decided, nothing can come any more.
+    """
+    return replace(
+        verdict,
+        certain=False,
+        reason="pivotd is alive in the middle of this switch and may be about to record its outcome: ask again in a "
+        "moment, or stop pivotd first.",
+    )
+
+
 def is_decided(pivot: Pivot) -> bool:
     """Return whether the outcome of a pivot is durable."""
     return pivot.phase in {Phase.DECIDED, Phase.CLOSED}

@@ -35,6 +35,9 @@ def open_journal(state_dir_or_file: Path) -> Opened:
     deadline_s = time.monotonic() + limits.JOURNAL_LOCK_TIMEOUT_S
     try:
         while True:
+            # SQLite itself waits for seconds where the daemon dies under its hands: the lock is free after that, so
+            # only a try that began after the deadline is the last one.
+            last = time.monotonic() >= deadline_s
             # A copy under another name never has a daemon.
             held = lock.try_shared(path) if path.name == schema.FILE_NAME else -1
             if held is not None:
@@ -44,7 +47,7 @@ def open_journal(state_dir_or_file: Path) -> Opened:
                     lock.release(held)
             if (opened := _open_live(path)) is not None:
                 return opened
-            if time.monotonic() >= deadline_s:
+            if last:
                 raise JournalLockedError(
                     f"{path} is being opened or closed by a daemon that does not finish; try again"
                 )
