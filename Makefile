@@ -1,4 +1,4 @@
-.PHONY: help setup test lint demo bench clean
+.PHONY: help setup test lint demo bench qemus clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: setup  ## watch a running guest move, with kill -9 at the worst moments
 bench: setup  ## measure the pause against a bare QMP client
 	@command -v gcc >/dev/null || { echo 'bench: needs a C compiler: apt-get install gcc libc6-dev' >&2; exit 1; }
 	.venv/bin/python -m bench.pause_baseline
+
+qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
+	@tests/support/qemus.sh
 
 clean:  ## remove what setup and the tools made
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist
