@@ -11,7 +11,7 @@ from typing import Any
 from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.actions import Step
-from pivotd.core.observation import STATUS_ENDED, JobSeen, Observation, Qemu, Root
+from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, JobSeen, Observation, Qemu, Root
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
 from pivotd.qmp import identity, preparation, replies
@@ -179,14 +179,16 @@ class Session:
     # -- the pause ----------------------------------------------------------------------------------------------
 
     async def stop(self, complete: Sequence[str]) -> str:
-        """Pause the guest and complete these jobs in one write; return the run state right before ``stop``.
+        """Pause the guest and complete these jobs in one write; return the run state in which ``stop`` found it.
 
-        From ``running``, and only from there, ``stop`` leads to ``paused`` for certain. A ``job-complete`` that is
-        refused shows in the jobs.
+        ``stop`` does nothing but to a guest that runs, and says nothing of that: one that is not in a pause after it
+        had come to where it is by itself, perhaps only since the question before. A ``job-complete`` that is refused
+        shows in the jobs.
         """
-        burst = [command("query-status"), command("stop"), *(command("job-complete", id=job) for job in complete)]
-        before, *_ = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:1])
-        return str(before["status"])
+        status = command("query-status")
+        burst = [status, command("stop"), status, *(command("job-complete", id=job) for job in complete)]
+        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:3])
+        return str(before["status"] if after["status"] in OUR_PAUSE else after["status"])
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; a job that refuses shows it in the next look."""
