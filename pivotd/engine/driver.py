@@ -258,7 +258,8 @@ class Driver:
     async def _without_record(self, seen: Observation, error: JournalError) -> None:
         """Nothing can be recorded while the guest is in our pause: go back to the source and let it run there.
 
-        Only a ``switched`` whose fate is unknown forbids that: it might be on disk after all.
+        Only a ``switched`` whose fate is unknown forbids that: it might be on disk after all. So no disk is taken back
+        before it certainly is not there: whoever finds it after a crash must find the disks on their destinations.
         """
         session = self._domain.session
         paused = self.pivot.owes_resume and seen.run_state in OUR_PAUSE and seen.qemu is Qemu.SAME
@@ -266,11 +267,12 @@ class Driver:
             return
         log.error("journal.not-written", pivot=self.pivot.id, error=error.message)
         moved = tuple(disk.disk for disk in self.pivot.disks if seen.roots.get(disk.disk) is Root.DESTINATION)
+        if moved and not isinstance(error, JournalFullError) and not await self._journal.settle():
+            return
         with contextlib.suppress(QmpError):
             await self._roll_back(session, moved)
             now = await session.look(self.pivot)
-            certain = not moved or isinstance(error, JournalFullError) or await self._journal.settle()
-            if certain and set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE:
+            if set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE:
                 live = [name for name, job in now.jobs.items() if job.status not in STATUS_ENDED]
                 completing = self._memory.completing != frozenset() or any(
                     now.jobs[n].status == STATUS_PENDING for n in live
