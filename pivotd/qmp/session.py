@@ -139,8 +139,11 @@ class Session:
         return replace(seen, qemu=Qemu.REPLACED, uses_source=users[0], uses_destination=users[1])
 
     def _same_process(self, pivot: Pivot) -> bool:
-        """Without a mark in the process, pid and start time count only while a mark cannot be there."""
-        may_be_unmarked = pivot.phase in {Phase.PREPARING, Phase.DECIDED}
+        """Without a mark in the process, pid and start time count only while a mark need not be there.
+
+        A pivot may be cancelled before its mark was put there.
+        """
+        may_be_unmarked = pivot.phase in {Phase.PREPARING, Phase.CANCELLING, Phase.DECIDED}
         known = pivot.identity
         return (
             may_be_unmarked
