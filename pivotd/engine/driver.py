@@ -327,11 +327,12 @@ class Driver:
     async def _record_intent(self, session: Session, ready: Converged) -> Observation | None:
         """Record the intent if the guest is still in a state that allows it; nothing follows it but ``stop``."""
         chardevs = await session.chardevs()
+        resumes = session.resumes  # before the look: a resume in the middle of it must not pass for seen
         now = await session.look(self.pivot)
         if now.run_state not in PAUSABLE or now.qemu is not Qemu.SAME or self._memory.cancel_requested or self._ending:
             return None
         self._memory.begin(quick=ready.quick)
-        self._memory.resumes = session.resumes
+        self._memory.resumes = resumes
         await self._record(
             self.pivot,
             "pausing",
