@@ -225,6 +225,8 @@ class Driver:
                 return await self._finalize(session, jobs, seen)
             case actions.RollBack(disks):
                 await self._roll_back(session, disks)
+            case actions.CancelJobs(_, True) | actions.Resume() if session.resumes != self._memory.resumes:
+                return None  # somebody resumed the guest since the look: whatever holds it now may not be our pause
             case actions.CancelJobs(jobs, resume):
                 await session.cancel(jobs, resume=resume)
                 if resume:
