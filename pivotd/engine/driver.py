@@ -398,7 +398,7 @@ class Driver:
         with contextlib.suppress(JournalError):
             await self._journal.note("rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id)
         for disk in self.pivot.disks:
-            if disk.disk in disks and not await session.reverse(self.pivot, disk):
+            if disk.disk in disks and not await session.reverse(self.pivot, disk, self._memory.resumes):
                 self._memory.rollback_failed = True
 
     async def _note_resumed(self, event: str, facts: dict[str, Any]) -> None:

@@ -218,8 +218,12 @@ class Session:
         """Let the guest run."""
         await self._monitor.execute(command("cont"))
 
-    async def reverse(self, pivot: Pivot, disk: PivotDisk) -> bool:
-        """Take a finished switch back by a mirror that copies nothing: while the guest is still, both are equal."""
+    async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
+        """Take a finished switch back by a mirror that copies nothing: while the guest is still, both are equal.
+
+        From the start of the mirror on, what a guest writes is copied. One that ran before, since ``resumes`` was
+        counted, has written what only the destination has: then nothing is taken back.
+        """
         job = names.reverse_job(pivot.id, disk.index)
         target = disk.source.node
         await self._monitor.burst([command("job-dismiss", id=job), command("job-dismiss", id=disk.job)], 5.0)
@@ -239,7 +243,7 @@ class Session:
         )
         try:
             await self._monitor.execute(mirror)
-            if await self._await_job(job, {"ready"}):
+            if self._monitor.resumes == resumes and await self._await_job(job, {"ready"}):
                 await self._monitor.execute(command("job-complete", id=job))
                 await self._await_job(job, {"concluded"})
         except QmpRefusedError:
