@@ -218,8 +218,10 @@ class Driver:
             case actions.Stop(jobs):
                 return await self._stop(session, jobs, seen)
             case actions.Complete(jobs):
-                self._memory.completing = (self._memory.completing or frozenset()) | set(jobs)
+                completing = (self._memory.completing or frozenset()) | set(jobs)
+                self._memory.completing = None  # without an answer nobody knows, and asking twice does no harm
                 await session.complete(jobs)
+                self._memory.completing = completing
                 return await self._await_pending(session, seen)
             case actions.Finalize(jobs):
                 return await self._finalize(session, jobs, seen)
