@@ -125,6 +125,9 @@ class Driver:
         return self.pivot.phase is Phase.CLOSED or (self._ending and not self._in_window)
 
     async def _step(self) -> None:
+        if self._memory.not_ours is not None:
+            await self._record(self.pivot, "not-our-pause", {"run_state": self._memory.not_ours}, owes_resume=False)
+            self._memory.not_ours = None
         seen = await self._look()
         while True:
             action = decide(self.pivot, self._memory.add_to(seen, self._clock.monotonic()))
@@ -355,11 +358,13 @@ class Driver:
         self._memory.paused_at = self._clock.monotonic()
         self._memory.deadline = self._memory.paused_at + self.pivot.options.max_pause_ms / 1000
         before = await session.stop(jobs)
+        if session.resumes != self._memory.resumes:
+            return None
         if before not in EXECUTING:
             # Somebody else paused it between the intent and here: it is not ours to resume.
-            await self._record(self.pivot, "not-our-pause", {"run_state": before}, owes_resume=False)
+            self._memory.not_ours = before
             return None
-        if before != "running" or session.resumes != self._memory.resumes:
+        if before != "running":
             return None
         seen = replace(seen, run_state="paused")
         return await self._await_pending(session, seen) if jobs else seen
