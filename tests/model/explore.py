@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pivotd.core import names
@@ -58,7 +58,8 @@ class Found:
     resting: int = 0
     steps_to_rest: int = 0
     seconds: float = 0.0
-    violations: list[str] = field(default_factory=list)
+    phases: set[Phase] = field(default_factory=set)
+    outcomes: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
         return (
@@ -115,7 +116,8 @@ def _advance_to(world: World, phase: Phase) -> None:
 class Search:
     """One breadth-first search."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: Bounds, first: Callable[[Bounds], World]) -> None:
+        self._first = first
         self.found = Found(bounds)
         self._origin: list[tuple[int, tuple[int, ...]]] = []
         self._number: dict[int, int] = {}
@@ -125,10 +127,12 @@ class Search:
     def run(self) -> Found:
         """Search to the end. Raises: ViolationError, with the story of the path."""
         began = time.process_time()
-        first = first_world(self.found.bounds)
+        first = self._first(self.found.bounds)
         queue: deque[tuple[int, World]] = deque([(self._enter(first, -1, ()), first)])
         while queue:
             number, world = queue.popleft()
+            self.found.phases.add(world.durable.phase)
+            self.found.outcomes |= {world.durable.outcome} - {None}
             if world.driver is not None and is_resting(world.durable) and not world.down:
                 self._rests.add(number)
                 if world.durable.phase is Phase.CLOSED:
@@ -193,7 +197,7 @@ class Search:
         while number > 0:
             number, path = self._origin[number]
             steps.append(path)
-        world = first_world(self.found.bounds)
+        world = self._first(self.found.bounds)
         lines = [f"bounds: {self.found.bounds}", f"path: {steps[::-1]}"]
         for path in reversed(steps):
             world.refresh(path)
@@ -223,14 +227,14 @@ _current: list[World] = []
 """The world that the session's clock and processes belong to."""
 
 
-def search(bounds: Bounds) -> Found:
-    """Search within bounds. Raises: ViolationError."""
+def search(bounds: Bounds, first: Callable[[Bounds], World] = first_world) -> Found:
+    """Search within bounds from the first world. Raises: ViolationError."""
 
     async def pause(event: object, timeout_s: float) -> None:
         await _current[0].pause(event, timeout_s)
 
     with model_kernel(lambda: _current[0], pause):
-        return Search(bounds).run()
+        return Search(bounds, first).run()
 
 
 def main() -> None:
