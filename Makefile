@@ -1,4 +1,4 @@
-.PHONY: help setup test lint demo bench fuzz trixie chaos chaos-libvirt clean
+.PHONY: help setup test lint demo bench fuzz trixie qemus chaos chaos-libvirt clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ chaos: setup  ## kill pivotd and QEMU at random under a writing guest: ROUNDS=10
 
 chaos-libvirt: setup  ## the same question asked of libvirt, if it is installed: ROUNDS=20 SEED=7
 	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(SEED)
+
+qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
+	@tests/support/qemus.sh
 
 clean:  ## remove what setup and the tools made
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist

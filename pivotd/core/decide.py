@@ -187,7 +187,15 @@ def _trouble(pivot: Pivot, seen: Observation) -> Action | None:
     return None
 
 
+def _reversing(pivot: Pivot, seen: Observation) -> tuple[str, ...]:
+    """Return the reverse mirrors that may still move a root: no outcome can be told before they have ended."""
+    jobs = (names.reverse_job(pivot.id, disk.index) for disk in pivot.disks)
+    return tuple(job for job in jobs if seen.job(job).status not in STATUS_ENDED)
+
+
 def _pausing(pivot: Pivot, seen: Observation) -> Action:
+    if reversing := _reversing(pivot, seen):
+        return CancelJobs(reversing, resume=False)
     roots = {_root(seen, disk) for disk in pivot.disks}
     if Root.OTHER in roots:
         return _by_roots(pivot, seen, "the root of a disk is neither image")
@@ -301,6 +309,8 @@ def _some_destination(pivot: Pivot, seen: Observation) -> Action:
 
 
 def _cancelling(pivot: Pivot, seen: Observation) -> Action:
+    if reversing := _reversing(pivot, seen):
+        return CancelJobs(reversing, resume=False)
     jobs = tuple(disk.job for disk in pivot.disks)
     live = tuple(job for job in jobs if seen.job(job).status not in STATUS_ENDED)
     ours = pivot.owes_resume and seen.run_state in OUR_PAUSE

@@ -127,6 +127,9 @@ class Driver:
         return self.pivot.phase is Phase.CLOSED or (self._ending and not self._in_window)
 
     async def _step(self) -> None:
+        if self._memory.not_ours is not None:
+            await self._record(self.pivot, "not-our-pause", {"run_state": self._memory.not_ours}, owes_resume=False)
+            self._memory.not_ours = None
         seen = await self._look()
         while True:
             action = decide(self.pivot, self._memory.add_to(seen, self._clock.monotonic()))
@@ -222,8 +225,10 @@ class Driver:
             case actions.Stop(jobs):
                 return await self._stop(session, jobs, seen)
             case actions.Complete(jobs):
-                self._memory.completing = (self._memory.completing or frozenset()) | set(jobs)
+                completing = (self._memory.completing or frozenset()) | set(jobs)
+                self._memory.completing = None  # without an answer nobody knows, and asking twice does no harm
                 await session.complete(jobs)
+                self._memory.completing = completing
                 return await self._await_pending(session, seen)
             case actions.Finalize(jobs):
                 return await self._finalize(session, jobs, seen)
@@ -233,6 +238,8 @@ class Driver:
                 return replace(seen, roots=roots) if still and set(roots.values()) == {Root.DESTINATION} else None
             case actions.RollBack(disks):
                 await self._roll_back(session, disks)
+            case actions.CancelJobs(_, True) | actions.Resume() if session.resumes != self._memory.resumes:
+                return None  # somebody resumed the guest since the look: whatever holds it now may not be our pause
             case actions.CancelJobs(jobs, resume):
                 await session.cancel(jobs, resume=resume)
                 if resume:
@@ -286,7 +293,8 @@ class Driver:
         """Nothing can be recorded while the guest is in our pause: go back to the source and let it run there.
 
         Only a ``switched`` whose fate is unknown forbids that, however long ago it failed: it might be on disk after
-        all, and whoever starts from that disk then goes on with the destination.
+        all, and whoever starts from that disk then goes on with the destination. So no disk is taken back before it
+        certainly is not there: whoever finds it after a crash must find the disks on their destinations.
         """
         session = self._domain.session
         paused = self.pivot.owes_resume and seen.run_state in OUR_PAUSE and seen.qemu is Qemu.SAME
@@ -294,13 +302,14 @@ class Driver:
             return
         log.error("journal.not-written", pivot=self.pivot.id, error=error.message)
         moved = tuple(disk.disk for disk in self.pivot.disks if seen.roots.get(disk.disk) is Root.DESTINATION)
+        if self._memory.switch_in_doubt:
+            self._memory.switch_in_doubt = not await self._journal.settle()
+        if self._memory.switch_in_doubt:
+            return
         with contextlib.suppress(QmpError):
             await self._roll_back(session, moved)
             now = await session.look(self.pivot)
-            if self._memory.switch_in_doubt:
-                self._memory.switch_in_doubt = not await self._journal.settle()
-            certain = not self._memory.switch_in_doubt
-            if certain and set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE:
+            if set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE:
                 live = [name for name, job in now.jobs.items() if job.status not in STATUS_ENDED]
                 completing = self._memory.completing != frozenset() or any(
                     now.jobs[n].status == STATUS_PENDING for n in live
@@ -356,11 +365,12 @@ class Driver:
     async def _record_intent(self, session: Session, ready: Converged) -> Observation | None:
         """Record the intent if the guest is still in a state that allows it; nothing follows it but ``stop``."""
         chardevs = await session.chardevs()
+        resumes = session.resumes  # before the look: a resume in the middle of it must not pass for seen
         now = await session.look(self.pivot)
         if now.run_state not in PAUSABLE or now.qemu is not Qemu.SAME or self._memory.cancel_requested or self._ending:
             return None
         self._memory.begin(quick=ready.quick)
-        self._memory.resumes = session.resumes
+        self._memory.resumes = resumes
         await self._record(
             self.pivot,
             "pausing",
@@ -379,12 +389,13 @@ class Driver:
         self._memory.paused_at = self._clock.monotonic()
         self._memory.deadline = self._memory.paused_at + self.pivot.options.max_pause_ms / 1000
         before = await session.stop(jobs)
-        if before not in EXECUTING:
-            if self.pivot.owes_resume:
-                # Somebody else paused it between the intent and here: it is not ours to resume.
-                await self._record(self.pivot, "not-our-pause", {"run_state": before}, owes_resume=False)
+        if session.resumes != self._memory.resumes:
             return None
-        if before != "running" or session.resumes != self._memory.resumes:
+        if before not in EXECUTING:
+            # Somebody else paused it between the intent and here: it is not ours to resume.
+            self._memory.not_ours = before if self.pivot.owes_resume else None
+            return None
+        if before != "running":
             return None
         seen = replace(seen, run_state="paused")
         return await self._await_pending(session, seen) if jobs else seen
@@ -432,7 +443,7 @@ class Driver:
                     "rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id
                 )
         for disk in self.pivot.disks:
-            if disk.disk in disks and not await session.reverse(self.pivot, disk):
+            if disk.disk in disks and not await session.reverse(self.pivot, disk, self._memory.resumes):
                 self._memory.rollback_failed = True
 
     async def _note_resumed(self, event: str, facts: dict[str, Any]) -> None:

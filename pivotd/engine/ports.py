@@ -114,8 +114,11 @@ class Session(Protocol):
         """Let the guest run."""
         ...
 
-    async def reverse(self, pivot: Pivot, disk: PivotDisk) -> bool:
-        """Take a finished switch back; True when the source is the root again. Only while the guest is still."""
+    async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
+        """Take a finished switch back; True when the source is the root again. Only while the guest is still.
+
+        A guest that was resumed since ``resumes`` was counted keeps its destination.
+        """
         ...
 
     async def clean_up(self, pivot: Pivot) -> list[str]:

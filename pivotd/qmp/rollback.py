@@ -15,22 +15,26 @@ from pivotd.qmp import replies
 from pivotd.qmp.monitor import Monitor, command
 
 
-async def take_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
-    """Bring the source back under the disk. What QEMU refuses shows in the root, which the caller reads."""
+async def take_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
+    """Bring the source back under the disk. What QEMU refuses shows in the root, which the caller reads.
+
+    From the start of a job on, what a guest writes goes to both images. One that was resumed before, since ``resumes``
+    was counted, has written what only the destination has: then nothing is taken back.
+    """
     job = names.reverse_job(pivot.id, disk.index)
     dismissals = [command("job-dismiss", id=name) for name in (job, disk.job)]
     await monitor.burst(dismissals, limits.ROLLBACK_TIMEOUT_S)
     with contextlib.suppress(QmpRefusedError):
         match pivot.kind:
             case Kind.COPY:
-                await _mirror_back(monitor, pivot, disk, job)
+                await _mirror_back(monitor, pivot, disk, resumes)
             case Kind.SNAPSHOT:
-                await _commit_overlay(monitor, disk, job)
+                await _commit_overlay(monitor, pivot, disk, resumes)
             case Kind.COMMIT:
-                await _put_back_on_top(monitor, pivot, disk)
+                await _put_back_on_top(monitor, pivot, disk, resumes)
 
 
-async def _mirror_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, job: str) -> None:
+async def _mirror_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
     target = disk.source.node
     present = await _node_names(monitor)
     if target not in present:
@@ -38,29 +42,28 @@ async def _mirror_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, job: str
         target = names.reopened_source(pivot.id, disk.index)
         if target not in present:
             await monitor.execute(_source(disk, target))
-    await _run(
-        monitor,
-        job,
-        command(
-            "blockdev-mirror",
-            job_id=job,
-            device=disk.destination.node,
-            target=target,
-            sync="none",
-            auto_dismiss=False,
-        ),
+    job = names.reverse_job(pivot.id, disk.index)
+    start = command(
+        "blockdev-mirror",
+        job_id=job,
+        device=disk.destination.node,
+        target=target,
+        sync="none",
+        auto_dismiss=False,
     )
+    await _run(monitor, job, start, resumes)
 
 
-async def _commit_overlay(monitor: Monitor, disk: PivotDisk, job: str) -> None:
+async def _commit_overlay(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
     """The overlay is empty: the guest has written nothing since."""
+    job = names.reverse_job(pivot.id, disk.index)
     start = command(
         "block-commit", job_id=job, device=disk.destination.node, base_node=disk.source.node, auto_dismiss=False
     )
-    await _run(monitor, job, start)
+    await _run(monitor, job, start, resumes)
 
 
-async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
+async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
     """A base cannot be mirrored to what it backs: the old top is closed and opened again as an overlay of the base.
 
     The layers between them are left out; what they hold is in the base by now.
@@ -73,7 +76,8 @@ async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> N
         start = _source(disk, again)
         start["arguments"]["backing"] = None
         await monitor.execute(start)
-    await monitor.execute(command("blockdev-snapshot", node=disk.destination.node, overlay=again))
+    if monitor.resumes == resumes:
+        await monitor.execute(command("blockdev-snapshot", node=disk.destination.node, overlay=again))
 
 
 def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
@@ -87,9 +91,9 @@ async def _node_names(monitor: Monitor) -> frozenset[str]:
     return replies.graph(reply).nodes
 
 
-async def _run(monitor: Monitor, job: str, start: dict[str, object]) -> None:
+async def _run(monitor: Monitor, job: str, start: dict[str, object], resumes: int) -> None:
     await monitor.execute(start)
-    if await await_job(monitor, job, {"ready"}):
+    if monitor.resumes == resumes and await await_job(monitor, job, {"ready"}):
         await monitor.execute(command("job-complete", id=job))
         await await_job(monitor, job, {"concluded"})
 

@@ -9,7 +9,7 @@ from typing import Any
 from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.actions import Step
-from pivotd.core.observation import STATUS_ENDED, Observation, Qemu, Root
+from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
 from pivotd.qmp import identity, preparation, replies, rollback
@@ -139,8 +139,11 @@ class Session:
         return replace(seen, qemu=Qemu.REPLACED, uses_source=users[0], uses_destination=users[1])
 
     def _same_process(self, pivot: Pivot) -> bool:
-        """Without a mark in the process, pid and start time count only while a mark cannot be there."""
-        may_be_unmarked = pivot.phase in {Phase.PREPARING, Phase.DECIDED}
+        """Without a mark in the process, pid and start time count only while a mark need not be there.
+
+        A pivot may be cancelled before its mark was put there.
+        """
+        may_be_unmarked = pivot.phase in {Phase.PREPARING, Phase.CANCELLING, Phase.DECIDED}
         known = pivot.identity
         return (
             may_be_unmarked
@@ -179,14 +182,17 @@ class Session:
     # -- the pause ----------------------------------------------------------------------------------------------
 
     async def stop(self, complete: Sequence[str]) -> str:
-        """Pause the guest and complete these jobs in one write; return the run state right before ``stop``.
+        """Pause the guest and complete these jobs in one write; return the run state in which ``stop`` found it.
 
-        From ``running``, and only from there, ``stop`` leads to ``paused`` for certain. A ``job-complete`` that is
-        refused shows in the jobs.
+        ``stop`` does nothing but to a guest that runs, and says nothing of that: one that is not in a pause after it
+        had come to where it is by itself, perhaps only since the question before. A ``job-complete`` that is refused
+        shows in the jobs.
         """
-        burst = [command("query-status"), command("stop"), *(command("job-complete", id=job) for job in complete)]
-        before, *_ = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:1])
-        return replies.run_state(before)
+        status = command("query-status")
+        burst = [status, command("stop"), status, *(command("job-complete", id=job) for job in complete)]
+        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:3])
+        first, second = replies.run_state(before), replies.run_state(after)
+        return first if second in OUR_PAUSE else second
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; a job that refuses shows it in the next look."""
@@ -229,9 +235,13 @@ class Session:
         (block,) = self._all([block])
         return replies.roots(block, pivot)
 
-    async def reverse(self, pivot: Pivot, disk: PivotDisk) -> bool:
-        """Take a finished switch back; True when the source is the root again. Only while the guest is still."""
-        await rollback.take_back(self._monitor, pivot, disk)
+    async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
+        """Take a finished switch back; True when the source is the root again. Only while the guest is still.
+
+        One that was resumed since ``resumes`` was counted has written what only the destination has: then nothing is
+        taken back.
+        """
+        await rollback.take_back(self._monitor, pivot, disk, resumes)
         block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
         return replies.roots(block, pivot)[disk.disk] is Root.SOURCE
 
