@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from tests.support.tiny_guest import TinyGuest
 
 HERE = Path(__file__).parent
 IMAGE_SIZE = "1500M"
+KEEP_S = 24 * 3600.0
+"""Images of earlier content go after this; a campaign may still use one."""
 PROGRAMS = ("qemu-system-x86_64", "qemu-img", "qemu-io", "setpriv")
 FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios")
 ACCELERATOR = "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so"
@@ -63,7 +66,7 @@ def build_world() -> World:
             (work / "initramfs").replace(initramfs)
             (work / "root").replace(root)
             for old in base.glob("*-*.*"):
-                if key not in old.name:
+                if key not in old.name and time.time() - old.stat().st_mtime > KEEP_S:
                     old.unlink(missing_ok=True)
     return World(kernel, initramfs, root)
 

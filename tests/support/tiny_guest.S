@@ -5,6 +5,9 @@
 # n lives in memory, which survives a reset of the machine, so no number is written twice.
 # A failed command says "ERR" and the number; then the CPU halts.
 #
+# A command has ended when the disk raises its interrupt, as for a real driver. Its busy bit is not enough: QEMU clears
+# that of a failed request too, before it stops the machine to try the request again later (werror=stop).
+#
 # Assembled by tiny_guest.py, which defines DISKS (1 or 2), SPREAD (128 KiB are 0x100 sectors), BATCH and DELAY.
 
 	.code16
@@ -13,6 +16,7 @@
 	.set MAGIC, 0x70766f74
 	.set SERIAL, 0x3f8
 	.set TASK_FILE, 0x1f0
+	.set PIC, 0xa0			# the second interrupt controller; the disk is its line 6
 
 start:
 	cli
@@ -94,16 +98,25 @@ write:					# number in ebx, disk in ch
 1:	outl	%eax, %dx
 	loop	1b
 	popw	%cx
-	jmp	idle
+	jmp	ended
 
 flush:					# disk in ch
 	call	select
 	movw	$TASK_FILE + 7, %dx
 	movb	$0xe7, %al		# FLUSH CACHE
 	outb	%al, %dx
+
+ended:					# until the interrupt is there; reading the status takes it back
+1:	inb	$PIC, %al
+	testb	$0x40, %al
+	jz	1b
 	jmp	idle
 
 select:
+	movb	$0x11, %al		# forget earlier interrupts,
+	outb	%al, $PIC
+	movb	$0x0a, %al		# and show requests when read
+	outb	%al, $PIC
 	movw	$TASK_FILE + 6, %dx
 	movb	%ch, %al
 	outb	%al, %dx
