@@ -14,5 +14,5 @@ __all__ = ["bed", "engine"]
 
 
 @pytest.fixture
-def bed(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path) -> Bed:  # noqa: F811 - it is that fixture
+def bed(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path) -> Bed:
     return Bed(engine, qemu_factory, tmp_path)

@@ -26,7 +26,7 @@ async def test_219_somebody_cancels_a_running_copy(bed: Bed, verb: str):
 
 
 async def test_219_somebody_cancels_a_ready_copy(bed: Bed):
-    """job-cancel at ready: kept."""
+    """A job-cancel at ready: kept."""
     await bed.guest(bed.image())
     driver = await bed.to_ready(bed.target())
     bed.qemu.spy("job-cancel", id=driver.pivot.disks[0].job)
@@ -37,7 +37,7 @@ async def test_219_somebody_cancels_a_ready_copy(bed: Bed):
 
 
 async def test_219_somebody_completes_it(bed: Bed):
-    """job-complete while the guest runs holds the guest's writes: pivotd gives the copy up, and the guest goes on."""
+    """A job-complete while the guest runs holds the guest's writes: pivotd gives the copy up, and the guest goes on."""
     await bed.guest(bed.image())
     driver = await bed.to_ready(bed.target())
     bed.qemu.spy("job-complete", id=driver.pivot.disks[0].job)
@@ -71,7 +71,7 @@ async def test_219_somebody_completes_and_finalizes_it(bed: Bed):
 
 
 async def test_219_somebody_pauses_a_running_copy(bed: Bed):
-    """job-pause: the pivot waits; job-resume: it goes on and switches."""
+    """A job-pause: the pivot waits; job-resume: it goes on and switches."""
     await bed.guest(bed.image(fill="4M"))
     driver = await bed.to_copying(bed.target())
     job = driver.pivot.disks[0].job
@@ -86,7 +86,7 @@ async def test_219_somebody_pauses_a_running_copy(bed: Bed):
 
 
 async def test_219_somebody_pauses_a_ready_copy(bed: Bed):
-    """job-pause at ready: the guest is not paused for a switch that cannot come; job-resume: it is made."""
+    """A job-pause at ready: the guest is not paused for a switch that cannot come; job-resume: it is made."""
     await bed.guest(bed.image())
     driver = await bed.to_ready(bed.target())
     job = driver.pivot.disks[0].job
@@ -120,13 +120,13 @@ async def test_219_somebody_dismisses_what_has_ended(bed: Bed):
 
 @pytest.mark.parametrize("phase", [Phase.COPYING, Phase.READY])
 async def test_219_verbs_that_qemu_refuses(bed: Bed, phase: Phase):
-    """finalize and dismiss in the wrong state are refused, and the pivot goes on."""
+    """Verbs like finalize and dismiss in the wrong state are refused, and the pivot goes on."""
     await bed.guest(bed.image(fill="16M"))
     driver = await (bed.to_copying(bed.target()) if phase is Phase.COPYING else bed.to_ready(bed.target()))
     job = driver.pivot.disks[0].job
     verbs = ["job-finalize", "job-dismiss", *(["job-complete"] if phase is Phase.COPYING else [])]
     for verb in verbs:
-        with pytest.raises(SpyError, match="cannot accept|not ready|cannot be completed"):
+        with pytest.raises(SpyError, match="cannot accept"):
             bed.qemu.spy(verb, id=job)
     bed.qemu.spy("block-job-set-speed", device=job, speed=0)
     pivot = await (bed.engine.closed(driver) if phase is Phase.COPYING else bed.complete(driver))
@@ -134,7 +134,7 @@ async def test_219_verbs_that_qemu_refuses(bed: Bed, phase: Phase):
 
 
 async def test_219_own_verbs_in_every_phase(bed: Bed):
-    """complete is taken at ready and nowhere else; cancel of what is closed changes nothing."""
+    """A complete is taken at ready and nowhere else; cancel of what is closed changes nothing."""
     await bed.guest(bed.image(fill="16M"))
     driver = await bed.to_copying(bed.target(), pivot=False)
     with pytest.raises(PhaseConflictError, match="copying"):

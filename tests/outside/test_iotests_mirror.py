@@ -20,7 +20,7 @@ GENTLE = 60_000
 
 
 async def test_041_complete_under_writes(bed: Bed):
-    """iotests 041, complete: the destination has every write from before and after the switch, the source up to it."""
+    """QEMU iotests 041, complete: the destination has every write from before and after the switch, the source up to it."""
     await bed.guest(bed.image())
     driver = await bed.to_ready(bed.target())
     await bed.acks()
@@ -35,7 +35,7 @@ async def test_041_complete_under_writes(bed: Bed):
 @pytest.mark.parametrize("size", ["0", "512", "1049088", "46341120"])
 @pytest.mark.parametrize(("old", "new"), [("old.raw", "new.qcow2"), ("old.qcow2", "new.raw"), ("old.raw", "new.raw")])
 async def test_041_odd_sizes(bed: Bed, size: str, old: str, new: str):
-    """iotests 041, zero-length and unaligned images: the copy is as long as the source, and equal."""
+    """QEMU iotests 041, zero-length and unaligned images: the copy is as long as the source, and equal."""
     source = bed.image(old, size=size)
     if size != "0":
         fill_image(source, "512", offset=str(int(size) - 512))
@@ -48,7 +48,7 @@ async def test_041_odd_sizes(bed: Bed, size: str, old: str, new: str):
 
 @pytest.mark.parametrize(("old", "new"), [("512", "2M"), ("2M", "512"), ("4k", "64k")])
 async def test_041_other_cluster_sizes(bed: Bed, old: str, new: str):
-    """iotests 041, target with larger clusters: no neighbour of a written block is lost."""
+    """QEMU iotests 041, target with larger clusters: no neighbour of a written block is lost."""
     source = bed.image(options=f"cluster_size={old}", size="40M")
     target = bed.image("new.qcow2", options=f"cluster_size={new}", size="40M")
     await bed.guest(source)
@@ -59,7 +59,7 @@ async def test_041_other_cluster_sizes(bed: Bed, old: str, new: str):
 
 
 async def test_041_a_drive_without_a_medium(bed: Bed):
-    """iotests 041, no medium: there is no disk to move, and the message names those that there are."""
+    """QEMU iotests 041, no medium: there is no disk to move, and the message names those that there are."""
     await bed.domain(bed.image(), extra=["-device", "ide-cd,id=cd0,bus=ide.0"])
     with pytest.raises(NotFoundError, match="disk0"):
         await bed.engine.copy("web1", {"cd0": bed.target()})
@@ -67,7 +67,7 @@ async def test_041_a_drive_without_a_medium(bed: Bed):
 
 @pytest.mark.parametrize("disk", ["nothing", "src0", "orphan", ""])
 async def test_041_what_is_no_disk(bed: Bed, disk: str):
-    """iotests 041, missing device and orphaned node: only what the guest uses can be moved."""
+    """QEMU iotests 041, missing device and orphaned node: only what the guest uses can be moved."""
     await bed.domain(bed.image())
     bed.qemu.spy("blockdev-add", driver="null-co", node_name="orphan", read_zeroes=True)
     with pytest.raises(NotFoundError):
@@ -76,14 +76,14 @@ async def test_041_what_is_no_disk(bed: Bed, disk: str):
 
 
 async def test_041_an_image_to_reuse_that_is_missing(bed: Bed):
-    """iotests 041, missing image: refused, nothing recorded, nothing created."""
+    """QEMU iotests 041, missing image: refused, nothing recorded, nothing created."""
     await bed.domain(bed.image())
     assert "does not exist" in await bed.refused(BadRequestError, bed.target(), reuse=True)
     assert not bed.target().exists()
 
 
 async def test_041_an_image_that_is_none(bed: Bed):
-    """iotests 041: a file that is not of the format named is refused by QEMU, and left as it is."""
+    """QEMU iotests 041: a file that is not of the format named is refused by QEMU, and left as it is."""
     await bed.domain(bed.image())
     bed.target().write_bytes(b"no image at all" * 100)
     pivot = await bed.engine.closed(await bed.copy(bed.target(), reuse=True))
@@ -111,7 +111,7 @@ def chain(bed: Bed) -> list[str]:
 
 
 async def test_155_a_full_copy_stands_alone(bed: Bed):
-    """iotests 155, sync=full: data of every layer is in the copy, and nothing is below it."""
+    """QEMU iotests 155, sync=full: data of every layer is in the copy, and nothing is below it."""
     base = bed.image("base.qcow2", fill="8M")
     top = overlay(bed.directory / "top.qcow2", overlay(bed.directory / "mid.qcow2", base))
     fill_image(top, "1M", offset="33M", pattern=7)
@@ -126,7 +126,7 @@ async def test_155_a_full_copy_stands_alone(bed: Bed):
 
 
 async def test_155_a_copy_of_the_top_layer_stands_on_the_same_base(bed: Bed):
-    """iotests 155 and 156, sync=top into an existing overlay: the chain shown is the new top and the old base."""
+    """QEMU iotests 155 and 156, sync=top into an existing overlay: the chain shown is the new top and the old base."""
     base = bed.image("base.qcow2", fill="8M")
     top = overlay(bed.directory / "top.qcow2", base)
     fill_image(top, "1M", offset="33M", pattern=7)
@@ -143,7 +143,7 @@ async def test_155_a_copy_of_the_top_layer_stands_on_the_same_base(bed: Bed):
 
 
 async def test_156_the_image_below_is_not_taken_as_destination(bed: Bed):
-    """iotests 156, forced backing: an image of the chain itself cannot be the copy."""
+    """QEMU iotests 156, forced backing: an image of the chain itself cannot be the copy."""
     base = bed.image("base.qcow2", fill="1M")
     await bed.domain(Disk(overlay(bed.directory / "top.qcow2", base)))
     before = base.read_bytes()
@@ -156,7 +156,7 @@ async def test_156_the_image_below_is_not_taken_as_destination(bed: Bed):
 
 @pytest.mark.parametrize("old", ["old.raw", "old.qcow2"])
 async def test_109_a_guest_that_writes_an_image_header(bed: Bed, old: str):
-    """iotests 109, probing: a disk whose data looks like a qcow2 image is copied as data, and stays raw."""
+    """QEMU iotests 109, probing: a disk whose data looks like a qcow2 image is copied as data, and stays raw."""
     header = bed.image("header.qcow2", size="1G").read_bytes()[:65536]
     (bed.directory / "header").write_bytes(header)
     source = bed.image(old)
@@ -172,7 +172,7 @@ async def test_109_a_guest_that_writes_an_image_header(bed: Bed, old: str):
 
 
 async def test_283_an_image_that_another_qemu_writes(bed: Bed):
-    """iotests 283, permissions: an image locked by another process is refused in words, and left as it is."""
+    """QEMU iotests 283, permissions: an image locked by another process is refused in words, and left as it is."""
     await bed.domain(bed.image())
     other = bed.image("other.qcow2", fill="1M")
     before = content(other)
@@ -188,7 +188,7 @@ async def test_283_an_image_that_another_qemu_writes(bed: Bed):
 
 
 async def test_151_write_blocking_needs_no_turn_of_the_job(bed: Bed):
-    """iotests 151: at ready a write is in the destination when it is done, though the job itself stands still."""
+    """QEMU iotests 151: at ready a write is in the destination when it is done, though the job itself stands still."""
     source = bed.image("old.raw")
     await bed.domain(source)
     driver = await bed.to_ready(bed.target("new.raw"), copy_mode=CopyMode.WRITE_BLOCKING)
@@ -202,7 +202,7 @@ async def test_151_write_blocking_needs_no_turn_of_the_job(bed: Bed):
 
 
 async def test_151_a_throttled_guest(bed: Bed):
-    """iotests 151 and 194, completion under throttled load: slow writes delay nothing, and the limit stays."""
+    """QEMU iotests 151 and 194, completion under throttled load: slow writes delay nothing, and the limit stays."""
     await bed.guest(bed.image())
     limit = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0) | {"iops": 40, "id": "disk0"}
     bed.qemu.spy("block_set_io_throttle", limit)
@@ -215,7 +215,7 @@ async def test_151_a_throttled_guest(bed: Bed):
 
 
 async def test_194_a_slow_copy_is_not_a_stalled_one(bed: Bed):
-    """iotests 194: a copy that takes seconds advances and ends; the pause does not grow with it."""
+    """QEMU iotests 194: a copy that takes seconds advances and ends; the pause does not grow with it."""
     await bed.guest(bed.image(fill="16M"), delay=GENTLE)
     driver = await bed.copy(bed.target(), bandwidth_bytes_per_s=8 << 20)
     await bed.until(driver, lambda pivot: pivot.phase is not Phase.PREPARING)
@@ -227,7 +227,7 @@ async def test_194_a_slow_copy_is_not_a_stalled_one(bed: Bed):
 
 
 async def test_mirror_change_copy_mode(bed: Bed):
-    """iotests mirror-change-copy-mode: where QEMU (8.2) can change the mode it does, else the copy goes on as it was."""
+    """QEMU iotests mirror-change-copy-mode: where QEMU (8.2) can change the mode it does, else the copy goes on as it was."""
     await bed.guest(bed.image())
     driver = await bed.to_ready(bed.target())
     session = bed.engine.host.get("web1").session
@@ -246,7 +246,7 @@ async def test_mirror_change_copy_mode(bed: Bed):
 
 
 async def test_141_nodes_of_a_running_job_cannot_be_deleted(bed: Bed):
-    """iotests 141: somebody's blockdev-del of source, destination or their files is refused, and the pivot goes on."""
+    """QEMU iotests 141: somebody's blockdev-del of source, destination or their files is refused, and the pivot goes on."""
     await bed.guest(bed.image(fill="16M"))
     driver = await bed.to_copying(bed.target())
     disk = driver.pivot.disks[0]
@@ -258,7 +258,7 @@ async def test_141_nodes_of_a_running_job_cannot_be_deleted(bed: Bed):
 
 
 async def test_141_a_cancelled_mirror_that_says_completed(bed: Bed):
-    """iotests 141: a ready mirror cancelled softly by somebody reports COMPLETED without an error; it is not a switch."""
+    """QEMU iotests 141: a ready mirror cancelled softly by somebody reports COMPLETED without an error; it is not a switch."""
     await bed.guest(bed.image())
     driver = await bed.to_ready(bed.target())
     job = driver.pivot.disks[0].job

@@ -184,7 +184,7 @@ def test_a_smaller_image(bench: Bench):
 
 
 def test_a_relative_path(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    """pivotctl means its own directory, not that of the daemon or of QEMU; the API itself takes only whole paths."""
+    """The client means its own directory, not that of the daemon or of QEMU; the API itself takes only whole paths."""
     place = bench.directory / "elsewhere"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -256,7 +256,7 @@ def test_copy_after_destroy_and_start(bench: Bench, stack: ExitStack):
 
 
 def test_copy_after_a_restart_of_the_service(bench: Bench):
-    """pivotd killed with a pivot at ready: the new one knows it, and completes it."""
+    """The daemon killed with a pivot at ready: the new one knows it, and completes it."""
     pivot = bench.at_ready()
     bench.daemon.kill()
     bench.daemon.start()
@@ -284,7 +284,7 @@ def test_events_come_once_and_in_order(bench: Bench):
     once = ["accepted", "copying", "ready", "pausing", "switched", "resumed", "closed"]
     # A loaded machine may need more than one try: those are records of their own.
     tries = [event for event in events if event in once]
-    assert [event for event in dict.fromkeys(tries)] == once
+    assert list(dict.fromkeys(tries)) == once
     assert events.count("ready") == events.count("switched") == events.count("closed") == 1
     assert [row["seq"] for row in rows] == sorted({row["seq"] for row in rows})
     bench.assert_right(bench.new())
