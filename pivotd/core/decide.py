@@ -165,6 +165,8 @@ def _trouble(pivot: Pivot, seen: Observation) -> Action | None:
             return Abandon(f"the job of {disk.disk} was completed by somebody else")
     if seen.run_state == "postmigrate":
         return Abandon("the guest has been migrated away")
+    if seen.lost is not None:
+        return Abandon(seen.lost)
     if seen.cancel_requested:
         return Abandon("cancelled")
     return None

@@ -27,6 +27,7 @@ class Memory:
     rollback_failed: bool = False
     clean_up_failed: bool = False
     cancel_requested: bool = False
+    lost: str | None = None
 
     @classmethod
     def of_earlier_process(cls) -> Memory:
@@ -47,6 +48,7 @@ class Memory:
             cancel_requested=self.cancel_requested,
             rollback_failed=self.rollback_failed,
             clean_up_failed=self.clean_up_failed,
+            lost=self.lost,
             quick=self.quick,
         )
 
