@@ -146,8 +146,9 @@ def _ready(pivot: Pivot, seen: Observation) -> Action:
         return Wait("the guest is being migrated")
     if seen.run_state not in PAUSABLE:
         return Wait(f"a switch is not possible while the guest is {seen.run_state}")
-    if any(seen.job(disk.job).status not in STATUS_READY for disk in pivot.disks):
-        return Wait("a mirror is not ready")
+    if any(seen.job(disk.job).status != "ready" for disk in pivot.disks):
+        # At standby somebody has paused it: a guest paused now would wait in vain for its last bytes.
+        return Wait("a mirror is not ready, or was paused by somebody else")
     return Converge()
 
 
