@@ -18,7 +18,7 @@ from pivotd.engine.driver import Driver
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.support.qemu import Disk, Qemu, create_image
-from tests.support.tiny_guest import TinyGuest, TinyJudge
+from tests.support.tiny_guest import PAUSE_MS_DEFAULT, TinyGuest, TinyJudge
 
 FILLED_FROM = "32M"
 """The guest writes below; from here on images can be given something to copy."""
@@ -52,9 +52,9 @@ class Bed:
         await self.engine.connect(self.qemu)
         return self.qemu
 
-    async def guest(self, *disks: Disk | Path, delay: int | None = None, acks: int = 0, **options: Any) -> Qemu:
+    async def guest(self, *disks: Disk | Path, pause_ms: int = PAUSE_MS_DEFAULT, acks: int = 0, **options: Any) -> Qemu:
         """Start a domain whose guest writes to all its disks, connect, and wait for the first acknowledged write."""
-        guest = TinyGuest(disks=len(disks)) if delay is None else TinyGuest(disks=len(disks), delay=delay)
+        guest = TinyGuest(disks=len(disks), pause_ms=pause_ms)
         given = [disk if isinstance(disk, Disk) else _disk(disk, bus="ide") for disk in disks]
         self.qemu = self._factory(given, guest=guest, **options)
         self.judge = guest.judge(self.qemu)

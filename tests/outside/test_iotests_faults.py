@@ -95,7 +95,7 @@ async def test_041_errors_that_stop_the_guest_while_it_is_copied(bed: Bed, errno
     source = bed.image("old.raw")
     disk = failing(source, event="pwritev", sector=255 * SPREAD_SECTORS, errno=errno)
     disk = Disk(disk.image, format="raw", bus="ide", node=disk.node, device="werror=stop")
-    await bed.guest(disk, delay=12_000)
+    await bed.guest(disk, pause_ms=6)
     driver = await bed.to_ready(bed.target("new.raw"))
     assert bed.qemu.run_state() == "running", "the guest has not yet come to the bad sector"
     bed.qemu.await_event("BLOCK_IO_ERROR")
@@ -180,7 +180,7 @@ async def test_264_the_source_s_server_dies(bed: Bed, delay_s: int):
     source = bed.image("old.raw", fill="16M")
     with server(source, bed.directory / "nbd.sock") as process:
         disk = over_nbd(source, bed.directory / "nbd.sock", **{"reconnect-delay": delay_s})
-        await bed.guest(disk, delay=60_000)
+        await bed.guest(disk, pause_ms=30)
         driver = await bed.to_copying(bed.target())
         process.kill()
         process.wait()
@@ -198,7 +198,7 @@ async def test_264_the_source_s_server_comes_back(bed: Bed):
     source = bed.image("old.raw", fill="8M")
     socket = bed.directory / "nbd.sock"
     with server(source, socket):
-        await bed.guest(over_nbd(source, socket, **{"reconnect-delay": 60}), delay=60_000)
+        await bed.guest(over_nbd(source, socket, **{"reconnect-delay": 60}), pause_ms=30)
         driver = await bed.to_copying(bed.target())
     socket.unlink(missing_ok=True)
     with server(source, socket):

@@ -88,13 +88,13 @@ async def test_219_somebody_pauses_a_running_copy(bed: Bed):
 async def test_219_somebody_pauses_a_ready_copy(bed: Bed):
     """A job-pause at ready: the guest is not paused for a switch that cannot come; job-resume: it is made."""
     await bed.guest(bed.image())
-    driver = await bed.to_ready(bed.target())
+    driver = await bed.to_ready(bed.target(), max_pause_ms=50, attempts=1)
     job = driver.pivot.disks[0].job
     bed.qemu.spy("job-pause", id=job)
     assert bed.qemu.jobs()[job]["status"] == "standby"
     await driver.complete(driver.pivot.requested_by)
     await bed.until(driver, lambda pivot: not pivot.hold)
-    await bed.acks(1500)
+    await bed.acks(300)
     assert (driver.pivot.phase, driver.pivot.pauses) == (Phase.READY, ()), driver.pivot.error
     bed.qemu.spy("job-resume", id=job)
     pivot = await bed.engine.closed(driver)

@@ -15,7 +15,7 @@ from tests.support.qmp_spy import SpyError
 
 pytestmark = pytest.mark.qemu
 
-GENTLE = 60_000
+GENTLE_MS = 30
 """A guest that makes less dirty in a second than a limited mirror copies."""
 
 
@@ -46,7 +46,7 @@ async def test_041_odd_sizes(bed: Bed, size: str, old: str, new: str):
     assert content(source) == content(bed.target(new))
 
 
-@pytest.mark.parametrize(("old", "new"), [("512", "2M"), ("2M", "512"), ("4k", "64k")])
+@pytest.mark.parametrize(("old", "new"), [("4k", "2M"), ("2M", "4k")])
 async def test_041_other_cluster_sizes(bed: Bed, old: str, new: str):
     """QEMU iotests 041, target with larger clusters: no neighbour of a written block is lost."""
     source = bed.image(options=f"cluster_size={old}", size="40M")
@@ -216,7 +216,7 @@ async def test_151_a_throttled_guest(bed: Bed):
 
 async def test_194_a_slow_copy_is_not_a_stalled_one(bed: Bed):
     """QEMU iotests 194: a copy that takes seconds advances and ends; the pause does not grow with it."""
-    await bed.guest(bed.image(fill="16M"), delay=GENTLE)
+    await bed.guest(bed.image(fill="16M"), pause_ms=GENTLE_MS)
     driver = await bed.copy(bed.target(), bandwidth_bytes_per_s=8 << 20)
     await bed.until(driver, lambda pivot: pivot.phase is not Phase.PREPARING)
     assert driver.pivot.phase is Phase.COPYING

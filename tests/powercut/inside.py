@@ -31,7 +31,7 @@ from typing import Any
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
 from tests.support.qmp_spy import Spy
-from tests.support.tiny_guest import read_slots
+from tests.support.tiny_guest import CPU, read_slots
 
 IMAGES = Path("/images")
 STATE = Path("/var/lib/pivotd/state")

@@ -8,7 +8,7 @@
 # A command has ended when the disk raises its interrupt, as for a real driver. Its busy bit is not enough: QEMU clears
 # that of a failed request too, before it stops the machine to try the request again later (werror=stop).
 #
-# Assembled by tiny_guest.py, which defines DISKS (1 or 2), SPREAD (128 KiB are 0x100 sectors), BATCH and DELAY.
+# Assembled by tiny_guest.py, which defines DISKS (1 or 2), SPREAD (128 KiB are 0x100 sectors), BATCH and PAUSE_MS.
 
 	.code16
 	.section .text
@@ -17,6 +17,7 @@
 	.set SERIAL, 0x3f8
 	.set TASK_FILE, 0x1f0
 	.set PIC, 0xa0			# the second interrupt controller; the disk is its line 6
+	.set TICKS_PER_MS, 1193		# of the timer
 
 start:
 	cli
@@ -31,6 +32,23 @@ start:
 	xorl	%ebx, %ebx
 	movl	$MAGIC, COUNTER + 4
 greet:
+	movl	$(0xf0000000 + tick), 8 * 4	# the timer's interrupt: F000:tick
+	movb	$0x11, %al		# first interrupt controller: vectors from 8,
+	outb	%al, $0x20
+	movb	$8, %al
+	outb	%al, $0x21
+	movb	$4, %al
+	outb	%al, $0x21
+	movb	$1, %al
+	outb	%al, $0x21
+	movb	$0xfe, %al		# and nothing but the timer may interrupt
+	outb	%al, $0x21
+	movb	$0x34, %al		# the timer ticks once in a millisecond
+	outb	%al, $0x43
+	movb	$(TICKS_PER_MS & 0xff), %al
+	outb	%al, $0x40
+	movb	$(TICKS_PER_MS >> 8), %al
+	outb	%al, $0x40
 	movb	$'U', %al
 	call	say
 	movb	$'P', %al
@@ -64,11 +82,20 @@ again:
 	call	say_number
 next:
 	incl	%ebx
-	movl	$DELAY, %ecx
-	jecxz	again
-1:	inb	$0x80, %al		# a port that does nothing, slowly
-	loopl	1b
+	movw	$PAUSE_MS, %cx
+	jcxz	again
+1:	sti				# sleep until the timer ticks
+	hlt
+	cli
+	loop	1b
 	jmp	again
+
+tick:
+	pushw	%ax
+	movb	$0x20, %al
+	outb	%al, $0x20
+	popw	%ax
+	iret
 
 write:					# number in ebx, disk in ch
 	movl	%ebx, %eax
