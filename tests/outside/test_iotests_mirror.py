@@ -33,7 +33,7 @@ async def test_041_complete_under_writes(bed: Bed):
 
 
 @pytest.mark.parametrize("size", ["0", "512", "1049088", "46341120"])
-@pytest.mark.parametrize(("old", "new"), [("old.raw", "new.qcow2"), ("old.qcow2", "new.raw"), ("old.raw", "new.raw")])
+@pytest.mark.parametrize(("old", "new"), [("old.raw", "new.qcow2"), ("old.qcow2", "new.raw")])
 async def test_041_odd_sizes(bed: Bed, size: str, old: str, new: str):
     """QEMU iotests 041, zero-length and unaligned images: the copy is as long as the source, and equal."""
     source = bed.image(old, size=size)
@@ -65,7 +65,7 @@ async def test_041_a_drive_without_a_medium(bed: Bed):
         await bed.engine.copy("web1", {"cd0": bed.target()})
 
 
-@pytest.mark.parametrize("disk", ["nothing", "src0", "orphan", ""])
+@pytest.mark.parametrize("disk", ["nothing", "src0", "orphan"])
 async def test_041_what_is_no_disk(bed: Bed, disk: str):
     """QEMU iotests 041, missing device and orphaned node: only what the guest uses can be moved."""
     await bed.domain(bed.image())

@@ -192,12 +192,12 @@ def test_a_relative_path(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     bench.assert_right(place / "new.qcow2")
 
 
-@pytest.mark.parametrize("image", ["/", "/dev/null", "/nowhere/new.qcow2"])
-def test_what_is_no_place_for_an_image(bench: Bench, image: str):
+def test_what_is_no_place_for_an_image(bench: Bench):
     """Directories and devices are refused with and without --reuse, and nothing is recorded."""
-    for options in ((), ("--reuse",)):
-        answer = bench.copy(image, *options)
-        assert answer.status == REFUSED, answer
+    for image in ("/", "/dev/null", "/nowhere/new.qcow2"):
+        for options in ((), ("--reuse",)):
+            answer = bench.copy(image, *options)
+            assert answer.status == REFUSED, answer
     assert bench.daemon.ctl("pivot", "ls").json == []
     bench.assert_right(bench.source)
 
@@ -302,17 +302,17 @@ def test_a_copy_that_nobody_waits_for(bench: Bench):
 # -- limits -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bandwidth", ["0", "1T", str(INTEGER_MAX)])
+@pytest.mark.parametrize("bandwidth", ["0", str(INTEGER_MAX)])
 def test_bandwidths_that_can_be(bench: Bench, bandwidth: str):
-    """No limit, a large one, and the largest that QEMU can count."""
+    """No limit, and the largest that QEMU can count."""
     assert bench.copy(bench.new(), "--bandwidth", bandwidth).status == 0
     bench.assert_right(bench.new())
 
 
-@pytest.mark.parametrize("bandwidth", ["-1", str(INTEGER_MAX + 1), "1P", "fast", ""])
-def test_bandwidths_that_cannot_be(bench: Bench, bandwidth: str):
+def test_bandwidths_that_cannot_be(bench: Bench):
     """Refused as a mistake of the command line, nothing recorded."""
-    assert bench.copy(bench.new(), "--bandwidth", bandwidth).status == 2
+    for bandwidth in ("-1", str(INTEGER_MAX + 1), "1P", "fast", ""):
+        assert bench.copy(bench.new(), "--bandwidth", bandwidth).status == 2, bandwidth
     assert bench.daemon.ctl("pivot", "ls").json == []
 
 

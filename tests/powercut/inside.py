@@ -67,6 +67,8 @@ def run(disks: int) -> None:
     names = [f"disk{index}" for index in range(disks)]
     first = {name: create_image(IMAGES / f"{name}-0.qcow2") for name in names}
     extra = [
+        "-cpu",
+        CPU,
         "-bios",
         FIRMWARE.format(disks=disks),
         "-chardev",
