@@ -66,18 +66,14 @@ def run(disks: int) -> None:
     """Start everything, then move the disks on and on until the power goes."""
     names = [f"disk{index}" for index in range(disks)]
     first = {name: create_image(IMAGES / f"{name}-0.qcow2") for name in names}
-    extra = [
-        "-cpu",
-        CPU,
-        "-bios",
-        FIRMWARE.format(disks=disks),
+    extra = ["-cpu", CPU, "-bios", FIRMWARE.format(disks=disks)]
+    extra += ["-chardev", f"serial,id=serial,path={GUEST_SERIAL}", "-serial", "chardev:serial"]
+    extra += [
         "-chardev",
-        f"serial,id=serial,path={GUEST_SERIAL}",
-        "-serial",
-        "chardev:serial",
+        f"socket,id=watch,path={RUN}/watch.qmp,server=on,wait=off",
+        "-mon",
+        "chardev=watch,mode=control",
     ]
-    watcher = ["-chardev", f"socket,id=watch,path={RUN}/watch.qmp,server=on,wait=off"]
-    extra += [*watcher, "-mon", "chardev=watch,mode=control"]
     drives = [Disk(image, bus="ide", cache="writeback") for image in first.values()]
     with (
         Qemu(RUN, drives, machine="pc", memory_mib=16, extra=extra) as qemu,
