@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,25 @@ def file_id(path: str) -> str | None:
     except (OSError, ValueError):
         return None
     return f"{found.st_dev}:{found.st_ino}"
+
+
+def lost(images: Iterable[Image]) -> str | None:
+    """Return a sentence on the first image whose name leads to its file no more, None where there is none.
+
+    A file without a name is gone as soon as QEMU closes it. An image that pivotd may not look at is not judged.
+    """
+    for image in images:
+        if image.file_id is None:
+            continue
+        try:
+            found = os.stat(image.filename)  # noqa: PTH116 - one system call, no object
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{image.filename} was deleted or renamed by somebody else"
+        except OSError:
+            continue
+        if f"{found.st_dev}:{found.st_ino}" != image.file_id:
+            return f"{image.filename} was replaced by another file"
+    return None
 
 
 def same(image: Image, file: File) -> bool:

@@ -12,19 +12,22 @@ import pytest
 from tests.support.guest import Guest
 from tests.support.guest_assets import GuestAssets, build
 from tests.support.qemu import Disk, Qemu
+from tests.support.tiny_guest import TinyGuest
 
 
 class QemuFactory(Protocol):
     """Starts a QEMU in the test's directory; ``options`` are those of Qemu, ``expect`` that of Guest.qemu."""
 
-    def __call__(self, disks: Sequence[Disk] = (), *, guest: Guest | None = None, **options: Any) -> Qemu: ...
+    def __call__(
+        self, disks: Sequence[Disk] = (), *, guest: Guest | TinyGuest | None = None, **options: Any
+    ) -> Qemu: ...
 
 
 @pytest.fixture
 def qemu_factory(tmp_path: Path) -> Iterator[QemuFactory]:
     with ExitStack() as stack:
 
-        def start(disks: Sequence[Disk] = (), *, guest: Guest | None = None, **options: Any) -> Qemu:
+        def start(disks: Sequence[Disk] = (), *, guest: Guest | TinyGuest | None = None, **options: Any) -> Qemu:
             directory = options.pop("directory", tmp_path)
             qemu = guest.qemu(directory, disks, **options) if guest else Qemu(directory, disks, **options)
             return stack.enter_context(qemu)

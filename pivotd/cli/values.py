@@ -12,7 +12,7 @@ from pivotd.cli.errors import UsageError
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 UNITS_MS = {"": 1.0, "ms": 1.0, "s": 1000.0, "min": 60_000.0}
-_NUMBER = re.compile(r"(\d{1,18}(?:\.\d{1,6})?)\s*([a-zA-Z/]*)", re.ASCII)
+_NUMBER = re.compile(r"(\d{1,19}(?:\.\d{1,6})?)\s*([a-zA-Z/]*)", re.ASCII)
 
 
 class Name(click.ParamType[str]):

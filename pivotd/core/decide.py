@@ -144,9 +144,12 @@ def _copying(pivot: Pivot, seen: Observation) -> Action:
 
 
 def _all_ready(pivot: Pivot, seen: Observation) -> bool:
-    """Return whether every job waits for the switch: a mirror at ready, a merge of lower layers at pending."""
-    wanted = STATUS_READY if pivot.switches else {STATUS_PENDING}
-    return not pivot.has_jobs or all(seen.job(disk.job).status in wanted for disk in pivot.disks)
+    """Return whether every job waits for the switch: a mirror at ready, a merge of lower layers at pending.
+
+    At standby somebody has paused it: a guest paused now would wait in vain for its last bytes.
+    """
+    wanted = "ready" if pivot.switches else STATUS_PENDING
+    return not pivot.has_jobs or all(seen.job(disk.job).status == wanted for disk in pivot.disks)
 
 
 def _ready(pivot: Pivot, seen: Observation) -> Action:
@@ -162,7 +165,7 @@ def _ready(pivot: Pivot, seen: Observation) -> Action:
     if seen.run_state not in PAUSABLE:
         return Wait(f"a switch is not possible while the guest is {seen.run_state}")
     if not _all_ready(pivot, seen):
-        return Wait("a job is not ready")
+        return Wait("a job is not ready, or was paused by somebody else")
     return Converge()
 
 
@@ -182,6 +185,8 @@ def _trouble(pivot: Pivot, seen: Observation) -> Action | None:
             return Abandon(f"the job of {disk.disk} was completed by somebody else")
     if seen.run_state == "postmigrate":
         return Abandon("the guest has been migrated away")
+    if seen.lost is not None:
+        return Abandon(seen.lost)
     if seen.cancel_requested:
         return Abandon("cancelled")
     return None

@@ -87,6 +87,8 @@ class Observation:
     """True once QEMU has refused to let go of something of ours; it is named in the last record."""
     rollback_failed: bool = False
     """True once a reverse mirror under the present intent has ended in an error."""
+    lost: str | None = None
+    """What has become of the file of a destination, if its name leads there no more."""
     quick: bool = False
     """Whether the flush right before the intent was quick, so that ``stop`` will return long before the deadline."""
     detail: str | None = None

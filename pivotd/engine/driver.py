@@ -31,7 +31,7 @@ from pivotd.engine.converge import Converged, Converger, NotYet
 from pivotd.engine.memory import Memory
 from pivotd.engine.ports import Clock, Domain, Journal, Session
 from pivotd.errors import JournalError, JournalFullError, PhaseConflictError, QmpError, QmpRefusedError
-from pivotd.files import file_id
+from pivotd.files import file_id, lost
 from pivotd.log import get_logger
 from pivotd.threads import in_thread
 
@@ -332,6 +332,11 @@ class Driver:
             return None
         if isinstance(ready, NotYet):
             await self._wait(ready.reason, ready.wait_s)
+            return None
+        destinations = [disk.destination for disk in self.pivot.disks]
+        with contextlib.suppress(TimeoutError):
+            self._memory.lost = await in_thread(limits.FILE_TIMEOUT_S, lost, destinations)
+        if self._memory.lost is not None:
             return None
         await self._enter_window()
         try:

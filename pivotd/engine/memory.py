@@ -31,6 +31,7 @@ class Memory:
     cancel_requested: bool = False
     switch_in_doubt: bool = False
     """A ``switched`` could not be written and may be on disk all the same; no record has been written since."""
+    lost: str | None = None
 
     @classmethod
     def of_earlier_process(cls) -> Memory:
@@ -51,6 +52,7 @@ class Memory:
             cancel_requested=self.cancel_requested,
             rollback_failed=self.rollback_failed,
             clean_up_failed=self.clean_up_failed,
+            lost=self.lost,
             quick=self.quick,
         )
 

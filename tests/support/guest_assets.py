@@ -52,13 +52,13 @@ def build() -> GuestAssets:
     base.mkdir(parents=True, exist_ok=True)
     kernels = sorted(base.glob("kernel-*"))
     kernel = kernels[-1] if kernels else _fetch_kernel(base)
-    busybox = _static_busybox()
+    busybox = static_busybox()
     content = [busybox, INIT.read_bytes(), kernel.name.encode(), repr(MODULES).encode()]
     key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in content)).hexdigest()[:16]
     initramfs = base / f"initramfs-{key}.cpio"
     if not initramfs.exists():
         with tempfile.NamedTemporaryFile(dir=base, delete=False) as file:
-            file.write(_archive(kernel, busybox))
+            file.write(archive(kernel, busybox, INIT))
         Path(file.name).replace(initramfs)
     return GuestAssets(kernel / "vmlinuz", initramfs)
 
@@ -104,7 +104,8 @@ def _run(command: list[str], cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def _static_busybox() -> bytes:
+def static_busybox() -> bytes:
+    """Return busybox, which must need no libraries."""
     try:
         data = BUSYBOX.read_bytes()
     except FileNotFoundError:
@@ -114,10 +115,10 @@ def _static_busybox() -> bytes:
     return data
 
 
-def _archive(kernel: Path, busybox: bytes) -> bytes:
-    """Return a cpio archive in the format that the kernel unpacks (newc)."""
-    entries = [(name, 0o040755, b"") for name in ("bin", "dev", "lib", "lib/modules", "proc", "sys")]
-    entries += [("bin/busybox", 0o100755, busybox), ("init", 0o100755, INIT.read_bytes())]
+def archive(kernel: Path, busybox: bytes, init: Path) -> bytes:
+    """Return an initramfs: a cpio archive in the format that the kernel unpacks (newc)."""
+    entries = [(name, 0o040755, b"") for name in ("bin", "dev", "lib", "lib/modules", "proc", "root", "sys")]
+    entries += [("bin/busybox", 0o100755, busybox), ("init", 0o100755, init.read_bytes())]
     entries += [(f"lib/modules/{path.name}", 0o100644, path.read_bytes()) for path in sorted(kernel.glob("*.ko"))]
     entries.append(("TRAILER!!!", 0, b""))
     archive = bytearray()

@@ -77,6 +77,15 @@ class Spy:
             if event.get("event") == name and data.items() <= event.get("data", {}).items():
                 return event
 
+    def next_event(self) -> dict[str, Any]:
+        """Return the next event, whatever it is, however long that takes. Raises: ConnectionError."""
+        while True:
+            if self._events:
+                return self._events.popleft()
+            if b"\n" not in self._buffer:
+                select.select([self._socket], [], [])
+            self._events.append(self._receive(time.monotonic() + self._timeout_s))
+
     def _receive(self, deadline_s: float) -> dict[str, Any]:
         while b"\n" not in self._buffer:
             left_s = deadline_s - time.monotonic()
