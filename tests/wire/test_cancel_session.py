@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +148,25 @@ async def test_a_cancelled_close_is_made_up_for(fake: FakeQemu):
             assert not monitor.connected
 
     assert await everywhere(use, then) >= 8
+
+
+async def test_a_cancelled_close_leaves_no_traceback_in_the_log(fake: FakeQemu, caplog: pytest.LogCaptureFixture):
+    """The reader's error is nobody's any more, and asyncio must not find it when it clears away."""
+    caplog.set_level(logging.ERROR, "asyncio")
+
+    async def use() -> None:
+        monitor = await Monitor.connect(fake.path)
+        try:
+            fake.push(b"no message\r\n")
+            await monitor.closed()
+        finally:
+            await monitor.close()
+
+    async def then() -> None:
+        gc.collect()
+
+    assert await everywhere(use, then) >= 8
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_cancelled_wait_for_the_end_leaves_nothing(fake: FakeQemu):
