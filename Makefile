@@ -1,7 +1,7 @@
-.PHONY: help setup test lint demo bench powercut clean
+.PHONY: help setup test lint demo bench fuzz trixie qemus chaos chaos-libvirt powercut clean
 
 help:  ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## install what is missing: Debian packages (as root), .venv, the test guest
 	@tests/support/setup.sh
@@ -18,9 +18,33 @@ test: lint  ## everything that CI checks: lint and all tests
 demo: setup  ## watch a running guest move, with kill -9 at the worst moments
 	.venv/bin/python -m tests.demo
 
-bench: setup  ## measure the pause against a bare QMP client
+bench: setup  ## measure the pause beside a bare client, the recovery after a kill, and idling
 	@command -v gcc >/dev/null || { echo 'bench: needs a C compiler: apt-get install gcc libc6-dev' >&2; exit 1; }
-	.venv/bin/python -m bench.pause_baseline
+	.venv/bin/python -m bench.pause
+	.venv/bin/python -m bench.pause --rounds 8 --dirty-mib 750
+	.venv/bin/python -m bench.recovery
+	.venv/bin/python -m bench.recovery --domains 100 --rounds 3
+	.venv/bin/python -m bench.idle
+	.venv/bin/python -m bench.monitor
+
+FUZZ ?= 20
+fuzz: setup  ## try more wrong input than the tests do: FUZZ=20 times as much, SEED=n to repeat
+	PIVOTD_FUZZ=$(FUZZ) PIVOTD_WIRE_ROUNDS=$$((60 * $(FUZZ))) $(if $(SEED),PIVOTD_SEED=$(SEED)) .venv/bin/pytest -q -n 2 --timeout 0 \
+		tests/fuzz tests/wire/test_honesty.py
+
+trixie:  ## make a Debian 13 in .cache/trixie, for the tests of its systemd (as root, with debootstrap; 0.5 GB)
+	debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,python3,python3-venv,qemu-system-x86,qemu-utils,util-linux,procps trixie .cache/trixie
+
+ROUNDS = 60
+SEED = 0
+chaos: setup  ## kill pivotd and QEMU at random under a writing guest: ROUNDS=1000 SEED=7
+	.venv/bin/python -m tests.chaos.guest_rounds --rounds $(ROUNDS) --seed $(SEED)
+
+chaos-libvirt: setup  ## the same question asked of libvirt, if it is installed: ROUNDS=20 SEED=7
+	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(SEED)
+
+qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
+	@tests/support/qemus.sh
 
 powercut: setup  ## cut a host's power in the middle of pivots: CUTS=20 SEED=…
 	.venv/bin/python -m tests.powercut.campaign --cuts $(or $(CUTS),20) $(if $(SEED),--seed $(SEED))

@@ -23,8 +23,8 @@ QEMU = "qemu-system-x86_64"
 REPLY_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 10.0
 EVENTS_MAX = 10_000
-DISK_BYTES = 64 << 20
 DISK = "disk0"
+DIRTY_STEP_MIB = 64
 
 Message = dict[str, Any]
 
@@ -47,7 +47,15 @@ class Qmp:
         Raises: RuntimeError if QEMU refuses it.
         """
         arguments = {name.replace("_", "-"): value for name, value in arguments.items()}
-        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        self.send(json.dumps({"execute": command, "arguments": arguments}))
+        return self.answer(command)
+
+    def send(self, message: str) -> None:
+        """Send one message as it is."""
+        self._socket.sendall(message.encode() + b"\n")
+
+    def answer(self, command: str) -> Any:
+        """Return what QEMU returned to the oldest command without an answer. Raises: RuntimeError."""
         for _ in range(EVENTS_MAX):
             message = self._read()
             if "return" in message:
@@ -85,34 +93,42 @@ class Qmp:
 
 @dataclass
 class Guest:
-    """A QEMU that runs its firmware and nothing else, with one qcow2 disk of 64 MiB, full, without host cache.
+    """A QEMU that runs its firmware and nothing else, with one full qcow2 disk, by default without host cache.
 
-    ``control`` is our own connection; the socket at ``monitor`` is free for the program that is measured. ``node`` and
-    ``image`` are what the disk is on now.
+    ``control`` is our own connection; the sockets at ``monitor`` and ``pivotd`` are free for what is measured. ``node``
+    and ``image`` are what the disk is on now.
     """
 
     directory: Path
     process: subprocess.Popen[bytes]
     control: Qmp
     monitor: Path
+    pivotd: Path
     node: str
     image: Path
+    size_mib: int
+    cached: bool
     _destinations: dict[str, tuple[str, Path]] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
-    def started(cls, parent: Path = Path("/var/tmp")) -> Iterator[Guest]:
+    def started(cls, parent: Path = Path("/var/tmp"), *, size_mib: int = 64, cached: bool = False) -> Iterator[Guest]:
         """Start one in a new directory below ``parent``, whose file system must do O_DIRECT; end it afterwards."""
         with tempfile.TemporaryDirectory(prefix="pivot-bench-", dir=parent) as name:
             directory = Path(name)
             image = directory / "source.qcow2"
-            _image(image)
-            fill = ["qemu-io", "-n", "-f", "qcow2", "-c", f"write -P 0xa5 0 {DISK_BYTES}", str(image)]
-            subprocess.run(fill, check=True, stdout=subprocess.DEVNULL)
-            with subprocess.Popen(_command(directory, image)) as process:
+            _image(image, size_mib)
+            fill = [
+                word
+                for mib in range(0, size_mib, 64)
+                for word in ("-c", f"write -P 0xa5 {mib}M {min(64, size_mib - mib)}M")
+            ]
+            subprocess.run(["qemu-io", "-n", "-f", "qcow2", *fill, str(image)], check=True, stdout=subprocess.DEVNULL)
+            with subprocess.Popen(_command(directory, image, cached=cached)) as process:
                 try:
                     control = Qmp(_appeared(directory / "control.qmp", process))
-                    yield cls(directory, process, control, directory / "monitor.qmp", "source", image)
+                    sockets = directory / "monitor.qmp", directory / "pivotd.qmp"
+                    yield cls(directory, process, control, *sockets, "source", image, size_mib, cached)
                     control.close()
                 finally:
                     process.terminate()
@@ -120,8 +136,8 @@ class Guest:
     def mirror(self, job: str) -> str:
         """Create a destination, start a mirror to it, and return its job id once it is READY."""
         image, node = self.directory / f"{job}.qcow2", f"{job}-node"
-        _image(image)
-        self.control.execute("blockdev-add", **_blockdev(node, image))
+        _image(image, self.size_mib)
+        self.control.execute("blockdev-add", **_blockdev(node, image, cached=self.cached))
         self.control.execute(
             "blockdev-mirror",
             job_id=job,
@@ -135,6 +151,18 @@ class Guest:
         self._destinations[job] = (node, image)
         return job
 
+    def dirty(self, mib: int) -> None:
+        """Write so much through the disk's device, unflushed, and wait until every mirror has it too."""
+        path = f"/machine/peripheral/{DISK}/virtio-backend"
+        for place in range(0, mib, DIRTY_STEP_MIB):
+            line = f'qemu-io -d {path} "write -q -P 0x5a {place}M {min(DIRTY_STEP_MIB, mib - place)}M"'
+            self.control.execute("human-monitor-command", command_line=line)
+        deadline = time.monotonic() + REPLY_TIMEOUT_S
+        while any(job["len"] != job["offset"] for job in self.control.execute("query-block-jobs")):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the mirror does not catch up")
+            time.sleep(0.02)
+
     def clean_up(self, job: str) -> None:
         """Dismiss a concluded job and drop the image that the disk is not on, whichever way the pivot went."""
         self.control.execute("job-dismiss", id=job)
@@ -147,22 +175,31 @@ class Guest:
         self.control.execute("blockdev-del", node_name=loser[0])
         loser[1].unlink()
 
+    def moved_to(self, image: Path) -> None:
+        """Note that somebody else has moved the disk to this image and closed the one before; remove that file."""
+        (device,) = self.control.execute("query-block")
+        if device["inserted"]["file"] != str(image):
+            raise RuntimeError(f"the disk is on {device['inserted']['file']}, not on {image}")
+        self.image.unlink()
+        self.node, self.image = device["inserted"]["node-name"], image
+        self.control.events.clear()
 
-def _image(image: Path) -> None:
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), str(DISK_BYTES)], check=True)
+
+def _image(image: Path, size_mib: int) -> None:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), f"{size_mib}M"], check=True)
 
 
-def _blockdev(node: str, image: Path) -> Message:
-    cache = {"direct": True, "no-flush": False}
+def _blockdev(node: str, image: Path, *, cached: bool) -> Message:
+    cache = {"direct": not cached, "no-flush": False}
     file = {"driver": "file", "filename": str(image), "cache": cache}
     return {"driver": "qcow2", "node-name": node, "cache": cache, "file": file}
 
 
-def _command(directory: Path, image: Path) -> list[str]:
-    monitors = [("control", directory / "control.qmp"), ("monitor", directory / "monitor.qmp")]
+def _command(directory: Path, image: Path, *, cached: bool) -> list[str]:
+    monitors = [(name, directory / f"{name}.qmp") for name in ("control", "monitor", "pivotd")]
     return [
         *(QEMU, "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "128"),
-        *("-blockdev", json.dumps(_blockdev("source", image))),
+        *("-blockdev", json.dumps(_blockdev("source", image, cached=cached))),
         *("-device", f"virtio-blk-pci,id={DISK},drive=source"),
         *(word for name, path in monitors for word in _monitor(name, path)),
     ]
@@ -178,8 +215,8 @@ def _monitor(name: str, path: Path) -> list[str]:
 def _appeared(path: Path, process: subprocess.Popen[bytes]) -> Path:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        # QEMU makes the sockets in the order of its command line, and control comes first.
-        if path.exists() and path.with_name("monitor.qmp").exists():
+        # QEMU makes the sockets in the order of its command line; pivotd's comes last.
+        if path.exists() and path.with_name("pivotd.qmp").exists():
             return path
         if process.poll() is not None:
             raise RuntimeError(f"QEMU ended with status {process.returncode}")

@@ -128,3 +128,17 @@ def m001_journal(db: Database) -> None:
         )
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute("PRAGMA user_version = 1")
+
+
+M002_SIDES = ("top", "base")
+M002_COLUMNS = ("filename", "format", "node", "file_id")
+
+
+@migrations()
+def m002_layers(db: Database) -> None:
+    """Make room for the layers that a commit or a pull merges; the words of ``kind`` and ``outcome`` grow with it."""
+    for side in M002_SIDES:
+        for column in M002_COLUMNS:
+            db.execute(f"ALTER TABLE pivot_disk ADD COLUMN {side}_{column} TEXT")
+    db.execute("ALTER TABLE pivot_disk ADD COLUMN backing_file TEXT")
+    db.execute("PRAGMA user_version = 2")

@@ -130,6 +130,9 @@ def _parse(file: Path) -> dict[str, Any]:
         line = int(at_line[1]) if at_line else len(raw.splitlines())
         what = what.replace("\n", " ")
         raise ConfigError(f"{file}: line {line}: not TOML: {what}", file=str(file), line=line) from error
+    except (RecursionError, ValueError) as error:
+        # Nested without end, or a number of thousands of digits: tomllib says neither in its own error.
+        raise ConfigError(f"{file}: not TOML that pivotd takes: {error}", file=str(file)) from error
 
 
 def _settings(file: Path, table: dict[str, Any], path: _Key) -> Iterator[tuple[_Key, Any]]:

@@ -44,8 +44,9 @@ class PivotdError(Exception):
     exit_status: ClassVar[int] = EXIT_REFUSED
 
     def __init__(self, message: str, **fields: Any) -> None:
-        super().__init__(message)
-        self.message = message
+        # Names come from callers and texts from QEMU: neither may break the line.
+        self.message = message if message.isprintable() else "".join(map(_shown, message))
+        super().__init__(self.message)
         self.fields = fields
 
 
@@ -191,3 +192,7 @@ class JournalWriteError(JournalError):
     """The write failed in a way that does not tell whether the record is on disk."""
 
     kind = "journal-write"
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

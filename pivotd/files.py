@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,9 +22,13 @@ class File:
 def resolve(filename: str, directory: Path | None) -> File:
     """Return the file behind a name that QEMU shows; relative names start at QEMU's working directory.
 
-    Names that are no paths (``nbd:…``, ``json:…``, ``/dev/fdset/7``) have no file.
+    QEMU writes ``json:{…}`` where a plain name would not say everything, such as after the backing file of an image
+    was changed under it; the file at its bottom counts. Names that are no paths (``nbd:…``, ``/dev/fdset/7``) have no
+    file.
     """
-    if filename.startswith("json:") or (":" in filename.split("/", 1)[0]):
+    if filename.startswith("json:"):
+        filename = _bottom(filename.removeprefix("json:"))
+    if not filename or (":" in filename.split("/", 1)[0]):
         return File(None, None)
     path = Path(filename)
     if not path.is_absolute():
@@ -31,6 +36,17 @@ def resolve(filename: str, directory: Path | None) -> File:
             return File(None, None)
         path = directory / path
     return File(str(path), file_id(str(path)))
+
+
+def _bottom(text: str) -> str:
+    """Return the file name at the bottom of a description of nodes, empty where there is none."""
+    try:
+        node = json.loads(text)
+        while isinstance(node, dict) and "file" in node:
+            node = node["file"]
+        return str(node["filename"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
 
 
 def file_id(path: str) -> str | None:

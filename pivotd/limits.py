@@ -10,6 +10,10 @@ QUERY_TIMEOUT_S = 5.0
 """A query answers in under 1 ms unless QEMU's main loop is blocked by storage."""
 COMMAND_TIMEOUT_S = 20.0
 """A changing command may open images on slow storage."""
+UNSENT_BYTES_MAX = 1 << 20
+"""Commands waiting for a QEMU that does not read; beyond this no more are taken. One burst has a few KiB."""
+JOB_NAME_BYTES_MAX = 256
+"""Longer job ids in events are nobody's of ours."""
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 5.0
 """Back-off of reconnecting to a monitor; 200 dead domains then cost 40 connects per second at most."""
@@ -24,6 +28,8 @@ ATTEMPTS_DEFAULT = 5
 ATTEMPTS_MAX = 100
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
+RECORD_PATIENCE_S = 0.1
+"""A record takes 0.5 ms; in a pause that is over, one that no decision rests on is not waited for any longer."""
 PROBE_TIMEOUT_S = 30.0
 """The flush of both images outside the pause; storage that takes longer is not ready for a switch."""
 ROLLBACK_TIMEOUT_S = 5.0
@@ -53,6 +59,8 @@ PIVOTS_LISTED_MAX = 1000
 EVENTS_PAGE_MAX = 1000
 EVENT_QUEUE_MAX = 1000
 """Records waiting for one slow stream client; beyond this it is cut off and resumes by its last id."""
+NEWS_DELAY_S = 0.03
+"""News of records waits so long while a guest is in its pause: most pauses are over by then."""
 WAIT_TIMEOUT_S_MAX = 300.0
 REQUEST_BODY_BYTES_MAX = 64 << 10
 STREAMS_MAX = 64

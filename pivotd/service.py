@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from ulid import ULID
 
 from pivotd import __version__, limits
-from pivotd.api.ports import CopyRequest, DiskView, DomainView, Progress
+from pivotd.api.ports import DiskTarget, DiskView, DomainView, PivotRequest, Progress
 from pivotd.config import Config
 from pivotd.core import verdict
 from pivotd.core.phases import is_resting
-from pivotd.core.words import CopyOptions, Outcome, Phase, Pivot, Record, Requester, Verdict
+from pivotd.core.words import CopyOptions, Outcome, Phase, Pivot, PivotDisk, Record, Requester, Verdict
 from pivotd.engine.host import CONFIG, DISCOVERED, RUNTIME, Host
-from pivotd.engine.planning import Target, Wish, plan_copy
+from pivotd.engine.planning import Wish, plan
+from pivotd.engine.scene import Target
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError, PhaseConflictError, QmpError
 from pivotd.journal.journal import Journal
@@ -43,10 +45,21 @@ class DaemonService:
         self._ending = False
         self._unsubscribe = journal.subscribe(self._on_records)
         self._tick = asyncio.Event()
+        self._late: asyncio.TimerHandle | None = None
 
     # -- the journal as news ------------------------------------------------------------------------------------
 
     def _on_records(self, _records: list[Record]) -> None:
+        """Tell whoever waits, but not in the middle of a pause: readers would take the processor from it."""
+        if not any(supervisor.window.locked() for supervisor in self._host.supervisors.values()):
+            self._tell()
+        elif self._late is None:
+            self._late = asyncio.get_running_loop().call_later(limits.NEWS_DELAY_S, self._tell)
+
+    def _tell(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         tick, self._tick = self._tick, asyncio.Event()
         tick.set()
 
@@ -68,7 +81,7 @@ class DaemonService:
     def end(self) -> None:
         """Let streams and waits finish."""
         self._ending = True
-        self._on_records([])
+        self._tell()
 
     # -- domains ------------------------------------------------------------------------------------------------
 
@@ -171,7 +184,7 @@ class DaemonService:
 
     # -- pivots -------------------------------------------------------------------------------------------------
 
-    async def copy(self, request: CopyRequest, who: Requester) -> Pivot:
+    async def start(self, request: PivotRequest, who: Requester) -> Pivot:
         """Check the request, make it durable and start it; a known request id returns its pivot."""
         if request.request_id is not None:
             known: Pivot | None = await self._read(self._reader.pivot, request.request_id)
@@ -183,7 +196,8 @@ class DaemonService:
             pivot=pivot,
             request_id=request.request_id or pivot,
             domain=request.domain,
-            targets=tuple(Target(t.disk, t.image, t.format) for t in request.targets),
+            kind=request.kind,
+            targets=tuple(Target(**asdict(target)) for target in request.targets),
             options=request.options,
             who=who,
             created_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
@@ -191,13 +205,9 @@ class DaemonService:
         )
         # One at a time: two requests for one destination must not both pass the check.
         async with self._accepting:
-            in_use = {
-                disk.destination.filename
-                for s in self._host.supervisors.values()
-                for driver in s.drivers.values()
-                for disk in driver.pivot.disks
-            }
-            planned = await plan_copy(wish, await self._session(request.domain), in_use)
+            drivers = (driver for s in self._host.supervisors.values() for driver in s.drivers.values())
+            others = [driver.pivot for driver in drivers]
+            planned = await plan(wish, await self._session(request.domain), others)
             accepted, new = await self._journal.accept(planned, {"force": request.force})
             if not new:
                 return _same_request(accepted, request)
@@ -333,13 +343,18 @@ class DaemonService:
         }
 
 
-def _same_request(known: Pivot, request: CopyRequest) -> Pivot:
+def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
     """A retry is safe; another request under a used id is a mistake that must not look like success."""
-    asked = {(t.disk, t.image) for t in request.targets}
-    had = {(d.disk, d.destination.filename) for d in known.disks}
-    if known.domain != request.domain or asked != had:
+    had = {disk.disk: disk for disk in known.disks}
+    same = known.domain == request.domain and known.kind is request.kind and len(had) == len(request.targets)
+    if not same or not all(t.disk in had and _same_target(had[t.disk], t) for t in request.targets):
         raise ConflictError(
             f"request id {known.request_id} belongs to pivot {known.id} with other disks or images: use a new id",
             pivot=known.id,
         )
     return known
+
+
+def _same_target(had: PivotDisk, asked: DiskTarget) -> bool:
+    wanted = ((asked.image, had.destination), (asked.top, had.top), (asked.base, had.base))
+    return all(not name or (image is not None and name == image.filename) for name, image in wanted)

@@ -27,6 +27,8 @@ class LiveVerdicts:
             for moved in pivot.disks:
                 self._last.setdefault((pivot.domain, moved.disk), pivot)
         self._found: dict[Key, Verdict] = {(v.domain, v.disk): v for v in verdict.verdicts(history)}
+        self._confirmed: set[Key] = set()
+        """Disks that the pivot's own QEMU has shown: it lives, so nobody else starts the guest."""
 
     async def all(self, sessions: Mapping[str, Session], disk: str | None, image: str | None) -> list[Verdict]:
         """Return the verdicts asked for. ``sessions``: the QEMUs that are connected, by domain.
@@ -34,6 +36,9 @@ class LiveVerdicts:
         Raises: ConflictError: the storage of ``image`` does not answer.
         """
         await asyncio.gather(*(self._check_domain(name, session) for name, session in sessions.items()))
+        for key, pivot in self._last.items():
+            if verdict.may_be_overtaken(pivot) and key not in self._confirmed:
+                self._found[key] = verdict.provisional(self._found[key])
         chosen = [(key, v) for key, v in sorted(self._found.items()) if disk is None or v.disk == disk]
         if image is None:
             return [v for _, v in chosen]
@@ -60,6 +65,8 @@ class LiveVerdicts:
         else:
             live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, pivot, session)
             self._found[key] = verdict.check(self._found[key], live, decided=verdict.is_decided(pivot))
+            if live.same_qemu:
+                self._confirmed.add(key)
 
 
 async def image_path(disk: DiskSeen, session: Session) -> str:

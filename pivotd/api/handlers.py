@@ -15,7 +15,7 @@ from starlette.types import Message, Send
 
 from pivotd import limits
 from pivotd.api import problems
-from pivotd.api.models import CopyBody, DomainBody
+from pivotd.api.models import Body, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
 from pivotd.api.ports import Service
 from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
 from pivotd.core.words import Record, Requester
@@ -127,13 +127,33 @@ async def disks(call: Call, request: Request) -> Response:
     return _json([asdict(view) for view in await call.service.disks(request.path_params["domain"])])
 
 
-async def copy(call: Call, request: Request) -> Response:
-    """Copy disks; the answer comes once the request is durable."""
-    body = await _body(request, CopyBody)
+async def _start(call: Call, request: Request, model: type[Body]) -> Response:
+    """Start a pivot; the answer comes once the request is durable."""
+    body = await _body(request, model)
     key = request.headers.get("Idempotency-Key")
     wish = body.request(request.path_params["domain"], key, call.service.defaults)
-    pivot = await call.service.copy(wish, call.who)
+    pivot = await call.service.start(wish, call.who)
     return _json(pivot_to_json(pivot), 202, Location=f"/v1/pivots/{pivot.id}")
+
+
+async def copy(call: Call, request: Request) -> Response:
+    """Copy disks and switch them."""
+    return await _start(call, request, CopyBody)
+
+
+async def commit(call: Call, request: Request) -> Response:
+    """Commit layers of disks."""
+    return await _start(call, request, CommitBody)
+
+
+async def pull(call: Call, request: Request) -> Response:
+    """Pull layers into the active images."""
+    return await _start(call, request, PullBody)
+
+
+async def snapshot(call: Call, request: Request) -> Response:
+    """Put overlays on disks."""
+    return await _start(call, request, SnapshotBody)
 
 
 async def pivots(call: Call, request: Request) -> Response:

@@ -1,17 +1,18 @@
-"""What requests may say. msgspec checks types and bounds; what is left to check is in CopyBody.check()."""
+"""What requests may say. msgspec checks types and bounds; what is left to check is in Body.request()."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 from pivotd import limits
-from pivotd.api.ports import CopyRequest, DiskTarget
+from pivotd.api.ports import DiskTarget, PivotRequest
 from pivotd.core.names import DISKS_MAX
-from pivotd.core.words import CopyMode, CopyOptions
+from pivotd.core.words import CopyMode, CopyOptions, Kind
 from pivotd.errors import BadRequestError
 
 # `$` alone would let a final newline through.
@@ -34,7 +35,12 @@ class DomainBody(msgspec.Struct, forbid_unknown_fields=True):
     qmp: Path
 
 
-class DiskBody(msgspec.Struct, forbid_unknown_fields=True):
+Pause = Annotated[int, msgspec.Meta(ge=limits.PAUSE_MS_MIN, le=limits.PAUSE_MS_LIMIT)]
+Attempts = Annotated[int, msgspec.Meta(ge=1, le=limits.ATTEMPTS_MAX)]
+Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
+
+
+class CopyDisk(msgspec.Struct, forbid_unknown_fields=True):
     """One disk and the image that it moves to; ``format`` null means that of the source."""
 
     disk: DiskName
@@ -42,39 +48,111 @@ class DiskBody(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal["qcow2", "raw"] | None = None
 
 
-class CopyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A copy of disks of one domain, switched as one pivot. ``null`` leaves a number to the configuration."""
+class CommitDisk(msgspec.Struct, forbid_unknown_fields=True):
+    """One disk and the layers to commit, by file name.
 
-    disks: Annotated[list[DiskBody], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
-    reuse: bool = False
-    bandwidth_bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)] = 0
-    max_pause_ms: Annotated[int, msgspec.Meta(ge=limits.PAUSE_MS_MIN, le=limits.PAUSE_MS_LIMIT)] | None = None
-    attempts: Annotated[int, msgspec.Meta(ge=1, le=limits.ATTEMPTS_MAX)] | None = None
-    copy_mode: Literal["auto", "background", "write-blocking"] = "auto"
-    pivot: bool = True
+    ``top`` null means the active layer, ``base`` null the lowest one.
+    """
+
+    disk: DiskName
+    top: Path | None = None
+    base: Path | None = None
+
+
+class PullDisk(msgspec.Struct, forbid_unknown_fields=True):
+    """One disk and the layer that stays below it, by file name; null: none stays."""
+
+    disk: DiskName
+    base: Path | None = None
+
+
+class SnapshotDisk(msgspec.Struct, forbid_unknown_fields=True):
+    """One disk and its new overlay."""
+
+    disk: DiskName
+    image: Path
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True):
+    """What every request for a pivot may say."""
+
     force: bool = False
 
-    def request(self, domain: str, request_id: str | None, defaults: CopyOptions) -> CopyRequest:
-        """Return the request. Raises: BadRequestError."""
+    kind: ClassVar[Kind]
+
+    def request(self, domain: str, request_id: str | None, defaults: CopyOptions) -> PivotRequest:
+        """Return the request; null leaves a number to the configuration. Raises: BadRequestError."""
+        targets = tuple(DiskTarget(**_given(disk)) for disk in self.disks)  # type: ignore[attr-defined]
         for what in ("disk", "image"):
-            given = [os.path.normpath(getattr(disk, what)) for disk in self.disks]
-            twice = next((value for value in given if given.count(value) > 1), None)
+            named = [os.path.normpath(value) for target in targets if (value := getattr(target, what))]
+            twice = next((value for value in named if named.count(value) > 1), None)
             if twice is not None:
                 raise BadRequestError(f"{what} {twice} is named twice: name each once")
-        return CopyRequest(
+        return PivotRequest(
             domain=domain,
-            targets=tuple(DiskTarget(disk.disk, disk.image, disk.format) for disk in self.disks),
-            options=CopyOptions(
-                reuse=self.reuse,
-                bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
-                max_pause_ms=defaults.max_pause_ms if self.max_pause_ms is None else self.max_pause_ms,
-                attempts=defaults.attempts if self.attempts is None else self.attempts,
-                copy_mode=CopyMode(self.copy_mode),
-                pivot=self.pivot,
-            ),
+            kind=self.kind,
+            targets=targets,
+            options=replace(defaults, **self.options()),
             request_id=check_request_id(request_id),
             force=self.force,
         )
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that the request sets."""
+        given = _given(self)
+        if "copy_mode" in given:
+            given["copy_mode"] = CopyMode(given["copy_mode"])
+        return {name: value for name, value in given.items() if name not in {"disks", "force"}}
+
+
+class CopyBody(Body, forbid_unknown_fields=True, kw_only=True):
+    """A copy of disks of one domain, switched as one pivot. ``null`` leaves a number to the configuration."""
+
+    disks: Annotated[list[CopyDisk], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
+    reuse: bool = False
+    bandwidth_bytes_per_s: Bandwidth = 0
+    max_pause_ms: Pause | None = None
+    attempts: Attempts | None = None
+    copy_mode: Literal["auto", "background", "write-blocking"] = "auto"
+    pivot: bool = True
+
+    kind = Kind.COPY
+
+
+class CommitBody(Body, forbid_unknown_fields=True, kw_only=True):
+    """A commit of layers of disks into layers below them; with the active layer a switch, as one pivot."""
+
+    disks: Annotated[list[CommitDisk], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
+    bandwidth_bytes_per_s: Bandwidth = 0
+    max_pause_ms: Pause | None = None
+    attempts: Attempts | None = None
+    pivot: bool = True
+
+    kind = Kind.COMMIT
+
+
+class PullBody(Body, forbid_unknown_fields=True, kw_only=True):
+    """A pull of what lies below into the active images; nothing is switched."""
+
+    disks: Annotated[list[PullDisk], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
+    bandwidth_bytes_per_s: Bandwidth = 0
+
+    kind = Kind.PULL
+
+
+class SnapshotBody(Body, forbid_unknown_fields=True, kw_only=True):
+    """New overlays for disks of one domain, all at one instant."""
+
+    disks: Annotated[list[SnapshotDisk], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
+    max_pause_ms: Pause | None = None
+    attempts: Attempts | None = None
+
+    kind = Kind.SNAPSHOT
+
+
+def _given(struct: msgspec.Struct) -> dict[str, Any]:
+    """Return the fields that say something."""
+    return {name: value for name in struct.__struct_fields__ if (value := getattr(struct, name)) is not None}
 
 
 def check_request_id(text: str | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from pivotd import __version__
+from pivotd.api.models import Body
 from pivotd.api.routes import ROUTES, Route
 
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
@@ -64,7 +65,7 @@ def _operation(route: Route) -> dict[str, Any]:
         + [{"name": name, "in": "query", "required": False, "schema": {"type": "string"}} for name in route.query],
         "responses": {str(route.status): success, "default": errors},
     }
-    if route.path.endswith("/copy"):
+    if route.body is not None and issubclass(route.body, Body):
         operation["parameters"].append(
             {
                 "name": "Idempotency-Key",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pivotd.core.words import CopyOptions, Pivot, Record, Requester, Verdict
+from pivotd.core.words import CopyOptions, Kind, Pivot, Record, Requester, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +52,24 @@ class DiskView:
 
 @dataclass(frozen=True, slots=True)
 class DiskTarget:
-    """One DISK=IMAGE of a copy request."""
+    """What is wanted of one disk: the image that it moves to, or layers of its chain."""
 
     disk: str
-    image: str
+    image: str = ""
     format: str | None = None
     """None: the format of the source."""
+    top: str | None = None
+    """None: the active layer."""
+    base: str | None = None
+    """None: as far down as the chain goes."""
 
 
 @dataclass(frozen=True, slots=True)
-class CopyRequest:
-    """Copy disks of one domain and switch them as one pivot."""
+class PivotRequest:
+    """One pivot of disks of one domain."""
 
     domain: str
+    kind: Kind
     targets: tuple[DiskTarget, ...]
     options: CopyOptions = field(default_factory=CopyOptions)
     request_id: str | None = None
@@ -107,7 +112,7 @@ class Service(Protocol):
         """Ask QEMU for the disks of a domain. Raises: NotFoundError, DomainUnreachableError."""
         ...
 
-    async def copy(self, request: CopyRequest, who: Requester) -> Pivot:
+    async def start(self, request: PivotRequest, who: Requester) -> Pivot:
         """Check the request, make it durable and start it; a known request id returns its pivot.
 
         Raises: RequestError and subclasses (nothing recorded), DomainUnreachableError, JournalError.

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from pivotd.api import handlers as h
 from pivotd.api.access import AccessClass
-from pivotd.api.models import CopyBody, DomainBody
+from pivotd.api.models import CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
 
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
 Handler = Callable[[h.Call, Request], Awaitable[Response]]
@@ -39,6 +39,9 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/v1/domains/{domain}", OPERATOR, h.remove_domain, "Forget a domain", status=204),
     Route("GET", "/v1/domains/{domain}/disks", READER, h.disks, "The disks of a domain"),
     Route("POST", "/v1/domains/{domain}/copy", OPERATOR, h.copy, "Copy disks and switch them as one", CopyBody, 202),
+    Route("POST", "/v1/domains/{domain}/commit", OPERATOR, h.commit, "Commit layers of disks", CommitBody, 202),
+    Route("POST", "/v1/domains/{domain}/pull", OPERATOR, h.pull, "Pull layers into the images", PullBody, 202),
+    Route("POST", "/v1/domains/{domain}/snapshot", OPERATOR, h.snapshot, "Put overlays on disks", SnapshotBody, 202),
     Route("GET", "/v1/pivots", READER, h.pivots, "Pivots, newest first", query=("domain", "open")),
     Route("GET", "/v1/pivots/{pivot}", READER, h.pivot, "One pivot with every record"),
     Route("POST", "/v1/pivots/{pivot}/complete", OPERATOR, h.complete, "Switch a pivot that waits", status=202),

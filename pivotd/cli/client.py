@@ -60,10 +60,10 @@ class Client:
 
     # -- pivots
 
-    def copy(self, domain: str, body: JsonObject, request_id: str) -> JsonObject:
+    def start(self, kind: str, domain: str, body: JsonObject, request_id: str) -> JsonObject:
         """Start a pivot; the same request id again returns the same pivot."""
         headers = {"Idempotency-Key": request_id}
-        return self._object("POST", f"/v1/domains/{_part(domain)}/copy", body, headers=headers)
+        return self._object("POST", f"/v1/domains/{_part(domain)}/{kind}", body, headers=headers)
 
     def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[JsonObject]:
         """Return pivots, newest first."""

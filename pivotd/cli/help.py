@@ -10,8 +10,8 @@ HELP = """Move disks of running QEMU guests to other images, and know which imag
 
 A DOMAIN is a running QEMU, a DISK one of its guest devices, an IMAGE the file or device that holds its data. A PIVOT
 switches one or several disks of a domain to new images, all or none. Its OUTCOME for each disk is switched (the new
-image holds the data), kept (the old one does) or unknown (a person must look). The VERDICT names the image that holds
-a disk's data, and says why.
+image holds the data), kept (the old one does), merged (the same image, on a shorter chain) or unknown (a person must
+look). The VERDICT names the image that holds a disk's data, and says why.
 """
 
 SECTIONS = (
@@ -29,6 +29,9 @@ SECTIONS = (
         "Move disks",
         (
             ("copy DOMAIN DISK=IMAGE...", "copy to new images, switch as one"),
+            ("snapshot DOMAIN DISK=OVERLAY...", "new overlays, all at one instant"),
+            ("commit DOMAIN DISK...", "write layers into one below them"),
+            ("pull DOMAIN DISK...", "copy lower layers into the image"),
             ("pivot wait ID", "wait for a pivot, show how far it is"),
             ("pivot complete ID", "switch one that waits at ready"),
             ("pivot cancel ID", "give one up, keep the source"),
@@ -53,7 +56,7 @@ EXAMPLES = (
 )
 
 EXIT_STATUSES = (
-    ("0", "done: switched, or waiting at ready as asked for with --no-pivot"),
+    ("0", "done: switched, merged, or waiting at ready as asked for"),
     ("1", "the answer could not be written, as to a full file system"),
     ("2", "usage: the command line makes no sense"),
     ("3", "the daemon cannot be reached"),

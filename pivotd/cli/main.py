@@ -16,6 +16,7 @@ from pivotd.cli.domains import domain
 from pivotd.cli.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_OUTPUT, CtlError, UsageError
 from pivotd.cli.events import events
 from pivotd.cli.help import HELP, GroupedGroup
+from pivotd.cli.layers import commit, pull, snapshot
 from pivotd.cli.pivots import pivot
 from pivotd.cli.render import one_line
 from pivotd.cli.values import AbsolutePath
@@ -57,7 +58,7 @@ def cli(context: click.Context, socket: str, as_json: bool, offline: str | None)
     context.obj.socket, context.obj.json, context.obj.offline = socket, as_json, offline
 
 
-for command in (domain, disk, copy, pivot, verdict, events):
+for command in (domain, disk, copy, snapshot, commit, pull, pivot, verdict, events):
     cli.add_command(command)
 
 

@@ -52,6 +52,9 @@ class OfflineJournal:
         """Return what the journal says of the disks asked for."""
         history = self._reader.disk_history(domain, disk)
         found = [v for v in verdict.verdicts(history) if disk is None or v.disk == disk]
+        if self._reader.beside_daemon:
+            overtaken = {pivot.id for pivot in history if verdict.may_be_overtaken(pivot)}
+            found = [verdict.provisional(v) if v.pivot in overtaken else v for v in found]
         if image is not None:
             found = [v for v in found if _names(v, history, image)]
             if not found:

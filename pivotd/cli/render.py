@@ -13,6 +13,7 @@ JsonObject = dict[str, Any]
 NOTHING = "-"
 STYLES = {
     "switched": "green",
+    "merged": "green",
     "kept": "yellow",
     "unknown": "bold red",
     "split": "bold red",

@@ -51,7 +51,7 @@ def rests(pivot: JsonObject) -> bool:
 def exit_status(pivot: JsonObject) -> int:
     """Return the exit status of a pivot that rests; one that waits at ready as asked for is done."""
     match pivot["outcome"]:
-        case "switched":
+        case "switched" | "merged":
             return EXIT_DONE
         case "kept":
             return EXIT_KEPT
@@ -72,7 +72,7 @@ def complaint(pivot: JsonObject) -> str:
     if pivot["outcome"] == "kept":
         return f"{name} kept the source: {why}; see `pivotctl pivot show {pivot['id']}`"
     if pivot["outcome"] == "split":
-        return f"{name} ended with some disks switched and some not: {why}; see `pivotctl verdict {pivot['domain']}`"
+        return f"{name} ended differently for its disks: {why}; see `pivotctl verdict {pivot['domain']}`"
     return f"{name} has an unknown outcome: {why}; compare the images, see `pivotctl verdict {pivot['domain']}`"
 
 

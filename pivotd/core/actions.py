@@ -15,7 +15,8 @@ class Step(StrEnum):
     OPEN_FILE = "open-file"
     CREATE_FORMAT = "create-format"
     OPEN_FORMAT = "open-format"
-    START_MIRROR = "start-mirror"
+    START_JOB = "start-job"
+    """The mirror, commit or stream job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,13 @@ class Finalize:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Put every overlay on its disk in one transaction; the guest is paused."""
+
+
+@dataclass(frozen=True, slots=True)
 class RollBack:
-    """Take these disks back to their sources by a reverse mirror; the guest is still paused."""
+    """Take these disks back to their sources; the guest is still paused."""
 
     disks: tuple[str, ...]
 
@@ -154,6 +160,7 @@ Action = (
     | Stop
     | Complete
     | Finalize
+    | Snapshot
     | RollBack
     | Retreat
     | Abandon

@@ -29,6 +29,7 @@ from pivotd.core.actions import (
     Resume,
     Retreat,
     RollBack,
+    Snapshot,
     Step,
     Stop,
     Wait,
@@ -41,11 +42,12 @@ from pivotd.core.observation import (
     STATUS_ENDED,
     STATUS_PENDING,
     STATUS_READY,
+    JobSeen,
     Observation,
     Qemu,
     Root,
 )
-from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.words import Kind, Outcome, Phase, Pivot, PivotDisk
 
 
 def decide(pivot: Pivot, seen: Observation) -> Action:
@@ -95,12 +97,19 @@ def _preparing(pivot: Pivot, seen: Observation) -> Action:
 
 
 def _next_step(pivot: Pivot, disk: PivotDisk, seen: Observation) -> Action | None:
-    """Return the first step of this disk without evidence in QEMU, None when its mirror has been started."""
-    index = disk.index
-    if disk.job in seen.jobs:
+    """Return the first step of this disk without evidence in QEMU, None when its job has been started."""
+    if pivot.has_jobs and disk.job in seen.jobs:
         return None
+    if pivot.kind in {Kind.COMMIT, Kind.PULL}:
+        return Prepare(disk.index, Step.START_JOB)
     if disk.destination.node in seen.nodes:
-        return Prepare(index, Step.START_MIRROR)
+        return Prepare(disk.index, Step.START_JOB) if pivot.has_jobs else None
+    return _next_of_destination(pivot, disk, seen)
+
+
+def _next_of_destination(pivot: Pivot, disk: PivotDisk, seen: Observation) -> Action:
+    """Return the first step towards an open destination."""
+    index = disk.index
     formats = not pivot.options.reuse and disk.destination.format != "raw"
     if names.file_node(pivot.id, index) in seen.nodes:
         if not pivot.options.reuse and names.create_file_job(pivot.id, index) not in seen.jobs:
@@ -129,9 +138,18 @@ def _copying(pivot: Pivot, seen: Observation) -> Action:
     trouble = _trouble(pivot, seen)
     if trouble is not None:
         return trouble
-    if all(seen.job(disk.job).status in STATUS_READY for disk in pivot.disks):
+    if _all_ready(pivot, seen):
         return Advance(Phase.READY)
-    return Wait("copying")
+    return Wait("copying" if pivot.switches else "merging")
+
+
+def _all_ready(pivot: Pivot, seen: Observation) -> bool:
+    """Return whether every job waits for the switch: a mirror at ready, a merge of lower layers at pending.
+
+    At standby somebody has paused it: a guest paused now would wait in vain for its last bytes.
+    """
+    wanted = "ready" if pivot.switches else STATUS_PENDING
+    return not pivot.has_jobs or all(seen.job(disk.job).status == wanted for disk in pivot.disks)
 
 
 def _ready(pivot: Pivot, seen: Observation) -> Action:
@@ -146,9 +164,8 @@ def _ready(pivot: Pivot, seen: Observation) -> Action:
         return Wait("the guest is being migrated")
     if seen.run_state not in PAUSABLE:
         return Wait(f"a switch is not possible while the guest is {seen.run_state}")
-    if any(seen.job(disk.job).status != "ready" for disk in pivot.disks):
-        # At standby somebody has paused it: a guest paused now would wait in vain for its last bytes.
-        return Wait("a mirror is not ready, or was paused by somebody else")
+    if not _all_ready(pivot, seen):
+        return Wait("a job is not ready, or was paused by somebody else")
     return Converge()
 
 
@@ -156,13 +173,15 @@ def _trouble(pivot: Pivot, seen: Observation) -> Action | None:
     """Return what to do where the copy cannot go on, None where it can. Common to COPYING and READY."""
     if any(_root(seen, disk) is Root.DESTINATION for disk in pivot.disks):
         return _by_roots(pivot, seen, "the disk was switched by somebody else")
+    if seen.merged == {disk.disk for disk in pivot.disks}:
+        return _by_chains(pivot, seen, "the jobs were finalized by somebody else")
     for disk in pivot.disks:
-        job = seen.job(disk.job)
+        job = seen.job(disk.job) if pivot.has_jobs else _NONE
         if job.status in STATUS_ENDED:
             return Abandon(f"the copy of {disk.disk} ended: {job.error or 'its job was cancelled by somebody else'}")
         if _root(seen, disk) is not Root.SOURCE:
             return Abandon(f"{disk.disk} was changed or unplugged by somebody else")
-        if job.status == STATUS_PENDING:
+        if job.status == STATUS_PENDING and pivot.switches:
             return Abandon(f"the job of {disk.disk} was completed by somebody else")
     if seen.run_state == "postmigrate":
         return Abandon("the guest has been migrated away")
@@ -173,12 +192,22 @@ def _trouble(pivot: Pivot, seen: Observation) -> Action | None:
     return None
 
 
+def _reversing(pivot: Pivot, seen: Observation) -> tuple[str, ...]:
+    """Return the reverse mirrors that may still move a root: no outcome can be told before they have ended."""
+    jobs = (names.reverse_job(pivot.id, disk.index) for disk in pivot.disks)
+    return tuple(job for job in jobs if seen.job(job).status not in STATUS_ENDED)
+
+
 def _pausing(pivot: Pivot, seen: Observation) -> Action:
+    if reversing := _reversing(pivot, seen):
+        return CancelJobs(reversing, resume=False)
     roots = {_root(seen, disk) for disk in pivot.disks}
     if Root.OTHER in roots:
         return _by_roots(pivot, seen, "the root of a disk is neither image")
     if Root.ABSENT in roots and seen.executing:
         return _by_roots(pivot, seen, "a disk was unplugged while its switch was under way")
+    if not pivot.switches:
+        return _merging(pivot, seen)
     if seen.executing:
         return _executing(pivot, seen, roots)
     if pivot.run_state_before in EXECUTING and seen.run_state not in OUR_PAUSE and Root.DESTINATION not in roots:
@@ -192,21 +221,48 @@ def _pausing(pivot: Pivot, seen: Observation) -> Action:
     return _some_destination(pivot, seen)
 
 
+def _merging(pivot: Pivot, seen: Observation) -> Action:
+    """Layers below the active image are merged. No disk gets another image, so no data can be in the wrong place.
+
+    ``stop`` is for its flush: QEMU keeps tables of qcow2 images in memory, and an image that has stopped naming its
+    backing file before they are written has lost what it took from there, should QEMU die then.
+    """
+    left = [disk for disk in pivot.disks if disk.disk not in seen.merged]
+    if not left or any(_root(seen, disk) is not Root.SOURCE for disk in left):
+        return _by_chains(pivot, seen, "every chain is as it was asked for" if not left else "a disk was unplugged")
+    ended = next((disk for disk in left if seen.job(disk.job).status in STATUS_ENDED), None)
+    if ended is not None:
+        error = seen.job(ended.job).error or "its job was cancelled by somebody else"
+        return Abandon(f"the merge of {ended.disk} failed: {error}")
+    if len(left) == len(pivot.disks) and (seen.cancel_requested or seen.deadline_passed):
+        if seen.cancel_requested:
+            return Abandon("cancelled")
+        return _retreat(pivot, f"max_pause of {pivot.options.max_pause_ms} ms passed before the merge")
+    if not seen.stop_sent:
+        return Stop()
+    if seen.executing:
+        return _retreat(pivot, "the guest was resumed by somebody else before the merge")
+    return Finalize(tuple(disk.job for disk in left))
+
+
 def _executing(pivot: Pivot, seen: Observation, roots: set[Root]) -> Action:
     """The guest runs although an intent is recorded."""
     if Root.DESTINATION in roots:
         return _by_roots(pivot, seen, f"somebody resumed the guest after the switch: it was found {seen.run_state}")
-    if seen.completing or any(seen.job(disk.job).status not in STATUS_READY for disk in pivot.disks):
+    jobs = [seen.job(disk.job) for disk in pivot.disks] if pivot.has_jobs else []
+    if seen.completing or any(job.status not in STATUS_READY for job in jobs):
         # A write that was queued while a job was pending lands on the new root when the job is finalized, also if
         # the guest is stopped first: so from here no finalize is ever sent.
         return Abandon("the guest was found running after a job had been completed or had ended")
     if pivot.owes_resume and seen.stop_sent is False and not seen.cancel_requested and not seen.deadline_passed:
-        return Stop(complete=tuple(disk.job for disk in pivot.disks) if seen.quick else ())
+        return Stop(complete=tuple(disk.job for disk in pivot.disks) if seen.quick and pivot.has_jobs else ())
     return _retreat(pivot, "the guest was found running before the switch")
 
 
 def _all_source(pivot: Pivot, seen: Observation) -> Action:
     """The guest is still and every root is the source."""
+    if not pivot.has_jobs:
+        return _before_snapshot(pivot, seen)
     status = {disk.job: seen.job(disk.job).status for disk in pivot.disks}
     ended = [disk for disk in pivot.disks if status[disk.job] in STATUS_ENDED]
     if ended:
@@ -225,6 +281,14 @@ def _all_source(pivot: Pivot, seen: Observation) -> Action:
     if ready:
         return Complete(ready)
     return Wait("the last bytes are being copied")
+
+
+def _before_snapshot(pivot: Pivot, seen: Observation) -> Action:
+    if seen.cancel_requested:
+        return Abandon("cancelled")
+    if seen.deadline_passed:
+        return _retreat(pivot, f"max_pause of {pivot.options.max_pause_ms} ms passed before the snapshot")
+    return Snapshot()
 
 
 def _some_destination(pivot: Pivot, seen: Observation) -> Action:
@@ -250,6 +314,8 @@ def _some_destination(pivot: Pivot, seen: Observation) -> Action:
 
 
 def _cancelling(pivot: Pivot, seen: Observation) -> Action:
+    if reversing := _reversing(pivot, seen):
+        return CancelJobs(reversing, resume=False)
     jobs = tuple(disk.job for disk in pivot.disks)
     live = tuple(job for job in jobs if seen.job(job).status not in STATUS_ENDED)
     ours = pivot.owes_resume and seen.run_state in OUR_PAUSE
@@ -265,7 +331,7 @@ def _cancelling(pivot: Pivot, seen: Observation) -> Action:
         return _by_roots(pivot, seen, "the disk had been switched before it could be cancelled")
     if any(_root(seen, disk) is Root.OTHER for disk in pivot.disks):
         return _by_roots(pivot, seen, "somebody else has put another image under a disk")
-    return _record_all(pivot, Outcome.KEPT, pivot.error or "cancelled")
+    return _by_chains(pivot, seen, pivot.error or "cancelled")
 
 
 def _decided(pivot: Pivot, seen: Observation) -> Action:
@@ -273,7 +339,7 @@ def _decided(pivot: Pivot, seen: Observation) -> Action:
         return Close()
     if pivot.owes_resume:
         return _resume(seen)
-    wanted = {names.reopened_source(disk.destination.node) for disk in pivot.disks} | {
+    wanted = {names.reopened_source(pivot.id, disk.index) for disk in pivot.disks} | {
         name
         for disk in pivot.disks
         if disk.outcome is Outcome.SWITCHED
@@ -310,9 +376,18 @@ def _by_roots(pivot: Pivot, seen: Observation, reason: str) -> Action:
     return RecordOutcome(tuple((disk.disk, outcome[_root(seen, disk)]) for disk in pivot.disks), reason)
 
 
+def _by_chains(pivot: Pivot, seen: Observation, reason: str) -> Action:
+    """Record which chains were merged; no disk has got another image."""
+    outcome = {disk.disk: Outcome.MERGED if disk.disk in seen.merged else Outcome.KEPT for disk in pivot.disks}
+    return RecordOutcome(tuple(outcome.items()), reason)
+
+
 def _record_all(pivot: Pivot, outcome: Outcome, reason: str) -> Action:
     return RecordOutcome(tuple((disk.disk, outcome) for disk in pivot.disks), reason)
 
+
+_NONE = JobSeen("ready")
+"""Stands for the job of a disk whose pivot has none."""
 
 _PHASES: dict[Phase, Callable[[Pivot, Observation], Action]] = {
     Phase.PREPARING: _preparing,

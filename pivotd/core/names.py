@@ -1,16 +1,24 @@
 """Names that pivotd gives to nodes, jobs and objects inside QEMU.
 
 Each carries the id of its pivot, so that a name seen in QEMU proves whose it is, and no name is ever used twice.
-QEMU cuts node names at 31 characters: ``p`` + 26 characters of ULID + ``-`` + three.
+QEMU cuts node names at 31 characters: ``p`` + 26 characters of ULID + ``-`` + three. Jobs are named in commands that
+are sent while the guest is paused, and QEMU reads those byte by byte: they carry the last ten characters of the ULID,
+50 bits of chance.
 """
 
 from __future__ import annotations
 
 NODE_NAME_LENGTH_MAX = 31
+JOB_ID_CHARACTERS = 10
 DISKS_MAX = 64
 
 
-def _name(pivot: str, index: int, suffix: str) -> str:
+def _job(pivot: str, index: int, suffix: str) -> str:
+    assert index < DISKS_MAX, index
+    return f"j{pivot[-JOB_ID_CHARACTERS:]}-{index}{suffix}"
+
+
+def _node(pivot: str, index: int, suffix: str) -> str:
     name = f"p{pivot}-{index}{suffix}"
     assert len(name) <= NODE_NAME_LENGTH_MAX, name
     assert index < DISKS_MAX, index
@@ -19,40 +27,40 @@ def _name(pivot: str, index: int, suffix: str) -> str:
 
 def destination_node(pivot: str, index: int) -> str:
     """Return the node of the destination image's format layer, the root after the switch."""
-    return _name(pivot, index, "")
+    return _node(pivot, index, "")
 
 
 def file_node(pivot: str, index: int) -> str:
     """Return the node of the destination's protocol layer."""
-    return _name(pivot, index, "f")
+    return _node(pivot, index, "f")
 
 
-def reopened_source(destination: str) -> str:
+def reopened_source(pivot: str, index: int) -> str:
     """Return the node of a source that QEMU had closed and that was opened again to go back to it.
 
-    A legacy ``-drive`` gives up its node when the disk is switched. ``destination`` is the node of the other side.
+    A legacy ``-drive`` gives up its node when the disk is switched.
     """
-    return f"{destination}s"
+    return _node(pivot, index, "s")
 
 
 def create_file_job(pivot: str, index: int) -> str:
     """Return the job that creates the destination file."""
-    return _name(pivot, index, "c")
+    return _job(pivot, index, "c")
 
 
 def create_format_job(pivot: str, index: int) -> str:
     """Return the job that writes the image format into the destination file."""
-    return _name(pivot, index, "q")
+    return _job(pivot, index, "q")
 
 
 def mirror_job(pivot: str, index: int) -> str:
-    """Return the job that copies the disk."""
-    return _name(pivot, index, "m")
+    """Return the job that copies the disk or merges its layers."""
+    return _job(pivot, index, "m")
 
 
 def reverse_job(pivot: str, index: int) -> str:
     """Return the job that takes a finished switch back while the guest is still paused."""
-    return _name(pivot, index, "r")
+    return _job(pivot, index, "r")
 
 
 def nonce_object(pivot: str) -> str:
@@ -62,4 +70,4 @@ def nonce_object(pivot: str) -> str:
 
 def belongs_to(name: str, pivot: str) -> bool:
     """Return whether a node or job name was given by this pivot."""
-    return name.startswith(f"p{pivot}-")
+    return name.startswith((f"p{pivot}-", f"j{pivot[-JOB_ID_CHARACTERS:]}-"))

@@ -71,6 +71,8 @@ class Observation:
     jobs: Mapping[str, JobSeen] = field(default_factory=dict)
     roots: Mapping[str, Root] = field(default_factory=dict)
     nodes: frozenset[str] = frozenset()
+    merged: frozenset[str] = frozenset()
+    """Disks whose chain no longer holds the layers that were to be merged."""
     has_nonce: bool = True
     migrating: bool = False
     uses_source: bool = False

@@ -6,24 +6,24 @@ from pivotd.core.words import Phase, Pivot
 
 TRANSITIONS: dict[Phase, dict[Phase, str]] = {
     Phase.PREPARING: {
-        Phase.COPYING: "every mirror has been started",
+        Phase.COPYING: "every job has been started",
         Phase.CANCELLING: "refused by QEMU, or cancelled",
         Phase.DECIDED: "QEMU is gone",
     },
     Phase.COPYING: {
-        Phase.READY: "every mirror follows the guest",
+        Phase.READY: "every job waits for the switch",
         Phase.CANCELLING: "a copy failed, or cancelled",
         Phase.DECIDED: "QEMU is gone",
     },
     Phase.READY: {
         Phase.PAUSING: "intent: backlog small, images flushed",
-        Phase.CANCELLING: "a mirror failed, or cancelled",
+        Phase.CANCELLING: "a job failed, or cancelled",
         Phase.DECIDED: "QEMU is gone",
     },
     Phase.PAUSING: {
         Phase.READY: "deadline before job-complete: the guest goes on",
         Phase.CANCELLING: "a switch failed, deadline, or cancelled",
-        Phase.DECIDED: "the graph was read: switched",
+        Phase.DECIDED: "the graph was read: switched or merged",
     },
     Phase.CANCELLING: {Phase.DECIDED: "every job has ended: kept"},
     Phase.DECIDED: {Phase.CLOSED: "guest resumed, nodes and jobs gone"},

@@ -26,6 +26,8 @@ def pivot_to_json(pivot: Pivot, records: Iterable[Record] | None = None) -> Json
                 "source_format": disk.source.format,
                 "destination": disk.destination.filename,
                 "destination_format": disk.destination.format,
+                "top": None if disk.top is None else disk.top.filename,
+                "base": None if disk.base is None else disk.base.filename,
                 "size_bytes": disk.size_bytes,
                 "job": disk.job,
                 "outcome": disk.outcome,

@@ -50,7 +50,8 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
         evidence.append(pivot.error)
     image = disk.destination if outcome is Outcome.SWITCHED else disk.source
     other = disk.source if outcome is Outcome.SWITCHED else disk.destination
-    evidence.append(f"the other image is {other.filename}")
+    if other != image:
+        evidence.append(f"the other image is {other.filename}")
     return Verdict(
         domain=pivot.domain,
         disk=disk.disk,
@@ -68,6 +69,7 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
 _REASON = {
     Outcome.SWITCHED: "The switch was seen in the block graph and recorded before the guest could run on.",
     Outcome.KEPT: "The pivot was given up: the guest goes on with the source.",
+    Outcome.MERGED: "Layers below the image were merged: the image is the same, on a shorter chain.",
     Outcome.UNKNOWN: "The evidence contradicts itself: compare both images before the guest is started again.",
 }
 
@@ -106,6 +108,25 @@ def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:
         reason=f"The journal names {verdict.image}, but {who} uses {live.image}: "
         "somebody changed the disk without pivotd; compare the images before you trust either.",
         evidence=(*verdict.evidence, shown),
+    )
+
+
+def may_be_overtaken(pivot: Pivot) -> bool:
+    """Return whether a process that drives this pivot may have seen the switch, and the record be on its way."""
+    return pivot.phase in {Phase.PAUSING, Phase.CANCELLING}
+
+
+def provisional(verdict: Verdict) -> Verdict:
+    """Return the verdict of such a pivot where pivotd lives and its QEMU was not seen: right now, perhaps not for long.
+
+    Whoever started the guest on the source now could be overtaken by the record. With pivotd dead, or once the pivot
+    is decided, nothing can come any more.
+    """
+    return replace(
+        verdict,
+        certain=False,
+        reason="pivotd is alive in the middle of this switch and may be about to record its outcome: ask again in a "
+        "moment, or stop pivotd first.",
     )
 
 

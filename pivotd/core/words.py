@@ -35,6 +35,8 @@ class Outcome(StrEnum):
     """The destination."""
     KEPT = "kept"
     """The source."""
+    MERGED = "merged"
+    """The same image as before, on a shorter backing chain: layers below it were merged, nothing was switched."""
     UNKNOWN = "unknown"
     """The evidence contradicts itself: a person must look."""
 
@@ -43,6 +45,13 @@ class Kind(StrEnum):
     """What a pivot does."""
 
     COPY = "copy"
+    """Mirrors each disk to another image and switches to that."""
+    COMMIT = "commit"
+    """Writes layers of the chain into one below them; with the active layer among them a switch to that one."""
+    PULL = "pull"
+    """Copies what lies below into the active image, which then needs those layers no more; no switch."""
+    SNAPSHOT = "snapshot"
+    """Puts a new empty overlay on each disk, all at one instant, and switches to them."""
 
 
 class CopyMode(StrEnum):
@@ -108,9 +117,20 @@ class PivotDisk:
     source: Image
     destination: Image
     job: str
+    top: Image | None = None
+    """The uppermost layer that goes out of the chain, where layers are merged."""
+    base: Image | None = None
+    """The layer that the chain goes on with below those; None: there is none."""
+    backing_file: str | None = None
+    """What the image above the merged layers is to name as its backing file, where QEMU would not find it itself."""
     cache_direct: bool = False
     """The source bypasses the host page cache; the destination is opened alike."""
     outcome: Outcome | None = None
+
+    @property
+    def switches(self) -> bool:
+        """Whether the disk gets another image."""
+        return self.destination.node != self.source.node
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +186,16 @@ class Pivot:
     pauses: tuple[Pause, ...] = ()
     decided_at: str | None = None
     closed_at: str | None = None
+
+    @property
+    def switches(self) -> bool:
+        """Whether the disks get another image; merging layers below an image switches nothing and needs no pause."""
+        return any(disk.switches for disk in self.disks)
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether a block job works on each disk; a snapshot is one transaction."""
+        return self.kind is not Kind.SNAPSHOT
 
     @property
     def outcome(self) -> str | None:

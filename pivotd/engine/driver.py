@@ -25,7 +25,7 @@ from pivotd.core.observation import (
     Qemu,
     Root,
 )
-from pivotd.core.words import Phase, Pivot, PivotDisk, Requester
+from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk, Requester
 from pivotd.engine import records
 from pivotd.engine.converge import Converged, Converger, NotYet
 from pivotd.engine.memory import Memory
@@ -38,6 +38,8 @@ from pivotd.threads import in_thread
 log = get_logger()
 
 T = TypeVar("T")
+REFUSABLE = (actions.Prepare, actions.PlaceNonce, actions.Snapshot)
+"""Where QEMU says no to one of these, nothing was changed and the pivot is given up with QEMU's words."""
 
 
 class Driver:
@@ -125,6 +127,9 @@ class Driver:
         return self.pivot.phase is Phase.CLOSED or (self._ending and not self._in_window)
 
     async def _step(self) -> None:
+        if self._memory.not_ours is not None:
+            await self._record(self.pivot, "not-our-pause", {"run_state": self._memory.not_ours}, owes_resume=False)
+            self._memory.not_ours = None
         seen = await self._look()
         while True:
             action = decide(self.pivot, self._memory.add_to(seen, self._clock.monotonic()))
@@ -174,8 +179,10 @@ class Driver:
             self.looked.set()
         if isinstance(action, records.RECORD_ONLY):
             try:
-                await self._perform_record(action, seen)
+                await self._perform_record_in_time(action, seen)
             except JournalError as error:
+                if isinstance(action, actions.RecordOutcome) and not isinstance(error, JournalFullError):
+                    self._memory.switch_in_doubt |= Outcome.SWITCHED in dict(action.outcomes).values()
                 await self._without_record(seen, error)
                 raise
             return seen
@@ -200,7 +207,7 @@ class Driver:
         try:
             return await self._perform_on(session, action, seen)
         except QmpError as error:
-            if isinstance(action, actions.Prepare | actions.PlaceNonce) and isinstance(error, QmpRefusedError):
+            if isinstance(action, REFUSABLE) and isinstance(error, QmpRefusedError):
                 await self._perform_record(actions.Abandon(error.message), seen)
                 return None
             log.warning("qmp.trouble", pivot=self.pivot.id, error=error.message)
@@ -218,13 +225,21 @@ class Driver:
             case actions.Stop(jobs):
                 return await self._stop(session, jobs, seen)
             case actions.Complete(jobs):
-                self._memory.completing = (self._memory.completing or frozenset()) | set(jobs)
+                completing = (self._memory.completing or frozenset()) | set(jobs)
+                self._memory.completing = None  # without an answer nobody knows, and asking twice does no harm
                 await session.complete(jobs)
+                self._memory.completing = completing
                 return await self._await_pending(session, seen)
             case actions.Finalize(jobs):
                 return await self._finalize(session, jobs, seen)
+            case actions.Snapshot():
+                roots = await session.snapshot(self.pivot)
+                still = session.resumes == self._memory.resumes
+                return replace(seen, roots=roots) if still and set(roots.values()) == {Root.DESTINATION} else None
             case actions.RollBack(disks):
                 await self._roll_back(session, disks)
+            case actions.CancelJobs(_, True) | actions.Resume() if session.resumes != self._memory.resumes:
+                return None  # somebody resumed the guest since the look: whatever holds it now may not be our pause
             case actions.CancelJobs(jobs, resume):
                 await session.cancel(jobs, resume=resume)
                 if resume:
@@ -255,10 +270,31 @@ class Driver:
             delay_s = limits.RETRY_FIRST_S * 2 ** (self.pivot.attempt - 1)
             self._retry_at = self._clock.monotonic() + min(delay_s, limits.RETRY_MAX_S)
 
+    async def _perform_record_in_time(self, action: actions.Action, seen: Observation) -> None:
+        """Record; if the storage hangs beyond the deadline of a pause, let the guest run first where nothing moved.
+
+        A ``switched`` that hangs has to be waited for: it may be on disk or not, and the guest can run on neither.
+        """
+        moved = isinstance(action, actions.RecordOutcome) or Root.DESTINATION in seen.roots.values()
+        if moved or not self.pivot.owes_resume:
+            await self._perform_record(action, seen)
+            return
+        writing = asyncio.ensure_future(self._perform_record(action, seen))
+        try:
+            left_s = (self._memory.deadline or 0.0) - self._clock.monotonic()
+            await asyncio.wait([writing], timeout=max(left_s, limits.RECORD_PATIENCE_S))
+            if not writing.done():
+                await self._without_record(seen, JournalError("the storage of the journal does not answer"))
+            await writing
+        finally:
+            writing.cancel()
+
     async def _without_record(self, seen: Observation, error: JournalError) -> None:
         """Nothing can be recorded while the guest is in our pause: go back to the source and let it run there.
 
-        Only a ``switched`` whose fate is unknown forbids that: it might be on disk after all.
+        Only a ``switched`` whose fate is unknown forbids that, however long ago it failed: it might be on disk after
+        all, and whoever starts from that disk then goes on with the destination. So no disk is taken back before it
+        certainly is not there: whoever finds it after a crash must find the disks on their destinations.
         """
         session = self._domain.session
         paused = self.pivot.owes_resume and seen.run_state in OUR_PAUSE and seen.qemu is Qemu.SAME
@@ -266,16 +302,20 @@ class Driver:
             return
         log.error("journal.not-written", pivot=self.pivot.id, error=error.message)
         moved = tuple(disk.disk for disk in self.pivot.disks if seen.roots.get(disk.disk) is Root.DESTINATION)
+        if self._memory.switch_in_doubt:
+            self._memory.switch_in_doubt = not await self._journal.settle()
+        if self._memory.switch_in_doubt:
+            return
         with contextlib.suppress(QmpError):
             await self._roll_back(session, moved)
             now = await session.look(self.pivot)
-            certain = not moved or isinstance(error, JournalFullError) or await self._journal.settle()
-            if certain and set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE:
+            if set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE:
                 live = [name for name, job in now.jobs.items() if job.status not in STATUS_ENDED]
                 completing = self._memory.completing != frozenset() or any(
                     now.jobs[n].status == STATUS_PENDING for n in live
                 )
                 await session.cancel(live if completing else [], resume=True)
+                self._memory.resumed_at = self._clock.monotonic()
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
@@ -330,11 +370,12 @@ class Driver:
     async def _record_intent(self, session: Session, ready: Converged) -> Observation | None:
         """Record the intent if the guest is still in a state that allows it; nothing follows it but ``stop``."""
         chardevs = await session.chardevs()
+        resumes = session.resumes  # before the look: a resume in the middle of it must not pass for seen
         now = await session.look(self.pivot)
         if now.run_state not in PAUSABLE or now.qemu is not Qemu.SAME or self._memory.cancel_requested or self._ending:
             return None
         self._memory.begin(quick=ready.quick)
-        self._memory.resumes = session.resumes
+        self._memory.resumes = resumes
         await self._record(
             self.pivot,
             "pausing",
@@ -353,11 +394,13 @@ class Driver:
         self._memory.paused_at = self._clock.monotonic()
         self._memory.deadline = self._memory.paused_at + self.pivot.options.max_pause_ms / 1000
         before = await session.stop(jobs)
+        if session.resumes != self._memory.resumes:
+            return None
         if before not in EXECUTING:
             # Somebody else paused it between the intent and here: it is not ours to resume.
-            await self._record(self.pivot, "not-our-pause", {"run_state": before}, owes_resume=False)
+            self._memory.not_ours = before if self.pivot.owes_resume else None
             return None
-        if before != "running" or session.resumes != self._memory.resumes:
+        if before != "running":
             return None
         seen = replace(seen, run_state="paused")
         return await self._await_pending(session, seen) if jobs else seen
@@ -368,6 +411,8 @@ class Driver:
         The jobs were read before the graph: their events come before the answer to job-finalize.
         """
         roots = await session.finalize(self.pivot, jobs)
+        if not self.pivot.switches:
+            return None
         if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._memory.resumes:
             return None
         ended = {job: JobSeen(session.job_status.get(job, "null")) for job in jobs}
@@ -395,10 +440,15 @@ class Driver:
 
     async def _roll_back(self, session: Session, disks: tuple[str, ...]) -> None:
         """Take disks back; while the guest is still, source and destination hold the same."""
-        with contextlib.suppress(JournalError):
-            await self._journal.note("rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id)
+        if not disks:
+            return
+        with contextlib.suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
+                await self._journal.note(
+                    "rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id
+                )
         for disk in self.pivot.disks:
-            if disk.disk in disks and not await session.reverse(self.pivot, disk):
+            if disk.disk in disks and not await session.reverse(self.pivot, disk, self._memory.resumes):
                 self._memory.rollback_failed = True
 
     async def _note_resumed(self, event: str, facts: dict[str, Any]) -> None:
@@ -415,6 +465,7 @@ class Driver:
     async def _record(self, before: Pivot, event: str, facts: dict[str, Any], **changes: Any) -> None:
         assert phases.is_allowed(before.phase, changes.get("phase", before.phase)), (before.phase, changes)
         self.pivot = await self._journal.advance(before, event, facts, **changes)
+        self._memory.switch_in_doubt = False
         advanced, self.advanced = self.advanced, asyncio.Event()
         advanced.set()
         if not self._in_window:

@@ -52,4 +52,17 @@ def _fdatasync(path: str) -> bool:
         os.fdatasync(fd)
     finally:
         os.close(fd)
+    _sync_name(path)
     return True
+
+
+def _sync_name(path: str) -> None:
+    """Make the name of a new file durable too, where its directory may be opened; most file systems do it above."""
+    try:
+        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)  # noqa: PTH120
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -24,9 +24,13 @@ class Memory:
     resumes: int = 0
     """RESUME events up to the last full look."""
     quick: bool = False
+    not_ours: str | None = None
+    """The run state in which ``stop`` found the guest, where that was no state of ours to end; until it is recorded."""
     rollback_failed: bool = False
     clean_up_failed: bool = False
     cancel_requested: bool = False
+    switch_in_doubt: bool = False
+    """A ``switched`` could not be written and may be on disk all the same; no record has been written since."""
     lost: str | None = None
 
     @classmethod

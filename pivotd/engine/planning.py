@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from pivotd import files, limits
+from pivotd import limits
 from pivotd.core import names
 from pivotd.core.observation import PAUSABLE
-from pivotd.core.words import CopyOptions, Identity, Image, Kind, Phase, Pivot, PivotDisk, Requester
-from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, NotFoundError
+from pivotd.core.words import CopyOptions, Identity, Kind, Phase, Pivot, PivotDisk, Requester
+from pivotd.engine.destinations import plan_copy, plan_snapshot
+from pivotd.engine.layers import plan_commit, plan_pull
+from pivotd.engine.scene import Scene, Target
+from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.qmp import identity
-from pivotd.qmp.replies import DiskSeen, Graph
+from pivotd.qmp.replies import DiskSeen
 from pivotd.qmp.session import Session
 from pivotd.threads import in_thread
-
-FORMATS = ("qcow2", "raw")
-WORKING = {"file", "host_device"}
-"""Protocol drivers that QEMU shows as the format of a disk without a format layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One DISK=IMAGE. ``format`` None: that of the source."""
-
-    disk: str
-    image: str
-    format: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A copy request whose words have been checked, but not yet its facts."""
+    """A request whose words have been checked, but not yet its facts."""
 
     pivot: str
     request_id: str
     domain: str
+    kind: Kind
     targets: tuple[Target, ...]
     options: CopyOptions
     who: Requester
@@ -45,11 +34,20 @@ class Wish:
     force: bool
 
 
-async def plan_copy(wish: Wish, session: Session, in_use: Collection[str]) -> Pivot:
-    """Return the pivot to record. ``in_use``: names of images that other open pivots write to.
+PLANS: dict[Kind, Callable[[Scene, int, Target, DiskSeen], PivotDisk]] = {
+    Kind.COPY: plan_copy,
+    Kind.COMMIT: plan_commit,
+    Kind.PULL: plan_pull,
+    Kind.SNAPSHOT: plan_snapshot,
+}
 
-    Raises: NotFoundError (disk), BadRequestError (image), ConflictError (state), DiskBusyError (job).
+
+async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot:
+    """Return the pivot to record. ``others``: of all domains; disks and images of those that are open are taken.
+
+    Raises: NotFoundError (disk, layer), BadRequestError (image), ConflictError (state), DiskBusyError (job).
     """
+    others = [pivot for pivot in others if pivot.phase is not Phase.CLOSED]
     run_state = await session.run_state()
     if run_state not in PAUSABLE:
         raise ConflictError(f"{wish.domain} is {run_state}: a switch is not possible in this state; try again later")
@@ -58,7 +56,11 @@ async def plan_copy(wish: Wish, session: Session, in_use: Collection[str]) -> Pi
     disks = await session.disks()
     graph = await session.graph()
     try:
-        planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, disks, graph, session.pid, in_use)
+        directory = await in_thread(limits.FILE_TIMEOUT_S, identity.working_directory, session.pid)
+        in_use = frozenset(disk.destination.filename for pivot in others for disk in pivot.disks)
+        scene = Scene(wish.pivot, wish.domain, wish.options, disks, graph, directory, in_use)
+        busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
+        planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
     except TimeoutError:
         raise BadRequestError("the storage of an image does not answer: try again when it does") from None
     return Pivot(
@@ -66,7 +68,7 @@ async def plan_copy(wish: Wish, session: Session, in_use: Collection[str]) -> Pi
         request_id=wish.request_id,
         domain=wish.domain,
         qmp=session.path,
-        kind=Kind.COPY,
+        kind=wish.kind,
         phase=Phase.PREPARING,
         requested_by=wish.who,
         options=wish.options,
@@ -81,15 +83,19 @@ async def plan_copy(wish: Wish, session: Session, in_use: Collection[str]) -> Pi
     )
 
 
-def _plan_disks(
-    wish: Wish, disks: dict[str, DiskSeen], graph: Graph, pid: int, in_use: Collection[str]
-) -> tuple[PivotDisk, ...]:
-    """Return the disks to move; looks at files, so it may block."""
-    directory = identity.working_directory(pid)
+def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
+    """Return the disks of the pivot; looks at files, so it may block."""
     planned = []
     for index, target in enumerate(wish.targets):
-        seen = _find(disks, target.disk, wish.domain)
-        jobs = graph.jobs.get(seen.node, ())
+        seen = scene.find(target.disk)
+        if seen.disk in busy:
+            pivot = busy[seen.disk].id
+            raise DiskBusyError(
+                f"disk {seen.disk} of {wish.domain} belongs to the open pivot {pivot}; wait for that one or cancel it",
+                pivot=pivot,
+                disk=seen.disk,
+            )
+        jobs = scene.graph.jobs.get(seen.node, ())
         if jobs:
             raise DiskBusyError(
                 f"{seen.disk} is used by block job {jobs[0]}: wait for it or cancel it first",
@@ -97,18 +103,10 @@ def _plan_disks(
                 job=jobs[0],
             )
         _check_source(seen, force=wish.force)
-        planned.append(_disk(wish, index, target, seen, directory))
-    for disk in planned:
-        _check_destination(disk, wish, disks, directory, in_use)
+        planned.append(PLANS[wish.kind](scene, index, target, seen))
+    if any(disk.switches != planned[0].switches for disk in planned):
+        raise BadRequestError("some disks would be switched and others not: commit them as two requests")
     return tuple(planned)
-
-
-def _find(disks: dict[str, DiskSeen], name: str, domain: str) -> DiskSeen:
-    found = disks.get(name) or next((d for d in disks.values() if name in {d.device, d.qdev} and name), None)
-    if found is None:
-        known = ", ".join(sorted(disks)) or "none"
-        raise NotFoundError(f"{domain} has no disk {name}; its disks are: {known}", domain=domain, disk=name)
-    return found
 
 
 def _check_source(seen: DiskSeen, *, force: bool) -> None:
@@ -117,69 +115,6 @@ def _check_source(seen: DiskSeen, *, force: bool) -> None:
     if seen.cache_no_flush and not force:
         raise BadRequestError(
             f"{seen.disk} uses cache=unsafe: its writes survive no host crash, so no image can be right after one; "
-            "use --force to copy it all the same",
+            "use --force to go on all the same",
             disk=seen.disk,
         )
-
-
-def _disk(wish: Wish, index: int, target: Target, seen: DiskSeen, directory: Path | None) -> PivotDisk:
-    source_format = "raw" if seen.format in WORKING else seen.format
-    wanted = target.format or source_format
-    if wanted not in FORMATS:
-        raise BadRequestError(f"format {wanted}: pivotd creates {' and '.join(FORMATS)}; name one with --format")
-    source = files.resolve(seen.filename, directory)
-    return PivotDisk(
-        disk=seen.disk,
-        index=index,
-        qdev=seen.qdev,
-        size_bytes=seen.size_bytes,
-        source=Image(source.path or seen.filename, source_format, seen.node, source.file_id),
-        destination=Image(target.image, wanted, names.destination_node(wish.pivot, index)),
-        job=names.mirror_job(wish.pivot, index),
-        cache_direct=seen.cache_direct,
-    )
-
-
-def _check_destination(
-    disk: PivotDisk, wish: Wish, disks: dict[str, DiskSeen], directory: Path | None, in_use: Collection[str]
-) -> None:
-    image = disk.destination
-    for other in disks.values():
-        chain = [files.resolve(name, directory) for name in (other.filename, *other.backing_chain)]
-        if any(files.same(image, file) for file in chain):
-            role = "its present image" if other.disk == disk.disk else f"in use by {other.disk}"
-            raise BadRequestError(f"{image.filename} cannot take {disk.disk}: it is {role}", disk=disk.disk)
-    if image.filename in in_use:
-        raise DiskBusyError(f"{image.filename} is the destination of another open pivot", disk=disk.disk)
-    _check_path(image.filename, reuse=wish.options.reuse)
-
-
-def _check_path(filename: str, *, reuse: bool) -> None:
-    """Refuse early what pivotd can see to be wrong; what it may not see, QEMU will refuse when it opens the image."""
-    path = Path(filename)
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        if reuse:
-            raise BadRequestError(f"{filename} does not exist: create it first, or leave out --reuse") from None
-        if _missing(path.parent):
-            raise BadRequestError(f"{filename}: directory {path.parent} does not exist") from None
-        return
-    except NotADirectoryError:
-        raise BadRequestError(f"{filename}: {path.parent} is not a directory") from None
-    except OSError:
-        return
-    if not reuse:
-        raise BadRequestError(f"{filename} exists already: name a new image, or use --reuse to overwrite this one")
-    if not stat.S_ISREG(found.st_mode):
-        raise BadRequestError(f"{filename} is not a regular file: only image files can be destinations")
-
-
-def _missing(directory: Path) -> bool:
-    try:
-        directory.stat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -102,6 +102,10 @@ class Session(Protocol):
         """Finalize and read the roots, in one write: job-finalize is done when it answers."""
         ...
 
+    async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:
+        """Put the overlays on all disks and read the roots, in one write. Raises: QmpRefusedError: nothing changed."""
+        ...
+
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
         """Cancel jobs, then let the guest run if asked, in one write."""
         ...
@@ -110,8 +114,11 @@ class Session(Protocol):
         """Let the guest run."""
         ...
 
-    async def reverse(self, pivot: Pivot, disk: PivotDisk) -> bool:
-        """Take a finished switch back; True when the source is the root again. Only while the guest is still."""
+    async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
+        """Take a finished switch back; True when the source is the root again. Only while the guest is still.
+
+        A guest that was resumed since ``resumes`` was counted keeps its destination.
+        """
         ...
 
     async def clean_up(self, pivot: Pivot) -> list[str]:

@@ -20,20 +20,21 @@ def primary_code(error: sqlite3.Error) -> int | None:
     return None if code is None else code & 0xFF
 
 
-def on_write(error: Exception, path: Path) -> JournalError:
+def on_write(error: Exception, path: Path, *, in_doubt: bool = False) -> JournalError:
     """Return the typed error for a change that was not committed.
 
-    Only JournalWriteError leaves the fate of the record open. SQLITE_FULL means that the commit frame could not be
-    written whole, so its checksum cannot match; an error of fsync is never reported as SQLITE_FULL.
-    Source: test_full.py.
+    Only JournalWriteError leaves the fate of the record open. It is the answer to every error while the fate of an
+    earlier try is open (``in_doubt``): this record may have been part of it. SQLITE_FULL means that the commit frame
+    could not be written whole, so its checksum cannot match; an error of fsync is never reported as SQLITE_FULL.
+    Source: test_full.py, test_journal_faults.py.
     """
     why = _why(error)
     code = primary_code(error) if isinstance(error, sqlite3.Error) else None
-    if code == sqlite3.SQLITE_FULL:
+    if code == sqlite3.SQLITE_FULL and not in_doubt:
         return JournalFullError(f"{path}: no space left ({why}); nothing was recorded; free space and try again")
     if code in _NOT_A_JOURNAL:
         return JournalCorruptError(f"{path} is damaged ({why}); nothing was recorded; keep the file and restore a copy")
-    if code in _BUSY:
+    if code in _BUSY and not in_doubt:
         return JournalError(f"{path} is being written by another program ({why}); nothing was recorded; end it")
     if code in _REFUSED or code is None:
         return JournalError(f"{path} does not take this change ({why}); nothing was recorded; report this as a bug")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,11 +20,19 @@ T = TypeVar("T")
 Subscriber = Callable[[list[Record]], None]
 
 
+def _wal_of(path: Path) -> Path:
+    """Return the name of the WAL. SQLite keeps no lock on that file, so descriptors of ours may come and go."""
+    return path.with_name(path.name + "-wal")
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     """Return the one connection that writes, with the names of the files it made durable."""
     connection = schema.connect(path)
     try:
         changes.last_seq(connection)  # the first read makes the WAL
+        # A predecessor that was killed may have written a record that it did not live to fsync. It can be read now and
+        # will be acted on: it must not be lost with the power after that.
+        schema.fsync_file(_wal_of(path))
         schema.fsync_directory(path.parent)
     except BaseException:
         connection.close()
@@ -187,22 +194,18 @@ class Journal:
                 asyncio.get_running_loop().call_exception_handler(context)
 
     def _settle(self, connection: sqlite3.Connection) -> bool:
-        wal = self.path.with_name(self.path.name + "-wal")
+        wal = _wal_of(self.path)
         try:
             if changes.last_seq(connection) != self._writer.committed_seq:
                 return False  # a record that was reported as failed can be seen: somebody must look
             busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             if busy or wal.stat().st_size:
                 return False
-            # SQLite keeps no lock on this file, so a descriptor of ours may come and go.
-            descriptor = os.open(wal, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            schema.fsync_file(wal)
             schema.fsync_directory(self.path.parent)
         except (sqlite3.Error, OSError):
             return False
+        self._writer.in_doubt = False
         return True
 
     def _close(self, connection: sqlite3.Connection) -> None:

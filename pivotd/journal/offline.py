@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pivotd import limits
@@ -34,6 +35,9 @@ def open_journal(state_dir_or_file: Path) -> Opened:
     deadline_s = time.monotonic() + limits.JOURNAL_LOCK_TIMEOUT_S
     try:
         while True:
+            # SQLite itself waits for seconds where the daemon dies under its hands: the lock is free after that, so
+            # only a try that began after the deadline is the last one.
+            last = time.monotonic() >= deadline_s
             # A copy under another name never has a daemon.
             held = lock.try_shared(path) if path.name == schema.FILE_NAME else -1
             if held is not None:
@@ -43,7 +47,7 @@ def open_journal(state_dir_or_file: Path) -> Opened:
                     lock.release(held)
             if (opened := _open_live(path)) is not None:
                 return opened
-            if time.monotonic() >= deadline_s:
+            if last:
                 raise JournalLockedError(
                     f"{path} is being opened or closed by a daemon that does not finish; try again"
                 )
@@ -81,12 +85,19 @@ def _open_copy(path: Path) -> Opened:
     directory = tempfile.TemporaryDirectory(prefix="pivotd-")
     try:
         aside.check_header(path)
+        _make_durable(path)
         copy = aside.copy(path, Path(directory.name))
         connection = _connect_copy(copy, path)
     except BaseException:
         directory.cleanup()
         raise
     return path, connection, directory
+
+
+def _make_durable(path: Path) -> None:
+    """Make the last records durable before they are told: a daemon may have been killed between write and fsync."""
+    with suppress(FileNotFoundError):
+        schema.fsync_file(path.with_name(path.name + "-wal"))
 
 
 def _connect_copy(copy: Path, path: Path) -> sqlite3.Connection:

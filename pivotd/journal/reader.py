@@ -35,6 +35,11 @@ class Reader:
         self._directory = directory
         self._mutex = threading.Lock()
 
+    @property
+    def beside_daemon(self) -> bool:
+        """Whether a daemon owned the journal when it was opened: more records may come."""
+        return self._directory is None
+
     @classmethod
     def attach(cls, state_dir_or_file: Path) -> Reader:
         """Read the live journal from inside the daemon, after ``Journal.open``. Raises: JournalError."""

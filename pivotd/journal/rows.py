@@ -7,6 +7,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from pivotd.core.words import (
@@ -50,6 +51,12 @@ def to_json(value: JsonObject) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=True, default=str)
 
 
+@lru_cache(maxsize=256)
+def _text(value: CopyOptions | Identity) -> str:
+    """Return what never changes in a pivot; the record inside a pause must not wait for it to be made again."""
+    return to_json(asdict(value))
+
+
 def pivot_row(pivot: Pivot) -> dict[str, Any]:
     """Return the columns of table ``pivot``."""
     return {
@@ -62,11 +69,11 @@ def pivot_row(pivot: Pivot) -> dict[str, Any]:
         "requested_by_uid": pivot.requested_by.uid,
         "requested_by_gid": pivot.requested_by.gid,
         "requested_by_pid": pivot.requested_by.pid,
-        "options": to_json(asdict(pivot.options)),
+        "options": _text(pivot.options),
         "created_at": pivot.created_at,
         "hold": int(pivot.hold),
         "attempt": pivot.attempt,
-        "identity": to_json(asdict(pivot.identity)),
+        "identity": _text(pivot.identity),
         "run_state_before": pivot.run_state_before,
         "owes_resume": int(pivot.owes_resume),
         "pausing_since": pivot.pausing_since,
@@ -93,8 +100,20 @@ def disk_row(pivot: str, disk: PivotDisk) -> dict[str, Any]:
         "destination_node": disk.destination.node,
         "destination_file_id": disk.destination.file_id,
         "job": disk.job,
+        **_layer("top", disk.top),
+        **_layer("base", disk.base),
+        "backing_file": disk.backing_file,
         "cache_direct": int(disk.cache_direct),
         "outcome": None if disk.outcome is None else disk.outcome.value,
+    }
+
+
+def _layer(side: str, image: Image | None) -> dict[str, Any]:
+    return {
+        f"{side}_filename": None if image is None else image.filename,
+        f"{side}_format": None if image is None else image.format,
+        f"{side}_node": None if image is None else image.node,
+        f"{side}_file_id": None if image is None else image.file_id,
     }
 
 
@@ -134,7 +153,7 @@ def record(row: Row) -> Record:
         pivot=row["pivot"],
         event=row["event"],
         phase=None if row["phase"] is None else Phase(row["phase"]),
-        facts=json.loads(row["facts"]),
+        facts=_from_json(row["facts"]),
     )
 
 
@@ -147,12 +166,12 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
         kind=Kind(row["kind"]),
         phase=Phase(row["phase"]),
         requested_by=Requester(row["requested_by_uid"], row["requested_by_gid"], row["requested_by_pid"]),
-        options=_options(json.loads(row["options"])),
+        options=_options(_from_json(row["options"])),
         disks=tuple(disks),
         created_at=row["created_at"],
         hold=bool(row["hold"]),
         attempt=row["attempt"],
-        identity=Identity(**json.loads(row["identity"])),
+        identity=Identity(**_from_json(row["identity"])),
         run_state_before=row["run_state_before"],
         owes_resume=bool(row["owes_resume"]),
         pausing_since=row["pausing_since"],
@@ -161,6 +180,14 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
         decided_at=row["decided_at"],
         closed_at=row["closed_at"],
     )
+
+
+def _from_json(text: str) -> Any:
+    """Return what to_json wrote. Raises: ValueError, also for JSON nested too deep to be ours."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON nested too deep") from None
 
 
 def _options(stored: JsonObject) -> CopyOptions:
@@ -177,6 +204,9 @@ def _disk(row: Row) -> PivotDisk:
         source=_image(row, "source"),
         destination=_image(row, "destination"),
         job=row["job"],
+        top=_image(row, "top") if row["top_node"] is not None else None,
+        base=_image(row, "base") if row["base_node"] is not None else None,
+        backing_file=row["backing_file"],
         cache_direct=bool(row["cache_direct"]),
         outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
     )

@@ -22,11 +22,13 @@ from pivotd.journal import aside
 from pivotd.journal.failures import on_read
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The number of the last step in migrations/migrations.py."""
 APPLICATION_ID = 0x70767464
 FILE_NAME = "journal.db"
 FILE_MODE = 0o640
+NUMBER_MAX = 1 << 53
+"""Of records and pivots: what JSON readers can tell apart. A million a second are three hundred years."""
 BUSY_TIMEOUT_MS = 250
 """For a stranger's write lock; half of the default bound of a pause."""
 
@@ -157,7 +159,16 @@ def migrate(path: Path) -> None:
 
 def fsync_directory(directory: Path) -> None:
     """Make names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    _fsync(directory, os.O_DIRECTORY)
+
+
+def fsync_file(path: Path) -> None:
+    """Make what a file holds durable, whoever wrote it. Never ``journal.db``: closing it drops SQLite's locks."""
+    _fsync(path, 0)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(descriptor)
     finally:
@@ -177,12 +188,28 @@ def _inspect(path: Path, flags: str, name: Path) -> int:
             aside.check_size(connection, path, name)
             if version == SCHEMA_VERSION:
                 check_objects(connection, name)
+                _check_numbers(connection, name)
                 load_pivots(connection, SELECT_OPEN)
                 connection.execute("SELECT name, qmp_path FROM domain").fetchall()
                 connection.execute("SELECT * FROM record ORDER BY seq DESC LIMIT 1").fetchone()
             return version
     except (ValueError, TypeError, KeyError) as error:
         raise on_read(error, name) from error
+
+
+def _check_numbers(connection: sqlite3.Connection, path: Path) -> None:
+    """Check that a record and a pivot can be added: the last number of all is SQLITE_FULL, which looks like no space.
+
+    Raises: JournalCorruptError.
+    """
+    numbers = [row[0] for row in connection.execute("SELECT seq FROM sqlite_sequence")]
+    for column, table in (("seq", "record"), ("number", "pivot")):
+        for end in ("min", "max"):  # two statements: SQLite looks up one end, and reads the table for both
+            numbers += connection.execute(f"SELECT {end}({column}) FROM {table}").fetchone()  # noqa: S608 - ours
+    if wrong := [number for number in numbers if number is not None and not 0 <= number < NUMBER_MAX]:
+        raise JournalCorruptError(
+            f"{path} is damaged (a row has number {wrong[0]}); it was left as it is; restore a copy"
+        )
 
 
 def _create(path: Path) -> None:
@@ -203,6 +230,7 @@ def _create(path: Path) -> None:
         os.fchmod(descriptor, FILE_MODE)
         os.close(descriptor)
         migrate(new)
+        _check_whole(new)
         descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -212,6 +240,12 @@ def _create(path: Path) -> None:
             leftover.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def _check_whole(new: Path) -> None:
+    """Check that closing has moved everything into the file and removed the WAL: SQLite does not say if that fails."""
+    if new.with_name(new.name + "-wal").exists():
+        raise JournalError(f"{new} could not be made; nothing was recorded; check the storage below it")
 
 
 def _configured(connection: sqlite3.Connection, pragmas: tuple[tuple[str, str, object], ...]) -> sqlite3.Connection:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from qemu.qmp import Message, QMPError
-from qemu.qmp.error import ProtocolError
+from qemu.qmp.models import Greeting
 from qemu.qmp.protocol import ConnectError, Runstate, StateError
-from qemu.qmp.qmp_client import ExecInterruptedError
+from qemu.qmp.qmp_client import ExecInterruptedError, GreetingError
 
 from pivotd import limits
-from pivotd.core.words import JsonObject
 from pivotd.errors import (
     DomainUnreachableError,
     MonitorBusyError,
@@ -60,17 +59,26 @@ class Monitor:
         """
         monitor = cls()
         sock = await _connect(path)
-        monitor.pid = identity.peer_pid(sock)
-        client = monitor._client
+        try:
+            monitor.pid = identity.peer_pid(sock)
+            monitor.version = await monitor._negotiate(sock, path)
+        except BaseException:
+            # Begins the end before it waits, so that a second cancellation loses nothing.
+            try:
+                await monitor.close()
+            finally:
+                sock.close()
+            raise
+        return monitor
+
+    async def _negotiate(self, sock: socket.socket, path: str) -> tuple[int, int, int]:
+        """Return QEMU's version once it takes commands."""
+        client = self._client
         try:
             async with asyncio.timeout(limits.GREETING_TIMEOUT_S):
                 await client.connect(sock)
-        except (TimeoutError, ConnectError, QMPError, OSError, EOFError) as error:
-            await monitor.close()
-            sock.close()
-            if not isinstance(error, TimeoutError):
-                why = str(error).splitlines()[0] if str(error) else "the connection was closed"
-                raise DomainUnreachableError(f"{path}: {why}; is this a QMP socket?", qmp=path) from error
+            version = _version(client.greeting)
+        except TimeoutError as error:
             if client.greeting is None:
                 raise MonitorBusyError(
                     f"{path}: no greeting: another client holds this monitor; give pivotd a QMP socket of its own",
@@ -80,21 +88,18 @@ class Monitor:
                 f"{path}: QEMU greets but does not answer: its main loop is blocked, often by storage that hangs",
                 qmp=path,
             ) from error
-        except asyncio.CancelledError:
-            await monitor.close()
-            sock.close()
-            raise
-        assert client.greeting is not None
-        qemu = client.greeting._raw["QMP"]["version"]["qemu"]  # noqa: SLF001 - the model has no version fields
-        monitor.version = (int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"]))
-        if monitor.version[:2] < VERSION_MIN:
-            await monitor.close()
+        except (ConnectError, QMPError, OSError, EOFError, AssertionError) as error:
+            # AssertionError: qemu.qmp's own, when the connection ends in the turn of the loop after the negotiation.
+            why = str(error).splitlines()[0] if str(error) else "the connection was closed"
+            raise DomainUnreachableError(f"{path}: {why}; is this a QMP socket?", qmp=path) from error
+        if version[:2] < VERSION_MIN:
+            text = ".".join(map(str, version))
             raise UnsupportedQemuError(
-                f"{path}: QEMU {monitor.version_text} is too old, pivotd needs 6.2 or later: "
+                f"{path}: QEMU {text} is too old, pivotd needs 6.2 or later: "
                 "older ones can abort in the middle of a switch",
-                version=monitor.version_text,
+                version=text,
             )
-        return monitor
+        return version
 
     @property
     def version_text(self) -> str:
@@ -114,10 +119,15 @@ class Monitor:
 
     async def close(self) -> None:
         """Disconnect; never raises on behalf of the peer."""
-        with contextlib.suppress(QMPError, ProtocolError, OSError, EOFError):
-            # disconnect() repeats the reader's error: whoever waited for a reply has been told already.
-            await self._client.disconnect()
+        # Shielded: half an end is none.
+        await asyncio.shield(self._end())
         self._wake()
+
+    async def _end(self) -> None:
+        # disconnect() repeats the reader's error, which can be any: what came was no QMP, no JSON, no UTF-8, too long
+        # or too deep. Whoever waited for a reply has been told already.
+        with contextlib.suppress(Exception):
+            await self._client.disconnect()
 
     async def execute(self, message: Command, timeout_s: float = limits.COMMAND_TIMEOUT_S) -> Any:
         """Run one command and return its value; the exception says what is known about its effect.
@@ -140,7 +150,7 @@ class Monitor:
             burst = self._client.send_burst(messages)
         except StateError as error:
             text = _names(messages)
-            raise QmpUnsentError(f"{text}: the monitor is not connected", command=text) from error
+            raise QmpUnsentError(f"{text}: {error.error_message}", command=text) from error
         try:
             async with asyncio.timeout(timeout_s):
                 replies = await burst.done
@@ -173,7 +183,11 @@ class Monitor:
         if not isinstance(data, dict):
             return
         job, status = data.get("id"), data.get("status")
-        if not isinstance(job, str) or not isinstance(status, str):
+        if (
+            not isinstance(job, str)
+            or not isinstance(status, str)
+            or len(job) + len(status) > limits.JOB_NAME_BYTES_MAX
+        ):
             return
         if status == "null":
             self.job_status.pop(job, None)
@@ -190,11 +204,24 @@ def _names(messages: Sequence[Command]) -> str:
 
 
 def _value(reply: Message, message: Command) -> Any:
-    if "error" in reply:
-        error = cast("JsonObject", reply["error"])
-        name, text = str(message["execute"]), str(error.get("desc", "no description")).strip()
+    """Return the value or the refusal. Raises: QmpUnknownError: it is neither."""
+    name = str(message["execute"])
+    error = reply.get("error")
+    if isinstance(error, dict):
+        text = str(error.get("desc", "no description")).strip()
         return QmpRefusedError(f"QEMU refused {name}: {text}", command=name, text=text, qmp_class=error.get("class"))
-    return reply.get("return")
+    if "error" in reply or "return" not in reply:
+        raise QmpUnknownError(f"{name}: the answer is neither a value nor an error", command=name)
+    return reply["return"]
+
+
+def _version(greeting: Greeting | None) -> tuple[int, int, int]:
+    """Return (major, minor, micro). Raises: GreetingError: there is none."""
+    try:
+        qemu = cast("Any", greeting)._raw["QMP"]["version"]["qemu"]  # noqa: SLF001 - the model has no version fields
+        return int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"])
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise GreetingError("the greeting names no version of QEMU", error) from error
 
 
 async def _connect(path: str) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Destinations are created and opened, mirrors started: the steps that leave the guest alone."""
+"""Destinations are created and opened, jobs started: the steps that leave the guest alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 from pivotd.core import names
 from pivotd.core.actions import Step
-from pivotd.core.words import CopyMode, Pivot, PivotDisk
+from pivotd.core.words import CopyMode, Kind, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError
+from pivotd.qmp.client import Command
 from pivotd.qmp.monitor import Monitor, command
 
 NO_SUCH_FILE = "No such file or directory"
@@ -29,12 +30,14 @@ async def prepare(monitor: Monitor, pivot: Pivot, disk: PivotDisk, step: Step) -
                 "file": names.file_node(pivot.id, disk.index),
                 "size": disk.size_bytes,
             }
+            if pivot.kind is Kind.SNAPSHOT:
+                options |= {"backing-file": disk.backing_file, "backing-fmt": disk.source.format}
             job = names.create_format_job(pivot.id, disk.index)
             await monitor.execute(command("blockdev-create", job_id=job, options=options))
         case Step.OPEN_FORMAT:
             await _open_format(monitor, pivot, disk)
-        case Step.START_MIRROR:
-            await _start_mirror(monitor, pivot, disk)
+        case Step.START_JOB:
+            await monitor.execute(_job(pivot, disk))
 
 
 def _file_options(pivot: Pivot, disk: PivotDisk) -> dict[str, Any]:
@@ -74,22 +77,44 @@ async def _open_format(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
         "file": names.file_node(pivot.id, disk.index),
         "cache": {"direct": disk.cache_direct, "no-flush": False},
     }
+    if pivot.kind is Kind.SNAPSHOT:
+        # The snapshot itself puts the source below it.
+        options["backing"] = None
     await monitor.execute(command("blockdev-add", **options))
 
 
-async def _start_mirror(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
-    blocking = pivot.options.copy_mode is CopyMode.WRITE_BLOCKING
-    await monitor.execute(
-        command(
-            "blockdev-mirror",
-            job_id=disk.job,
-            device=disk.source.node,
-            target=disk.destination.node,
-            sync=str(pivot.options.sync),
-            speed=pivot.options.bandwidth_bytes_per_s,
-            copy_mode="write-blocking" if blocking else "background",
-            # The job may go only as far as `pending` by itself, and stays until its outcome is durable.
-            auto_finalize=False,
-            auto_dismiss=False,
-        )
-    )
+def _job(pivot: Pivot, disk: PivotDisk) -> Command:
+    """Return the command that starts the disk's job.
+
+    The job may go only as far as `pending` by itself, and stays until its outcome is durable.
+    """
+    common = {
+        "job_id": disk.job,
+        "device": disk.source.node,
+        "speed": pivot.options.bandwidth_bytes_per_s,
+        "auto_finalize": False,
+        "auto_dismiss": False,
+    }
+    match pivot.kind:
+        case Kind.COPY:
+            blocking = pivot.options.copy_mode is CopyMode.WRITE_BLOCKING
+            return command(
+                "blockdev-mirror",
+                **common,
+                target=disk.destination.node,
+                sync=str(pivot.options.sync),
+                copy_mode="write-blocking" if blocking else "background",
+            )
+        case Kind.COMMIT:
+            assert disk.base is not None
+            assert disk.top is not None
+            top = {} if pivot.switches else {"top_node": disk.top.node}
+            return command("block-commit", **common, **top, **_backing_file(disk), base_node=disk.base.node)
+        case Kind.PULL:
+            base = {} if disk.base is None else {"base_node": disk.base.node}
+            return command("block-stream", **common, **base, **_backing_file(disk))
+    raise AssertionError(f"a {pivot.kind} has no job")
+
+
+def _backing_file(disk: PivotDisk) -> dict[str, str]:
+    return {} if disk.backing_file is None else {"backing_file": disk.backing_file}

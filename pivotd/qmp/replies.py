@@ -1,21 +1,55 @@
 """QEMU's raw replies, reduced to what pivotd uses. Pure: no connection, no decision.
 
-Shapes: QEMU QAPI reference, query-block, query-jobs, query-block-jobs,
-x-debug-query-block-graph (unstable by name, the same on 4.2 to 11.1).
+Shapes: QEMU QAPI reference, query-block, query-jobs, query-block-jobs, query-status, query-migrate, query-chardev,
+x-debug-query-block-graph (unstable by name, the same on 4.2 to 11.1). Each function raises QmpUnknownError for a reply
+of another shape: it leaves us without facts, and no list at all must not look like an empty one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pivotd.core import names
 from pivotd.core.observation import JobSeen, Root
-from pivotd.core.words import PivotDisk
+from pivotd.core.words import Pivot
+from pivotd.errors import QmpUnknownError
+
+T = TypeVar("T")
 
 PERIPHERAL = "/machine/peripheral/"
 BACKING_DEPTH_MAX = 256
+MIGRATING = frozenset({"setup", "active", "device", "pre-switchover", "postcopy-active", "wait-unplug"})
+
+
+@contextmanager
+def _answer_to(command: str) -> Iterator[None]:
+    """Turn whatever a reply of another shape leads to into the one error that says so."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        why = f"{type(error).__name__} {error}".splitlines()[0][:100]
+        raise QmpUnknownError(
+            f"QEMU's answer to {command} has another shape than documented ({why})", command=command
+        ) from error
+
+
+def _of(kind: type[T], value: object) -> T:
+    """Return a value that has the documented type; a boolean is no integer. Raises: TypeError."""
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} where {kind.__name__} is due")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One image of a backing chain; ``backing_file`` is what it names as the one below, as it is written in it."""
+
+    filename: str
+    format: str
+    backing_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +66,13 @@ class DiskSeen:
     read_only: bool
     cache_direct: bool
     cache_no_flush: bool
-    backing_chain: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    """The active image first."""
+
+    @property
+    def backing_chain(self) -> tuple[str, ...]:
+        """File names of the layers below the active image."""
+        return tuple(layer.filename for layer in self.layers[1:])
 
 
 def disk_name(entry: Mapping[str, Any]) -> str:
@@ -41,57 +81,68 @@ def disk_name(entry: Mapping[str, Any]) -> str:
     virtio-blk shows ``/machine/peripheral/disk0/virtio-backend``, SCSI, IDE and NVMe show the id itself; a device
     without an id is known by its legacy drive id, else by its QOM path.
     """
-    qdev = str(entry.get("qdev") or "")
+    qdev = _of(str, entry.get("qdev", ""))
     if qdev.startswith(PERIPHERAL):
         return qdev[len(PERIPHERAL) :].split("/", 1)[0]
     if qdev and not qdev.startswith("/"):
         return qdev
-    return str(entry.get("device") or "") or qdev
+    return _of(str, entry.get("device", "")) or qdev
 
 
-def disks(query_block: Iterable[Mapping[str, Any]]) -> dict[str, DiskSeen]:
+@_answer_to("query-block")
+def disks(query_block: Any) -> dict[str, DiskSeen]:
     """Return every disk with a medium by its name."""
     found = {}
-    for entry in query_block:
-        inserted = entry.get("inserted")
-        if not inserted:
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is None:
             continue
         image = inserted["image"]
         seen = DiskSeen(
             disk=disk_name(entry),
-            device=str(entry.get("device") or ""),
-            qdev=str(entry.get("qdev") or ""),
-            node=str(inserted["node-name"]),
-            filename=str(image["filename"]),
-            format=str(inserted["drv"]),
-            size_bytes=int(image["virtual-size"]),
-            read_only=bool(inserted["ro"]),
-            cache_direct=bool(inserted["cache"]["direct"]),
-            cache_no_flush=bool(inserted["cache"]["no-flush"]),
-            backing_chain=tuple(_backing(image)),
+            device=_of(str, entry.get("device", "")),
+            qdev=_of(str, entry.get("qdev", "")),
+            node=_of(str, inserted["node-name"]),
+            filename=_of(str, image["filename"]),
+            format=_of(str, inserted["drv"]),
+            size_bytes=_of(int, image["virtual-size"]),
+            read_only=_of(bool, inserted["ro"]),
+            cache_direct=_of(bool, inserted["cache"]["direct"]),
+            cache_no_flush=_of(bool, inserted["cache"]["no-flush"]),
+            layers=tuple(_layers(image)),
         )
         found[seen.disk] = seen
     return found
 
 
-def _backing(image: Mapping[str, Any]) -> Iterator[str]:
+def _inserted(entry: Any) -> dict[str, Any] | None:
+    """Return what a query-block entry says of its medium, None for no medium."""
+    return _of(dict, entry["inserted"]) if "inserted" in _of(dict, entry) else None
+
+
+def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
     for _ in range(BACKING_DEPTH_MAX):
-        below = image.get("backing-image")
-        if below is None:
+        written = _of(str, image["backing-filename"]) if "backing-filename" in image else None
+        yield Layer(_of(str, image["filename"]), _of(str, image["format"]), written)
+        if "backing-image" not in image:
             return
-        yield str(below["filename"])
-        image = below
+        image = _of(dict, image["backing-image"])
 
 
-def roots(query_block: Iterable[Mapping[str, Any]], of: Iterable[PivotDisk]) -> dict[str, Root]:
+@_answer_to("query-block")
+def roots(query_block: Any, pivot: Pivot) -> dict[str, Root]:
     """Return which image is under each disk, by node name: the destination's was chosen by pivotd and is unique."""
-    found = {disk_name(entry): entry["inserted"]["node-name"] for entry in query_block if entry.get("inserted")}
+    found = {}
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is not None:
+            found[disk_name(entry)] = _of(str, inserted["node-name"])
     seen = {}
-    for disk in of:
+    for disk in pivot.disks:
         match found.get(disk.disk):
             case None:
                 seen[disk.disk] = Root.ABSENT
-            case node if node in {disk.source.node, names.reopened_source(disk.destination.node)}:
+            case node if node in {disk.source.node, names.reopened_source(pivot.id, disk.index)}:
                 seen[disk.disk] = Root.SOURCE
             case disk.destination.node:
                 seen[disk.disk] = Root.DESTINATION
@@ -100,23 +151,73 @@ def roots(query_block: Iterable[Mapping[str, Any]], of: Iterable[PivotDisk]) -> 
     return seen
 
 
-def jobs(
-    query_jobs: Iterable[Mapping[str, Any]], query_block_jobs: Iterable[Mapping[str, Any]] = ()
-) -> dict[str, JobSeen]:
+def merged(graph: Graph, roots: Mapping[str, Root], pivot: Pivot) -> frozenset[str]:
+    """Return the disks, still on their source, whose chain no longer holds the layers that were to be merged."""
+    return frozenset(
+        disk.disk
+        for disk in pivot.disks
+        if disk.top is not None
+        and roots.get(disk.disk) is Root.SOURCE
+        and disk.top.node not in graph.chain(disk.source.node)
+    )
+
+
+@_answer_to("query-jobs or query-block-jobs")
+def jobs(query_jobs: Any, query_block_jobs: Any = None) -> dict[str, JobSeen]:
     """Return every job; the backlog in bytes where query-block-jobs was asked too."""
-    backlog = {str(job["device"]): int(job["len"]) - int(job["offset"]) for job in query_block_jobs}
-    return {
-        str(job["id"]): JobSeen(str(job["status"]), job.get("error"), backlog.get(str(job["id"]))) for job in query_jobs
+    backlog = {
+        _of(str, job["device"]): _of(int, job["len"]) - _of(int, job["offset"])
+        for job in _of(list, [] if query_block_jobs is None else query_block_jobs)
     }
+    return {
+        name: JobSeen(_of(str, job["status"]), _of(str, job["error"]) if "error" in job else None, backlog.get(name))
+        for job in _of(list, query_jobs)
+        for name in [_of(str, job["id"])]
+    }
+
+
+@_answer_to("query-status")
+def run_state(query_status: Any) -> str:
+    """Return the guest's run state."""
+    return _of(str, query_status["status"])
+
+
+@_answer_to("qom-list")
+def object_names(qom_list: Any) -> frozenset[str]:
+    """Return the names of the objects."""
+    return frozenset(_of(str, item["name"]) for item in _of(list, qom_list))
+
+
+@_answer_to("query-migrate")
+def migrating(query_migrate: Any) -> bool:
+    """Return whether a migration is under way; without a status there never was one."""
+    return _of(str, _of(dict, query_migrate).get("status", "none")) in MIGRATING
+
+
+@_answer_to("query-chardev")
+def open_chardevs(query_chardev: Any) -> list[str]:
+    """Return the labels of the character devices that somebody uses."""
+    return sorted(_of(str, entry["label"]) for entry in _of(list, query_chardev) if _of(bool, entry["frontend-open"]))
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Block graph: all nodes, node name -> names of its children, node name -> ids of the block jobs that use it."""
+    """Block graph: all nodes, node name -> names of its children, node name -> ids of the block jobs that use it.
+
+    ``backing``: node name -> name of the node that it is backed by.
+    """
 
     nodes: frozenset[str]
     children: Mapping[str, tuple[str, ...]]
     jobs: Mapping[str, tuple[str, ...]]
+    backing: Mapping[str, str]
+
+    def chain(self, root: str) -> list[str]:
+        """Return root and the nodes that back it, downwards."""
+        order = [root]
+        while (below := self.backing.get(order[-1])) is not None and below not in order:
+            order.append(below)
+        return order
 
     def below(self, root: str) -> list[str]:
         """Return root and every node under it, each before its children."""
@@ -131,17 +232,23 @@ class Graph:
         return order
 
 
-def graph(reply: Mapping[str, Any]) -> Graph:
+@_answer_to("x-debug-query-block-graph")
+def graph(reply: Any) -> Graph:
     """Return the graph from x-debug-query-block-graph."""
-    named = {node["id"]: str(node["name"]) for node in reply["nodes"]}
-    kinds = {node["id"]: node["type"] for node in reply["nodes"]}
+    nodes = _of(list, reply["nodes"])
+    named = {_of(int, node["id"]): _of(str, node["name"]) for node in nodes}
+    kinds = {node["id"]: _of(str, node["type"]) for node in nodes}
     children: dict[str, list[str]] = {}
     users: dict[str, list[str]] = {}
-    for edge in reply["edges"]:
+    backing: dict[str, str] = {}
+    for edge in _of(list, reply["edges"]):
         parent, child = edge["parent"], edge["child"]
         if kinds[parent] == "block-driver":
             children.setdefault(named[parent], []).append(named[child])
+            if edge["name"] == "backing":
+                backing[named[parent]] = named[child]
         elif kinds[parent] == "block-job":
             users.setdefault(named[child], []).append(named[parent])
     drivers = frozenset(named[number] for number, kind in kinds.items() if kind == "block-driver")
-    return Graph(drivers, {k: tuple(v) for k, v in children.items()}, {k: tuple(v) for k, v in users.items()})
+    below = {parent: tuple(nodes) for parent, nodes in children.items()}
+    return Graph(drivers, below, {node: tuple(jobs) for node, jobs in users.items()}, backing)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,10 +9,10 @@ from typing import Any
 from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.actions import Step
-from pivotd.core.observation import STATUS_ENDED, JobSeen, Observation, Qemu, Root
+from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
-from pivotd.qmp import identity, preparation, replies
+from pivotd.qmp import identity, preparation, replies, rollback
 from pivotd.qmp.monitor import Monitor, command
 from pivotd.threads import in_thread
 
@@ -82,7 +80,7 @@ class Session:
 
     async def run_state(self) -> str:
         """Return the guest's run state."""
-        return str((await self._monitor.execute(command("query-status"), limits.QUERY_TIMEOUT_S))["status"])
+        return replies.run_state(await self._monitor.execute(command("query-status"), limits.QUERY_TIMEOUT_S))
 
     async def disks(self) -> dict[str, replies.DiskSeen]:
         """Return every disk with a medium by its name."""
@@ -95,12 +93,12 @@ class Session:
 
     async def migrating(self) -> bool:
         """Return whether a migration is under way."""
-        return _migrating(await self._monitor.execute(command("query-migrate"), limits.QUERY_TIMEOUT_S))
+        return replies.migrating(await self._monitor.execute(command("query-migrate"), limits.QUERY_TIMEOUT_S))
 
     async def chardevs(self) -> list[str]:
         """Return the labels of open character devices: other monitors are among them."""
         reply = await self._monitor.execute(command("query-chardev"), limits.QUERY_TIMEOUT_S)
-        return sorted(str(entry["label"]) for entry in reply if entry.get("frontend-open"))
+        return replies.open_chardevs(reply)
 
     async def look(self, pivot: Pivot) -> Observation:
         """Look at run state, jobs and graph, in this order; tell the same QEMU from another one.
@@ -113,16 +111,18 @@ class Session:
         own_jobs = {
             name: job for name, job in replies.jobs(jobs, block_jobs).items() if names.belongs_to(name, pivot.id)
         }
-        own_nodes = frozenset(name for name in replies.graph(graph).nodes if names.belongs_to(name, pivot.id))
-        has_nonce = any(item["name"] == pivot.identity.nonce for item in objects)
+        nodes, roots = replies.graph(graph), replies.roots(block, pivot)
+        own_nodes = frozenset(name for name in nodes.nodes if names.belongs_to(name, pivot.id))
+        has_nonce = pivot.identity.nonce in replies.object_names(objects)
         seen = Observation(
             qemu=Qemu.SAME,
-            run_state=str(status["status"]),
+            run_state=replies.run_state(status),
             jobs=own_jobs,
-            roots=replies.roots(block, pivot.disks),
+            roots=roots,
             nodes=own_nodes,
+            merged=replies.merged(nodes, roots, pivot),
             has_nonce=has_nonce,
-            migrating=_migrating(migrate),
+            migrating=replies.migrating(migrate),
         )
         if has_nonce or own_jobs or own_nodes or self._same_process(pivot):
             return seen
@@ -139,8 +139,11 @@ class Session:
         return replace(seen, qemu=Qemu.REPLACED, uses_source=users[0], uses_destination=users[1])
 
     def _same_process(self, pivot: Pivot) -> bool:
-        """Without a mark in the process, pid and start time count only while a mark cannot be there."""
-        may_be_unmarked = pivot.phase in {Phase.PREPARING, Phase.DECIDED}
+        """Without a mark in the process, pid and start time count only while a mark need not be there.
+
+        A pivot may be cancelled before its mark was put there.
+        """
+        may_be_unmarked = pivot.phase in {Phase.PREPARING, Phase.CANCELLING, Phase.DECIDED}
         known = pivot.identity
         return (
             may_be_unmarked
@@ -179,14 +182,17 @@ class Session:
     # -- the pause ----------------------------------------------------------------------------------------------
 
     async def stop(self, complete: Sequence[str]) -> str:
-        """Pause the guest and complete these jobs in one write; return the run state right before ``stop``.
+        """Pause the guest and complete these jobs in one write; return the run state in which ``stop`` found it.
 
-        From ``running``, and only from there, ``stop`` leads to ``paused`` for certain. A ``job-complete`` that is
-        refused shows in the jobs.
+        ``stop`` does nothing but to a guest that runs, and says nothing of that: one that is not in a pause after it
+        had come to where it is by itself, perhaps only since the question before. A ``job-complete`` that is refused
+        shows in the jobs.
         """
-        burst = [command("query-status"), command("stop"), *(command("job-complete", id=job) for job in complete)]
-        before, *_ = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:1])
-        return str(before["status"])
+        status = command("query-status")
+        burst = [status, command("stop"), status, *(command("job-complete", id=job) for job in complete)]
+        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:3])
+        first, second = replies.run_state(before), replies.run_state(after)
+        return first if second in OUR_PAUSE else second
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; a job that refuses shows it in the next look."""
@@ -200,7 +206,7 @@ class Session:
         """
         burst = [*(command("job-finalize", id=job) for job in jobs), command("query-block")]
         (block,) = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[-1:])
-        return replies.roots(block, pivot.disks)
+        return replies.roots(block, pivot)
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
         """Cancel jobs, then let the guest run if asked, in one write."""
@@ -213,59 +219,31 @@ class Session:
         """Let the guest run."""
         await self._monitor.execute(command("cont"))
 
-    async def reverse(self, pivot: Pivot, disk: PivotDisk) -> bool:
-        """Take a finished switch back by a mirror that copies nothing: while the guest is still, both are equal."""
-        job = names.reverse_job(pivot.id, disk.index)
-        target = disk.source.node
-        await self._monitor.burst([command("job-dismiss", id=job), command("job-dismiss", id=disk.job)], 5.0)
-        present = await self._node_names()
-        if target not in present:
-            # A legacy -drive deletes the source node when the switch is made.
-            target = names.reopened_source(disk.destination.node)
-            if target not in present:
-                await self._reopen_source(disk, target)
-        mirror = command(
-            "blockdev-mirror",
-            job_id=job,
-            device=disk.destination.node,
-            target=target,
-            sync="none",
-            auto_dismiss=False,
-        )
-        try:
-            await self._monitor.execute(mirror)
-            if await self._await_job(job, {"ready"}):
-                await self._monitor.execute(command("job-complete", id=job))
-                await self._await_job(job, {"concluded"})
-        except QmpRefusedError:
-            pass  # what counts is the root
+    async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:
+        """Put every overlay on its disk in one transaction and read the graph, in one write; return the roots.
+
+        Raises: QmpRefusedError: no disk was changed.
+        """
+        actions = [
+            {"type": "blockdev-snapshot", "data": {"node": disk.source.node, "overlay": disk.destination.node}}
+            for disk in pivot.disks
+        ]
+        burst = [command("transaction", actions=actions), command("query-block")]
+        done, block = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
+        if isinstance(done, QmpRefusedError):
+            raise done
+        (block,) = self._all([block])
+        return replies.roots(block, pivot)
+
+    async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
+        """Take a finished switch back; True when the source is the root again. Only while the guest is still.
+
+        One that was resumed since ``resumes`` was counted has written what only the destination has: then nothing is
+        taken back.
+        """
+        await rollback.take_back(self._monitor, pivot, disk, resumes)
         block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
-        return any(seen.node == target for seen in replies.disks(block).values())
-
-    async def _reopen_source(self, disk: PivotDisk, node: str) -> None:
-        cache = {"direct": disk.cache_direct, "no-flush": False}
-        inner = {"driver": "file", "filename": disk.source.filename, "cache": cache}
-        await self._monitor.execute(
-            command("blockdev-add", driver=disk.source.format, node_name=node, file=inner, cache=cache)
-        )
-
-    async def _await_job(self, job: str, wanted: set[str]) -> bool:
-        deadline = time.monotonic() + limits.ROLLBACK_TIMEOUT_S
-        changed = asyncio.Event()
-        unsubscribe = self._monitor.subscribe(changed.set)
-        try:
-            while time.monotonic() < deadline:
-                changed.clear()
-                jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
-                status = jobs.get(job, JobSeen("null")).status
-                if status in wanted:
-                    return True
-                if status in STATUS_ENDED:
-                    return False
-                await _until(changed, 0.05)
-        finally:
-            unsubscribe()
-        return False
+        return replies.roots(block, pivot)[disk.disk] is Root.SOURCE
 
     # -- after it -----------------------------------------------------------------------------------------------
 
@@ -280,23 +258,32 @@ class Session:
         if live:
             await self._monitor.burst([command("job-cancel", id=name) for name in live], limits.COMMAND_TIMEOUT_S)
             for name in live:
-                await self._await_job(name, {"concluded"})
+                await rollback.await_job(self._monitor, name, {"concluded"})
         await self._monitor.burst([command("job-dismiss", id=name) for name in own], limits.COMMAND_TIMEOUT_S)
-        graph = await self.graph()
-        unwanted: list[str] = []
-        for disk in pivot.disks:
-            if disk.outcome is Outcome.SWITCHED:
-                unwanted += graph.below(disk.source.node)
-            else:
-                unwanted += [disk.destination.node, names.file_node(pivot.id, disk.index)]
-        present = await self._node_names()
-        doomed = [node for node in dict.fromkeys(unwanted) if node in present]
+        doomed = await self._unwanted(pivot)
         await self._monitor.burst([command("blockdev-del", node_name=node) for node in doomed], 20.0)
         await self._monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
         left = await self._node_names()
         jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
         ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, pivot.id)}
         return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs]
+
+    async def _unwanted(self, pivot: Pivot) -> list[str]:
+        """Return the nodes that no disk needs any more, each before its children."""
+        block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
+        graph = await self.graph()
+        used = {node for disk in replies.disks(block).values() for node in graph.below(disk.node)}
+        found: list[str] = []
+        for disk in pivot.disks:
+            own = [disk.destination.node, names.file_node(pivot.id, disk.index)]
+            match disk.outcome:
+                case Outcome.SWITCHED:
+                    found += graph.below(disk.source.node)
+                case Outcome.MERGED if disk.top is not None:
+                    found += graph.below(disk.top.node)
+                case _:
+                    found += [node for node in own if names.belongs_to(node, pivot.id)]
+        return [node for node in dict.fromkeys(found) if node in graph.nodes and node not in used]
 
     async def _node_names(self) -> frozenset[str]:
         return (await self.graph()).nodes
@@ -308,15 +295,3 @@ class Session:
             if isinstance(reply, QmpRefusedError):
                 raise QmpUnknownError(f"a query failed: {reply.message}") from reply
         return got
-
-
-def _migrating(reply: Mapping[str, Any]) -> bool:
-    return reply.get("status") in {"setup", "active", "device", "pre-switchover", "postcopy-active", "wait-unplug"}
-
-
-async def _until(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -1,9 +1,10 @@
-"""Kill pivotd at every point of a pivot, round after round.
+"""Kill pivotd, QEMU or both at every point of a pivot, round after round.
 
     python -m tests.chaos.campaign --help
 
 The points come from a recorded clean run: every message between pivotd and QEMU in both directions, before it is
-forwarded; those that change something, and their answers, also right after; and every fdatasync of the journal.
+forwarded; those that change something, and their answers, also right after. System calls are walked by strace until a
+whole batch of rounds ends without being struck.
 """
 
 # ruff: noqa: T201 - a campaign speaks
@@ -12,36 +13,26 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import shutil
+import os
+import random
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
-from tests.chaos.rounds import Point, Result, Setup, run_round
+from tests.chaos.judge import CHANGING
+from tests.chaos.plan import SYSCALLS, Cancel, Heir, Plan, Point, Setup, Victims
+from tests.chaos.rounds import Result, run_round
 from tests.support.proxy import Direction, When
 
-CHANGING = {
-    "object-add",
-    "object-del",
-    "blockdev-add",
-    "blockdev-create",
-    "blockdev-mirror",
-    "blockdev-del",
-    "stop",
-    "cont",
-    "job-complete",
-    "job-finalize",
-    "job-cancel",
-    "job-dismiss",
-}
 WORKERS = 2
-"""Rounds wait more than they compute."""
-FDATASYNCS_MAX = 16
-"""A clean run needs fewer; the walk ends with the first that is not reached."""
+"""Rounds wait about as long as they compute."""
+BATCH = 4
+SYSCALLS_MAX = 400
+"""A clean run needs 40 to 130 of each kind."""
+DEPTH_MAX = 3
+"""Random rounds strike the recovery up to so many times."""
 
 PAUSE_POINTS = (
     Point("return:stop", 1, Direction.FROM_QEMU, When.AFTER),
@@ -51,45 +42,62 @@ PAUSE_POINTS = (
 )
 """Where the guest is paused and each step of the pause has just been taken: recovery starts from here."""
 
+Messages = Sequence[tuple[Direction, str, int]]
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One round to run."""
 
-    setup: Setup
-    point: Point | None
-    kill_qemu: bool = False
-    again: Point | None = None
+@dataclass
+class Tally:
+    """What a set of rounds showed."""
+
+    ran: int = 0
+    struck: int = 0
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
     def __str__(self) -> str:
-        words = [
-            f"{self.setup.disks} disks",
-            "paused before" if self.setup.paused else "running",
-            f"kill at {self.point}",
-        ]
-        if self.kill_qemu:
-            words.append("QEMU too")
-        if self.again:
-            words.append(f"again at {self.again}")
-        return ", ".join(words)
+        rate = self.ran / self.seconds if self.seconds else 0
+        return (
+            f"{self.ran} rounds, {self.struck} struck, {len(self.problems)} problems, "
+            f"{self.seconds:.0f} s, {rate:.1f} rounds/s"
+        )
 
 
-def record(setup: Setup, point: Point | None = None) -> Result:
-    """Return a clean run, or one that is struck once and recovers."""
-    return run_round(setup, point)
+def run(plans: Iterable[Plan], *, until_unstruck: bool = False) -> Tally:
+    """Run rounds side by side; ``until_unstruck`` ends after a batch of which none reached its point."""
+    tally = Tally()
+    started_s = time.monotonic()
+    remaining = iter(plans)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        while batch := list(itertools.islice(remaining, BATCH if until_unstruck else None)):
+            struck = 0
+            for plan, result in zip(batch, pool.map(run_round, batch), strict=True):
+                tally.ran += 1
+                struck += result.struck
+                for problem in result.problems:
+                    tally.problems.append(f"[{plan}] {problem} (kept in {result.kept_in})")
+                    print(tally.problems[-1], flush=True)
+            tally.struck += struck
+            if until_unstruck and not struck:
+                break
+    tally.seconds = time.monotonic() - started_s
+    return tally
 
 
-def points(messages: Sequence[tuple[Direction, str, int]], *, thin: bool = False) -> list[Point]:
+def clean(plan: Plan) -> Result:
+    """Return a round without a strike, or with one that is recovered from; it must keep every promise."""
+    result = run_round(plan)
+    assert not result.problems, f"[{plan}] {result.problems} (kept in {result.kept_in})"
+    assert result.struck == (plan.point is not None), plan
+    return result
+
+
+def points(messages: Messages, *, thin: bool = False) -> list[Point]:
     """Return the points of a recorded run, each message once.
 
     ``thin`` leaves out queries, their answers, and events: pivotd is where the next or the last command finds it.
     """
     found = []
-    seen = set()
-    for direction, label, nth in messages:
-        if (direction, label, nth) in seen:
-            continue
-        seen.add((direction, label, nth))
+    for direction, label, nth in dict.fromkeys(messages):
         kind, _, name = label.partition(":")
         changing = name in CHANGING and kind != "event"
         if not thin or changing:
@@ -99,85 +107,135 @@ def points(messages: Sequence[tuple[Direction, str, int]], *, thin: bool = False
     return found
 
 
-def run(jobs: Iterable[Job], keep: Path | None = None) -> tuple[int, int, list[str]]:
-    """Run rounds side by side; return how many ran, how many reached their point, and every broken promise."""
-
-    def one(job: Job) -> tuple[Job, Result]:
-        def save(directory: Path) -> None:
-            if keep is not None:
-                shutil.copytree(
-                    directory, keep / str(abs(hash(str(job)))), ignore=shutil.ignore_patterns("*.qmp", "*.sock")
-                )
-
-        return job, run_round(job.setup, job.point, kill_qemu=job.kill_qemu, again=job.again, keep=save)
-
-    ran = struck = 0
-    problems = []
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for job, result in pool.map(one, jobs):
-            ran += 1
-            struck += result.struck
-            for problem in result.problems:
-                problems.append(f"[{job}] {problem}")
-                print(problems[-1], flush=True)
-    return ran, struck, problems
+def renumbered(messages: Messages) -> Messages:
+    """Return messages counted from the first of them: a hook that is set there counts so."""
+    counters: dict[tuple[Direction, str], Iterator[int]] = {}
+    return [(way, label, next(counters.setdefault((way, label), itertools.count(1)))) for way, label, _ in messages]
 
 
-def messages_jobs(setup: Setup, *, kill_qemu: bool, thin: bool) -> list[Job]:
-    """Return one round for each point of a clean run."""
-    clean = record(setup)
-    assert not clean.problems, clean.problems
-    return [Job(setup, point, kill_qemu) for point in points(clean.messages, thin=thin)]
+def message_plans(
+    setup: Setup, *, victims: Victims = Victims.PIVOTD, heir: Heir = Heir.NOBODY, thin: bool = False
+) -> list[Plan]:
+    """Return one round for each message of a clean run; of a cancelled pivot, for each after the request."""
+    recorded = clean(Plan(setup))
+    messages = recorded.messages[max(0, (recorded.cancelled_after or 0) - 1) :]
+    return [Plan(setup, point, victims, heir) for point in points(messages, thin=thin)]
 
 
-def recovery_jobs(setup: Setup, first: Point, *, thin: bool) -> list[Job]:
-    """Return one round for each message of the recovery after a kill at ``first``."""
-    whole = record(setup, first)
-    assert whole.struck, first
-    assert not whole.problems, whole.problems
-    before = next(
-        index for index, (way, label, nth) in enumerate(whole.messages)
-        if (way, label, nth) == (first.direction, first.label, first.nth)
-    )  # fmt: skip
-    # A point is counted from the strike on: the hook that strikes again starts there.
-    later: dict[tuple[Direction, str], itertools.count[int]] = {}
-    recovered = []
-    for way, label, _ in whole.messages[before + 1 :]:
-        counter = later.setdefault((way, label), itertools.count(1))
-        recovered.append((way, label, next(counter)))
-    return [Job(setup, first, again=point) for point in points(recovered, thin=thin)]
+def recovery_plans(setup: Setup, first: Point, *, thin: bool = False) -> list[Plan]:
+    """Return one round for each message of the recovery after a kill of pivotd at ``first``."""
+    whole = clean(Plan(setup, first)).messages
+    before = whole.index((first.direction, first.label, first.nth))  # type: ignore[arg-type]
+    recovered = renumbered(whole[before + 1 :])
+    return [Plan(setup, first, again=(point,)) for point in points(recovered, thin=thin)]
 
 
-def fdatasync_jobs(setup: Setup, *, kill_qemu: bool) -> list[Job]:
-    """Return one round for each of the first fdatasyncs of a thread of pivotd: most are the journal's."""
-    return [Job(setup, Point("", fdatasync=n), kill_qemu) for n in range(1, FDATASYNCS_MAX + 1)]
+def heir_plans(setup: Setup, first: Point, heir: Heir) -> list[Plan]:
+    """Return one round for each message and each flush of the recovery that finds another QEMU."""
+    plan = Plan(setup, first, Victims.BOTH, heir)
+    found = clean(plan).recovery
+    assert found, plan
+    again = [*points(found), *(Point(nth=n, syscall="flush") for n in range(1, 9))]
+    return [replace(plan, again=(point,)) for point in again]
+
+
+def syscall_plans(
+    setup: Setup, kind: str, *, victims: Victims = Victims.PIVOTD, heir: Heir = Heir.NOBODY, stride: int = 1
+) -> Iterator[Plan]:
+    """Yield one round for every ``stride``-th system call of a kind, to be run until none is reached."""
+    for nth in range(1, SYSCALLS_MAX, stride):
+        yield Plan(setup, Point(nth=nth, syscall=kind), victims, heir)
+
+
+def random_plans(seed: int, count: int) -> Iterator[Plan]:
+    """Yield rounds with everything chosen at random, and recoveries struck up to three times."""
+    rng = random.Random(seed)
+    recorded: dict[Setup, Messages] = {}
+    for _ in range(count):
+        setup = Setup(
+            disks=rng.choice((1, 1, 2, 3)),
+            paused=rng.random() < 0.15,
+            legacy=rng.random() < 0.2,
+            cancel=rng.choice(list(Cancel)) if rng.random() < 0.3 else Cancel.NEVER,
+        )
+        victims = rng.choice(list(Victims))
+        heir = Heir.NOBODY if victims is Victims.PIVOTD else rng.choice(list(Heir))
+        if setup not in recorded:
+            recorded[setup] = clean(Plan(setup)).messages
+
+        def some_point(messages: Messages, *, syscalls: bool) -> Point:
+            if syscalls and rng.random() < 0.4:
+                kind = rng.choice(list(SYSCALLS))
+                return Point(nth=rng.randrange(1, 12 if kind in {"flush", "write"} else 60), syscall=kind)
+            return rng.choice(points(messages, thin=rng.random() < 0.7))
+
+        first = some_point(recorded[setup], syscalls=victims is not Victims.QEMU)
+        depth = 0 if victims is Victims.QEMU else rng.randrange(DEPTH_MAX + 1)
+        late = renumbered(recorded[setup][-60:])
+        again = tuple(some_point(late, syscalls=True) for _ in range(depth))
+        yield Plan(setup, first, victims, heir, again)
+
+
+def _parts(setup: Setup, *, thin: bool, stride: int) -> dict[str, Callable[[], Tally]]:
+    """Return the parts of the whole campaign for one kind of domain."""
+    parts: dict[str, Callable[[], Tally]] = {}
+
+    def add(name: str, work: Callable[[], Tally]) -> None:
+        parts[f"{setup}: {name}"] = work
+
+    def add_messages(setup: Setup, victims: Victims, heir: Heir) -> None:
+        name = f"{victims} killed at every message" + (f", then {heir}" if heir is not Heir.NOBODY else "")
+        parts[f"{setup}: {name}"] = lambda: run(message_plans(setup, victims=victims, heir=heir, thin=thin))
+
+    for victims, heir in itertools.product(Victims, Heir):
+        if victims is not Victims.PIVOTD or heir is Heir.NOBODY:
+            add_messages(setup, victims, heir)
+    for kind, victims in itertools.product(SYSCALLS, (Victims.PIVOTD, Victims.BOTH)):
+        add(
+            f"{victims} killed at every {kind}",
+            lambda kind=kind, victims=victims: run(  # type: ignore[misc]
+                syscall_plans(setup, kind, victims=victims, stride=stride), until_unstruck=True
+            ),
+        )
+    for point in PAUSE_POINTS:
+        add(f"again after {point}", lambda point=point: run(recovery_plans(setup, point, thin=thin)))  # type: ignore[misc]
+        for heir in (Heir.SOURCE, Heir.DESTINATION):
+            add(
+                f"both killed at {point}, {heir}, pivotd killed again at every message and flush",
+                lambda point=point, heir=heir: run(heir_plans(setup, point, heir)),  # type: ignore[misc]
+            )
+    for cancel in Cancel:
+        if cancel is not Cancel.NEVER:
+            for victims in Victims:
+                add_messages(replace(setup, cancel=cancel), victims, Heir.NOBODY)
+    return parts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the whole campaign."""
-    parser = argparse.ArgumentParser(description="Kill pivotd at every point of a pivot.")
+    """Run the whole campaign, or random rounds."""
+    parser = argparse.ArgumentParser(description="Kill pivotd, QEMU or both at every point of a pivot.")
     parser.add_argument("--disks", type=int, default=1)
     parser.add_argument("--paused", action="store_true", help="the guest was paused before")
     parser.add_argument("--legacy", action="store_true", help="disks by -drive")
     parser.add_argument("--thin", action="store_true", help="leave out mere queries")
-    parser.add_argument("--keep", type=Path, help="copy the directory of each failed round there")
+    parser.add_argument("--stride", type=int, default=1, help="only every nth system call")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the parts whose name contains this")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="N rounds with everything chosen at random")
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("PIVOTD_SEED", "0")), help="of --random")
     options = parser.parse_args(arguments)
     setup = Setup(disks=options.disks, paused=options.paused, legacy=options.legacy)
-    keep = options.keep or Path(tempfile.mkdtemp(prefix="pivotd-chaos-"))
+    if options.random:
+        seed = options.seed or random.SystemRandom().randrange(1, 1 << 32)
+        print(f"seed {seed}", flush=True)
+        parts = {f"random, seed {seed}": lambda: run(random_plans(seed, options.random))}
+    else:
+        parts = _parts(setup, thin=options.thin, stride=options.stride)
     failed = 0
-    parts = {
-        "QEMU alive": lambda: messages_jobs(setup, kill_qemu=False, thin=options.thin),
-        "QEMU killed too": lambda: messages_jobs(setup, kill_qemu=True, thin=options.thin),
-        "fdatasync, QEMU alive": lambda: fdatasync_jobs(setup, kill_qemu=False),
-        "fdatasync, QEMU killed too": lambda: fdatasync_jobs(setup, kill_qemu=True),
-    }
-    for point in PAUSE_POINTS:
-        parts[f"again after {point}"] = lambda point=point: recovery_jobs(setup, point, thin=options.thin)
-    for name, make in parts.items():
-        started_s = time.monotonic()
-        ran, struck, problems = run(make(), keep)
-        failed += len(problems)
-        print(f"{name}: {ran} rounds, {struck} struck, {len(problems)} problems, {time.monotonic() - started_s:.0f} s")
+    for name, work in parts.items():
+        if options.only in name:
+            tally = work()
+            failed += len(tally.problems)
+            print(f"{name}: {tally}", flush=True)
     return 1 if failed else 0
 
 

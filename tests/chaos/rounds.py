@@ -1,381 +1,297 @@
-"""One round of chaos: a real QEMU, a real pivotd, a SIGKILL at one chosen point, and the question who has the data.
-
-There is no guest kernel here; the test itself is the guest. Blocks go through the disk's own device by its monitor, at
-the two moments that tell the images apart: right before ``stop`` is forwarded (only the source has them, the mirror has
-not copied them yet) and right after ``cont`` was answered (only the new root has them). Every block counts as
-acknowledged once a flush has returned. A verdict that names the wrong image at any instant then lacks blocks.
-"""
+"""One round of chaos: a real QEMU, a real pivotd, SIGKILL at one chosen point, and the question who has the data."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import itertools
-import json
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pivotd.core.verdict import verdicts
-from pivotd.journal.reader import Reader
-from tests.support.daemon import Daemon
-from tests.support.proxy import Direction, Hook, KillAt, Message, When
+from pivotd.core.words import Pivot
+from tests.chaos.judge import Judge
+from tests.chaos.plan import CANCEL_PHASES, NEW_JOURNAL, Cancel, Heir, Plan, Point, Victims
+from tests.chaos.process import ChaosDaemon, call, has_record, journal, make_journal, try_call
+from tests.chaos.world import GuestHook, World
+from tests.support.proxy import Direction, KillAt
 from tests.support.qemu import Disk, Qemu, create_image
 
-ROUND_TIMEOUT_S = 40.0
+__all__ = ["Result", "call", "run_round"]
+
+ROUND_TIMEOUT_S = 60.0
 POLL_S = 0.005
-BLOCK = 4096
-BLOCKS_PER_BURST = 4
-PIVOTD = Path(sys.executable).parent / "pivotd"
-
-
-class ChaosDaemon(Daemon):
-    """A daemon that may be under strace the first time."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether the newest process runs."""
-        return self._process is not None and self._process.poll() is None
-
-    def restart_plain(self, *, wait: bool = True) -> None:
-        """Start pivotd itself; killed again while it starts is no error here."""
-        self.kill()
-        self._command = [str(PIVOTD)]
-        with contextlib.suppress(*([] if wait else [RuntimeError])):
-            self.start(wait=wait)
-
-
-class Api(http.client.HTTPConnection):
-    """HTTP over the daemon's socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=10)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-def call(daemon: Daemon, method: str, path: str, body: Any = None, **headers: str) -> Any:
-    """Return the JSON answer; HTTP errors are answers too, connection errors are raised."""
-    api = Api(daemon.socket)
-    try:
-        data = None if body is None else json.dumps(body)
-        api.request(method, path, data, {"Content-Type": "application/json", **headers})
-        return json.loads(api.getresponse().read() or b"null")
-    finally:
-        api.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What kind of domain a round uses."""
-
-    disks: int = 1
-    paused: bool = False
-    legacy: bool = False
-    binary: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """Where to strike: a QMP message, or the nth fdatasync of a thread of pivotd."""
-
-    label: str
-    nth: int = 1
-    direction: Direction | None = None
-    when: When = When.BEFORE
-    fdatasync: int = 0
-
-    def __str__(self) -> str:
-        if self.fdatasync:
-            return f"fdatasync {self.fdatasync}"
-        return f"{self.direction} {self.label} #{self.nth} {self.when}"
-
-
-@dataclass
-class World:
-    """Everything of one round."""
-
-    directory: Path
-    setup: Setup
-    qemu: Qemu
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    blocks: dict[str, dict[int, int]] = field(default_factory=dict)
-    """disk -> block number -> pattern, acknowledged."""
-    _numbers: Any = field(default_factory=itertools.count)
-
-    def write(self) -> None:
-        """Write blocks through every disk's device and flush; after that they are acknowledged."""
-        for disk in range(self.setup.disks):
-            name = f"disk{disk}"
-            written = {}
-            for _ in range(BLOCKS_PER_BURST):
-                number = next(self._numbers)
-                # Scattered over the disk, so that a block is not copied along with its neighbour's cluster.
-                place = (number * 37) % 900
-                written[place] = 1 + number % 250
-                self.device_io(disk, f"write -q -P {written[place]} {place * 65536} {BLOCK}")
-            self.device_io(disk, "flush")
-            self.blocks.setdefault(name, {}).update(written)
-
-    def device_io(self, disk: int, command: str) -> str:
-        """Run a qemu-io command on the device of a disk."""
-        if self.setup.legacy:
-            line = f'qemu-io drive{disk} "{command}"'
-        else:
-            line = f'qemu-io -d /machine/peripheral/disk{disk}/virtio-backend "{command}"'
-        with self.lock:
-            return str(self.qemu.spy("human-monitor-command", {"command-line": line}))
-
-    def spy(self, command: str) -> Any:
-        """Ask QEMU on the test's own monitor."""
-        with self.lock:
-            return self.qemu.spy(command)
-
-    def missing(self, disk: str, image: str) -> list[int]:
-        """Return the acknowledged blocks that an image file does not hold. QEMU must have ended."""
-        wanted = self.blocks.get(disk, {})
-        checks = list(itertools.chain.from_iterable(
-            ("-c", f"read -q -P {pattern} {place * 65536} {BLOCK}") for place, pattern in wanted.items()
-        ))  # fmt: skip
-        done = subprocess.run(
-            ["qemu-io", "-r", "-f", "qcow2", *checks, image], capture_output=True, text=True, check=False
-        )
-        if done.returncode and "Pattern" not in done.stdout:
-            raise AssertionError(f"{image}: {done.stdout} {done.stderr}")
-        failed = done.stdout.count("Pattern verification failed")
-        return list(wanted)[:failed]
-
-
-class GuestHook:
-    """Plays the guest at the proxy, then passes each message on to the next hook."""
-
-    def __init__(self) -> None:
-        self.world: World | None = None
-        self.next: Hook | None = None
-        self.seen: list[tuple[Direction, str, int]] = []
-        self._stopped = False
-        self._resumed = False
-        self.silent = False
-
-    def __call__(self, direction: Direction, index: int, message: Message, when: When) -> None:
-        if when is When.BEFORE:
-            self.seen.append((direction, message.label, message.nth))
-        if self.next is not None and when is When.BEFORE:
-            self.next(direction, index, message, when)
-        if self.world is not None and not self.silent:
-            last_moment = "command:job-complete" if self.world.setup.paused else "command:stop"
-            if message.label == last_moment and when is When.BEFORE and not self._stopped:
-                self._stopped = True
-                self.world.write()
-            if message.label == "return:cont" and when is When.AFTER and not self._resumed:
-                self._resumed = True
-                self.world.write()
-        if self.next is not None and when is When.AFTER:
-            self.next(direction, index, message, when)
+CANCEL_HOLD_S = 10.0
+CANCEL_EVERY_S = 0.25
+SLOW_BYTES_PER_S = 64 << 10
+SLOW_DATA_BYTES = 4 << 20
+REQUEST_ID = "chaos"
 
 
 @dataclass
 class Result:
-    """What a round showed. ``struck``: the point was reached. ``problems``: broken promises, empty if none."""
+    """What a round showed. ``struck``: the point was reached. ``problems``: broken promises, empty if none.
+
+    ``messages`` are those of the first QEMU's monitor, ``cancelled_after`` how many of them came before the cancel,
+    ``recovery`` those of an heir's monitor. ``kept_in`` is where a round with problems can be looked at.
+    """
 
     struck: bool
     problems: list[str]
     messages: list[tuple[Direction, str, int]]
     outcome: str | None = None
+    cancelled_after: int | None = None
+    recovery: list[tuple[Direction, str, int]] | None = None
+    kept_in: Path | None = None
 
 
-def run_round(
-    setup: Setup,
-    point: Point | None,
-    *,
-    kill_qemu: bool = False,
-    again: Point | None = None,
-    keep: Callable[[Path], None] | None = None,
-) -> Result:
-    """Copy the disks of one domain, strike at ``point``, recover (struck ``again`` there), and judge."""
+def run_round(plan: Plan) -> Result:
+    """Copy the disks of one domain, strike, recover, and judge; a round with problems leaves its directory."""
     directory = Path(tempfile.mkdtemp(prefix="pv"))
+    keep = True
     try:
-        result = _Round(directory, setup, point, kill_qemu=kill_qemu, again=again).run()
-        if result.problems and keep is not None:
-            keep(directory)
-        return result
+        result = _Round(directory, plan).run()
+        keep = bool(result.problems)
+        if keep:
+            result.kept_in = directory
+    except BaseException as error:
+        error.add_note(f"in the round [{plan}], kept in {directory}")
+        raise
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        if keep:
+            (directory / "round.txt").write_text(f"{plan}\n{_versions(plan)}")
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+    return result
+
+
+def _versions(plan: Plan) -> str:
+    binary = plan.setup.binary or ("qemu-system-x86_64",)
+    said = [subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+            for command in (binary, ["strace"], ["uname", "-sr"])]  # fmt: skip
+    return "".join(f"{lines[0]}\n" for lines in said if lines)
 
 
 class _Round:
-    def __init__(
-        self, directory: Path, setup: Setup, point: Point | None, *, kill_qemu: bool, again: Point | None
-    ) -> None:
-        self.directory, self.setup, self.point = directory, setup, point
-        self.kill_qemu, self.again = kill_qemu, again
-        self.hook = GuestHook()
-        self.problems: list[str] = []
-        self.images = [directory / f"old{index}.qcow2" for index in range(setup.disks)]
-        self.targets = [directory / f"new{index}.qcow2" for index in range(setup.disks)]
+    def __init__(self, directory: Path, plan: Plan) -> None:
+        self.directory, self.plan, self.setup = directory, plan, plan.setup
+        self.images = [directory / f"old{index}.qcow2" for index in range(plan.setup.disks)]
+        self.targets = [directory / f"new{index}.qcow2" for index in range(plan.setup.disks)]
+        self.state_dir = directory / "state"
+        self.hook = GuestHook(plan.setup)
+        self.hook.on_cancel = self._cancel_and_hold
+        self.heir_hook = GuestHook(plan.setup)
+        self.answers: list[Any] = []
+        """What pivotd answered to cancels."""
+        self._cancelling: threading.Thread | None = None
+        self._cancelled_at = 0.0
 
     def run(self) -> Result:
+        """Play the round."""
+        with ExitStack() as stack:
+            self.qemu = self._old_qemu(stack)
+            world = self.world = self.hook.world = World(self.setup, self.qemu)
+            self.judge = Judge(world, self.plan, self.images, self.state_dir)
+            before = self.qemu.run_state()
+            if self.plan.point is None or self.plan.point.syscall != NEW_JOURNAL:
+                make_journal(self.state_dir)
+            self.daemon = ChaosDaemon(self.directory, {"web1": self.qemu.qmp})
+            stack.callback(self._end_cancel)
+            stack.callback(self.daemon.kill)
+            if self.setup.cancel is Cancel.COPYING:
+                for disk in range(self.setup.disks):
+                    world.device_io(disk, f"write -q -P 251 {32 << 20} {SLOW_DATA_BYTES}")
+            world.write()
+            struck = self._first()
+            recovery = None
+            if struck and self.plan.victims is not Victims.PIVOTD:
+                struck, recovery = self._without_old_qemu(stack)
+            else:
+                self._with_old_qemu(before, struck=struck)
+            self._end_cancel()
+            self.judge.check_answers(self.answers, self._pivot())
+            outcome = pivot.outcome if (pivot := self._pivot()) else None
+        return Result(
+            struck, self.judge.problems, self.hook.seen, outcome, self.hook.cancelled_after, recovery
+        )  # fmt: skip
+
+    def _old_qemu(self, stack: ExitStack) -> Qemu:
         for image in self.images:
             create_image(image)
-        proxy = Qemu.proxy_for(self.directory, on_message=self.hook)
+        proxy = Qemu.proxy_for(self.directory, on_message=self.hook, log=self.directory / "messages.jsonl")
         disks = [Disk(image, legacy=self.setup.legacy) for image in self.images]
         binary = list(self.setup.binary) if self.setup.binary else None
-        with ExitStack() as stack:
-            qemu = stack.enter_context(
-                Qemu(self.directory, disks, proxy=proxy, paused=self.setup.paused, binary=binary)
-            )
-            self.world = self.hook.world = World(self.directory, self.setup, qemu)
-            before = qemu.run_state()
-            self.world.write()
-            daemon = ChaosDaemon(self.directory, {"web1": qemu.qmp}, command=self._command())
-            stack.callback(daemon.kill)
-            struck = self._first(daemon, qemu)
-            if struck and self.kill_qemu:
-                self._judge_dead(daemon, qemu)
-            else:
-                self._judge_alive(daemon, qemu, before, struck=struck)
-        return Result(struck, self.problems, self.hook.seen, self.outcome)
+        qemu = Qemu(self.directory, disks, proxy=proxy, paused=self.setup.paused, binary=binary)
+        return stack.enter_context(qemu)
 
-    outcome: str | None = None
+    def _pivot(self) -> Pivot | None:
+        found = journal(self.state_dir)
+        return found[0] if found else None
 
-    def _command(self) -> Sequence[str] | None:
-        if self.point is None or not self.point.fdatasync:
-            return None
-        inject = f"inject=fdatasync,fsync:signal=SIGKILL:when={self.point.fdatasync}"
-        # -D: pivotd itself is the child, so that it can be killed by its pid.
-        return [
-            "strace",
-            "-D",
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            "trace=fdatasync,fsync",
-            "-e",
-            inject,
-            str(PIVOTD),
-        ]
+    # -- the first life
 
-    def _strike(self, point: Point, daemon: ChaosDaemon, qemu: Qemu) -> KillAt | None:
-        if point.fdatasync:
-            return None
-        pids = (lambda: [daemon.pid, qemu.pid]) if self.kill_qemu else (lambda: [daemon.pid])
-        return KillAt(pids, point.when, label=point.label, nth=point.nth, direction=point.direction)
-
-    def _first(self, daemon: ChaosDaemon, qemu: Qemu) -> bool:
+    def _first(self) -> bool:
         """Start pivotd, ask for the copy, and strike; return whether the point was reached."""
-        kill = self._strike(self.point, daemon, qemu) if self.point else None
-        self.hook.next = kill
-        body = {"disks": [{"disk": f"disk{i}", "image": str(t)} for i, t in enumerate(self.targets)]}
-        try:
-            daemon.start()
-            answer = call(daemon, "POST", "/v1/domains/web1/copy", body, **{"Idempotency-Key": "chaos"})
-            if "id" not in answer and "Location" not in answer:
-                self.problems.append(f"copy was refused: {answer}")
-                return False
-        except (OSError, http.client.HTTPException, RuntimeError, ValueError):
-            pass  # killed before or while it answered
-        return self._await_end(daemon, kill)
+        point = self.plan.point
+        kill = self._strike(point)
+        self.daemon.launch(point)
+        body: dict[str, Any] = {
+            "disks": [{"disk": f"disk{i}", "image": str(target)} for i, target in enumerate(self.targets)]
+        }
+        if self.setup.cancel is not Cancel.NEVER:
+            # The request for the cancel is waited for inside the pause.
+            body |= {"max_pause_ms": 20_000, "pivot": self.setup.cancel is not Cancel.READY}
+            body |= {"bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0}
+        answer = try_call(self.daemon, "POST", "/v1/domains/web1/copy", body, **{"Idempotency-Key": REQUEST_ID})
+        if answer is not None and "phase" not in answer:
+            self.judge.problems.append(f"copy was refused: {answer}")
+            return False
+        return self._await_end(kill)
 
-    def _await_end(self, daemon: ChaosDaemon, kill: KillAt | None) -> bool:
-        """Wait until pivotd was killed (True) or the pivot is closed (False)."""
+    def _strike(self, point: Point | None) -> KillAt | None:
+        """Have the proxy strike at a message; strace strikes at system calls by itself."""
+        self.hook.next = None
+        if point is None or point.syscall:
+            return None
+        victims = {Victims.PIVOTD: [self.daemon], Victims.QEMU: [self.qemu], Victims.BOTH: [self.daemon, self.qemu]}
+        chosen: list[Any] = victims[self.plan.victims]
+        kill = KillAt(
+            lambda: [victim.pid for victim in chosen],
+            point.when, label=point.label, nth=point.nth, direction=point.direction,
+        )  # fmt: skip
+        self.hook.next = kill
+        return kill
+
+    def _await_end(self, kill: KillAt | None = None, *, cancel: bool = False) -> bool:
+        """Wait until somebody was killed (True) or the pivot is closed (False); ``cancel`` asks for that repeatedly."""
         deadline_s = time.monotonic() + ROUND_TIMEOUT_S
         while time.monotonic() < deadline_s:
             if kill is not None and kill.struck.is_set():
-                daemon.kill()
+                if self.plan.victims is not Victims.QEMU:
+                    self.daemon.kill()
                 return True
-            if not daemon.alive:
+            if not self.daemon.alive:
                 return True
-            found = self._journal()
-            if found and found[0].phase == "closed":
+            pivot = self._pivot()
+            if pivot is not None and pivot.phase == "closed":
                 return False
+            if pivot is not None and CANCEL_PHASES.get(self.setup.cancel) == pivot.phase and not self._cancelling:
+                self.hook.cancel()
+            if cancel and time.monotonic() - self._cancelled_at > CANCEL_EVERY_S:
+                self._ask_cancel()
             time.sleep(POLL_S)
-        self.problems.append("the pivot did not close in time")
+        self.judge.problems.append("the pivot did not close in time")
         return False
 
-    def _journal(self) -> Any:
-        path = self.directory / "state"
-        if not (path / "journal.db").exists():
-            return []
-        reader = Reader.offline(path)
-        try:
-            return reader.disk_history()
-        finally:
-            reader.close()
+    # -- cancelling
 
-    def _judge_dead(self, daemon: ChaosDaemon, qemu: Qemu) -> None:
-        """Both dead: the journal alone names images that hold every acknowledged block."""
-        self.hook.silent = True
-        qemu.kill()
-        named = self._check_images("with both dead")
-        # Then the daemon comes back to find QEMU gone: the verdict stays, the pivot closes.
-        daemon.restart_plain()
-        if self._journal():
-            self._await_end(daemon, None)
-        daemon.kill()
-        if self._check_images("after recovery without QEMU") != named:
-            self.problems.append("the recovery without QEMU changed its mind")
+    def _cancel_and_hold(self) -> None:
+        """Ask for the cancel in a thread, and return when the journal has it: the caller holds a message meanwhile."""
+        self._cancelling = threading.Thread(target=self._ask_cancel, daemon=True)
+        self._cancelling.start()
+        deadline_s = time.monotonic() + CANCEL_HOLD_S
+        while self.daemon.alive and self._cancelling.is_alive() and time.monotonic() < deadline_s:
+            if has_record(self.state_dir, "cancel-requested"):
+                return
+            time.sleep(POLL_S)
 
-    def _check_images(self, when: str) -> list[str]:
-        found = self._journal()
-        self.outcome = found[0].outcome if found else None
-        named = {v.disk: v.image for v in verdicts(found)} or {
-            f"disk{i}": str(image) for i, image in enumerate(self.images)
-        }
-        for disk, image in named.items():
-            missing = self.world.missing(disk, str(image))
-            if missing:
-                self.problems.append(f"{when}: {image} lacks acknowledged blocks {missing} of {disk}")
-        return sorted(str(image) for image in named.values())
+    def _ask_cancel(self) -> None:
+        answer = try_call(self.daemon, "POST", f"/v1/pivots/{REQUEST_ID}/cancel", timeout_s=ROUND_TIMEOUT_S)
+        self._cancelled_at = time.monotonic()
+        if answer is not None:
+            self.answers.append(answer)
 
-    def _judge_alive(self, daemon: ChaosDaemon, qemu: Qemu, before: str, *, struck: bool) -> None:
+    def _end_cancel(self) -> None:
+        if self._cancelling is not None:
+            self._cancelling.join(ROUND_TIMEOUT_S)
+
+    # -- recovery
+
+    def _recover(self, strike: Callable[[Point], KillAt | None]) -> None:
+        """Start pivotd until the pivot is closed, striking it again where the plan says so."""
+        cancel = self.setup.cancel is not Cancel.NEVER
+        for point in self.plan.again:
+            kill = strike(point)
+            self.daemon.launch(point, wait=False)
+            if self._pivot():
+                self._await_end(kill, cancel=cancel)
+            self.daemon.kill()
+            if self.plan.victims is not Victims.PIVOTD:
+                self.judge.check_images(f"after the kill at {point}")
+        for hook in (self.hook, self.heir_hook):
+            hook.next = None
+        self.daemon.launch()
+        if self._pivot():
+            self._await_end(cancel=cancel)
+
+    def _with_old_qemu(self, before: str, *, struck: bool) -> None:
         """QEMU lives: after the restart the verdict is what QEMU uses, and the run state is what it was."""
-        if struck and self.again is not None:
-            self.hook.next = self._strike(self.again, daemon, qemu)
-            daemon.restart_plain(wait=False)
-            self._await_end(daemon, self.hook.next)
-            daemon.kill()
-        self.hook.next = None
         if struck:
-            daemon.restart_plain()
-            if self._journal():
-                self._await_end(daemon, None)
+            self._recover(self._strike)
+        elif self.plan.point is not None and self.plan.point.syscall:
+            self.daemon.launch()  # not under strace: it would be struck by what the judge asks
         self.hook.silent = True
-        found = self._journal()
-        self.outcome = found[0].outcome if found else None
-        if found and found[0].phase != "closed":
-            self.problems.append(f"the journal did not close: {found[0].phase}")
-        state = self.world.spy("query-status")["status"]
-        if state != before:
-            self.problems.append(f"the guest is {state}, it was {before}")
-        roots = {f"disk{i}": qemu.root(f"disk{i}").filename for i in range(self.setup.disks)}
-        for verdict in verdicts(found):
-            if verdict.image != roots[verdict.disk]:
-                self.problems.append(f"verdict {verdict.image}, QEMU uses {roots[verdict.disk]} for {verdict.disk}")
-        if self.world.spy("query-jobs"):
-            self.problems.append(f"jobs are left: {self.world.spy('query-jobs')}")
-        nodes = len(self.world.spy("query-named-block-nodes"))
-        if nodes != 2 * self.setup.disks:
-            self.problems.append(f"{nodes} nodes are left, not {2 * self.setup.disks}")
-        daemon.kill()
+        self.hook.next = None
+        self.judge.check_alive(self.qemu, before)
+        self.judge.check_told(call(self.daemon, "GET", "/v1/verdicts?domain=web1"), "with QEMU alive")
+        self.daemon.kill()
         self.world.write()
-        qemu.kill(15)
-        qemu.wait()
-        for disk, image in roots.items():
-            missing = self.world.missing(disk, image)
-            if missing:
-                self.problems.append(f"{image}, which QEMU used, lacks acknowledged blocks {missing}")
+        roots = {f"disk{i}": self.qemu.root(f"disk{i}").filename for i in range(self.setup.disks)}
+        self.qemu.kill(15)
+        self.qemu.wait()
+        self.judge.check_images("after QEMU's end", roots)
+
+    def _without_old_qemu(self, stack: ExitStack) -> tuple[bool, list[tuple[Direction, str, int]] | None]:
+        """QEMU is dead: the journal names images that hold every acknowledged block, now and for ever."""
+        self.hook.silent = True
+        self.qemu.kill()
+        alone = self.plan.victims is Victims.BOTH
+        named = self.judge.check_images("right after the kill")
+        left = self._pivot()
+        heir = None
+        if self.plan.heir is not Heir.NOBODY:
+            heir = self._start_heir(stack)
+            if heir is None:
+                return False, None
+        if alone:
+            self._recover(self._strike_heir)
+        elif left:
+            self._await_end()
+        again = self.judge.check_images("after recovery without the old QEMU")
+        if alone and again != named:
+            self.judge.problems.append(f"the recovery changed its mind from {named} to {again}")
+        recovery = list(self.heir_hook.seen)
+        if heir is not None:
+            told = call(self.daemon, "GET", "/v1/verdicts?domain=web1")
+            self.judge.check_heir(heir, self.heir_hook.seen, left, self._pivot(), told, alone=alone)
+        self.daemon.kill()
+        return True, recovery if heir else None
+
+    def _start_heir(self, stack: ExitStack) -> Qemu | None:
+        """Start another QEMU on the same socket; None where the image cannot be opened yet. It is paused."""
+        self.qemu.stop()
+        images = self.images if self.plan.heir is Heir.SOURCE else self.targets
+        for image in images:
+            checked = subprocess.run(
+                ["qemu-img", "check", "-q", "-f", "qcow2", image], capture_output=True, check=False
+            )
+            if checked.returncode == 1:
+                return None
+        proxy = Qemu.proxy_for(self.directory, on_message=self.heir_hook, log=self.directory / "heir.jsonl")
+        # Paused: a pivotd that took it for the old one would feel free to resume it.
+        return stack.enter_context(
+            Qemu(self.directory, [Disk(image) for image in images], proxy=proxy, paused=True)
+        )  # fmt: skip
+
+    def _strike_heir(self, point: Point) -> KillAt | None:
+        if point.syscall or self.plan.heir is Heir.NOBODY:
+            return None
+        kill = KillAt(
+            lambda: [self.daemon.pid], point.when, label=point.label, nth=point.nth, direction=point.direction
+        )  # fmt: skip
+        self.heir_hook.next = kill
+        return kill

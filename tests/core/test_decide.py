@@ -231,7 +231,7 @@ def test_preparation_takes_the_steps_in_order_and_only_once():
     found = replace(found, jobs={c: JobSeen("concluded"), q: JobSeen("concluded")})
     assert decide(before, found) == a.Prepare(0, a.Step.OPEN_FORMAT)
     found = replace(found, nodes=frozenset({f, d}))
-    assert decide(before, found) == a.Prepare(0, a.Step.START_MIRROR)
+    assert decide(before, found) == a.Prepare(0, a.Step.START_JOB)
     found = replace(found, jobs={**found.jobs, jobs(0)[0]: JobSeen("running")})
     assert decide(before, found) == a.Advance(Phase.COPYING)
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from pivotd.core.phases import is_resting
-from pivotd.core.words import CopyOptions, Phase, Pivot, Requester
+from pivotd.core.words import CopyOptions, Kind, Phase, Pivot, Requester
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.flush import Flusher
 from pivotd.engine.host import RUNTIME, Host
-from pivotd.engine.planning import Target, Wish, plan_copy
+from pivotd.engine.planning import Wish, plan
+from pivotd.engine.scene import Target
 from pivotd.engine.supervisor import Supervisor
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
@@ -52,6 +53,11 @@ class Engine:
         self, name: str, targets: dict[str, Path], image_format: str | None = None, **options: Any
     ) -> Driver:
         """Record and start a copy; return its driver."""
+        wanted = (Target(disk, str(path), image_format) for disk, path in targets.items())
+        return await self.start(Kind.COPY, name, *wanted, **options)
+
+    async def start(self, kind: Kind, name: str, *targets: Target, **options: Any) -> Driver:
+        """Record and start a pivot; return its driver."""
         supervisor = self.host.get(name)
         assert supervisor.session is not None
         number = ULID.format(next(self._numbers))
@@ -59,13 +65,15 @@ class Engine:
             pivot=number,
             request_id=number,
             domain=name,
-            targets=tuple(Target(disk, str(path), image_format) for disk, path in targets.items()),
+            kind=kind,
+            targets=targets,
             options=CopyOptions(**options),
             who=Requester(0, 0, 1),
             created_at=SystemClock().utc_now(),
             force=False,
         )
-        planned = await plan_copy(wish, supervisor.session, ())
+        others = [driver.pivot for driver in supervisor.drivers.values()]
+        planned = await plan(wish, supervisor.session, others)
         pivot, _ = await self.journal.accept(planned, {})
         return supervisor.start(pivot)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 
 from pivotd.core.words import Phase
 from pivotd.errors import JournalCorruptError, JournalError
+from pivotd.journal import offline
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from tests.journal.process import look, wait_for, working
 
+WAL_HEADER_BYTES = 32
 EVENTS = [(1, "accepted"), (2, "copying")]
 
 
@@ -45,6 +48,27 @@ def test_killed_daemon(tmp_path: Path) -> None:
     before = look(tmp_path)
     assert events(tmp_path) == EVENTS
     assert look(tmp_path) == before
+
+
+def test_daemon_that_dies_while_its_journal_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that found the lock taken, and the daemon dead a moment later, still reads.
+
+    SQLite waits for ten seconds where a WAL has no record yet and its writer is gone: longer than the reader's patience.
+    """
+    with working(tmp_path, "hold") as process:
+        wait_for(process, "held")
+
+        def open_too_late(path: Path) -> offline.Opened | None:
+            process.kill()
+            process.wait()
+            os.truncate(tmp_path / "journal.db-wal", WAL_HEADER_BYTES)
+            return open_live(path)
+
+        open_live = offline._open_live
+        monkeypatch.setattr(offline, "_open_live", open_too_late)
+        reader = Reader.offline(tmp_path)
+    assert reader.pivots() == []
+    reader.close()
 
 
 @pytest.mark.parametrize("with_wal", [True, False])

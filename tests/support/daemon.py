@@ -110,6 +110,11 @@ class Daemon:
             self._process.kill()
             self._process.wait()
 
+    def wait(self) -> int:
+        """Return the exit status of the newest process once it has ended."""
+        assert self._process is not None, "not started"
+        return self._process.wait()
+
     def terminate(self, *, timeout_s: float = READY_TIMEOUT_S) -> int:
         """SIGTERM, and return the exit status."""
         assert self._process is not None, "not started"

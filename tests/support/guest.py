@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import socket
 import subprocess
 import tempfile
 import time
@@ -45,6 +46,7 @@ class Guest:
     ``write``: ``acks`` numbered and flushed blocks, ``idle`` nothing, ``busy`` dirties as fast as it can without
     acks, ``both``. ``rate_per_s`` 0 means as fast as it can. ``batch`` blocks share one flush and one ACK.
     ``slots`` is the length of a round in blocks. ``flush=False`` makes it lie: it says ACK without a flush.
+    ``hold``: it has found its disks and waits, before it reads them, for a line on its second serial port (release()).
     """
 
     assets: GuestAssets
@@ -53,6 +55,7 @@ class Guest:
     batch: int = 1
     slots: int = 256
     flush: bool = True
+    hold: bool = False
 
     def qemu(
         self, directory: Path, disks: Sequence[Disk], *, expect: Sequence[str] | None = None, **options: Any
@@ -67,6 +70,7 @@ class Guest:
         words = {
             "disks": ",".join(names), "modules": ",".join(modules), "write": self.write, "rate": self.rate_per_s,
             "batch": self.batch, "slots": self.slots, "flush": "on" if self.flush else "off",
+            "hold": "on" if self.hold else "off",
         }  # fmt: skip
         command_line = " ".join([KERNEL_OPTIONS, *(f"pivotd.{key}={value}" for key, value in words.items())])
         if any(disk.bus == "ide" for disk in disks):
@@ -76,7 +80,16 @@ class Guest:
             "-kernel", str(self.assets.kernel), "-initrd", str(self.assets.initramfs), "-append", command_line,
             "-chardev", f"file,id=serial,path={serial_log(directory, name)},append=on", "-serial", "chardev:serial",
         ]  # fmt: skip
+        if self.hold:
+            port = str(_release_path(directory, name))
+            boot += ["-chardev", f"socket,id=release,path={port},server=on,wait=off", "-serial", "chardev:release"]
         return Qemu(directory, disks, memory_mib=MEMORY_MIB, guest=boot, **options)
+
+    def release(self, qemu: Qemu) -> None:
+        """Let a guest go that was held; its writers read their disks now."""
+        with socket.socket(socket.AF_UNIX) as port:
+            port.connect(str(_release_path(qemu.directory, qemu.name)))
+            port.sendall(b"go\n")
 
     def judge(self, qemu: Qemu) -> GuestJudge:
         """Return the judge of a QEMU made by this guest; it may be asked before, during and after its life."""
@@ -86,6 +99,10 @@ class Guest:
 def serial_log(directory: Path, name: str) -> Path:
     """Return where the guest's words are kept; a restarted guest appends."""
     return directory / f"{name}.serial"
+
+
+def _release_path(directory: Path, name: str) -> Path:
+    return directory / f"{name}.release"
 
 
 class GuestJudge:

@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The whole guest: finds its disks, writes numbered blocks, says on the serial port what it was told is on disk.
 #
-#   READY                    every disk was found
+#   READY                    every disk was found; with hold=on nothing happens until a line comes in on the second serial port
 #   REFUSED why              a disk is missing or the command line is wrong; the guest powers itself off
 #   START disk first found   writing begins at number `first`; the highest number found on the disk is `found` (-1: none)
 #   ACK disk n               number n and all before it since START were written and flushed
@@ -17,7 +17,7 @@
 /bin/busybox mount -t sysfs sys /sys
 exec </dev/console >/dev/console 2>&1
 
-disks='' modules='' write=acks rate=0 batch=1 slots=256 flush=on
+disks='' modules='' write=acks rate=0 batch=1 slots=256 flush=on hold=off
 for word in $(cat /proc/cmdline); do
 	case $word in
 	pivotd.disks=*) disks=$(echo "${word#*=}" | tr , ' ') ;;
@@ -27,6 +27,7 @@ for word in $(cat /proc/cmdline); do
 	pivotd.batch=*) batch=${word#*=} ;;
 	pivotd.slots=*) slots=${word#*=} ;;
 	pivotd.flush=*) flush=${word#*=} ;;
+	pivotd.hold=*) hold=${word#*=} ;;
 	esac
 done
 
@@ -110,6 +111,9 @@ for disk in $disks; do
 done
 [ -n "$devices" ] || refuse "no disk was named"
 echo READY
+
+# A guest that waits here has read nothing of its disks: its state can be saved, and be let go on any image later.
+[ "$hold" = off ] || read -r _ </dev/ttyS1
 
 for pair in $devices; do
 	case $write in

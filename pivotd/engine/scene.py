@@ -1,0 +1,101 @@
+"""What a plan is made from: one disk's wish, and everything that QEMU and the file system show at that moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pivotd import files
+from pivotd.core import names
+from pivotd.core.words import CopyOptions, Image, PivotDisk
+from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
+from pivotd.qmp.replies import DiskSeen, Graph, Layer
+
+WORKING = {"file", "host_device"}
+"""Protocol drivers that QEMU shows as the format of a disk without a format layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is wanted of one disk. ``image`` is where it moves to, ``top`` and ``base`` layers of its chain.
+
+    ``format`` None: that of the source. ``top`` None: the active layer. ``base`` None: as far down as it goes.
+    """
+
+    disk: str
+    image: str = ""
+    format: str | None = None
+    top: str | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One look at a domain. ``directory`` is QEMU's working directory, ``in_use`` what other open pivots write to."""
+
+    pivot: str
+    domain: str
+    options: CopyOptions
+    disks: dict[str, DiskSeen]
+    graph: Graph
+    directory: Path | None
+    in_use: frozenset[str]
+
+    def find(self, name: str) -> DiskSeen:
+        """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""
+        same = (disk for disk in self.disks.values() if name and name in {disk.device, disk.qdev})
+        found = self.disks.get(name) or next(same, None)
+        if found is None:
+            known = ", ".join(sorted(self.disks)) or "none"
+            raise NotFoundError(
+                f"{self.domain} has no disk {name}; its disks are: {known}", domain=self.domain, disk=name
+            )
+        return found
+
+    def chain(self, seen: DiskSeen) -> list[Image]:
+        """Return the images of a disk, the active one first. Raises: BadRequestError: it has filters."""
+        nodes = self.graph.chain(seen.node)
+        if len(nodes) != len(seen.layers):
+            raise BadRequestError(f"{seen.disk} has filter nodes in its chain: pivotd cannot tell its layers apart")
+        return [self.image(layer, node) for layer, node in zip(seen.layers, nodes, strict=True)]
+
+    def source(self, seen: DiskSeen) -> Image:
+        """Return the active image of a disk."""
+        return self.image(Layer(seen.filename, seen.format), seen.node)
+
+    def image(self, layer: Layer, node: str) -> Image:
+        """Return an image with its absolute path and its file."""
+        file = files.resolve(layer.filename, self.directory)
+        return Image(
+            file.path or layer.filename, "raw" if layer.format in WORKING else layer.format, node, file.file_id
+        )
+
+    def disk(self, index: int, seen: DiskSeen) -> PivotDisk:
+        """Return the disk as it is, with every name that the pivot will use for it."""
+        source = self.source(seen)
+        return PivotDisk(
+            disk=seen.disk,
+            index=index,
+            qdev=seen.qdev,
+            size_bytes=seen.size_bytes,
+            source=source,
+            destination=source,
+            job=names.mirror_job(self.pivot, index),
+            cache_direct=seen.cache_direct,
+        )
+
+    def users(self, image: Image) -> list[str]:
+        """Return the disks that have this file somewhere in their chain."""
+        return [
+            other.disk
+            for other in self.disks.values()
+            if any(files.same(image, files.resolve(layer.filename, self.directory)) for layer in other.layers)
+        ]
+
+    def refuse_if_used(self, image: Image, disk: str) -> None:
+        """Raises: BadRequestError, DiskBusyError: the guest or another pivot uses this file."""
+        for user in self.users(image):
+            role = "its present image" if user == disk else f"in use by {user}"
+            raise BadRequestError(f"{image.filename} cannot take {disk}: it is {role}", disk=disk)
+        if image.filename in self.in_use:
+            raise DiskBusyError(f"{image.filename} is the destination of another open pivot", disk=disk)

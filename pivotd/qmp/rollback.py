@@ -1,0 +1,126 @@
+"""A finished switch is taken back while the guest is still: both images hold the same then, so nothing is copied."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from pivotd import limits
+from pivotd.core import names
+from pivotd.core.observation import STATUS_ENDED, JobSeen
+from pivotd.core.words import Kind, Pivot, PivotDisk
+from pivotd.errors import QmpRefusedError
+from pivotd.qmp import replies
+from pivotd.qmp.monitor import Monitor, command
+
+
+async def take_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
+    """Bring the source back under the disk. What QEMU refuses shows in the root, which the caller reads.
+
+    From the start of a job on, what a guest writes goes to both images. One that was resumed before, since ``resumes``
+    was counted, has written what only the destination has: then nothing is taken back.
+    """
+    job = names.reverse_job(pivot.id, disk.index)
+    dismissals = [command("job-dismiss", id=name) for name in (job, disk.job)]
+    await monitor.burst(dismissals, limits.ROLLBACK_TIMEOUT_S)
+    with contextlib.suppress(QmpRefusedError):
+        match pivot.kind:
+            case Kind.COPY:
+                await _mirror_back(monitor, pivot, disk, resumes)
+            case Kind.SNAPSHOT:
+                await _commit_overlay(monitor, pivot, disk, resumes)
+            case Kind.COMMIT:
+                await _put_back_on_top(monitor, pivot, disk, resumes)
+
+
+async def _mirror_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
+    target = disk.source.node
+    present = await _node_names(monitor)
+    if target not in present:
+        # A legacy -drive deletes the source node when the switch is made.
+        target = names.reopened_source(pivot.id, disk.index)
+        if target not in present:
+            await monitor.execute(_source(disk, target))
+    job = names.reverse_job(pivot.id, disk.index)
+    start = command(
+        "blockdev-mirror",
+        job_id=job,
+        device=disk.destination.node,
+        target=target,
+        sync="none",
+        auto_dismiss=False,
+    )
+    await _run(monitor, job, start, resumes)
+
+
+async def _commit_overlay(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
+    """The overlay is empty: the guest has written nothing since."""
+    job = names.reverse_job(pivot.id, disk.index)
+    start = command(
+        "block-commit", job_id=job, device=disk.destination.node, base_node=disk.source.node, auto_dismiss=False
+    )
+    await _run(monitor, job, start, resumes)
+
+
+async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
+    """A base cannot be mirrored to what it backs: the old top is closed and opened again as an overlay of the base.
+
+    The layers between them are left out; what they hold is in the base by now.
+    """
+    again = names.reopened_source(pivot.id, disk.index)
+    present = await _node_names(monitor)
+    if again not in present:
+        if disk.source.node in present:
+            await monitor.execute(command("blockdev-del", node_name=disk.source.node))
+        start = _source(disk, again)
+        start["arguments"]["backing"] = None
+        await monitor.execute(start)
+    if monitor.resumes == resumes:
+        await monitor.execute(command("blockdev-snapshot", node=disk.destination.node, overlay=again))
+
+
+def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
+    cache = {"direct": disk.cache_direct, "no-flush": False}
+    inner = {"driver": "file", "filename": disk.source.filename, "cache": cache}
+    return command("blockdev-add", driver=disk.source.format, node_name=node, file=inner, cache=cache)
+
+
+async def _node_names(monitor: Monitor) -> frozenset[str]:
+    reply = await monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S)
+    return replies.graph(reply).nodes
+
+
+async def _run(monitor: Monitor, job: str, start: dict[str, object], resumes: int) -> None:
+    await monitor.execute(start)
+    if monitor.resumes == resumes and await await_job(monitor, job, {"ready"}):
+        await monitor.execute(command("job-complete", id=job))
+        await await_job(monitor, job, {"concluded"})
+
+
+async def await_job(monitor: Monitor, job: str, wanted: set[str]) -> bool:
+    """Return whether the job came to one of these statuses within the bound and before it ended otherwise."""
+    deadline = time.monotonic() + limits.ROLLBACK_TIMEOUT_S
+    changed = asyncio.Event()
+    unsubscribe = monitor.subscribe(changed.set)
+    try:
+        while time.monotonic() < deadline:
+            changed.clear()
+            jobs = replies.jobs(await monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
+            status = jobs.get(job, JobSeen("null")).status
+            if status in wanted:
+                return True
+            if status in STATUS_ENDED:
+                return False
+            await _until(changed, 0.05)
+    finally:
+        unsubscribe()
+    return False
+
+
+async def _until(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

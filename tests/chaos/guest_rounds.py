@@ -1,0 +1,369 @@
+"""Rounds of chaos with a real guest: random kills and freezes of pivotd and QEMU under writes with fsync.
+
+    make chaos ROUNDS=1000 SEED=7
+
+After each kill of QEMU the image that the journal names must hold the last acknowledged block of every disk; otherwise
+the guest must be running again, on the image that pivotd names.
+"""
+
+# ruff: noqa: T201 - a campaign speaks
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pivotd.core.verdict import verdicts
+from tests.chaos.guest_world import GuestWorld, Requester, Restarter, freeze, longest
+from tests.chaos.process import journal, try_call
+from tests.support.daemon import Daemon
+from tests.support.guest import LostWritesError
+from tests.support.guest_assets import build
+
+CLOSE_TIMEOUT_S = 90.0
+POLL_S = 0.005
+PAUSE_S = 0.015
+"""A pause takes 5 to 15 ms: an instant chosen at random after the STOP event falls inside it, or right after."""
+FREEZE_MAX_S = 0.8
+"""Longer than max_pause."""
+MORE_KILLS_MAX = 2
+ROUNDS_PER_WORLD = 40
+
+
+class Kind(StrEnum):
+    """What happens to whom."""
+
+    KILL_PIVOTD = "kill pivotd"
+    FREEZE_PIVOTD = "freeze pivotd"
+    FREEZE_QEMU = "freeze QEMU"
+    KILL_QEMU = "kill QEMU"
+    KILL_BOTH = "kill both"
+
+
+WEIGHTS = {
+    Kind.KILL_PIVOTD: 35,
+    Kind.FREEZE_PIVOTD: 10,
+    Kind.FREEZE_QEMU: 10,
+    Kind.KILL_QEMU: 20,
+    Kind.KILL_BOTH: 25,
+}
+ENDS_QEMU = {Kind.KILL_QEMU, Kind.KILL_BOTH}
+
+
+class Aim(StrEnum):
+    """From when the instant counts."""
+
+    REQUEST = "request"
+    STOP = "stop"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRound:
+    """One round. ``at`` is a fraction: of a usual pivot's length from the request on, of PAUSE_S from ``stop`` on."""
+
+    kind: Kind
+    aim: Aim
+    at: float
+    freeze_s: float = 0.0
+    more_kills_s: tuple[float, ...] = ()
+    """Further kills of pivotd, each so long after the one before: in its start-up or its recovery."""
+
+    def __str__(self) -> str:
+        words = [f"{self.kind} at {self.at:.3f} from {self.aim}"]
+        words += [f"for {self.freeze_s:.3f} s"] * bool(self.freeze_s)
+        words += [f"pivotd again after {s:.3f} s" for s in self.more_kills_s]
+        return ", ".join(words)
+
+
+def random_round(rng: random.Random) -> GuestRound:
+    """Return a round with everything chosen at random."""
+    kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    aim = rng.choice((Aim.REQUEST, Aim.STOP))
+    more = rng.randrange(MORE_KILLS_MAX + 1) if kind in {Kind.KILL_PIVOTD, Kind.KILL_BOTH} else 0
+    return GuestRound(
+        kind,
+        aim,
+        rng.random() * 1.2,
+        rng.uniform(0.02, FREEZE_MAX_S) if kind in {Kind.FREEZE_PIVOTD, Kind.FREEZE_QEMU} else 0.0,
+        tuple(rng.uniform(0.0, 0.4) for _ in range(more)),
+    )
+
+
+@dataclass
+class Summary:
+    """What all rounds showed."""
+
+    rounds: dict[Kind, int] = field(default_factory=dict)
+    outcomes: dict[Kind, dict[str, int]] = field(default_factory=dict)
+    longest_pause_ms: dict[Kind, float] = field(default_factory=dict)
+    pivotd_starts: int = 0
+    acks: int = 0
+    wrong: list[str] = field(default_factory=list)
+    """Verdicts that named an image without an acknowledged write, or not the one that QEMU used."""
+    broken: list[str] = field(default_factory=list)
+    """Other broken promises: a guest that does not run, a pivot that does not close."""
+
+    def count(self, kind: Kind, outcome: str, pause_ms: float) -> None:
+        """Take one round."""
+        self.rounds[kind] = self.rounds.get(kind, 0) + 1
+        by_outcome = self.outcomes.setdefault(kind, {})
+        by_outcome[outcome] = by_outcome.get(outcome, 0) + 1
+        self.longest_pause_ms[kind] = max(self.longest_pause_ms.get(kind, 0.0), pause_ms)
+
+    def __str__(self) -> str:
+        lines = [f"{'':16}{'rounds':>8}{'switched':>10}{'kept':>8}{'other':>8}{'longest pause':>16}"]
+        for kind in Kind:
+            if kind in self.rounds:
+                outcomes = dict(self.outcomes[kind])
+                switched, kept = outcomes.pop("switched", 0), outcomes.pop("kept", 0)
+                pause = "-" if kind in ENDS_QEMU else f"{self.longest_pause_ms[kind]:.0f} ms"
+                other = sum(outcomes.values())
+                lines.append(f"{kind:16}{self.rounds[kind]:>8}{switched:>10}{kept:>8}{other:>8}{pause:>16}")
+        lines.append(
+            f"{sum(self.rounds.values())} rounds, {self.pivotd_starts} starts of pivotd, {self.acks} acknowledged writes, "
+            f"{len(self.wrong)} wrong verdicts, {len(self.broken)} other broken promises"
+        )
+        return "\n".join(lines)
+
+
+class GuestRounds:
+    """Rounds on one guest. ``other_image`` points the judge at the image that the verdict does *not* name."""
+
+    def __init__(self, world: GuestWorld, pivotd: Restarter, summary: Summary, *, other_image: bool = False) -> None:
+        self.world, self._pivotd, self._summary = world, pivotd, summary
+        self._other_image = other_image
+        self._number = 0
+        self._usual_s = 0.3
+        self._said: list[str] = []
+
+    def play(self, planned: GuestRound) -> list[str]:
+        """Play one round; return its broken promises."""
+        world = self.world
+        self._number += 1
+        self._said = []
+        name = f"round-{self._number}"
+        world.qemu.spy_events()
+        world.transcript.write_bytes(b"")
+        targets = {disk: world.directory / f"{disk}-{self._number}.qcow2" for disk in world.names}
+        before, old = world.acks(), list(world.images)
+        requester = Requester(self._pivotd.daemon, name, targets)
+        try:
+            events = self._strike(planned)
+            if planned.kind in ENDS_QEMU:
+                requester.stop()
+                outcome = self._judge_dead(name, planned)
+                pause_ms = 0.0
+                self._next_life()
+            else:
+                outcome = self._judge_alive(name, requester)
+                events += world.qemu.spy_events()
+                pause_ms = longest([event for event in events if event["event"] in {"STOP", "RESUME"}])
+        finally:
+            requester.stop()
+        after = world.acks()
+        self._summary.acks += sum(after[disk] - before[disk] for disk in after)
+        self._summary.count(planned.kind, outcome, pause_ms)
+        for image in {*old, *targets.values()} - set(world.images):
+            image.unlink(missing_ok=True)
+        return self._said
+
+    # -- the strike
+
+    def _strike(self, planned: GuestRound) -> list[dict[str, Any]]:
+        """Wait for the instant, and strike; return the events that were seen meanwhile."""
+        world, seen = self.world, []
+        if planned.aim is Aim.STOP:
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                seen.append(world.qemu.await_event("STOP", timeout_s=CLOSE_TIMEOUT_S))
+            time.sleep(planned.at * PAUSE_S)
+        elif planned.aim is Aim.REQUEST:
+            time.sleep(planned.at * self._usual_s)
+        else:
+            self._await_closed(f"round-{self._number}")
+            world.await_acks(world.acks())
+        match planned.kind:
+            case Kind.FREEZE_PIVOTD:
+                self._pivotd.freeze(planned.freeze_s)
+            case Kind.FREEZE_QEMU:
+                freeze(world.qemu.pid, planned.freeze_s)
+            case Kind.KILL_PIVOTD:
+                self._pivotd.kill()
+            case Kind.KILL_QEMU:
+                world.qemu.kill()
+            case Kind.KILL_BOTH:
+                self._pivotd.kill()
+                world.qemu.kill()
+        for pause_s in planned.more_kills_s:
+            time.sleep(pause_s)
+            self._pivotd.kill()
+        return seen
+
+    # -- judging
+
+    def _pivot(self, name: str) -> Any:
+        found = [pivot for pivot in journal(self._pivotd.daemon.state_dir) if pivot.request_id == name]
+        return found[0] if found else None
+
+    def _await_closed(self, name: str) -> Any:
+        """Return the pivot once it is closed; one that waits at READY after its last attempt is cancelled."""
+        daemon = self._pivotd.daemon
+        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            pivot = self._pivot(name)
+            if pivot is not None and pivot.phase == "closed":
+                return pivot
+            if pivot is not None and pivot.hold:
+                try_call(daemon, "POST", f"/v1/pivots/{name}/cancel")
+            time.sleep(POLL_S)
+        self._say_broken(f"{name} did not close within {CLOSE_TIMEOUT_S:.0f} s")
+        return self._pivot(name)
+
+    def _judge_alive(self, name: str, requester: Requester) -> str:
+        """The guest runs on, on the image that pivotd names."""
+        world, started_s = self.world, time.monotonic()
+        answer = requester.await_answer(CLOSE_TIMEOUT_S)
+        if answer is None or "phase" not in answer:
+            self._say_broken(f"the request was answered {answer}")
+            return "refused"
+        pivot = self._await_closed(name)
+        self._usual_s = min(1.0, 0.8 * self._usual_s + 0.2 * (time.monotonic() - started_s))
+        if (state := world.qemu.run_state()) != "running":
+            self._say_broken(f"the guest is {state}")
+            return "not running"
+        world.await_acks(world.acks())
+        roots, named = world.roots(), self._named()
+        if roots != named:
+            self._say_wrong(f"QEMU uses {roots}, the verdict is {named}")
+        world.images = [Path(roots[disk]) for disk in world.names]
+        if pivot is not None and not self._left_in_order():
+            self._say_broken(f"left in QEMU: {world.qemu.jobs()}, {sorted(world.qemu.nodes())}")
+        return str(pivot.outcome) if pivot is not None else "none"
+
+    def _left_in_order(self) -> bool:
+        return not self.world.qemu.jobs() and len(self.world.qemu.nodes()) == 2 * len(self.world.names)
+
+    def _judge_dead(self, name: str, planned: GuestRound) -> str:
+        """QEMU is dead: what the journal names holds every acknowledged write, at once and in the end."""
+        self.world.qemu.stop()
+        self._check(self._named(), f"right after the end of QEMU ({planned})")
+        pivot = self._pivot(name)
+        if pivot is not None:
+            pivot = self._await_closed(name)
+        named = self._named()
+        self._check(named, f"in the end ({planned})")
+        self.world.images = [Path(named[disk]) for disk in self.world.names]
+        return str(pivot.outcome) if pivot is not None else "none"
+
+    def _named(self) -> dict[str, str]:
+        """Return the image of each disk: what the journal alone names, the present one if it knows nothing."""
+        present = dict(zip(self.world.names, map(str, self.world.images), strict=True))
+        found = verdicts(journal(self._pivotd.daemon.state_dir))
+        for verdict in found:
+            if not verdict.certain:
+                self._say_broken(f"the verdict is not certain: {verdict}")
+        return present | {verdict.disk: str(verdict.image) for verdict in found}
+
+    def _check(self, named: dict[str, str], when: str) -> None:
+        if self._other_image:
+            named = self._others(named)
+        for image, numbers in self.world.missing(named).items():
+            self._say_wrong(f"{when}: {image} lacks {len(numbers)} acknowledged writes, the last is {numbers[-1]}")
+
+    def _others(self, named: dict[str, str]) -> dict[str, str]:
+        """Return the images that the verdict does not name, where the last pivot has one."""
+        others = {}
+        for pivot in journal(self._pivotd.daemon.state_dir)[:1]:
+            for disk in pivot.disks:
+                sides = {disk.source.filename, disk.destination.filename} - {named[disk.disk]}
+                for side in sides:
+                    if Path(side).exists():
+                        others[disk.disk] = side
+        return others
+
+    def _next_life(self) -> None:
+        try:
+            self.world.start()
+        except LostWritesError as error:
+            self._say_wrong(f"the guest itself: {error}")
+
+    def _say_wrong(self, text: str) -> None:
+        self._said.append(text)
+        self._summary.wrong.append(text)
+
+    def _say_broken(self, text: str) -> None:
+        self._said.append(text)
+        self._summary.broken.append(text)
+
+
+@contextlib.contextmanager
+def rounds_on(directory: Path, disks: int, summary: Summary, *, other_image: bool = False) -> Iterator[GuestRounds]:
+    """Boot a guest, start pivotd, and yield rounds on them; everything is gone at the end."""
+    with ExitStack() as stack:
+        world = GuestWorld(directory, build(), disks)
+        took_s = world.boot()
+        stack.callback(world.stop)
+        pivotd = Restarter(Daemon(directory, {"web1": world.qemu.qmp}))
+        stack.callback(pivotd.stop)
+        pivotd.start()
+        print(f"a guest with {disks} disk(s) was booted, saved and continued in {took_s:.1f} s", flush=True)
+        yield GuestRounds(world, pivotd, summary, other_image=other_image)
+        summary.pivotd_starts += pivotd.starts
+
+
+def campaign(count: int, seed: int, keep: Path) -> Summary:
+    """Run so many random rounds on guests with 1 to 3 disks; what belongs to a failed round is copied to ``keep``."""
+    rng = random.Random(seed)
+    summary = Summary()
+    worlds = max(3, -(-count // ROUNDS_PER_WORLD))
+    for index in range(worlds):
+        share = count * (index + 1) // worlds - count * index // worlds
+        if not share:
+            continue
+        with tempfile.TemporaryDirectory(prefix="pv") as name:
+            directory = Path(name)
+            with rounds_on(directory, 1 + index % 3, summary) as rounds:
+                for number in range(share):
+                    planned = random_round(rng)
+                    said = rounds.play(planned)
+                    for text in said:
+                        print(f"seed {seed}, guest {index}, round {number}, {planned}: {text}", flush=True)
+                    if said:
+                        target = keep / f"guest-{index}-round-{number}"
+                        rounds.world.keep(target)
+                        print(f"kept in {target}", flush=True)
+    return summary
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a campaign and print its table."""
+    parser = argparse.ArgumentParser(description="Kill and freeze pivotd and QEMU under a writing guest.")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="0 takes PIVOTD_SEED, or one at random")
+    parser.add_argument("--keep", type=Path, help="where failed rounds are kept")
+    options = parser.parse_args(arguments)
+    seed = options.seed or int(os.environ.get("PIVOTD_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+    keep = options.keep or Path(tempfile.mkdtemp(prefix="pivotd-chaos-"))
+    print(f"seed {seed}", flush=True)
+    started_s = time.monotonic()
+    summary = campaign(options.rounds, seed, keep)
+    print(summary)
+    print(
+        f"{time.monotonic() - started_s:.0f} s, {options.rounds / (time.monotonic() - started_s):.2f} rounds/s, seed {seed}"
+    )
+    return 1 if summary.wrong or summary.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The judge of a round: what was promised, checked against the images, the journal and what QEMU shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pivotd.core.verdict import verdicts
+from pivotd.core.words import Pivot
+from tests.chaos.plan import Heir, Plan
+from tests.chaos.process import journal
+from tests.chaos.world import World
+from tests.support.proxy import Direction
+from tests.support.qemu import Qemu
+
+CHANGING = {
+    "object-add",
+    "object-del",
+    "blockdev-add",
+    "blockdev-create",
+    "blockdev-mirror",
+    "blockdev-del",
+    "stop",
+    "cont",
+    "job-complete",
+    "job-finalize",
+    "job-cancel",
+    "job-dismiss",
+}
+"""The commands of pivotd that change something."""
+
+
+class Judge:
+    """Collects broken promises in ``problems``."""
+
+    def __init__(self, world: World, plan: Plan, sources: Sequence[Path], state_dir: Path) -> None:
+        self.problems: list[str] = []
+        self._world, self._plan, self._state_dir = world, plan, state_dir
+        self._sources = {f"disk{index}": str(image) for index, image in enumerate(sources)}
+
+    def check_images(self, when: str, images: Mapping[str, str] | None = None) -> list[str]:
+        """Check that images hold every acknowledged block: those given, or those that the journal alone names."""
+        named = images or {v.disk: str(v.image) for v in verdicts(journal(self._state_dir))} or self._sources
+        for disk, image in named.items():
+            missing = self._world.missing(disk, image)
+            if missing:
+                self.problems.append(f"{when}: {image} lacks acknowledged blocks {missing} of {disk}")
+        return sorted(named.values())
+
+    def check_alive(self, qemu: Qemu, before: str) -> None:
+        """Check that the pivot is closed, the run state restored, the verdict what QEMU uses, and nothing left."""
+        found = journal(self._state_dir)
+        if found and found[0].phase != "closed":
+            self.problems.append(f"the journal did not close: {found[0].phase}")
+        state = self._world.spy("query-status")["status"]
+        if state != before:
+            self.problems.append(f"the guest is {state}, it was {before}")
+        disks = self._plan.setup.disks
+        roots = {f"disk{i}": qemu.root(f"disk{i}").filename for i in range(disks)}
+        for verdict in verdicts(found):
+            if verdict.image != roots[verdict.disk]:
+                self.problems.append(f"verdict {verdict.image}, QEMU uses {roots[verdict.disk]} for {verdict.disk}")
+        if jobs := self._world.spy("query-jobs"):
+            self.problems.append(f"jobs are left: {jobs}")
+        nodes = [node["node-name"] for node in self._world.spy("query-named-block-nodes")]
+        if len(nodes) != 2 * disks:
+            self.problems.append(f"{len(nodes)} nodes are left, not {2 * disks}: {nodes}")
+
+    def check_told(self, told: Any, when: str) -> None:
+        """Check that pivotd tells the same as its journal, and is certain where QEMU agrees."""
+        named = {v.disk: v.image for v in verdicts(journal(self._state_dir))}
+        for row in told if isinstance(told, list) else told["verdicts"]:
+            if row["disk"] in named and (not row["certain"] or row["image"] != named[row["disk"]]):
+                self.problems.append(f"{when} pivotd tells {row}, the journal {named[row['disk']]}")
+
+    def check_heir(
+        self, heir: Qemu, seen: Sequence[tuple[Direction, str, int]], before: Pivot | None, after: Pivot | None,
+        told: Any, *, alone: bool,
+    ) -> None:  # fmt: skip
+        """Check that pivotd left the other QEMU alone and drew the right conclusion from what it uses.
+
+        ``before`` is the pivot right before the heir was started; ``alone``: pivotd was dead then.
+        """
+        changed = [label for _, label, _ in seen if label.partition(":")[2] in CHANGING]
+        if changed:
+            self.problems.append(f"pivotd changed the other QEMU: {changed}")
+        if (state := heir.run_state()) != "prelaunch":
+            self.problems.append(f"the other QEMU is {state}, it was prelaunch")
+        if before is None or after is None:
+            return
+        if after.phase != "closed":
+            self.problems.append(f"the journal did not close: {after.phase}")
+        destination = self._plan.heir is Heir.DESTINATION
+        if before.outcome is not None and before.phase in {"decided", "closed"}:
+            expected = {before.outcome}
+        else:
+            expected = {"unknown"} if destination else {"kept"}
+            if not alone:
+                # pivotd may have recorded either before the other QEMU was there.
+                expected |= {"kept", "switched"}
+        if after.outcome not in expected:
+            self.problems.append(f"the outcome is {after.outcome}, not {' or '.join(sorted(expected))}")
+        agrees = after.outcome == ("switched" if destination else "kept")
+        for row in told if isinstance(told, list) else told["verdicts"]:
+            if row["certain"] != agrees:
+                self.problems.append(f"with outcome {after.outcome} and {self._plan.heir} pivotd tells {row}")
+
+    def check_answers(self, answers: Sequence[Any], pivot: Pivot | None) -> None:
+        """Check that a cancel that was answered with ``cancelling`` or ``kept`` holds."""
+        for answer in answers:
+            promised = answer.get("phase") == "cancelling" or answer.get("outcome") == "kept"
+            if promised and (pivot is None or pivot.outcome != "kept"):
+                self.problems.append(f"a cancel was answered {answer}, the pivot ended {pivot and pivot.outcome}")

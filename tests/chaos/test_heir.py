@@ -1,0 +1,44 @@
+"""QEMU is killed, alone or too, and somebody starts another one on the same socket: pivotd is never fooled."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos import campaign
+from tests.chaos.plan import Heir, Plan, Point, Setup, Victims
+from tests.chaos.test_kill import assert_kept, late
+
+pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
+
+PAUSED, HALF_WAY, SWITCHED, RECORDED = campaign.PAUSE_POINTS
+
+
+def test_at_every_message_of_the_pause_qemu_alone_is_killed():
+    """A pivotd that lives sees that QEMU is gone, and the journal names an image that holds every block."""
+    plans = campaign.message_plans(Setup(), victims=Victims.QEMU, thin=True)
+    assert_kept(late(plans, {"stop", "job-complete", "job-finalize", "cont"}), struck_min=12)
+
+
+@pytest.mark.parametrize(
+    ("victims", "heir", "disks"),
+    [
+        (Victims.BOTH, Heir.SOURCE, 1),
+        (Victims.BOTH, Heir.DESTINATION, 1),
+        (Victims.BOTH, Heir.DESTINATION, 3),
+        (Victims.QEMU, Heir.SOURCE, 3),
+        (Victims.QEMU, Heir.DESTINATION, 1),
+    ],
+)
+def test_in_the_pause(victims: Victims, heir: Heir, disks: int):
+    """Without a record the source is kept, and unknown if the other QEMU uses the destination; a record stays."""
+    plans = [Plan(Setup(disks=disks), point, victims, heir) for point in campaign.PAUSE_POINTS]
+    assert_kept(plans, struck_min=len(plans))
+
+
+@pytest.mark.parametrize(
+    ("first", "heir"), [(SWITCHED, Heir.DESTINATION), (RECORDED, Heir.SOURCE)], ids=["unrecorded", "recorded"]
+)
+def test_killed_again_while_it_looks_at_the_other(first: Point, heir: Heir):
+    """Wherever the recovery is killed, the next one comes to the same end: every third message and flush of it."""
+    plans = campaign.heir_plans(Setup(), first, heir)[::3]
+    assert_kept(plans, struck_min=len(plans))

@@ -1,0 +1,132 @@
+"""The test as the guest: blocks through the disk's own device at the moments that tell the images apart.
+
+There is no guest kernel here. Blocks go through the disk's device by the test's own monitor: right before ``stop`` is
+forwarded (only the source has them, the mirror has not copied them yet), before the answer to ``cont`` is forwarded
+(only the new root has them), and right before a job is cancelled while the guest runs. Every block counts as acknowledged once a flush has returned. A verdict
+that names the wrong image at any instant then lacks blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.chaos.plan import CANCEL_LABELS, Setup
+from tests.support.proxy import Direction, Hook, Message, When
+from tests.support.qemu import Qemu
+
+BLOCK = 4096
+BLOCKS_PER_BURST = 4
+STRIDE = 65536
+PLACES = 900
+
+
+@dataclass
+class World:
+    """The QEMU of a round and what its guest was told is on disk."""
+
+    setup: Setup
+    qemu: Qemu
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    blocks: dict[str, dict[int, int]] = field(default_factory=dict)
+    """disk -> place -> pattern, acknowledged."""
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def write(self) -> None:
+        """Write blocks through every disk's device and flush; after that they are acknowledged."""
+        for disk in range(self.setup.disks):
+            written = {}
+            for _ in range(BLOCKS_PER_BURST):
+                number = next(self._numbers)
+                # Scattered over the disk, so that a block is not copied along with its neighbour's cluster.
+                place = (number * 37) % PLACES
+                written[place] = 1 + number % 250
+                self.device_io(disk, f"write -q -P {written[place]} {place * STRIDE} {BLOCK}")
+            self.device_io(disk, "flush")
+            self.blocks.setdefault(f"disk{disk}", {}).update(written)
+
+    def device_io(self, disk: int, command: str) -> str:
+        """Run a qemu-io command on the device of a disk."""
+        if self.setup.legacy:
+            line = f'qemu-io drive{disk} "{command}"'
+        else:
+            line = f'qemu-io -d /machine/peripheral/disk{disk}/virtio-backend "{command}"'
+        with self.lock:
+            return str(self.qemu.spy("human-monitor-command", {"command-line": line}))
+
+    def spy(self, command: str) -> Any:
+        """Ask QEMU on the test's own monitor."""
+        with self.lock:
+            return self.qemu.spy(command)
+
+    def missing(self, disk: str, image: str) -> list[int]:
+        """Return the places of acknowledged blocks that an image does not hold. No QEMU may write to it."""
+        wanted = self.blocks.get(disk, {})
+        reads = [("-c", f"read -q -P {pattern} {place * STRIDE} {BLOCK}") for place, pattern in wanted.items()]
+        checks = list(itertools.chain.from_iterable(reads))
+        # -U: an heir may have the image open, and it is paused.
+        done = subprocess.run(
+            ["qemu-io", "-U", "-r", "-f", "qcow2", *checks, image], capture_output=True, text=True, check=False
+        )
+        if done.returncode and "Pattern" not in done.stdout:
+            raise AssertionError(f"{image}: {done.stdout} {done.stderr}")
+        offsets = {int(line.split()[5].rstrip(",")) for line in done.stdout.splitlines() if "Pattern" in line}
+        return sorted(offset // STRIDE for offset in offsets)
+
+
+class GuestHook:
+    """Plays the guest at the proxy, then passes each message on to the next hook.
+
+    ``on_cancel`` is called once, when the message passes at which the pivot is to be cancelled.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.world: World | None = None
+        self.next: Hook | None = None
+        self.seen: list[tuple[Direction, str, int]] = []
+        self.on_cancel: Callable[[], None] | None = None
+        self.cancelled_after: int | None = None
+        """How many messages had been seen when the cancel was asked."""
+        self.silent = False
+        self._setup = setup
+        self._last_moment = "command:job-complete" if setup.paused else "command:stop"
+        self._done: set[str] = set()
+
+    def __call__(self, direction: Direction, index: int, message: Message, when: When) -> None:
+        if when is When.BEFORE:
+            self.seen.append((direction, message.label, message.nth))
+            if message.label == CANCEL_LABELS.get(self._setup.cancel) and self._once("cancel"):
+                self.cancel()
+        running = message.label == "return:cont" and when is When.BEFORE
+        if running and self.world is not None and not self.silent and self._once("resumed"):
+            # QEMU has executed `cont`, and pivotd does not know yet: the guest is as quick as it can be.
+            self.world.write()
+        if self.next is not None and when is When.BEFORE:
+            self.next(direction, index, message, when)
+        if self.world is not None and not self.silent:
+            self._play(message, when, self.world)
+        if self.next is not None and when is When.AFTER:
+            self.next(direction, index, message, when)
+
+    def cancel(self) -> None:
+        """Ask for the cancel."""
+        self.cancelled_after = len(self.seen)
+        if self.on_cancel is not None:
+            self.on_cancel()
+
+    def _play(self, message: Message, when: When, world: World) -> None:
+        if message.label == self._last_moment and when is When.BEFORE and self._once("last moment"):
+            world.write()
+        never_paused = "last moment" not in self._done and not self._setup.paused
+        if message.label == "command:job-cancel" and when is When.BEFORE and never_paused and self._once("cancelling"):
+            world.write()
+
+    def _once(self, what: str) -> bool:
+        if what in self._done:
+            return False
+        self._done.add(what)
+        return True

@@ -1,0 +1,113 @@
+"""The journal on a disk whose nth write or fsync fails: once, or from then on.
+
+PIVOTD_DISK_STRIDE=1 tries every write; the default tries every fsync and a share of the writes, chosen by the seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import threading
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivotd.core.words import Phase
+from pivotd.errors import JournalWriteError
+from pivotd.journal.journal import Journal
+from tests.disk.disk import Disk, put, seed
+from tests.disk.server import Fault
+from tests.disk.store import Contents, Store
+from tests.disk.workload import Promises, Work, judge, stored
+from tests.journal.samples import make_pivot
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+
+STRIDE = int(os.environ.get("PIVOTD_DISK_STRIDE", "16"))
+FAULTS_MAX = 2000
+CASES = [
+    (what, how, lasting)
+    for what, how in (("fsync", "eio"), ("write", "eio"), ("write", "enospc"))
+    for lasting in (False, True)
+]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    with Disk(tmp_path / "disk") as mounted:
+        yield mounted
+
+
+def leftovers(disk: Disk, chance: random.Random) -> Iterator[tuple[str, Contents]]:
+    """Yield what a kill and what power cuts leave of the disk as it is now."""
+    store = Store()
+    for change in disk.log():
+        store.apply(change)
+    yield "killed", store.everything()
+    yield "power cut", store.after_cut()
+    own = chance.randrange(1 << 32)
+    yield f"power cut, seed {own}", store.after_cut(random.Random(own))
+
+
+@pytest.mark.parametrize(("what", "how", "lasting"), CASES, ids=str)
+def test_every_failing_request(disk: Disk, tmp_path: Path, what: str, how: str, lasting: bool) -> None:
+    """Whichever write or fsync fails: what was acknowledged stays, what was refused stays away, and work goes on."""
+    chance = random.Random(seed())
+    stride = 1 if what == "fsync" else STRIDE
+    first = 1 + chance.randrange(stride)
+    struck = 0
+    for nth in itertools.count(first, stride):
+        assert nth < FAULTS_MAX
+        where = f"{what} {nth}: {how}{' from then on' if lasting else ''}"
+        promises = Promises()
+        work = Work(disk, promises)
+        disk.load({})
+        disk.fail(Fault(what, nth, how, lasting=lasting))
+        asyncio.run(work.run(times=1))
+        if not disk.await_strike(timeout_s=0):
+            break
+        struck += 1
+        for index, (name, left) in enumerate(leftovers(disk, chance)):
+            place = tmp_path / f"{nth}-{index}"
+            problems = judge(left, place, promises.kept, promises.refused)
+            assert problems == [], f"{where}; {name}: {problems}; see {place}; errors were {promises.errors}"
+        disk.fail()
+        before = len(promises.errors)
+        asyncio.run(work.run(times=1))
+        assert promises.errors[before:] == [], f"{where}; with the disk sound again: {promises.errors[before:]}"
+    print(f"{struck} faults")  # noqa: T201
+    assert struck >= (20 if stride == 1 else 50 // stride)
+
+
+async def together(journal: Journal, changes: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Let changes reach the writer as one batch; return the answers."""
+    release = threading.Event()
+    journal._writer.call(lambda _: release.wait(10))
+    tasks = [asyncio.ensure_future(change) for change in changes]
+    await asyncio.sleep(0)
+    release.set()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_nothing_is_certain_while_a_failed_batch_may_be_on_disk(disk: Disk, tmp_path: Path) -> None:
+    """An fsync fails under a batch, then the disk is full: the batch is whole in the WAL, so nobody is told otherwise."""
+    journal = Journal.open(disk.where)
+    before = [(await journal.accept(make_pivot(number), {}))[0] for number in (1, 2)]
+    disk.fail(Fault("fsync", 1, "eio"), Fault("write", 1, "enospc", lasting=True))
+    switch = [journal.advance(pivot, "switched", {}, phase=Phase.DECIDED) for pivot in before]
+    answers = await together(journal, switch)
+    assert disk.await_strike()
+    killed = Store()
+    for change in disk.log():
+        killed.apply(change)
+    put(killed.everything(), tmp_path / "killed")
+    assert ("P0001", "decided") in stored(tmp_path / "killed" / journal.path.name)
+    assert [type(answer) for answer in answers] == [JournalWriteError, JournalWriteError]
+    disk.fail()
+    assert await journal.settle()
+    assert ("P0001", "decided") not in stored(journal.path)
+    await journal.close()

@@ -1,0 +1,63 @@
+"""Rung 1: no crash, fault or other person leads the real driver into a state in which a promise does not hold.
+
+Each search is complete within its bounds; bigger ones: python -m tests.model.explore --crashes 3 --faults 1 --disks 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pivotd.core.words import Phase
+from tests.model.explore import Bounds, first_world, search
+from tests.model.invariants import ViolationError
+from tests.model.world import World
+
+pytestmark = pytest.mark.timeout(900)
+
+SEARCHES = [
+    Bounds(disks=1, crashes=3, faults=0),
+    Bounds(disks=2, crashes=3, faults=0),
+    Bounds(disks=3, crashes=3, faults=0),
+    Bounds(disks=3, crashes=3, faults=0, quick=False),
+    Bounds(disks=1, crashes=0, faults=2),
+    Bounds(disks=1, crashes=1, faults=1),
+    Bounds(disks=2, crashes=1, faults=1),
+    Bounds(disks=3, crashes=0, faults=1),
+    Bounds(disks=1, crashes=1, faults=1, quick=False),
+    Bounds(disks=1, crashes=1, faults=1, legacy=True),
+    *(
+        Bounds(disks=1, crashes=1, faults=1, run_state=state)
+        for state in ("paused", "prelaunch", "io-error", "shutdown", "guest-panicked")
+    ),
+]
+
+
+@pytest.mark.parametrize("bounds", SEARCHES, ids=str)
+def test_every_state_within_the_bounds_keeps_every_promise(bounds: Bounds, capsys: pytest.CaptureFixture[str]):
+    """G1, G2 and G3 at every instant; a decision in every state; every path comes to rest within its bound."""
+    found = search(bounds)
+    with capsys.disabled():
+        print(f"\n{found}", end="", flush=True)  # noqa: T201 - the size of the proof
+    assert found.resting
+
+
+def test_the_search_reaches_every_phase_and_both_outcomes():
+    """What is never visited would be proven for nothing."""
+    found = search(Bounds(crashes=0, faults=1))
+    assert found.phases == set(Phase)
+    assert found.outcomes >= {"switched", "kept"}
+
+
+def test_a_broken_promise_is_told_as_a_story():
+    """The judge itself: an image that lacks a write from the beginning is found, with the path to it."""
+
+    def spoiled(bounds: Bounds) -> World:
+        world = first_world(bounds)
+        images = world.storage.images
+        images["/old/disk0"] = replace(images["/old/disk0"], missing=1)
+        return world
+
+    with pytest.raises(ViolationError, match=r"G1.*\n.*\n.*path:"):
+        search(Bounds(), spoiled)

@@ -1,0 +1,87 @@
+"""A supervisor outlives whatever its QEMU says, and is there again when it makes sense."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from pivotd import limits
+from pivotd.engine.supervisor import Supervisor
+from tests.support.cancel import Leftovers
+from tests.wire.server import FakeQemu, greeting
+from tests.wire.test_greeting import NO_GREETINGS
+from tests.wire.test_stream import BROKEN
+
+WAIT_S = 30.0
+
+
+def _supervisor(fake: FakeQemu) -> Supervisor:
+    def make(*_: object) -> None:
+        raise AssertionError("there is no pivot")
+
+    return Supervisor("web1", fake.path, "config", make)  # type: ignore[arg-type]
+
+
+async def _until(supervisor: Supervisor, connection: str) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while supervisor.connection != connection:
+            supervisor.hurry()
+            await supervisor.settled(1)
+
+
+@pytest.mark.parametrize("said", NO_GREETINGS.values(), ids=NO_GREETINGS.keys())
+async def test_a_socket_that_is_no_monitor_ends_no_supervisor(fake: FakeQemu, said: bytes):
+    """It is unreachable until it greets; an error here would end the daemon."""
+    left = Leftovers()
+    fake.greeting = said
+    supervisor = _supervisor(fake)
+    running = asyncio.ensure_future(supervisor.run([]))
+    await _until(supervisor, "unreachable")
+    fake.greeting = greeting()
+    await _until(supervisor, "connected")
+    assert not running.done()
+    supervisor.end()
+    await running
+    await left.nothing()
+
+
+@pytest.mark.parametrize("said", BROKEN.values(), ids=BROKEN.keys())
+async def test_a_broken_message_ends_no_supervisor(fake: FakeQemu, said: bytes):
+    """The connection is made again."""
+    left = Leftovers()
+    supervisor = _supervisor(fake)
+    running = asyncio.ensure_future(supervisor.run([]))
+    await _until(supervisor, "connected")
+    clients = fake.clients
+    fake.push(said)
+    async with asyncio.timeout(WAIT_S):
+        while fake.clients == clients or supervisor.connection != "connected":
+            supervisor.hurry()
+            await supervisor.settled(1)
+            assert not running.done(), running
+    supervisor.end()
+    await running
+    await left.nothing()
+
+
+async def test_a_qemu_that_does_not_read_does_not_hold_up_the_end(
+    fake: FakeQemu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SIGTERM ends the daemon although a monitor is stuck."""
+    monkeypatch.setattr(limits, "UNSENT_BYTES_MAX", 8 << 20)
+    supervisor = _supervisor(fake)
+    running = asyncio.ensure_future(supervisor.run([]))
+    await _until(supervisor, "connected")
+    assert supervisor.session is not None
+    fake.hearing.clear()
+    monitor = supervisor.session._monitor
+    burst = monitor._client.send_burst([{"execute": "x", "arguments": {"text": "x" * (4 << 20)}}])
+    assert monitor._client._writer is not None
+    assert monitor._client._writer.transport.get_write_buffer_size() > 0
+    supervisor.end()
+    async with asyncio.timeout(WAIT_S):
+        await running
+    monitor._client.forget(burst)
+    fake.hearing.set()
