@@ -91,6 +91,18 @@ def test_found_running_before_the_switch_starts_the_pause_again():
     assert isinstance(decide(pivot(Phase.PAUSING), seen("running", **RECOVERED)), a.Retreat)
 
 
+def test_a_mirror_that_is_paused_is_waited_for():
+    """No pause of the guest for last bytes that cannot come."""
+    assert isinstance(decide(pivot(Phase.READY, 2), seen(jobs=["ready", "standby"])), a.Wait)
+    assert isinstance(decide(pivot(Phase.READY, 2), seen(jobs=["ready", "ready"])), a.Converge)
+
+
+@pytest.mark.parametrize("phase", [Phase.COPYING, Phase.READY])
+def test_a_destination_that_lost_its_name_is_given_up(phase: Phase):
+    """Its data would be gone with QEMU: the reason is what became of it."""
+    assert decide(pivot(phase), seen(lost="/new/disk0.qcow2 was deleted")) == a.Abandon("/new/disk0.qcow2 was deleted")
+
+
 def test_found_running_with_a_pending_job_never_finalizes():
     """A write queued while pending would land on the new root: cancel, never stop and finalize from here."""
     assert isinstance(decide(pivot(Phase.PAUSING), seen("running", "pending", **RECOVERED)), a.Abandon)
