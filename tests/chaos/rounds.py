@@ -267,6 +267,8 @@ class _Round:
             self.judge.problems.append(f"the recovery changed its mind from {named} to {again}")
         recovery = list(self.heir_hook.seen)
         if heir is not None:
+            # This makes pivotd connect again at once, if it lived and waits for its next try.
+            call(self.daemon, "GET", "/v1/domains/web1/disks")
             told = call(self.daemon, "GET", "/v1/verdicts?domain=web1")
             self.judge.check_heir(heir, self.heir_hook.seen, left, self._pivot(), told, alone=alone)
         self.daemon.kill()
