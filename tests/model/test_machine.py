@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -53,7 +53,7 @@ class Machine(RuleBasedStateMachine):
     directory: Path
     loop: VirtualLoop
     journal: LiveJournal | None = None
-    ends: Counter[str | None] = Counter()
+    ends: ClassVar[Counter[str | None]] = Counter()
     """How the examples ended."""
 
     def __init__(self) -> None:
