@@ -121,6 +121,9 @@ class Real:
         root = self.qemu.root("disk0").node
         return Shown(job["status"], "error" in job, root, self.qemu.run_state())
 
+    def status(self, job: str) -> str:
+        return next((row["status"] for row in self.run("query-jobs", {}) if row["id"] == job), "null")
+
     def settled(self, wanted: Shown, looks: int) -> Shown:
         """Look until what is wanted has been seen long enough, or until it is clear that it does not come."""
         stable, until_s = 0, time.monotonic() + PATIENCE_S
@@ -234,3 +237,28 @@ def test_run_states_follow_the_same_commands(real: tuple[str, Real]):
                 if shown == wanted:
                     break
             assert shown == wanted, f"{version}: {sequence}: {name}: QEMU {shown}, model {wanted}"
+
+
+def test_a_reverse_mirror_takes_the_disk_back_with_nobody_looking_on(real: tuple[str, Real]):
+    """Once it was told to complete it needs nobody: so none may live when an outcome is recorded."""
+    version, qemu = real
+    model = Modelled(number(version), qemu.qemu.run_state(), slow=False)
+    qemu.plug("dst")
+    model.plug("dst")
+    manual = {"auto-finalize": False, "auto-dismiss": False}
+    there = ("blockdev-mirror", {"job-id": "job", "device": "src", "target": "dst", "sync": "full"} | manual)
+    back = (
+        "blockdev-mirror",
+        {"job-id": "back", "device": "dst", "target": "src", "sync": "none", "auto-dismiss": False},
+    )
+    for name, arguments in [there, COMPLETE, FINALIZE, back, ("job-complete", {"id": "back"})]:
+        until_s = time.monotonic() + PATIENCE_S
+        while arguments == {"id": "back"} and qemu.status("back") != "ready" and time.monotonic() < until_s:
+            pass
+        real_refused, model_refused, words = both(qemu, model, name, arguments)
+        assert real_refused == model_refused, f"{version}: {name}: {words}"
+        wanted = model.settled()
+        shown = qemu.settled(wanted, LOOKS_STABLE)
+        assert shown == wanted, f"{version}: {name}"
+    assert wanted.root == "src"
+    qemu.unplug()
