@@ -33,11 +33,11 @@ from hypothesis.stateful import (
 
 import pivotd.qmp.session
 from pivotd.core import names
-from pivotd.core.words import Pivot, Requester
+from pivotd.core.words import Phase, Pivot, Requester
 from pivotd.errors import PhaseConflictError
 from tests.model import invariants
 from tests.model.explore import Bounds, first_world
-from tests.model.live import LiveJournal, LiveWorld, VirtualLoop
+from tests.model.live import COMMAND_S, LiveJournal, LiveWorld, VirtualLoop
 from tests.model.session import model_kernel
 
 EXAMPLES = int(os.environ.get("PIVOTD_EXAMPLES", "2000"))
@@ -45,6 +45,7 @@ STEPS = 14
 REST_WITHIN_S = 90.0
 """Virtual time in which a pivot comes to rest once nothing more goes wrong: every attempt, its pause and back-off."""
 NAMES = itertools.count(1)
+BEFORE_THE_PAUSE = frozenset({Phase.PREPARING, Phase.COPYING, Phase.READY})
 
 
 class Machine(RuleBasedStateMachine):
@@ -87,6 +88,15 @@ class Machine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         """Nothing else happens for a while."""
         self.pass_time(seconds)
+
+    @precondition(lambda self: self.world.live is not None and self.world.durable.phase in BEFORE_THE_PAUSE)
+    @rule(further=st.sampled_from([0, 1, 2, 4, 6, 9, 12]))
+    def the_pause_begins(self, further: int) -> None:
+        """The most delicate milliseconds: by chance alone few steps would fall into them."""
+        until_s = self.loop.now_s + 2.0
+        while self.world.durable.phase in BEFORE_THE_PAUSE and self.loop.now_s < until_s:
+            self.pass_time(COMMAND_S / 2)
+        self.pass_time(further * COMMAND_S)
 
     @precondition(lambda self: self.world.live is not None)
     @rule()
