@@ -154,7 +154,8 @@ def blockdev_mirror(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
     if qemu.in_use(target):
         raise RefusedError(f"Node '{target}' is busy")
     filename = qemu.nodes[target].filename
-    qemu.storage.assign(filename, disk)
+    if disk:
+        qemu.storage.assign(filename, disk)
     qemu.start(
         arguments["job-id"],
         Job(

@@ -90,13 +90,15 @@ class Machine(RuleBasedStateMachine):
         self.pass_time(seconds)
 
     @precondition(lambda self: self.world.live is not None and self.world.durable.phase in BEFORE_THE_PAUSE)
-    @rule(further=st.sampled_from([0, 1, 2, 4, 6, 9, 12]))
-    def the_pause_begins(self, further: int) -> None:
+    @rule(further=st.integers(0, 16), data=st.data())
+    def the_pause_begins(self, further: int, data: st.DataObject) -> None:
         """The most delicate milliseconds: by chance alone few steps would fall into them."""
         until_s = self.loop.now_s + 2.0
         while self.world.durable.phase in BEFORE_THE_PAUSE and self.loop.now_s < until_s:
             self.pass_time(COMMAND_S / 2)
         self.pass_time(further * COMMAND_S)
+        if self.world.qemu is not None and data.draw(st.booleans(), label="meddle"):
+            self.meddle(data)
 
     @precondition(lambda self: self.world.live is not None)
     @rule()
@@ -151,6 +153,10 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def somebody_meddles(self, data: st.DataObject) -> None:
         """Somebody else's command, the guest's own doing, or storage that fails."""
+        self.meddle(data)
+
+    def meddle(self, data: st.DataObject) -> None:
+        """Draw one and do it."""
         world = self.world
         world.faults = 1
         choices = world._others(world.qemu) + world._guest(world.qemu)
