@@ -45,7 +45,7 @@ class Bounds:
     def __str__(self) -> str:
         return (
             f"{self.disks} disk(s), {self.crashes} crash(es), {self.faults} fault(s), found {self.run_state}, "
-            f"{'one write' if self.quick else 'answer by answer'}{', legacy -drive' * self.legacy}"
+            f"from {self.from_phase}, {'one write' if self.quick else 'answer by answer'}{', legacy -drive' * self.legacy}"
         )
 
 
