@@ -101,6 +101,10 @@ class Supervisor:
                 session = await Session.connect(self.path)
             except (DomainUnreachableError, UnsupportedQemuError) as error:
                 self._lost("refused" if isinstance(error, UnsupportedQemuError) else "unreachable", error.message)
+            except Exception as error:
+                # Whatever a peer has sent: it must cost the other domains nothing.
+                log.exception("domain.failed", domain=self.name, error=repr(error))
+                self._lost("unreachable", f"{self.path}: pivotd failed on what it said: {error!r}")
             else:
                 delay_s = limits.RECONNECT_FIRST_S
                 await self._attend(session)

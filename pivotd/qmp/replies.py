@@ -7,6 +7,7 @@ of another shape: it leaves us without facts, and no list at all must not look l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ def disk_name(entry: Mapping[str, Any]) -> str:
 
 @_answer_to("query-block")
 def disks(query_block: Any) -> dict[str, DiskSeen]:
-    """Return every disk with a medium by its name."""
+    """Return every disk with a medium by its name; two devices of one name are known by their QOM paths."""
+    taken = Counter(disk_name(entry) for entry in _of(list, query_block))
     found = {}
     for entry in _of(list, query_block):
         inserted = _inserted(entry)
@@ -99,7 +101,7 @@ def disks(query_block: Any) -> dict[str, DiskSeen]:
             continue
         image = inserted["image"]
         seen = DiskSeen(
-            disk=disk_name(entry),
+            disk=_of(str, entry["qdev"]) if taken[disk_name(entry)] > 1 and entry.get("qdev") else disk_name(entry),
             device=_of(str, entry.get("device", "")),
             qdev=_of(str, entry.get("qdev", "")),
             node=_of(str, inserted["node-name"]),
@@ -141,15 +143,18 @@ def detect_zeroes(query_block: Any, disk: str) -> str:
 
 @_answer_to("query-block")
 def roots(query_block: Any, pivot: Pivot) -> dict[str, Root]:
-    """Return which image is under each disk, by node name: the destination's was chosen by pivotd and is unique."""
+    """Return which image is under each disk, by node name: the destination's was chosen by pivotd and is unique.
+
+    A disk is told by its QOM path, which no two have; one without such a path by its name.
+    """
     found = {}
     for entry in _of(list, query_block):
         inserted = _inserted(entry)
         if inserted is not None:
-            found[disk_name(entry)] = _of(str, inserted["node-name"])
+            found[_of(str, entry.get("qdev", "")) or disk_name(entry)] = _of(str, inserted["node-name"])
     seen = {}
     for disk in pivot.disks:
-        match found.get(disk.disk):
+        match found.get(disk.qdev or disk.disk):
             case None:
                 seen[disk.disk] = Root.ABSENT
             case node if node in {disk.source.node, names.reopened_source(pivot.id, disk.index)}:

@@ -91,6 +91,18 @@ def test_found_running_before_the_switch_starts_the_pause_again():
     assert isinstance(decide(pivot(Phase.PAUSING), seen("running", **RECOVERED)), a.Retreat)
 
 
+def test_a_mirror_that_is_paused_is_waited_for():
+    """No pause of the guest for last bytes that cannot come."""
+    assert isinstance(decide(pivot(Phase.READY, 2), seen(jobs=["ready", "standby"])), a.Wait)
+    assert isinstance(decide(pivot(Phase.READY, 2), seen(jobs=["ready", "ready"])), a.Converge)
+
+
+@pytest.mark.parametrize("phase", [Phase.COPYING, Phase.READY])
+def test_a_destination_that_lost_its_name_is_given_up(phase: Phase):
+    """Its data would be gone with QEMU: the reason is what became of it."""
+    assert decide(pivot(phase), seen(lost="/new/disk0.qcow2 was deleted")) == a.Abandon("/new/disk0.qcow2 was deleted")
+
+
 def test_found_running_with_a_pending_job_never_finalizes():
     """A write queued while pending would land on the new root: cancel, never stop and finalize from here."""
     assert isinstance(decide(pivot(Phase.PAUSING), seen("running", "pending", **RECOVERED)), a.Abandon)
@@ -99,6 +111,24 @@ def test_found_running_with_a_pending_job_never_finalizes():
 def test_found_running_on_the_destination_is_recorded_as_seen():
     """Somebody resumed after the switch: the destination has newer writes."""
     assert outcomes(decide(pivot(Phase.PAUSING), seen("running", "concluded", "destination"))) == [Outcome.SWITCHED]
+
+
+@pytest.mark.parametrize("run_state", ["paused", "running"])
+@pytest.mark.parametrize("phase", [Phase.PAUSING, Phase.CANCELLING])
+@pytest.mark.parametrize("status", ["running", "ready", "standby", "pending"])
+def test_a_reverse_mirror_that_lives_is_cancelled_before_any_outcome(phase: Phase, run_state: str, status: str):
+    """It was left by a process that died, or was too slow, and could move the root back under a `switched` record."""
+    reverse = names.reverse_job(PIVOT, 0)
+    found = seen(run_state, "concluded", "destination", **RECOVERED)
+    found = replace(found, jobs={**found.jobs, reverse: JobSeen(status)})
+    assert decide(pivot(phase, owes_resume=True), found) == a.CancelJobs((reverse,), resume=False)
+
+
+def test_a_reverse_mirror_that_has_ended_is_in_nobodys_way():
+    """The root says what it did."""
+    found = seen("paused", "concluded", "destination", **RECOVERED)
+    found = replace(found, jobs={**found.jobs, names.reverse_job(PIVOT, 0): JobSeen("concluded", "Operation canceled")})
+    assert outcomes(decide(pivot(Phase.PAUSING), found)) == [Outcome.SWITCHED]
 
 
 @pytest.mark.parametrize("state", ["io-error", "shutdown", "guest-panicked", "internal-error"])

@@ -360,3 +360,20 @@ async def test_a_failing_destination_ends_kept(engine: Engine, qemu_factory: Qem
     assert "Input/output error" in (pivot.error or ""), pivot.error
     assert qemu.run_state() == "running"
     assert qemu.root("disk0").filename == str(tmp_path / "old.raw")
+
+
+async def test_two_devices_of_one_name_are_told_apart(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+    """A drive called like another device's id: each is known by its path, and the right one moves."""
+    images = [create_image(tmp_path / f"old{number}.qcow2") for number in range(2)]
+    drive = f"if=none,id=disk0,file={images[1]},format=qcow2,cache=none"
+    extra = ["-drive", drive, "-device", "virtio-blk-pci,drive=disk0"]
+    qemu = qemu_factory([Disk(images[0])], extra=extra)
+    supervisor = await engine.connect(qemu)
+    assert supervisor.session is not None
+    disks = await supervisor.session.disks()
+    paths = {Path(disk.filename).name: name for name, disk in disks.items()}
+    assert sorted(paths) == ["old0.qcow2", "old1.qcow2"]
+    pivot = await engine.closed(await engine.copy("web1", {paths["old1.qcow2"]: tmp_path / "new.qcow2"}))
+    assert pivot.outcome == Outcome.SWITCHED, pivot.error
+    now = {entry["inserted"]["file"] for entry in qemu.spy("query-block")}
+    assert now == {str(images[0]), str(tmp_path / "new.qcow2")}

@@ -76,6 +76,7 @@ async def test_219_somebody_pauses_a_running_copy(bed: Bed):
     driver = await bed.to_copying(bed.target())
     job = driver.pivot.disks[0].job
     bed.qemu.spy("job-pause", id=job)
+    bed.qemu.await_event("JOB_STATUS_CHANGE", id=job, status="paused")
     bed.qemu.spy("block-job-set-speed", device=job, speed=0)
     await bed.acks()
     assert (driver.pivot.phase, bed.qemu.jobs()[job]["status"]) == (Phase.COPYING, "paused")
@@ -91,7 +92,7 @@ async def test_219_somebody_pauses_a_ready_copy(bed: Bed):
     driver = await bed.to_ready(bed.target(), max_pause_ms=50, attempts=1)
     job = driver.pivot.disks[0].job
     bed.qemu.spy("job-pause", id=job)
-    assert bed.qemu.jobs()[job]["status"] == "standby"
+    bed.qemu.await_event("JOB_STATUS_CHANGE", id=job, status="standby")
     await driver.complete(driver.pivot.requested_by)
     await bed.until(driver, lambda pivot: not pivot.hold)
     await bed.acks(300)

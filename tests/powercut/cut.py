@@ -26,9 +26,9 @@ from tests.powercut.world import World
 from tests.support.qemu import default_binary, popen_tied
 from tests.support.tiny_guest import last_ack, lost
 
-BOOT_TIMEOUT_S = 240.0
-POINT_TIMEOUT_S = 240.0
-CHECK_TIMEOUT_S = 300.0
+BOOT_TIMEOUT_S = 400.0
+POINT_TIMEOUT_S = 300.0
+CHECK_TIMEOUT_S = 400.0
 MEMORY_MIB = 640
 KERNEL_OPTIONS = (
     "console=ttyS0 quiet loglevel=1 mitigations=off nokaslr tsc=reliable no_timer_check random.trust_cpu=on panic=-1"

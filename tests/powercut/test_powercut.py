@@ -14,7 +14,7 @@ from tests.powercut.world import build_world
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_a_cut_in_the_pause_loses_no_flushed_write(tmp_path: Path):
     """After the boot the verdict names images with every number that the guest was told is flushed."""
     seed = int(os.environ.get("PIVOTD_SEED") or random.SystemRandom().randrange(1 << 24))

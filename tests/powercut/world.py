@@ -117,7 +117,8 @@ def _fill(tree: Path, work: Path) -> None:
     for program in (*programs, python):
         _copy(program, tree)
     (tree / "usr/bin/python3").symlink_to(python)
-    _copy(Path(ACCELERATOR), tree)
+    if Path(ACCELERATOR).exists():  # elsewhere it is part of QEMU itself
+        _copy(Path(ACCELERATOR), tree)
     for directory in FIRMWARE_DIRECTORIES:
         _copy(Path(directory), tree)
     stdlib = Path(sysconfig.get_path("stdlib"))
@@ -134,7 +135,7 @@ def _fill(tree: Path, work: Path) -> None:
         [sys.executable, "-m", "compileall", "-q", "-s", str(tree), str(tree / "opt"), str(_within(tree, stdlib))],
         check=False, capture_output=True,
     )  # fmt: skip
-    shared = [*stdlib.rglob("*.so"), *packages.rglob("*.so"), Path(ACCELERATOR)]
+    shared = [*stdlib.rglob("*.so"), *packages.rglob("*.so")]
     for library in _libraries((*programs, python, *shared)):
         _copy(library, tree)
 
