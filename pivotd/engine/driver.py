@@ -459,6 +459,7 @@ class Driver:
         session = self._domain.session
         done = session is not None and await session.cut(self.pivot, disks)
         exports = [disk.destination.filename for disk in disks]
+        self._memory.lost = f"{exports[0]} does not answer: it was cut off"
         log.error("destination.hangs", pivot=self.pivot.id, exports=exports, cut=done)
         with contextlib.suppress(JournalError, TimeoutError):
             async with asyncio.timeout(limits.RECORD_PATIENCE_S):

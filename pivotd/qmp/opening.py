@@ -14,6 +14,9 @@ from pivotd.qmp import replies
 from pivotd.qmp.monitor import Monitor, command
 from pivotd.threads import in_thread
 
+TOO_SMALL = "actual size of the containing file"
+"""In QEMU's words for a raw image that ends before the size that it is opened with."""
+
 
 async def protocol(filename: str) -> dict[str, Any]:
     """Return driver and address for the image with this name.
@@ -61,7 +64,13 @@ async def open_format(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
         options["backing"] = disk.base.node
     elif disk.destination.format == "raw" and pivot.options.reuse:
         options |= await _size(disk)
-    await monitor.execute(command("blockdev-add", **options))
+    try:
+        await monitor.execute(command("blockdev-add", **options))
+    except QmpRefusedError as error:
+        if "size" in options and TOO_SMALL in error.fields["text"]:
+            name = disk.destination.filename
+            raise QmpRefusedError(f"{name} is smaller than {disk.disk}, which has {disk.size_bytes} bytes") from error
+        raise
     if pivot.kind is Kind.COPY and disk.base is None:
         await _refuse_backing(monitor, disk)
 
