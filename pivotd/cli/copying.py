@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pivotd.cli import starting
+from pivotd.cli import imaging, starting
 from pivotd.cli.app import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import DiskImage, Name
@@ -17,6 +17,7 @@ EXAMPLES = (
     "pivotctl copy web1 disk0=/new/web1.qcow2",
     "pivotctl copy web1 disk0=a.raw disk1=b.raw --format raw --bandwidth 200M",
     "pivotctl copy web1 disk0=/new/web1.qcow2 --id move-42 --detach",
+    "pivotctl copy web1 disk0=nbd://store:10809/web1 --format raw --reuse",
 )
 
 
@@ -25,6 +26,14 @@ EXAMPLES = (
 @click.argument("targets", metavar="DISK=IMAGE...", type=DiskImage(), nargs=-1, required=True)
 @click.option("--format", "image_format", metavar="FORMAT", help="Format of the new images.  [default: the source's]")
 @click.option("--reuse", is_flag=True, help="The images exist already, and are overwritten.")
+@click.option(
+    "--sync",
+    type=click.Choice(("full", "top")),
+    default="full",
+    show_default=True,
+    help="Copy all layers, or the active one alone.",
+)
+@imaging.creating
 @starting.bandwidth
 @starting.pausing
 @click.option(
@@ -43,6 +52,9 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     The guest runs on, and is paused only for the switch. If the switch cannot be made within the longest pause, the
     guest goes on with the source, and the next attempt follows.
 
+    IMAGE is a path, or with --reuse also a block device or an NBD export: nbd://HOST:PORT/EXPORT,
+    nbd+unix:///EXPORT?socket=/PATH. With --sync top the new image is backed by what backs the source.
+
     The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
     run again after any failure.
 
@@ -54,4 +66,4 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     disks = [
         {"disk": disk, "image": image} | ({"format": image_format} if image_format else {}) for disk, image in targets
     ]
-    starting.start(app, "copy", domain, disks, options)
+    starting.start(app, "copy", domain, disks, imaging.fold(options))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pivotd.core.creation import ImageOptions
+
 JsonObject = dict[str, Any]
 
 
@@ -62,6 +64,13 @@ class CopyMode(StrEnum):
     WRITE_BLOCKING = "write-blocking"
 
 
+class Discard(StrEnum):
+    """What becomes of the space that a guest gives back (QEMU's BlockdevDiscardOptions)."""
+
+    UNMAP = "unmap"
+    IGNORE = "ignore"
+
+
 class Sync(StrEnum):
     """Which layers of the backing chain a copy takes (QEMU's MirrorSyncMode)."""
 
@@ -96,7 +105,8 @@ class Identity:
 class Image:
     """One side of a switch.
 
-    ``file_id`` is ``"DEV:INO"`` as stat shows it, None where pivotd cannot see the file.
+    ``filename`` is an absolute path, an NBD address, or what QEMU shows where it is neither.
+    ``file_id`` is ``"DEV:INO"`` as stat shows it, ``"block:MAJOR:MINOR"``, None where pivotd cannot see the file.
     ``node`` is the QEMU block node, chosen by pivotd for a destination.
     """
 
@@ -145,6 +155,12 @@ class CopyOptions:
     copy_mode: CopyMode = CopyMode.AUTO
     pivot: bool = True
     """False: stop at ready and wait for ``pivot complete``."""
+    image_options: ImageOptions = field(default_factory=ImageOptions)
+    """How images are made."""
+    secret_file: str | None = None
+    """The file from which QEMU reads the passphrase of LUKS-encrypted destinations; None: they are not encrypted."""
+    discard: Discard = Discard.UNMAP
+    """How destinations are opened: QEMU does not show it of the source, and unmap keeps sparse images sparse."""
 
 
 @dataclass(frozen=True, slots=True)

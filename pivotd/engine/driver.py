@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from pivotd.engine import records
 from pivotd.engine.converge import Converged, Converger, NotYet
 from pivotd.engine.memory import Memory
 from pivotd.engine.ports import Clock, Domain, Journal, Session
+from pivotd.engine.watchdog import Watchdog
 from pivotd.errors import JournalError, JournalFullError, PhaseConflictError, QmpError, QmpRefusedError
 from pivotd.files import file_id, lost
 from pivotd.log import get_logger
@@ -63,6 +64,7 @@ class Driver:
         self._retry_at = 0.0
         self._silent_for_s = limits.RECONNECT_FIRST_S
         self._has_window = False
+        self._watchdog = Watchdog(clock, self._cut)
 
     # -- from outside -------------------------------------------------------------------------------------------
 
@@ -205,7 +207,8 @@ class Driver:
         if session is None:
             return None
         try:
-            return await self._perform_on(session, action, seen)
+            work = self._perform_on(session, action, seen)
+            return await self._watchdog.bound(work, self.pivot, action, seen, self._memory.deadline)
         except QmpError as error:
             if isinstance(action, REFUSABLE) and isinstance(error, QmpRefusedError):
                 await self._perform_record(actions.Abandon(error.message), seen)
@@ -450,6 +453,18 @@ class Driver:
         for disk in self.pivot.disks:
             if disk.disk in disks and not await session.reverse(self.pivot, disk, self._memory.resumes):
                 self._memory.rollback_failed = True
+
+    async def _cut(self, disks: Sequence[PivotDisk]) -> None:
+        """Cut the connections to exports that do not answer; the copy of these disks ends in an error by that."""
+        session = self._domain.session
+        done = session is not None and await session.cut(self.pivot, disks)
+        exports = [disk.destination.filename for disk in disks]
+        self._memory.lost = f"{exports[0]} does not answer: it was cut off"
+        log.error("destination.hangs", pivot=self.pivot.id, exports=exports, cut=done)
+        with contextlib.suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
+                facts = {"exports": exports, "cut": done}
+                await self._journal.note("destination-hangs", facts, domain=self._domain.name, pivot=self.pivot.id)
 
     async def _note_resumed(self, event: str, facts: dict[str, Any]) -> None:
         """Record the end of the pause; the guest runs already, so nothing waits for this but the next phase."""

@@ -57,7 +57,7 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
     graph = await session.graph()
     try:
         directory = await in_thread(limits.FILE_TIMEOUT_S, identity.working_directory, session.pid)
-        in_use = frozenset(disk.destination.filename for pivot in others for disk in pivot.disks)
+        in_use = tuple(disk.destination for pivot in others for disk in pivot.disks)
         scene = Scene(wish.pivot, wish.domain, wish.options, disks, graph, directory, in_use)
         busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
         planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)

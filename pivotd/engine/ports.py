@@ -110,6 +110,10 @@ class Session(Protocol):
         """Cancel jobs, then let the guest run if asked, in one write."""
         ...
 
+    async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
+        """Cut the connections to NBD destinations of disks, out of band; return whether that was done."""
+        ...
+
     async def resume(self) -> None:
         """Let the guest run."""
         ...

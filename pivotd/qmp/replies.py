@@ -132,6 +132,16 @@ def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
 
 
 @_answer_to("query-block")
+def detect_zeroes(query_block: Any, disk: str) -> str:
+    """Return how zeroes that the guest writes to this disk are treated, ``off`` where there is no such disk."""
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is not None and disk_name(entry) == disk:
+            return _of(str, inserted.get("detect_zeroes", "off"))
+    return "off"
+
+
+@_answer_to("query-block")
 def roots(query_block: Any, pivot: Pivot) -> dict[str, Root]:
     """Return which image is under each disk, by node name: the destination's was chosen by pivotd and is unique.
 

@@ -11,7 +11,7 @@ from pivotd.core import names
 from pivotd.core.observation import STATUS_ENDED, JobSeen
 from pivotd.core.words import Kind, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError
-from pivotd.qmp import replies
+from pivotd.qmp import opening, replies
 from pivotd.qmp.monitor import Monitor, command
 
 
@@ -41,7 +41,7 @@ async def _mirror_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes:
         # A legacy -drive deletes the source node when the switch is made.
         target = names.reopened_source(pivot.id, disk.index)
         if target not in present:
-            await monitor.execute(_source(disk, target))
+            await monitor.execute(await _source(disk, target))
     job = names.reverse_job(pivot.id, disk.index)
     start = command(
         "blockdev-mirror",
@@ -73,16 +73,16 @@ async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resu
     if again not in present:
         if disk.source.node in present:
             await monitor.execute(command("blockdev-del", node_name=disk.source.node))
-        start = _source(disk, again)
+        start = await _source(disk, again)
         start["arguments"]["backing"] = None
         await monitor.execute(start)
     if monitor.resumes == resumes:
         await monitor.execute(command("blockdev-snapshot", node=disk.destination.node, overlay=again))
 
 
-def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
+async def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
     cache = {"direct": disk.cache_direct, "no-flush": False}
-    inner = {"driver": "file", "filename": disk.source.filename, "cache": cache}
+    inner = await opening.protocol(disk.source.filename) | {"cache": cache}
     return command("blockdev-add", driver=disk.source.format, node_name=node, file=inner, cache=cache)
 
 

@@ -12,8 +12,8 @@ from pivotd.core.actions import Step
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
-from pivotd.qmp import identity, preparation, replies, rollback
-from pivotd.qmp.monitor import Monitor, command
+from pivotd.qmp import identity, preparation, replies, rollback, secrets
+from pivotd.qmp.monitor import Monitor, command, yank
 from pivotd.threads import in_thread
 
 LOOK = (
@@ -162,10 +162,11 @@ class Session:
     # -- preparation --------------------------------------------------------------------------------------------
 
     async def place_nonce(self, pivot: Pivot) -> None:
-        """Put the nonce into the process; its data is not secret, only its name matters."""
-        await self._monitor.execute(
-            command("object-add", qom_type="secret", id=pivot.identity.nonce, data="pivotd was here")
-        )
+        """Put the nonce into the process, after the passphrase of its images; what is there already, may be.
+
+        Raises: QmpRefusedError: QEMU cannot read the passphrase.
+        """
+        await secrets.place(self._monitor, pivot)
 
     async def prepare(self, pivot: Pivot, disk: PivotDisk, step: Step) -> None:
         """Do one step of the preparation of one disk. Raises: QmpRefusedError."""
@@ -190,7 +191,7 @@ class Session:
         """
         status = command("query-status")
         burst = [status, command("stop"), status, *(command("job-complete", id=job) for job in complete)]
-        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:3])
+        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, alone=True))[:3])
         first, second = replies.run_state(before), replies.run_state(after)
         return first if second in OUR_PAUSE else second
 
@@ -245,6 +246,17 @@ class Session:
         block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
         return replies.roots(block, pivot)[disk.disk] is Root.SOURCE
 
+    async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
+        """Cut the connections to the exports that these disks are copied to, out of band; return whether QEMU did.
+
+        That works also while QEMU's main loop hangs on such a server: whatever waits for it then fails.
+        """
+        if not self._monitor.out_of_band:
+            return False
+        burst = [yank(names.file_node(pivot.id, disk.index)) for disk in disks]
+        done = await self._monitor.burst(burst, limits.YANK_TIMEOUT_S)
+        return not any(isinstance(reply, QmpRefusedError) for reply in done)
+
     # -- after it -----------------------------------------------------------------------------------------------
 
     async def clean_up(self, pivot: Pivot) -> list[str]:
@@ -262,6 +274,7 @@ class Session:
         await self._monitor.burst([command("job-dismiss", id=name) for name in own], limits.COMMAND_TIMEOUT_S)
         doomed = await self._unwanted(pivot)
         await self._monitor.burst([command("blockdev-del", node_name=node) for node in doomed], 20.0)
+        await secrets.remove_unused(self._monitor, pivot)
         await self._monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
         left = await self._node_names()
         jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
