@@ -80,6 +80,11 @@ class Finalize:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepSynced:
+    """Start the mirrors back to the sources; the guest is still paused, so both images hold the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Put every overlay on its disk in one transaction; the guest is paused."""
 
@@ -121,6 +126,8 @@ class RecordOutcome:
 
     outcomes: tuple[tuple[str, Outcome], ...]
     reason: str
+    hold: bool = False
+    """True: every source is kept in sync from here on, and the undo window is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,18 @@ class NoteResumed:
     """Record that no resume is owed any more, because the guest was found in this run state."""
 
     run_state: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndWindow:
+    """Record that the sources are kept in sync no longer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Record, as one, that this pivot is closed and that the one which takes it back begins, with its mirrors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +179,7 @@ Action = (
     | Stop
     | Complete
     | Finalize
+    | KeepSynced
     | Snapshot
     | RollBack
     | Retreat
@@ -168,6 +188,8 @@ Action = (
     | RecordOutcome
     | Resume
     | NoteResumed
+    | EndWindow
+    | HandOver
     | CleanUp
     | Close
     | Done

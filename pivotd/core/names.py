@@ -63,11 +63,16 @@ def reverse_job(pivot: str, index: int) -> str:
     return _job(pivot, index, "r")
 
 
+def back_job(pivot: str, index: int) -> str:
+    """Return the job that keeps the old image in sync after the switch."""
+    return _job(pivot, index, "b")
+
+
 def nonce_object(pivot: str) -> str:
     """Return the id of the object that marks the QEMU process."""
     return f"pivotd-{pivot}"
 
 
-def belongs_to(name: str, pivot: str) -> bool:
-    """Return whether a node or job name was given by this pivot."""
-    return name.startswith((f"p{pivot}-", f"j{pivot[-JOB_ID_CHARACTERS:]}-"))
+def belongs_to(name: str, *pivots: str) -> bool:
+    """Return whether a node or job name was given by one of these pivots."""
+    return any(name.startswith((f"p{pivot}-", f"j{pivot[-JOB_ID_CHARACTERS:]}-")) for pivot in pivots)

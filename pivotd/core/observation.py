@@ -56,6 +56,8 @@ PAUSABLE = frozenset({"running", "paused", "prelaunch", "io-error", "shutdown", 
 STATUS_READY = frozenset({"ready", "standby"})
 STATUS_ENDED = frozenset({"aborting", "concluded", "null"})
 STATUS_PENDING = "pending"
+STATUS_FOLLOWING = frozenset({"created", "running", "ready", "standby"})
+"""A mirror in one of these takes every write of the guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,12 @@ class Observation:
     """True once QEMU has refused to let go of something of ours; it is named in the last record."""
     rollback_failed: bool = False
     """True once a reverse mirror under the present intent has ended in an error."""
+    back_failed: str | None = None
+    """Why the mirrors back to the sources cannot be started under the present intent."""
+    window_over: bool = False
+    """Whether the time of the undo window has passed."""
+    release_requested: bool = False
+    undo_requested: bool = False
     lost: str | None = None
     """What has become of the file of a destination, if its name leads there no more."""
     quick: bool = False

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pivotd.core.observation import Observation
+from pivotd.core.undo import Undo
 from pivotd.core.words import Pause, Pivot
 
 
@@ -32,6 +33,10 @@ class Memory:
     switch_in_doubt: bool = False
     """A ``switched`` could not be written and may be on disk all the same; no record has been written since."""
     lost: str | None = None
+    back_failed: str | None = None
+    release_requested: bool = False
+    undo: Undo | None = None
+    """Who asks for the undo, and the names of the pivot that it will be."""
 
     @classmethod
     def of_earlier_process(cls) -> Memory:
@@ -41,6 +46,7 @@ class Memory:
     def begin(self, *, quick: bool) -> None:
         """Forget the last intent: a new one is about to be recorded."""
         self.stop_sent, self.completing, self.rollback_failed, self.quick = False, frozenset(), False, quick
+        self.back_failed = None
 
     def add_to(self, seen: Observation, now: float) -> Observation:
         """Return the observation with what is remembered."""
@@ -53,6 +59,9 @@ class Memory:
             rollback_failed=self.rollback_failed,
             clean_up_failed=self.clean_up_failed,
             lost=self.lost,
+            back_failed=self.back_failed,
+            release_requested=self.release_requested,
+            undo_requested=self.undo is not None,
             quick=self.quick,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pivotd import limits
 from pivotd.core import names
@@ -57,7 +57,12 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
     graph = await session.graph()
     try:
         directory = await in_thread(limits.FILE_TIMEOUT_S, identity.working_directory, session.pid)
-        in_use = frozenset(disk.destination.filename for pivot in others for disk in pivot.disks)
+        in_use = frozenset(
+            image.filename
+            for pivot in others
+            for disk in pivot.disks
+            for image in ((disk.source, disk.destination) if pivot.window_open else (disk.destination,))
+        )
         scene = Scene(wish.pivot, wish.domain, wish.options, disks, graph, directory, in_use)
         busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
         planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
@@ -71,7 +76,7 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
         kind=wish.kind,
         phase=Phase.PREPARING,
         requested_by=wish.who,
-        options=wish.options,
+        options=replace(wish.options, force=wish.force),
         disks=planned,
         created_at=wish.created_at,
         identity=Identity(
@@ -90,8 +95,9 @@ def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[Pi
         seen = scene.find(target.disk)
         if seen.disk in busy:
             pivot = busy[seen.disk].id
+            what = "release or undo" if busy[seen.disk].window_open else "wait for that one or cancel"
             raise DiskBusyError(
-                f"disk {seen.disk} of {wish.domain} belongs to the open pivot {pivot}; wait for that one or cancel it",
+                f"disk {seen.disk} of {wish.domain} belongs to the open pivot {pivot}; {what} it",
                 pivot=pivot,
                 disk=seen.disk,
             )

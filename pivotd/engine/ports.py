@@ -22,6 +22,10 @@ class Journal(Protocol):
         """Record an event and the changed pivot. Raises: PhaseConflictError, JournalError."""
         ...
 
+    async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
+        """Close a pivot and accept its successor as one; return the closed one. Raises: as advance() and accept()."""
+        ...
+
     async def note(
         self, event: str, facts: JsonObject, *, domain: str | None = None, pivot: str | None = None
     ) -> Record:
@@ -104,6 +108,13 @@ class Session(Protocol):
 
     async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:
         """Put the overlays on all disks and read the roots, in one write. Raises: QmpRefusedError: nothing changed."""
+        ...
+
+    async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
+        """Start the mirrors back to the sources; return why they cannot follow the guest, None where they do.
+
+        Only while the guest is still; one that was resumed since ``resumes`` was counted has written what they lack.
+        """
         ...
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:

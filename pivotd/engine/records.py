@@ -9,7 +9,7 @@ from pivotd.core import actions
 from pivotd.core.observation import Observation
 from pivotd.core.words import JsonObject, Outcome, Phase, Pivot
 
-RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome)
+RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.EndWindow)
 """After these QEMU is as it was: the same observation serves the next decision."""
 
 Written = tuple[str, JsonObject, dict[str, Any]]
@@ -29,8 +29,11 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: st
             return "gave-up", facts(pivot, seen, reason), changes
         case actions.Abandon(reason):
             return "cancelling", facts(pivot, seen, reason), {"phase": Phase.CANCELLING, "error": reason}
-        case actions.RecordOutcome(outcomes, reason):
-            return _outcome(pivot, dict(outcomes), facts(pivot, seen, reason), utc_now)
+        case actions.RecordOutcome(outcomes, reason, hold):
+            event, shown, changes = _outcome(pivot, dict(outcomes), facts(pivot, seen, reason), utc_now)
+            return event, shown, changes | {"hold": hold}
+        case actions.EndWindow(reason):
+            return "window-ended", {"reason": reason}, {"phase": Phase.DECIDED, "hold": False}
     raise AssertionError(action)
 
 

@@ -12,7 +12,7 @@ from pivotd.core.actions import Step
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
-from pivotd.qmp import identity, preparation, replies, rollback
+from pivotd.qmp import identity, preparation, replies, rollback, synced
 from pivotd.qmp.monitor import Monitor, command
 from pivotd.threads import in_thread
 
@@ -109,10 +109,10 @@ class Session:
             await self._monitor.burst(LOOK, limits.QUERY_TIMEOUT_S)
         )
         own_jobs = {
-            name: job for name, job in replies.jobs(jobs, block_jobs).items() if names.belongs_to(name, pivot.id)
+            name: job for name, job in replies.jobs(jobs, block_jobs).items() if names.belongs_to(name, *pivot.family)
         }
         nodes, roots = replies.graph(graph), replies.roots(block, pivot)
-        own_nodes = frozenset(name for name in nodes.nodes if names.belongs_to(name, pivot.id))
+        own_nodes = frozenset(name for name in nodes.nodes if names.belongs_to(name, *pivot.family))
         has_nonce = pivot.identity.nonce in replies.object_names(objects)
         seen = Observation(
             qemu=Qemu.SAME,
@@ -235,6 +235,13 @@ class Session:
         (block,) = self._all([block])
         return replies.roots(block, pivot)
 
+    async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
+        """Start the mirrors back to the sources; return why they cannot follow the guest, None where they do.
+
+        Only while the guest is still; one that was resumed since ``resumes`` was counted has written what they lack.
+        """
+        return await synced.start(self._monitor, pivot, resumes)
+
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
         """Take a finished switch back; True when the source is the root again. Only while the guest is still.
 
@@ -253,7 +260,7 @@ class Session:
         Returns: names that QEMU did not let go of.
         """
         jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
-        own = {name: job for name, job in jobs.items() if names.belongs_to(name, pivot.id)}
+        own = {name: job for name, job in jobs.items() if names.belongs_to(name, *pivot.family)}
         live = [name for name, job in own.items() if job.status not in STATUS_ENDED]
         if live:
             await self._monitor.burst([command("job-cancel", id=name) for name in live], limits.COMMAND_TIMEOUT_S)
@@ -265,7 +272,7 @@ class Session:
         await self._monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
         left = await self._node_names()
         jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
-        ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, pivot.id)}
+        ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, *pivot.family)}
         return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs]
 
     async def _unwanted(self, pivot: Pivot) -> list[str]:
@@ -278,9 +285,12 @@ class Session:
             own = [disk.destination.node, names.file_node(pivot.id, disk.index)]
             match disk.outcome:
                 case Outcome.SWITCHED:
+                    found += graph.below(names.reopened_source(pivot.id, disk.index))
                     found += graph.below(disk.source.node)
                 case Outcome.MERGED if disk.top is not None:
                     found += graph.below(disk.top.node)
+                case _ if pivot.options.undo_of is not None:
+                    found += graph.below(disk.destination.node)
                 case _:
                     found += [node for node in own if names.belongs_to(node, pivot.id)]
         return [node for node in dict.fromkeys(found) if node in graph.nodes and node not in used]
