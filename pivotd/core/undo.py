@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from pivotd.core import names
 from pivotd.core.words import CopyMode, CopyOptions, Phase, Pivot, PivotDisk, Requester
@@ -34,6 +34,14 @@ def window_left_s(pivot: Pivot, utc_now: str) -> float:
         return float("inf")
     age = datetime.fromisoformat(utc_now) - datetime.fromisoformat(pivot.decided_at)
     return pivot.options.keep_synced_s - age.total_seconds()
+
+
+def window_ends(pivot: Pivot) -> str | None:
+    """Return when the undo window ends by itself, None where there is none or the guest is still paused."""
+    if not pivot.window_open or pivot.owes_resume or pivot.decided_at is None:
+        return None
+    end = datetime.fromisoformat(pivot.decided_at) + timedelta(seconds=pivot.options.keep_synced_s)
+    return end.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def successor(pivot: Pivot, undo: Undo, nodes: Collection[str], utc_now: str) -> Pivot:

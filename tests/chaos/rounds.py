@@ -140,7 +140,8 @@ class _Round:
         kill = self._strike(point)
         self.daemon.launch(point)
         body: dict[str, Any] = {
-            "disks": [{"disk": f"disk{i}", "image": str(target)} for i, target in enumerate(self.targets)]
+            "disks": [{"disk": f"disk{i}", "image": str(target)} for i, target in enumerate(self.targets)],
+            "keep_synced": self.setup.undo,
         }
         if self.setup.cancel is not Cancel.NEVER:
             # The request for the cancel is waited for inside the pause.
@@ -179,6 +180,8 @@ class _Round:
             pivot = self._pivot()
             if pivot is not None and pivot.phase == "closed":
                 return False
+            if pivot is not None and pivot.window_open and not pivot.owes_resume:
+                self._undo()
             if pivot is not None and CANCEL_PHASES.get(self.setup.cancel) == pivot.phase and not self._cancelling:
                 self.hook.cancel()
             if cancel and time.monotonic() - self._cancelled_at > CANCEL_EVERY_S:
@@ -186,6 +189,13 @@ class _Round:
             time.sleep(POLL_S)
         self.judge.problems.append("the pivot did not close in time")
         return False
+
+    def _undo(self) -> None:
+        """Write what only the window can bring into the old images, then ask to return to them."""
+        if not self.hook.going_back:
+            self.world.write()
+            self.hook.going_back = True
+        try_call(self.daemon, "POST", f"/v1/pivots/{REQUEST_ID}/undo", timeout_s=ROUND_TIMEOUT_S)
 
     # -- cancelling
 

@@ -95,6 +95,8 @@ class GuestHook:
         self._setup = setup
         self._last_moment = "command:job-complete" if setup.paused else "command:stop"
         self._done: set[str] = set()
+        self.going_back = False
+        """The undo has been asked: its pause is another one, with its own last moment."""
 
     def __call__(self, direction: Direction, index: int, message: Message, when: When) -> None:
         if when is When.BEFORE:
@@ -104,6 +106,8 @@ class GuestHook:
         running = message.label == "return:cont" and when is When.BEFORE
         if running and self.world is not None and not self.silent and self._once("resumed"):
             # QEMU has executed `cont`, and pivotd does not know yet: the guest is as quick as it can be.
+            self.world.write()
+        if running and self.world is not None and not self.silent and self.going_back and self._once("back"):
             self.world.write()
         if self.next is not None and when is When.BEFORE:
             self.next(direction, index, message, when)
@@ -120,6 +124,9 @@ class GuestHook:
 
     def _play(self, message: Message, when: When, world: World) -> None:
         if message.label == self._last_moment and when is When.BEFORE and self._once("last moment"):
+            world.write()
+        back = self.going_back and message.label == "command:stop" and when is When.BEFORE
+        if back and world.spy("query-status")["status"] == "running" and self._once("last moment back"):
             world.write()
         never_paused = "last moment" not in self._done and not self._setup.paused
         if message.label == "command:job-cancel" and when is When.BEFORE and never_paused and self._once("cancelling"):
