@@ -73,6 +73,11 @@ class Complete:
 
 
 @dataclass(frozen=True, slots=True)
+class CarryBitmaps:
+    """Give the destinations the dirty bitmaps of the sources; every job is pending, so nothing is written to either."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finalize:
     """Switch the disks of these jobs."""
 
@@ -94,6 +99,8 @@ class RollBack:
     """Take these disks back to their sources; the guest is still paused."""
 
     disks: tuple[str, ...]
+    reason: str | None = None
+    """What is wrong with a finished switch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +185,7 @@ Action = (
     | Converge
     | Stop
     | Complete
+    | CarryBitmaps
     | Finalize
     | KeepSynced
     | Snapshot

@@ -17,6 +17,7 @@ from pivotd.core.actions import (
     Advance,
     AskAgain,
     CancelJobs,
+    CarryBitmaps,
     CleanUp,
     Close,
     Complete,
@@ -38,6 +39,7 @@ from pivotd.core.actions import (
     Stop,
     Wait,
 )
+from pivotd.core.bitmaps import owed, wrong
 from pivotd.core.observation import (
     EXECUTING,
     MIGRATION_STATES,
@@ -273,7 +275,8 @@ def _all_source(pivot: Pivot, seen: Observation) -> Action:
     if ended:
         failed = next((disk for disk in ended if seen.job(disk.job).error), ended[0])
         error = seen.job(failed.job).error
-        return Abandon(f"the switch of {failed.disk} failed: {error or 'its job was cancelled by somebody else'}")
+        why = seen.rolled_back or error or "its job was cancelled by somebody else"
+        return Abandon(f"the switch of {failed.disk} failed: {why}")
     if seen.deadline_passed or seen.cancel_requested:
         reason = "cancelled" if seen.cancel_requested else f"max_pause of {pivot.options.max_pause_ms} ms passed"
         clean = seen.completing == frozenset() and set(status.values()) <= STATUS_READY
@@ -281,11 +284,20 @@ def _all_source(pivot: Pivot, seen: Observation) -> Action:
             return _retreat(pivot, f"{reason} before the switch")
         return Abandon(reason if clean else f"{reason} before every job was pending: the copy had to be given up")
     if set(status.values()) == {STATUS_PENDING}:
-        return Finalize(tuple(status))
+        return _carry(pivot, seen) or Finalize(tuple(status))
     ready = tuple(job for job, state in status.items() if state in STATUS_READY and job not in (seen.completing or ()))
     if ready:
         return Complete(ready)
     return Wait("the last bytes are being copied")
+
+
+def _carry(pivot: Pivot, seen: Observation) -> Action | None:
+    """Bitmaps stay behind by themselves, and every later incremental backup would lack what they mark."""
+    if seen.carried is not None or not owed(pivot, seen.bitmaps):
+        return None
+    if seen.carry_refused is None:
+        return CarryBitmaps()
+    return None if pivot.options.force else Abandon(f"the dirty bitmaps cannot come along: {seen.carry_refused}")
 
 
 def _before_snapshot(pivot: Pivot, seen: Observation) -> Action:
@@ -323,6 +335,11 @@ def _some_destination(pivot: Pivot, seen: Observation) -> Action:
 def _all_destination(pivot: Pivot, seen: Observation) -> Action:
     """The guest is still, every disk has moved: record it; a mirror back has to start before the guest runs on."""
     reason = "every disk has its destination as root"
+    lacking = wrong(seen.carried, seen.bitmaps) if seen.carried is not None and not pivot.options.force else None
+    if lacking is not None and not seen.rollback_failed:
+        return RollBack(tuple(disk.disk for disk in pivot.disks), lacking)
+    if lacking is not None:
+        reason += f"; {lacking}"
     if not pivot.options.keep_synced:
         return _by_roots(pivot, seen, reason)
     following = _back_status(pivot, seen) <= STATUS_FOLLOWING

@@ -248,16 +248,14 @@ class Driver:
                 await session.complete(jobs)
                 self._memory.completing = completing
                 return await self._await_pending(session, seen)
-            case actions.Finalize(jobs):
-                return await self._finalize(session, jobs, seen)
-            case actions.KeepSynced():
-                return await self._keep_synced(session, seen)
-            case actions.Snapshot():
-                roots = await session.snapshot(self.pivot)
-                still = session.resumes == self._memory.resumes
-                return replace(seen, roots=roots) if still and set(roots.values()) == {Root.DESTINATION} else None
-            case actions.RollBack(disks):
-                await self._roll_back(session, disks)
+            case (
+                actions.CarryBitmaps()
+                | actions.Finalize()
+                | actions.Snapshot()
+                | actions.RollBack()
+                | actions.KeepSynced()
+            ):
+                return await self._switch(session, action, seen)
             case actions.CancelJobs(_, True) | actions.Resume() if session.resumes != self._memory.resumes:
                 return None  # somebody resumed the guest since the look: whatever holds it now may not be our pause
             case actions.CancelJobs(jobs, resume):
@@ -278,6 +276,24 @@ class Driver:
                     await self._journal.note(
                         "leftovers", {"names": left}, domain=self._domain.name, pivot=self.pivot.id
                     )
+        return None
+
+    async def _switch(self, session: Session, action: actions.Action, seen: Observation) -> Observation | None:
+        """Carry out what may only be done while the guest is still."""
+        match action:
+            case actions.CarryBitmaps():
+                return await self._carry_bitmaps(session, seen)
+            case actions.Finalize(jobs):
+                return await self._finalize(session, jobs, seen)
+            case actions.KeepSynced():
+                return await self._keep_synced(session, seen)
+            case actions.Snapshot():
+                roots = await session.snapshot(self.pivot)
+                still = session.resumes == self._memory.resumes
+                return replace(seen, roots=roots) if still and set(roots.values()) == {Root.DESTINATION} else None
+            case actions.RollBack(disks, reason):
+                self._memory.rolled_back = reason
+                await self._roll_back(session, disks)
         return None
 
     async def _perform_record(self, action: actions.Action, seen: Observation) -> None:
@@ -431,12 +447,19 @@ class Driver:
         The jobs were read before the graph: their events come before the answer to job-finalize.
         """
         roots = await session.finalize(self.pivot, jobs)
-        if not self.pivot.switches:
-            return None
+        if not self.pivot.switches or self._memory.carried is not None:
+            return None  # what came along is read back by the look
         if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._memory.resumes:
             return None
         ended = {job: JobSeen(session.job_status.get(job, "null")) for job in jobs}
         return replace(seen, jobs={**seen.jobs, **ended}, roots=roots)
+
+    async def _carry_bitmaps(self, session: Session, seen: Observation) -> Observation | None:
+        try:
+            self._memory.carried = await session.carry_bitmaps(self.pivot)
+        except QmpRefusedError as error:
+            self._memory.carry_refused = error.message
+        return seen if session.resumes == self._memory.resumes else None
 
     async def _keep_synced(self, session: Session, seen: Observation) -> Observation:
         """Start the mirrors back. Where that fails the switch stands all the same, without a window."""

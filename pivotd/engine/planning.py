@@ -53,6 +53,7 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
         raise ConflictError(f"{wish.domain} is {run_state}: a switch is not possible in this state; try again later")
     if await session.migrating():
         raise ConflictError(f"{wish.domain} is being migrated: try again when that has ended")
+    options = replace(wish.options, force=wish.force)
     disks = await session.disks()
     graph = await session.graph()
     try:
@@ -63,7 +64,7 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
             for disk in pivot.disks
             for image in ((disk.source, disk.destination) if pivot.window_open else (disk.destination,))
         )
-        scene = Scene(wish.pivot, wish.domain, wish.options, disks, graph, directory, in_use)
+        scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use)
         busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
         planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
     except TimeoutError:
@@ -76,7 +77,7 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
         kind=wish.kind,
         phase=Phase.PREPARING,
         requested_by=wish.who,
-        options=replace(wish.options, force=wish.force),
+        options=options,
         disks=planned,
         created_at=wish.created_at,
         identity=Identity(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pivotd.core.actions import Step
+from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import Observation, Root
 from pivotd.core.words import Identity, JsonObject, Pivot, PivotDisk, Record
 
@@ -100,6 +101,10 @@ class Session(Protocol):
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending."""
+        ...
+
+    async def carry_bitmaps(self, pivot: Pivot) -> Bitmaps:
+        """Give the destinations the sources' dirty bitmaps and return these. Raises: QmpRefusedError."""
         ...
 
     async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:

@@ -48,7 +48,9 @@ def _outcome(pivot: Pivot, outcomes: dict[str, Outcome], seen: JsonObject, utc_n
 def facts(pivot: Pivot, seen: Observation, reason: str) -> JsonObject:
     """Return what was seen, for people and for the evidence of a verdict."""
     jobs = {disk.job: seen.job(disk.job) for disk in pivot.disks}
+    carried = {disk: [bitmap.name for bitmap in bitmaps] for disk, bitmaps in (seen.carried or {}).items()}
     return {
+        **({"bitmaps": carried} if carried else {}),
         "reason": reason,
         "qemu": seen.qemu.value,
         "run_state": seen.run_state,

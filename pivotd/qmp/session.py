@@ -9,10 +9,11 @@ from typing import Any
 from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.actions import Step
+from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
-from pivotd.qmp import identity, preparation, replies, rollback, synced
+from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, synced
 from pivotd.qmp.monitor import Monitor, command
 from pivotd.threads import in_thread
 
@@ -123,6 +124,7 @@ class Session:
             merged=replies.merged(nodes, roots, pivot),
             has_nonce=has_nonce,
             migrating=replies.migrating(migrate),
+            bitmaps=replies.bitmaps(block, pivot),
         )
         if has_nonce or own_jobs or own_nodes or self._same_process(pivot):
             return seen
@@ -197,6 +199,10 @@ class Session:
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; a job that refuses shows it in the next look."""
         await self._monitor.burst([command("job-complete", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
+
+    async def carry_bitmaps(self, pivot: Pivot) -> Bitmaps:
+        """Give the destinations the dirty bitmaps of the sources and return these. Raises: QmpRefusedError."""
+        return await bitmaps.carry(self._monitor, pivot)
 
     async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
         """Finalize jobs and read the graph, in one write; return the roots.
