@@ -8,9 +8,12 @@ are sent while the guest is paused, and QEMU reads those byte by byte: they carr
 
 from __future__ import annotations
 
+import re
+
 NODE_NAME_LENGTH_MAX = 31
 JOB_ID_CHARACTERS = 10
 DISKS_MAX = 64
+_DESTINATION = re.compile(r"p[0-9A-Z]{26}-\d+")
 
 
 def _job(pivot: str, index: int, suffix: str) -> str:
@@ -33,6 +36,11 @@ def destination_node(pivot: str, index: int) -> str:
 def file_node(pivot: str, index: int) -> str:
     """Return the node of the destination's protocol layer."""
     return _node(pivot, index, "f")
+
+
+def file_below(node: str) -> str | None:
+    """Return the protocol layer's node below a destination of any pivot, None for a node that is nobody's of ours."""
+    return f"{node}f" if _DESTINATION.fullmatch(node) else None
 
 
 def reopened_source(pivot: str, index: int) -> str:

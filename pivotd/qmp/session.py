@@ -292,11 +292,11 @@ class Session:
             match disk.outcome:
                 case Outcome.SWITCHED:
                     found += graph.below(names.reopened_source(pivot.id, disk.index))
-                    found += graph.below(disk.source.node)
+                    found += _with_file(graph, disk.source.node)
                 case Outcome.MERGED if disk.top is not None:
                     found += graph.below(disk.top.node)
                 case _ if pivot.options.undo_of is not None:
-                    found += graph.below(disk.destination.node)
+                    found += _with_file(graph, disk.destination.node)
                 case _:
                     found += [node for node in own if names.belongs_to(node, pivot.id)]
         return [node for node in dict.fromkeys(found) if node in graph.nodes and node not in used]
@@ -311,3 +311,9 @@ class Session:
             if isinstance(reply, QmpRefusedError):
                 raise QmpUnknownError(f"a query failed: {reply.message}") from reply
         return got
+
+
+def _with_file(graph: replies.Graph, node: str) -> list[str]:
+    """Return a node and those below it; also the file of an earlier pivot's image whose node has been deleted already."""
+    file = names.file_below(node)
+    return [*graph.below(node), *([file] if file is not None else [])]

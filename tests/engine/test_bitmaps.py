@@ -120,9 +120,7 @@ async def test_every_property_of_a_bitmap_comes_along(engine: Engine, qemu_facto
         touch(qemu, 1, "1M", disk)
     qemu.spy("block-dirty-bitmap-disable", node="src1", name="off")
     before = [bitmaps(qemu, disk) for disk in ("disk0", "disk1")]
-    pivot = await engine.closed(
-        await engine.copy("web1", {f"disk{i}": tmp_path / f"new{i}.qcow2" for i in range(2)})
-    )
+    pivot = await engine.closed(await engine.copy("web1", {f"disk{i}": tmp_path / f"new{i}.qcow2" for i in range(2)}))
     assert pivot.outcome == Outcome.SWITCHED, pivot.error
     assert [bitmaps(qemu, disk) for disk in ("disk0", "disk1")] == before
     qemu.kill(15)
