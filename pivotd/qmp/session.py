@@ -314,6 +314,6 @@ class Session:
 
 
 def _with_file(graph: replies.Graph, node: str) -> list[str]:
-    """Return a node and those below it; also the file of an earlier pivot's image whose node has been deleted already."""
+    """Return a node and those below it, and the file of an earlier pivot's image whose node is gone already."""
     file = names.file_below(node)
     return [*graph.below(node), *([file] if file is not None else [])]

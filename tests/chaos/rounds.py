@@ -105,6 +105,8 @@ class _Round:
             if self.setup.cancel is Cancel.COPYING:
                 for disk in range(self.setup.disks):
                     world.device_io(disk, f"write -q -P 251 {32 << 20} {SLOW_DATA_BYTES}")
+            if self.setup.bitmap:
+                world.add_bitmaps()
             world.write()
             struck = self._first()
             recovery = None

@@ -1,4 +1,7 @@
-"""pivotd killed at every point of a switch whose old image is kept in sync, of the window, and of the way back."""
+"""pivotd killed at every point of a switch whose old image is kept in sync, of the window, and of the way back.
+
+``python -m tests.chaos.campaign`` has the same with more disks.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import pytest
 from tests.chaos import campaign
 from tests.chaos.plan import Plan, Setup, Victims
 
-from .test_kill import assert_kept
+from .test_kill import assert_kept, late
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -28,6 +31,13 @@ def test_at_every_message_with_qemu_alive():
 def test_at_every_message_with_qemu_killed_too():
     """The journal alone names an image that holds every acknowledged block."""
     assert_kept(campaign.message_plans(Setup(undo=True), victims=Victims.BOTH, thin=True), struck_min=ROUNDS_MIN)
+
+
+def test_a_bitmap_is_carried_there_and_back_whenever_pivotd_dies():
+    """The image that the guest ends on has the bitmap, recording, with every block marked."""
+    plans = campaign.message_plans(Setup(undo=True, bitmap=True, disks=2), thin=True)
+    wanted = {"job-complete", "block-dirty-bitmap-add", "transaction", "job-finalize", "blockdev-mirror", "cont"}
+    assert_kept(late(plans, wanted), struck_min=30)
 
 
 @pytest.mark.parametrize("victims", [Victims.PIVOTD, Victims.BOTH], ids=["alive", "killed-too"])

@@ -23,6 +23,7 @@ BLOCK = 4096
 BLOCKS_PER_BURST = 4
 STRIDE = 65536
 PLACES = 900
+BITMAP = "backup"
 
 
 @dataclass
@@ -35,6 +36,13 @@ class World:
     blocks: dict[str, dict[int, int]] = field(default_factory=dict)
     """disk -> place -> pattern, acknowledged."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def add_bitmaps(self) -> None:
+        """Give each disk a persistent dirty bitmap."""
+        with self.lock:
+            for index in range(self.setup.disks):
+                node = self.qemu.root(f"disk{index}").node
+                self.qemu.spy("block-dirty-bitmap-add", node=node, name=BITMAP, granularity=STRIDE, persistent=True)
 
     def write(self) -> None:
         """Write blocks through every disk's device and flush; after that they are acknowledged."""
