@@ -115,6 +115,7 @@ class CopyBody(Body, forbid_unknown_fields=True, kw_only=True):
     attempts: Attempts | None = None
     copy_mode: Literal["auto", "background", "write-blocking"] = "auto"
     pivot: bool = True
+    resumable: bool = False
 
     kind = Kind.COPY
 

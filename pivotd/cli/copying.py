@@ -34,6 +34,7 @@ EXAMPLES = (
     show_default=True,
     help="How writes of the guest follow.",
 )
+@click.option("--resumable", is_flag=True, help="A destination that fails interrupts the copy, no more.")
 @starting.holding
 @starting.common
 @pass_app
@@ -42,6 +43,9 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
 
     The guest runs on, and is paused only for the switch. If the switch cannot be made within the longest pause, the
     guest goes on with the source, and the next attempt follows.
+
+    With --resumable a destination that fails or is full does not end the copy. It waits, tries again, and goes on
+    where it was; `pivotctl pivot show` says how much was saved.
 
     The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
     run again after any failure.

@@ -70,6 +70,7 @@ def show(app: App, pivot_id: str) -> None:
             ("error", found["error"]),
             *((f"disk {disk['disk']}", _sides(disk)) for disk in found["disks"]),
             ("pauses", tries),
+            ("saved", _saved(found["records"])),
             ("request id", found["request_id"]),
             ("asked by", f"uid {who['uid']}, gid {who['gid']}, pid {who['pid']}"),
             ("created", found["created"]),
@@ -82,6 +83,15 @@ def show(app: App, pivot_id: str) -> None:
         print(f"  {record['seq']:>5}  {record['at']}  {render.text(record.get('event') or record['phase'])}")
         for key, value in facts.items():
             print(f"         {render.text(key)}: {render.text(value if isinstance(value, str) else json.dumps(value))}")
+
+
+def _saved(records: list[dict[str, Any]]) -> str | None:
+    """Return what interruptions did not make necessary to copy again, None where there was none."""
+    facts = [record["facts"] for record in records if record.get("event") == "went-on"]
+    if not facts:
+        return None
+    total = render.size(sum(fact["saved_bytes"] for fact in facts))
+    return f"{total} not copied again after {len(facts)} interruption{'s' if len(facts) > 1 else ''}"
 
 
 def _sides(disk: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pivotd.core import names
+from pivotd.core import interruption, names
 from pivotd.core.actions import (
     Abandon,
     Action,
@@ -135,7 +135,7 @@ def _created(seen: Observation, job: str, index: int, create: Step, then: Step) 
 
 
 def _copying(pivot: Pivot, seen: Observation) -> Action:
-    trouble = _trouble(pivot, seen)
+    trouble = _trouble(pivot, seen) or interruption.go_on(pivot, seen)
     if trouble is not None:
         return trouble
     if _all_ready(pivot, seen):
@@ -158,6 +158,9 @@ def _ready(pivot: Pivot, seen: Observation) -> Action:
         return trouble
     if pivot.owes_resume:
         return _resume(seen)
+    interrupted = interruption.go_on(pivot, seen)
+    if interrupted is not None:
+        return interrupted
     if pivot.hold:
         return Wait("ready: waits for `pivot complete` or `pivot cancel`")
     if seen.migrating:
@@ -255,7 +258,9 @@ def _executing(pivot: Pivot, seen: Observation, roots: set[Root]) -> Action:
         # the guest is stopped first: so from here no finalize is ever sent.
         return Abandon("the guest was found running after a job had been completed or had ended")
     if pivot.owes_resume and seen.stop_sent is False and not seen.cancel_requested and not seen.deadline_passed:
-        return Stop(complete=tuple(disk.job for disk in pivot.disks) if seen.quick and pivot.has_jobs else ())
+        # A job that was told to complete never goes back to copying: of one that may be interrupted it is asked last.
+        quick = seen.quick and pivot.has_jobs and not pivot.options.resumable
+        return Stop(complete=tuple(disk.job for disk in pivot.disks) if quick else ())
     return _retreat(pivot, "the guest was found running before the switch")
 
 
@@ -269,8 +274,10 @@ def _all_source(pivot: Pivot, seen: Observation) -> Action:
         failed = next((disk for disk in ended if seen.job(disk.job).error), ended[0])
         error = seen.job(failed.job).error
         return Abandon(f"the switch of {failed.disk} failed: {error or 'its job was cancelled by somebody else'}")
-    if seen.deadline_passed or seen.cancel_requested:
-        reason = "cancelled" if seen.cancel_requested else f"max_pause of {pivot.options.max_pause_ms} ms passed"
+    failing = interruption.failing(pivot, seen)
+    if seen.deadline_passed or seen.cancel_requested or failing:
+        reason = failing or f"max_pause of {pivot.options.max_pause_ms} ms passed"
+        reason = "cancelled" if seen.cancel_requested else reason
         clean = seen.completing == frozenset() and set(status.values()) <= STATUS_READY
         if clean and not seen.cancel_requested:
             return _retreat(pivot, f"{reason} before the switch")

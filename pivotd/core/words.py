@@ -145,6 +145,8 @@ class CopyOptions:
     copy_mode: CopyMode = CopyMode.AUTO
     pivot: bool = True
     """False: stop at ready and wait for ``pivot complete``."""
+    resumable: bool = False
+    """A destination that fails interrupts the copy, which goes on from there as soon as it works again."""
 
 
 @dataclass(frozen=True, slots=True)
