@@ -258,9 +258,7 @@ def _executing(pivot: Pivot, seen: Observation, roots: set[Root]) -> Action:
         # the guest is stopped first: so from here no finalize is ever sent.
         return Abandon("the guest was found running after a job had been completed or had ended")
     if pivot.owes_resume and seen.stop_sent is False and not seen.cancel_requested and not seen.deadline_passed:
-        # A job that was told to complete never goes back to copying: of one that may be interrupted it is asked last.
-        quick = seen.quick and pivot.has_jobs and not pivot.options.resumable
-        return Stop(complete=tuple(disk.job for disk in pivot.disks) if quick else ())
+        return Stop(complete=tuple(disk.job for disk in pivot.disks) if seen.quick and pivot.has_jobs else ())
     return _retreat(pivot, "the guest was found running before the switch")
 
 

@@ -430,8 +430,6 @@ class Driver:
         if before != "running":
             return None
         seen = replace(seen, run_state="paused")
-        if self.pivot.options.resumable:
-            return None  # the flush of `stop` may have shown that the destination fails
         return await self._await_pending(session, seen) if jobs else seen
 
     async def _finalize(self, session: Session, jobs: tuple[str, ...], seen: Observation) -> Observation | None:
