@@ -52,6 +52,11 @@ CONVERGE_PATIENCE_S = 2.0
 FLUSH_QUICK_MS = 25.0
 """A flush slower than this shows that more dirty data came meanwhile: flush again before the pause."""
 FLUSH_ROUNDS_MAX = 5
+GO_ON_FIRST_S = 0.5
+GO_ON_MAX_S = 30.0
+"""Back-off of trying again to write to a destination that has failed: each try is one write, and one line of QEMU's."""
+GO_ON_SOUND_S = 5.0
+"""A copy that has gone on for so long is no longer interrupted; the next failure is another interruption."""
 CANCEL_AGAIN_S = 0.2
 HOLD_LOOK_S = 5.0
 FAILED_LOOP_S = 1.0

@@ -145,6 +145,7 @@ class CopyBody(Body, forbid_unknown_fields=True, kw_only=True):
     pivot: bool = True
     keep_synced: bool = False
     keep_synced_s: WindowLength | None = None
+    resumable: bool = False
 
     kind = Kind.COPY
 

@@ -54,6 +54,14 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
+class GoOn:
+    """Let these jobs, interrupted by an error of their destination, try again. ``reason`` is shown to people."""
+
+    jobs: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Converge:
     """Get the backlog small, flush both images, record the intent (phase PAUSING)."""
 
@@ -182,6 +190,7 @@ Action = (
     | PlaceNonce
     | Prepare
     | Advance
+    | GoOn
     | Converge
     | Stop
     | Complete

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pivotd.core import names
+from pivotd.core import interruption, names
 from pivotd.core.actions import (
     Abandon,
     Action,
@@ -142,7 +142,7 @@ def _created(seen: Observation, job: str, index: int, create: Step, then: Step) 
 
 
 def _copying(pivot: Pivot, seen: Observation) -> Action:
-    trouble = _trouble(pivot, seen)
+    trouble = _trouble(pivot, seen) or interruption.go_on(pivot, seen)
     if trouble is not None:
         return trouble
     if _all_ready(pivot, seen):
@@ -165,6 +165,9 @@ def _ready(pivot: Pivot, seen: Observation) -> Action:
         return trouble
     if pivot.owes_resume:
         return _resume(seen)
+    interrupted = interruption.go_on(pivot, seen)
+    if interrupted is not None:
+        return interrupted
     if pivot.hold:
         return Wait("ready: waits for `pivot complete` or `pivot cancel`")
     if seen.migrating:
@@ -277,8 +280,10 @@ def _all_source(pivot: Pivot, seen: Observation) -> Action:
         error = seen.job(failed.job).error
         why = seen.rolled_back or error or "its job was cancelled by somebody else"
         return Abandon(f"the switch of {failed.disk} failed: {why}")
-    if seen.deadline_passed or seen.cancel_requested:
-        reason = "cancelled" if seen.cancel_requested else f"max_pause of {pivot.options.max_pause_ms} ms passed"
+    failing = interruption.failing(pivot, seen)
+    if seen.deadline_passed or seen.cancel_requested or failing:
+        reason = failing or f"max_pause of {pivot.options.max_pause_ms} ms passed"
+        reason = "cancelled" if seen.cancel_requested else reason
         clean = seen.completing == frozenset() and set(status.values()) <= STATUS_READY
         if clean and not seen.cancel_requested:
             return _retreat(pivot, f"{reason} before the switch")

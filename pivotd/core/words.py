@@ -169,6 +169,8 @@ class CopyOptions:
     """The pivot that this one takes back, by the mirror that its window has kept running."""
     force: bool = False
     """Go on where a warning would refuse."""
+    resumable: bool = False
+    """A destination that fails interrupts the copy, which goes on from there as soon as it works again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from pivotd.core.undo import Undo
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk, Requester
 from pivotd.engine import records
 from pivotd.engine.converge import Converged, Converger, NotYet
+from pivotd.engine.interruptions import Interruptions
 from pivotd.engine.memory import Memory
 from pivotd.engine.ports import Clock, Domain, Journal, Session
 from pivotd.engine.watchdog import Watchdog
@@ -64,6 +65,7 @@ class Driver:
         self._woken = asyncio.Event()
         self._ending = False
         self._memory = Memory.of_earlier_process() if pivot.phase is Phase.PAUSING else Memory()
+        self._interruptions = Interruptions()
         self._retry_at = 0.0
         self._silent_for_s = limits.RECONNECT_FIRST_S
         self._has_window = False
@@ -146,6 +148,8 @@ class Driver:
             await self._record(self.pivot, "not-our-pause", {"run_state": self._memory.not_ours}, owes_resume=False)
             self._memory.not_ours = None
         seen = await self._look()
+        if self.pivot.phase in {Phase.COPYING, Phase.READY}:
+            await self._note_went_on(seen)
         while True:
             over = undo.window_left_s(self.pivot, self._clock.utc_now()) <= 0
             seen = replace(seen, window_over=over)
@@ -241,6 +245,8 @@ class Driver:
                 await session.place_nonce(self.pivot)
             case actions.Prepare(index, step):
                 await session.prepare(self.pivot, self.pivot.disks[index], step)
+            case actions.GoOn(jobs, reason):
+                await self._go_on(session, jobs, reason, seen)
             case actions.Converge():
                 return await self._converge(session, seen)
             case actions.Stop(jobs):
@@ -355,6 +361,27 @@ class Driver:
                 )
                 await session.cancel(live if completing else [], resume=True)
                 self._memory.resumed_at = self._clock.monotonic()
+
+    # -- interrupted copies -------------------------------------------------------------------------------------
+
+    async def _go_on(self, session: Session, jobs: tuple[str, ...], reason: str, seen: Observation) -> None:
+        """Record the interruption, and let the jobs try again with back-off."""
+        facts = self._interruptions.begin(self.pivot, jobs, seen, self._clock.monotonic())
+        if facts is not None:
+            await self._note("interrupted", facts | {"reason": reason})
+        wait_s = self._interruptions.wait_s(self._clock.monotonic())
+        if wait_s > 0:
+            await self._wait(reason, wait_s)
+            return
+        await session.go_on(jobs)
+
+    async def _note_went_on(self, seen: Observation) -> None:
+        facts = self._interruptions.end(self.pivot, seen, self._clock.monotonic())
+        if facts is not None:
+            await self._note("went-on", facts)
+
+    async def _note(self, event: str, facts: dict[str, Any]) -> None:
+        await self._journal.note(event, facts, domain=self._domain.name, pivot=self.pivot.id)
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
@@ -490,6 +517,8 @@ class Driver:
                 return replace(seen, jobs={**seen.jobs, **{job: JobSeen(STATUS_PENDING) for job in waiting}})
             if any(state in STATUS_ENDED or not state for state in status.values()) or self._memory.cancel_requested:
                 return None
+            if self.pivot.options.resumable and "standby" in status.values():
+                return None  # its destination may have failed
             left_s = (
                 limits.LOOK_AGAIN_S
                 if self._memory.deadline is None

@@ -87,6 +87,10 @@ class Session(Protocol):
         """Do one step of the preparation."""
         ...
 
+    async def go_on(self, jobs: Sequence[str]) -> None:
+        """Let interrupted jobs try again."""
+        ...
+
     async def write_blocking(self, pivot: Pivot) -> bool:
         """Let the mirrors copy each guest write at once; False where this QEMU cannot change that."""
         ...

@@ -209,13 +209,21 @@ def merged(graph: Graph, roots: Mapping[str, Root], pivot: Pivot) -> frozenset[s
 
 @_answer_to("query-jobs or query-block-jobs")
 def jobs(query_jobs: Any, query_block_jobs: Any = None) -> dict[str, JobSeen]:
-    """Return every job; the backlog in bytes where query-block-jobs was asked too."""
-    backlog = {
-        _of(str, job["device"]): _of(int, job["len"]) - _of(int, job["offset"])
+    """Return every job; bytes and I/O status where query-block-jobs was asked too."""
+    copies = {
+        _of(str, job["device"]): (
+            _of(int, job["len"]) - _of(int, job["offset"]),
+            job["offset"],
+            _of(str, job.get("io-status", "ok")),
+        )
         for job in _of(list, [] if query_block_jobs is None else query_block_jobs)
     }
     return {
-        name: JobSeen(_of(str, job["status"]), _of(str, job["error"]) if "error" in job else None, backlog.get(name))
+        name: JobSeen(
+            _of(str, job["status"]),
+            _of(str, job["error"]) if "error" in job else None,
+            *copies.get(name, ()),
+        )
         for job in _of(list, query_jobs)
         for name in [_of(str, job["id"])]
     }

@@ -174,6 +174,10 @@ class Session:
         """Do one step of the preparation of one disk. Raises: QmpRefusedError."""
         await preparation.prepare(self._monitor, pivot, disk, step)
 
+    async def go_on(self, jobs: Sequence[str]) -> None:
+        """Let interrupted jobs try again; one that runs again already refuses, which does no harm."""
+        await self._monitor.burst([command("job-resume", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
+
     async def write_blocking(self, pivot: Pivot) -> bool:
         """Let the mirrors copy each guest write at once; False where this QEMU (before 8.2) cannot change that."""
         changes = [
