@@ -136,6 +136,16 @@ class NoteResumed:
 
 
 @dataclass(frozen=True, slots=True)
+class SetBandwidth:
+    """Tell the jobs the bandwidth that somebody has asked for since they were started."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreLimits:
+    """Put back the limits of the guest's writes that were there before pivotd slowed them."""
+
+
+@dataclass(frozen=True, slots=True)
 class CleanUp:
     """Dismiss jobs, remove nodes and the nonce."""
 
@@ -168,6 +178,8 @@ Action = (
     | RecordOutcome
     | Resume
     | NoteResumed
+    | SetBandwidth
+    | RestoreLimits
     | CleanUp
     | Close
     | Done

@@ -36,11 +36,12 @@ class Root(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobSeen:
-    """One job: QEMU's JobStatus, its error text, and bytes still to copy (None where not asked)."""
+    """One job: QEMU's JobStatus, its error text, and bytes still to copy and copied so far (None where not asked)."""
 
     status: str
     error: str | None = None
     backlog_bytes: int | None = None
+    copied_bytes: int | None = None
 
 
 EXECUTING = frozenset({"running", "suspended"})

@@ -17,6 +17,7 @@ from pivotd.core.words import (
     Image,
     JsonObject,
     Kind,
+    Limits,
     Outcome,
     Pause,
     Phase,
@@ -25,6 +26,7 @@ from pivotd.core.words import (
     Record,
     Requester,
     Sync,
+    WriteLimit,
 )
 
 Row = Mapping[str, Any]
@@ -192,7 +194,19 @@ def _from_json(text: str) -> Any:
 
 def _options(stored: JsonObject) -> CopyOptions:
     """Return options; one that did not exist when the row was written has its default."""
-    return CopyOptions(**stored | {"sync": Sync(stored["sync"]), "copy_mode": CopyMode(stored["copy_mode"])})
+    words = {"sync": Sync(stored["sync"]), "copy_mode": CopyMode(stored["copy_mode"])}
+    limits = tuple(map(_write_limit, stored.get("write_limits", ())))
+    return CopyOptions(**stored | words | {"write_limits": limits})
+
+
+def _write_limit(stored: JsonObject) -> WriteLimit:
+    return WriteLimit(
+        qdev=stored["qdev"], before=_limits(stored["before"]), placed=tuple(map(_limits, stored["placed"]))
+    )
+
+
+def _limits(stored: Iterable[tuple[str, int | str]]) -> Limits:
+    return tuple((str(name), value) for name, value in stored)
 
 
 def _disk(row: Row) -> PivotDisk:
