@@ -11,9 +11,9 @@ from pivotd.core import names
 from pivotd.core.actions import Step
 from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
-from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.words import Limits, Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
-from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, secrets, synced
+from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, secrets, synced, throttle
 from pivotd.qmp.monitor import Monitor, command, yank
 from pivotd.threads import in_thread
 
@@ -185,6 +185,28 @@ class Session:
         ]
         found = await self._monitor.burst(changes, limits.COMMAND_TIMEOUT_S)
         return not any(isinstance(reply, QmpRefusedError) for reply in found)
+
+    async def set_bandwidth(self, pivot: Pivot) -> None:
+        """Give each job of the pivot that still runs its bandwidth; one that has ended refuses it."""
+        speed = pivot.options.bandwidth_bytes_per_s
+        changes = [command("block-job-set-speed", device=disk.job, speed=speed) for disk in pivot.disks]
+        await self._monitor.burst(changes, limits.COMMAND_TIMEOUT_S)
+
+    async def io_limits(self, pivot: Pivot) -> Mapping[str, Limits]:
+        """Return the limits of the I/O of each disk that has its own, by QOM path."""
+        return await throttle.read(self._monitor, pivot)
+
+    async def writes(self, pivot: Pivot) -> Mapping[str, tuple[int, int]]:
+        """Return bytes and number of the guest's writes so far, by QOM path."""
+        return await throttle.writes(self._monitor, pivot)
+
+    async def place_limits(self, pivot: Pivot) -> None:
+        """Put the last limits of the pivot in place. Raises: QmpRefusedError."""
+        await throttle.place(self._monitor, pivot)
+
+    async def restore_limits(self, pivot: Pivot) -> list[str]:
+        """Put the limits from before back; return the disks that somebody else has limited since."""
+        return await throttle.restore(self._monitor, pivot)
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
