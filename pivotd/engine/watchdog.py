@@ -26,7 +26,6 @@ class Watchdog:
     def __init__(self, clock: Clock, cut: Callable[[Sequence[PivotDisk]], Awaitable[None]]) -> None:
         self._clock = clock
         self._cut = cut
-        self._cancelling_since: float | None = None
 
     async def bound(
         self,
@@ -56,14 +55,11 @@ class Watchdog:
         left_s = limits.YANK_GRACE_S + (0.0 if deadline is None else max(0.0, deadline - now))
         match action:
             case actions.Prepare():
-                return limits.OPEN_PATIENCE_S
+                return limits.PREPARE_PATIENCE_S
             case actions.Stop():
                 return pivot.options.max_pause_ms / 1000 + limits.YANK_GRACE_S
-            case actions.Complete() | actions.CancelJobs(_, True):
+            case actions.Complete() | actions.CancelJobs():
                 return left_s
-            case actions.CancelJobs():
-                self._cancelling_since = self._cancelling_since or now
-                return max(0.0, self._cancelling_since + limits.CANCEL_PATIENCE_S - now)
         # What comes after a job-finalize is left alone: the guest may depend on the destination by then.
         return None
 

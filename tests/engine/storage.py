@@ -77,9 +77,7 @@ class LoopDevice:
     """A block device over a file."""
 
     def __init__(self, image: Path) -> None:
-        done = subprocess.run(
-            ["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             pytest.skip(f"no loop device: {done.stderr.strip()} (needs root and /dev/loop*)")
         self.path = Path(done.stdout.strip())

@@ -90,7 +90,10 @@ async def test_a_shallow_copy_that_is_taken_back_has_the_old_chain(
     await engine.resting(driver)
     driver.cancel()
     assert (await engine.closed(driver)).outcome == Outcome.KEPT
-    assert [name for name, _ in shown_chain(qemu.spy("query-block"), "src0")] == [str(top), str(tmp_path / "base.qcow2")]
+    assert [name for name, _ in shown_chain(qemu.spy("query-block"), "src0")] == [
+        str(top),
+        str(tmp_path / "base.qcow2"),
+    ]
     assert len(qemu.nodes()) == 4
 
 
@@ -130,9 +133,7 @@ async def test_a_raw_image_is_preallocated(engine: Engine, qemu_factory: QemuFac
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
-async def test_a_sparse_disk_stays_sparse(
-    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, image_format: str
-):
+async def test_a_sparse_disk_stays_sparse(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, image_format: str):
     """64 MiB with 8 blocks written take up little room at the destination."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
@@ -154,9 +155,14 @@ async def test_space_that_the_guest_frees(
     new = tmp_path / "new.raw"
     await switched(engine, new, "raw", discard=discard)
     node = qemu.root().node
-    qemu.spy("human-monitor-command", {"command-line": 'qemu-io -d /machine/peripheral/disk0/virtio-backend "write -q -P 7 0 8M"'})
+    qemu.spy(
+        "human-monitor-command",
+        {"command-line": 'qemu-io -d /machine/peripheral/disk0/virtio-backend "write -q -P 7 0 8M"'},
+    )
     before = allocated_bytes(new)
-    qemu.spy("human-monitor-command", {"command-line": 'qemu-io -d /machine/peripheral/disk0/virtio-backend "discard 0 8M"'})
+    qemu.spy(
+        "human-monitor-command", {"command-line": 'qemu-io -d /machine/peripheral/disk0/virtio-backend "discard 0 8M"'}
+    )
     assert (allocated_bytes(new) <= before - 8 * MIB) is freed, (node, before, allocated_bytes(new))
 
 
@@ -179,9 +185,7 @@ async def test_detect_zeroes_is_carried_over(
 
 
 @pytest.mark.parametrize("larger", [0, 3 * MIB])
-async def test_a_block_device_takes_a_raw_disk(
-    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, larger: int
-):
+async def test_a_block_device_takes_a_raw_disk(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, larger: int):
     """Also one that is larger than the disk: the guest sees the size that it knows."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2", size="8M"))])
     await engine.connect(qemu)
@@ -360,6 +364,7 @@ REFUSALS = [
     ("nbd://127.0.0.1:1/x", {"format": "raw"}, "use --reuse"),
     ("nbd://127.0.0.1:99999/x", {"format": "raw", "reuse": True}, "is no NBD address"),
     ("nbd+unix:///x?socket=relative", {"format": "raw", "reuse": True}, "expected nbd+unix:///EXPORT"),
+    ("nbd+unix:///x?socket=/nonexistent", {"format": "raw", "reuse": True}, "there is no socket"),
     ("nbd://u@h/x", {"format": "raw", "reuse": True}, "is no NBD address"),
 ]
 
@@ -403,7 +408,7 @@ async def test_an_export_that_is_not_there_keeps_the_source(engine: Engine, qemu
     """QEMU's words, nothing left behind."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
-    target = Target("disk0", f"nbd+unix:///x?socket={tmp_path}/none", "raw")
+    target = Target("disk0", "nbd://127.0.0.1:1/x", "raw")
     pivot = await engine.closed(await engine.start(Kind.COPY, "web1", target, reuse=True))
     assert pivot.outcome == Outcome.KEPT
     assert "Failed to connect" in (pivot.error or "")

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import pivotd.qmp.session
+import pivotd.qmp.rollback
 from pivotd.core import names
 from pivotd.core.words import Phase, Pivot, Requester
 from pivotd.errors import PhaseConflictError
@@ -228,7 +228,7 @@ def test_no_example_breaks_a_promise(capsys: pytest.CaptureFixture[str]):
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     try:
-        with model_kernel(lambda: machine.journal.world, pivotd.qmp.session._until):
+        with model_kernel(lambda: machine.journal.world, pivotd.qmp.rollback._until):
             run_state_machine_as_test(machine, settings=profile)
     finally:
         if machine.journal is not None:
