@@ -28,7 +28,7 @@ ATTEMPTS_DEFAULT = 5
 ATTEMPTS_MAX = 100
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
-YANK_TIMEOUT_S = 2.0
+YANK_TIMEOUT_S = 0.5
 """The answer to a yank: it needs no main loop, but waits for the one thread that reads monitors."""
 OPEN_EXPORT_S = 1
 """QEMU's main loop stands still while a connection to an NBD server is made, and nothing but this ends that."""
