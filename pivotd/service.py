@@ -11,7 +11,7 @@ from typing import Any
 
 from ulid import ULID
 
-from pivotd import __version__, limits
+from pivotd import __version__, limits, nbd
 from pivotd.api.ports import DiskTarget, DiskView, DomainView, PivotRequest, Progress
 from pivotd.config import Config
 from pivotd.core import verdict
@@ -398,4 +398,6 @@ def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
 
 def _same_target(had: PivotDisk, asked: DiskTarget) -> bool:
     wanted = ((asked.image, had.destination), (asked.top, had.top), (asked.base, had.base))
-    return all(not name or (image is not None and name == image.filename) for name, image in wanted)
+    return all(
+        not name or (image is not None and image.filename in {name, nbd.canonical(name)}) for name, image in wanted
+    )

@@ -72,6 +72,7 @@ def show(app: App, pivot_id: str) -> None:
             ("stale", [image for disk in found["disks"] for image in disk.get("stale") or ()]),
             ("undo until", found.get("undo_until")),
             ("pauses", tries),
+            ("saved", _saved(found["records"])),
             ("request id", found["request_id"]),
             ("asked by", f"uid {who['uid']}, gid {who['gid']}, pid {who['pid']}"),
             ("created", found["created"]),
@@ -90,6 +91,15 @@ def _waits_for(found: dict[str, Any]) -> str:
     if found.get("undo_until"):
         return ", can be undone"
     return ", waits to be completed or cancelled" if found.get("hold") else ""
+
+
+def _saved(records: list[dict[str, Any]]) -> str | None:
+    """Return what interruptions did not make necessary to copy again, None where there was none."""
+    facts = [record["facts"] for record in records if record.get("event") == "went-on"]
+    if not facts:
+        return None
+    total = render.size(sum(fact["saved_bytes"] for fact in facts))
+    return f"{total} not copied again after {len(facts)} interruption{'s' if len(facts) > 1 else ''}"
 
 
 def _sides(disk: dict[str, Any]) -> list[str]:

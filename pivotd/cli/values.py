@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pivotd import limits
+from pivotd import limits, nbd
 from pivotd.cli.errors import UsageError
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -53,7 +53,17 @@ class DiskImage(click.ParamType[tuple[str, str]]):
         disk, separator, image = str(value).partition("=")
         if not (disk and separator and image):
             self.fail(f"{value!r} is not DISK=IMAGE, like disk0=/images/new.qcow2", param, ctx)
-        return disk, absolute(image)
+        return disk, image if nbd.is_uri(image) else absolute(image)
+
+
+class AnyImage(AbsolutePath):
+    """An image as the daemon must see it: a path, or an NBD address, which stays as it is."""
+
+    name = "image"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the absolute path or the address."""
+        return str(value) if nbd.is_uri(str(value)) else super().convert(value, param, ctx)
 
 
 class Bandwidth(click.ParamType[int]):

@@ -54,6 +54,14 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
+class GoOn:
+    """Let these jobs, interrupted by an error of their destination, try again. ``reason`` is shown to people."""
+
+    jobs: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Converge:
     """Get the backlog small, flush both images, record the intent (phase PAUSING)."""
 
@@ -162,6 +170,16 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class SetBandwidth:
+    """Tell the jobs the bandwidth that somebody has asked for since they were started."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreLimits:
+    """Put back the limits of the guest's writes that were there before pivotd slowed them."""
+
+
+@dataclass(frozen=True, slots=True)
 class CleanUp:
     """Dismiss jobs, remove nodes and the nonce."""
 
@@ -182,6 +200,7 @@ Action = (
     | PlaceNonce
     | Prepare
     | Advance
+    | GoOn
     | Converge
     | Stop
     | Complete
@@ -198,6 +217,8 @@ Action = (
     | NoteResumed
     | EndWindow
     | HandOver
+    | SetBandwidth
+    | RestoreLimits
     | CleanUp
     | Close
     | Done

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pivotd.core import names
+from pivotd.core import interruption, names
 from pivotd.core.actions import (
     Abandon,
     Action,
@@ -31,9 +31,11 @@ from pivotd.core.actions import (
     PlaceNonce,
     Prepare,
     RecordOutcome,
+    RestoreLimits,
     Resume,
     Retreat,
     RollBack,
+    SetBandwidth,
     Snapshot,
     Step,
     Stop,
@@ -66,6 +68,8 @@ def decide(pivot: Pivot, seen: Observation) -> Action:
         return Done()
     if seen.qemu is Qemu.SILENT:
         return AskAgain(seen.detail or "QEMU does not answer")
+    if seen.qemu is Qemu.SAME and (owed := _owed(pivot, seen)) is not None:
+        return owed
     if pivot.phase is Phase.DECIDED:
         return _decided(pivot, seen)
     if seen.qemu is Qemu.GONE:
@@ -73,6 +77,19 @@ def decide(pivot: Pivot, seen: Observation) -> Action:
     if seen.qemu is Qemu.REPLACED:
         return _replaced(pivot, seen)
     return _PHASES[pivot.phase](pivot, seen)
+
+
+def _owed(pivot: Pivot, seen: Observation) -> Action | None:
+    """Return what QEMU is to be told before anything else; nothing in a pause, which must not wait for it."""
+    if pivot.owes_resume or pivot.phase is Phase.PAUSING:
+        return None
+    resting = pivot.phase is Phase.DECIDED or (pivot.phase is Phase.READY and pivot.hold)
+    if pivot.options.write_limits and resting:
+        return RestoreLimits()
+    running = any(seen.job(disk.job).status in {"running", "paused", *STATUS_READY} for disk in pivot.disks)
+    if pivot.options.bandwidth_due and pivot.phase in {Phase.COPYING, Phase.READY} and running:
+        return SetBandwidth()
+    return None
 
 
 def _replaced(pivot: Pivot, seen: Observation) -> Action:
@@ -142,11 +159,13 @@ def _created(seen: Observation, job: str, index: int, create: Step, then: Step) 
 
 
 def _copying(pivot: Pivot, seen: Observation) -> Action:
-    trouble = _trouble(pivot, seen)
+    trouble = _trouble(pivot, seen) or interruption.go_on(pivot, seen)
     if trouble is not None:
         return trouble
     if _all_ready(pivot, seen):
         return Advance(Phase.READY)
+    if any(seen.job(disk.job).status == "paused" for disk in pivot.disks):
+        return Wait("a job was paused, by somebody else or by an error of its storage: it goes on when that resumes it")
     return Wait("copying" if pivot.switches else "merging")
 
 
@@ -165,6 +184,9 @@ def _ready(pivot: Pivot, seen: Observation) -> Action:
         return trouble
     if pivot.owes_resume:
         return _resume(seen)
+    interrupted = interruption.go_on(pivot, seen)
+    if interrupted is not None:
+        return interrupted
     if pivot.hold:
         return Wait("ready: waits for `pivot complete` or `pivot cancel`")
     if seen.migrating:
@@ -277,8 +299,10 @@ def _all_source(pivot: Pivot, seen: Observation) -> Action:
         error = seen.job(failed.job).error
         why = seen.rolled_back or error or "its job was cancelled by somebody else"
         return Abandon(f"the switch of {failed.disk} failed: {why}")
-    if seen.deadline_passed or seen.cancel_requested:
-        reason = "cancelled" if seen.cancel_requested else f"max_pause of {pivot.options.max_pause_ms} ms passed"
+    failing = interruption.failing(pivot, seen)
+    if seen.deadline_passed or seen.cancel_requested or failing:
+        reason = failing or f"max_pause of {pivot.options.max_pause_ms} ms passed"
+        reason = "cancelled" if seen.cancel_requested else reason
         clean = seen.completing == frozenset() and set(status.values()) <= STATUS_READY
         if clean and not seen.cancel_requested:
             return _retreat(pivot, f"{reason} before the switch")

@@ -81,6 +81,17 @@ def nonce_object(pivot: str) -> str:
     return f"pivotd-{pivot}"
 
 
+def secret_object(pivot: str) -> str:
+    """Return the id of the object that gives QEMU the passphrase of the destinations."""
+    return f"pivotd-key-{pivot}"
+
+
+def pivot_of_secret(name: str) -> str | None:
+    """Return the pivot whose passphrase an object holds, None for any other object."""
+    prefix = secret_object("")
+    return name.removeprefix(prefix) if name.startswith(prefix) else None
+
+
 def belongs_to(name: str, *pivots: str) -> bool:
     """Return whether a node or job name was given by one of these pivots."""
     return any(name.startswith((f"p{pivot}-", f"j{pivot[-JOB_ID_CHARACTERS:]}-")) for pivot in pivots)

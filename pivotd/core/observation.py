@@ -38,11 +38,21 @@ class Root(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobSeen:
-    """One job: QEMU's JobStatus, its error text, and bytes still to copy (None where not asked)."""
+    """One job: QEMU's JobStatus, its error text, and bytes still to copy and copied (None where not asked).
+
+    ``io_status``: QEMU's BlockDeviceIoStatus; not ``ok`` where an I/O error has made the job wait.
+    """
 
     status: str
     error: str | None = None
     backlog_bytes: int | None = None
+    copied_bytes: int | None = None
+    io_status: str = "ok"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an I/O error has made the job wait for ``job-resume``."""
+        return self.status in {"paused", "standby"} and self.io_status != "ok"
 
 
 EXECUTING = frozenset({"running", "suspended"})

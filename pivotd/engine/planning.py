@@ -58,8 +58,8 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
     graph = await session.graph()
     try:
         directory = await in_thread(limits.FILE_TIMEOUT_S, identity.working_directory, session.pid)
-        in_use = frozenset(
-            image.filename
+        in_use = tuple(
+            image
             for pivot in others
             for disk in pivot.disks
             for image in ((disk.source, disk.destination) if pivot.window_open else (disk.destination,))

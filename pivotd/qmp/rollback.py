@@ -11,7 +11,7 @@ from pivotd.core import names
 from pivotd.core.observation import STATUS_ENDED, JobSeen
 from pivotd.core.words import Kind, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError
-from pivotd.qmp import replies
+from pivotd.qmp import opening, replies
 from pivotd.qmp.monitor import Monitor, command
 
 
@@ -64,7 +64,7 @@ async def source_node(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str:
         return disk.source.node
     again = names.reopened_source(pivot.id, disk.index)
     if again not in present:
-        await monitor.execute(_source(disk, again))
+        await monitor.execute(await _source(disk, again))
     return again
 
 
@@ -87,16 +87,16 @@ async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resu
     if again not in present:
         if disk.source.node in present:
             await monitor.execute(command("blockdev-del", node_name=disk.source.node))
-        start = _source(disk, again)
+        start = await _source(disk, again)
         start["arguments"]["backing"] = None
         await monitor.execute(start)
     if monitor.resumes == resumes:
         await monitor.execute(command("blockdev-snapshot", node=disk.destination.node, overlay=again))
 
 
-def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
+async def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
     cache = {"direct": disk.cache_direct, "no-flush": False}
-    inner = {"driver": "file", "filename": disk.source.filename, "cache": cache}
+    inner = await opening.protocol(disk.source.filename) | {"cache": cache}
     return command("blockdev-add", driver=disk.source.format, node_name=node, file=inner, cache=cache)
 
 

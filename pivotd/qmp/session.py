@@ -11,10 +11,10 @@ from pivotd.core import names
 from pivotd.core.actions import Step
 from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
-from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.words import Limits, Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
-from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, synced
-from pivotd.qmp.monitor import Monitor, command
+from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, secrets, synced, throttle
+from pivotd.qmp.monitor import Monitor, command, yank
 from pivotd.threads import in_thread
 
 LOOK = (
@@ -164,14 +164,19 @@ class Session:
     # -- preparation --------------------------------------------------------------------------------------------
 
     async def place_nonce(self, pivot: Pivot) -> None:
-        """Put the nonce into the process; its data is not secret, only its name matters."""
-        await self._monitor.execute(
-            command("object-add", qom_type="secret", id=pivot.identity.nonce, data="pivotd was here")
-        )
+        """Put the nonce into the process, after the passphrase of its images; what is there already, may be.
+
+        Raises: QmpRefusedError: QEMU cannot read the passphrase.
+        """
+        await secrets.place(self._monitor, pivot)
 
     async def prepare(self, pivot: Pivot, disk: PivotDisk, step: Step) -> None:
         """Do one step of the preparation of one disk. Raises: QmpRefusedError."""
         await preparation.prepare(self._monitor, pivot, disk, step)
+
+    async def go_on(self, jobs: Sequence[str]) -> None:
+        """Let interrupted jobs try again; one that runs again already refuses, which does no harm."""
+        await self._monitor.burst([command("job-resume", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
 
     async def write_blocking(self, pivot: Pivot) -> bool:
         """Let the mirrors copy each guest write at once; False where this QEMU (before 8.2) cannot change that."""
@@ -180,6 +185,28 @@ class Session:
         ]
         found = await self._monitor.burst(changes, limits.COMMAND_TIMEOUT_S)
         return not any(isinstance(reply, QmpRefusedError) for reply in found)
+
+    async def set_bandwidth(self, pivot: Pivot) -> None:
+        """Give each job of the pivot that still runs its bandwidth; one that has ended refuses it."""
+        speed = pivot.options.bandwidth_bytes_per_s
+        changes = [command("block-job-set-speed", device=disk.job, speed=speed) for disk in pivot.disks]
+        await self._monitor.burst(changes, limits.COMMAND_TIMEOUT_S)
+
+    async def io_limits(self, pivot: Pivot) -> Mapping[str, Limits]:
+        """Return the limits of the I/O of each disk that has its own, by QOM path."""
+        return await throttle.read(self._monitor, pivot)
+
+    async def writes(self, pivot: Pivot) -> Mapping[str, tuple[int, int]]:
+        """Return bytes and number of the guest's writes so far, by QOM path."""
+        return await throttle.writes(self._monitor, pivot)
+
+    async def place_limits(self, pivot: Pivot) -> None:
+        """Put the last limits of the pivot in place. Raises: QmpRefusedError."""
+        await throttle.place(self._monitor, pivot)
+
+    async def restore_limits(self, pivot: Pivot) -> list[str]:
+        """Put the limits from before back; return the disks that somebody else has limited since."""
+        return await throttle.restore(self._monitor, pivot)
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
@@ -192,7 +219,7 @@ class Session:
         """
         status = command("query-status")
         burst = [status, command("stop"), status, *(command("job-complete", id=job) for job in complete)]
-        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:3])
+        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, alone=True))[:3])
         first, second = replies.run_state(before), replies.run_state(after)
         return first if second in OUR_PAUSE else second
 
@@ -258,6 +285,17 @@ class Session:
         block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
         return replies.roots(block, pivot)[disk.disk] is Root.SOURCE
 
+    async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
+        """Cut the connections to the exports that these disks are copied to, out of band; return whether QEMU did.
+
+        That works also while QEMU's main loop hangs on such a server: whatever waits for it then fails.
+        """
+        if not self._monitor.out_of_band:
+            return False
+        burst = [yank(names.file_node(pivot.id, disk.index)) for disk in disks]
+        done = await self._monitor.burst(burst, limits.YANK_TIMEOUT_S)
+        return not any(isinstance(reply, QmpRefusedError) for reply in done)
+
     # -- after it -----------------------------------------------------------------------------------------------
 
     async def clean_up(self, pivot: Pivot) -> list[str]:
@@ -275,6 +313,7 @@ class Session:
         await self._monitor.burst([command("job-dismiss", id=name) for name in own], limits.COMMAND_TIMEOUT_S)
         doomed = await self._unwanted(pivot)
         await self._monitor.burst([command("blockdev-del", node_name=node) for node in doomed], 20.0)
+        await secrets.remove_unused(self._monitor, pivot)
         await self._monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
         left = await self._node_names()
         jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))

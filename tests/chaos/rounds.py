@@ -26,6 +26,7 @@ __all__ = ["Result", "call", "run_round"]
 ROUND_TIMEOUT_S = 60.0
 POLL_S = 0.005
 CANCEL_HOLD_S = 10.0
+PAUSE_MS_MAX = 20_000
 CANCEL_EVERY_S = 0.25
 SLOW_BYTES_PER_S = 64 << 10
 SLOW_DATA_BYTES = 4 << 20
@@ -143,12 +144,12 @@ class _Round:
         self.daemon.launch(point)
         body: dict[str, Any] = {
             "disks": [{"disk": f"disk{i}", "image": str(target)} for i, target in enumerate(self.targets)],
+            # A machine that is busy must not end the pause before the point is reached.
+            "max_pause_ms": PAUSE_MS_MAX,
+            "pivot": self.setup.cancel is not Cancel.READY,
+            "bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0,
             "keep_synced": self.setup.undo,
         }
-        if self.setup.cancel is not Cancel.NEVER:
-            # The request for the cancel is waited for inside the pause.
-            body |= {"max_pause_ms": 20_000, "pivot": self.setup.cancel is not Cancel.READY}
-            body |= {"bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0}
         answer = try_call(self.daemon, "POST", "/v1/domains/web1/copy", body, **{"Idempotency-Key": REQUEST_ID})
         if answer is not None and "phase" not in answer:
             self.judge.problems.append(f"copy was refused: {answer}")
@@ -278,6 +279,8 @@ class _Round:
             self.judge.problems.append(f"the recovery changed its mind from {named} to {again}")
         recovery = list(self.heir_hook.seen)
         if heir is not None:
+            # This makes pivotd connect again at once, if it lived and waits for its next try.
+            call(self.daemon, "GET", "/v1/domains/web1/disks")
             told = call(self.daemon, "GET", "/v1/verdicts?domain=web1")
             self.judge.check_heir(heir, self.heir_hook.seen, left, self._pivot(), told, alone=alone)
         self.daemon.kill()
