@@ -24,10 +24,20 @@ PAUSE_MS_MAX_DEFAULT = 500
 PAUSE_MS_MIN = 1
 PAUSE_MS_LIMIT = 60_000
 """Guests lose network peers and watchdogs fire beyond this."""
+KEEP_SYNCED_S_MAX = 30 * 86_400
+"""Each write of the guest waits for two images while the undo window is open: nobody wants that for ever."""
 ATTEMPTS_DEFAULT = 5
 ATTEMPTS_MAX = 100
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
+YANK_TIMEOUT_S = 2.0
+"""The answer to a yank: it needs no main loop, but waits for the one thread that reads monitors."""
+OPEN_PATIENCE_S = 5.0
+"""Opening an NBD export takes milliseconds; QEMU does nothing else meanwhile, so a server that hangs is cut off."""
+CANCEL_PATIENCE_S = 3.0
+"""A cancelled mirror waits for what is under way at its destination; an NBD server that hangs is cut off after this."""
+YANK_GRACE_S = 0.05
+"""Beyond the deadline, for a command that comes to its end by itself."""
 RECORD_PATIENCE_S = 0.1
 """A record takes 0.5 ms; in a pause that is over, one that no decision rests on is not waited for any longer."""
 PROBE_TIMEOUT_S = 30.0

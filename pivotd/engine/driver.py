@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from pivotd import limits
-from pivotd.core import actions, phases
+from pivotd.core import actions, names, phases, undo
 from pivotd.core.decide import decide
 from pivotd.core.observation import (
     EXECUTING,
@@ -25,12 +25,14 @@ from pivotd.core.observation import (
     Qemu,
     Root,
 )
+from pivotd.core.undo import Undo
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk, Requester
 from pivotd.engine import records
 from pivotd.engine.converge import Converged, Converger, NotYet
 from pivotd.engine.interruptions import Interruptions
 from pivotd.engine.memory import Memory
 from pivotd.engine.ports import Clock, Domain, Journal, Session
+from pivotd.engine.watchdog import Watchdog
 from pivotd.errors import JournalError, JournalFullError, PhaseConflictError, QmpError, QmpRefusedError
 from pivotd.files import file_id, lost
 from pivotd.log import get_logger
@@ -54,6 +56,8 @@ class Driver:
         """Set, and replaced by a new one, at each record."""
         self.waits_for = "its first look at QEMU"
         self.backlog: tuple[int, int] | None = None
+        self.successor: Pivot | None = None
+        """The pivot that takes this one back; whoever runs this driver then starts one for it."""
         self._domain = domain
         self._journal = journal
         self._clock = clock
@@ -65,6 +69,7 @@ class Driver:
         self._retry_at = 0.0
         self._silent_for_s = limits.RECONNECT_FIRST_S
         self._has_window = False
+        self._watchdog = Watchdog(clock, self._cut)
 
     # -- from outside -------------------------------------------------------------------------------------------
 
@@ -89,6 +94,16 @@ class Driver:
             before, "complete-requested", {"uid": who.uid}, hold=False, attempt=0, error=None, disks=disks
         )
         self._retry_at = 0.0
+        self.wake()
+
+    def release(self) -> None:
+        """Ask to end the undo window; has no effect where there is none."""
+        self._memory.release_requested = True
+        self.wake()
+
+    def undo(self, asked: Undo) -> None:
+        """Ask to be taken back; ``successor`` is the pivot that does it, once that is recorded."""
+        self._memory.undo = asked
         self.wake()
 
     def end(self) -> None:
@@ -136,6 +151,8 @@ class Driver:
         if self.pivot.phase in {Phase.COPYING, Phase.READY}:
             await self._note_went_on(seen)
         while True:
+            over = undo.window_left_s(self.pivot, self._clock.utc_now()) <= 0
+            seen = replace(seen, window_over=over)
             action = decide(self.pivot, self._memory.add_to(seen, self._clock.monotonic()))
             known = await self._perform(action, seen)
             if known is None or self._done():
@@ -196,6 +213,9 @@ class Driver:
             case actions.Close():
                 await self._record(self.pivot, "closed", {}, phase=Phase.CLOSED, closed_at=self._clock.utc_now())
                 return seen
+            case actions.HandOver():
+                await self._hand_over(seen)
+                return seen
             case actions.NoteResumed(run_state):
                 await self._note_resumed("resume-not-needed", {"run_state": run_state})
                 return seen
@@ -209,7 +229,8 @@ class Driver:
         if session is None:
             return None
         try:
-            return await self._perform_on(session, action, seen)
+            work = self._perform_on(session, action, seen)
+            return await self._watchdog.bound(work, self.pivot, action, seen, self._memory.deadline)
         except QmpError as error:
             if isinstance(action, REFUSABLE) and isinstance(error, QmpRefusedError):
                 await self._perform_record(actions.Abandon(error.message), seen)
@@ -236,14 +257,14 @@ class Driver:
                 await session.complete(jobs)
                 self._memory.completing = completing
                 return await self._await_pending(session, seen)
-            case actions.Finalize(jobs):
-                return await self._finalize(session, jobs, seen)
-            case actions.Snapshot():
-                roots = await session.snapshot(self.pivot)
-                still = session.resumes == self._memory.resumes
-                return replace(seen, roots=roots) if still and set(roots.values()) == {Root.DESTINATION} else None
-            case actions.RollBack(disks):
-                await self._roll_back(session, disks)
+            case (
+                actions.CarryBitmaps()
+                | actions.Finalize()
+                | actions.Snapshot()
+                | actions.RollBack()
+                | actions.KeepSynced()
+            ):
+                return await self._switch(session, action, seen)
             case actions.CancelJobs(_, True) | actions.Resume() if session.resumes != self._memory.resumes:
                 return None  # somebody resumed the guest since the look: whatever holds it now may not be our pause
             case actions.CancelJobs(jobs, resume):
@@ -264,6 +285,24 @@ class Driver:
                     await self._journal.note(
                         "leftovers", {"names": left}, domain=self._domain.name, pivot=self.pivot.id
                     )
+        return None
+
+    async def _switch(self, session: Session, action: actions.Action, seen: Observation) -> Observation | None:
+        """Carry out what may only be done while the guest is still."""
+        match action:
+            case actions.CarryBitmaps():
+                return await self._carry_bitmaps(session, seen)
+            case actions.Finalize(jobs):
+                return await self._finalize(session, jobs, seen)
+            case actions.KeepSynced():
+                return await self._keep_synced(session, seen)
+            case actions.Snapshot():
+                roots = await session.snapshot(self.pivot)
+                still = session.resumes == self._memory.resumes
+                return replace(seen, roots=roots) if still and set(roots.values()) == {Root.DESTINATION} else None
+            case actions.RollBack(disks, reason):
+                self._memory.rolled_back = reason
+                await self._roll_back(session, disks)
         return None
 
     async def _perform_record(self, action: actions.Action, seen: Observation) -> None:
@@ -438,12 +477,36 @@ class Driver:
         The jobs were read before the graph: their events come before the answer to job-finalize.
         """
         roots = await session.finalize(self.pivot, jobs)
-        if not self.pivot.switches:
-            return None
+        if not self.pivot.switches or self._memory.carried is not None:
+            return None  # what came along is read back by the look
         if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._memory.resumes:
             return None
         ended = {job: JobSeen(session.job_status.get(job, "null")) for job in jobs}
         return replace(seen, jobs={**seen.jobs, **ended}, roots=roots)
+
+    async def _carry_bitmaps(self, session: Session, seen: Observation) -> Observation | None:
+        try:
+            self._memory.carried = await session.carry_bitmaps(self.pivot)
+        except QmpRefusedError as error:
+            self._memory.carry_refused = error.message
+        return seen if session.resumes == self._memory.resumes else None
+
+    async def _keep_synced(self, session: Session, seen: Observation) -> Observation:
+        """Start the mirrors back. Where that fails the switch stands all the same, without a window."""
+        self._memory.back_failed = await session.keep_synced(self.pivot, self._memory.resumes)
+        if self._memory.back_failed is not None:
+            return seen
+        back = {names.back_job(self.pivot.id, disk.index): JobSeen("running") for disk in self.pivot.disks}
+        return replace(seen, jobs={**seen.jobs, **back})
+
+    async def _hand_over(self, seen: Observation) -> None:
+        """Record the pivot that takes this one back, and the end of this one, as one."""
+        assert self._memory.undo is not None
+        successor = undo.successor(self.pivot, self._memory.undo, seen.nodes, self._clock.utc_now())
+        facts = {"undo": successor.id, "uid": successor.requested_by.uid}
+        self.pivot = await self._journal.hand_over(self.pivot, successor, facts)
+        self.successor = successor
+        self._announce()
 
     async def _await_pending(self, session: Session, seen: Observation) -> Observation | None:
         """Wait until events show every completing job at pending or ended; None where a full look is needed."""
@@ -480,6 +543,18 @@ class Driver:
             if disk.disk in disks and not await session.reverse(self.pivot, disk, self._memory.resumes):
                 self._memory.rollback_failed = True
 
+    async def _cut(self, disks: Sequence[PivotDisk]) -> None:
+        """Cut the connections to exports that do not answer; the copy of these disks ends in an error by that."""
+        session = self._domain.session
+        done = session is not None and await session.cut(self.pivot, disks)
+        exports = [disk.destination.filename for disk in disks]
+        self._memory.lost = f"{exports[0]} does not answer: it was cut off"
+        log.error("destination.hangs", pivot=self.pivot.id, exports=exports, cut=done)
+        with contextlib.suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
+                facts = {"exports": exports, "cut": done}
+                await self._journal.note("destination-hangs", facts, domain=self._domain.name, pivot=self.pivot.id)
+
     async def _note_resumed(self, event: str, facts: dict[str, Any]) -> None:
         """Record the end of the pause; the guest runs already, so nothing waits for this but the next phase."""
         pivot = self.pivot
@@ -495,10 +570,13 @@ class Driver:
         assert phases.is_allowed(before.phase, changes.get("phase", before.phase)), (before.phase, changes)
         self.pivot = await self._journal.advance(before, event, facts, **changes)
         self._memory.switch_in_doubt = False
-        advanced, self.advanced = self.advanced, asyncio.Event()
-        advanced.set()
+        self._announce()
         if not self._in_window:
             self._leave_window()
+
+    def _announce(self) -> None:
+        advanced, self.advanced = self.advanced, asyncio.Event()
+        advanced.set()
 
     async def _enter_window(self) -> None:
         """One pause at a time per domain, and no checkpoint of the journal meanwhile."""
@@ -518,8 +596,9 @@ class Driver:
     async def _wait(self, reason: str, timeout_s: float | None = None) -> None:
         self.waits_for = reason
         if timeout_s is None:
-            idle = self.pivot.phase is Phase.READY and self.pivot.hold
-            timeout_s = limits.HOLD_LOOK_S if idle else limits.LOOK_AGAIN_S
+            idle = phases.is_resting(self.pivot)
+            left_s = undo.window_left_s(self.pivot, self._clock.utc_now())
+            timeout_s = max(0.0, min(limits.HOLD_LOOK_S if idle else limits.LOOK_AGAIN_S, left_s))
         if self._memory.deadline is not None:
             timeout_s = min(timeout_s, max(0.0, self._memory.deadline - self._clock.monotonic()))
         await self._sleep(timeout_s)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pivotd.core import names
+from pivotd.core.bitmaps import Bitmap
 from pivotd.core.observation import JobSeen, Root
 from pivotd.core.words import Pivot
 from pivotd.errors import QmpUnknownError
@@ -69,6 +70,7 @@ class DiskSeen:
     cache_no_flush: bool
     layers: tuple[Layer, ...]
     """The active image first."""
+    bitmaps: tuple[Bitmap, ...] = ()
 
     @property
     def backing_chain(self) -> tuple[str, ...]:
@@ -112,6 +114,7 @@ def disks(query_block: Any) -> dict[str, DiskSeen]:
             cache_direct=_of(bool, inserted["cache"]["direct"]),
             cache_no_flush=_of(bool, inserted["cache"]["no-flush"]),
             layers=tuple(_layers(image)),
+            bitmaps=_bitmaps(inserted),
         )
         found[seen.disk] = seen
     return found
@@ -129,6 +132,43 @@ def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
         if "backing-image" not in image:
             return
         image = _of(dict, image["backing-image"])
+
+
+@_answer_to("query-block")
+def detect_zeroes(query_block: Any, disk: str) -> str:
+    """Return how zeroes that the guest writes to this disk are treated, ``off`` where there is no such disk."""
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is not None and disk_name(entry) == disk:
+            return _of(str, inserted.get("detect_zeroes", "off"))
+    return "off"
+
+
+@_answer_to("query-block")
+def bitmaps(query_block: Any, pivot: Pivot) -> dict[str, tuple[Bitmap, ...]]:
+    """Return the dirty bitmaps of each disk of the pivot that has any."""
+    wanted = {disk.disk for disk in pivot.disks}
+    found = {}
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is not None and (disk := disk_name(entry)) in wanted and (bitmaps := _bitmaps(inserted)):
+            found[disk] = bitmaps
+    return found
+
+
+def _bitmaps(inserted: Mapping[str, Any]) -> tuple[Bitmap, ...]:
+    """Return named bitmaps: those without a name are of jobs, inconsistent ones are good for nothing any more."""
+    return tuple(
+        Bitmap(
+            name=_of(str, bitmap["name"]),
+            granularity_bytes=_of(int, bitmap["granularity"]),
+            persistent=_of(bool, bitmap["persistent"]),
+            recording=_of(bool, bitmap["recording"]),
+            dirty_bytes=_of(int, bitmap["count"]),
+        )
+        for bitmap in _of(list, inserted.get("dirty-bitmaps", []))
+        if bitmap.get("name") and not bitmap.get("inconsistent", False)
+    )
 
 
 @_answer_to("query-block")

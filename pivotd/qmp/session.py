@@ -9,11 +9,12 @@ from typing import Any
 from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.actions import Step
+from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError
-from pivotd.qmp import identity, preparation, replies, rollback
-from pivotd.qmp.monitor import Monitor, command
+from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, secrets, synced
+from pivotd.qmp.monitor import Monitor, command, yank
 from pivotd.threads import in_thread
 
 LOOK = (
@@ -109,10 +110,10 @@ class Session:
             await self._monitor.burst(LOOK, limits.QUERY_TIMEOUT_S)
         )
         own_jobs = {
-            name: job for name, job in replies.jobs(jobs, block_jobs).items() if names.belongs_to(name, pivot.id)
+            name: job for name, job in replies.jobs(jobs, block_jobs).items() if names.belongs_to(name, *pivot.family)
         }
         nodes, roots = replies.graph(graph), replies.roots(block, pivot)
-        own_nodes = frozenset(name for name in nodes.nodes if names.belongs_to(name, pivot.id))
+        own_nodes = frozenset(name for name in nodes.nodes if names.belongs_to(name, *pivot.family))
         has_nonce = pivot.identity.nonce in replies.object_names(objects)
         seen = Observation(
             qemu=Qemu.SAME,
@@ -123,6 +124,7 @@ class Session:
             merged=replies.merged(nodes, roots, pivot),
             has_nonce=has_nonce,
             migrating=replies.migrating(migrate),
+            bitmaps=replies.bitmaps(block, pivot),
         )
         if has_nonce or own_jobs or own_nodes or self._same_process(pivot):
             return seen
@@ -162,10 +164,11 @@ class Session:
     # -- preparation --------------------------------------------------------------------------------------------
 
     async def place_nonce(self, pivot: Pivot) -> None:
-        """Put the nonce into the process; its data is not secret, only its name matters."""
-        await self._monitor.execute(
-            command("object-add", qom_type="secret", id=pivot.identity.nonce, data="pivotd was here")
-        )
+        """Put the nonce into the process, after the passphrase of its images; what is there already, may be.
+
+        Raises: QmpRefusedError: QEMU cannot read the passphrase.
+        """
+        await secrets.place(self._monitor, pivot)
 
     async def prepare(self, pivot: Pivot, disk: PivotDisk, step: Step) -> None:
         """Do one step of the preparation of one disk. Raises: QmpRefusedError."""
@@ -194,13 +197,17 @@ class Session:
         """
         status = command("query-status")
         burst = [status, command("stop"), status, *(command("job-complete", id=job) for job in complete)]
-        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:3])
+        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, alone=True))[:3])
         first, second = replies.run_state(before), replies.run_state(after)
         return first if second in OUR_PAUSE else second
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; a job that refuses shows it in the next look."""
         await self._monitor.burst([command("job-complete", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
+
+    async def carry_bitmaps(self, pivot: Pivot) -> Bitmaps:
+        """Give the destinations the dirty bitmaps of the sources and return these. Raises: QmpRefusedError."""
+        return await bitmaps.carry(self._monitor, pivot)
 
     async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
         """Finalize jobs and read the graph, in one write; return the roots.
@@ -239,6 +246,13 @@ class Session:
         (block,) = self._all([block])
         return replies.roots(block, pivot)
 
+    async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
+        """Start the mirrors back to the sources; return why they cannot follow the guest, None where they do.
+
+        Only while the guest is still; one that was resumed since ``resumes`` was counted has written what they lack.
+        """
+        return await synced.start(self._monitor, pivot, resumes)
+
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
         """Take a finished switch back; True when the source is the root again. Only while the guest is still.
 
@@ -249,6 +263,17 @@ class Session:
         block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
         return replies.roots(block, pivot)[disk.disk] is Root.SOURCE
 
+    async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
+        """Cut the connections to the exports that these disks are copied to, out of band; return whether QEMU did.
+
+        That works also while QEMU's main loop hangs on such a server: whatever waits for it then fails.
+        """
+        if not self._monitor.out_of_band:
+            return False
+        burst = [yank(names.file_node(pivot.id, disk.index)) for disk in disks]
+        done = await self._monitor.burst(burst, limits.YANK_TIMEOUT_S)
+        return not any(isinstance(reply, QmpRefusedError) for reply in done)
+
     # -- after it -----------------------------------------------------------------------------------------------
 
     async def clean_up(self, pivot: Pivot) -> list[str]:
@@ -257,7 +282,7 @@ class Session:
         Returns: names that QEMU did not let go of.
         """
         jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
-        own = {name: job for name, job in jobs.items() if names.belongs_to(name, pivot.id)}
+        own = {name: job for name, job in jobs.items() if names.belongs_to(name, *pivot.family)}
         live = [name for name, job in own.items() if job.status not in STATUS_ENDED]
         if live:
             await self._monitor.burst([command("job-cancel", id=name) for name in live], limits.COMMAND_TIMEOUT_S)
@@ -266,10 +291,11 @@ class Session:
         await self._monitor.burst([command("job-dismiss", id=name) for name in own], limits.COMMAND_TIMEOUT_S)
         doomed = await self._unwanted(pivot)
         await self._monitor.burst([command("blockdev-del", node_name=node) for node in doomed], 20.0)
+        await secrets.remove_unused(self._monitor, pivot)
         await self._monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
         left = await self._node_names()
         jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
-        ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, pivot.id)}
+        ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, *pivot.family)}
         return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs]
 
     async def _unwanted(self, pivot: Pivot) -> list[str]:
@@ -282,9 +308,12 @@ class Session:
             own = [disk.destination.node, names.file_node(pivot.id, disk.index)]
             match disk.outcome:
                 case Outcome.SWITCHED:
-                    found += graph.below(disk.source.node)
+                    found += graph.below(names.reopened_source(pivot.id, disk.index))
+                    found += _with_file(graph, disk.source.node)
                 case Outcome.MERGED if disk.top is not None:
                     found += graph.below(disk.top.node)
+                case _ if pivot.options.undo_of is not None:
+                    found += _with_file(graph, disk.destination.node)
                 case _:
                     found += [node for node in own if names.belongs_to(node, pivot.id)]
         return [node for node in dict.fromkeys(found) if node in graph.nodes and node not in used]
@@ -299,3 +328,9 @@ class Session:
             if isinstance(reply, QmpRefusedError):
                 raise QmpUnknownError(f"a query failed: {reply.message}") from reply
         return got
+
+
+def _with_file(graph: replies.Graph, node: str) -> list[str]:
+    """Return a node and those below it, and the file of an earlier pivot's image whose node is gone already."""
+    file = names.file_below(node)
+    return [*graph.below(node), *([file] if file is not None else [])]

@@ -26,6 +26,7 @@ __all__ = ["Result", "call", "run_round"]
 ROUND_TIMEOUT_S = 60.0
 POLL_S = 0.005
 CANCEL_HOLD_S = 10.0
+PAUSE_MS_MAX = 20_000
 CANCEL_EVERY_S = 0.25
 SLOW_BYTES_PER_S = 64 << 10
 SLOW_DATA_BYTES = 4 << 20
@@ -105,6 +106,8 @@ class _Round:
             if self.setup.cancel is Cancel.COPYING:
                 for disk in range(self.setup.disks):
                     world.device_io(disk, f"write -q -P 251 {32 << 20} {SLOW_DATA_BYTES}")
+            if self.setup.bitmap:
+                world.add_bitmaps()
             world.write()
             struck = self._first()
             recovery = None
@@ -140,12 +143,13 @@ class _Round:
         kill = self._strike(point)
         self.daemon.launch(point)
         body: dict[str, Any] = {
-            "disks": [{"disk": f"disk{i}", "image": str(target)} for i, target in enumerate(self.targets)]
+            "disks": [{"disk": f"disk{i}", "image": str(target)} for i, target in enumerate(self.targets)],
+            # A machine that is busy must not end the pause before the point is reached.
+            "max_pause_ms": PAUSE_MS_MAX,
+            "pivot": self.setup.cancel is not Cancel.READY,
+            "bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0,
+            "keep_synced": self.setup.undo,
         }
-        if self.setup.cancel is not Cancel.NEVER:
-            # The request for the cancel is waited for inside the pause.
-            body |= {"max_pause_ms": 20_000, "pivot": self.setup.cancel is not Cancel.READY}
-            body |= {"bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0}
         answer = try_call(self.daemon, "POST", "/v1/domains/web1/copy", body, **{"Idempotency-Key": REQUEST_ID})
         if answer is not None and "phase" not in answer:
             self.judge.problems.append(f"copy was refused: {answer}")
@@ -179,6 +183,8 @@ class _Round:
             pivot = self._pivot()
             if pivot is not None and pivot.phase == "closed":
                 return False
+            if pivot is not None and pivot.window_open and not pivot.owes_resume:
+                self._undo()
             if pivot is not None and CANCEL_PHASES.get(self.setup.cancel) == pivot.phase and not self._cancelling:
                 self.hook.cancel()
             if cancel and time.monotonic() - self._cancelled_at > CANCEL_EVERY_S:
@@ -186,6 +192,13 @@ class _Round:
             time.sleep(POLL_S)
         self.judge.problems.append("the pivot did not close in time")
         return False
+
+    def _undo(self) -> None:
+        """Write what only the window can bring into the old images, then ask to return to them."""
+        if not self.hook.going_back:
+            self.world.write()
+            self.hook.going_back = True
+        try_call(self.daemon, "POST", f"/v1/pivots/{REQUEST_ID}/undo", timeout_s=ROUND_TIMEOUT_S)
 
     # -- cancelling
 
@@ -266,6 +279,8 @@ class _Round:
             self.judge.problems.append(f"the recovery changed its mind from {named} to {again}")
         recovery = list(self.heir_hook.seen)
         if heir is not None:
+            # This makes pivotd connect again at once, if it lived and waits for its next try.
+            call(self.daemon, "GET", "/v1/domains/web1/disks")
             told = call(self.daemon, "GET", "/v1/verdicts?domain=web1")
             self.judge.check_heir(heir, self.heir_hook.seen, left, self._pivot(), told, alone=alone)
         self.daemon.kill()

@@ -7,6 +7,7 @@ first broken promise. States are equal when no decision, promise or alternative 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections import deque
@@ -44,7 +45,7 @@ class Bounds:
     def __str__(self) -> str:
         return (
             f"{self.disks} disk(s), {self.crashes} crash(es), {self.faults} fault(s), found {self.run_state}, "
-            f"{'one write' if self.quick else 'answer by answer'}{', legacy -drive' * self.legacy}"
+            f"from {self.from_phase}, {'one write' if self.quick else 'answer by answer'}{', legacy -drive' * self.legacy}"
         )
 
 
@@ -233,8 +234,12 @@ def search(bounds: Bounds, first: Callable[[Bounds], World] = first_world) -> Fo
     async def pause(event: object, timeout_s: float) -> None:
         await _current[0].pause(event, timeout_s)
 
-    with model_kernel(lambda: _current[0], pause):
-        return Search(bounds, first).run()
+    gc.disable()  # everything that a search makes it keeps
+    try:
+        with model_kernel(lambda: _current[0], pause):
+            return Search(bounds, first).run()
+    finally:
+        gc.enable()
 
 
 def main() -> None:

@@ -21,16 +21,14 @@ SEARCHES = [
     Bounds(disks=2, crashes=3, faults=0),
     Bounds(disks=3, crashes=3, faults=0),
     Bounds(disks=3, crashes=3, faults=0, quick=False),
-    Bounds(disks=1, crashes=0, faults=2),
+    Bounds(disks=1, crashes=0, faults=2, from_phase=Phase.COPYING),
+    Bounds(disks=1, crashes=2, faults=1, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1),
-    Bounds(disks=2, crashes=1, faults=1),
+    Bounds(disks=2, crashes=1, faults=1, from_phase=Phase.COPYING),
     Bounds(disks=3, crashes=0, faults=1),
-    Bounds(disks=1, crashes=1, faults=1, quick=False),
+    Bounds(disks=1, crashes=1, faults=1, quick=False, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, legacy=True),
-    *(
-        Bounds(disks=1, crashes=1, faults=1, run_state=state)
-        for state in ("paused", "prelaunch", "io-error", "shutdown", "guest-panicked")
-    ),
+    *(Bounds(disks=1, crashes=1, faults=1, run_state=state) for state in ("paused", "io-error", "shutdown")),
 ]
 
 
