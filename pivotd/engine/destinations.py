@@ -65,6 +65,11 @@ def _checked(scene: Scene, index: int, seen: DiskSeen, image: Image) -> Image:
     image = replace(image, filename=_name(image.filename))
     _check_options(scene.options, image.format)
     scene.refuse_if_used(image, seen.disk)
+    if scene.options.resumable and nbd.is_uri(image.filename):
+        raise BadRequestError(
+            f"{image.filename}: a copy to an NBD export is not resumable; a server that comes back does not say "
+            "whether it still has what it had taken and not yet flushed"
+        )
     if not nbd.is_uri(image.filename):
         existing.check_path(image, seen, reuse=scene.options.reuse)
     else:
