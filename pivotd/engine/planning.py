@@ -58,7 +58,7 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
     try:
         directory = await in_thread(limits.FILE_TIMEOUT_S, identity.working_directory, session.pid)
         in_use = tuple(disk.destination for pivot in others for disk in pivot.disks)
-        scene = Scene(wish.pivot, wish.domain, wish.options, disks, graph, directory, in_use)
+        scene = Scene(wish.pivot, wish.domain, wish.options, disks, graph, directory, in_use, wish.force)
         busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
         planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
     except TimeoutError:

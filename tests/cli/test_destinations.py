@@ -42,7 +42,9 @@ def test_an_encrypted_overlay(bench: Bench):
     secret = bench.directory / "passphrase"
     secret.write_text("correct horse")
     image = bench.image()
-    answer = bench.ctl("snapshot", "web1", f"disk1={image}", "--secret-file", secret, "-o", "luks-iter-ms=10")
+    answer = bench.ctl(
+        "snapshot", "web1", f"disk1={image}", "--secret-file", secret, "-o", "luks-iter-ms=10", "--force"
+    )
     assert answer.status == 0, answer
     assert info(image)["encrypted"]
 
@@ -57,7 +59,7 @@ def test_the_active_layer_moves_alone(bench: Bench):
 
 
 def test_an_export_is_named_by_its_address(bench: Bench):
-    """disk ls, verdict by any spelling, with the daemon and offline; and a request that is sent again."""
+    """Disk ls, verdict by any spelling, with the daemon and offline; and a request that is sent again."""
     export = create_image(bench.directory / "export.img", image_format="raw")
     with NbdServer(export, tcp=True) as server:
         request = ("copy", "web1", f"disk0={server.uri}", "--format", "raw", "--reuse", "--id", "to-nbd")
