@@ -43,6 +43,9 @@ Attempts = Annotated[int, msgspec.Meta(ge=1, le=limits.ATTEMPTS_MAX)]
 Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 
 
+WindowLength = Annotated[int, msgspec.Meta(ge=1, le=limits.KEEP_SYNCED_S_MAX)]
+
+
 class CopyDisk(msgspec.Struct, forbid_unknown_fields=True):
     """One disk and the image that it moves to; ``format`` null means that of the source."""
 
@@ -140,6 +143,9 @@ class CopyBody(Body, forbid_unknown_fields=True, kw_only=True):
     attempts: Attempts | None = None
     copy_mode: Literal["auto", "background", "write-blocking"] = "auto"
     pivot: bool = True
+    keep_synced: bool = False
+    keep_synced_s: WindowLength | None = None
+    resumable: bool = False
 
     kind = Kind.COPY
 

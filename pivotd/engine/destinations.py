@@ -22,6 +22,13 @@ def plan_copy(scene: Scene, index: int, target: Target, seen: DiskSeen) -> Pivot
     wanted = target.format or disk.source.format
     if wanted not in FORMATS:
         raise BadRequestError(f"format {wanted}: pivotd creates {' and '.join(FORMATS)}; name one with --format")
+    kept = [bitmap.name for bitmap in seen.bitmaps if bitmap.persistent]
+    if kept and wanted != "qcow2" and not scene.options.force:
+        raise BadRequestError(
+            f"{wanted} cannot hold the dirty bitmaps of {seen.disk} ({', '.join(kept)}), and backups go on from them: "
+            "choose qcow2, or --force to leave them behind",
+            disk=seen.disk,
+        )
     if scene.options.sync is Sync.TOP:
         disk = _shallow(scene, seen, disk, target.image, wanted)
     return replace(disk, destination=_checked(scene, index, seen, Image(target.image, wanted, "")))
@@ -58,6 +65,11 @@ def _checked(scene: Scene, index: int, seen: DiskSeen, image: Image) -> Image:
     image = replace(image, filename=_name(image.filename))
     _check_options(scene.options, image.format, force=scene.force)
     scene.refuse_if_used(image, seen.disk)
+    if scene.options.resumable and nbd.is_uri(image.filename):
+        raise BadRequestError(
+            f"{image.filename}: a copy to an NBD export is not resumable; a server that comes back does not say "
+            "whether it still has what it had taken and not yet flushed"
+        )
     if not nbd.is_uri(image.filename):
         existing.check_path(image, seen, reuse=scene.options.reuse)
     else:

@@ -92,6 +92,7 @@ def _job(pivot: Pivot, disk: PivotDisk) -> Command:
                 target=disk.destination.node,
                 sync=str(pivot.options.sync),
                 copy_mode="write-blocking" if blocking else "background",
+                **({"on_target_error": "stop"} if pivot.options.resumable else {}),
             )
         case Kind.COMMIT:
             assert disk.base is not None
