@@ -516,6 +516,7 @@ class Driver:
             return None
         self._memory.begin(quick=ready.quick)
         self._memory.resumes = resumes
+        self._memory.at_intent = (session, resumes)
         await self._record(
             self.pivot,
             "pausing",
@@ -567,9 +568,15 @@ class Driver:
 
     async def _keep_synced(self, session: Session, seen: Observation) -> Observation:
         """Start the mirrors back. Where that fails the switch stands all the same, without a window."""
-        self._memory.back_failed = await session.keep_synced(self.pivot, self._memory.resumes)
+        resumes = self._memory.resumes
+        if self._memory.at_intent == (session, resumes):
+            self._memory.back_failed = await session.keep_synced(self.pivot, resumes)
+        else:
+            # Whoever let the guest write since has been missed, and what it wrote the old images would lack for ever.
+            self._memory.back_failed = "the pause was not watched without a gap"
         if self._memory.back_failed is not None:
             return seen
+        self._memory.back_started = True
         back = {names.back_job(self.pivot.id, disk.index): JobSeen("running") for disk in self.pivot.disks}
         return replace(seen, jobs={**seen.jobs, **back})
 

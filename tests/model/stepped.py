@@ -27,7 +27,7 @@ UNDO = "01K9ABCDEFGHJKMNPQRSTVUND0"
 """The pivot that takes the first one back."""
 MEMORY_KEPT = (
     "stop_sent", "completing", "deadline", "quick", "not_ours", "rollback_failed", "clean_up_failed", "cancel_requested",
-    "back_failed", "release_requested", "undo",
+    "back_started", "back_failed", "release_requested", "undo",
 )  # fmt: skip
 """What a decision can depend on; the rest of Memory only measures."""
 
