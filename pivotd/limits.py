@@ -30,12 +30,12 @@ ATTEMPTS_DEFAULT = 5
 ATTEMPTS_MAX = 100
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
-YANK_TIMEOUT_S = 2.0
+YANK_TIMEOUT_S = 0.5
 """The answer to a yank: it needs no main loop, but waits for the one thread that reads monitors."""
-OPEN_PATIENCE_S = 5.0
-"""Opening an NBD export takes milliseconds; QEMU does nothing else meanwhile, so a server that hangs is cut off."""
-CANCEL_PATIENCE_S = 3.0
-"""A cancelled mirror waits for what is under way at its destination; an NBD server that hangs is cut off after this."""
+OPEN_EXPORT_S = 1
+"""QEMU's main loop stands still while a connection to an NBD server is made, and nothing but this ends that."""
+PREPARE_PATIENCE_S = 2.0
+"""Once connected, the first reads of an export take milliseconds."""
 YANK_GRACE_S = 0.05
 """Beyond the deadline, for a command that comes to its end by itself."""
 RECORD_PATIENCE_S = 0.1

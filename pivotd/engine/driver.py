@@ -620,10 +620,12 @@ class Driver:
             if disk.disk in disks and not await session.reverse(self.pivot, disk, self._memory.resumes):
                 self._memory.rollback_failed = True
 
-    async def _cut(self, disks: Sequence[PivotDisk]) -> None:
-        """Cut the connections to exports that do not answer; the copy of these disks ends in an error by that."""
+    async def _cut(self, disks: Sequence[PivotDisk], *, hangs: bool) -> None:
+        """Cut the connections to the exports of these disks; their copy ends in an error by that."""
         session = self._domain.session
         done = session is not None and await session.cut(self.pivot, disks)
+        if not hangs:
+            return
         exports = [disk.destination.filename for disk in disks]
         self._memory.lost = f"{exports[0]} does not answer: it was cut off"
         log.error("destination.hangs", pivot=self.pivot.id, exports=exports, cut=done)

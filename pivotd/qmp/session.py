@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pivotd import files, limits
+from pivotd import files, limits, nbd
 from pivotd.core import names
 from pivotd.core.actions import Step
 from pivotd.core.bitmaps import Bitmaps
@@ -288,11 +288,13 @@ class Session:
     async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
         """Cut the connections to the exports that these disks are copied to, out of band; return whether QEMU did.
 
-        That works also while QEMU's main loop hangs on such a server: whatever waits for it then fails.
+        That works also while QEMU's main loop hangs on such a server: whatever waits for it then fails. An export that
+        is closed is cut off too: to close it in order would wait for the server.
         """
-        if not self._monitor.out_of_band:
+        exports = [disk for disk in disks if nbd.is_uri(disk.destination.filename)]
+        if not exports or not self._monitor.out_of_band:
             return False
-        burst = [yank(names.file_node(pivot.id, disk.index)) for disk in disks]
+        burst = [yank(names.file_node(pivot.id, disk.index)) for disk in exports]
         done = await self._monitor.burst(burst, limits.YANK_TIMEOUT_S)
         return not any(isinstance(reply, QmpRefusedError) for reply in done)
 
@@ -312,6 +314,7 @@ class Session:
                 await rollback.await_job(self._monitor, name, {"concluded"})
         await self._monitor.burst([command("job-dismiss", id=name) for name in own], limits.COMMAND_TIMEOUT_S)
         doomed = await self._unwanted(pivot)
+        await self.cut(pivot, [disk for disk in pivot.disks if names.file_node(pivot.id, disk.index) in doomed])
         await self._monitor.burst([command("blockdev-del", node_name=node) for node in doomed], 20.0)
         await secrets.remove_unused(self._monitor, pivot)
         await self._monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
