@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from pivotd.core import actions
+from pivotd.core.observation import Observation
 from pivotd.core.phases import is_resting
 from pivotd.core.undo import Undo, request_id
 from pivotd.core.words import Phase, Requester
@@ -24,7 +27,7 @@ UNDO = "01K9ABCDEFGHJKMNPQRSTVUND0"
 """The pivot that takes the first one back."""
 MEMORY_KEPT = (
     "stop_sent", "completing", "deadline", "quick", "not_ours", "rollback_failed", "clean_up_failed", "cancel_requested",
-    "back_failed", "release_requested", "undo",
+    "back_started", "back_failed", "release_requested", "undo",
 )  # fmt: skip
 """What a decision can depend on; the rest of Memory only measures."""
 
@@ -64,12 +67,19 @@ class ModelFlusher:
 
 
 class SteppedDriver(Driver):
-    """Only what needs an event loop is replaced: sleeping, and waiting for a flush beside a cancel."""
+    """Only what needs an event loop is replaced: sleeping, waiting for a flush beside a cancel, a record that hangs."""
 
     world: World
 
     async def _sleep(self, timeout_s: float) -> None:
         await self.world.pause(self._woken, timeout_s)
+
+    async def _perform_record_in_time(self, action: actions.Action, seen: Observation) -> None:
+        await self._perform_record(action, seen)
+
+    async def _note_in_time(self, event: str, facts: dict[str, Any]) -> None:
+        with contextlib.suppress(JournalError):
+            await self.world.note(event, facts)
 
     async def _unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
         return await work
