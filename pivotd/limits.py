@@ -30,12 +30,12 @@ ATTEMPTS_DEFAULT = 5
 ATTEMPTS_MAX = 100
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
-YANK_TIMEOUT_S = 2.0
+YANK_TIMEOUT_S = 0.5
 """The answer to a yank: it needs no main loop, but waits for the one thread that reads monitors."""
-OPEN_PATIENCE_S = 5.0
-"""Opening an NBD export takes milliseconds; QEMU does nothing else meanwhile, so a server that hangs is cut off."""
-CANCEL_PATIENCE_S = 3.0
-"""A cancelled mirror waits for what is under way at its destination; an NBD server that hangs is cut off after this."""
+OPEN_EXPORT_S = 1
+"""QEMU's main loop stands still while a connection to an NBD server is made, and nothing but this ends that."""
+PREPARE_PATIENCE_S = 2.0
+"""Once connected, the first reads of an export take milliseconds."""
 YANK_GRACE_S = 0.05
 """Beyond the deadline, for a command that comes to its end by itself."""
 RECORD_PATIENCE_S = 0.1
@@ -57,6 +57,20 @@ GO_ON_MAX_S = 30.0
 """Back-off of trying again to write to a destination that has failed: each try is one write, and one line of QEMU's."""
 GO_ON_SOUND_S = 5.0
 """A copy that has gone on for so long is no longer interrupted; the next failure is another interruption."""
+RATE_INTERVAL_S = 0.5
+"""Shorter intervals say more of QEMU's bursts than of the storage."""
+BUSY_BACKLOG_BYTES = 64 << 10
+"""One unit of a mirror's bitmap: with no more than that left, a copy waits for the guest and not for its storage."""
+BACKLOG_BYTES_MIN = 256 << 10
+"""A backlog so small never keeps a switch from being tried."""
+PAUSE_FIXED_MS = 3.0
+PAUSE_BYTES_PER_S = 700 << 20
+"""What a pause costs besides the backlog, and the rate of that where none was measured: 1.4 ms per MiB."""
+STALL_S = 30.0
+"""A copy without progress for so long is said to have stalled."""
+SLOWED_BYTES_PER_S_MIN = 64 << 10
+SLOWED_WRITES_PER_S_MIN = 8
+"""A guest is not slowed below this: its own timeouts would end it, and a destination so slow is of no use."""
 CANCEL_AGAIN_S = 0.2
 HOLD_LOOK_S = 5.0
 FAILED_LOOP_S = 1.0

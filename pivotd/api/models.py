@@ -143,9 +143,9 @@ class CopyBody(Body, forbid_unknown_fields=True, kw_only=True):
     attempts: Attempts | None = None
     copy_mode: Literal["auto", "background", "write-blocking"] = "auto"
     pivot: bool = True
-    resumable: bool = False
     keep_synced: bool = False
     keep_synced_s: WindowLength | None = None
+    resumable: bool = False
 
     kind = Kind.COPY
 

@@ -45,9 +45,9 @@ EXAMPLES = (
     show_default=True,
     help="How writes of the guest follow.",
 )
-@click.option("--resumable", is_flag=True, help="A destination that fails interrupts the copy, no more.")
 @click.option("--keep-synced", is_flag=True, help="Afterwards keep the old images in sync, for `pivot undo`.")
 @click.option("--for", "keep_synced_s", type=Seconds(), metavar="TIME", help="For how long, like 1h.  [default: 1h]")
+@click.option("--resumable", is_flag=True, help="A destination that fails interrupts the copy, no more.")
 @starting.holding
 @starting.common
 @pass_app
@@ -57,14 +57,15 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     The guest runs on, and is paused only for the switch. If the switch cannot be made within the longest pause, the
     guest goes on with the source, and the next attempt follows.
 
-    With --resumable a destination that fails or is full does not end the copy. It waits, tries again, and goes on
-    where it was; `pivotctl pivot show` says how much was saved.
-
     IMAGE is a path, or with --reuse also a block device or an NBD export: nbd://HOST:PORT/EXPORT,
     nbd+unix:///EXPORT?socket=/PATH. With --sync top the new image is backed by what backs the source.
+
     With --keep-synced a mirror back keeps the old images in sync for a while: `pivotctl pivot undo ID` returns to
     them at once, `pivotctl pivot release ID` ends that early. Until then each write of the guest waits for both
     images. The mirror lives in QEMU: if QEMU ends, the old images are out of date.
+
+    With --resumable a destination that fails or is full does not end the copy. It waits, tries again, and goes on
+    where it was; `pivotctl pivot show` says how much was saved.
 
     The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
     run again after any failure.

@@ -87,6 +87,12 @@ def show(app: App, pivot_id: str) -> None:
             print(f"         {render.text(key)}: {render.text(value if isinstance(value, str) else json.dumps(value))}")
 
 
+def _waits_for(found: dict[str, Any]) -> str:
+    if found.get("undo_until"):
+        return ", can be undone"
+    return ", waits to be completed or cancelled" if found.get("hold") else ""
+
+
 def _saved(records: list[dict[str, Any]]) -> str | None:
     """Return what interruptions did not make necessary to copy again, None where there was none."""
     facts = [record["facts"] for record in records if record.get("event") == "went-on"]
@@ -94,12 +100,6 @@ def _saved(records: list[dict[str, Any]]) -> str | None:
         return None
     total = render.size(sum(fact["saved_bytes"] for fact in facts))
     return f"{total} not copied again after {len(facts)} interruption{'s' if len(facts) > 1 else ''}"
-
-
-def _waits_for(found: dict[str, Any]) -> str:
-    if found.get("undo_until"):
-        return ", can be undone"
-    return ", waits to be completed or cancelled" if found.get("hold") else ""
 
 
 def _sides(disk: dict[str, Any]) -> list[str]:

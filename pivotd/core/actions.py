@@ -170,6 +170,16 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class SetBandwidth:
+    """Tell the jobs the bandwidth that somebody has asked for since they were started."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreLimits:
+    """Put back the limits of the guest's writes that were there before pivotd slowed them."""
+
+
+@dataclass(frozen=True, slots=True)
 class CleanUp:
     """Dismiss jobs, remove nodes and the nonce."""
 
@@ -207,6 +217,8 @@ Action = (
     | NoteResumed
     | EndWindow
     | HandOver
+    | SetBandwidth
+    | RestoreLimits
     | CleanUp
     | Close
     | Done

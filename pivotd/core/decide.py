@@ -31,9 +31,11 @@ from pivotd.core.actions import (
     PlaceNonce,
     Prepare,
     RecordOutcome,
+    RestoreLimits,
     Resume,
     Retreat,
     RollBack,
+    SetBandwidth,
     Snapshot,
     Step,
     Stop,
@@ -66,6 +68,8 @@ def decide(pivot: Pivot, seen: Observation) -> Action:
         return Done()
     if seen.qemu is Qemu.SILENT:
         return AskAgain(seen.detail or "QEMU does not answer")
+    if seen.qemu is Qemu.SAME and (owed := _owed(pivot, seen)) is not None:
+        return owed
     if pivot.phase is Phase.DECIDED:
         return _decided(pivot, seen)
     if seen.qemu is Qemu.GONE:
@@ -73,6 +77,19 @@ def decide(pivot: Pivot, seen: Observation) -> Action:
     if seen.qemu is Qemu.REPLACED:
         return _replaced(pivot, seen)
     return _PHASES[pivot.phase](pivot, seen)
+
+
+def _owed(pivot: Pivot, seen: Observation) -> Action | None:
+    """Return what QEMU is to be told before anything else; nothing in a pause, which must not wait for it."""
+    if pivot.owes_resume or pivot.phase is Phase.PAUSING:
+        return None
+    resting = pivot.phase is Phase.DECIDED or (pivot.phase is Phase.READY and pivot.hold)
+    if pivot.options.write_limits and resting:
+        return RestoreLimits()
+    running = any(seen.job(disk.job).status in {"running", "paused", *STATUS_READY} for disk in pivot.disks)
+    if pivot.options.bandwidth_due and pivot.phase in {Phase.COPYING, Phase.READY} and running:
+        return SetBandwidth()
+    return None
 
 
 def _replaced(pivot: Pivot, seen: Observation) -> Action:
@@ -147,6 +164,8 @@ def _copying(pivot: Pivot, seen: Observation) -> Action:
         return trouble
     if _all_ready(pivot, seen):
         return Advance(Phase.READY)
+    if any(seen.job(disk.job).status == "paused" for disk in pivot.disks):
+        return Wait("a job was paused, by somebody else or by an error of its storage: it goes on when that resumes it")
     return Wait("copying" if pivot.switches else "merging")
 
 

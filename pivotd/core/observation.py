@@ -46,7 +46,7 @@ class JobSeen:
     status: str
     error: str | None = None
     backlog_bytes: int | None = None
-    done_bytes: int | None = None
+    copied_bytes: int | None = None
     io_status: str = "ok"
 
     @property

@@ -143,9 +143,25 @@ class PivotDisk:
         return self.destination.node != self.source.node
 
 
+Limits = tuple[tuple[str, int | str], ...]
+"""Limits of a disk's I/O, as arguments of QEMU's block_set_io_throttle, sorted by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteLimit:
+    """Limits of one disk's I/O that pivotd has put in place, or was about to: what was there before comes back.
+
+    ``placed``: every set of limits that may be in place; a disk found with others was limited by somebody else since.
+    """
+
+    qdev: str
+    before: Limits
+    placed: tuple[Limits, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class CopyOptions:
-    """What the requester chose. ``bandwidth_bytes_per_s`` 0 means unlimited."""
+    """What the requester chose, and what follows from it for QEMU. ``bandwidth_bytes_per_s`` 0 means unlimited."""
 
     sync: Sync = Sync.FULL
     reuse: bool = False
@@ -155,8 +171,6 @@ class CopyOptions:
     copy_mode: CopyMode = CopyMode.AUTO
     pivot: bool = True
     """False: stop at ready and wait for ``pivot complete``."""
-    resumable: bool = False
-    """A destination that fails interrupts the copy, which goes on from there as soon as it works again."""
     image_options: ImageOptions = field(default_factory=ImageOptions)
     """How images are made."""
     secret_file: str | None = None
@@ -171,6 +185,16 @@ class CopyOptions:
     """The pivot that this one takes back, by the mirror that its window has kept running."""
     force: bool = False
     """Go on where a warning would refuse."""
+    resumable: bool = False
+    """A destination that fails interrupts the copy, which goes on from there as soon as it works again."""
+    throttle: bool = True
+    """Whether the guest's writes may be slowed where they come faster than the destination takes them."""
+    adopted: bool = False
+    """The jobs and destinations are somebody else's: their names are not pivotd's, their nodes not its to delete."""
+    bandwidth_due: bool = False
+    """The bandwidth was changed, and QEMU has perhaps not heard of it."""
+    write_limits: tuple[WriteLimit, ...] = ()
+    """What was limited, and has to be put back."""
 
 
 @dataclass(frozen=True, slots=True)

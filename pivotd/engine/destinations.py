@@ -72,8 +72,8 @@ def _checked(scene: Scene, index: int, seen: DiskSeen, image: Image) -> Image:
         )
     if not nbd.is_uri(image.filename):
         existing.check_path(image, seen, reuse=scene.options.reuse)
-    elif not scene.options.reuse:
-        raise BadRequestError(f"{image.filename} is there already, as every export: use --reuse to overwrite it")
+    else:
+        _check_export(image.filename, reuse=scene.options.reuse)
     return replace(image, node=names.destination_node(scene.pivot, index), file_id=None)
 
 
@@ -84,6 +84,15 @@ def _name(name: str) -> str:
         return nbd.parse(name).uri
     except ValueError as error:
         raise BadRequestError(str(error)) from None
+
+
+def _check_export(uri: str, *, reuse: bool) -> None:
+    """No connection is tried: some servers end with their first client."""
+    if not reuse:
+        raise BadRequestError(f"{uri} is there already, as every export: use --reuse to overwrite it")
+    socket = nbd.parse(uri).path
+    if socket is not None and existing.missing(socket):
+        raise BadRequestError(f"{uri}: there is no socket {socket}; start its server first")
 
 
 def _check_options(options: CopyOptions, image_format: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from pivotd import limits
@@ -28,7 +28,7 @@ from pivotd.core.observation import (
 from pivotd.core.undo import Undo
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk, Requester
 from pivotd.engine import records
-from pivotd.engine.converge import Converged, Converger, NotYet
+from pivotd.engine.converge import Converged, Converger, NotYet, Slow
 from pivotd.engine.interruptions import Interruptions
 from pivotd.engine.memory import Memory
 from pivotd.engine.ports import Clock, Domain, Journal, Session
@@ -58,10 +58,13 @@ class Driver:
         self.backlog: tuple[int, int] | None = None
         self.successor: Pivot | None = None
         """The pivot that takes this one back; whoever runs this driver then starts one for it."""
+        self.pace = converger.pace
+        self.stalled = False
         self._domain = domain
         self._journal = journal
         self._clock = clock
         self._converger = converger
+        self._asked_bandwidth: tuple[int, Requester] | None = None
         self._woken = asyncio.Event()
         self._ending = False
         self._memory = Memory.of_earlier_process() if pivot.phase is Phase.PAUSING else Memory()
@@ -106,6 +109,24 @@ class Driver:
         self._memory.undo = asked
         self.wake()
 
+    async def set_bandwidth(self, bytes_per_s: int, who: Requester) -> None:
+        """Have the jobs copy at most so fast from now on, 0 means no limit; returns once that is durable.
+
+        Raises: PhaseConflictError.
+        """
+        self._asked_bandwidth = (bytes_per_s, who)
+        self.wake()
+        while self._asked_bandwidth is not None and self._may_set_bandwidth:
+            await self.advanced.wait()
+        if self._asked_bandwidth is not None:
+            self._asked_bandwidth = None
+            raise PhaseConflictError(f"pivot {self.pivot.id} is {self.pivot.phase}: nothing is copied any more")
+
+    @property
+    def _may_set_bandwidth(self) -> bool:
+        before_pause = {Phase.PREPARING, Phase.COPYING, Phase.READY, Phase.PAUSING}
+        return self.pivot.has_jobs and self.pivot.phase in before_pause
+
     def end(self) -> None:
         """Return from run() as soon as the guest is not in a pause of ours; the pivot stays open."""
         self._ending = True
@@ -147,6 +168,12 @@ class Driver:
         if self._memory.not_ours is not None:
             await self._record(self.pivot, "not-our-pause", {"run_state": self._memory.not_ours}, owes_resume=False)
             self._memory.not_ours = None
+        if self._asked_bandwidth is not None and self._may_set_bandwidth and not self._in_window:
+            bytes_per_s, who = self._asked_bandwidth
+            options = replace(self.pivot.options, bandwidth_bytes_per_s=bytes_per_s, bandwidth_due=True)
+            facts = {"bandwidth_bytes_per_s": bytes_per_s, "uid": who.uid}
+            self._asked_bandwidth = None
+            await self._record(self.pivot, "bandwidth-requested", facts, options=options)
         seen = await self._look()
         if self.pivot.phase in {Phase.COPYING, Phase.READY}:
             await self._note_went_on(seen)
@@ -179,6 +206,8 @@ class Driver:
             # An earlier process paused the guest: its deadline is gone, a new one counts from here.
             self._memory.deadline = self._clock.monotonic() + self.pivot.options.max_pause_ms / 1000
         self._note_backlog(seen)
+        if seen.qemu is Qemu.SAME:
+            await self._note_stall()
         return seen
 
     def _without_session(self) -> Observation:
@@ -187,10 +216,30 @@ class Driver:
         return Observation(Qemu.SILENT, detail=self._domain.detail)
 
     def _note_backlog(self, seen: Observation) -> None:
+        self.pace.note(self.pivot, seen, self._clock.monotonic())
         jobs = [seen.job(disk.job) for disk in self.pivot.disks]
         if all(job.backlog_bytes is not None for job in jobs):
             total = sum(disk.size_bytes for disk in self.pivot.disks)
             self.backlog = (sum(job.backlog_bytes or 0 for job in jobs), total)
+
+    async def _note_stall(self) -> None:
+        """Record that a copy makes no progress any more, and that it does again: nothing may last for ever unsaid."""
+        copying = self.pivot.phase is Phase.COPYING or (self.pivot.phase is Phase.READY and not self.pivot.hold)
+        if self._in_window or not copying:
+            return
+        stalled_s = self.pace.stalled_s(self._clock.monotonic())
+        if self.stalled == (stalled_s >= limits.STALL_S):
+            return
+        self.stalled = not self.stalled
+        facts = {
+            "stalled_s": round(stalled_s, 1),
+            "backlog_bytes": self.pace.backlog_bytes,
+            "dirty_bytes_per_s": self.pace.dirty_bytes_per_s,
+            "copy_bytes_per_s": self.pace.copy_bytes_per_s,
+            "waits_for": self.waits_for,
+        }
+        event = "stalled" if self.stalled else "moving-again"
+        await self._journal.note(event, facts, domain=self._domain.name, pivot=self.pivot.id)
 
     # -- acting -------------------------------------------------------------------------------------------------
 
@@ -277,6 +326,22 @@ class Driver:
                 await session.resume()
                 await self._note_resumed("resumed", {})
                 return replace(seen, run_state="running")
+            case actions.SetBandwidth() | actions.RestoreLimits() | actions.CleanUp():
+                await self._keep_house(session, action)
+        return None
+
+    async def _keep_house(self, session: Session, action: actions.Action) -> None:
+        """Do what is not part of the switch itself."""
+        match action:
+            case actions.SetBandwidth():
+                await session.set_bandwidth(self.pivot)
+                self.pace.begin_again(self._clock.monotonic())
+                options = replace(self.pivot.options, bandwidth_due=False)
+                await self._record(self.pivot, "bandwidth-set", {}, options=options)
+            case actions.RestoreLimits():
+                others = await session.restore_limits(self.pivot)
+                options = replace(self.pivot.options, write_limits=())
+                await self._record(self.pivot, "limits-restored", {"left_alone": others}, options=options)
             case actions.CleanUp():
                 left = await session.clean_up(self.pivot)
                 self._memory.clean_up_failed = bool(left)
@@ -285,7 +350,6 @@ class Driver:
                     await self._journal.note(
                         "leftovers", {"names": left}, domain=self._domain.name, pivot=self.pivot.id
                     )
-        return None
 
     async def _switch(self, session: Session, action: actions.Action, seen: Observation) -> Observation | None:
         """Carry out what may only be done while the guest is still."""
@@ -396,6 +460,9 @@ class Driver:
         ready = await self._unless_told(self._converger.step(session, self.pivot, seen))
         if ready is None:
             return None
+        if isinstance(ready, Slow):
+            await self._slow(session, ready)
+            return None
         if isinstance(ready, NotYet):
             await self._wait(ready.reason, ready.wait_s)
             return None
@@ -410,6 +477,13 @@ class Driver:
         finally:
             if not self._in_window:
                 self._leave_window()
+
+    async def _slow(self, session: Session, slow: Slow) -> None:
+        """Slow the guest's writes; what was there before is on disk before anything is changed."""
+        options = replace(self.pivot.options, write_limits=slow.write_limits)
+        facts = {"write_limits": [asdict(limit) for limit in slow.write_limits]}
+        await self._record(self.pivot, "slowing", facts, options=options)
+        await session.place_limits(self.pivot)
 
     async def _unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Return what work returns, None if the pivot is cancelled or the daemon ends meanwhile: flushes take long."""
@@ -543,10 +617,12 @@ class Driver:
             if disk.disk in disks and not await session.reverse(self.pivot, disk, self._memory.resumes):
                 self._memory.rollback_failed = True
 
-    async def _cut(self, disks: Sequence[PivotDisk]) -> None:
-        """Cut the connections to exports that do not answer; the copy of these disks ends in an error by that."""
+    async def _cut(self, disks: Sequence[PivotDisk], *, hangs: bool) -> None:
+        """Cut the connections to the exports of these disks; their copy ends in an error by that."""
         session = self._domain.session
         done = session is not None and await session.cut(self.pivot, disks)
+        if not hangs:
+            return
         exports = [disk.destination.filename for disk in disks]
         self._memory.lost = f"{exports[0]} does not answer: it was cut off"
         log.error("destination.hangs", pivot=self.pivot.id, exports=exports, cut=done)
@@ -595,6 +671,8 @@ class Driver:
 
     async def _wait(self, reason: str, timeout_s: float | None = None) -> None:
         self.waits_for = reason
+        if self.stalled:
+            self.waits_for += f"; no progress for {self.pace.stalled_s(self._clock.monotonic()):.0f} s"
         if timeout_s is None:
             idle = phases.is_resting(self.pivot)
             left_s = undo.window_left_s(self.pivot, self._clock.utc_now())

@@ -26,7 +26,7 @@ class Interruptions:
     def begin(self, pivot: Pivot, jobs: tuple[str, ...], seen: Observation, now: float) -> JsonObject | None:
         """Return the facts to record before anything is done about these interrupted jobs; None: they are known."""
         self._sound_since = None
-        new = {job: seen.job(job).done_bytes or 0 for job in jobs if job not in self.copied}
+        new = {job: seen.job(job).copied_bytes or 0 for job in jobs if job not in self.copied}
         if not new:
             return None
         if not self.copied:

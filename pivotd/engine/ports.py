@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pivotd.core.actions import Step
 from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import Observation, Root
-from pivotd.core.words import Identity, JsonObject, Pivot, PivotDisk, Record
+from pivotd.core.words import Identity, JsonObject, Limits, Pivot, PivotDisk, Record
 
 
 class Journal(Protocol):
@@ -93,6 +93,26 @@ class Session(Protocol):
 
     async def write_blocking(self, pivot: Pivot) -> bool:
         """Let the mirrors copy each guest write at once; False where this QEMU cannot change that."""
+        ...
+
+    async def set_bandwidth(self, pivot: Pivot) -> None:
+        """Give each job of the pivot that still runs its bandwidth."""
+        ...
+
+    async def io_limits(self, pivot: Pivot) -> Mapping[str, Limits]:
+        """Return the limits of the I/O of each disk that has its own, by QOM path."""
+        ...
+
+    async def writes(self, pivot: Pivot) -> Mapping[str, tuple[int, int]]:
+        """Return bytes and number of the guest's writes so far, by QOM path."""
+        ...
+
+    async def place_limits(self, pivot: Pivot) -> None:
+        """Put the last limits of the pivot in place."""
+        ...
+
+    async def restore_limits(self, pivot: Pivot) -> list[str]:
+        """Put the limits from before back; return the disks that somebody else has limited since."""
         ...
 
     async def chardevs(self) -> list[str]:

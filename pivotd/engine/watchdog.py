@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from pivotd import limits, nbd
 from pivotd.core import actions
@@ -20,13 +20,20 @@ from pivotd.errors import QmpError
 T = TypeVar("T")
 
 
+class Cut(Protocol):
+    """How the connections to the exports of disks are cut; ``hangs``: because they do not answer."""
+
+    def __call__(self, disks: Sequence[PivotDisk], *, hangs: bool) -> Awaitable[None]:
+        """Cut them. Raises: QmpError."""
+        ...
+
+
 class Watchdog:
     """Bounds what one pivot does to a QEMU that may hang on a destination."""
 
-    def __init__(self, clock: Clock, cut: Callable[[Sequence[PivotDisk]], Awaitable[None]]) -> None:
+    def __init__(self, clock: Clock, cut: Cut) -> None:
         self._clock = clock
         self._cut = cut
-        self._cancelling_since: float | None = None
 
     async def bound(
         self,
@@ -38,6 +45,11 @@ class Watchdog:
     ) -> T:
         """Return what work returns; if it does not come to its end in time, the connections are cut first."""
         disks = _exports(pivot, seen)
+        if disks and isinstance(action, actions.CancelJobs):
+            # At once: QEMU 7.2 does not always let go of a mirror that was cancelled before its server was cut off.
+            with contextlib.suppress(QmpError):
+                await self._cut(disks, hangs=False)
+            return await work
         patience_s = self._patience_s(pivot, action, deadline) if disks else None
         if patience_s is None:
             return await work
@@ -46,7 +58,7 @@ class Watchdog:
             await asyncio.wait([task], timeout=patience_s)
             if not task.done():
                 with contextlib.suppress(QmpError):
-                    await self._cut(disks)
+                    await self._cut(disks, hangs=True)
             return await task
         finally:
             task.cancel()
@@ -56,14 +68,11 @@ class Watchdog:
         left_s = limits.YANK_GRACE_S + (0.0 if deadline is None else max(0.0, deadline - now))
         match action:
             case actions.Prepare():
-                return limits.OPEN_PATIENCE_S
+                return limits.PREPARE_PATIENCE_S
             case actions.Stop():
                 return pivot.options.max_pause_ms / 1000 + limits.YANK_GRACE_S
-            case actions.Complete() | actions.CancelJobs(_, True):
+            case actions.Complete():
                 return left_s
-            case actions.CancelJobs():
-                self._cancelling_since = self._cancelling_since or now
-                return max(0.0, self._cancelling_since + limits.CANCEL_PATIENCE_S - now)
         # What comes after a job-finalize is left alone: the guest may depend on the destination by then.
         return None
 

@@ -19,6 +19,7 @@ from pivotd.core.words import (
     Image,
     JsonObject,
     Kind,
+    Limits,
     Outcome,
     Pause,
     Phase,
@@ -27,6 +28,7 @@ from pivotd.core.words import (
     Record,
     Requester,
     Sync,
+    WriteLimit,
 )
 
 Row = Mapping[str, Any]
@@ -199,8 +201,19 @@ def _options(stored: JsonObject) -> CopyOptions:
         "copy_mode": CopyMode(stored["copy_mode"]),
         "image_options": ImageOptions(**stored.get("image_options", {})),
         "discard": Discard(stored.get("discard", Discard.UNMAP)),
+        "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
     }
     return CopyOptions(**stored | typed)
+
+
+def _write_limit(stored: JsonObject) -> WriteLimit:
+    return WriteLimit(
+        qdev=stored["qdev"], before=_limits(stored["before"]), placed=tuple(map(_limits, stored["placed"]))
+    )
+
+
+def _limits(stored: Iterable[tuple[str, int | str]]) -> Limits:
+    return tuple((str(name), value) for name, value in stored)
 
 
 def _disk(row: Row) -> PivotDisk:

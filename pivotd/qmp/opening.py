@@ -40,6 +40,20 @@ async def file_options(pivot: Pivot, disk: PivotDisk) -> dict[str, Any]:
     }
 
 
+async def open_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
+    """Open the protocol layer of the destination. Raises: QmpRefusedError."""
+    options = await file_options(pivot, disk)
+    if options["driver"] == "nbd":
+        try:
+            await monitor.execute(command("blockdev-add", **options, open_timeout=limits.OPEN_EXPORT_S))
+        except QmpRefusedError as error:
+            if "open-timeout" not in error.fields["text"]:
+                raise
+        else:
+            return  # QEMU 6.2 does not know it
+    await monitor.execute(command("blockdev-add", **options))
+
+
 def encryption(pivot: Pivot) -> dict[str, Any]:
     """Return how qcow2 is told of the passphrase."""
     return {"format": "luks", "key-secret": names.secret_object(pivot.id)}

@@ -24,7 +24,7 @@ async def prepare(monitor: Monitor, pivot: Pivot, disk: PivotDisk, step: Step) -
         case Step.CREATE_FILE:
             await _create_file(monitor, pivot, disk)
         case Step.OPEN_FILE:
-            await monitor.execute(command("blockdev-add", **await opening.file_options(pivot, disk)))
+            await opening.open_file(monitor, pivot, disk)
         case Step.CREATE_FORMAT:
             await monitor.execute(_create_format(pivot, disk))
         case Step.OPEN_FORMAT:

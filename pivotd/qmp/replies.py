@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pivotd.core import names
 from pivotd.core.bitmaps import Bitmap
 from pivotd.core.observation import JobSeen, Root
-from pivotd.core.words import Pivot
+from pivotd.core.words import Limits, Pivot
 from pivotd.errors import QmpUnknownError
 
 T = TypeVar("T")
@@ -226,6 +226,30 @@ def jobs(query_jobs: Any, query_block_jobs: Any = None) -> dict[str, JobSeen]:
         )
         for job in _of(list, query_jobs)
         for name in [_of(str, job["id"])]
+    }
+
+
+@_answer_to("query-block")
+def io_limits(query_block: Any) -> dict[str, Limits]:
+    """Return the limits of each disk's I/O by its QOM path, as block_set_io_throttle takes them."""
+    found = {}
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is not None and entry.get("qdev"):
+            shown = {
+                name: value for name, value in inserted.items() if name.startswith(("bps", "iops")) or name == "group"
+            }
+            found[_of(str, entry["qdev"])] = tuple(sorted(shown.items()))
+    return found
+
+
+@_answer_to("query-blockstats")
+def writes(query_blockstats: Any) -> dict[str, tuple[int, int]]:
+    """Return the bytes and the number of writes so far, by QOM path."""
+    return {
+        _of(str, entry["qdev"]): (_of(int, entry["stats"]["wr_bytes"]), _of(int, entry["stats"]["wr_operations"]))
+        for entry in _of(list, query_blockstats)
+        if entry.get("qdev")
     }
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pivotd import files, limits
+from pivotd import files, limits, nbd
 from pivotd.core import names
 from pivotd.core.actions import Step
 from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
-from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.words import Limits, Outcome, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError, QmpUnknownError, UnsupportedQemuError
-from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, secrets, synced
+from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, secrets, synced, throttle
 from pivotd.qmp.monitor import Monitor, command, yank
 from pivotd.threads import in_thread
 
@@ -194,6 +194,28 @@ class Session:
         found = await self._monitor.burst(changes, limits.COMMAND_TIMEOUT_S)
         return not any(isinstance(reply, QmpRefusedError) for reply in found)
 
+    async def set_bandwidth(self, pivot: Pivot) -> None:
+        """Give each job of the pivot that still runs its bandwidth; one that has ended refuses it."""
+        speed = pivot.options.bandwidth_bytes_per_s
+        changes = [command("block-job-set-speed", device=disk.job, speed=speed) for disk in pivot.disks]
+        await self._monitor.burst(changes, limits.COMMAND_TIMEOUT_S)
+
+    async def io_limits(self, pivot: Pivot) -> Mapping[str, Limits]:
+        """Return the limits of the I/O of each disk that has its own, by QOM path."""
+        return await throttle.read(self._monitor, pivot)
+
+    async def writes(self, pivot: Pivot) -> Mapping[str, tuple[int, int]]:
+        """Return bytes and number of the guest's writes so far, by QOM path."""
+        return await throttle.writes(self._monitor, pivot)
+
+    async def place_limits(self, pivot: Pivot) -> None:
+        """Put the last limits of the pivot in place. Raises: QmpRefusedError."""
+        await throttle.place(self._monitor, pivot)
+
+    async def restore_limits(self, pivot: Pivot) -> list[str]:
+        """Put the limits from before back; return the disks that somebody else has limited since."""
+        return await throttle.restore(self._monitor, pivot)
+
     # -- the pause ----------------------------------------------------------------------------------------------
 
     async def stop(self, complete: Sequence[str]) -> str:
@@ -274,11 +296,13 @@ class Session:
     async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
         """Cut the connections to the exports that these disks are copied to, out of band; return whether QEMU did.
 
-        That works also while QEMU's main loop hangs on such a server: whatever waits for it then fails.
+        That works also while QEMU's main loop hangs on such a server: whatever waits for it then fails. An export that
+        is closed is cut off too: to close it in order would wait for the server.
         """
-        if not self._monitor.out_of_band:
+        exports = [disk for disk in disks if nbd.is_uri(disk.destination.filename)]
+        if not exports or not self._monitor.out_of_band:
             return False
-        burst = [yank(names.file_node(pivot.id, disk.index)) for disk in disks]
+        burst = [yank(names.file_node(pivot.id, disk.index)) for disk in exports]
         done = await self._monitor.burst(burst, limits.YANK_TIMEOUT_S)
         return not any(isinstance(reply, QmpRefusedError) for reply in done)
 
@@ -298,6 +322,7 @@ class Session:
                 await rollback.await_job(self._monitor, name, {"concluded"})
         await self._monitor.burst([command("job-dismiss", id=name) for name in own], limits.COMMAND_TIMEOUT_S)
         doomed = await self._unwanted(pivot)
+        await self.cut(pivot, [disk for disk in pivot.disks if names.file_node(pivot.id, disk.index) in doomed])
         await self._monitor.burst([command("blockdev-del", node_name=node) for node in doomed], 20.0)
         await secrets.remove_unused(self._monitor, pivot)
         await self._monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)

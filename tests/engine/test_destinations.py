@@ -364,6 +364,7 @@ REFUSALS = [
     ("nbd://127.0.0.1:1/x", {"format": "raw"}, "use --reuse"),
     ("nbd://127.0.0.1:99999/x", {"format": "raw", "reuse": True}, "is no NBD address"),
     ("nbd+unix:///x?socket=relative", {"format": "raw", "reuse": True}, "expected nbd+unix:///EXPORT"),
+    ("nbd+unix:///x?socket=/nonexistent", {"format": "raw", "reuse": True}, "there is no socket"),
     ("nbd://u@h/x", {"format": "raw", "reuse": True}, "is no NBD address"),
 ]
 
@@ -407,7 +408,7 @@ async def test_an_export_that_is_not_there_keeps_the_source(engine: Engine, qemu
     """QEMU's words, nothing left behind."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
-    target = Target("disk0", f"nbd+unix:///x?socket={tmp_path}/none", "raw")
+    target = Target("disk0", "nbd://127.0.0.1:1/x", "raw")
     pivot = await engine.closed(await engine.start(Kind.COPY, "web1", target, reuse=True))
     assert pivot.outcome == Outcome.KEPT
     assert "Failed to connect" in (pivot.error or "")
