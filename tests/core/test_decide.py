@@ -113,6 +113,24 @@ def test_found_running_on_the_destination_is_recorded_as_seen():
     assert outcomes(decide(pivot(Phase.PAUSING), seen("running", "concluded", "destination"))) == [Outcome.SWITCHED]
 
 
+@pytest.mark.parametrize("run_state", ["paused", "running"])
+@pytest.mark.parametrize("phase", [Phase.PAUSING, Phase.CANCELLING])
+@pytest.mark.parametrize("status", ["running", "ready", "standby", "pending"])
+def test_a_reverse_mirror_that_lives_is_cancelled_before_any_outcome(phase: Phase, run_state: str, status: str):
+    """It was left by a process that died, or was too slow, and could move the root back under a `switched` record."""
+    reverse = names.reverse_job(PIVOT, 0)
+    found = seen(run_state, "concluded", "destination", **RECOVERED)
+    found = replace(found, jobs={**found.jobs, reverse: JobSeen(status)})
+    assert decide(pivot(phase, owes_resume=True), found) == a.CancelJobs((reverse,), resume=False)
+
+
+def test_a_reverse_mirror_that_has_ended_is_in_nobodys_way():
+    """The root says what it did."""
+    found = seen("paused", "concluded", "destination", **RECOVERED)
+    found = replace(found, jobs={**found.jobs, names.reverse_job(PIVOT, 0): JobSeen("concluded", "Operation canceled")})
+    assert outcomes(decide(pivot(Phase.PAUSING), found)) == [Outcome.SWITCHED]
+
+
 @pytest.mark.parametrize("state", ["io-error", "shutdown", "guest-panicked", "internal-error"])
 def test_another_still_state_is_recorded_by_the_roots(state: str):
     """The run state is left alone and the roots name the outcome."""

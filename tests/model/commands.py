@@ -9,6 +9,7 @@ from typing import Any
 from tests.model.qemu import CANCELED, ENDED, HANDLERS, NEEDS_RESET, Handler, Job, Node, Qemu, RefusedError
 
 SIZE_BYTES = 64 << 20
+DIFFERENT_SIZES = "Source and target image have different sizes"
 
 
 def handles(*names: str) -> Callable[[Handler], Handler]:
@@ -142,17 +143,19 @@ def block_job_change(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
 
 @handles("blockdev-mirror")
 def blockdev_mirror(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Start a mirror of a root."""
+    """Start a mirror of a node that no other one is built upon; it may be no disk's."""
     source, target = arguments["device"], arguments["target"]
     if source not in qemu.nodes or target not in qemu.nodes:
         raise RefusedError(f"Cannot find device='' nor node-name='{source}'")
-    disk = next((name for name, disk in qemu.disks.items() if disk.root == source), None)
-    if disk is None or any(job.source == source and job.status not in ENDED for job in qemu.jobs.values()):
+    parents = any(node.below == source for node in qemu.nodes.values())
+    if parents or any(job.source == source and job.status not in ENDED for job in qemu.jobs.values()):
         raise RefusedError("Need a root block node")
+    disk = next((name for name, disk in qemu.disks.items() if disk.root == source), "")
     if qemu.in_use(target):
         raise RefusedError(f"Node '{target}' is busy")
     filename = qemu.nodes[target].filename
-    qemu.storage.assign(filename, disk)
+    if disk:
+        qemu.storage.assign(filename, disk)
     qemu.start(
         arguments["job-id"],
         Job(
@@ -164,6 +167,7 @@ def blockdev_mirror(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
             qemu.storage.images[filename],
             auto_finalize=arguments.get("auto-finalize", True),
             auto_dismiss=arguments.get("auto-dismiss", True),
+            doomed=None if qemu.nodes[source].size == qemu.nodes[target].size else DIFFERENT_SIZES,
         ),
     )
     return {}

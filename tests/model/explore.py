@@ -7,6 +7,7 @@ first broken promise. States are equal when no decision, promise or alternative 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections import deque
@@ -233,8 +234,12 @@ def search(bounds: Bounds, first: Callable[[Bounds], World] = first_world) -> Fo
     async def pause(event: object, timeout_s: float) -> None:
         await _current[0].pause(event, timeout_s)
 
-    with model_kernel(lambda: _current[0], pause):
-        return Search(bounds, first).run()
+    gc.disable()  # everything that a search makes it keeps
+    try:
+        with model_kernel(lambda: _current[0], pause):
+            return Search(bounds, first).run()
+    finally:
+        gc.enable()
 
 
 def main() -> None:

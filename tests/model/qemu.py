@@ -48,6 +48,8 @@ class Node:
     below: str | None = None
     owned: bool = False
     no_flush: bool = False
+    size: int = 1
+    """Any number; a mirror between two sizes fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,8 @@ class Qemu:
         if handler is None:
             raise RefusedError(f"The command {name} has not been found")
         value = handler(self, arguments or {})
-        self.guest_runs()
+        if not name.startswith("query"):
+            self.guest_runs()
         return value
 
     def guest_runs(self) -> None:

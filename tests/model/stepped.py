@@ -15,7 +15,8 @@ from pivotd.engine.memory import Memory
 from pivotd.errors import JournalError, PhaseConflictError, QmpError
 from pivotd.qmp.session import Session
 from tests.model.invariants import ViolationError, at_every_instant, at_rest
-from tests.model.world import Alternative, Died, Remembered, World, canonical
+from tests.model.points import Alternative, Died, canonical
+from tests.model.world import Remembered, World
 
 T = TypeVar("T")
 MEMORY_KEPT = (

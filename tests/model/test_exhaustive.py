@@ -27,10 +27,7 @@ SEARCHES = [
     Bounds(disks=3, crashes=0, faults=1),
     Bounds(disks=1, crashes=1, faults=1, quick=False),
     Bounds(disks=1, crashes=1, faults=1, legacy=True),
-    *(
-        Bounds(disks=1, crashes=1, faults=1, run_state=state)
-        for state in ("paused", "prelaunch", "io-error", "shutdown", "guest-panicked")
-    ),
+    *(Bounds(disks=1, crashes=1, faults=1, run_state=state) for state in ("paused", "io-error", "shutdown")),
 ]
 
 
