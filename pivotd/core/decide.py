@@ -69,7 +69,7 @@ def decide(pivot: Pivot, seen: Observation) -> Action:
 
 
 def _replaced(pivot: Pivot, seen: Observation) -> Action:
-    if seen.uses_destination:
+    if seen.uses_destination and pivot.switches:
         return _record_all(
             pivot,
             Outcome.UNKNOWN,
