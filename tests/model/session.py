@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import pivotd.engine.driver
+import pivotd.qmp.rollback
 import pivotd.qmp.session
 from pivotd.core.words import Identity
 from pivotd.errors import QmpRefusedError, QmpUnsentError
@@ -138,17 +139,33 @@ class _Silence:
         return lambda *_args, **_facts: None
 
 
+class _NoLoop:
+    """In place of asyncio where there is no loop: nothing takes time."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    def timeout(self, _timeout_s: float) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
+
 async def _at_once(_timeout_s: float, function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
 @contextlib.contextmanager
-def model_kernel(host: Callable[[], Host], pause: Callable[[asyncio.Event, float], Any]) -> Iterator[None]:
-    """Have the real Session ask the model about processes, time and files while this lasts."""
-    session, driver = pivotd.qmp.session, pivotd.engine.driver
+def model_kernel(
+    host: Callable[[], Host], pause: Callable[[asyncio.Event, float], Any], *, loop: bool = False
+) -> Iterator[None]:
+    """Have the real Session ask the model about processes, time and files while this lasts.
+
+    ``loop``: there is an event loop, whatever its time is.
+    """
+    session, rollback, driver = pivotd.qmp.session, pivotd.qmp.rollback, pivotd.engine.driver
     replaced = {
-        session: {"identity": _Identity(host), "time": _Time(host), "in_thread": _at_once, "_until": pause},
-        driver: {"log": _Silence(), "in_thread": _at_once},
+        session: {"identity": _Identity(host), "in_thread": _at_once},
+        rollback: {"time": _Time(host), "_until": pause},
+        driver: {"log": _Silence(), "in_thread": _at_once, "asyncio": asyncio if loop else _NoLoop()},
     }
     saved = {module: {name: getattr(module, name) for name in names} for module, names in replaced.items()}
     try:

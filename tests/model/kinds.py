@@ -1,0 +1,58 @@
+"""The disks of a model pivot, one shape for each way to move a disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+
+from pivotd.core import names
+from pivotd.core.words import Image, Kind, PivotDisk
+from tests.model.qemu import Qemu
+
+
+class Move(StrEnum):
+    """What is asked for; a commit is two things."""
+
+    COPY = "copy"
+    COMMIT = "commit"
+    """Of the active layer and one below it to the base: a switch."""
+    INNER_COMMIT = "inner commit"
+    """Of the layer between the active one and the base: a merge."""
+    PULL = "pull"
+    SNAPSHOT = "snapshot"
+
+    @property
+    def kind(self) -> Kind:
+        """The pivot's kind."""
+        return Kind.COMMIT if self is Move.INNER_COMMIT else Kind(self.value)
+
+
+def attach(qemu: Qemu, move: Move, pivot: str, index: int, *, legacy: bool) -> PivotDisk:
+    """Give the guest a disk as the move needs it; return how the pivot names it."""
+    node = f"#block{index}" if legacy else f"src{index}"
+    qemu.attach(f"disk{index}", node, f"/old/disk{index}", legacy=legacy)
+    source = Image(f"/old/disk{index}", "qcow2", node)
+    disk = PivotDisk(
+        disk=f"disk{index}",
+        index=index,
+        qdev=f"/machine/peripheral/disk{index}/virtio-backend",
+        size_bytes=64 << 20,
+        source=source,
+        destination=source,
+        job=names.mirror_job(pivot, index),
+    )
+    new = names.destination_node(pivot, index)
+    if move is Move.COPY:
+        return replace(disk, destination=Image(f"/new/disk{index}", "raw", new))
+    if move is Move.SNAPSHOT:
+        return replace(
+            disk, destination=Image(f"/new/disk{index}", "qcow2", new), backing_file=source.filename
+        )  # fmt: skip
+    middle, base = (Image(f"/{name}/disk{index}", "qcow2", f"{name}{index}") for name in ("mid", "base"))
+    qemu.back(node, [(image.node, image.filename) for image in (middle, base)], disk.disk)
+    match move:
+        case Move.COMMIT:
+            return replace(disk, destination=base, top=source, base=base)
+        case Move.INNER_COMMIT:
+            return replace(disk, top=middle, base=base)
+    return replace(disk, top=middle)
