@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tests.support.moves import Move
 from tests.support.proxy import Direction, When
 
 SYSCALLS = {
@@ -73,9 +74,10 @@ class Setup:
     legacy: bool = False
     binary: tuple[str, ...] | None = None
     cancel: Cancel = Cancel.NEVER
+    move: Move = Move.COPY
 
     def __str__(self) -> str:
-        words = [f"{self.disks} disk{'s' * (self.disks > 1)}"]
+        words = [f"{self.move} of " * (self.move is not Move.COPY) + f"{self.disks} disk{'s' * (self.disks > 1)}"]
         words += ["paused before"] * self.paused + ["by -drive"] * self.legacy
         words += [f"cancelled while {self.cancel}"] * (self.cancel is not Cancel.NEVER)
         return ", ".join(words)

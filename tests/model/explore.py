@@ -19,11 +19,12 @@ from pivotd.core.phases import is_resting
 from pivotd.core.words import CopyOptions, Identity, Phase, Pivot, Requester
 from tests.model import stepped
 from tests.model.invariants import ViolationError
-from tests.model.kinds import Move, attach
+from tests.model.kinds import attach
 from tests.model.qemu import Qemu
 from tests.model.session import model_kernel
 from tests.model.storage import Storage
 from tests.model.world import World
+from tests.support.moves import Move
 
 PIVOT = "01K9ABCDEFGHJKMNPQRSTVWXYZ"
 STEPS_TO_REST_MAX = 60
@@ -74,9 +75,7 @@ class Found:
 def first_world(bounds: Bounds) -> World:
     """Return the world right after a request was accepted."""
     qemu = Qemu(Storage(), run_state=bounds.run_state)
-    disks = []
-    for index in range(bounds.disks):
-        disks.append(attach(qemu, bounds.move, PIVOT, index, legacy=bounds.legacy))
+    disks = [attach(qemu, bounds.move, PIVOT, index, legacy=bounds.legacy) for index in range(bounds.disks)]
     pivot = Pivot(
         id=PIVOT,
         request_id=PIVOT,

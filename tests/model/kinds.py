@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import StrEnum
 
 from pivotd.core import names
-from pivotd.core.words import Image, Kind, PivotDisk
+from pivotd.core.words import Image, PivotDisk
 from tests.model.qemu import Qemu
-
-
-class Move(StrEnum):
-    """What is asked for; a commit is two things."""
-
-    COPY = "copy"
-    COMMIT = "commit"
-    """Of the active layer and one below it to the base: a switch."""
-    INNER_COMMIT = "inner commit"
-    """Of the layer between the active one and the base: a merge."""
-    PULL = "pull"
-    SNAPSHOT = "snapshot"
-
-    @property
-    def kind(self) -> Kind:
-        """The pivot's kind."""
-        return Kind.COMMIT if self is Move.INNER_COMMIT else Kind(self.value)
+from tests.support.moves import Move
 
 
 def attach(qemu: Qemu, move: Move, pivot: str, index: int, *, legacy: bool) -> PivotDisk:

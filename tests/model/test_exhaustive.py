@@ -12,8 +12,8 @@ import pytest
 from pivotd.core.words import Phase
 from tests.model.explore import Bounds, first_world, search
 from tests.model.invariants import ViolationError
-from tests.model.kinds import Move
 from tests.model.world import World
+from tests.support.moves import Move
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -37,9 +37,9 @@ from pivotd.core.words import Phase, Pivot, Requester
 from pivotd.errors import PhaseConflictError
 from tests.model import invariants
 from tests.model.explore import Bounds, first_world
-from tests.model.kinds import Move
 from tests.model.live import COMMAND_S, LiveJournal, LiveWorld, VirtualLoop
 from tests.model.session import model_kernel
+from tests.support.moves import Move
 
 EXAMPLES = int(os.environ.get("PIVOTD_EXAMPLES", "2000"))
 STEPS = 14
