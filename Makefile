@@ -1,4 +1,4 @@
-.PHONY: help setup test lint demo bench fuzz trixie qemus chaos chaos-libvirt powercut clean
+.PHONY: help setup test lint demo bench fuzz trixie qemus chaos chaos-libvirt judge powercut clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ chaos: setup  ## kill pivotd and QEMU at random under a writing guest: ROUNDS=10
 
 chaos-libvirt: setup  ## the same question asked of libvirt, if it is installed: ROUNDS=20 SEED=7
 	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(SEED)
+
+judge: setup  ## build deliberate defects into copies of the tree, and see that the tests turn red
+	.venv/bin/python -m tests.judge
 
 qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
 	@tests/support/qemus.sh
