@@ -1,4 +1,4 @@
-.PHONY: help setup test lint demo bench fuzz trixie qemus chaos chaos-libvirt judge powercut clean
+.PHONY: help setup test lint demo bench fuzz trixie qemus chaos chaos-libvirt powercut judge clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,14 +43,14 @@ chaos: setup  ## kill pivotd and QEMU at random under a writing guest: ROUNDS=10
 chaos-libvirt: setup  ## the same question asked of libvirt, if it is installed: ROUNDS=20 SEED=7
 	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(SEED)
 
-judge: setup  ## build deliberate defects into copies of the tree, and see that the tests turn red
-	.venv/bin/python -m tests.judge
-
 qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
 	@tests/support/qemus.sh
 
 powercut: setup  ## cut a host's power in the middle of pivots: CUTS=20 SEED=…
 	.venv/bin/python -m tests.powercut.campaign --cuts $(or $(CUTS),20) $(if $(SEED),--seed $(SEED))
+
+judge: setup  ## build deliberate defects in, one at a time; each must turn a test red
+	.venv/bin/python -m tests.judge
 
 clean:  ## remove what setup and the tools made
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist

@@ -35,6 +35,8 @@ SECTIONS = (
             ("pivot wait ID", "wait for a pivot, show how far it is"),
             ("pivot complete ID", "switch one that waits at ready"),
             ("pivot cancel ID", "give one up, keep the source"),
+            ("pivot undo ID", "return to images that were kept in sync"),
+            ("pivot release ID", "let the old images go out of date"),
         ),
     ),
     (

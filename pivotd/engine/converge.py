@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 from pivotd import limits
 from pivotd.core.observation import Observation
-from pivotd.core.words import CopyMode, JsonObject, Pivot
+from pivotd.core.words import CopyMode, JsonObject, Pivot, WriteLimit
 from pivotd.engine.flush import Flusher
+from pivotd.engine.pace import Pace
 from pivotd.engine.ports import Clock, Session
+from pivotd.engine.slowing import Slowing
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +29,30 @@ class NotYet:
     wait_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """The guest's writes have to be slowed: these limits are to be recorded, then put in place."""
+
+    write_limits: tuple[WriteLimit, ...]
+
+
 class Converger:
-    """Brings one pivot to where a pause is short."""
+    """Brings one pivot to where a pause is short. ``pace`` is fed by every look of the driver."""
 
     def __init__(self, flusher: Flusher, clock: Clock) -> None:
+        self.pace = Pace()
         self._flusher = flusher
         self._clock = clock
         self._large_since: float | None = None
-        self._tried_write_blocking = False
+        self._write_blocking: bool | None = None
+        """Whether QEMU has taken the change; None: it was not asked."""
+        self._slowing = Slowing()
 
-    async def step(self, session: Session, pivot: Pivot, seen: Observation) -> Converged | NotYet:
+    async def step(self, session: Session, pivot: Pivot, seen: Observation) -> Converged | NotYet | Slow:
         """Return whether the pause may begin now."""
         backlog = _backlog(pivot, seen)
-        if backlog > limits.BACKLOG_BYTES_MAX:
-            return await self._large(session, pivot, backlog)
+        if backlog > self._backlog_bytes_max(pivot):
+            return await self._large(session, pivot)
         self._large_since = None
         # A source name that is no path (a URI, json:) cannot be opened: the flush then says None.
         paths = [image.filename for disk in pivot.disks for image in (disk.source, disk.destination)]
@@ -54,8 +66,8 @@ class Converger:
                 break
         seen = await session.look(pivot)
         backlog = _backlog(pivot, seen)
-        if backlog > limits.BACKLOG_BYTES_MAX:
-            return await self._large(session, pivot, backlog)
+        if backlog > self._backlog_bytes_max(pivot):
+            return await self._large(session, pivot)
         quick = (
             flush_ms is not None
             and flush_ms < limits.FLUSH_QUICK_MS
@@ -64,17 +76,46 @@ class Converger:
         flushed = None if flush_ms is None else round(flush_ms, 3)
         return Converged(quick, {"backlog_bytes": backlog, "flush_ms": flushed})
 
-    async def _large(self, session: Session, pivot: Pivot, backlog: int) -> NotYet:
+    def _backlog_bytes_max(self, pivot: Pivot) -> int:
+        """Return what can be copied in half of the longest pause, as far as it is known how fast that goes."""
+        rate = self.pace.copy_bytes_per_s
+        if rate is None:
+            return limits.BACKLOG_BYTES_MAX
+        in_half = rate * pivot.options.max_pause_ms // 2000
+        return max(limits.BACKLOG_BYTES_MIN, min(limits.BACKLOG_BYTES_MAX, in_half))
+
+    async def _large(self, session: Session, pivot: Pivot) -> NotYet | Slow:
         now = self._clock.monotonic()
         if self._large_since is None:
             self._large_since = now
-        patient = now - self._large_since < limits.CONVERGE_PATIENCE_S
-        if not patient and not self._tried_write_blocking and pivot.options.copy_mode is CopyMode.AUTO:
-            self._tried_write_blocking = True
-            await session.write_blocking(pivot)
-        return NotYet(
-            f"the guest writes as fast as the destination takes it: {backlog} bytes are left", limits.CONVERGE_CHECK_S
-        )
+            await self._slowing.begin(session, pivot, now)
+        if now - self._large_since >= limits.CONVERGE_PATIENCE_S and pivot.options.copy_mode is CopyMode.AUTO:
+            self._large_since = now
+            if self._write_blocking is None:
+                self._write_blocking = await session.write_blocking(pivot)
+                self.pace.begin_again(now)
+            if not self._write_blocking and pivot.options.throttle:
+                slower = await self._slowing.next(session, pivot, now)
+                if slower != pivot.options.write_limits:
+                    self.pace.begin_again(now)
+                    return Slow(slower)
+        return NotYet(self._explain(pivot), limits.CONVERGE_CHECK_S)
+
+    def _explain(self, pivot: Pivot) -> str:
+        """Return why the guest has to run on, and what helps."""
+        pace = self.pace
+        text = f"{pace.backlog_bytes} bytes are left to copy"
+        if pace.dirty_bytes_per_s is not None:
+            text += f"; the guest writes {pace.dirty_bytes_per_s} bytes/s"
+        if pace.copy_bytes_per_s is not None:
+            text += f", the destination takes {pace.copy_bytes_per_s} bytes/s"
+        if self._write_blocking or pivot.options.copy_mode is CopyMode.WRITE_BLOCKING:
+            return f"{text}; the guest's writes wait for the destination (write-blocking)"
+        if pivot.options.write_limits:
+            return f"{text}; the guest's writes are slowed"
+        if pivot.options.copy_mode is CopyMode.AUTO and pivot.options.throttle and self._write_blocking is None:
+            return text
+        return f"{text}; if it does not get less, cancel and copy with --copy-mode write-blocking from the start"
 
 
 def _backlog(pivot: Pivot, seen: Observation) -> int:

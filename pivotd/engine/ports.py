@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pivotd.core.actions import Step
+from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import Observation, Root
-from pivotd.core.words import Identity, JsonObject, Pivot, PivotDisk, Record
+from pivotd.core.words import Identity, JsonObject, Limits, Pivot, PivotDisk, Record
 
 
 class Journal(Protocol):
@@ -20,6 +21,10 @@ class Journal(Protocol):
 
     async def advance(self, before: Pivot, event: str, facts: JsonObject, **changes: Any) -> Pivot:
         """Record an event and the changed pivot. Raises: PhaseConflictError, JournalError."""
+        ...
+
+    async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
+        """Close a pivot and accept its successor as one; return the closed one. Raises: as advance() and accept()."""
         ...
 
     async def note(
@@ -82,8 +87,32 @@ class Session(Protocol):
         """Do one step of the preparation."""
         ...
 
+    async def go_on(self, jobs: Sequence[str]) -> None:
+        """Let interrupted jobs try again."""
+        ...
+
     async def write_blocking(self, pivot: Pivot) -> bool:
         """Let the mirrors copy each guest write at once; False where this QEMU cannot change that."""
+        ...
+
+    async def set_bandwidth(self, pivot: Pivot) -> None:
+        """Give each job of the pivot that still runs its bandwidth."""
+        ...
+
+    async def io_limits(self, pivot: Pivot) -> Mapping[str, Limits]:
+        """Return the limits of the I/O of each disk that has its own, by QOM path."""
+        ...
+
+    async def writes(self, pivot: Pivot) -> Mapping[str, tuple[int, int]]:
+        """Return bytes and number of the guest's writes so far, by QOM path."""
+        ...
+
+    async def place_limits(self, pivot: Pivot) -> None:
+        """Put the last limits of the pivot in place."""
+        ...
+
+    async def restore_limits(self, pivot: Pivot) -> list[str]:
+        """Put the limits from before back; return the disks that somebody else has limited since."""
         ...
 
     async def chardevs(self) -> list[str]:
@@ -98,6 +127,10 @@ class Session(Protocol):
         """Ask jobs to go to pending."""
         ...
 
+    async def carry_bitmaps(self, pivot: Pivot) -> Bitmaps:
+        """Give the destinations the sources' dirty bitmaps and return these. Raises: QmpRefusedError."""
+        ...
+
     async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
         """Finalize and read the roots, in one write: job-finalize is done when it answers."""
         ...
@@ -106,8 +139,19 @@ class Session(Protocol):
         """Put the overlays on all disks and read the roots, in one write. Raises: QmpRefusedError: nothing changed."""
         ...
 
+    async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
+        """Start the mirrors back to the sources; return why they cannot follow the guest, None where they do.
+
+        Only while the guest is still; one that was resumed since ``resumes`` was counted has written what they lack.
+        """
+        ...
+
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
         """Cancel jobs, then let the guest run if asked, in one write."""
+        ...
+
+    async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
+        """Cut the connections to NBD destinations of disks, out of band; return whether that was done."""
         ...
 
     async def resume(self) -> None:

@@ -9,7 +9,7 @@ from pivotd.core import actions
 from pivotd.core.observation import Observation
 from pivotd.core.words import JsonObject, Outcome, Phase, Pivot
 
-RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome)
+RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.EndWindow)
 """After these QEMU is as it was: the same observation serves the next decision."""
 
 Written = tuple[str, JsonObject, dict[str, Any]]
@@ -29,8 +29,11 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: st
             return "gave-up", facts(pivot, seen, reason), changes
         case actions.Abandon(reason):
             return "cancelling", facts(pivot, seen, reason), {"phase": Phase.CANCELLING, "error": reason}
-        case actions.RecordOutcome(outcomes, reason):
-            return _outcome(pivot, dict(outcomes), facts(pivot, seen, reason), utc_now)
+        case actions.RecordOutcome(outcomes, reason, hold):
+            event, shown, changes = _outcome(pivot, dict(outcomes), facts(pivot, seen, reason), utc_now)
+            return event, shown, changes | {"hold": hold}
+        case actions.EndWindow(reason):
+            return "window-ended", {"reason": reason}, {"phase": Phase.DECIDED, "hold": False}
     raise AssertionError(action)
 
 
@@ -45,7 +48,9 @@ def _outcome(pivot: Pivot, outcomes: dict[str, Outcome], seen: JsonObject, utc_n
 def facts(pivot: Pivot, seen: Observation, reason: str) -> JsonObject:
     """Return what was seen, for people and for the evidence of a verdict."""
     jobs = {disk.job: seen.job(disk.job) for disk in pivot.disks}
+    carried = {disk: [bitmap.name for bitmap in bitmaps] for disk, bitmaps in (seen.carried or {}).items()}
     return {
+        **({"bitmaps": carried} if carried else {}),
         "reason": reason,
         "qemu": seen.qemu.value,
         "run_state": seen.run_state,

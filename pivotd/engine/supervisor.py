@@ -65,6 +65,8 @@ class Supervisor:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self.drivers.pop(pivot.id, None)
+            if driver.successor is not None and not self._ended.is_set():
+                self.start(driver.successor)
 
         task.add_done_callback(ended)
         return driver
@@ -101,6 +103,10 @@ class Supervisor:
                 session = await Session.connect(self.path)
             except (DomainUnreachableError, UnsupportedQemuError) as error:
                 self._lost("refused" if isinstance(error, UnsupportedQemuError) else "unreachable", error.message)
+            except Exception as error:
+                # Whatever a peer has sent: it must cost the other domains nothing.
+                log.exception("domain.failed", domain=self.name, error=repr(error))
+                self._lost("unreachable", f"{self.path}: pivotd failed on what it said: {error!r}")
             else:
                 delay_s = limits.RECONNECT_FIRST_S
                 await self._attend(session)

@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+from pivotd.core.creation import ImageOptions
 from pivotd.core.words import (
     CopyMode,
     CopyOptions,
+    Discard,
     Identity,
     Image,
     JsonObject,
     Kind,
+    Limits,
     Outcome,
     Pause,
     Phase,
@@ -25,6 +28,7 @@ from pivotd.core.words import (
     Record,
     Requester,
     Sync,
+    WriteLimit,
 )
 
 Row = Mapping[str, Any]
@@ -192,7 +196,24 @@ def _from_json(text: str) -> Any:
 
 def _options(stored: JsonObject) -> CopyOptions:
     """Return options; one that did not exist when the row was written has its default."""
-    return CopyOptions(**stored | {"sync": Sync(stored["sync"]), "copy_mode": CopyMode(stored["copy_mode"])})
+    typed = {
+        "sync": Sync(stored["sync"]),
+        "copy_mode": CopyMode(stored["copy_mode"]),
+        "image_options": ImageOptions(**stored.get("image_options", {})),
+        "discard": Discard(stored.get("discard", Discard.UNMAP)),
+        "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
+    }
+    return CopyOptions(**stored | typed)
+
+
+def _write_limit(stored: JsonObject) -> WriteLimit:
+    return WriteLimit(
+        qdev=stored["qdev"], before=_limits(stored["before"]), placed=tuple(map(_limits, stored["placed"]))
+    )
+
+
+def _limits(stored: Iterable[tuple[str, int | str]]) -> Limits:
+    return tuple((str(name), value) for name, value in stored)
 
 
 def _disk(row: Row) -> PivotDisk:

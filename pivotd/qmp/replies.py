@@ -7,14 +7,16 @@ of another shape: it leaves us without facts, and no list at all must not look l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pivotd.core import names
+from pivotd.core.bitmaps import Bitmap
 from pivotd.core.observation import JobSeen, Root
-from pivotd.core.words import Pivot
+from pivotd.core.words import Limits, Pivot
 from pivotd.errors import QmpUnknownError
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class DiskSeen:
     cache_no_flush: bool
     layers: tuple[Layer, ...]
     """The active image first."""
+    bitmaps: tuple[Bitmap, ...] = ()
 
     @property
     def backing_chain(self) -> tuple[str, ...]:
@@ -91,7 +94,8 @@ def disk_name(entry: Mapping[str, Any]) -> str:
 
 @_answer_to("query-block")
 def disks(query_block: Any) -> dict[str, DiskSeen]:
-    """Return every disk with a medium by its name."""
+    """Return every disk with a medium by its name; two devices of one name are known by their QOM paths."""
+    taken = Counter(disk_name(entry) for entry in _of(list, query_block))
     found = {}
     for entry in _of(list, query_block):
         inserted = _inserted(entry)
@@ -99,7 +103,7 @@ def disks(query_block: Any) -> dict[str, DiskSeen]:
             continue
         image = inserted["image"]
         seen = DiskSeen(
-            disk=disk_name(entry),
+            disk=_of(str, entry["qdev"]) if taken[disk_name(entry)] > 1 and entry.get("qdev") else disk_name(entry),
             device=_of(str, entry.get("device", "")),
             qdev=_of(str, entry.get("qdev", "")),
             node=_of(str, inserted["node-name"]),
@@ -110,6 +114,7 @@ def disks(query_block: Any) -> dict[str, DiskSeen]:
             cache_direct=_of(bool, inserted["cache"]["direct"]),
             cache_no_flush=_of(bool, inserted["cache"]["no-flush"]),
             layers=tuple(_layers(image)),
+            bitmaps=_bitmaps(inserted),
         )
         found[seen.disk] = seen
     return found
@@ -130,16 +135,56 @@ def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
 
 
 @_answer_to("query-block")
+def detect_zeroes(query_block: Any, disk: str) -> str:
+    """Return how zeroes that the guest writes to this disk are treated, ``off`` where there is no such disk."""
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is not None and disk_name(entry) == disk:
+            return _of(str, inserted.get("detect_zeroes", "off"))
+    return "off"
+
+
+@_answer_to("query-block")
+def bitmaps(query_block: Any, pivot: Pivot) -> dict[str, tuple[Bitmap, ...]]:
+    """Return the dirty bitmaps of each disk of the pivot that has any."""
+    wanted = {disk.disk for disk in pivot.disks}
+    found = {}
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is not None and (disk := disk_name(entry)) in wanted and (bitmaps := _bitmaps(inserted)):
+            found[disk] = bitmaps
+    return found
+
+
+def _bitmaps(inserted: Mapping[str, Any]) -> tuple[Bitmap, ...]:
+    """Return named bitmaps: those without a name are of jobs, inconsistent ones are good for nothing any more."""
+    return tuple(
+        Bitmap(
+            name=_of(str, bitmap["name"]),
+            granularity_bytes=_of(int, bitmap["granularity"]),
+            persistent=_of(bool, bitmap["persistent"]),
+            recording=_of(bool, bitmap["recording"]),
+            dirty_bytes=_of(int, bitmap["count"]),
+        )
+        for bitmap in _of(list, inserted.get("dirty-bitmaps", []))
+        if bitmap.get("name") and not bitmap.get("inconsistent", False)
+    )
+
+
+@_answer_to("query-block")
 def roots(query_block: Any, pivot: Pivot) -> dict[str, Root]:
-    """Return which image is under each disk, by node name: the destination's was chosen by pivotd and is unique."""
+    """Return which image is under each disk, by node name: the destination's was chosen by pivotd and is unique.
+
+    A disk is told by its QOM path, which no two have; one without such a path by its name.
+    """
     found = {}
     for entry in _of(list, query_block):
         inserted = _inserted(entry)
         if inserted is not None:
-            found[disk_name(entry)] = _of(str, inserted["node-name"])
+            found[_of(str, entry.get("qdev", "")) or disk_name(entry)] = _of(str, inserted["node-name"])
     seen = {}
     for disk in pivot.disks:
-        match found.get(disk.disk):
+        match found.get(disk.qdev or disk.disk):
             case None:
                 seen[disk.disk] = Root.ABSENT
             case node if node in {disk.source.node, names.reopened_source(pivot.id, disk.index)}:
@@ -164,15 +209,47 @@ def merged(graph: Graph, roots: Mapping[str, Root], pivot: Pivot) -> frozenset[s
 
 @_answer_to("query-jobs or query-block-jobs")
 def jobs(query_jobs: Any, query_block_jobs: Any = None) -> dict[str, JobSeen]:
-    """Return every job; the backlog in bytes where query-block-jobs was asked too."""
-    backlog = {
-        _of(str, job["device"]): _of(int, job["len"]) - _of(int, job["offset"])
+    """Return every job; bytes and I/O status where query-block-jobs was asked too."""
+    copies = {
+        _of(str, job["device"]): (
+            _of(int, job["len"]) - _of(int, job["offset"]),
+            job["offset"],
+            _of(str, job.get("io-status", "ok")),
+        )
         for job in _of(list, [] if query_block_jobs is None else query_block_jobs)
     }
     return {
-        name: JobSeen(_of(str, job["status"]), _of(str, job["error"]) if "error" in job else None, backlog.get(name))
+        name: JobSeen(
+            _of(str, job["status"]),
+            _of(str, job["error"]) if "error" in job else None,
+            *copies.get(name, ()),
+        )
         for job in _of(list, query_jobs)
         for name in [_of(str, job["id"])]
+    }
+
+
+@_answer_to("query-block")
+def io_limits(query_block: Any) -> dict[str, Limits]:
+    """Return the limits of each disk's I/O by its QOM path, as block_set_io_throttle takes them."""
+    found = {}
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is not None and entry.get("qdev"):
+            shown = {
+                name: value for name, value in inserted.items() if name.startswith(("bps", "iops")) or name == "group"
+            }
+            found[_of(str, entry["qdev"])] = tuple(sorted(shown.items()))
+    return found
+
+
+@_answer_to("query-blockstats")
+def writes(query_blockstats: Any) -> dict[str, tuple[int, int]]:
+    """Return the bytes and the number of writes so far, by QOM path."""
+    return {
+        _of(str, entry["qdev"]): (_of(int, entry["stats"]["wr_bytes"]), _of(int, entry["stats"]["wr_operations"]))
+        for entry in _of(list, query_blockstats)
+        if entry.get("qdev")
     }
 
 

@@ -12,7 +12,7 @@ from pivotd.core.words import Pivot
 from pivotd.qmp.replies import disk_name
 from tests.chaos.plan import Heir, Plan
 from tests.chaos.process import journal
-from tests.chaos.world import World
+from tests.chaos.world import BITMAP, STRIDE, World
 from tests.support.moves import Move
 from tests.support.proxy import Direction
 from tests.support.qemu import Qemu
@@ -34,6 +34,7 @@ CHANGING = {
     "job-finalize",
     "job-cancel",
     "job-dismiss",
+    "block-dirty-bitmap-add",
 }
 """The commands of pivotd that change something."""
 
@@ -93,6 +94,8 @@ class Judge:
         for verdict in verdicts(found):
             if verdict.image != roots[verdict.disk]:
                 self.problems.append(f"verdict {verdict.image}, QEMU uses {roots[verdict.disk]} for {verdict.disk}")
+        if self._plan.setup.bitmap:
+            self.check_bitmaps()
         if jobs := self._world.spy("query-jobs"):
             self.problems.append(f"jobs are left: {jobs}")
         depths = depths_of(self._world.spy("query-block"))
@@ -108,6 +111,19 @@ class Judge:
         move = self._plan.setup.move
         before = LAYERS if move.needs_chain else 1
         return AFTER[move] if outcome in {"switched", "merged"} else before
+
+    def check_bitmaps(self) -> None:
+        """Check that the bitmap of each disk's present image records and marks every block since it was made."""
+        for entry in self._world.spy("query-block"):
+            found = entry["inserted"].get("dirty-bitmaps", [])
+            bitmap = next((bitmap for bitmap in found if bitmap.get("name") == BITMAP), None)
+            if bitmap is None or not (bitmap["recording"] and bitmap["persistent"]):
+                self.problems.append(f"{entry['qdev']} has no such bitmap as before: {found}")
+                continue
+            disk = next(name for name in self._world.blocks if name in entry["qdev"])
+            wanted = len(self._world.blocks[disk]) * STRIDE
+            if bitmap["count"] < wanted:
+                self.problems.append(f"the bitmap of {disk} marks {bitmap['count']} bytes, {wanted} were written")
 
     def check_told(self, told: Any, when: str) -> None:
         """Check that pivotd tells the same as its journal, and is certain where QEMU agrees."""

@@ -27,6 +27,7 @@ __all__ = ["Result", "call", "run_round"]
 ROUND_TIMEOUT_S = 60.0
 POLL_S = 0.005
 CANCEL_HOLD_S = 10.0
+PAUSE_MS_MAX = 20_000
 CANCEL_EVERY_S = 0.25
 SLOW_BYTES_PER_S = 64 << 10
 SLOW_DATA_BYTES = 4 << 20
@@ -109,6 +110,8 @@ class _Round:
             if self.setup.cancel is Cancel.COPYING:
                 for disk in range(self.setup.disks):
                     world.device_io(disk, f"write -q -P 251 {32 << 20} {SLOW_DATA_BYTES}")
+            if self.setup.bitmap:
+                world.add_bitmaps()
             world.write()
             struck = self._first()
             recovery = None
@@ -146,11 +149,15 @@ class _Round:
         point = self.plan.point
         kill = self._strike(point)
         self.daemon.launch(point)
+        # A machine that is busy must not end the pause before the point is reached.
         body: dict[str, Any] = {"disks": [self._wish(index) for index in range(self.setup.disks)]}
-        if self.setup.cancel is not Cancel.NEVER:
-            # The request for the cancel is waited for inside the pause.
-            body |= {"max_pause_ms": 20_000, "pivot": self.setup.cancel is not Cancel.READY}
-            body |= {"bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0}
+        body |= {"max_pause_ms": PAUSE_MS_MAX} if self.setup.move.switches else {}
+        if self.setup.move is Move.COPY:
+            body |= {
+                "pivot": self.setup.cancel is not Cancel.READY,
+                "bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0,
+                "keep_synced": self.setup.undo,
+            }
         path = f"/v1/domains/web1/{self.setup.move.kind}"
         answer = try_call(self.daemon, "POST", path, body, **{"Idempotency-Key": REQUEST_ID})
         if answer is not None and "phase" not in answer:
@@ -195,6 +202,8 @@ class _Round:
             pivot = self._pivot()
             if pivot is not None and pivot.phase == "closed":
                 return False
+            if pivot is not None and pivot.window_open and not pivot.owes_resume:
+                self._undo()
             if pivot is not None and CANCEL_PHASES.get(self.setup.cancel) == pivot.phase and not self._cancelling:
                 self.hook.cancel()
             if cancel and time.monotonic() - self._cancelled_at > CANCEL_EVERY_S:
@@ -202,6 +211,13 @@ class _Round:
             time.sleep(POLL_S)
         self.judge.problems.append("the pivot did not close in time")
         return False
+
+    def _undo(self) -> None:
+        """Write what only the window can bring into the old images, then ask to return to them."""
+        if not self.hook.going_back:
+            self.world.write()
+            self.hook.going_back = True
+        try_call(self.daemon, "POST", f"/v1/pivots/{REQUEST_ID}/undo", timeout_s=ROUND_TIMEOUT_S)
 
     # -- cancelling
 
@@ -284,6 +300,8 @@ class _Round:
             self.judge.problems.append(f"the recovery changed its mind from {named} to {again}")
         recovery = list(self.heir_hook.seen)
         if heir is not None:
+            # This makes pivotd connect again at once, if it lived and waits for its next try.
+            call(self.daemon, "GET", "/v1/domains/web1/disks")
             told = call(self.daemon, "GET", "/v1/verdicts?domain=web1")
             self.judge.check_heir(heir, self.heir_hook.seen, left, self._pivot(), told, alone=alone)
         self.daemon.kill()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.guest_rounds import Aim, GuestRound, Kind, Summary, campaign, rounds_on
+from tests.chaos.guest_plan import Aim, GuestRound, Kind, Summary
+from tests.chaos.guest_rounds import campaign, rounds_on
 
 pytestmark = [pytest.mark.guest, pytest.mark.chaos, pytest.mark.timeout(1800)]
 

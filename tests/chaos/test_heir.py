@@ -16,7 +16,7 @@ PAUSED, HALF_WAY, SWITCHED, RECORDED = campaign.PAUSE_POINTS
 def test_at_every_message_of_the_pause_qemu_alone_is_killed():
     """A pivotd that lives sees that QEMU is gone, and the journal names an image that holds every block."""
     plans = campaign.message_plans(Setup(), victims=Victims.QEMU, thin=True)
-    assert_kept(late(plans, {"stop", "job-complete", "job-finalize", "cont"}), struck_min=12)
+    assert_kept(late(plans, {"stop", "job-complete", "job-finalize", "cont"})[::2], struck_min=6)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,6 @@ def test_in_the_pause(victims: Victims, heir: Heir, disks: int):
     ("first", "heir"), [(SWITCHED, Heir.DESTINATION), (RECORDED, Heir.SOURCE)], ids=["unrecorded", "recorded"]
 )
 def test_killed_again_while_it_looks_at_the_other(first: Point, heir: Heir):
-    """Wherever the recovery is killed, the next one comes to the same end: every third message and flush of it."""
-    plans = campaign.heir_plans(Setup(), first, heir)[::3]
+    """Wherever the recovery is killed, the next one comes to the same end: every fourth message and flush of it."""
+    plans = campaign.heir_plans(Setup(), first, heir)[::4]
     assert_kept(plans, struck_min=len(plans))

@@ -7,6 +7,7 @@ import http.client
 import itertools
 import random
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ COMPLETE = "every destination is complete"
 RESUMES = "the guest is about to run on"
 WAIT_S = 20.0
 LOOK_S = 0.005
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 class Ground:
@@ -43,7 +45,6 @@ class Ground:
         self.images = [support.create_image(directory / f"old{index}.qcow2") for index in range(disks)]
         self.targets = list(self.images)
         self._copies = itertools.count(1)
-        self._places = itertools.count(1)
         self.hook: Callable[[Message], None] = lambda _: None
         """Sees every message before it is forwarded."""
         self._verdicts: dict[int, list[str]] = {}
@@ -123,7 +124,7 @@ class Ground:
         return self._verdicts[key]
 
     def _verdict(self, contents: Contents) -> list[str]:
-        place = self.directory / f"left{next(self._places)}"
+        place = Path(tempfile.mkdtemp(prefix="pivotd-", dir=MEMORY)) / "left"
         put(contents, place)
         named = {f"disk{index}": str(image) for index, image in enumerate(self.images)}
         if "journal.db" in contents:
@@ -132,7 +133,7 @@ class Ground:
             named |= {verdict.disk: verdict.image for verdict in verdicts(reader.disk_history())}
             reader.close()
             assert problems == [], place
-        shutil.rmtree(place)
+        shutil.rmtree(place.parent)
         return [named[disk] for disk in sorted(named)]
 
     def verdicts_now(self, chance: random.Random) -> list[tuple[str, list[str]]]:

@@ -57,7 +57,7 @@ def _variants(store: Store, chance: random.Random) -> Iterator[tuple[str, Conten
         yield f"some left, seed {own}", store.after_cut(random.Random(own))
 
 
-def test_every_power_cut_leaves_what_was_acknowledged(disk: Disk, tmp_path: Path) -> None:
+def test_every_power_cut_leaves_what_was_acknowledged(disk: Disk, ram: Path) -> None:
     """Wherever the power is cut and whatever of the unsynced survives: it starts again, whole, with every record."""
     chance = random.Random(seed())
     promises = Promises()
@@ -65,7 +65,7 @@ def test_every_power_cut_leaves_what_was_acknowledged(disk: Disk, tmp_path: Path
     assert promises.errors == []
     log = disk.log()
     number = 0
-    place = tmp_path / "left"
+    place = ram / "left"
     for position, name, left, told in cuts(log, chance):
         number += 1
         problems = judge(left, place, told, set())
@@ -111,7 +111,7 @@ def everything(reader: Reader) -> set[Told]:
 
 
 @pytest.mark.parametrize("look", [daemon, offline])
-def test_what_is_read_after_a_kill_is_durable(disk: Disk, tmp_path: Path, look: Look) -> None:
+def test_what_is_read_after_a_kill_is_durable(disk: Disk, ram: Path, look: Look) -> None:
     """After a kill right before an fsync the record can be read, is acted on or told, and no power cut takes it back.
 
     Otherwise a guest could run on its destination while the only record of that was still in the page cache.
@@ -127,6 +127,7 @@ def test_what_is_read_after_a_kill_is_durable(disk: Disk, tmp_path: Path, look: 
         seen = Store()
         for change in since:
             seen.apply(change)
-        place = tmp_path / f"cut{position}"
+        place = ram / f"cut{position}"
         problems = judge(seen.after_cut(), place, read, set())
-        assert problems == [], f"killed after change {position} of {len(log)}, read, power cut: {problems}"
+        assert problems == [], f"killed after change {position} of {len(log)}, read, power cut: {problems}; see {place}"
+        shutil.rmtree(place)

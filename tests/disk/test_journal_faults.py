@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import os
 import random
+import shutil
 import threading
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def leftovers(disk: Disk, chance: random.Random) -> Iterator[tuple[str, Contents
 
 
 @pytest.mark.parametrize(("what", "how", "lasting"), CASES, ids=str)
-def test_every_failing_request(disk: Disk, tmp_path: Path, what: str, how: str, lasting: bool) -> None:
+def test_every_failing_request(disk: Disk, ram: Path, what: str, how: str, lasting: bool) -> None:
     """Whichever write or fsync fails: what was acknowledged stays, what was refused stays away, and work goes on."""
     chance = random.Random(seed())
     stride = 1 if what == "fsync" else STRIDE
@@ -72,9 +73,10 @@ def test_every_failing_request(disk: Disk, tmp_path: Path, what: str, how: str, 
             break
         struck += 1
         for index, (name, left) in enumerate(leftovers(disk, chance)):
-            place = tmp_path / f"{nth}-{index}"
+            place = ram / f"{nth}-{index}"
             problems = judge(left, place, promises.kept, promises.refused)
             assert problems == [], f"{where}; {name}: {problems}; see {place}; errors were {promises.errors}"
+            shutil.rmtree(place)
         disk.fail()
         before = len(promises.errors)
         asyncio.run(work.run(times=1))

@@ -44,7 +44,7 @@ def _disk(index: int) -> PivotDisk:
     return PivotDisk(
         disk=f"disk{index}",
         index=index,
-        qdev=f"disk{index}",
+        qdev=f"/machine/peripheral/disk{index}/virtio-backend" if BUSES[index] == "virtio-blk" else f"disk{index}",
         size_bytes=1 << 20,
         source=Image(f"old{index}", "qcow2", f"src{index}"),
         destination=Image(f"new{index}", "qcow2", names.destination_node(PIVOT, index)),

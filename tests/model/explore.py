@@ -43,12 +43,14 @@ class Bounds:
     legacy: bool = False
     from_phase: Phase = Phase.PREPARING
     attempts: int = 2
+    keep_synced: bool = False
     move: Move = Move.COPY
 
     def __str__(self) -> str:
         return (
-            f"{self.move}, {self.disks} disk(s), {self.crashes} crash(es), {self.faults} fault(s), found {self.run_state}, "
-            f"{'one write' if self.quick else 'answer by answer'}{', legacy -drive' * self.legacy}"
+            f"{self.move}, {self.disks} disk(s), {self.crashes} crash(es), {self.faults} fault(s), "
+            f"found {self.run_state}, from {self.from_phase}, {'one write' if self.quick else 'answer by answer'}"
+            f"{', legacy -drive' * self.legacy}{', kept in sync and undone' * self.keep_synced}"
         )
 
 
@@ -84,7 +86,7 @@ def first_world(bounds: Bounds) -> World:
         kind=bounds.move.kind,
         phase=Phase.PREPARING,
         requested_by=Requester(0, 0, 1),
-        options=CopyOptions(attempts=bounds.attempts),
+        options=CopyOptions(attempts=bounds.attempts, keep_synced=bounds.keep_synced),
         disks=tuple(disks),
         created_at="2026-11-23T09:00:00.000000Z",
         identity=Identity("boot", 100, 100, names.nonce_object(PIVOT)),
@@ -242,11 +244,12 @@ def main() -> None:
     parser.add_argument("--slow", action="store_true", help="stop and complete in two writes")
     parser.add_argument("--legacy", action="store_true")
     parser.add_argument("--move", type=Move, default=Move.COPY, choices=list(Move))
+    parser.add_argument("--keep-synced", action="store_true", help="with the undo window, and an undo or a release")
     parser.add_argument("--from-phase", type=Phase, default=Phase.PREPARING, choices=list(Phase))
     options = parser.parse_args()
     bounds = Bounds(
         options.disks, options.crashes, options.faults, not options.slow, options.found, options.legacy,
-        options.from_phase, options.attempts, options.move,
+        options.from_phase, options.attempts, options.keep_synced, options.move,
     )  # fmt: skip
     try:
         print(search(bounds))  # noqa: T201 - a command

@@ -76,6 +76,7 @@ class Guest:
         if any(disk.bus == "ide" for disk in disks):
             # The cloud kernel has no driver for q35's AHCI.
             options.setdefault("machine", "pc")
+        end_torn_line(serial_log(directory, name))
         boot = [
             "-kernel", str(self.assets.kernel), "-initrd", str(self.assets.initramfs), "-append", command_line,
             "-chardev", f"file,id=serial,path={serial_log(directory, name)},append=on", "-serial", "chardev:serial",
@@ -103,6 +104,13 @@ def serial_log(directory: Path, name: str) -> Path:
 
 def _release_path(directory: Path, name: str) -> Path:
     return directory / f"{name}.release"
+
+
+def end_torn_line(log: Path) -> None:
+    """End a line that the kill of an earlier QEMU cut, so that it is no word, and the next life's first word is one."""
+    if log.exists() and (said := log.read_bytes()) and not said.endswith(b"\n"):
+        with log.open("ab") as file:
+            file.write(b" cut\n")
 
 
 class GuestJudge:

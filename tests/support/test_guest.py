@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import QemuFactory
-from tests.support.guest import BLOCK_BYTES, Guest, GuestJudge, GuestRefusedError, LostWritesError
+from tests.support.guest import BLOCK_BYTES, Guest, GuestJudge, GuestRefusedError, LostWritesError, end_torn_line
 from tests.support.guest_assets import GuestAssets
 from tests.support.qemu import Disk, create_image
 
@@ -97,6 +97,18 @@ def test_a_half_written_ack_is_no_ack(judge: GuestJudge, log: Path) -> None:
     with log.open("ab") as file:
         file.write(b"ACK disk0 21")
     assert judge.last_ack() == 20
+
+
+def test_a_cut_line_does_not_swallow_the_next_life(judge: GuestJudge, log: Path, image: Path) -> None:
+    """Where QEMU's end cut a word, the word is none, and the START of the next life is seen."""
+    with log.open("ab") as file:
+        file.write(b"ACK disk0 2")
+    end_torn_line(log)
+    with log.open("ab") as file:
+        file.write(b"START disk0 32 20\r\nACK disk0 32\r\n")
+    _overwrite(image, 0, _block(32))
+    assert judge.last_ack() == 32
+    assert judge.check_image(image, "raw") == []
 
 
 def test_nothing_acknowledged_is_no_verdict(tmp_path: Path, image: Path) -> None:

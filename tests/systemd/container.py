@@ -23,6 +23,8 @@ BOOT_TIMEOUT_S = 60.0
 COMMAND_TIMEOUT_S = 90.0
 END_TIMEOUT_S = 30.0
 LOOK_S = 0.01
+NETWORK = ("etc/resolv.conf", "etc/pip.conf", "etc/ssl/certs/ca-certificates.crt")
+"""What a tree needs of this host to reach a package index."""
 _TARGET = "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"
 _starter = ThreadPoolExecutor(1, thread_name_prefix="nspawn-starter")
 """The kernel ties the death signal to the thread that forked; this one lives as long as the test process."""
@@ -74,7 +76,10 @@ class Container:
     # -- before the boot
 
     def prepare(self, script: str, *, timeout_s: float = COMMAND_TIMEOUT_S, **environment: str) -> str:
-        """Run a shell script in the tree, with this host's network; return what it says."""
+        """Run a shell script in the tree, with this host's way to the network; return what it says."""
+        for name in NETWORK:
+            if Path("/", name).exists():
+                shutil.copyfile(Path("/", name).resolve(), self.root / name)
         done = subprocess.run(
             ["chroot", self.root, "/bin/sh", "-euc", script],
             env=os.environ | environment, capture_output=True, text=True, timeout=timeout_s, check=False,

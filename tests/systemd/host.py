@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -20,6 +21,7 @@ INSTALL = REPOSITORY / "docs" / "install.md"
 WAIT_S = 60.0
 LOOK_S = 0.002
 TRIES_MAX = 20
+INSTALL_TIMEOUT_S = 300.0
 SOURCES = ("pivotd", "migrations", "systemd", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
 DISKS = 2
 DATA = "8M"
@@ -56,13 +58,29 @@ def commands(heading: str) -> str:
     return "".join(line + "\n" for line in "".join(blocks).splitlines() if not line.startswith("apt-get"))
 
 
-def install(container: Container) -> None:
+def install_program(container: Container, source: str, shared: Path | None) -> None:
+    """Install as documented, once: processes that test side by side find it in ``shared``, under a lock."""
+    script = f"cd {source}\n" + commands("1. The program")
+    if shared is None:
+        container.prepare(script, PIP_CONSTRAINT="requirements.txt", timeout_s=INSTALL_TIMEOUT_S)
+        return
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            container.prepare(script, PIP_CONSTRAINT="requirements.txt", timeout_s=INSTALL_TIMEOUT_S)
+            subprocess.run(["cp", "-a", container.root / "opt/pivotd", shared], check=True)
+            return
+    subprocess.run(["cp", "-a", shared, container.root / "opt/pivotd"], check=True)
+    container.prepare(script.splitlines()[-1])
+
+
+def install(container: Container, shared: Path | None) -> None:
     """Do what docs/install.md says, as far as it is done before the boot."""
     source = "/srv/source"
     (container.root / source.lstrip("/")).mkdir(parents=True)
     for name in SOURCES:
         subprocess.run(["cp", "-r", REPOSITORY / name, f"{container.root}{source}"], check=True)
-    container.prepare(f"cd {source}\n" + commands("1. The program"), PIP_CONSTRAINT="requirements.txt", timeout_s=300)
+    install_program(container, source, shared)
     container.prepare(f"cd {source}\n" + commands("2. User and groups"))
     container.prepare(f"cd {source}\n" + commands("3. Configuration"))
     units = commands("4. Units").splitlines()

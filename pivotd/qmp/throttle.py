@@ -1,0 +1,70 @@
+"""The limits of a disk's I/O in QEMU: read them, put others in place, and put the ones before back exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pivotd import limits
+from pivotd.core.words import Limits, Pivot
+from pivotd.errors import QmpRefusedError
+from pivotd.qmp import replies
+from pivotd.qmp.monitor import Monitor, command
+
+NONE: Limits = (("bps", 0), ("bps_rd", 0), ("bps_wr", 0), ("iops", 0), ("iops_rd", 0), ("iops_wr", 0))
+"""What QEMU wants to be told in any case; all zero: no limits."""
+
+
+async def read(monitor: Monitor, pivot: Pivot) -> Mapping[str, Limits]:
+    """Return the limits of each disk of the pivot that is there, by its QOM path.
+
+    A disk in a group that others are in too is left out: its limits are not its own.
+    """
+    block = await monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
+    found = replies.io_limits(block)
+    groups = [dict(values).get("group") for values in found.values()]
+    return {
+        disk.qdev: found[disk.qdev]
+        for disk in pivot.disks
+        if disk.qdev in found and ((group := dict(found[disk.qdev]).get("group")) is None or groups.count(group) == 1)
+    }
+
+
+async def writes(monitor: Monitor, pivot: Pivot) -> Mapping[str, tuple[int, int]]:
+    """Return the bytes and the number of writes of the guest so far, by QOM path."""
+    found = replies.writes(await monitor.execute(command("query-blockstats"), limits.QUERY_TIMEOUT_S))
+    return {disk.qdev: found[disk.qdev] for disk in pivot.disks if disk.qdev in found}
+
+
+async def place(monitor: Monitor, pivot: Pivot) -> None:
+    """Put the last limits of each disk in place. Raises: QmpRefusedError."""
+    for limit in pivot.options.write_limits:
+        await monitor.execute(_set(limit.qdev, limit.placed[-1]))
+
+
+async def restore(monitor: Monitor, pivot: Pivot) -> list[str]:
+    """Put the limits from before back; return the disks that have others by now, or are gone: they stay so."""
+    found = replies.io_limits(await monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S))
+    left = []
+    for limit in pivot.options.write_limits:
+        present = found.get(limit.qdev)
+        if present is None or not any(_same(present, placed) for placed in limit.placed):
+            if present != limit.before:
+                left.append(limit.qdev)
+            continue
+        try:
+            await monitor.execute(_set(limit.qdev, limit.before))
+        except QmpRefusedError:
+            left.append(limit.qdev)
+    return left
+
+
+def _same(present: Limits, placed: Limits) -> bool:
+    """QEMU names a group where none was asked for."""
+    wanted = dict(placed)
+    return {name: value for name, value in present if name in wanted or name != "group"} == wanted
+
+
+def _set(qdev: str, values: Limits) -> dict[str, Any]:
+    # Not command(): its keywords would turn the underscores of these names into dashes.
+    return {"execute": "block_set_io_throttle", "arguments": {"id": qdev, **dict(NONE), **dict(values)}}
