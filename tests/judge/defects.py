@@ -32,7 +32,7 @@ class Defect:
 DECIDE, DRIVER = "pivotd/core/decide.py", "pivotd/engine/driver.py"
 SESSION, PREPARATION = "pivotd/qmp/session.py", "pivotd/qmp/preparation.py"
 SEARCH, TABLE, ORDER = "exhaustive search", "decision table", "order of the commands"
-IN_ORDER = "tests/chaos/test_moves.py::test_the_commands_come_in_the_order_of_the_protocol"
+IN_ORDER = "tests/model/test_order.py::test_records_and_commands_come_in_the_order_of_the_protocol"
 
 
 def searched(crashes: int, faults: int, disks: int = 1, move: Move = Move.COPY, found: str = "running") -> tuple[str]:
@@ -212,7 +212,7 @@ JUDGEMENT = (
     Defect(
         "nodes are left behind", "G5", SESSION,
         "        doomed = await self._unwanted(pivot)\n", "        doomed: list[str] = []\n",
-        "kill at every message", (f"{IN_ORDER}[copy]",),
+        "kill at every message", ("tests/chaos/test_moves.py", "-k", "order and copy"),
     ),
     Defect(
         "a journal that fails leaves the guest paused", "G3", DRIVER,
