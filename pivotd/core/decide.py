@@ -93,7 +93,7 @@ def _owed(pivot: Pivot, seen: Observation) -> Action | None:
 
 
 def _replaced(pivot: Pivot, seen: Observation) -> Action:
-    if seen.uses_destination:
+    if seen.uses_destination and pivot.switches:
         return _record_all(
             pivot,
             Outcome.UNKNOWN,

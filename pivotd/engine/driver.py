@@ -290,6 +290,8 @@ class Driver:
 
     async def _perform_on(self, session: Session, action: actions.Action, seen: Observation) -> Observation | None:
         match action:
+            case actions.Snapshot() | actions.Finalize(_) if session.resumes != self._memory.resumes:
+                return None  # somebody resumed the guest since the look, and it may be writing: look again
             case actions.PlaceNonce():
                 await session.place_nonce(self.pivot)
             case actions.Prepare(index, step):
@@ -530,16 +532,22 @@ class Driver:
         return now
 
     async def _stop(self, session: Session, jobs: tuple[str, ...], seen: Observation) -> Observation | None:
-        self._memory.stop_sent = True
+        self._memory.stop_sent = None  # without an answer nobody knows: a guest that was paused before shows nothing
         self._memory.completing = frozenset(jobs)
         self._memory.paused_at = self._clock.monotonic()
         self._memory.deadline = self._memory.paused_at + self.pivot.options.max_pause_ms / 1000
         before = await session.stop(jobs)
+        self._memory.stop_sent = True
+        if not self.pivot.owes_resume and (before == "running" or session.resumes != self._memory.resumes):
+            # Paused when the intent was recorded, but somebody has resumed it since: this `stop` was in their way.
+            changes = {"owes_resume": True, "run_state_before": "running"}
+            await self._record(self.pivot, "paused", {"run_state": before}, **changes)
         if session.resumes != self._memory.resumes:
             return None
         if before not in EXECUTING:
-            # Somebody else paused it between the intent and here: it is not ours to resume.
-            self._memory.not_ours = before if self.pivot.owes_resume else None
+            # Somebody else paused it between the last look and here: it is not ours to resume. One that was seen
+            # paused is: an earlier process has sent this `stop` before.
+            self._memory.not_ours = before if self.pivot.owes_resume and seen.executing else None
             return None
         if before != "running":
             return None

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from tests.chaos.judge import CHANGING
 from tests.chaos.plan import SYSCALLS, Cancel, Heir, Plan, Point, Setup, Victims
 from tests.chaos.rounds import Result, run_round
+from tests.support.moves import Move
 from tests.support.proxy import Direction, When
 
 WORKERS = 2
@@ -41,6 +42,14 @@ PAUSE_POINTS = (
     Point("command:cont", 1, Direction.TO_QEMU, When.BEFORE),
 )
 """Where the guest is paused and each step of the pause has just been taken: recovery starts from here."""
+
+SNAPSHOT_POINTS = (
+    PAUSE_POINTS[0],
+    Point("command:transaction", 1, Direction.TO_QEMU, When.BEFORE),
+    Point("return:transaction", 1, Direction.FROM_QEMU, When.BEFORE),
+    PAUSE_POINTS[3],
+)
+"""The same, where one transaction makes the switch."""
 
 Messages = Sequence[tuple[Direction, str, int]]
 
@@ -158,8 +167,11 @@ def random_plans(seed: int, count: int) -> Iterator[Plan]:
             legacy=rng.random() < 0.2,
             cancel=rng.choice(list(Cancel)) if rng.random() < 0.3 else Cancel.NEVER,
         )
+        if setup.cancel is Cancel.NEVER:
+            setup = replace(setup, move=rng.choice(list(Move)))
         victims = rng.choice(list(Victims))
-        heir = Heir.NOBODY if victims is Victims.PIVOTD else rng.choice(list(Heir))
+        heirs = [heir for heir in Heir if setup.move.switches or heir is not Heir.DESTINATION]
+        heir = Heir.NOBODY if victims is Victims.PIVOTD else rng.choice(heirs)
         if setup not in recorded:
             recorded[setup] = clean(Plan(setup)).messages
 
@@ -179,6 +191,7 @@ def random_plans(seed: int, count: int) -> Iterator[Plan]:
 def _parts(setup: Setup, *, thin: bool, stride: int) -> dict[str, Callable[[], Tally]]:
     """Return the parts of the whole campaign for one kind of domain."""
     parts: dict[str, Callable[[], Tally]] = {}
+    heirs = list(Heir) if setup.move.switches else [Heir.NOBODY, Heir.SOURCE]
 
     def add(name: str, work: Callable[[], Tally]) -> None:
         parts[f"{setup}: {name}"] = work
@@ -187,7 +200,7 @@ def _parts(setup: Setup, *, thin: bool, stride: int) -> dict[str, Callable[[], T
         name = f"{victims} killed at every message" + (f", then {heir}" if heir is not Heir.NOBODY else "")
         parts[f"{setup}: {name}"] = lambda: run(message_plans(setup, victims=victims, heir=heir, thin=thin))
 
-    for victims, heir in itertools.product(Victims, Heir):
+    for victims, heir in itertools.product(Victims, heirs):
         if victims is not Victims.PIVOTD or heir is Heir.NOBODY:
             add_messages(setup, victims, heir)
     for kind, victims in itertools.product(SYSCALLS, (Victims.PIVOTD, Victims.BOTH)):
@@ -197,15 +210,15 @@ def _parts(setup: Setup, *, thin: bool, stride: int) -> dict[str, Callable[[], T
                 syscall_plans(setup, kind, victims=victims, stride=stride), until_unstruck=True
             ),
         )
-    for point in PAUSE_POINTS:
+    for point in SNAPSHOT_POINTS if setup.move is Move.SNAPSHOT else PAUSE_POINTS:
         add(f"again after {point}", lambda point=point: run(recovery_plans(setup, point, thin=thin)))  # type: ignore[misc]
-        for heir in (Heir.SOURCE, Heir.DESTINATION):
+        for heir in set(heirs) - {Heir.NOBODY}:
             add(
                 f"both killed at {point}, {heir}, pivotd killed again at every message and flush",
                 lambda point=point, heir=heir: run(heir_plans(setup, point, heir)),  # type: ignore[misc]
             )
     for cancel in Cancel:
-        if cancel is not Cancel.NEVER:
+        if cancel is not Cancel.NEVER and setup.move is Move.COPY:
             for victims in Victims:
                 add_messages(replace(setup, cancel=cancel), victims, Heir.NOBODY)
     return parts
@@ -215,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the whole campaign, or random rounds."""
     parser = argparse.ArgumentParser(description="Kill pivotd, QEMU or both at every point of a pivot.")
     parser.add_argument("--disks", type=int, default=1)
+    parser.add_argument("--move", type=Move, choices=list(Move), help="only this one, not all of them")
     parser.add_argument("--paused", action="store_true", help="the guest was paused before")
     parser.add_argument("--legacy", action="store_true", help="disks by -drive")
     parser.add_argument("--thin", action="store_true", help="leave out mere queries")
@@ -224,12 +238,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("PIVOTD_SEED", "0")), help="of --random")
     options = parser.parse_args(arguments)
     setup = Setup(disks=options.disks, paused=options.paused, legacy=options.legacy)
+    moves = [options.move] if options.move else list(Move)
     if options.random:
         seed = options.seed or random.SystemRandom().randrange(1, 1 << 32)
         print(f"seed {seed}", flush=True)
         parts = {f"random, seed {seed}": lambda: run(random_plans(seed, options.random))}
     else:
-        parts = _parts(setup, thin=options.thin, stride=options.stride)
+        parts = {}
+        for move in moves:
+            parts |= _parts(replace(setup, move=move), thin=options.thin, stride=options.stride)
     failed = 0
     for name, work in parts.items():
         if options.only in name:

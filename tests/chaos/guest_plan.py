@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tests.support.moves import Move
+
 PAUSE_S = 0.015
 """A pause takes 5 to 15 ms: an instant chosen at random after the STOP event falls inside it, or right after."""
 FREEZE_MAX_S = 0.8
@@ -51,9 +53,11 @@ class GuestRound:
     freeze_s: float = 0.0
     more_kills_s: tuple[float, ...] = ()
     """Further kills of pivotd, each so long after the one before: in its start-up or its recovery."""
+    move: Move = Move.COPY
+    """What is asked for, of the disks whose chain allows it; of none, a snapshot or a copy takes its place."""
 
     def __str__(self) -> str:
-        words = [f"{self.kind} at {self.at:.3f} from {self.aim}"]
+        words = [f"{self.move}: {self.kind} at {self.at:.3f} from {self.aim}"]
         words += [f"for {self.freeze_s:.3f} s"] * bool(self.freeze_s)
         words += [f"pivotd again after {s:.3f} s" for s in self.more_kills_s]
         return ", ".join(words)
@@ -70,6 +74,7 @@ def random_round(rng: random.Random) -> GuestRound:
         rng.random() * 1.2,
         rng.uniform(0.02, FREEZE_MAX_S) if kind in {Kind.FREEZE_PIVOTD, Kind.FREEZE_QEMU} else 0.0,
         tuple(rng.uniform(0.0, 0.4) for _ in range(more)),
+        rng.choice(list(Move)),
     )
 
 

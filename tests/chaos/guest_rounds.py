@@ -25,14 +25,35 @@ from typing import Any
 from pivotd.core.verdict import verdicts
 from tests.chaos.guest_plan import ENDS_QEMU, PAUSE_S, Aim, GuestRound, Kind, Summary, random_round
 from tests.chaos.guest_world import GuestWorld, Requester, Restarter, freeze, longest
+from tests.chaos.judge import depths_of
 from tests.chaos.process import journal, try_call
 from tests.support.daemon import Daemon
 from tests.support.guest import LostWritesError
 from tests.support.guest_assets import build
+from tests.support.moves import Move
 
 CLOSE_TIMEOUT_S = 90.0
 POLL_S = 0.005
 ROUNDS_PER_WORLD = 40
+
+
+LAYERS_MAX = 4
+
+
+def wanted(move: Move, chains: dict[str, list[str]], targets: dict[str, Path]) -> tuple[Move, list[dict[str, str]]]:
+    """Return the move and its disks: those whose chain allows it; where none does, another move of all."""
+    needed = {Move.COMMIT: 2, Move.PULL: 2, Move.INNER_COMMIT: 3}.get(move, 1)
+    able = {disk: chain for disk, chain in chains.items() if len(chain) >= needed}
+    if not able:
+        move, able = Move.SNAPSHOT, chains
+    if move is Move.SNAPSHOT and max(map(len, chains.values())) >= LAYERS_MAX:
+        move = Move.COPY
+    match move:
+        case Move.COPY | Move.SNAPSHOT:
+            return move, [{"disk": disk, "image": str(targets[disk])} for disk in able]
+        case Move.INNER_COMMIT:
+            return move, [{"disk": disk, "top": chain[1], "base": chain[2]} for disk, chain in able.items()]
+    return move, [{"disk": disk} for disk in able]
 
 
 class GuestRounds:
@@ -54,8 +75,9 @@ class GuestRounds:
         world.qemu.spy_events()
         world.transcript.write_bytes(b"")
         targets = {disk: world.directory / f"{disk}-{self._number}.qcow2" for disk in world.names}
-        before, old = world.acks(), list(world.images)
-        requester = Requester(self._pivotd.daemon, name, targets)
+        before = world.acks()
+        move, wishes = wanted(planned.move, world.chains(), targets)
+        requester = Requester(self._pivotd.daemon, name, move.kind, wishes)
         try:
             events = self._strike(planned)
             if planned.kind in ENDS_QEMU:
@@ -72,8 +94,7 @@ class GuestRounds:
         after = world.acks()
         self._summary.acks += sum(after[disk] - before[disk] for disk in after)
         self._summary.count(planned.kind, outcome, pause_ms)
-        for image in {*old, *targets.values()} - set(world.images):
-            image.unlink(missing_ok=True)
+        world.sweep()
         return self._said
 
     # -- the strike
@@ -149,7 +170,10 @@ class GuestRounds:
         return str(pivot.outcome) if pivot is not None else "none"
 
     def _left_in_order(self) -> bool:
-        return not self.world.qemu.jobs() and len(self.world.qemu.nodes()) == 2 * len(self.world.names)
+        qemu = self.world.qemu
+        graph = qemu.spy("x-debug-query-block-graph")["nodes"]
+        nodes = [node for node in graph if node["type"] == "block-driver"]
+        return not qemu.jobs() and len(nodes) == 2 * sum(depths_of(qemu.spy("query-block")).values())
 
     def _judge_dead(self, name: str, planned: GuestRound) -> str:
         """QEMU is dead: what the journal names holds every acknowledged write, at once and in the end."""

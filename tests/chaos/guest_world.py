@@ -6,15 +6,18 @@ its disks, and each later life continues from there on whatever images there are
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.judge import root_path
 from tests.chaos.process import try_call
 from tests.support.daemon import Daemon
 from tests.support.guest import Guest, GuestJudge
@@ -84,7 +87,17 @@ class GuestWorld:
 
     def roots(self) -> dict[str, str]:
         """Return the image that QEMU uses for each disk."""
-        return {name: self.qemu.root(name).filename for name in self.names}
+        return {name: root_path(self.qemu, name) for name in self.names}
+
+    def chains(self) -> dict[str, list[str]]:
+        """Return the layers of each disk's present image, the active one first."""
+        return {name: chain_of(image) for name, image in zip(self.names, self.images, strict=True)}
+
+    def sweep(self) -> None:
+        """Delete the images that no disk has in its chain any more."""
+        used = {Path(layer) for chain in self.chains().values() for layer in chain}
+        for image in set(self.directory.glob("disk*-*.qcow2")) - used:
+            image.unlink()
 
     def missing(self, images: dict[str, str]) -> dict[str, list[int]]:
         """Return the acknowledged numbers that images lack, by image; QEMU must have ended."""
@@ -106,6 +119,13 @@ class GuestWorld:
         while qemu.spy("query-migrate").get("status") != "completed" or qemu.run_state() == "inmigrate":
             assert time.monotonic() < deadline_s, f"migration: {qemu.spy('query-migrate')}"
             time.sleep(POLL_S)
+
+
+def chain_of(image: Path) -> list[str]:
+    """Return the file names of an image and of all that it is backed by."""
+    command = ["qemu-img", "info", "-U", "--backing-chain", "--output=json", str(image)]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [str(layer["filename"]) for layer in json.loads(shown)]
 
 
 class Restarter:
@@ -155,12 +175,12 @@ def freeze(pid: int, seconds: float) -> None:
 
 
 class Requester:
-    """A client that asks for one copy, and again with the same id until it has an answer."""
+    """A client that asks for one pivot, and again with the same id until it has an answer."""
 
-    def __init__(self, daemon: Daemon, request_id: str, targets: dict[str, Path]) -> None:
+    def __init__(self, daemon: Daemon, request_id: str, kind: str, disks: Sequence[dict[str, str]]) -> None:
         self.answer: Any = None
         self._daemon, self._request_id = daemon, request_id
-        self._body = {"disks": [{"disk": disk, "image": str(path)} for disk, path in targets.items()]}
+        self._path, self._body = f"/v1/domains/web1/{kind}", {"disks": disks}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="requester", daemon=True)
         self._thread.start()
@@ -178,7 +198,7 @@ class Requester:
     def _run(self) -> None:
         while self.answer is None and not self._stopping.is_set():
             self.answer = try_call(
-                self._daemon, "POST", "/v1/domains/web1/copy", self._body, **{"Idempotency-Key": self._request_id}
+                self._daemon, "POST", self._path, self._body, **{"Idempotency-Key": self._request_id}
             )
             if self.answer is not None and "phase" not in self.answer and self._again(self.answer):
                 self.answer = None

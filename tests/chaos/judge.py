@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pivotd import files
 from pivotd.core.verdict import verdicts
 from pivotd.core.words import Pivot
+from pivotd.qmp.replies import disk_name
 from tests.chaos.plan import Heir, Plan
 from tests.chaos.process import journal
 from tests.chaos.world import BITMAP, STRIDE, World
+from tests.support.moves import Move
 from tests.support.proxy import Direction
 from tests.support.qemu import Qemu
 
@@ -20,6 +23,10 @@ CHANGING = {
     "blockdev-add",
     "blockdev-create",
     "blockdev-mirror",
+    "blockdev-snapshot",
+    "block-commit",
+    "block-stream",
+    "transaction",
     "blockdev-del",
     "stop",
     "cont",
@@ -28,9 +35,33 @@ CHANGING = {
     "job-cancel",
     "job-dismiss",
     "block-dirty-bitmap-add",
-    "transaction",
 }
 """The commands of pivotd that change something."""
+
+
+LAYERS = 3
+"""Of each disk whose layers are to be merged."""
+AFTER = {Move.COPY: 1, Move.COMMIT: 1, Move.INNER_COMMIT: LAYERS - 1, Move.PULL: 1, Move.SNAPSHOT: 2}
+"""How many there are after each move."""
+
+
+def root_path(qemu: Qemu, disk: str) -> str:
+    """Return the path of the image that a disk uses; QEMU writes ``json:`` for one on another chain than it names."""
+    filename = qemu.root(disk).filename
+    return files.resolve(filename, None).path or filename
+
+
+def depths_of(query_block: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the number of layers of each disk."""
+    found = {}
+    for entry in query_block:
+        if "inserted" not in entry:
+            continue
+        image, depth = entry["inserted"]["image"], 1
+        while "backing-image" in image:
+            image, depth = image["backing-image"], depth + 1
+        found[disk_name(entry)] = depth
+    return found
 
 
 class Judge:
@@ -59,7 +90,7 @@ class Judge:
         if state != before:
             self.problems.append(f"the guest is {state}, it was {before}")
         disks = self._plan.setup.disks
-        roots = {f"disk{i}": qemu.root(f"disk{i}").filename for i in range(disks)}
+        roots = {f"disk{i}": root_path(qemu, f"disk{i}") for i in range(disks)}
         for verdict in verdicts(found):
             if verdict.image != roots[verdict.disk]:
                 self.problems.append(f"verdict {verdict.image}, QEMU uses {roots[verdict.disk]} for {verdict.disk}")
@@ -67,9 +98,19 @@ class Judge:
             self.check_bitmaps()
         if jobs := self._world.spy("query-jobs"):
             self.problems.append(f"jobs are left: {jobs}")
-        nodes = [node["node-name"] for node in self._world.spy("query-named-block-nodes")]
-        if len(nodes) != 2 * disks:
-            self.problems.append(f"{len(nodes)} nodes are left, not {2 * disks}: {nodes}")
+        depths = depths_of(self._world.spy("query-block"))
+        if found and depths != {f"disk{i}": self._depth(found[0].outcome) for i in range(disks)}:
+            self.problems.append(f"with outcome {found[0].outcome} the chains have these numbers of layers: {depths}")
+        graph = self._world.spy("x-debug-query-block-graph")["nodes"]
+        nodes = [node["name"] for node in graph if node["type"] == "block-driver"]
+        if len(nodes) != 2 * sum(depths.values()):
+            self.problems.append(f"{len(nodes)} nodes are left, not {2 * sum(depths.values())}: {nodes}")
+
+    def _depth(self, outcome: str | None) -> int:
+        """Return how many layers each disk's chain has after an outcome."""
+        move = self._plan.setup.move
+        before = LAYERS if move.needs_chain else 1
+        return AFTER[move] if outcome in {"switched", "merged"} else before
 
     def check_bitmaps(self) -> None:
         """Check that the bitmap of each disk's present image records and marks every block since it was made."""

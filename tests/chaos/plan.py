@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tests.support.moves import Move
 from tests.support.proxy import Direction, When
 
 SYSCALLS = {
@@ -73,13 +74,14 @@ class Setup:
     legacy: bool = False
     binary: tuple[str, ...] | None = None
     cancel: Cancel = Cancel.NEVER
+    move: Move = Move.COPY
     bitmap: bool = False
     """Each disk has a dirty bitmap for backups."""
     undo: bool = False
     """The old images are kept in sync after the switch, and returned to after some more writes."""
 
     def __str__(self) -> str:
-        words = [f"{self.disks} disk{'s' * (self.disks > 1)}"]
+        words = [f"{self.move} of " * (self.move is not Move.COPY) + f"{self.disks} disk{'s' * (self.disks > 1)}"]
         words += ["paused before"] * self.paused + ["by -drive"] * self.legacy
         words += ["with a bitmap"] * self.bitmap
         words += ["undone"] * self.undo

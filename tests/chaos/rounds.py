@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pivotd.core.words import Pivot
-from tests.chaos.judge import Judge
+from tests.chaos.judge import Judge, root_path
 from tests.chaos.plan import CANCEL_PHASES, NEW_JOURNAL, Cancel, Heir, Plan, Point, Victims
 from tests.chaos.process import ChaosDaemon, call, has_record, journal, make_journal, try_call
-from tests.chaos.world import GuestHook, World
+from tests.chaos.world import GuestHook, World, lay_chain
+from tests.support.moves import Move
 from tests.support.proxy import Direction, KillAt
 from tests.support.qemu import Disk, Qemu, create_image
 
@@ -81,7 +82,10 @@ class _Round:
     def __init__(self, directory: Path, plan: Plan) -> None:
         self.directory, self.plan, self.setup = directory, plan, plan.setup
         self.images = [directory / f"old{index}.qcow2" for index in range(plan.setup.disks)]
-        self.targets = [directory / f"new{index}.qcow2" for index in range(plan.setup.disks)]
+        name = "base-old" if plan.setup.move is Move.COMMIT else "new" if plan.setup.move.switches else "old"
+        self.targets = [directory / f"{name}{index}.qcow2" for index in range(plan.setup.disks)]
+        self.below: dict[str, dict[int, int]] = {}
+        """The blocks that lie in layers below each disk's image."""
         self.state_dir = directory / "state"
         self.hook = GuestHook(plan.setup)
         self.hook.on_cancel = self._cancel_and_hold
@@ -95,7 +99,7 @@ class _Round:
         """Play the round."""
         with ExitStack() as stack:
             self.qemu = self._old_qemu(stack)
-            world = self.world = self.hook.world = World(self.setup, self.qemu)
+            world = self.world = self.hook.world = World(self.setup, self.qemu, blocks=self.below)
             self.judge = Judge(world, self.plan, self.images, self.state_dir)
             before = self.qemu.run_state()
             if self.plan.point is None or self.plan.point.syscall != NEW_JOURNAL:
@@ -123,8 +127,11 @@ class _Round:
         )  # fmt: skip
 
     def _old_qemu(self, stack: ExitStack) -> Qemu:
-        for image in self.images:
-            create_image(image)
+        for index, image in enumerate(self.images):
+            if self.setup.move.needs_chain:
+                self.below[f"disk{index}"] = lay_chain(image)
+            else:
+                create_image(image)
         proxy = Qemu.proxy_for(self.directory, on_message=self.hook, log=self.directory / "messages.jsonl")
         disks = [Disk(image, legacy=self.setup.legacy) for image in self.images]
         binary = list(self.setup.binary) if self.setup.binary else None
@@ -142,19 +149,31 @@ class _Round:
         point = self.plan.point
         kill = self._strike(point)
         self.daemon.launch(point)
-        body: dict[str, Any] = {
-            "disks": [{"disk": f"disk{i}", "image": str(target)} for i, target in enumerate(self.targets)],
-            # A machine that is busy must not end the pause before the point is reached.
-            "max_pause_ms": PAUSE_MS_MAX,
-            "pivot": self.setup.cancel is not Cancel.READY,
-            "bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0,
-            "keep_synced": self.setup.undo,
-        }
-        answer = try_call(self.daemon, "POST", "/v1/domains/web1/copy", body, **{"Idempotency-Key": REQUEST_ID})
+        # A machine that is busy must not end the pause before the point is reached.
+        body: dict[str, Any] = {"disks": [self._wish(index) for index in range(self.setup.disks)]}
+        body |= {"max_pause_ms": PAUSE_MS_MAX} if self.setup.move.switches else {}
+        if self.setup.move is Move.COPY:
+            body |= {
+                "pivot": self.setup.cancel is not Cancel.READY,
+                "bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0,
+                "keep_synced": self.setup.undo,
+            }
+        path = f"/v1/domains/web1/{self.setup.move.kind}"
+        answer = try_call(self.daemon, "POST", path, body, **{"Idempotency-Key": REQUEST_ID})
         if answer is not None and "phase" not in answer:
-            self.judge.problems.append(f"copy was refused: {answer}")
+            self.judge.problems.append(f"the {self.setup.move} was refused: {answer}")
             return False
         return self._await_end(kill)
+
+    def _wish(self, index: int) -> dict[str, str]:
+        """Return one disk of the request."""
+        image, disk = self.images[index], f"disk{index}"
+        match self.setup.move:
+            case Move.COPY | Move.SNAPSHOT:
+                return {"disk": disk, "image": str(self.targets[index])}
+            case Move.INNER_COMMIT:
+                return {"disk": disk, "top": str(image.with_name(f"mid-{image.name}"))}
+        return {"disk": disk}
 
     def _strike(self, point: Point | None) -> KillAt | None:
         """Have the proxy strike at a message; strace strikes at system calls by itself."""
@@ -252,9 +271,11 @@ class _Round:
         self.judge.check_alive(self.qemu, before)
         self.judge.check_told(call(self.daemon, "GET", "/v1/verdicts?domain=web1"), "with QEMU alive")
         self.daemon.kill()
-        self.world.write()
-        roots = {f"disk{i}": self.qemu.root(f"disk{i}").filename for i in range(self.setup.disks)}
-        self.qemu.kill(15)
+        if self.setup.move.switches:
+            self.world.write()
+        roots = {f"disk{i}": root_path(self.qemu, f"disk{i}") for i in range(self.setup.disks)}
+        # A merged image must hold everything also if QEMU has no time to write what it has in memory.
+        self.qemu.kill(15 if self.setup.move.switches else 9)
         self.qemu.wait()
         self.judge.check_images("after QEMU's end", roots)
 

@@ -13,17 +13,46 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tests.chaos.plan import CANCEL_LABELS, Setup
+from tests.support.moves import Move
 from tests.support.proxy import Direction, Hook, Message, When
-from tests.support.qemu import Qemu
+from tests.support.qemu import Qemu, create_image
 
 BLOCK = 4096
 BLOCKS_PER_BURST = 4
 STRIDE = 65536
 PLACES = 900
 BITMAP = "backup"
+
+
+FIRST_BELOW = 800
+"""Numbers from here on were written to the layers below before QEMU was started."""
+LAST_MOMENT = {
+    Move.COPY: "command:job-complete",
+    Move.COMMIT: "command:job-complete",
+    Move.SNAPSHOT: "command:transaction",
+}
+"""The last message before the switch of a guest that was paused before."""
+
+
+def lay_chain(image: Path) -> dict[int, int]:
+    """Create an image on two layers with blocks of their own; return these, place -> pattern."""
+    layers = [image.with_name(f"{name}-{image.name}") for name in ("base", "mid")] + [image]
+    create_image(layers[0])
+    for below, above in itertools.pairwise(layers):
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", below.name, "-F", "qcow2", str(above)]
+        subprocess.run(command, check=True, cwd=image.parent)
+    written = {}
+    for layer, first in ((layers[0], FIRST_BELOW), (layers[1], FIRST_BELOW + BLOCKS_PER_BURST)):
+        blocks = {(n * 37) % PLACES: 1 + n % 250 for n in range(first, first + BLOCKS_PER_BURST)}
+        writes = [("-c", f"write -q -P {pattern} {place * STRIDE} {BLOCK}") for place, pattern in blocks.items()]
+        command = ["qemu-io", "-f", "qcow2", *itertools.chain.from_iterable(writes), str(layer)]
+        subprocess.run(command, check=True, capture_output=True)
+        written |= blocks
+    return written
 
 
 @dataclass
@@ -101,7 +130,7 @@ class GuestHook:
         """How many messages had been seen when the cancel was asked."""
         self.silent = False
         self._setup = setup
-        self._last_moment = "command:job-complete" if setup.paused else "command:stop"
+        self._last_moment = LAST_MOMENT.get(setup.move, "command:stop") if setup.paused else "command:stop"
         self._done: set[str] = set()
         self.going_back = False
         """The undo has been asked: its pause is another one, with its own last moment."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.model.explore import Bounds
+from tests.support.moves import Move
+
 
 @dataclass(frozen=True, slots=True)
 class Defect:
@@ -26,71 +29,197 @@ class Defect:
     tests: tuple[str, ...]
 
 
-KILL = "tests/chaos/test_kill.py"
+DECIDE, DRIVER = "pivotd/core/decide.py", "pivotd/engine/driver.py"
+SESSION, PREPARATION = "pivotd/qmp/session.py", "pivotd/qmp/preparation.py"
+SEARCH, TABLE, ORDER = "exhaustive search", "decision table", "order of the commands"
+IN_ORDER = "tests/model/test_order.py::test_records_and_commands_come_in_the_order_of_the_protocol"
 
-DEFECTS = (
+
+def searched(crashes: int, faults: int, disks: int = 1, move: Move = Move.COPY, found: str = "running") -> tuple[str]:
+    """Return the one search that is to find the defect."""
+    bounds = Bounds(disks=disks, crashes=crashes, faults=faults, move=move, run_state=found)
+    return (f"tests/model/test_exhaustive.py::test_every_state_within_the_bounds_keeps_every_promise[{bounds}]",)
+
+
+def of_table(words: str) -> tuple[str, ...]:
+    """Return the tests of the decision whose name holds these words."""
+    return ("tests/core/test_decide.py", "tests/core/test_decide_merge.py", "-k", words)
+
+
+PROTOCOL = (
     Defect(
-        "the intent is not awaited before stop",
-        "G6",
-        "pivotd/engine/driver.py",
+        "stop before the intent is durable", "G6", DRIVER,
         "        self.pivot = await self._journal.advance(before, event, facts, **changes)\n",
-        "        late = self._journal.advance(before, event, facts, **changes)\n"
-        "        if changes.get('phase') is Phase.PAUSING:\n"
-        "            asyncio.get_running_loop().call_later(0.2, asyncio.ensure_future, late)\n"
-        "            self.pivot = replace(before, **changes)\n"
-        "        else:\n"
-        "            self.pivot = await late\n",
-        "kill at every message",
-        (f"{KILL}::test_at_every_message_with_qemu_alive",),
+        "        if changes.get('phase') is Phase.PAUSING and self._domain.session:\n"
+        "            await self._domain.session.stop(())\n"
+        "        self.pivot = await self._journal.advance(before, event, facts, **changes)\n",
+        SEARCH, searched(3, 0),
     ),
     Defect(
-        "cont before the result is durable",
-        "G1",
-        "pivotd/engine/driver.py",
+        "cont before the result is durable", "G1", DRIVER,
         "        await self._record(self.pivot, event, facts, **changes)\n        if isinstance(action, actions.Retreat):",
         "        if isinstance(action, actions.RecordOutcome) and self._domain.session and self.pivot.owes_resume:\n"
         "            await self._domain.session.resume()\n"
         "        await self._record(self.pivot, event, facts, **changes)\n        if isinstance(action, actions.Retreat):",
-        "kill at every message",
-        (f"{KILL}::test_at_every_message_with_qemu_killed_too",),
+        SEARCH, searched(3, 0),
     ),
     Defect(
-        "a job that ended without an error counts as switched",
-        "G2",
-        "pivotd/core/decide.py",
+        "a snapshot's record after cont", "G1", DRIVER,
+        "                roots = await session.snapshot(self.pivot)\n",
+        "                roots = await session.snapshot(self.pivot)\n                await session.resume()\n",
+        SEARCH, searched(2, 0, 2, Move.SNAPSHOT),
+    ),
+    Defect(
+        "a snapshot without a pause", "G1", DECIDE,
+        "        return Stop(complete=tuple(disk.job for disk in pivot.disks) if seen.quick and pivot.has_jobs else ())\n",
+        "        return Stop(complete=tuple(disk.job for disk in pivot.disks)) if pivot.has_jobs else Snapshot()\n",
+        SEARCH, searched(2, 0, 2, Move.SNAPSHOT),
+    ),
+    Defect(
+        "a pull without stop", "G1", DECIDE,
+        "    if not seen.stop_sent:\n        return Stop()\n    if seen.executing:\n", "    if False:\n",
+        SEARCH, searched(2, 0, 2, Move.PULL),
+    ),
+    Defect(
+        "a stop without an answer counts as done", "G2", DRIVER,
+        "        self._memory.stop_sent = None  #", "        self._memory.stop_sent = True  #",
+        SEARCH, searched(1, 1, 1, Move.PULL, "paused"),
+    ),
+    Defect(
+        "job-complete before stop", "G1", SESSION,
+        "        burst = [status, command(\"stop\"), status,",
+        "        await self.complete(complete)\n        burst = [status, command(\"stop\"), status,",
+        ORDER, (f"{IN_ORDER}[copy]",),
+    ),
+    Defect(
+        "jobs finalize themselves", "G1", PREPARATION,
+        '"auto_finalize": False', '"auto_finalize": True',
+        SEARCH, searched(2, 0, 2, Move.PULL),
+    ),
+    Defect(
+        "jobs are dismissed before the outcome is durable", "G5", DRIVER,
+        "        roots = await session.finalize(self.pivot, jobs)\n",
+        "        roots = await session.finalize(self.pivot, jobs)\n"
+        "        await session._monitor.burst([{'execute': 'job-dismiss', 'arguments': {'id': job}} for job in jobs], 5.0)\n",
+        ORDER, (f"{IN_ORDER}[copy]",),
+    ),
+    Defect(
+        "the destination is opened with cache=unsafe", "G1", PREPARATION,
+        '"file": names.file_node(pivot.id, disk.index),\n        "cache": {"direct": disk.cache_direct, "no-flush": False}',
+        '"file": names.file_node(pivot.id, disk.index),\n        "cache": {"direct": disk.cache_direct, "no-flush": True}',
+        SEARCH, searched(3, 0),
+    ),
+    Defect(
+        "the journal does not flush", "G6", "pivotd/journal/schema.py",
+        '("synchronous", "FULL", 2)', '("synchronous", "OFF", 0)',
+        "forgetful disk", ("tests/disk/test_journal_cut.py",),
+    ),
+)  # fmt: skip
+"""The order of things."""
+
+JUDGEMENT = (
+    Defect(
+        "a job that ended without an error counts as switched", "G2", DECIDE,
         "    ended = [disk for disk in pivot.disks if status[disk.job] in STATUS_ENDED]\n    if ended:\n",
         "    ended = [disk for disk in pivot.disks if status[disk.job] in STATUS_ENDED]\n"
         "    if ended and not any(seen.job(disk.job).error for disk in ended):\n"
         "        return _record_all(pivot, Outcome.SWITCHED, 'completed')\n"
         "    if ended:\n",
-        "decision table",
-        ("tests/core/test_decide.py",),
+        SEARCH, searched(0, 1, 3),
     ),
     Defect(
-        "job-complete before stop",
-        "G1",
-        "pivotd/qmp/session.py",
-        'burst = [command("query-status"), command("stop"), *(command("job-complete", id=job) for job in complete)]',
-        'burst = [command("query-status"), *(command("job-complete", id=job) for job in complete), command("stop")]',
-        "kill at every message",
-        (f"{KILL}::test_at_every_message_with_qemu_killed_too",),
+        "the graph is read before the jobs", "G2", SESSION,
+        '    command("query-jobs"),\n    command("query-block-jobs"),\n    command("query-block"),\n',
+        '    command("query-block"),\n    command("query-jobs"),\n    command("query-block-jobs"),\n',
+        "QMP", ("tests/qmp/test_identity.py",),
     ),
     Defect(
-        "jobs finalize themselves",
-        "G1",
-        "pivotd/qmp/preparation.py",
-        "auto_finalize=False",
-        "auto_finalize=True",
-        "kill at every message",
-        (f"{KILL}::test_at_every_message_with_qemu_alive", "tests/engine/test_copy.py"),
+        "a job found pending under a running guest is finalized", "G1", DECIDE,
+        '        return Abandon("the guest was found running after a job had been completed or had ended")\n',
+        "        return Stop()\n",
+        TABLE, of_table("found_running"),
     ),
     Defect(
-        "a guest that was paused before is resumed",
-        "G3",
-        "pivotd/engine/driver.py",
-        'owes_resume=now.run_state == "running"',
-        "owes_resume=True",
-        "real QEMU",
-        ("tests/engine/test_copy.py", "-k", "paused or prelaunch"),
+        "a guest that was paused before is resumed", "G3", DRIVER,
+        'owes_resume=now.run_state == "running"', "owes_resume=True",
+        SEARCH, searched(1, 1, found="paused"),
     ),
-)
+    Defect(
+        "somebody else's pause is resumed", "G3", DRIVER,
+        "            self._memory.not_ours = before if self.pivot.owes_resume and seen.executing else None\n",
+        "            self._memory.not_ours = None\n",
+        SEARCH, searched(0, 1, 3),
+    ),
+    Defect(
+        "an earlier pause of its own is taken for somebody else's", "G3", DRIVER,
+        "if self.pivot.owes_resume and seen.executing else None", "if self.pivot.owes_resume else None",
+        SEARCH, searched(2, 0, 2, Move.PULL),
+    ),
+    Defect(
+        "the nonce is not checked", "G2", SESSION,
+        "        if has_nonce or own_jobs or own_nodes or self._same_process(pivot):\n", "        if True:\n",
+        SEARCH, searched(1, 1),
+    ),
+    Defect(
+        "a pid counts without its start time", "G2", "pivotd/qmp/identity.py",
+        "    return ticks is not None and now is not None and now != ticks\n", "    return False\n",
+        "QMP", ("tests/qmp/test_identity.py",),
+    ),
+    Defect(
+        "another QEMU on the destination means kept", "G2", DECIDE,
+        "    if seen.uses_destination and pivot.switches:\n", "    if False:\n",
+        TABLE, of_table("another_qemu"),
+    ),
+    Defect(
+        "another QEMU makes a merge unknown", "G2", DECIDE,
+        "    if seen.uses_destination and pivot.switches:\n", "    if seen.uses_destination:\n",
+        SEARCH, searched(1, 1, 1, Move.PULL),
+    ),
+    Defect(
+        "a foreign root means kept", "G2", DECIDE,
+        "        Root.OTHER: Outcome.UNKNOWN,\n", "        Root.OTHER: Outcome.KEPT,\n",
+        TABLE, of_table("foreign"),
+    ),
+    Defect(
+        "the deadline is ignored", "G4", "pivotd/engine/memory.py",
+        "deadline_passed=self.deadline is not None and now >= self.deadline", "deadline_passed=False",
+        "real QEMU", ("tests/engine/test_copy.py", "-k", "deadline"),
+    ),
+    Defect(
+        "a cancel is sent before it is recorded", "G6", DECIDE,
+        "        return Abandon(reason if clean else f",
+        "        if seen.cancel_requested:\n            return CancelJobs(tuple(status), resume=True)\n"
+        "        return Abandon(reason if clean else f",
+        TABLE, of_table("every_state"),
+    ),
+    Defect(
+        "a retry with other disks passes for the same", "G7", "pivotd/service.py",
+        "    if not same or not all(t.disk in had and _same_target(had[t.disk], t) for t in request.targets):\n",
+        "    if not same:\n",
+        "API", ("tests/api/test_api.py", "-k", "used_request_id"),
+    ),
+    Defect(
+        "a verdict is certain while its record may be on the way", "G2", "pivotd/core/verdict.py",
+        "    return pivot.phase in {Phase.PAUSING, Phase.CANCELLING}\n", "    return False\n",
+        "QEMU killed before the record", ("tests/chaos/test_overtaken.py",),
+    ),
+    Defect(
+        "an image that is there is overwritten", "G5", DECIDE,
+        "        if not pivot.options.reuse and names.create_file_job(pivot.id, index) not in seen.jobs:\n",
+        "        if False:\n",
+        TABLE, of_table("never_written_to"),
+    ),
+    Defect(
+        "nodes are left behind", "G5", SESSION,
+        "        doomed = await self._unwanted(pivot)\n", "        doomed: list[str] = []\n",
+        "kill at every message", ("tests/chaos/test_moves.py", "-k", "order and copy"),
+    ),
+    Defect(
+        "a journal that fails leaves the guest paused", "G3", DRIVER,
+        "        if session is None or not paused:\n            return\n", "        return\n",
+        "journal in trouble", ("tests/chaos/test_journal_trouble.py",),
+    ),
+)  # fmt: skip
+"""What is made of what is seen."""
+
+DEFECTS = PROTOCOL + JUDGEMENT

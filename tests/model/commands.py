@@ -27,7 +27,8 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 
 @handles("stop")
 def stop(qemu: Qemu, _arguments: dict[str, Any]) -> dict[str, Any]:
-    """Pause a running guest; anything else is left as it is, without an error."""
+    """Pause a running guest; anything else is left as it is, without an error. Images are flushed in any case."""
+    qemu.storage.flush_tables()
     if qemu.run_state == "running" or (qemu.run_state == "suspended" and qemu.version >= (9, 0)):
         qemu.run_state = "paused"
         qemu.events.append(("STOP", "", ""))
@@ -147,7 +148,7 @@ def blockdev_mirror(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
     source, target = arguments["device"], arguments["target"]
     if source not in qemu.nodes or target not in qemu.nodes:
         raise RefusedError(f"Cannot find device='' nor node-name='{source}'")
-    parents = any(node.below == source for node in qemu.nodes.values())
+    parents = any(source in {node.below, node.backing} for node in qemu.nodes.values())
     if parents or any(job.source == source and job.status not in ENDED for job in qemu.jobs.values()):
         raise RefusedError("Need a root block node")
     disk = next((name for name, disk in qemu.disks.items() if disk.root == source), "")
@@ -219,6 +220,9 @@ def blockdev_create(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
     qemu.start(arguments["job-id"], Job("create", auto_dismiss=False))
     if options["driver"] == "file":
         qemu.storage.create(options["filename"])
+    elif options.get("backing-file") is not None:
+        filename = qemu.nodes[options["file"]].filename
+        qemu.storage.images[filename] = replace(qemu.storage.images[filename], own=0)
     return {}
 
 
@@ -294,9 +298,10 @@ def query_graph(qemu: Qemu, _arguments: dict[str, Any]) -> dict[str, Any]:
     number = {name: index for index, name in enumerate(qemu.nodes)}
     nodes = [{"id": index, "name": name, "type": "block-driver"} for name, index in number.items()]
     edges = [
-        {"parent": number[name], "child": number[node.below], "name": "file"}
+        {"parent": number[name], "child": number[below], "name": kind}
         for name, node in qemu.nodes.items()
-        if node.below is not None and node.below in number
+        for kind, below in (("file", node.below), ("backing", node.backing))
+        if below is not None and below in number
     ]
     return {"nodes": nodes, "edges": edges}
 

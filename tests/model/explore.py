@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 
 from pivotd.core import names
 from pivotd.core.phases import is_resting
-from pivotd.core.words import CopyOptions, Identity, Image, Kind, Phase, Pivot, PivotDisk, Requester
+from pivotd.core.words import CopyOptions, Identity, Phase, Pivot, Requester
 from tests.model import stepped
 from tests.model.invariants import ViolationError
+from tests.model.kinds import attach
 from tests.model.qemu import Qemu
 from tests.model.session import model_kernel
 from tests.model.storage import Storage
 from tests.model.world import World
+from tests.support.moves import Move
 
 PIVOT = "01K9ABCDEFGHJKMNPQRSTVWXYZ"
 STEPS_TO_REST_MAX = 60
@@ -42,12 +44,13 @@ class Bounds:
     from_phase: Phase = Phase.PREPARING
     attempts: int = 2
     keep_synced: bool = False
+    move: Move = Move.COPY
 
     def __str__(self) -> str:
         return (
-            f"{self.disks} disk(s), {self.crashes} crash(es), {self.faults} fault(s), found {self.run_state}, "
-            f"from {self.from_phase}, {'one write' if self.quick else 'answer by answer'}{', legacy -drive' * self.legacy}"
-            f"{', kept in sync and undone' * self.keep_synced}"
+            f"{self.move}, {self.disks} disk(s), {self.crashes} crash(es), {self.faults} fault(s), "
+            f"found {self.run_state}, from {self.from_phase}, {'one write' if self.quick else 'answer by answer'}"
+            f"{', legacy -drive' * self.legacy}{', kept in sync and undone' * self.keep_synced}"
         )
 
 
@@ -74,27 +77,13 @@ class Found:
 def first_world(bounds: Bounds) -> World:
     """Return the world right after a request was accepted."""
     qemu = Qemu(Storage(), run_state=bounds.run_state)
-    disks = []
-    for index in range(bounds.disks):
-        node = f"#block{index}" if bounds.legacy else f"src{index}"
-        qemu.attach(f"disk{index}", node, f"/old/disk{index}", legacy=bounds.legacy)
-        disks.append(
-            PivotDisk(
-                disk=f"disk{index}",
-                index=index,
-                qdev=f"/machine/peripheral/disk{index}/virtio-backend",
-                size_bytes=64 << 20,
-                source=Image(f"/old/disk{index}", "qcow2", node),
-                destination=Image(f"/new/disk{index}", "raw", names.destination_node(PIVOT, index)),
-                job=names.mirror_job(PIVOT, index),
-            )
-        )
+    disks = [attach(qemu, bounds.move, PIVOT, index, legacy=bounds.legacy) for index in range(bounds.disks)]
     pivot = Pivot(
         id=PIVOT,
         request_id=PIVOT,
         domain="web1",
         qmp="/model",
-        kind=Kind.COPY,
+        kind=bounds.move.kind,
         phase=Phase.PREPARING,
         requested_by=Requester(0, 0, 1),
         options=CopyOptions(attempts=bounds.attempts, keep_synced=bounds.keep_synced),
@@ -255,12 +244,13 @@ def main() -> None:
     parser.add_argument("--found", default="running", help="the run state in which the guest is found")
     parser.add_argument("--slow", action="store_true", help="stop and complete in two writes")
     parser.add_argument("--legacy", action="store_true")
+    parser.add_argument("--move", type=Move, default=Move.COPY, choices=list(Move))
     parser.add_argument("--keep-synced", action="store_true", help="with the undo window, and an undo or a release")
     parser.add_argument("--from-phase", type=Phase, default=Phase.PREPARING, choices=list(Phase))
     options = parser.parse_args()
     bounds = Bounds(
         options.disks, options.crashes, options.faults, not options.slow, options.found, options.legacy,
-        options.from_phase, options.attempts, options.keep_synced,
+        options.from_phase, options.attempts, options.keep_synced, options.move,
     )  # fmt: skip
     try:
         print(search(bounds))  # noqa: T201 - a command

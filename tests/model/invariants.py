@@ -33,12 +33,24 @@ class Ghost:
     unseen_stop: bool = False
     """Somebody else's `stop` that pivotd could not tell from its own: given after the look on which the intent rests,
     and not shown by the question that leaves in one write with its own `stop`."""
+    blind: bool = False
+    """Under this intent no living pivotd has seen the guest run: a pause may be that of an earlier one."""
     unplugged: bool = False
+    merged_by_other: frozenset[str] = frozenset()
+    """Disks whose merge somebody else finalized, without the flush that has to come before."""
     replaced_wrongly: bool = False
 
     def key(self) -> object:
         """Return what tells two of them apart."""
-        return (self.pause_of, self.excused, self.unseen_stop, self.unplugged, self.replaced_wrongly)
+        return (
+            self.pause_of,
+            self.excused,
+            self.unseen_stop,
+            self.blind,
+            self.unplugged,
+            self.merged_by_other,
+            self.replaced_wrongly,
+        )
 
     def run_state_changed(self, world: World, before: str, after: str, who: str) -> None:
         """Keep account of whose pause it is; pivotd must not end one that is not its own."""
@@ -53,12 +65,19 @@ class Ghost:
 
     def told(self, world: World, commands: list[str], run_state: str) -> None:
         """Pivotd has got an answer about the run state: without an intent, or with its own `stop`, it knows whose it is."""
-        if run_state not in EXECUTING and ("stop" in commands or not world.durable.owes_resume):
+        self.blind = self.blind and run_state not in EXECUTING and world.durable.owes_resume
+        asked_in_time = "stop" in commands and not self.blind
+        if run_state not in EXECUTING and (asked_in_time or not world.durable.owes_resume):
             self.unseen_stop = False
 
     def forgot(self, world: World) -> None:
         """Pivotd has died: what it knew and had not recorded is lost."""
-        self.unseen_stop = self.unseen_stop or (self.pause_of == "other" and world.durable.owes_resume)
+        owes = world.durable.owes_resume
+        self.blind = owes
+        self.unseen_stop = self.unseen_stop or (self.pause_of == "other" and owes)
+        if self.pause_of == "pivotd" and not owes:
+            # It stopped a guest that somebody had resumed after the intent, and had no time to note that.
+            self.pause_of = "other"
 
     def meddled(self, world: World, command: str) -> None:
         """Note where somebody else lets the guest write, or moves a root, before the switch can be recorded.
@@ -68,13 +87,22 @@ class Ghost:
         qemu = world.qemu
         assert qemu is not None
         self.unplugged = self.unplugged or command == "device_del"
+        jobs = {disk.job: disk for disk in world.durable.disks if not disk.switches}
+        if command == "job-finalize":
+            self.merged_by_other |= {
+                disk.disk
+                for name, disk in jobs.items()
+                if name not in qemu.jobs or qemu.jobs[name].status == "concluded"
+            }
         open_pause = world.durable.phase in {Phase.PAUSING, Phase.CANCELLING} and command == "cont"
         if open_pause or command in {"job-finalize", "cont"}:
             roots = {name: disk.root for name, disk in qemu.disks.items()}
             self.excused |= {
                 disk.disk
                 for disk in world.durable.disks
-                if disk.outcome is None and (open_pause or roots.get(disk.disk) == disk.destination.node)
+                if disk.switches
+                and disk.outcome is None
+                and (open_pause or roots.get(disk.disk) == disk.destination.node)
             }
 
 
@@ -89,6 +117,8 @@ def at_every_instant(world: World) -> None:
     for pivot in (world.durable, world.maybe):
         for disk in pivot.disks if pivot is not None else ():
             if disk.outcome is Outcome.UNKNOWN or disk.disk in world.ghost.excused or world.ghost.replaced_wrongly:
+                continue
+            if disk.disk in world.ghost.merged_by_other:
                 continue
             image = image_by_rule(pivot, disk)
             if world.storage.images[image.filename].missing:

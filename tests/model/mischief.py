@@ -37,6 +37,7 @@ class Mischief:
         """End the QEMU process."""
         self.qemu = None
         self.storage.forget_untold()
+        self.storage.lose_tables()
         self.late = ()
         if self.monitor is not None:
             self.monitor.lose()
@@ -74,7 +75,7 @@ class Mischief:
         if state == "paused":
             found.append(Alternative(SOMEBODY, self.other, ("system_reset",)))
         for name, job in qemu.jobs.items():
-            if job.kind == "mirror" and job.status not in ENDED:
+            if job.kind != "create" and job.status not in ENDED:
                 found.append(Alternative(SOMEBODY, self.other, ("job-cancel", name)))
                 if job.status == "ready":
                     found.append(Alternative(SOMEBODY, self.other, ("job-complete", name)))

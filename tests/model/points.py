@@ -17,6 +17,7 @@ FOREIGN_PID = 200
 CHANGING = frozenset({
     "stop", "cont", "system_reset", "device_del", "job-complete", "job-finalize", "job-cancel", "block-job-cancel",
     "job-dismiss", "blockdev-mirror", "blockdev-add", "blockdev-del", "blockdev-create", "object-add", "object-del",
+    "block-commit", "block-stream", "blockdev-snapshot", "transaction",
 })  # fmt: skip
 """Commands that change something; around each of them anything may happen."""
 

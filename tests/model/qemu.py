@@ -7,7 +7,7 @@ FINALIZERS, more commands by one in HANDLERS (commands.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ Version = tuple[int, int]
 EXECUTING = frozenset({"running", "suspended"})
 CAN_STOP = frozenset({"running"})
 """`stop` is silently ignored in any other state (a suspended guest is stopped from version 9 on)."""
+MOVING = frozenset({"mirror", "active"})
+"""Jobs that move a root in the end: they wait at `ready` until they are told to, and hold the disk while `pending`."""
 NEEDS_RESET = frozenset({"shutdown", "internal-error"})
 ENDED = frozenset({"aborting", "concluded", "null"})
 CANCELED = "Operation canceled"
@@ -41,7 +43,10 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One block node; ``below`` is its child, ``filename`` the image at the bottom. QEMU deletes an ``owned`` one itself."""
+    """One block node; ``below`` is its file, ``filename`` the image at the bottom, ``backing`` the layer below it.
+
+    QEMU deletes an ``owned`` one itself.
+    """
 
     driver: str
     filename: str
@@ -50,6 +55,7 @@ class Node:
     no_flush: bool = False
     size: int = 1
     """Any number; a mirror between two sizes fails."""
+    backing: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job. ``doomed``: the error in which it is about to end."""
+    """One job. ``doomed``: the error in which it is about to end.
+
+    ``kind``: a mirror, the commit of an active layer (``active``), a ``merge`` of layers below the active one, which
+    makes ``above`` be backed by ``base``, or ``create``.
+    """
 
     kind: str
     source: str = ""
@@ -82,6 +92,8 @@ class Job:
     """Cancelled when ready: it ends like a completed one, but without moving the root."""
     doomed: str | None = None
     finalize_fails: bool = False
+    above: str = ""
+    base: str | None = None
 
 
 Handler = Callable[["Qemu", dict[str, Any]], Any]
@@ -130,6 +142,19 @@ class Qemu:
         self.disks[disk] = Disk(node, device=disk.replace("disk", "drive") if legacy else "")
         self.guest_runs()
 
+    def back(self, node: str, layers: Sequence[tuple[str, str]], disk: str) -> None:
+        """Put layers (node, filename) below a node, each below the one before; QEMU has opened them by itself.
+
+        Each by itself lacks what was written above it.
+        """
+        for below, filename in layers:
+            self.storage.create(filename)
+            self.storage.assign(filename, disk)
+            self.nodes[f"{below}-file"] = Node("file", filename, owned=True)
+            self.nodes[below] = Node("qcow2", filename, f"{below}-file", owned=True)
+            self.nodes[node] = replace(self.nodes[node], backing=below)
+            node = below
+
     # -- commands and time --------------------------------------------------------------------------------------
 
     def execute(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
@@ -157,7 +182,7 @@ class Qemu:
 
     def is_held(self, disk: str) -> bool:
         """Return whether a pending job drains the disk."""
-        return any(job.disk == disk and job.status == "pending" for job in self.jobs.values())
+        return any(job.disk == disk and job.status == "pending" and job.kind in MOVING for job in self.jobs.values())
 
     def set_run_state(self, state: str) -> None:
         """Change the run state as QEMU itself or the guest does."""
@@ -194,6 +219,9 @@ class Qemu:
             self.progress(moving[0])
 
     def _converge(self, job: Job) -> None:
+        if job.kind == "merge":
+            self.storage.merged(self.nodes[job.source].filename)
+            return
         target = self.nodes[job.target]
         holds = job.began_with if job.sync == "none" else self.storage.images[self.nodes[job.source].filename]
         self.storage.mirrored(target.filename, holds, flush=not target.no_flush)
@@ -256,15 +284,19 @@ class Qemu:
         """Return whether a disk, another node or a job that has not ended uses the node."""
         return (
             any(disk.root == node for disk in self.disks.values())
-            or any(other.below == node for other in self.nodes.values())
+            or any(node in {other.below, other.backing} for other in self.nodes.values())
             or any(node in {job.source, job.target} and job.status not in ENDED for job in self.jobs.values())
         )
 
     def drop(self, node: str) -> None:
         """Close a node with the nodes under it that QEMU opened together with it."""
-        below = self.nodes.pop(node).below
-        if below is not None and below in self.nodes and self.nodes[below].owned and not self.in_use(below):
-            self.drop(below)
+        closed = self.nodes.pop(node)
+        for below in (closed.below, closed.backing):
+            if below is not None and below in self.nodes and self.nodes[below].owned and not self.in_use(below):
+                self.drop(below)
+
+
+AFTER_RUNNING = {"mirror": "ready", "active": "ready", "merge": "pending", "create": "concluded"}
 
 
 def _next_of(job: Job) -> str | None:
@@ -284,7 +316,7 @@ def _next_of(job: Job) -> str | None:
         case "standby":
             return "ready"
         case "running":
-            return "ready" if job.kind == "mirror" else "concluded"
+            return AFTER_RUNNING[job.kind]
         case "ready" if job.completing or job.soft:
             return "pending"
     return None
@@ -299,5 +331,19 @@ def _finalize_mirror(qemu: Qemu, job: Job) -> None:
                 qemu.drop(job.source)
 
 
-FINALIZERS: dict[str, Callable[[Qemu, Job], None]] = {"mirror": _finalize_mirror, "create": lambda _qemu, _job: None}
+def _finalize_merge(qemu: Qemu, job: Job) -> None:
+    if qemu.disks[job.disk].root == job.source:
+        qemu.storage.detach(qemu.nodes[job.source].filename)
+    gone = qemu.nodes[job.above].backing
+    qemu.nodes[job.above] = replace(qemu.nodes[job.above], backing=job.base)
+    if gone is not None and qemu.nodes[gone].owned and not qemu.in_use(gone):
+        qemu.drop(gone)
+
+
+FINALIZERS: dict[str, Callable[[Qemu, Job], None]] = {
+    "mirror": _finalize_mirror,
+    "active": _finalize_mirror,
+    "merge": _finalize_merge,
+    "create": lambda _qemu, _job: None,
+}
 """Kind of job -> what finalizing it does to the graph."""

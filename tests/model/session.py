@@ -140,18 +140,33 @@ class _Silence:
         return lambda *_args, **_facts: None
 
 
+class _NoLoop:
+    """In place of asyncio where there is no loop: nothing takes time."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    def timeout(self, _timeout_s: float) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
+
 async def _at_once(_timeout_s: float, function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
 @contextlib.contextmanager
-def model_kernel(host: Callable[[], Host], pause: Callable[[asyncio.Event, float], Any]) -> Iterator[None]:
-    """Have the real Session ask the model about processes, time and files while this lasts."""
+def model_kernel(
+    host: Callable[[], Host], pause: Callable[[asyncio.Event, float], Any], *, loop: bool = False
+) -> Iterator[None]:
+    """Have the real Session ask the model about processes, time and files while this lasts.
+
+    ``loop``: there is an event loop, whatever its time is.
+    """
     session, rollback, driver = pivotd.qmp.session, pivotd.qmp.rollback, pivotd.engine.driver
     replaced = {
         session: {"identity": _Identity(host), "in_thread": _at_once},
         rollback: {"time": _Time(host), "_until": pause},
-        driver: {"log": _Silence(), "in_thread": _at_once},
+        driver: {"log": _Silence(), "in_thread": _at_once, "asyncio": asyncio if loop else _NoLoop()},
         pivotd.qmp.opening: {"in_thread": _at_once},
     }
     saved = {module: {name: getattr(module, name) for name in names} for module, names in replaced.items()}

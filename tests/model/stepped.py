@@ -8,8 +8,8 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pivotd.core import actions
-from pivotd.core.observation import Observation
+from pivotd.core.actions import Action, RecordOutcome
+from pivotd.core.observation import Observation, Root
 from pivotd.core.phases import is_resting
 from pivotd.core.undo import Undo, request_id
 from pivotd.core.words import Phase, Requester
@@ -19,7 +19,7 @@ from pivotd.engine.memory import Memory
 from pivotd.errors import JournalError, PhaseConflictError, QmpError
 from pivotd.qmp.session import Session
 from tests.model.invariants import ViolationError, at_every_instant, at_rest
-from tests.model.points import Alternative, Died, canonical
+from tests.model.points import Alternative, Died, canonical, nothing
 from tests.model.world import Remembered, World
 
 T = TypeVar("T")
@@ -74,7 +74,12 @@ class SteppedDriver(Driver):
     async def _sleep(self, timeout_s: float) -> None:
         await self.world.pause(self._woken, timeout_s)
 
-    async def _perform_record_in_time(self, action: actions.Action, seen: Observation) -> None:
+    async def _perform_record_in_time(self, action: Action, seen: Observation) -> None:
+        """The storage of the journal answers at once, or only after the deadline of the pause."""
+        moved = isinstance(action, RecordOutcome) or Root.DESTINATION in seen.roots.values()
+        hangs = Alternative("the journal does not answer before the deadline", nothing)
+        if self.pivot.owes_resume and not moved and self.world.faults and self.world.point([hangs]):
+            await self._without_record(seen, JournalError("the storage of the journal does not answer"))
         await self._perform_record(action, seen)
 
     async def _note_in_time(self, event: str, facts: dict[str, Any]) -> None:

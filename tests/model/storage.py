@@ -12,12 +12,16 @@ class Image:
     ``missing`` counts the acknowledged guest writes that the image lacks, cut at one: one is as wrong as a thousand,
     and the number of states stays finite. ``untold`` counts those that another image got while the guest was still:
     they count once it runs and is told. ``unflushed`` counts those that it would lack after a power cut.
+    ``own``: it holds data of its own, not only what is below it. ``cached``: 1 while QEMU keeps tables of it in memory
+    that lead to data from below it, 2 once the image has also stopped naming what that data came from.
     """
 
     disk: str | None = None
     missing: int = 1
     untold: int = 0
     unflushed: int = 0
+    own: int = 1
+    cached: int = 0
 
 
 COMPLETE = Image(missing=0)
@@ -63,13 +67,41 @@ class Storage:
         root = self.images[filename]
         if told and root.untold:
             self.images[filename] = replace(root, missing=1, untold=0, unflushed=0)
-        elif root.unflushed:
-            self.images[filename] = replace(root, unflushed=0)
+        elif root.unflushed or not root.own:
+            self.images[filename] = replace(root, unflushed=0, own=1)
 
     def mirrored(self, target: str, holds: Image, *, flush: bool) -> None:
         """A mirror has caught up: the target holds what ``holds`` says."""
         image = self.images[target]
         self.images[target] = replace(image, missing=holds.missing, untold=holds.untold, unflushed=0 if flush else 1)
+
+    def put_over(self, overlay: str, below: str, disk: str) -> None:
+        """A disk goes on with an overlay; what it reads from there is what is below, unless the overlay has its own."""
+        image, base = self.images[overlay], self.images[below]
+        if image.own and image.disk == disk:
+            return
+        self.images[overlay] = replace(image, disk=disk, missing=base.missing, untold=base.untold, unflushed=0)
+
+    def merged(self, filename: str) -> None:
+        """All that was below has been copied; the tables that lead to it are still in QEMU's memory."""
+        self.images[filename] = replace(self.images[filename], cached=1)
+
+    def detach(self, filename: str) -> None:
+        """The image stops naming what it was copied from."""
+        image = self.images[filename]
+        self.images[filename] = replace(image, cached=2 if image.cached else 0)
+
+    def flush_tables(self) -> None:
+        """QEMU writes its tables."""
+        for name, image in self.images.items():
+            if image.cached:
+                self.images[name] = replace(image, cached=0)
+
+    def lose_tables(self) -> None:
+        """QEMU is dead, and what it had in memory only is lost."""
+        for name, image in self.images.items():
+            if image.cached:
+                self.images[name] = replace(image, cached=0, missing=1 if image.cached == 2 else image.missing)
 
     def forget_untold(self) -> None:
         """QEMU is dead: what the guest was not told by now it will never be told."""

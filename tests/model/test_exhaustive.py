@@ -13,9 +13,11 @@ from pivotd.core.words import Phase
 from tests.model.explore import Bounds, first_world, search
 from tests.model.invariants import ViolationError
 from tests.model.world import World
+from tests.support.moves import Move
 
 pytestmark = pytest.mark.timeout(900)
 
+CHAINS = [move for move in Move if move is not Move.COPY]
 SEARCHES = [
     Bounds(disks=1, crashes=3, faults=0),
     Bounds(disks=2, crashes=3, faults=0),
@@ -32,6 +34,12 @@ SEARCHES = [
     Bounds(disks=1, crashes=1, faults=1, keep_synced=True, legacy=True),
     Bounds(disks=2, crashes=3, faults=0, keep_synced=True),
     *(Bounds(disks=1, crashes=1, faults=1, run_state=state) for state in ("paused", "io-error", "shutdown")),
+    *(Bounds(disks=2, crashes=2, faults=0, move=move) for move in CHAINS),
+    *(Bounds(disks=2, crashes=0, faults=1, move=move) for move in CHAINS),
+    *(Bounds(disks=1, crashes=1, faults=1, move=move) for move in CHAINS),
+    *(Bounds(disks=1, crashes=1, faults=1, move=move, run_state="paused") for move in (Move.PULL, Move.SNAPSHOT)),
+    *(Bounds(disks=1, crashes=1, faults=1, move=move, quick=False) for move in (Move.PULL, Move.SNAPSHOT)),
+    Bounds(disks=1, crashes=1, faults=1, move=Move.COMMIT, legacy=True),
 ]
 
 
@@ -44,11 +52,12 @@ def test_every_state_within_the_bounds_keeps_every_promise(bounds: Bounds, capsy
     assert found.resting
 
 
-def test_the_search_reaches_every_phase_and_both_outcomes():
+@pytest.mark.parametrize("move", Move)
+def test_the_search_reaches_every_phase_and_both_outcomes(move: Move):
     """What is never visited would be proven for nothing."""
-    found = search(Bounds(crashes=0, faults=1))
+    found = search(Bounds(crashes=0, faults=1, move=move))
     assert found.phases == set(Phase)
-    assert found.outcomes >= {"switched", "kept"}
+    assert found.outcomes >= {"merged" if move in {Move.PULL, Move.INNER_COMMIT} else "switched", "kept"}
 
 
 def test_the_search_reaches_undone_switches_and_undos_that_kept_the_new_image():

@@ -11,7 +11,10 @@ from pivotd.core.words import JsonObject
 from pivotd.errors import QmpUnknownError
 from tests.model import invariants
 from tests.model.points import CHANGING, FOREIGN_PID, QUIET, Alternative, nothing
+from tests.model.qemu import RefusedError
 from tests.model.session import Message, ModelMonitor, session_on
+
+REFUSABLE = frozenset({"transaction", "blockdev-snapshot", "block-commit", "block-stream"})
 
 
 class Wire:
@@ -27,7 +30,8 @@ class Wire:
                 self._before(name, arguments, messages[index:])
             if self.qemu is None:
                 self._lost(name)
-            replies.append(self.run(name, arguments))
+            replies.append(RefusedError("Operation not permitted") if self.refuses else self.run(name, arguments))
+            self.refuses = False
             if name in CHANGING:
                 last = index == len(messages) - 1
                 alternatives = self.crash_alternatives()
@@ -52,7 +56,12 @@ class Wire:
             )
         if name == "job-finalize" and self.qemu is not None and arguments["id"] in self.qemu.jobs:
             alternatives.append(Alternative("finalizing fails:", self._doom, (arguments["id"], "finalize_fails")))
+        if name in REFUSABLE:
+            alternatives.append(Alternative("QEMU refuses", self._refuse, (name,)))
         self.point(alternatives)
+
+    def _refuse(self, _name: str) -> None:
+        self.refuses = True
 
     def _lost(self, what: str) -> None:
         if self.monitor is not None:

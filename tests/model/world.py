@@ -64,6 +64,8 @@ class World(Wire, Ledger, Mischief):
         self.cancel: Callable[[], None] | None = None
         self.end: Callable[[], None] | None = None
         self.journal_fails: str | None = None
+        self.refuses = False
+        """QEMU says no to the next command."""
         self.trace: list[str] | None = None
 
     def copy(self, path: Sequence[int] = ()) -> World:
