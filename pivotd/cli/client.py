@@ -81,6 +81,11 @@ class Client:
         """Ask a pivot to keep the source."""
         return self._object("POST", f"/v1/pivots/{_part(pivot)}/cancel")
 
+    def set_bandwidth(self, pivot: str, bytes_per_s: int) -> JsonObject:
+        """Change how fast an open pivot copies."""
+        body = {"bandwidth_bytes_per_s": bytes_per_s}
+        return self._object("POST", f"/v1/pivots/{_part(pivot)}/bandwidth", body)
+
     def wait(self, pivot: str, timeout_s: float) -> JsonObject:
         """Return the pivot when it rests, or as it is after ``timeout_s``."""
         target = f"/v1/pivots/{_part(pivot)}/wait?{urlencode({'timeout_s': timeout_s})}"

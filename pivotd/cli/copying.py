@@ -34,6 +34,7 @@ EXAMPLES = (
     show_default=True,
     help="How writes of the guest follow.",
 )
+@starting.throttling
 @starting.holding
 @starting.common
 @pass_app

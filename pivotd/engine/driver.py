@@ -485,7 +485,7 @@ class Driver:
         The jobs were read before the graph: their events come before the answer to job-finalize.
         """
         roots = await session.finalize(self.pivot, jobs)
-        if not self.pivot.switches:
+        if not self.pivot.switches or self.pivot.options.adopted:
             return None
         if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._memory.resumes:
             return None

@@ -91,6 +91,11 @@ class Session:
         reply = await self._monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S)
         return replies.graph(reply)
 
+    async def block_jobs(self) -> dict[str, replies.BlockJob]:
+        """Return every block job of anybody."""
+        reply = await self._monitor.execute(command("query-block-jobs"), limits.QUERY_TIMEOUT_S)
+        return replies.block_jobs(reply)
+
     async def migrating(self) -> bool:
         """Return whether a migration is under way."""
         return replies.migrating(await self._monitor.execute(command("query-migrate"), limits.QUERY_TIMEOUT_S))
@@ -108,23 +113,28 @@ class Session:
         status, jobs, block_jobs, block, graph, objects, migrate = self._all(
             await self._monitor.burst(LOOK, limits.QUERY_TIMEOUT_S)
         )
-        own_jobs = {
-            name: job for name, job in replies.jobs(jobs, block_jobs).items() if names.belongs_to(name, pivot.id)
-        }
         nodes, roots = replies.graph(graph), replies.roots(block, pivot)
+        jobs_seen = replies.pivot_jobs(replies.jobs(jobs, block_jobs), nodes, pivot)
+        marks = [name for name in jobs_seen if names.belongs_to(name, pivot.id)]
         own_nodes = frozenset(name for name in nodes.nodes if names.belongs_to(name, pivot.id))
+        images = {
+            disk.disk: (seen_disk.filename, seen_disk.format)
+            for disk in (pivot.disks if pivot.options.adopted else ())
+            if (seen_disk := replies.disks(block).get(disk.disk)) is not None
+        }
         has_nonce = pivot.identity.nonce in replies.object_names(objects)
         seen = Observation(
             qemu=Qemu.SAME,
             run_state=replies.run_state(status),
-            jobs=own_jobs,
+            jobs=jobs_seen,
             roots=roots,
+            images=images,
             nodes=own_nodes,
             merged=replies.merged(nodes, roots, pivot),
             has_nonce=has_nonce,
             migrating=replies.migrating(migrate),
         )
-        if has_nonce or own_jobs or own_nodes or self._same_process(pivot):
+        if has_nonce or marks or own_nodes or self._same_process(pivot):
             return seen
         if not identity.is_gone(pivot.identity.pid, pivot.identity.start_ticks, pivot.identity.boot_id):
             return Observation(
@@ -275,7 +285,7 @@ class Session:
         Returns: names that QEMU did not let go of.
         """
         jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
-        own = {name: job for name, job in jobs.items() if names.belongs_to(name, pivot.id)}
+        own = replies.pivot_jobs(jobs, await self.graph(), pivot)
         live = [name for name, job in own.items() if job.status not in STATUS_ENDED]
         if live:
             await self._monitor.burst([command("job-cancel", id=name) for name in live], limits.COMMAND_TIMEOUT_S)

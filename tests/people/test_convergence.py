@@ -18,7 +18,8 @@ from tests.support.qemus import number, qemus
 pytestmark = pytest.mark.qemu
 
 WRITE_BLOCKING_FROM = (8, 2)
-SLOW_BYTES_PER_S = 2 << 20
+SLOW_BYTES_PER_S = 1 << 20
+BACKLOG_BYTES = 4 << 20
 LIMITS = {"bps": 0, "bps_rd": 0, "bps_wr": 64 << 20, "iops": 0, "iops_rd": 700, "iops_wr": 0, "bps_wr_max": 90 << 20}
 """Limits that somebody has given to the disk before."""
 QDEV = "disk0"
@@ -51,12 +52,22 @@ async def too_fast(bed: Bed, version: str, **options: Any) -> Driver:
     await bed.guest(disk, binary=qemus()[version])
     driver = await bed.to_ready(bed.target("new.raw"), **options)
     slow_down(bed.qemu, driver.pivot)
+    if options.get("copy_mode") != "write-blocking":
+        async with asyncio.timeout(60):
+            while left(bed.qemu) < BACKLOG_BYTES:
+                await asyncio.sleep(0.05)
     return driver
+
+
+def left(qemu: Qemu) -> int:
+    """Return the bytes that a mirror has still to copy."""
+    (job,) = qemu.spy("query-block-jobs")
+    return int(job["len"]) - int(job["offset"])
 
 
 async def until_said(driver: Driver, words: str) -> None:
     """Wait until the driver says that it waits for this."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(30):
         while words not in driver.waits_for:
             await asyncio.sleep(0.05)
 
