@@ -182,8 +182,8 @@ class AdoptBody(Body, forbid_unknown_fields=True, kw_only=True):
         """Return the options. Raises: BadRequestError: nobody says that a mirror copies everything."""
         if self.sync is None and any(disk.image for disk in self.disks):
             raise BadRequestError(
-                "say with which sync the mirror was started, full or top: QEMU does not show it, and one with sync=none "
-                "leaves an image without the disk's data"
+                "say with which sync the mirror was started, full or top: QEMU does not tell, and one with sync=none "
+                "does not copy the disk"
             )
         given = super().options()
         return given | {"adopted": True} | ({"sync": Sync(given["sync"])} if "sync" in given else {})

@@ -67,7 +67,7 @@ def _obstacle(name: str, job: BlockJob, node: str | None, seen: DiskSeen) -> str
         )
     if seen.format not in FORMATS:
         return f"the root of the disk is a {seen.format} node: what the job replaces below it could not be seen"
-    if job.kind == "commit" and not job.active:
+    if job.kind == "commit" and node is None:
         return "it merges layers below the active one, which switches nothing"
     if node is None:
         return "its target is not in the block graph"

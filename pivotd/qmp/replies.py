@@ -187,13 +187,12 @@ def jobs(query_jobs: Any, query_block_jobs: Any = None) -> dict[str, JobSeen]:
 
 @dataclass(frozen=True, slots=True)
 class BlockJob:
-    """One block job of anybody. ``active``: a commit of the active layer, which becomes ready."""
+    """One block job of anybody."""
 
     kind: str
     status: str
     auto_finalize: bool
     auto_dismiss: bool
-    active: bool
 
 
 @_answer_to("query-block-jobs")
@@ -205,7 +204,6 @@ def block_jobs(query_block_jobs: Any) -> dict[str, BlockJob]:
             _of(str, job["status"]),
             _of(bool, job["auto-finalize"]),
             _of(bool, job["auto-dismiss"]),
-            _of(bool, job["ready"]),
         )
         for job in _of(list, query_block_jobs)
     }

@@ -18,7 +18,7 @@ from tests.support.qemus import number, qemus
 pytestmark = pytest.mark.qemu
 
 WRITE_BLOCKING_FROM = (8, 2)
-SLOW_BYTES_PER_S = 1 << 20
+SLOW_BYTES_PER_S = 2 << 20
 BACKLOG_BYTES = 4 << 20
 LIMITS = {"bps": 0, "bps_rd": 0, "bps_wr": 64 << 20, "iops": 0, "iops_rd": 700, "iops_wr": 0, "bps_wr_max": 90 << 20}
 """Limits that somebody has given to the disk before."""
