@@ -242,14 +242,26 @@ class Session:
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
         """Cancel jobs, then let the guest run if asked, in one write."""
+        if resume:
+            await self._refuse_to_start()
         burst = [command("job-cancel", id=job) for job in jobs]
         got = await self._monitor.burst(burst + [command("cont")] * resume, limits.COMMAND_TIMEOUT_S)
         if resume and isinstance(got[-1], QmpRefusedError):
             raise got[-1]
 
     async def resume(self) -> None:
-        """Let the guest run."""
+        """Let the guest run. Raises: QmpRefusedError: it is in no pause any more."""
+        await self._refuse_to_start()
         await self._monitor.execute(command("cont"))
+
+    async def _refuse_to_start(self) -> None:
+        """``cont`` starts a guest also after it was migrated away: look right before, whatever was seen earlier.
+
+        Raises: QmpRefusedError.
+        """
+        state = await self.run_state()
+        if state not in OUR_PAUSE:
+            raise QmpRefusedError(f"the guest is {state}: it is not pivotd's to resume")
 
     async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:
         """Put every overlay on its disk in one transaction and read the graph, in one write; return the roots.
