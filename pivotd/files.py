@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pivotd import nbd
 from pivotd.core.words import Image
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """An absolute path if the name is one, and ``DEV:INO`` if pivotd may look at it."""
+    """An absolute path or an NBD address if the name is one, and what identifies a file if pivotd may look at it."""
 
     path: str | None
     file_id: str | None
@@ -23,11 +25,13 @@ def resolve(filename: str, directory: Path | None) -> File:
     """Return the file behind a name that QEMU shows; relative names start at QEMU's working directory.
 
     QEMU writes ``json:{…}`` where a plain name would not say everything, such as after the backing file of an image
-    was changed under it; the file at its bottom counts. Names that are no paths (``nbd:…``, ``/dev/fdset/7``) have no
-    file.
+    was changed under it; the file at its bottom counts. NBD addresses come in one spelling. Other names that are no
+    paths (``ssh:…``, ``/dev/fdset/7``) have no file.
     """
     if filename.startswith("json:"):
         filename = _bottom(filename.removeprefix("json:"))
+    if nbd.is_uri(filename):
+        return File(nbd.canonical(filename), None)
     if not filename or (":" in filename.split("/", 1)[0]):
         return File(None, None)
     path = Path(filename)
@@ -38,23 +42,36 @@ def resolve(filename: str, directory: Path | None) -> File:
     return File(str(path), file_id(str(path)))
 
 
+def named(name: str) -> File:
+    """Return what a person means by a name: an absolute path, or an NBD address in any spelling."""
+    return File(nbd.canonical(name) or name, file_id(name))
+
+
 def _bottom(text: str) -> str:
     """Return the file name at the bottom of a description of nodes, empty where there is none."""
     try:
         node = json.loads(text)
         while isinstance(node, dict) and "file" in node:
             node = node["file"]
-        return str(node["filename"])
+        return nbd.of_node(node) or str(node["filename"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return ""
 
 
 def file_id(path: str) -> str | None:
-    """Return ``DEV:INO``, None where there is no such file or pivotd may not look."""
+    """Return ``DEV:INO``, ``block:MAJOR:MINOR`` for a block device: its name in /dev comes and goes.
+
+    None where there is no such file or pivotd may not look.
+    """
     try:
-        found = os.stat(path)  # noqa: PTH116 - one system call, no object
+        return _identify(os.stat(path))  # noqa: PTH116 - one system call, no object
     except (OSError, ValueError):
         return None
+
+
+def _identify(found: os.stat_result) -> str:
+    if stat.S_ISBLK(found.st_mode):
+        return f"block:{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
     return f"{found.st_dev}:{found.st_ino}"
 
 
@@ -72,7 +89,7 @@ def lost(images: Iterable[Image]) -> str | None:
             return f"{image.filename} was deleted or renamed by somebody else"
         except OSError:
             continue
-        if f"{found.st_dev}:{found.st_ino}" != image.file_id:
+        if _identify(found) != image.file_id:
             return f"{image.filename} was replaced by another file"
     return None
 

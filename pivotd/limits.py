@@ -24,10 +24,20 @@ PAUSE_MS_MAX_DEFAULT = 500
 PAUSE_MS_MIN = 1
 PAUSE_MS_LIMIT = 60_000
 """Guests lose network peers and watchdogs fire beyond this."""
+KEEP_SYNCED_S_MAX = 30 * 86_400
+"""Each write of the guest waits for two images while the undo window is open: nobody wants that for ever."""
 ATTEMPTS_DEFAULT = 5
 ATTEMPTS_MAX = 100
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
+YANK_TIMEOUT_S = 0.5
+"""The answer to a yank: it needs no main loop, but waits for the one thread that reads monitors."""
+OPEN_EXPORT_S = 1
+"""QEMU's main loop stands still while a connection to an NBD server is made, and nothing but this ends that."""
+PREPARE_PATIENCE_S = 2.0
+"""Once connected, the first reads of an export take milliseconds."""
+YANK_GRACE_S = 0.05
+"""Beyond the deadline, for a command that comes to its end by itself."""
 RECORD_PATIENCE_S = 0.1
 """A record takes 0.5 ms; in a pause that is over, one that no decision rests on is not waited for any longer."""
 PROBE_TIMEOUT_S = 30.0
@@ -42,6 +52,11 @@ CONVERGE_PATIENCE_S = 2.0
 FLUSH_QUICK_MS = 25.0
 """A flush slower than this shows that more dirty data came meanwhile: flush again before the pause."""
 FLUSH_ROUNDS_MAX = 5
+GO_ON_FIRST_S = 0.5
+GO_ON_MAX_S = 30.0
+"""Back-off of trying again to write to a destination that has failed: each try is one write, and one line of QEMU's."""
+GO_ON_SOUND_S = 5.0
+"""A copy that has gone on for so long is no longer interrupted; the next failure is another interruption."""
 RATE_INTERVAL_S = 0.5
 """Shorter intervals say more of QEMU's bursts than of the storage."""
 BUSY_BACKLOG_BYTES = 64 << 10

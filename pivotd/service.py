@@ -11,12 +11,14 @@ from typing import Any
 
 from ulid import ULID
 
-from pivotd import __version__, limits
+from pivotd import __version__, limits, nbd
 from pivotd.api.ports import DiskTarget, DiskView, DomainView, PivotRequest, Progress
 from pivotd.config import Config
 from pivotd.core import verdict
 from pivotd.core.phases import is_resting
+from pivotd.core.undo import Undo, request_id
 from pivotd.core.words import CopyOptions, Outcome, Phase, Pivot, PivotDisk, Record, Requester, Verdict
+from pivotd.engine.driver import Driver
 from pivotd.engine.host import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.engine.planning import Wish, plan
 from pivotd.engine.scene import Target
@@ -175,6 +177,7 @@ class DaemonService:
                     node=disk.node,
                     read_only=disk.read_only,
                     backing_chain=disk.backing_chain,
+                    backing_formats=tuple(layer.format for layer in disk.layers[1:]),
                     job=jobs[0] if jobs else None,
                     pivot=last.pivot if last else None,
                     outcome=last.outcome if last else None,
@@ -232,16 +235,54 @@ class DaemonService:
         if driver is None or verdict.is_decided(driver.pivot):
             if found.outcome == Outcome.KEPT.value:
                 return found
+            undoable = "; `pivot undo` returns to the old images" if found.window_open else ""
             raise PhaseConflictError(
-                f"pivot {found.id} is {found.phase} with outcome {found.outcome}: too late to cancel"
+                f"pivot {found.id} is {found.phase} with outcome {found.outcome}: too late to cancel{undoable}"
             )
         await self._journal.note("cancel-requested", {"uid": who.uid}, domain=found.domain, pivot=found.id)
         driver.cancel()
+        ended = {Phase.CANCELLING, Phase.DECIDED, Phase.CLOSED}
+        await self._until(driver, lambda: driver.pivot.phase in ended)
+        return driver.pivot
+
+    async def undo(self, pivot: str, who: Requester) -> Pivot:
+        """Take a pivot back while its window is open: return the pivot that does it, the same one if asked again."""
+        found = await self.pivot(pivot)
+        known: Pivot | None = await self._read(self._reader.pivot, request_id(found.id))
+        if known is not None:
+            return known
+        driver = self._host.driver(found.id)
+        if driver is None or not driver.pivot.window_open:
+            raise PhaseConflictError(
+                f"pivot {found.id} has no open undo window: the old images are out of date; copy the disks back"
+            )
+        driver.undo(Undo(str(ULID()), request_id(found.id), who))
+        await self._until(driver, lambda: driver.successor is not None or not driver.pivot.window_open)
+        if driver.successor is None:
+            why = "QEMU does not answer yet: ask again" if driver.pivot.window_open else "its window has just ended"
+            raise PhaseConflictError(f"pivot {found.id} cannot be taken back now: {why}")
+        return driver.successor
+
+    async def release(self, pivot: str, who: Requester) -> Pivot:
+        """End the undo window of a pivot; the old images are out of date from then on."""
+        found = await self.pivot(pivot)
+        driver = self._host.driver(found.id)
+        if driver is None or not driver.pivot.window_open:
+            if found.options.keep_synced and verdict.is_decided(found):
+                return found
+            raise PhaseConflictError(f"pivot {found.id} has no undo window")
+        await self._journal.note("release-requested", {"uid": who.uid}, domain=found.domain, pivot=found.id)
+        driver.release()
+        await self._until(driver, lambda: not driver.pivot.window_open)
+        return driver.pivot
+
+    @staticmethod
+    async def _until(driver: Driver, done: Callable[[], bool]) -> None:
+        """Wait for a record of the driver that makes it so, as long as a command may take."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.COMMAND_TIMEOUT_S):
-                while driver.pivot.phase not in {Phase.CANCELLING, Phase.DECIDED, Phase.CLOSED}:
+                while not done():
                     await driver.advanced.wait()
-        return driver.pivot
 
     async def set_bandwidth(self, pivot: str, bytes_per_s: int, who: Requester) -> Pivot:
         """Change how fast an open pivot copies; returns once that is durable."""
@@ -382,4 +423,6 @@ def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
 
 def _same_target(had: PivotDisk, asked: DiskTarget) -> bool:
     wanted = ((asked.image, had.destination), (asked.top, had.top), (asked.base, had.base))
-    return all(not name or (image is not None and name == image.filename) for name, image in wanted)
+    return all(
+        not name or (image is not None and image.filename in {name, nbd.canonical(name)}) for name, image in wanted
+    )

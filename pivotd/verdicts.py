@@ -99,7 +99,7 @@ def _live(disk: DiskSeen, pivot: Pivot, session: Session) -> verdict.Live:
 
 
 def _names_image(found: Verdict, pivot: Pivot | None, image: str) -> bool:
-    file = files.File(image, files.file_id(image))
+    file = files.named(image)
     if found.image == image:
         return True
     sides = [side for d in pivot.disks if d.disk == found.disk for side in (d.source, d.destination)] if pivot else []

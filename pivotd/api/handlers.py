@@ -195,6 +195,18 @@ async def bandwidth(call: Call, request: Request) -> Response:
     return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
+async def undo(call: Call, request: Request) -> Response:
+    """Return to the old images."""
+    found = await call.service.undo(request.path_params["pivot"], call.who)
+    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+
+
+async def release(call: Call, request: Request) -> Response:
+    """End the undo window."""
+    found = await call.service.release(request.path_params["pivot"], call.who)
+    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+
+
 async def wait(call: Call, request: Request) -> Response:
     """Wait until a pivot rests."""
     timeout_s = _number(request, "timeout_s", 30.0, limits.WAIT_TIMEOUT_S_MAX)

@@ -11,13 +11,15 @@ import msgspec
 
 from pivotd import limits
 from pivotd.api.ports import DiskTarget, PivotRequest
+from pivotd.core.creation import LUKS_ITER_MS_MAX, ImageOptions
 from pivotd.core.names import DISKS_MAX
-from pivotd.core.words import CopyMode, CopyOptions, Kind, Sync
+from pivotd.core.words import CopyMode, CopyOptions, Discard, Kind, Sync
 from pivotd.errors import BadRequestError
 
 # `$` alone would let a final newline through.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)"
 PATH_PATTERN = r"^/[^\x00\n\r]*$(?!\n)"
+DESTINATION_PATTERN = r"^(/|nbd://|nbd\+unix://)[^\x00\n\r]*$(?!\n)"
 REQUEST_ID = re.compile(r"[!-.0-~]+")
 """Printable ASCII but the slash: the id is also a way to address the pivot."""
 IMAGE_LENGTH_MAX = 4096
@@ -25,6 +27,7 @@ INTEGER_MAX = 2**63 - 1
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
 Path = Annotated[str, msgspec.Meta(pattern=PATH_PATTERN, max_length=IMAGE_LENGTH_MAX)]
+Destination = Annotated[str, msgspec.Meta(pattern=DESTINATION_PATTERN, max_length=IMAGE_LENGTH_MAX)]
 DiskName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
@@ -40,12 +43,27 @@ Attempts = Annotated[int, msgspec.Meta(ge=1, le=limits.ATTEMPTS_MAX)]
 Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 
 
+WindowLength = Annotated[int, msgspec.Meta(ge=1, le=limits.KEEP_SYNCED_S_MAX)]
+
+
 class CopyDisk(msgspec.Struct, forbid_unknown_fields=True):
     """One disk and the image that it moves to; ``format`` null means that of the source."""
 
     disk: DiskName
-    image: Path
+    image: Destination
     format: Literal["qcow2", "raw"] | None = None
+
+
+class NewImage(msgspec.Struct, forbid_unknown_fields=True):
+    """Options of the images that pivotd creates; what goes together is checked against their format."""
+
+    cluster_size: Annotated[int, msgspec.Meta(ge=512, le=2 << 20)] | None = None
+    extended_l2: bool | None = None
+    preallocation: Literal["off", "metadata", "falloc", "full"] | None = None
+    lazy_refcounts: bool | None = None
+    version: Literal["v2", "v3"] | None = None
+    refcount_bits: Literal[1, 2, 4, 8, 16, 32, 64] | None = None
+    luks_iter_ms: Annotated[int, msgspec.Meta(ge=1, le=LUKS_ITER_MS_MAX)] | None = None
 
 
 class CommitDisk(msgspec.Struct, forbid_unknown_fields=True):
@@ -108,6 +126,12 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
         given = _given(self)
         if "copy_mode" in given:
             given["copy_mode"] = CopyMode(given["copy_mode"])
+        if "sync" in given:
+            given["sync"] = Sync(given["sync"])
+        if "discard" in given:
+            given["discard"] = Discard(given["discard"])
+        if "image_options" in given:
+            given["image_options"] = ImageOptions(**_given(given["image_options"]))
         return {name: value for name, value in given.items() if name not in {"disks", "force"}}
 
 
@@ -115,13 +139,20 @@ class CopyBody(Body, forbid_unknown_fields=True, kw_only=True):
     """A copy of disks of one domain, switched as one pivot. ``null`` leaves a number to the configuration."""
 
     disks: Annotated[list[CopyDisk], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
+    sync: Literal["full", "top"] = "full"
     reuse: bool = False
+    image_options: NewImage | None = None
+    secret_file: Path | None = None
+    discard: Literal["unmap", "ignore"] = "unmap"
     bandwidth_bytes_per_s: Bandwidth = 0
     max_pause_ms: Pause | None = None
     attempts: Attempts | None = None
     copy_mode: Literal["auto", "background", "write-blocking"] = "auto"
     throttle: bool = True
     pivot: bool = True
+    keep_synced: bool = False
+    keep_synced_s: WindowLength | None = None
+    resumable: bool = False
 
     kind = Kind.COPY
 
@@ -152,6 +183,9 @@ class SnapshotBody(Body, forbid_unknown_fields=True, kw_only=True):
     """New overlays for disks of one domain, all at one instant."""
 
     disks: Annotated[list[SnapshotDisk], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
+    image_options: NewImage | None = None
+    secret_file: Path | None = None
+    discard: Literal["unmap", "ignore"] = "unmap"
     max_pause_ms: Pause | None = None
     attempts: Attempts | None = None
 

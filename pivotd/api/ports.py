@@ -43,6 +43,8 @@ class DiskView:
     read_only: bool
     backing_chain: tuple[str, ...] = ()
     """Images below the root image, nearest first."""
+    backing_formats: tuple[str, ...] = ()
+    """The format of each of them."""
     job: str | None = None
     """The block job that has the disk, if any."""
     pivot: str | None = None
@@ -145,6 +147,17 @@ class Service(Protocol):
 
         Raises: NotFoundError, PhaseConflictError.
         """
+        ...
+
+    async def undo(self, pivot: str, who: Requester) -> Pivot:
+        """Take a pivot back while its window is open: return the pivot that does it, the same one if asked again.
+
+        Raises: NotFoundError, PhaseConflictError.
+        """
+        ...
+
+    async def release(self, pivot: str, who: Requester) -> Pivot:
+        """End the undo window of a pivot; no error where it has ended. Raises: NotFoundError, PhaseConflictError."""
         ...
 
     async def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[Pivot]:

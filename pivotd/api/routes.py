@@ -48,6 +48,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/pivots/{pivot}/complete", OPERATOR, h.complete, "Switch a pivot that waits", status=202),
     Route("POST", "/v1/pivots/{pivot}/cancel", OPERATOR, h.cancel, "Keep the source", status=202),
     Route("POST", "/v1/pivots/{pivot}/bandwidth", OPERATOR, h.bandwidth, "Copy slower or faster", BandwidthBody, 202),
+    Route("POST", "/v1/pivots/{pivot}/undo", OPERATOR, h.undo, "Return to the images before it", status=202),
+    Route("POST", "/v1/pivots/{pivot}/release", OPERATOR, h.release, "End its undo window", status=202),
     Route("GET", "/v1/pivots/{pivot}/wait", READER, h.wait, "Wait until a pivot rests", query=("timeout_s",)),
     Route("GET", "/v1/pivots/{pivot}/progress", READER, h.progress, "How far an open pivot is"),
     Route("GET", "/v1/verdicts", READER, h.verdicts, "Which image holds the data", query=("domain", "disk", "image")),

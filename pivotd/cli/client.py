@@ -86,6 +86,14 @@ class Client:
         body = {"bandwidth_bytes_per_s": bytes_per_s}
         return self._object("POST", f"/v1/pivots/{_part(pivot)}/bandwidth", body)
 
+    def undo(self, pivot: str) -> JsonObject:
+        """Return to the images before a pivot; the pivot that does it."""
+        return self._object("POST", f"/v1/pivots/{_part(pivot)}/undo")
+
+    def release(self, pivot: str) -> JsonObject:
+        """End the undo window of a pivot."""
+        return self._object("POST", f"/v1/pivots/{_part(pivot)}/release")
+
     def wait(self, pivot: str, timeout_s: float) -> JsonObject:
         """Return the pivot when it rests, or as it is after ``timeout_s``."""
         target = f"/v1/pivots/{_part(pivot)}/wait?{urlencode({'timeout_s': timeout_s})}"

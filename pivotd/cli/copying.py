@@ -6,17 +6,20 @@ from typing import Any
 
 import click
 
-from pivotd.cli import starting
+from pivotd.cli import imaging, starting
 from pivotd.cli.app import App, pass_app
+from pivotd.cli.errors import UsageError
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import DiskImage, Name
+from pivotd.cli.values import DiskImage, Name, Seconds
 
 COPY_MODES = ("auto", "background", "write-blocking")
 
 EXAMPLES = (
     "pivotctl copy web1 disk0=/new/web1.qcow2",
     "pivotctl copy web1 disk0=a.raw disk1=b.raw --format raw --bandwidth 200M",
+    "pivotctl copy web1 disk0=/new/web1.qcow2 --keep-synced --for 1h",
     "pivotctl copy web1 disk0=/new/web1.qcow2 --id move-42 --detach",
+    "pivotctl copy web1 disk0=nbd://store:10809/web1 --format raw --reuse",
 )
 
 
@@ -25,6 +28,14 @@ EXAMPLES = (
 @click.argument("targets", metavar="DISK=IMAGE...", type=DiskImage(), nargs=-1, required=True)
 @click.option("--format", "image_format", metavar="FORMAT", help="Format of the new images.  [default: the source's]")
 @click.option("--reuse", is_flag=True, help="The images exist already, and are overwritten.")
+@click.option(
+    "--sync",
+    type=click.Choice(("full", "top")),
+    default="full",
+    show_default=True,
+    help="Copy all layers, or the active one alone.",
+)
+@imaging.creating
 @starting.bandwidth
 @starting.pausing
 @click.option(
@@ -35,6 +46,9 @@ EXAMPLES = (
     help="How writes of the guest follow.",
 )
 @starting.throttling
+@click.option("--keep-synced", is_flag=True, help="Afterwards keep the old images in sync, for `pivot undo`.")
+@click.option("--for", "keep_synced_s", type=Seconds(), metavar="TIME", help="For how long, like 1h.  [default: 1h]")
+@click.option("--resumable", is_flag=True, help="A destination that fails interrupts the copy, no more.")
 @starting.holding
 @starting.common
 @pass_app
@@ -44,6 +58,16 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     The guest runs on, and is paused only for the switch. If the switch cannot be made within the longest pause, the
     guest goes on with the source, and the next attempt follows.
 
+    IMAGE is a path, or with --reuse also a block device or an NBD export: nbd://HOST:PORT/EXPORT,
+    nbd+unix:///EXPORT?socket=/PATH. With --sync top the new image is backed by what backs the source.
+
+    With --keep-synced a mirror back keeps the old images in sync for a while: `pivotctl pivot undo ID` returns to
+    them at once, `pivotctl pivot release ID` ends that early. Until then each write of the guest waits for both
+    images. The mirror lives in QEMU: if QEMU ends, the old images are out of date.
+
+    With --resumable a destination that fails or is full does not end the copy. It waits, tries again, and goes on
+    where it was; `pivotctl pivot show` says how much was saved.
+
     The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
     run again after any failure.
 
@@ -51,8 +75,10 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     """
     for index, what in ((0, "disk"), (1, "image")):
         starting.check_twice(what, [target[index] for target in targets], "copy")
+    if options["keep_synced_s"] is not None and not options["keep_synced"]:
+        raise UsageError("--for says how long --keep-synced lasts: give both; see `pivotctl copy --help`")
     image_format = options.pop("image_format")
     disks = [
         {"disk": disk, "image": image} | ({"format": image_format} if image_format else {}) for disk, image in targets
     ]
-    starting.start(app, "copy", domain, disks, options)
+    starting.start(app, "copy", domain, disks, imaging.fold(options))

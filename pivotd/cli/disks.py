@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import click
 
 from pivotd.cli import render
 from pivotd.cli.app import App, pass_app
 from pivotd.cli.values import Name
+
+
+def _layers(row: dict[str, Any]) -> list[str]:
+    chain, formats = row.get("backing_chain") or (), row.get("backing_formats") or ()
+    return [f"{image} ({form})" if form else image for image, form in itertools.zip_longest(chain, formats)]
 
 
 @click.group(short_help="Disks of a domain: image, backing chain, job, journal.")
@@ -30,7 +38,7 @@ def ls(app: App, domain: str) -> None:
                 ("format", row.get("format")),
                 ("size", render.size(row.get("size_bytes"))),
                 ("access", "read-only" if row.get("read_only") else None),
-                ("backing", list(row.get("backing_chain") or ())),
+                ("backing", _layers(row)),
                 ("device", row.get("qdev")),
                 ("node", row.get("node")),
                 ("job", row.get("job")),

@@ -37,6 +37,8 @@ SECTIONS = (
             ("pivot adopt DOMAIN DISK[=IMAGE]...", "take over somebody's block jobs"),
             ("pivot set ID --bandwidth RATE", "copy slower or faster from now on"),
             ("pivot cancel ID", "give one up, keep the source"),
+            ("pivot undo ID", "return to images that were kept in sync"),
+            ("pivot release ID", "let the old images go out of date"),
         ),
     ),
     (

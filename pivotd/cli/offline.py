@@ -96,7 +96,7 @@ def _names(found: Verdict, history: list[Pivot], image: str) -> bool:
     """Return whether the disk's last pivot has this image on either side."""
     if found.image == image:
         return True
-    file = files.File(image, files.file_id(image))
+    file = files.named(image)
     pivot = next(pivot for pivot in history if pivot.id == found.pivot)
     moved = next(disk for disk in pivot.disks if disk.disk == found.disk)
     return files.same(moved.source, file) or files.same(moved.destination, file)

@@ -15,7 +15,7 @@ from pivotd.cli.waiting import FOLLOW, wait_to_the_end
 from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN
 
 
-@click.group(short_help="Pivots: list, show, complete, cancel, wait.")
+@click.group(short_help="Pivots: list, show, complete, cancel, undo, wait.")
 def pivot() -> None:
     """Look at pivots and decide what becomes of them.
 
@@ -65,11 +65,14 @@ def show(app: App, pivot_id: str) -> None:
         (
             ("domain", found["domain"]),
             ("kind", found["kind"]),
-            ("phase", found["phase"] + (", waits to be completed or cancelled" if found.get("hold") else "")),
+            ("phase", found["phase"] + _waits_for(found)),
             ("outcome", found["outcome"]),
             ("error", found["error"]),
             *((f"disk {disk['disk']}", _sides(disk)) for disk in found["disks"]),
+            ("stale", [image for disk in found["disks"] for image in disk.get("stale") or ()]),
+            ("undo until", found.get("undo_until")),
             ("pauses", tries),
+            ("saved", _saved(found["records"])),
             ("request id", found["request_id"]),
             ("asked by", f"uid {who['uid']}, gid {who['gid']}, pid {who['pid']}"),
             ("created", found["created"]),
@@ -82,6 +85,21 @@ def show(app: App, pivot_id: str) -> None:
         print(f"  {record['seq']:>5}  {record['at']}  {render.text(record.get('event') or record['phase'])}")
         for key, value in facts.items():
             print(f"         {render.text(key)}: {render.text(value if isinstance(value, str) else json.dumps(value))}")
+
+
+def _waits_for(found: dict[str, Any]) -> str:
+    if found.get("undo_until"):
+        return ", can be undone"
+    return ", waits to be completed or cancelled" if found.get("hold") else ""
+
+
+def _saved(records: list[dict[str, Any]]) -> str | None:
+    """Return what interruptions did not make necessary to copy again, None where there was none."""
+    facts = [record["facts"] for record in records if record.get("event") == "went-on"]
+    if not facts:
+        return None
+    total = render.size(sum(fact["saved_bytes"] for fact in facts))
+    return f"{total} not copied again after {len(facts)} interruption{'s' if len(facts) > 1 else ''}"
 
 
 def _sides(disk: dict[str, Any]) -> list[str]:
@@ -112,6 +130,36 @@ def complete(app: App, pivot_id: str) -> None:
     A pivot waits at ready after `copy --no-pivot`, and after its attempts have failed: then this tries again.
     """
     wait_to_the_end(app, app.client.complete(pivot_id))
+
+
+@pivot.command("undo")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def undo(app: App, pivot_id: str) -> None:
+    """Return to the images before a pivot that was made with `copy --keep-synced`, and wait until that is done.
+
+    The guest is paused as for the first switch. This is a pivot of its own; asked again, it is the same one. Once the
+    time of --keep-synced has passed there is nothing to return to, and the exit status is 4.
+    """
+    wait_to_the_end(app, app.client.undo(pivot_id))
+
+
+@pivot.command("release")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def release(app: App, pivot_id: str) -> None:
+    """Stop keeping the old images in sync: from then on they are out of date.
+
+    Returns once that is in the journal. Where it has ended already nothing is changed.
+    """
+    found = app.client.release(pivot_id)
+    app.status = EXIT_DONE
+    if render.answer(app, found):
+        return
+    if found.get("undo_until"):
+        print(f"pivot {found['id']} was asked to let the old images go, but QEMU does not answer yet")
+    else:
+        print(f"pivot {found['id']}: the old images are not kept in sync any more")
 
 
 @pivot.command("cancel")

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from pivotd import limits, nbd
 from pivotd.cli.errors import UsageError
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 UNITS_MS = {"": 1.0, "ms": 1.0, "s": 1000.0, "min": 60_000.0}
+UNITS_S = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 _NUMBER = re.compile(r"(\d{1,19}(?:\.\d{1,6})?)\s*([a-zA-Z/]*)", re.ASCII)
 
 
@@ -51,7 +53,17 @@ class DiskImage(click.ParamType[tuple[str, str]]):
         disk, separator, image = str(value).partition("=")
         if not (disk and separator and image):
             self.fail(f"{value!r} is not DISK=IMAGE, like disk0=/images/new.qcow2", param, ctx)
-        return disk, absolute(image)
+        return disk, image if nbd.is_uri(image) else absolute(image)
+
+
+class AnyImage(AbsolutePath):
+    """An image as the daemon must see it: a path, or an NBD address, which stays as it is."""
+
+    name = "image"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the absolute path or the address."""
+        return str(value) if nbd.is_uri(str(value)) else super().convert(value, param, ctx)
 
 
 class Bandwidth(click.ParamType[int]):
@@ -84,6 +96,24 @@ class Milliseconds(click.ParamType[int]):
         result = number * UNITS_MS[unit]
         if result != int(result):
             self.fail(f"{value!r} is no whole number of milliseconds", param, ctx)
+        return int(result)
+
+
+class Seconds(click.ParamType[int]):
+    """A length of time in whole seconds: plain seconds, or with s, min, h or d."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return whole seconds."""
+        number, unit = _split(str(value))
+        if number is None or unit not in UNITS_S:
+            self.fail(f"{value!r} is no length of time: give seconds, or 90s, 30min, 1h or 2d", param, ctx)
+        result = number * UNITS_S[unit]
+        if result != int(result):
+            self.fail(f"{value!r} is no whole number of seconds", param, ctx)
+        if not 1 <= result <= limits.KEEP_SYNCED_S_MAX:
+            self.fail(f"{value!r}: give 1s to {limits.KEEP_SYNCED_S_MAX // UNITS_S['d']}d", param, ctx)
         return int(result)
 
 

@@ -10,7 +10,7 @@ from pivotd.cli import render
 from pivotd.cli.app import App, pass_app
 from pivotd.cli.errors import UsageError
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import AbsolutePath, Name
+from pivotd.cli.values import AnyImage, Name
 from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN
 
 EXAMPLES = (
@@ -24,7 +24,7 @@ EXAMPLES = (
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Which image holds the data of a disk, and why.")
 @click.argument("domain", metavar="[DOMAIN", type=Name(), required=False)
 @click.argument("disk", metavar="[DISK]]", type=Name(), required=False)
-@click.option("--image", type=AbsolutePath(), metavar="PATH", help="The disks that use or used this image.")
+@click.option("--image", type=AnyImage(), metavar="PATH", help="The disks that use or used this image.")
 @pass_app
 def verdict(app: App, domain: str | None, disk: str | None, image: str | None) -> None:
     """Say which image holds the data of each disk, and why.

@@ -45,7 +45,8 @@ def _wait(client: Client, pivot: JsonObject, display: Display) -> JsonObject:
 
 def rests(pivot: JsonObject) -> bool:
     """Return whether nothing more happens to the pivot by itself."""
-    return pivot["phase"] == "closed" or (pivot["phase"] == "ready" and bool(pivot["hold"]))
+    waits = (pivot["phase"] == "ready" and bool(pivot["hold"])) or bool(pivot.get("undo_until"))
+    return pivot["phase"] == "closed" or waits
 
 
 def exit_status(pivot: JsonObject) -> int:
@@ -86,5 +87,8 @@ def _print_end(pivot: JsonObject) -> None:
     if pivot["pause_ms"] is not None:
         paused = f"the guest was paused for {render.pause(pivot['pause_ms'])}"
     print(f"pivot {pivot['id']}: {paused}")
+    if pivot.get("undo_until"):
+        until = render.when(pivot["undo_until"])
+        print(f"the old images are kept in sync until {until}: `pivotctl pivot undo {pivot['id']}` returns to them")
     if pivot["phase"] == "ready" and pivot["outcome"] is None:
         print(f"it waits at ready: `pivotctl pivot complete {pivot['id']}` switches")

@@ -54,6 +54,14 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
+class GoOn:
+    """Let these jobs, interrupted by an error of their destination, try again. ``reason`` is shown to people."""
+
+    jobs: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Converge:
     """Get the backlog small, flush both images, record the intent (phase PAUSING)."""
 
@@ -73,10 +81,20 @@ class Complete:
 
 
 @dataclass(frozen=True, slots=True)
+class CarryBitmaps:
+    """Give the destinations the dirty bitmaps of the sources; every job is pending, so nothing is written to either."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finalize:
     """Switch the disks of these jobs."""
 
     jobs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepSynced:
+    """Start the mirrors back to the sources; the guest is still paused, so both images hold the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +107,8 @@ class RollBack:
     """Take these disks back to their sources; the guest is still paused."""
 
     disks: tuple[str, ...]
+    reason: str | None = None
+    """What is wrong with a finished switch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +141,8 @@ class RecordOutcome:
 
     outcomes: tuple[tuple[str, Outcome], ...]
     reason: str
+    hold: bool = False
+    """True: every source is kept in sync from here on, and the undo window is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +155,18 @@ class NoteResumed:
     """Record that no resume is owed any more, because the guest was found in this run state."""
 
     run_state: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndWindow:
+    """Record that the sources are kept in sync no longer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Record, as one, that this pivot is closed and that the one which takes it back begins, with its mirrors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +200,13 @@ Action = (
     | PlaceNonce
     | Prepare
     | Advance
+    | GoOn
     | Converge
     | Stop
     | Complete
+    | CarryBitmaps
     | Finalize
+    | KeepSynced
     | Snapshot
     | RollBack
     | Retreat
@@ -178,6 +215,8 @@ Action = (
     | RecordOutcome
     | Resume
     | NoteResumed
+    | EndWindow
+    | HandOver
     | SetBandwidth
     | RestoreLimits
     | CleanUp

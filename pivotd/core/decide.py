@@ -8,20 +8,25 @@ guest's data; so an outcome is recorded from the graph alone, before the guest m
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from pivotd.core import names
+from pivotd.core import interruption, names
 from pivotd.core.actions import (
     Abandon,
     Action,
     Advance,
     AskAgain,
     CancelJobs,
+    CarryBitmaps,
     CleanUp,
     Close,
     Complete,
     Converge,
     Done,
+    EndWindow,
     Finalize,
+    HandOver,
+    KeepSynced,
     NoteResumed,
     PlaceNonce,
     Prepare,
@@ -36,12 +41,14 @@ from pivotd.core.actions import (
     Stop,
     Wait,
 )
+from pivotd.core.bitmaps import owed, wrong
 from pivotd.core.observation import (
     EXECUTING,
     MIGRATION_STATES,
     OUR_PAUSE,
     PAUSABLE,
     STATUS_ENDED,
+    STATUS_FOLLOWING,
     STATUS_PENDING,
     STATUS_READY,
     JobSeen,
@@ -154,7 +161,7 @@ def _created(seen: Observation, job: str, index: int, create: Step, then: Step) 
 
 
 def _copying(pivot: Pivot, seen: Observation) -> Action:
-    trouble = _trouble(pivot, seen)
+    trouble = _trouble(pivot, seen) or interruption.go_on(pivot, seen)
     if trouble is not None:
         return trouble
     if _all_ready(pivot, seen):
@@ -179,6 +186,9 @@ def _ready(pivot: Pivot, seen: Observation) -> Action:
         return trouble
     if pivot.owes_resume:
         return _resume(seen)
+    interrupted = interruption.go_on(pivot, seen)
+    if interrupted is not None:
+        return interrupted
     if pivot.hold:
         return Wait("ready: waits for `pivot complete` or `pivot cancel`")
     if seen.migrating:
@@ -289,19 +299,31 @@ def _all_source(pivot: Pivot, seen: Observation) -> Action:
     if ended:
         failed = next((disk for disk in ended if seen.job(disk.job).error), ended[0])
         error = seen.job(failed.job).error
-        return Abandon(f"the switch of {failed.disk} failed: {error or 'its job was cancelled by somebody else'}")
-    if seen.deadline_passed or seen.cancel_requested:
-        reason = "cancelled" if seen.cancel_requested else f"max_pause of {pivot.options.max_pause_ms} ms passed"
+        why = seen.rolled_back or error or "its job was cancelled by somebody else"
+        return Abandon(f"the switch of {failed.disk} failed: {why}")
+    failing = interruption.failing(pivot, seen)
+    if seen.deadline_passed or seen.cancel_requested or failing:
+        reason = failing or f"max_pause of {pivot.options.max_pause_ms} ms passed"
+        reason = "cancelled" if seen.cancel_requested else reason
         clean = seen.completing == frozenset() and set(status.values()) <= STATUS_READY
         if clean and not seen.cancel_requested:
             return _retreat(pivot, f"{reason} before the switch")
         return Abandon(reason if clean else f"{reason} before every job was pending: the copy had to be given up")
     if set(status.values()) == {STATUS_PENDING}:
-        return Finalize(tuple(status))
+        return _carry(pivot, seen) or Finalize(tuple(status))
     ready = tuple(job for job, state in status.items() if state in STATUS_READY and job not in (seen.completing or ()))
     if ready:
         return Complete(ready)
     return Wait("the last bytes are being copied")
+
+
+def _carry(pivot: Pivot, seen: Observation) -> Action | None:
+    """Bitmaps stay behind by themselves, and every later incremental backup would lack what they mark."""
+    if seen.carried is not None or not owed(pivot, seen.bitmaps):
+        return None
+    if seen.carry_refused is None:
+        return CarryBitmaps()
+    return None if pivot.options.force else Abandon(f"the dirty bitmaps cannot come along: {seen.carry_refused}")
 
 
 def _before_snapshot(pivot: Pivot, seen: Observation) -> Action:
@@ -316,8 +338,10 @@ def _some_destination(pivot: Pivot, seen: Observation) -> Action:
     """The guest is still, at least one disk has moved: finish the others, or take the moved ones back."""
     rest = [disk for disk in pivot.disks if _root(seen, disk) is Root.SOURCE]
     moved = tuple(disk.disk for disk in pivot.disks if _root(seen, disk) is Root.DESTINATION)
+    if len(moved) == len(pivot.disks):
+        return _all_destination(pivot, seen)
     if not rest or len(rest) + len(moved) < len(pivot.disks):
-        return _by_roots(pivot, seen, "every disk has its destination as root" if not rest else "a disk was unplugged")
+        return _by_roots(pivot, seen, "a disk was unplugged")
     status = {disk.job: seen.job(disk.job).status for disk in rest}
     if seen.rollback_failed:
         return _by_roots(pivot, seen, "some disks could be switched and not taken back, the others not switched")
@@ -332,6 +356,28 @@ def _some_destination(pivot: Pivot, seen: Observation) -> Action:
     if ready:
         return Complete(ready)
     return Wait("the last bytes are being copied")
+
+
+def _all_destination(pivot: Pivot, seen: Observation) -> Action:
+    """The guest is still, every disk has moved: record it; a mirror back has to start before the guest runs on."""
+    reason = "every disk has its destination as root"
+    lacking = wrong(seen.carried, seen.bitmaps) if seen.carried is not None and not pivot.options.force else None
+    if lacking is not None and not seen.rollback_failed:
+        return RollBack(tuple(disk.disk for disk in pivot.disks), lacking)
+    if lacking is not None:
+        reason += f"; {lacking}"
+    if not pivot.options.keep_synced:
+        return _by_roots(pivot, seen, reason)
+    following = seen.back_started and _back_status(pivot, seen) <= STATUS_FOLLOWING
+    if not following and seen.back_failed is None and not seen.deadline_passed:
+        return KeepSynced()
+    if not following:
+        reason += f"; the sources are not kept in sync: {seen.back_failed or 'max_pause has passed'}"
+    return replace(_by_roots(pivot, seen, reason), hold=following and seen.back_failed is None)
+
+
+def _back_status(pivot: Pivot, seen: Observation) -> set[str]:
+    return {seen.job(names.back_job(pivot.id, disk.index)).status for disk in pivot.disks}
 
 
 def _cancelling(pivot: Pivot, seen: Observation) -> Action:
@@ -355,17 +401,53 @@ def _cancelling(pivot: Pivot, seen: Observation) -> Action:
     return _by_chains(pivot, seen, pivot.error or "cancelled")
 
 
+def _window(pivot: Pivot, seen: Observation) -> Action:
+    """The guest runs on its destinations and the sources follow: wait for the end of the window, or for the undo."""
+    ended = _end_of_window(pivot, seen)
+    if ended is not None:
+        return EndWindow(ended)
+    if seen.undo_requested:
+        return HandOver()
+    return Wait("the old images are kept in sync: `pivot undo` returns to them, `pivot release` lets them go")
+
+
+def _end_of_window(pivot: Pivot, seen: Observation) -> str | None:
+    if seen.qemu is not Qemu.SAME:
+        return "QEMU has ended, and the mirrors back with it: the old images are out of date"
+    if any(_root(seen, disk) is not Root.DESTINATION for disk in pivot.disks):
+        return "a disk was changed or unplugged by somebody else"
+    for disk in pivot.disks:
+        job = seen.job(names.back_job(pivot.id, disk.index))
+        if job.status not in STATUS_FOLLOWING:
+            why = job.error or f"its job is {job.status}"
+            return f"{disk.source.filename} of {disk.disk} is not followed any more: {why}"
+    if seen.release_requested:
+        return "released"
+    return f"{pivot.options.keep_synced_s} seconds have passed" if seen.window_over else None
+
+
 def _decided(pivot: Pivot, seen: Observation) -> Action:
+    if pivot.window_open and seen.qemu is not Qemu.SAME:
+        return _window(pivot, seen)
     if seen.qemu is not Qemu.SAME or pivot.outcome == Outcome.UNKNOWN.value:
         return Close()
     if pivot.owes_resume:
         return _resume(seen)
+    if pivot.window_open:
+        return _window(pivot, seen)
     wanted = {names.reopened_source(pivot.id, disk.index) for disk in pivot.disks} | {
         name
         for disk in pivot.disks
         if disk.outcome is Outcome.SWITCHED
         for name in (disk.destination.node, names.file_node(pivot.id, disk.index))
     }
+    if pivot.options.undo_of is not None:
+        wanted |= {
+            name
+            for disk in pivot.disks
+            if disk.outcome is not Outcome.SWITCHED
+            for name in (disk.source.node, names.file_node(pivot.options.undo_of, disk.index))
+        }
     if (seen.jobs or seen.nodes - wanted or seen.has_nonce) and not seen.clean_up_failed:
         return CleanUp()
     return Close()
@@ -385,7 +467,7 @@ def _root(seen: Observation, disk: PivotDisk) -> Root:
     return seen.roots.get(disk.disk, Root.ABSENT)
 
 
-def _by_roots(pivot: Pivot, seen: Observation, reason: str) -> Action:
+def _by_roots(pivot: Pivot, seen: Observation, reason: str) -> RecordOutcome:
     """Record each disk as the graph shows it; only valid once no job of the pivot can still move a root."""
     outcome = {
         Root.SOURCE: Outcome.KEPT,

@@ -8,9 +8,12 @@ are sent while the guest is paused, and QEMU reads those byte by byte: they carr
 
 from __future__ import annotations
 
+import re
+
 NODE_NAME_LENGTH_MAX = 31
 JOB_ID_CHARACTERS = 10
 DISKS_MAX = 64
+_DESTINATION = re.compile(r"p[0-9A-Z]{26}-\d+")
 
 
 def _job(pivot: str, index: int, suffix: str) -> str:
@@ -33,6 +36,11 @@ def destination_node(pivot: str, index: int) -> str:
 def file_node(pivot: str, index: int) -> str:
     """Return the node of the destination's protocol layer."""
     return _node(pivot, index, "f")
+
+
+def file_below(node: str) -> str | None:
+    """Return the protocol layer's node below a destination of any pivot, None for a node that is nobody's of ours."""
+    return f"{node}f" if _DESTINATION.fullmatch(node) else None
 
 
 def reopened_source(pivot: str, index: int) -> str:
@@ -63,11 +71,27 @@ def reverse_job(pivot: str, index: int) -> str:
     return _job(pivot, index, "r")
 
 
+def back_job(pivot: str, index: int) -> str:
+    """Return the job that keeps the old image in sync after the switch."""
+    return _job(pivot, index, "b")
+
+
 def nonce_object(pivot: str) -> str:
     """Return the id of the object that marks the QEMU process."""
     return f"pivotd-{pivot}"
 
 
-def belongs_to(name: str, pivot: str) -> bool:
-    """Return whether a node or job name was given by this pivot."""
-    return name.startswith((f"p{pivot}-", f"j{pivot[-JOB_ID_CHARACTERS:]}-"))
+def secret_object(pivot: str) -> str:
+    """Return the id of the object that gives QEMU the passphrase of the destinations."""
+    return f"pivotd-key-{pivot}"
+
+
+def pivot_of_secret(name: str) -> str | None:
+    """Return the pivot whose passphrase an object holds, None for any other object."""
+    prefix = secret_object("")
+    return name.removeprefix(prefix) if name.startswith(prefix) else None
+
+
+def belongs_to(name: str, *pivots: str) -> bool:
+    """Return whether a node or job name was given by one of these pivots."""
+    return any(name.startswith((f"p{pivot}-", f"j{pivot[-JOB_ID_CHARACTERS:]}-")) for pivot in pivots)

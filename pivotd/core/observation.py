@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from pivotd.core.bitmaps import Bitmaps
+
 
 class Qemu(StrEnum):
     """Who answers behind the domain's socket."""
@@ -36,12 +38,21 @@ class Root(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobSeen:
-    """One job: QEMU's JobStatus, its error text, and bytes still to copy and copied so far (None where not asked)."""
+    """One job: QEMU's JobStatus, its error text, and bytes still to copy and copied (None where not asked).
+
+    ``io_status``: QEMU's BlockDeviceIoStatus; not ``ok`` where an I/O error has made the job wait.
+    """
 
     status: str
     error: str | None = None
     backlog_bytes: int | None = None
     copied_bytes: int | None = None
+    io_status: str = "ok"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an I/O error has made the job wait for ``job-resume``."""
+        return self.status in {"paused", "standby"} and self.io_status != "ok"
 
 
 EXECUTING = frozenset({"running", "suspended"})
@@ -57,6 +68,8 @@ PAUSABLE = frozenset({"running", "paused", "prelaunch", "io-error", "shutdown", 
 STATUS_READY = frozenset({"ready", "standby"})
 STATUS_ENDED = frozenset({"aborting", "concluded", "null"})
 STATUS_PENDING = "pending"
+STATUS_FOLLOWING = frozenset({"created", "running", "ready", "standby"})
+"""A mirror in one of these takes every write of the guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +103,22 @@ class Observation:
     """True once QEMU has refused to let go of something of ours; it is named in the last record."""
     rollback_failed: bool = False
     """True once a reverse mirror under the present intent has ended in an error."""
+    bitmaps: Bitmaps = field(default_factory=dict)
+    """The dirty bitmaps of the present roots that can be used."""
+    carried: Bitmaps | None = None
+    """The bitmaps that this process has carried to the destinations under the present intent."""
+    carry_refused: str | None = None
+    """Why they could not be."""
+    rolled_back: str | None = None
+    """Why a finished switch was taken back under the present intent."""
+    back_started: bool = False
+    """Whether this process has started the mirrors back under the present intent, before anybody could write."""
+    back_failed: str | None = None
+    """Why the mirrors back to the sources cannot be started under the present intent."""
+    window_over: bool = False
+    """Whether the time of the undo window has passed."""
+    release_requested: bool = False
+    undo_requested: bool = False
     lost: str | None = None
     """What has become of the file of a destination, if its name leads there no more."""
     quick: bool = False

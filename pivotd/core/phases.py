@@ -37,8 +37,9 @@ def is_allowed(before: Phase, after: Phase) -> bool:
 
 
 def is_resting(pivot: Pivot) -> bool:
-    """Return whether the pivot goes no further by itself: closed, or waiting at READY for a person."""
-    return pivot.phase is Phase.CLOSED or (pivot.phase is Phase.READY and pivot.hold and not pivot.owes_resume)
+    """Return whether the pivot goes no further by itself: closed, waiting at READY for a person, or undoable."""
+    waits = pivot.window_open or (pivot.phase is Phase.READY and pivot.hold)
+    return pivot.phase is Phase.CLOSED or (waits and not pivot.owes_resume)
 
 
 def diagram() -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from pivotd.core import undo
+from pivotd.core.stale import stale
 from pivotd.core.words import JsonObject, Pivot, Record, Verdict
 
 
@@ -31,10 +33,12 @@ def pivot_to_json(pivot: Pivot, records: Iterable[Record] | None = None) -> Json
                 "size_bytes": disk.size_bytes,
                 "job": disk.job,
                 "outcome": disk.outcome,
+                "stale": stale(pivot, disk),
             }
             for disk in pivot.disks
         ],
         "hold": pivot.hold,
+        "undo_until": undo.window_ends(pivot),
         "attempt": pivot.attempt,
         "run_state_before": pivot.run_state_before,
         "pause_ms": pivot.pause_ms,

@@ -52,6 +52,8 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
     other = disk.source if outcome is Outcome.SWITCHED else disk.destination
     if other != image:
         evidence.append(f"the other image is {other.filename}")
+    if pivot.window_open:
+        evidence.append("a mirror back keeps the other image in sync; without QEMU it is out of date")
     return Verdict(
         domain=pivot.domain,
         disk=disk.disk,

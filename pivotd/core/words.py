@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pivotd.core.creation import ImageOptions
+
 JsonObject = dict[str, Any]
 
 
@@ -62,6 +64,13 @@ class CopyMode(StrEnum):
     WRITE_BLOCKING = "write-blocking"
 
 
+class Discard(StrEnum):
+    """What becomes of the space that a guest gives back (QEMU's BlockdevDiscardOptions)."""
+
+    UNMAP = "unmap"
+    IGNORE = "ignore"
+
+
 class Sync(StrEnum):
     """Which layers of the backing chain a copy takes (QEMU's MirrorSyncMode)."""
 
@@ -96,7 +105,8 @@ class Identity:
 class Image:
     """One side of a switch.
 
-    ``file_id`` is ``"DEV:INO"`` as stat shows it, None where pivotd cannot see the file.
+    ``filename`` is an absolute path, an NBD address, or what QEMU shows where it is neither.
+    ``file_id`` is ``"DEV:INO"`` as stat shows it, ``"block:MAJOR:MINOR"``, None where pivotd cannot see the file.
     ``node`` is the QEMU block node, chosen by pivotd for a destination.
     """
 
@@ -161,6 +171,22 @@ class CopyOptions:
     copy_mode: CopyMode = CopyMode.AUTO
     pivot: bool = True
     """False: stop at ready and wait for ``pivot complete``."""
+    image_options: ImageOptions = field(default_factory=ImageOptions)
+    """How images are made."""
+    secret_file: str | None = None
+    """The file from which QEMU reads the passphrase of LUKS-encrypted destinations; None: they are not encrypted."""
+    discard: Discard = Discard.UNMAP
+    """How destinations are opened: QEMU does not show it of the source, and unmap keeps sparse images sparse."""
+    keep_synced: bool = False
+    """After the switch the source follows the destination until the window ends, so that `pivot undo` can return."""
+    keep_synced_s: int = 3600
+    """How long that window stays open."""
+    undo_of: str | None = None
+    """The pivot that this one takes back, by the mirror that its window has kept running."""
+    force: bool = False
+    """Go on where a warning would refuse."""
+    resumable: bool = False
+    """A destination that fails interrupts the copy, which goes on from there as soon as it works again."""
     throttle: bool = True
     """Whether the guest's writes may be slowed where they come faster than the destination takes them."""
     adopted: bool = False
@@ -197,7 +223,7 @@ class Pivot:
     created_at: str
     identity: Identity
     hold: bool = False
-    """True: wait at READY until somebody completes or cancels."""
+    """True: wait at READY until somebody completes or cancels, at DECIDED until the undo window ends."""
     attempt: int = 0
     """How many pauses were tried so far."""
     run_state_before: str | None = None
@@ -215,6 +241,16 @@ class Pivot:
     def switches(self) -> bool:
         """Whether the disks get another image; merging layers below an image switches nothing and needs no pause."""
         return any(disk.switches for disk in self.disks)
+
+    @property
+    def window_open(self) -> bool:
+        """Whether the sources are kept in sync after the switch: the pivot can be taken back."""
+        return self.phase is Phase.DECIDED and self.hold and self.options.keep_synced
+
+    @property
+    def family(self) -> tuple[str, ...]:
+        """The ids that names in QEMU may carry: its own, and that of the pivot which it takes back."""
+        return (self.id,) if self.options.undo_of is None else (self.id, self.options.undo_of)
 
     @property
     def has_jobs(self) -> bool:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from pivotd import limits
-from pivotd.core import actions, phases
+from pivotd.core import actions, names, phases, undo
 from pivotd.core.decide import decide
 from pivotd.core.observation import (
     EXECUTING,
@@ -25,11 +25,14 @@ from pivotd.core.observation import (
     Qemu,
     Root,
 )
+from pivotd.core.undo import Undo
 from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk, Requester
 from pivotd.engine import records
 from pivotd.engine.converge import Converged, Converger, NotYet, Slow
+from pivotd.engine.interruptions import Interruptions
 from pivotd.engine.memory import Memory
 from pivotd.engine.ports import Clock, Domain, Journal, Session
+from pivotd.engine.watchdog import Watchdog
 from pivotd.errors import JournalError, JournalFullError, PhaseConflictError, QmpError, QmpRefusedError
 from pivotd.files import file_id, lost
 from pivotd.log import get_logger
@@ -53,6 +56,8 @@ class Driver:
         """Set, and replaced by a new one, at each record."""
         self.waits_for = "its first look at QEMU"
         self.backlog: tuple[int, int] | None = None
+        self.successor: Pivot | None = None
+        """The pivot that takes this one back; whoever runs this driver then starts one for it."""
         self.pace = converger.pace
         self.stalled = False
         self._domain = domain
@@ -63,9 +68,11 @@ class Driver:
         self._woken = asyncio.Event()
         self._ending = False
         self._memory = Memory.of_earlier_process() if pivot.phase is Phase.PAUSING else Memory()
+        self._interruptions = Interruptions()
         self._retry_at = 0.0
         self._silent_for_s = limits.RECONNECT_FIRST_S
         self._has_window = False
+        self._watchdog = Watchdog(clock, self._cut)
 
     # -- from outside -------------------------------------------------------------------------------------------
 
@@ -90,6 +97,16 @@ class Driver:
             before, "complete-requested", {"uid": who.uid}, hold=False, attempt=0, error=None, disks=disks
         )
         self._retry_at = 0.0
+        self.wake()
+
+    def release(self) -> None:
+        """Ask to end the undo window; has no effect where there is none."""
+        self._memory.release_requested = True
+        self.wake()
+
+    def undo(self, asked: Undo) -> None:
+        """Ask to be taken back; ``successor`` is the pivot that does it, once that is recorded."""
+        self._memory.undo = asked
         self.wake()
 
     async def set_bandwidth(self, bytes_per_s: int, who: Requester) -> None:
@@ -158,7 +175,11 @@ class Driver:
             self._asked_bandwidth = None
             await self._record(self.pivot, "bandwidth-requested", facts, options=options)
         seen = await self._look()
+        if self.pivot.phase in {Phase.COPYING, Phase.READY}:
+            await self._note_went_on(seen)
         while True:
+            over = undo.window_left_s(self.pivot, self._clock.utc_now()) <= 0
+            seen = replace(seen, window_over=over)
             action = decide(self.pivot, self._memory.add_to(seen, self._clock.monotonic()))
             known = await self._perform(action, seen)
             if known is None or self._done():
@@ -241,6 +262,9 @@ class Driver:
             case actions.Close():
                 await self._record(self.pivot, "closed", {}, phase=Phase.CLOSED, closed_at=self._clock.utc_now())
                 return seen
+            case actions.HandOver():
+                await self._hand_over(seen)
+                return seen
             case actions.NoteResumed(run_state):
                 await self._note_resumed("resume-not-needed", {"run_state": run_state})
                 return seen
@@ -254,7 +278,8 @@ class Driver:
         if session is None:
             return None
         try:
-            return await self._perform_on(session, action, seen)
+            work = self._perform_on(session, action, seen)
+            return await self._watchdog.bound(work, self.pivot, action, seen, self._memory.deadline)
         except QmpError as error:
             if isinstance(action, REFUSABLE) and isinstance(error, QmpRefusedError):
                 await self._perform_record(actions.Abandon(error.message), seen)
@@ -269,6 +294,8 @@ class Driver:
                 await session.place_nonce(self.pivot)
             case actions.Prepare(index, step):
                 await session.prepare(self.pivot, self.pivot.disks[index], step)
+            case actions.GoOn(jobs, reason):
+                await self._go_on(session, jobs, reason, seen)
             case actions.Converge():
                 return await self._converge(session, seen)
             case actions.Stop(jobs):
@@ -279,14 +306,14 @@ class Driver:
                 await session.complete(jobs)
                 self._memory.completing = completing
                 return await self._await_pending(session, seen)
-            case actions.Finalize(jobs):
-                return await self._finalize(session, jobs, seen)
-            case actions.Snapshot():
-                roots = await session.snapshot(self.pivot)
-                still = session.resumes == self._memory.resumes
-                return replace(seen, roots=roots) if still and set(roots.values()) == {Root.DESTINATION} else None
-            case actions.RollBack(disks):
-                await self._roll_back(session, disks)
+            case (
+                actions.CarryBitmaps()
+                | actions.Finalize()
+                | actions.Snapshot()
+                | actions.RollBack()
+                | actions.KeepSynced()
+            ):
+                return await self._switch(session, action, seen)
             case actions.CancelJobs(_, True) | actions.Resume() if session.resumes != self._memory.resumes:
                 return None  # somebody resumed the guest since the look: whatever holds it now may not be our pause
             case actions.CancelJobs(jobs, resume):
@@ -324,6 +351,24 @@ class Driver:
                         "leftovers", {"names": left}, domain=self._domain.name, pivot=self.pivot.id
                     )
 
+    async def _switch(self, session: Session, action: actions.Action, seen: Observation) -> Observation | None:
+        """Carry out what may only be done while the guest is still."""
+        match action:
+            case actions.CarryBitmaps():
+                return await self._carry_bitmaps(session, seen)
+            case actions.Finalize(jobs):
+                return await self._finalize(session, jobs, seen)
+            case actions.KeepSynced():
+                return await self._keep_synced(session, seen)
+            case actions.Snapshot():
+                roots = await session.snapshot(self.pivot)
+                still = session.resumes == self._memory.resumes
+                return replace(seen, roots=roots) if still and set(roots.values()) == {Root.DESTINATION} else None
+            case actions.RollBack(disks, reason):
+                self._memory.rolled_back = reason
+                await self._roll_back(session, disks)
+        return None
+
     async def _perform_record(self, action: actions.Action, seen: Observation) -> None:
         """Record; RecordOutcome is the commit point: if it cannot be written, the guest must not run on."""
         event, facts, changes = records.written(self.pivot, action, seen, self._clock.utc_now())
@@ -339,7 +384,7 @@ class Driver:
 
         A ``switched`` that hangs has to be waited for: it may be on disk or not, and the guest can run on neither.
         """
-        moved = isinstance(action, actions.RecordOutcome) or Root.DESTINATION in seen.roots.values()
+        moved = isinstance(action, actions.RecordOutcome | actions.EndWindow) or Root.DESTINATION in seen.roots.values()
         if moved or not self.pivot.owes_resume:
             await self._perform_record(action, seen)
             return
@@ -380,6 +425,27 @@ class Driver:
                 )
                 await session.cancel(live if completing else [], resume=True)
                 self._memory.resumed_at = self._clock.monotonic()
+
+    # -- interrupted copies -------------------------------------------------------------------------------------
+
+    async def _go_on(self, session: Session, jobs: tuple[str, ...], reason: str, seen: Observation) -> None:
+        """Record the interruption, and let the jobs try again with back-off."""
+        facts = self._interruptions.begin(self.pivot, jobs, seen, self._clock.monotonic())
+        if facts is not None:
+            await self._note("interrupted", facts | {"reason": reason})
+        wait_s = self._interruptions.wait_s(self._clock.monotonic())
+        if wait_s > 0:
+            await self._wait(reason, wait_s)
+            return
+        await session.go_on(jobs)
+
+    async def _note_went_on(self, seen: Observation) -> None:
+        facts = self._interruptions.end(self.pivot, seen, self._clock.monotonic())
+        if facts is not None:
+            await self._note("went-on", facts)
+
+    async def _note(self, event: str, facts: dict[str, Any]) -> None:
+        await self._journal.note(event, facts, domain=self._domain.name, pivot=self.pivot.id)
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
@@ -450,6 +516,7 @@ class Driver:
             return None
         self._memory.begin(quick=ready.quick)
         self._memory.resumes = resumes
+        self._memory.at_intent = (session, resumes)
         await self._record(
             self.pivot,
             "pausing",
@@ -485,12 +552,42 @@ class Driver:
         The jobs were read before the graph: their events come before the answer to job-finalize.
         """
         roots = await session.finalize(self.pivot, jobs)
-        if not self.pivot.switches or self.pivot.options.adopted:
-            return None
+        if not self.pivot.switches or self.pivot.options.adopted or self._memory.carried is not None:
+            return None  # what came along is read back by the look, and what somebody else opened is named by it
         if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._memory.resumes:
             return None
         ended = {job: JobSeen(session.job_status.get(job, "null")) for job in jobs}
         return replace(seen, jobs={**seen.jobs, **ended}, roots=roots)
+
+    async def _carry_bitmaps(self, session: Session, seen: Observation) -> Observation | None:
+        try:
+            self._memory.carried = await session.carry_bitmaps(self.pivot)
+        except QmpRefusedError as error:
+            self._memory.carry_refused = error.message
+        return seen if session.resumes == self._memory.resumes else None
+
+    async def _keep_synced(self, session: Session, seen: Observation) -> Observation:
+        """Start the mirrors back. Where that fails the switch stands all the same, without a window."""
+        resumes = self._memory.resumes
+        if self._memory.at_intent == (session, resumes):
+            self._memory.back_failed = await session.keep_synced(self.pivot, resumes)
+        else:
+            # Whoever let the guest write since has been missed, and what it wrote the old images would lack for ever.
+            self._memory.back_failed = "the pause was not watched without a gap"
+        if self._memory.back_failed is not None:
+            return seen
+        self._memory.back_started = True
+        back = {names.back_job(self.pivot.id, disk.index): JobSeen("running") for disk in self.pivot.disks}
+        return replace(seen, jobs={**seen.jobs, **back})
+
+    async def _hand_over(self, seen: Observation) -> None:
+        """Record the pivot that takes this one back, and the end of this one, as one."""
+        assert self._memory.undo is not None
+        successor = undo.successor(self.pivot, self._memory.undo, seen.nodes, self._clock.utc_now())
+        facts = {"undo": successor.id, "uid": successor.requested_by.uid}
+        self.pivot = await self._journal.hand_over(self.pivot, successor, facts)
+        self.successor = successor
+        self._announce()
 
     async def _await_pending(self, session: Session, seen: Observation) -> Observation | None:
         """Wait until events show every completing job at pending or ended; None where a full look is needed."""
@@ -501,6 +598,8 @@ class Driver:
                 return replace(seen, jobs={**seen.jobs, **{job: JobSeen(STATUS_PENDING) for job in waiting}})
             if any(state in STATUS_ENDED or not state for state in status.values()) or self._memory.cancel_requested:
                 return None
+            if self.pivot.options.resumable and "standby" in status.values():
+                return None  # its destination may have failed
             left_s = (
                 limits.LOOK_AGAIN_S
                 if self._memory.deadline is None
@@ -516,14 +615,30 @@ class Driver:
         """Take disks back; while the guest is still, source and destination hold the same."""
         if not disks:
             return
-        with contextlib.suppress(JournalError, TimeoutError):
-            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
-                await self._journal.note(
-                    "rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id
-                )
+        await self._note_in_time("rolling-back", {"disks": disks})
         for disk in self.pivot.disks:
             if disk.disk in disks and not await session.reverse(self.pivot, disk, self._memory.resumes):
                 self._memory.rollback_failed = True
+
+    async def _cut(self, disks: Sequence[PivotDisk], *, hangs: bool) -> None:
+        """Cut the connections to the exports of these disks; their copy ends in an error by that."""
+        session = self._domain.session
+        done = session is not None and await session.cut(self.pivot, disks)
+        if not hangs:
+            return
+        exports = [disk.destination.filename for disk in disks]
+        self._memory.lost = f"{exports[0]} does not answer: it was cut off"
+        log.error("destination.hangs", pivot=self.pivot.id, exports=exports, cut=done)
+        with contextlib.suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
+                facts = {"exports": exports, "cut": done}
+                await self._journal.note("destination-hangs", facts, domain=self._domain.name, pivot=self.pivot.id)
+
+    async def _note_in_time(self, event: str, facts: dict[str, Any]) -> None:
+        """Append a record that nothing rests on: the guest waits for it no longer than RECORD_PATIENCE_S."""
+        with contextlib.suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
+                await self._journal.note(event, facts, domain=self._domain.name, pivot=self.pivot.id)
 
     async def _note_resumed(self, event: str, facts: dict[str, Any]) -> None:
         """Record the end of the pause; the guest runs already, so nothing waits for this but the next phase."""
@@ -540,10 +655,13 @@ class Driver:
         assert phases.is_allowed(before.phase, changes.get("phase", before.phase)), (before.phase, changes)
         self.pivot = await self._journal.advance(before, event, facts, **changes)
         self._memory.switch_in_doubt = False
-        advanced, self.advanced = self.advanced, asyncio.Event()
-        advanced.set()
+        self._announce()
         if not self._in_window:
             self._leave_window()
+
+    def _announce(self) -> None:
+        advanced, self.advanced = self.advanced, asyncio.Event()
+        advanced.set()
 
     async def _enter_window(self) -> None:
         """One pause at a time per domain, and no checkpoint of the journal meanwhile."""
@@ -565,8 +683,9 @@ class Driver:
         if self.stalled:
             self.waits_for += f"; no progress for {self.pace.stalled_s(self._clock.monotonic()):.0f} s"
         if timeout_s is None:
-            idle = self.pivot.phase is Phase.READY and self.pivot.hold
-            timeout_s = limits.HOLD_LOOK_S if idle else limits.LOOK_AGAIN_S
+            idle = phases.is_resting(self.pivot)
+            left_s = undo.window_left_s(self.pivot, self._clock.utc_now())
+            timeout_s = max(0.0, min(limits.HOLD_LOOK_S if idle else limits.LOOK_AGAIN_S, left_s))
         if self._memory.deadline is not None:
             timeout_s = min(timeout_s, max(0.0, self._memory.deadline - self._clock.monotonic()))
         await self._sleep(timeout_s)

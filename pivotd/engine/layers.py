@@ -72,7 +72,7 @@ def _refuse_shared(scene: Scene, image: Image, disk: str) -> None:
     other = next((user for user in scene.users(image) if user != disk), None)
     if other is not None:
         raise BadRequestError(f"{image.filename} is also below {other}: a commit into it would change that disk")
-    if image.filename in scene.in_use:
+    if scene.is_taken(image):
         raise DiskBusyError(f"{image.filename} belongs to another open pivot", disk=disk)
 
 

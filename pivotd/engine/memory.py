@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import Observation
+from pivotd.core.undo import Undo
 from pivotd.core.words import Pause, Pivot
 
 
@@ -32,6 +34,16 @@ class Memory:
     switch_in_doubt: bool = False
     """A ``switched`` could not be written and may be on disk all the same; no record has been written since."""
     lost: str | None = None
+    carried: Bitmaps | None = None
+    carry_refused: str | None = None
+    rolled_back: str | None = None
+    at_intent: tuple[object, int] | None = None
+    """The connection over which the intent was recorded, and its RESUME events then."""
+    back_started: bool = False
+    back_failed: str | None = None
+    release_requested: bool = False
+    undo: Undo | None = None
+    """Who asks for the undo, and the names of the pivot that it will be."""
 
     @classmethod
     def of_earlier_process(cls) -> Memory:
@@ -41,6 +53,8 @@ class Memory:
     def begin(self, *, quick: bool) -> None:
         """Forget the last intent: a new one is about to be recorded."""
         self.stop_sent, self.completing, self.rollback_failed, self.quick = False, frozenset(), False, quick
+        self.back_started = False
+        self.back_failed = self.carried = self.carry_refused = self.rolled_back = None
 
     def add_to(self, seen: Observation, now: float) -> Observation:
         """Return the observation with what is remembered."""
@@ -53,6 +67,13 @@ class Memory:
             rollback_failed=self.rollback_failed,
             clean_up_failed=self.clean_up_failed,
             lost=self.lost,
+            carried=self.carried,
+            carry_refused=self.carry_refused,
+            rolled_back=self.rolled_back,
+            back_started=self.back_started,
+            back_failed=self.back_failed,
+            release_requested=self.release_requested,
+            undo_requested=self.undo is not None,
             quick=self.quick,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pivotd import limits
 from pivotd.core import names
@@ -54,12 +54,18 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
         raise ConflictError(f"{wish.domain} is {run_state}: a switch is not possible in this state; try again later")
     if await session.migrating():
         raise ConflictError(f"{wish.domain} is being migrated: try again when that has ended")
+    options = replace(wish.options, force=wish.force)
     disks = await session.disks()
     graph = await session.graph()
     try:
         directory = await in_thread(limits.FILE_TIMEOUT_S, identity.working_directory, session.pid)
-        in_use = frozenset(disk.destination.filename for pivot in others for disk in pivot.disks)
-        scene = Scene(wish.pivot, wish.domain, wish.options, disks, graph, directory, in_use)
+        in_use = tuple(
+            image
+            for pivot in others
+            for disk in pivot.disks
+            for image in ((disk.source, disk.destination) if pivot.window_open else (disk.destination,))
+        )
+        scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use, wish.force)
         busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
         kind = wish.kind
         if wish.options.adopted:
@@ -77,7 +83,7 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
         kind=kind,
         phase=Phase.PREPARING,
         requested_by=wish.who,
-        options=wish.options,
+        options=options,
         disks=planned,
         created_at=wish.created_at,
         identity=Identity(
@@ -129,8 +135,9 @@ def _plan_adopted(
 def _refuse_busy(wish: Wish, seen: DiskSeen, busy: Mapping[str, Pivot]) -> None:
     if seen.disk in busy:
         pivot = busy[seen.disk].id
+        what = "release or undo" if busy[seen.disk].window_open else "wait for that one or cancel"
         raise DiskBusyError(
-            f"disk {seen.disk} of {wish.domain} belongs to the open pivot {pivot}; wait for that one or cancel it",
+            f"disk {seen.disk} of {wish.domain} belongs to the open pivot {pivot}; {what} it",
             pivot=pivot,
             disk=seen.disk,
         )

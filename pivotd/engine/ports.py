@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pivotd.core.actions import Step
+from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import Observation, Root
 from pivotd.core.words import Identity, JsonObject, Limits, Pivot, PivotDisk, Record
 
@@ -20,6 +21,10 @@ class Journal(Protocol):
 
     async def advance(self, before: Pivot, event: str, facts: JsonObject, **changes: Any) -> Pivot:
         """Record an event and the changed pivot. Raises: PhaseConflictError, JournalError."""
+        ...
+
+    async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
+        """Close a pivot and accept its successor as one; return the closed one. Raises: as advance() and accept()."""
         ...
 
     async def note(
@@ -82,6 +87,10 @@ class Session(Protocol):
         """Do one step of the preparation."""
         ...
 
+    async def go_on(self, jobs: Sequence[str]) -> None:
+        """Let interrupted jobs try again."""
+        ...
+
     async def write_blocking(self, pivot: Pivot) -> bool:
         """Let the mirrors copy each guest write at once; False where this QEMU cannot change that."""
         ...
@@ -118,6 +127,10 @@ class Session(Protocol):
         """Ask jobs to go to pending."""
         ...
 
+    async def carry_bitmaps(self, pivot: Pivot) -> Bitmaps:
+        """Give the destinations the sources' dirty bitmaps and return these. Raises: QmpRefusedError."""
+        ...
+
     async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
         """Finalize and read the roots, in one write: job-finalize is done when it answers."""
         ...
@@ -126,8 +139,19 @@ class Session(Protocol):
         """Put the overlays on all disks and read the roots, in one write. Raises: QmpRefusedError: nothing changed."""
         ...
 
+    async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
+        """Start the mirrors back to the sources; return why they cannot follow the guest, None where they do.
+
+        Only while the guest is still; one that was resumed since ``resumes`` was counted has written what they lack.
+        """
+        ...
+
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
         """Cancel jobs, then let the guest run if asked, in one write."""
+        ...
+
+    async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
+        """Cut the connections to NBD destinations of disks, out of band; return whether that was done."""
         ...
 
     async def resume(self) -> None:

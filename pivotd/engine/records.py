@@ -9,7 +9,7 @@ from pivotd.core import actions
 from pivotd.core.observation import Observation, Root
 from pivotd.core.words import Image, JsonObject, Kind, Outcome, Phase, Pivot, PivotDisk
 
-RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome)
+RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.EndWindow)
 """After these QEMU is as it was: the same observation serves the next decision."""
 
 Written = tuple[str, JsonObject, dict[str, Any]]
@@ -29,9 +29,12 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: st
             return "gave-up", facts(pivot, seen, reason), changes
         case actions.Abandon(reason):
             return "cancelling", facts(pivot, seen, reason), {"phase": Phase.CANCELLING, "error": reason}
-        case actions.RecordOutcome(outcomes, reason):
+        case actions.RecordOutcome(outcomes, reason, hold):
             named = replace(pivot, disks=tuple(_as_seen(pivot, disk, seen) for disk in pivot.disks))
-            return _outcome(named, dict(outcomes), facts(pivot, seen, reason), utc_now)
+            event, shown, changes = _outcome(named, dict(outcomes), facts(pivot, seen, reason), utc_now)
+            return event, shown, changes | {"hold": hold}
+        case actions.EndWindow(reason):
+            return "window-ended", {"reason": reason}, {"phase": Phase.DECIDED, "hold": False}
     raise AssertionError(action)
 
 
@@ -57,7 +60,9 @@ def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:
 def facts(pivot: Pivot, seen: Observation, reason: str) -> JsonObject:
     """Return what was seen, for people and for the evidence of a verdict."""
     jobs = {disk.job: seen.job(disk.job) for disk in pivot.disks}
+    carried = {disk: [bitmap.name for bitmap in bitmaps] for disk, bitmaps in (seen.carried or {}).items()}
     return {
+        **({"bitmaps": carried} if carried else {}),
         "reason": reason,
         "qemu": seen.qemu.value,
         "run_state": seen.run_state,

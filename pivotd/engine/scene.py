@@ -11,7 +11,7 @@ from pivotd.core.words import CopyOptions, Image, PivotDisk
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from pivotd.qmp.replies import DiskSeen, Graph, Layer
 
-WORKING = {"file", "host_device"}
+WORKING = {"file", "host_device", "nbd"}
 """Protocol drivers that QEMU shows as the format of a disk without a format layer."""
 
 
@@ -39,7 +39,8 @@ class Scene:
     disks: dict[str, DiskSeen]
     graph: Graph
     directory: Path | None
-    in_use: frozenset[str]
+    in_use: tuple[Image, ...]
+    force: bool = False
 
     def find(self, name: str) -> DiskSeen:
         """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""
@@ -97,5 +98,10 @@ class Scene:
         for user in self.users(image):
             role = "its present image" if user == disk else f"in use by {user}"
             raise BadRequestError(f"{image.filename} cannot take {disk}: it is {role}", disk=disk)
-        if image.filename in self.in_use:
+        if self.is_taken(image):
             raise DiskBusyError(f"{image.filename} is the destination of another open pivot", disk=disk)
+
+    def is_taken(self, image: Image) -> bool:
+        """Return whether an open pivot writes to this image, by whatever name."""
+        file = files.named(image.filename)
+        return any(files.same(used, file) for used in self.in_use)

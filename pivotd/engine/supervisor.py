@@ -65,6 +65,8 @@ class Supervisor:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self.drivers.pop(pivot.id, None)
+            if driver.successor is not None and not self._ended.is_set():
+                self.start(driver.successor)
 
         task.add_done_callback(ended)
         return driver

@@ -105,6 +105,21 @@ def advance(before: Pivot, event: str, facts: JsonObject, changes: dict[str, Any
     return change
 
 
+def hand_over(before: Pivot, successor: Pivot, facts: JsonObject, closed_at: str) -> Change[Pivot]:
+    """Close a pivot and insert the one that goes on with its jobs and nodes, in one transaction."""
+    close = advance(before, "undo-requested", facts, {"phase": Phase.CLOSED, "closed_at": closed_at, "hold": False})
+    begin = accept(successor, {"undo_of": before.id})
+
+    def change(connection: sqlite3.Connection) -> tuple[Pivot, Sequence[Record]]:
+        closed, last = close(connection)
+        (_, new), first = begin(connection)
+        if not new:
+            raise ConflictError(f"request id {successor.request_id} belongs to another pivot", pivot=before.id)
+        return closed, (*last, *first)
+
+    return change
+
+
 def note(event: str, facts: JsonObject, domain: str | None, pivot: str | None) -> Change[Record]:
     """Append a record that changes no state."""
     text = to_json(facts)

@@ -116,6 +116,13 @@ class Journal:
         """
         return await self._writer.submit(changes.advance(before, event, facts, new))
 
+    async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
+        """Close a pivot and make the one durable that goes on with its jobs and nodes, as one; return the closed one.
+
+        Raises: PhaseConflictError, ConflictError (nothing written), JournalError.
+        """
+        return await self._writer.submit(changes.hand_over(before, successor, facts, changes.utc_now()))
+
     async def note(
         self, event: str, facts: JsonObject, *, domain: str | None = None, pivot: str | None = None
     ) -> Record:

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+from pivotd.core.creation import ImageOptions
 from pivotd.core.words import (
     CopyMode,
     CopyOptions,
+    Discard,
     Identity,
     Image,
     JsonObject,
@@ -194,9 +196,14 @@ def _from_json(text: str) -> Any:
 
 def _options(stored: JsonObject) -> CopyOptions:
     """Return options; one that did not exist when the row was written has its default."""
-    words = {"sync": Sync(stored["sync"]), "copy_mode": CopyMode(stored["copy_mode"])}
-    limits = tuple(map(_write_limit, stored.get("write_limits", ())))
-    return CopyOptions(**stored | words | {"write_limits": limits})
+    typed = {
+        "sync": Sync(stored["sync"]),
+        "copy_mode": CopyMode(stored["copy_mode"]),
+        "image_options": ImageOptions(**stored.get("image_options", {})),
+        "discard": Discard(stored.get("discard", Discard.UNMAP)),
+        "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
+    }
+    return CopyOptions(**stored | typed)
 
 
 def _write_limit(stored: JsonObject) -> WriteLimit:

@@ -38,18 +38,33 @@ def command(name: str, /, **arguments: Any) -> Command:
     return {"execute": name, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
 
 
+def yank(node: str) -> Command:
+    """Return the command that cuts the connection of one node, to be run out of band.
+
+    Source: QEMU QMP reference, yank; docs/interop/qmp-spec, "Out-of-band execution".
+    """
+    return {"exec-oob": "yank", "arguments": {"instances": [{"type": "block-node", "node-name": node}]}}
+
+
 class Monitor:
     """A live connection. ``pid`` is the peer as the kernel knows it, ``version`` QEMU's (major, minor, micro)."""
 
     def __init__(self) -> None:
         self._client = Client(self._on_event)
         self._callbacks: list[Callable[[], None]] = []
+        self._free = asyncio.Event()
+        self._free.set()
         self.pid = 0
         self.version = (0, 0, 0)
         self.job_status: dict[str, str] = {}
         """Last JOB_STATUS_CHANGE of each job; a hint to look, never the ground of a decision about the graph."""
         self.resumes = 0
         """RESUME events so far: somebody let the guest run."""
+        self.out_of_band = False
+        """Whether QEMU takes commands out of band on this connection: it reads them also while another one hangs.
+
+        qemu.qmp asks for that wherever QEMU offers it.
+        """
 
     @classmethod
     async def connect(cls, path: str) -> Monitor:
@@ -78,6 +93,7 @@ class Monitor:
             async with asyncio.timeout(limits.GREETING_TIMEOUT_S):
                 await client.connect(sock)
             version = _version(client.greeting)
+            self.out_of_band = _offers_out_of_band(client.greeting)
         except TimeoutError as error:
             if client.greeting is None:
                 raise MonitorBusyError(
@@ -139,13 +155,36 @@ class Monitor:
             raise reply
         return reply
 
-    async def burst(self, messages: Sequence[Command], timeout_s: float) -> list[Any]:
+    async def burst(self, messages: Sequence[Command], timeout_s: float, *, alone: bool = False) -> list[Any]:
         """Run commands that leave in one write; return one value or QmpRefusedError for each, in order.
+
+        ``alone``: other commands wait meanwhile, but for those out of band: QEMU reads no further once eight wait to
+        be run, and nothing could help it out of a ``stop`` that hangs (monitor/qmp.c, QMP_REQ_QUEUE_LEN_MAX).
 
         Raises: QmpUnsentError: none was sent. QmpUnknownError: some of them may not have run.
         """
         if not messages:
             return []
+        if "exec-oob" not in messages[0] and not self._free.is_set():
+            await self._wait_for_turn(messages, timeout_s)
+        if not alone:
+            return await self._burst(messages, timeout_s)
+        self._free.clear()
+        try:
+            return await self._burst(messages, timeout_s)
+        finally:
+            self._free.set()
+
+    async def _wait_for_turn(self, messages: Sequence[Command], timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._free.is_set():
+                    await self._free.wait()
+        except TimeoutError as error:
+            text = _names(messages)
+            raise QmpUnsentError(f"{text}: QEMU has not answered `stop` yet", command=text) from error
+
+    async def _burst(self, messages: Sequence[Command], timeout_s: float) -> list[Any]:
         try:
             burst = self._client.send_burst(messages)
         except StateError as error:
@@ -200,12 +239,12 @@ class Monitor:
 
 
 def _names(messages: Sequence[Command]) -> str:
-    return ", ".join(str(message["execute"]) for message in messages)
+    return ", ".join(str(message.get("execute") or message["exec-oob"]) for message in messages)
 
 
 def _value(reply: Message, message: Command) -> Any:
     """Return the value or the refusal. Raises: QmpUnknownError: it is neither."""
-    name = str(message["execute"])
+    name = str(message.get("execute") or message["exec-oob"])
     error = reply.get("error")
     if isinstance(error, dict):
         text = str(error.get("desc", "no description")).strip()
@@ -222,6 +261,13 @@ def _version(greeting: Greeting | None) -> tuple[int, int, int]:
         return int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"])
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise GreetingError("the greeting names no version of QEMU", error) from error
+
+
+def _offers_out_of_band(greeting: Greeting | None) -> bool:
+    try:
+        return "oob" in cast("Any", greeting)._raw["QMP"]["capabilities"]  # noqa: SLF001 - as above
+    except (LookupError, TypeError):
+        return False
 
 
 async def _connect(path: str) -> socket.socket:

@@ -8,6 +8,7 @@ from pivotd.core import names
 from pivotd.core.actions import Step
 from pivotd.core.words import CopyMode, Kind, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError
+from pivotd.qmp import opening
 from pivotd.qmp.client import Command
 from pivotd.qmp.monitor import Monitor, command
 
@@ -23,35 +24,36 @@ async def prepare(monitor: Monitor, pivot: Pivot, disk: PivotDisk, step: Step) -
         case Step.CREATE_FILE:
             await _create_file(monitor, pivot, disk)
         case Step.OPEN_FILE:
-            await monitor.execute(command("blockdev-add", **_file_options(pivot, disk)))
+            await opening.open_file(monitor, pivot, disk)
         case Step.CREATE_FORMAT:
-            options = {
-                "driver": disk.destination.format,
-                "file": names.file_node(pivot.id, disk.index),
-                "size": disk.size_bytes,
-            }
-            if pivot.kind is Kind.SNAPSHOT:
-                options |= {"backing-file": disk.backing_file, "backing-fmt": disk.source.format}
-            job = names.create_format_job(pivot.id, disk.index)
-            await monitor.execute(command("blockdev-create", job_id=job, options=options))
+            await monitor.execute(_create_format(pivot, disk))
         case Step.OPEN_FORMAT:
-            await _open_format(monitor, pivot, disk)
+            await opening.open_format(monitor, pivot, disk)
         case Step.START_JOB:
             await monitor.execute(_job(pivot, disk))
 
 
-def _file_options(pivot: Pivot, disk: PivotDisk) -> dict[str, Any]:
-    return {
-        "driver": "file",
-        "filename": disk.destination.filename,
-        "node-name": names.file_node(pivot.id, disk.index),
-        "cache": {"direct": disk.cache_direct, "no-flush": False},
+def _create_format(pivot: Pivot, disk: PivotDisk) -> Command:
+    """Return the command that makes the file a qcow2 image."""
+    given = pivot.options.image_options.given()
+    iter_ms = given.pop("luks_iter_ms", None)
+    options: dict[str, Any] = {name.replace("_", "-"): value for name, value in given.items()} | {
+        "driver": disk.destination.format,
+        "file": names.file_node(pivot.id, disk.index),
+        "size": disk.size_bytes,
     }
+    if disk.backing_file is not None:
+        below = disk.source if disk.base is None else disk.base
+        options |= {"backing-file": disk.backing_file, "backing-fmt": below.format}
+    if pivot.options.secret_file is not None:
+        iter_time = {} if iter_ms is None else {"iter-time": iter_ms}
+        options["encrypt"] = opening.encryption(pivot) | iter_time
+    return command("blockdev-create", job_id=names.create_format_job(pivot.id, disk.index), options=options)
 
 
 async def _create_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
     """Create the destination file, but only where there is none: QEMU would truncate it."""
-    options = _file_options(pivot, disk) | {"read-only": True}
+    options = await opening.file_options(pivot, disk) | {"read-only": True}
     try:
         await monitor.execute(command("blockdev-add", **options))
     except QmpRefusedError as error:
@@ -60,27 +62,13 @@ async def _create_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
     else:
         await monitor.execute(command("blockdev-del", node_name=options["node-name"]))
         raise QmpRefusedError(f"{disk.destination.filename} exists already; name a new image or use --reuse")
-    size = disk.size_bytes if disk.destination.format == "raw" else 0
+    create: dict[str, Any] = {"driver": "file", "filename": disk.destination.filename, "size": 0}
+    if disk.destination.format == "raw":
+        preallocation = pivot.options.image_options.preallocation
+        create |= {"size": disk.size_bytes} | ({} if preallocation is None else {"preallocation": preallocation})
     await monitor.execute(
-        command(
-            "blockdev-create",
-            job_id=names.create_file_job(pivot.id, disk.index),
-            options={"driver": "file", "filename": disk.destination.filename, "size": size},
-        )
+        command("blockdev-create", job_id=names.create_file_job(pivot.id, disk.index), options=create)
     )
-
-
-async def _open_format(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
-    options: dict[str, Any] = {
-        "driver": disk.destination.format,
-        "node-name": disk.destination.node,
-        "file": names.file_node(pivot.id, disk.index),
-        "cache": {"direct": disk.cache_direct, "no-flush": False},
-    }
-    if pivot.kind is Kind.SNAPSHOT:
-        # The snapshot itself puts the source below it.
-        options["backing"] = None
-    await monitor.execute(command("blockdev-add", **options))
 
 
 def _job(pivot: Pivot, disk: PivotDisk) -> Command:
@@ -104,6 +92,7 @@ def _job(pivot: Pivot, disk: PivotDisk) -> Command:
                 target=disk.destination.node,
                 sync=str(pivot.options.sync),
                 copy_mode="write-blocking" if blocking else "background",
+                **({"on_target_error": "stop"} if pivot.options.resumable else {}),
             )
         case Kind.COMMIT:
             assert disk.base is not None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pivotd.core import names
+from pivotd.core.bitmaps import Bitmap
 from pivotd.core.observation import STATUS_ENDED, JobSeen, Root
 from pivotd.core.words import Limits, Pivot
 from pivotd.errors import QmpUnknownError
@@ -69,6 +70,7 @@ class DiskSeen:
     cache_no_flush: bool
     layers: tuple[Layer, ...]
     """The active image first."""
+    bitmaps: tuple[Bitmap, ...] = ()
 
     @property
     def backing_chain(self) -> tuple[str, ...]:
@@ -112,6 +114,7 @@ def disks(query_block: Any) -> dict[str, DiskSeen]:
             cache_direct=_of(bool, inserted["cache"]["direct"]),
             cache_no_flush=_of(bool, inserted["cache"]["no-flush"]),
             layers=tuple(_layers(image)),
+            bitmaps=_bitmaps(inserted),
         )
         found[seen.disk] = seen
     return found
@@ -129,6 +132,43 @@ def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
         if "backing-image" not in image:
             return
         image = _of(dict, image["backing-image"])
+
+
+@_answer_to("query-block")
+def detect_zeroes(query_block: Any, disk: str) -> str:
+    """Return how zeroes that the guest writes to this disk are treated, ``off`` where there is no such disk."""
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is not None and disk_name(entry) == disk:
+            return _of(str, inserted.get("detect_zeroes", "off"))
+    return "off"
+
+
+@_answer_to("query-block")
+def bitmaps(query_block: Any, pivot: Pivot) -> dict[str, tuple[Bitmap, ...]]:
+    """Return the dirty bitmaps of each disk of the pivot that has any."""
+    wanted = {disk.disk for disk in pivot.disks}
+    found = {}
+    for entry in _of(list, query_block):
+        inserted = _inserted(entry)
+        if inserted is not None and (disk := disk_name(entry)) in wanted and (bitmaps := _bitmaps(inserted)):
+            found[disk] = bitmaps
+    return found
+
+
+def _bitmaps(inserted: Mapping[str, Any]) -> tuple[Bitmap, ...]:
+    """Return named bitmaps: those without a name are of jobs, inconsistent ones are good for nothing any more."""
+    return tuple(
+        Bitmap(
+            name=_of(str, bitmap["name"]),
+            granularity_bytes=_of(int, bitmap["granularity"]),
+            persistent=_of(bool, bitmap["persistent"]),
+            recording=_of(bool, bitmap["recording"]),
+            dirty_bytes=_of(int, bitmap["count"]),
+        )
+        for bitmap in _of(list, inserted.get("dirty-bitmaps", []))
+        if bitmap.get("name") and not bitmap.get("inconsistent", False)
+    )
 
 
 @_answer_to("query-block")
@@ -169,16 +209,20 @@ def merged(graph: Graph, roots: Mapping[str, Root], pivot: Pivot) -> frozenset[s
 
 @_answer_to("query-jobs or query-block-jobs")
 def jobs(query_jobs: Any, query_block_jobs: Any = None) -> dict[str, JobSeen]:
-    """Return every job; the bytes left and copied where query-block-jobs was asked too."""
-    length = {
-        _of(str, job["device"]): (_of(int, job["len"]) - _of(int, job["offset"]), _of(int, job["offset"]))
+    """Return every job; bytes and I/O status where query-block-jobs was asked too."""
+    copies = {
+        _of(str, job["device"]): (
+            _of(int, job["len"]) - _of(int, job["offset"]),
+            job["offset"],
+            _of(str, job.get("io-status", "ok")),
+        )
         for job in _of(list, [] if query_block_jobs is None else query_block_jobs)
     }
     return {
         name: JobSeen(
             _of(str, job["status"]),
             _of(str, job["error"]) if "error" in job else None,
-            *length.get(name, (None, None)),
+            *copies.get(name, ()),
         )
         for job in _of(list, query_jobs)
         for name in [_of(str, job["id"])]
@@ -218,7 +262,7 @@ def pivot_jobs(found: Mapping[str, JobSeen], graph: Graph, pivot: Pivot) -> dict
     return {
         name: job
         for name, job in found.items()
-        if names.belongs_to(name, pivot.id)
+        if names.belongs_to(name, *pivot.family)
         or (name in adopted and (job.status in STATUS_ENDED or graph.targets.get(name) == adopted[name]))
     }
 

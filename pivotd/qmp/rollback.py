@@ -11,7 +11,7 @@ from pivotd.core import names
 from pivotd.core.observation import STATUS_ENDED, JobSeen
 from pivotd.core.words import Kind, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError
-from pivotd.qmp import replies
+from pivotd.qmp import opening, replies
 from pivotd.qmp.monitor import Monitor, command
 
 
@@ -21,6 +21,8 @@ async def take_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: in
     From the start of a job on, what a guest writes goes to both images. One that was resumed before, since ``resumes``
     was counted, has written what only the destination has: then nothing is taken back.
     """
+    if pivot.options.keep_synced:
+        await _stop_following(monitor, names.back_job(pivot.id, disk.index))
     job = names.reverse_job(pivot.id, disk.index)
     dismissals = [command("job-dismiss", id=name) for name in (job, disk.job)]
     await monitor.burst(dismissals, limits.ROLLBACK_TIMEOUT_S)
@@ -34,14 +36,15 @@ async def take_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: in
                 await _put_back_on_top(monitor, pivot, disk, resumes)
 
 
+async def _stop_following(monitor: Monitor, job: str) -> None:
+    """End the mirror that keeps the source in sync, so that both images are free for another job."""
+    await monitor.burst([command("job-cancel", id=job)], limits.ROLLBACK_TIMEOUT_S)
+    await await_job(monitor, job, {"concluded"})
+    await monitor.burst([command("job-dismiss", id=job)], limits.ROLLBACK_TIMEOUT_S)
+
+
 async def _mirror_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
-    target = disk.source.node
-    present = await _node_names(monitor)
-    if target not in present:
-        # A legacy -drive deletes the source node when the switch is made.
-        target = names.reopened_source(pivot.id, disk.index)
-        if target not in present:
-            await monitor.execute(_source(disk, target))
+    target = await source_node(monitor, pivot, disk)
     job = names.reverse_job(pivot.id, disk.index)
     start = command(
         "blockdev-mirror",
@@ -52,6 +55,17 @@ async def _mirror_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes:
         auto_dismiss=False,
     )
     await _run(monitor, job, start, resumes)
+
+
+async def source_node(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str:
+    """Return the node of the source, opened again if a legacy -drive has deleted it. Raises: QmpRefusedError."""
+    present = await _node_names(monitor)
+    if disk.source.node in present:
+        return disk.source.node
+    again = names.reopened_source(pivot.id, disk.index)
+    if again not in present:
+        await monitor.execute(await _source(disk, again))
+    return again
 
 
 async def _commit_overlay(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
@@ -73,16 +87,16 @@ async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resu
     if again not in present:
         if disk.source.node in present:
             await monitor.execute(command("blockdev-del", node_name=disk.source.node))
-        start = _source(disk, again)
+        start = await _source(disk, again)
         start["arguments"]["backing"] = None
         await monitor.execute(start)
     if monitor.resumes == resumes:
         await monitor.execute(command("blockdev-snapshot", node=disk.destination.node, overlay=again))
 
 
-def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
+async def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
     cache = {"direct": disk.cache_direct, "no-flush": False}
-    inner = {"driver": "file", "filename": disk.source.filename, "cache": cache}
+    inner = await opening.protocol(disk.source.filename) | {"cache": cache}
     return command("blockdev-add", driver=disk.source.format, node_name=node, file=inner, cache=cache)
 
 

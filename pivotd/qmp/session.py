@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pivotd import files, limits
+from pivotd import files, limits, nbd
 from pivotd.core import names
 from pivotd.core.actions import Step
+from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
 from pivotd.core.words import Limits, Outcome, Phase, Pivot, PivotDisk
-from pivotd.errors import QmpRefusedError, QmpUnknownError
-from pivotd.qmp import identity, preparation, replies, rollback, throttle
-from pivotd.qmp.monitor import Monitor, command
+from pivotd.errors import QmpRefusedError, QmpUnknownError, UnsupportedQemuError
+from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, secrets, synced, throttle
+from pivotd.qmp.monitor import Monitor, command, yank
 from pivotd.threads import in_thread
 
 LOOK = (
@@ -79,8 +80,16 @@ class Session:
     # -- looking ------------------------------------------------------------------------------------------------
 
     async def run_state(self) -> str:
-        """Return the guest's run state."""
-        return replies.run_state(await self._monitor.execute(command("query-status"), limits.QUERY_TIMEOUT_S))
+        """Return the guest's run state. Raises: UnsupportedQemuError: there is no guest."""
+        try:
+            return replies.run_state(await self._monitor.execute(command("query-status"), limits.QUERY_TIMEOUT_S))
+        except QmpRefusedError as error:
+            if error.fields["qmp_class"] != "CommandNotFound":
+                raise
+            raise UnsupportedQemuError(
+                "qemu-storage-daemon: it has no guest that could be paused, and its clients write to the new image "
+                "before pivotd could record the switch"
+            ) from error
 
     async def disks(self) -> dict[str, replies.DiskSeen]:
         """Return every disk with a medium by its name."""
@@ -115,8 +124,8 @@ class Session:
         )
         nodes, roots = replies.graph(graph), replies.roots(block, pivot)
         jobs_seen = replies.pivot_jobs(replies.jobs(jobs, block_jobs), nodes, pivot)
-        marks = [name for name in jobs_seen if names.belongs_to(name, pivot.id)]
-        own_nodes = frozenset(name for name in nodes.nodes if names.belongs_to(name, pivot.id))
+        marks = [name for name in jobs_seen if names.belongs_to(name, *pivot.family)]
+        own_nodes = frozenset(name for name in nodes.nodes if names.belongs_to(name, *pivot.family))
         images = {
             disk.disk: (seen_disk.filename, seen_disk.format)
             for disk in (pivot.disks if pivot.options.adopted else ())
@@ -133,6 +142,7 @@ class Session:
             merged=replies.merged(nodes, roots, pivot),
             has_nonce=has_nonce,
             migrating=replies.migrating(migrate),
+            bitmaps=replies.bitmaps(block, pivot),
         )
         if has_nonce or marks or own_nodes or self._same_process(pivot):
             return seen
@@ -172,14 +182,19 @@ class Session:
     # -- preparation --------------------------------------------------------------------------------------------
 
     async def place_nonce(self, pivot: Pivot) -> None:
-        """Put the nonce into the process; its data is not secret, only its name matters."""
-        await self._monitor.execute(
-            command("object-add", qom_type="secret", id=pivot.identity.nonce, data="pivotd was here")
-        )
+        """Put the nonce into the process, after the passphrase of its images; what is there already, may be.
+
+        Raises: QmpRefusedError: QEMU cannot read the passphrase.
+        """
+        await secrets.place(self._monitor, pivot)
 
     async def prepare(self, pivot: Pivot, disk: PivotDisk, step: Step) -> None:
         """Do one step of the preparation of one disk. Raises: QmpRefusedError."""
         await preparation.prepare(self._monitor, pivot, disk, step)
+
+    async def go_on(self, jobs: Sequence[str]) -> None:
+        """Let interrupted jobs try again; one that runs again already refuses, which does no harm."""
+        await self._monitor.burst([command("job-resume", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
 
     async def write_blocking(self, pivot: Pivot) -> bool:
         """Let the mirrors copy each guest write at once; False where this QEMU (before 8.2) cannot change that."""
@@ -222,13 +237,17 @@ class Session:
         """
         status = command("query-status")
         burst = [status, command("stop"), status, *(command("job-complete", id=job) for job in complete)]
-        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[:3])
+        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, alone=True))[:3])
         first, second = replies.run_state(before), replies.run_state(after)
         return first if second in OUR_PAUSE else second
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; a job that refuses shows it in the next look."""
         await self._monitor.burst([command("job-complete", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
+
+    async def carry_bitmaps(self, pivot: Pivot) -> Bitmaps:
+        """Give the destinations the dirty bitmaps of the sources and return these. Raises: QmpRefusedError."""
+        return await bitmaps.carry(self._monitor, pivot)
 
     async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
         """Finalize jobs and read the graph, in one write; return the roots.
@@ -279,6 +298,13 @@ class Session:
         (block,) = self._all([block])
         return replies.roots(block, pivot)
 
+    async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
+        """Start the mirrors back to the sources; return why they cannot follow the guest, None where they do.
+
+        Only while the guest is still; one that was resumed since ``resumes`` was counted has written what they lack.
+        """
+        return await synced.start(self._monitor, pivot, resumes)
+
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
         """Take a finished switch back; True when the source is the root again. Only while the guest is still.
 
@@ -288,6 +314,19 @@ class Session:
         await rollback.take_back(self._monitor, pivot, disk, resumes)
         block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
         return replies.roots(block, pivot)[disk.disk] is Root.SOURCE
+
+    async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
+        """Cut the connections to the exports that these disks are copied to, out of band; return whether QEMU did.
+
+        That works also while QEMU's main loop hangs on such a server: whatever waits for it then fails. An export that
+        is closed is cut off too: to close it in order would wait for the server.
+        """
+        exports = [disk for disk in disks if nbd.is_uri(disk.destination.filename)]
+        if not exports or not self._monitor.out_of_band:
+            return False
+        burst = [yank(names.file_node(pivot.id, disk.index)) for disk in exports]
+        done = await self._monitor.burst(burst, limits.YANK_TIMEOUT_S)
+        return not any(isinstance(reply, QmpRefusedError) for reply in done)
 
     # -- after it -----------------------------------------------------------------------------------------------
 
@@ -305,11 +344,13 @@ class Session:
                 await rollback.await_job(self._monitor, name, {"concluded"})
         await self._monitor.burst([command("job-dismiss", id=name) for name in own], limits.COMMAND_TIMEOUT_S)
         doomed = await self._unwanted(pivot)
+        await self.cut(pivot, [disk for disk in pivot.disks if names.file_node(pivot.id, disk.index) in doomed])
         await self._monitor.burst([command("blockdev-del", node_name=node) for node in doomed], 20.0)
+        await secrets.remove_unused(self._monitor, pivot)
         await self._monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
         left = await self._node_names()
         jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
-        ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, pivot.id)}
+        ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, *pivot.family)}
         return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs]
 
     async def _unwanted(self, pivot: Pivot) -> list[str]:
@@ -322,9 +363,12 @@ class Session:
             own = [disk.destination.node, names.file_node(pivot.id, disk.index)]
             match disk.outcome:
                 case Outcome.SWITCHED:
-                    found += graph.below(disk.source.node)
+                    found += graph.below(names.reopened_source(pivot.id, disk.index))
+                    found += _with_file(graph, disk.source.node)
                 case Outcome.MERGED if disk.top is not None:
                     found += graph.below(disk.top.node)
+                case _ if pivot.options.undo_of is not None:
+                    found += _with_file(graph, disk.destination.node)
                 case _:
                     found += [node for node in own if names.belongs_to(node, pivot.id)]
         return [node for node in dict.fromkeys(found) if node in graph.nodes and node not in used]
@@ -339,3 +383,9 @@ class Session:
             if isinstance(reply, QmpRefusedError):
                 raise QmpUnknownError(f"a query failed: {reply.message}") from reply
         return got
+
+
+def _with_file(graph: replies.Graph, node: str) -> list[str]:
+    """Return a node and those below it, and the file of an earlier pivot's image whose node is gone already."""
+    file = names.file_below(node)
+    return [*graph.below(node), *([file] if file is not None else [])]

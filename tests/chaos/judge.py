@@ -10,7 +10,7 @@ from pivotd.core.verdict import verdicts
 from pivotd.core.words import Pivot
 from tests.chaos.plan import Heir, Plan
 from tests.chaos.process import journal
-from tests.chaos.world import World
+from tests.chaos.world import BITMAP, STRIDE, World
 from tests.support.proxy import Direction
 from tests.support.qemu import Qemu
 
@@ -27,6 +27,8 @@ CHANGING = {
     "job-finalize",
     "job-cancel",
     "job-dismiss",
+    "block-dirty-bitmap-add",
+    "transaction",
 }
 """The commands of pivotd that change something."""
 
@@ -61,11 +63,26 @@ class Judge:
         for verdict in verdicts(found):
             if verdict.image != roots[verdict.disk]:
                 self.problems.append(f"verdict {verdict.image}, QEMU uses {roots[verdict.disk]} for {verdict.disk}")
+        if self._plan.setup.bitmap:
+            self.check_bitmaps()
         if jobs := self._world.spy("query-jobs"):
             self.problems.append(f"jobs are left: {jobs}")
         nodes = [node["node-name"] for node in self._world.spy("query-named-block-nodes")]
         if len(nodes) != 2 * disks:
             self.problems.append(f"{len(nodes)} nodes are left, not {2 * disks}: {nodes}")
+
+    def check_bitmaps(self) -> None:
+        """Check that the bitmap of each disk's present image records and marks every block since it was made."""
+        for entry in self._world.spy("query-block"):
+            found = entry["inserted"].get("dirty-bitmaps", [])
+            bitmap = next((bitmap for bitmap in found if bitmap.get("name") == BITMAP), None)
+            if bitmap is None or not (bitmap["recording"] and bitmap["persistent"]):
+                self.problems.append(f"{entry['qdev']} has no such bitmap as before: {found}")
+                continue
+            disk = next(name for name in self._world.blocks if name in entry["qdev"])
+            wanted = len(self._world.blocks[disk]) * STRIDE
+            if bitmap["count"] < wanted:
+                self.problems.append(f"the bitmap of {disk} marks {bitmap['count']} bytes, {wanted} were written")
 
     def check_told(self, told: Any, when: str) -> None:
         """Check that pivotd tells the same as its journal, and is certain where QEMU agrees."""

@@ -73,10 +73,16 @@ class Setup:
     legacy: bool = False
     binary: tuple[str, ...] | None = None
     cancel: Cancel = Cancel.NEVER
+    bitmap: bool = False
+    """Each disk has a dirty bitmap for backups."""
+    undo: bool = False
+    """The old images are kept in sync after the switch, and returned to after some more writes."""
 
     def __str__(self) -> str:
         words = [f"{self.disks} disk{'s' * (self.disks > 1)}"]
         words += ["paused before"] * self.paused + ["by -drive"] * self.legacy
+        words += ["with a bitmap"] * self.bitmap
+        words += ["undone"] * self.undo
         words += [f"cancelled while {self.cancel}"] * (self.cancel is not Cancel.NEVER)
         return ", ".join(words)
 

@@ -106,6 +106,8 @@ class _Round:
             if self.setup.cancel is Cancel.COPYING:
                 for disk in range(self.setup.disks):
                     world.device_io(disk, f"write -q -P 251 {32 << 20} {SLOW_DATA_BYTES}")
+            if self.setup.bitmap:
+                world.add_bitmaps()
             world.write()
             struck = self._first()
             recovery = None
@@ -140,12 +142,13 @@ class _Round:
         point = self.plan.point
         kill = self._strike(point)
         self.daemon.launch(point)
-        body = {
+        body: dict[str, Any] = {
             "disks": [{"disk": f"disk{i}", "image": str(target)} for i, target in enumerate(self.targets)],
             # A machine that is busy must not end the pause before the point is reached.
             "max_pause_ms": PAUSE_MS_MAX,
             "pivot": self.setup.cancel is not Cancel.READY,
             "bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0,
+            "keep_synced": self.setup.undo,
         }
         answer = try_call(self.daemon, "POST", "/v1/domains/web1/copy", body, **{"Idempotency-Key": REQUEST_ID})
         if answer is not None and "phase" not in answer:
@@ -180,6 +183,8 @@ class _Round:
             pivot = self._pivot()
             if pivot is not None and pivot.phase == "closed":
                 return False
+            if pivot is not None and pivot.window_open and not pivot.owes_resume:
+                self._undo()
             if pivot is not None and CANCEL_PHASES.get(self.setup.cancel) == pivot.phase and not self._cancelling:
                 self.hook.cancel()
             if cancel and time.monotonic() - self._cancelled_at > CANCEL_EVERY_S:
@@ -187,6 +192,13 @@ class _Round:
             time.sleep(POLL_S)
         self.judge.problems.append("the pivot did not close in time")
         return False
+
+    def _undo(self) -> None:
+        """Write what only the window can bring into the old images, then ask to return to them."""
+        if not self.hook.going_back:
+            self.world.write()
+            self.hook.going_back = True
+        try_call(self.daemon, "POST", f"/v1/pivots/{REQUEST_ID}/undo", timeout_s=ROUND_TIMEOUT_S)
 
     # -- cancelling
 

@@ -23,6 +23,7 @@ BLOCK = 4096
 BLOCKS_PER_BURST = 4
 STRIDE = 65536
 PLACES = 900
+BITMAP = "backup"
 
 
 @dataclass
@@ -35,6 +36,13 @@ class World:
     blocks: dict[str, dict[int, int]] = field(default_factory=dict)
     """disk -> place -> pattern, acknowledged."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def add_bitmaps(self) -> None:
+        """Give each disk a persistent dirty bitmap."""
+        with self.lock:
+            for index in range(self.setup.disks):
+                node = self.qemu.root(f"disk{index}").node
+                self.qemu.spy("block-dirty-bitmap-add", node=node, name=BITMAP, granularity=STRIDE, persistent=True)
 
     def write(self) -> None:
         """Write blocks through every disk's device and flush; after that they are acknowledged."""
@@ -95,6 +103,8 @@ class GuestHook:
         self._setup = setup
         self._last_moment = "command:job-complete" if setup.paused else "command:stop"
         self._done: set[str] = set()
+        self.going_back = False
+        """The undo has been asked: its pause is another one, with its own last moment."""
 
     def __call__(self, direction: Direction, index: int, message: Message, when: When) -> None:
         if when is When.BEFORE:
@@ -104,6 +114,8 @@ class GuestHook:
         running = message.label == "return:cont" and when is When.BEFORE
         if running and self.world is not None and not self.silent and self._once("resumed"):
             # QEMU has executed `cont`, and pivotd does not know yet: the guest is as quick as it can be.
+            self.world.write()
+        if running and self.world is not None and not self.silent and self.going_back and self._once("back"):
             self.world.write()
         if self.next is not None and when is When.BEFORE:
             self.next(direction, index, message, when)
@@ -120,6 +132,9 @@ class GuestHook:
 
     def _play(self, message: Message, when: When, world: World) -> None:
         if message.label == self._last_moment and when is When.BEFORE and self._once("last moment"):
+            world.write()
+        back = self.going_back and message.label == "command:stop" and when is When.BEFORE
+        if back and world.spy("query-status")["status"] == "running" and self._once("last moment back"):
             world.write()
         never_paused = "last moment" not in self._done and not self._setup.paused
         if message.label == "command:job-cancel" and when is When.BEFORE and never_paused and self._once("cancelling"):

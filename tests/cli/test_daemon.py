@@ -166,7 +166,10 @@ def test_full_disk_under_stdout(bench: Bench) -> None:
 def test_interrupt(bench: Bench) -> None:
     """Ctrl-C ends the waiting with status 130, says how to go on, and the pivot runs on."""
     image, slow = bench.image(), ["--bandwidth", "64K"]
-    bench.qemu.spy("human-monitor-command", {"command-line": "qemu-io disk0 'write 0 1M'"})
+    bench.qemu.spy(
+        "human-monitor-command",
+        {"command-line": 'qemu-io -d /machine/peripheral/disk0/virtio-backend "write -P 7 0 1M"'},
+    )
     arguments = ["copy", "web1", f"disk0={image}", *slow, "--id", "slow"]
     with start("--socket", bench.daemon.socket, *arguments) as process:
         assert process.stderr is not None

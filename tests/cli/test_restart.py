@@ -25,7 +25,10 @@ def test_copy_again_after_a_kill(bench: Bench) -> None:
 def test_waiting_outlives_the_daemon(bench: Bench) -> None:
     """``pivot wait`` says that it lost the daemon, finds the next one and ends with the pivot's outcome."""
     arguments = ["copy", "web1", f"disk0={bench.image()}", "--bandwidth", "64K", "--detach", "--id", "slow"]
-    bench.qemu.spy("human-monitor-command", {"command-line": "qemu-io disk0 'write 0 1M'"})
+    bench.qemu.spy(
+        "human-monitor-command",
+        {"command-line": 'qemu-io -d /machine/peripheral/disk0/virtio-backend "write -P 7 0 1M"'},
+    )
     assert bench.ctl(*arguments).status == 0
     with start("--socket", bench.daemon.socket, "pivot", "wait", "slow") as process:
         assert process.stderr is not None

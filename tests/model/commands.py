@@ -281,7 +281,7 @@ def query_block(qemu: Qemu, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
             "drv": node.driver,
             "ro": False,
             "cache": {"direct": True, "no-flush": node.no_flush},
-            "image": {"filename": node.filename, "virtual-size": SIZE_BYTES},
+            "image": {"filename": node.filename, "format": node.driver, "virtual-size": SIZE_BYTES},
         }
         qdev = f"/machine/peripheral/{name}/virtio-backend"
         found.append({"device": disk.device, "qdev": qdev, "inserted": inserted})

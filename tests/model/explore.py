@@ -41,11 +41,13 @@ class Bounds:
     legacy: bool = False
     from_phase: Phase = Phase.PREPARING
     attempts: int = 2
+    keep_synced: bool = False
 
     def __str__(self) -> str:
         return (
             f"{self.disks} disk(s), {self.crashes} crash(es), {self.faults} fault(s), found {self.run_state}, "
             f"from {self.from_phase}, {'one write' if self.quick else 'answer by answer'}{', legacy -drive' * self.legacy}"
+            f"{', kept in sync and undone' * self.keep_synced}"
         )
 
 
@@ -95,7 +97,7 @@ def first_world(bounds: Bounds) -> World:
         kind=Kind.COPY,
         phase=Phase.PREPARING,
         requested_by=Requester(0, 0, 1),
-        options=CopyOptions(attempts=bounds.attempts),
+        options=CopyOptions(attempts=bounds.attempts, keep_synced=bounds.keep_synced),
         disks=tuple(disks),
         created_at="2026-11-23T09:00:00.000000Z",
         identity=Identity("boot", 100, 100, names.nonce_object(PIVOT)),
@@ -133,7 +135,8 @@ class Search:
         while queue:
             number, world = queue.popleft()
             self.found.phases.add(world.durable.phase)
-            self.found.outcomes |= {world.durable.outcome} - {None}
+            undo = "undo " if world.durable.options.undo_of is not None else ""
+            self.found.outcomes |= {f"{undo}{world.durable.outcome}"} - {"None", "undo None"}
             if world.driver is not None and is_resting(world.durable) and not world.down:
                 self._rests.add(number)
                 if world.durable.phase is Phase.CLOSED:
@@ -252,11 +255,12 @@ def main() -> None:
     parser.add_argument("--found", default="running", help="the run state in which the guest is found")
     parser.add_argument("--slow", action="store_true", help="stop and complete in two writes")
     parser.add_argument("--legacy", action="store_true")
+    parser.add_argument("--keep-synced", action="store_true", help="with the undo window, and an undo or a release")
     parser.add_argument("--from-phase", type=Phase, default=Phase.PREPARING, choices=list(Phase))
     options = parser.parse_args()
     bounds = Bounds(
         options.disks, options.crashes, options.faults, not options.slow, options.found, options.legacy,
-        options.from_phase, options.attempts,
+        options.from_phase, options.attempts, options.keep_synced,
     )  # fmt: skip
     try:
         print(search(bounds))  # noqa: T201 - a command

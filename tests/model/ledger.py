@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pivotd.core.words import JsonObject, Pivot, Record
+from pivotd.core.words import JsonObject, Phase, Pivot, Record
 from pivotd.errors import JournalFullError, JournalWriteError, PhaseConflictError
 from tests.model import invariants
 from tests.model.points import Alternative, nothing
@@ -16,7 +16,14 @@ class Ledger:
 
     async def advance(self, before: Pivot, event: str, facts: JsonObject, **changes: Any) -> Pivot:
         """Record, or fail to."""
-        after = replace(before, **changes)
+        return self._write(before, replace(before, **changes), event)
+
+    async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
+        """Record the end of one pivot and the beginning of the next as one, or fail to."""
+        self._write(before, successor, "undo-requested")
+        return replace(before, phase=Phase.CLOSED, hold=False)
+
+    def _write(self, before: Pivot, after: Pivot, event: str) -> Pivot:
         if self.journal_fails is None and self.faults:
             self.point([
                 Alternative("no record is written: the disk is", self._journal, ("full",)),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import pivotd.engine.driver
+import pivotd.qmp.opening
 import pivotd.qmp.rollback
 import pivotd.qmp.session
 from pivotd.core.words import Identity
@@ -50,7 +51,7 @@ class ModelMonitor:
             raise reply
         return reply
 
-    async def burst(self, messages: Sequence[Message], timeout_s: float) -> list[Any]:
+    async def burst(self, messages: Sequence[Message], timeout_s: float, *, alone: bool = False) -> list[Any]:
         if not messages:
             return []
         if not self.connected:
@@ -151,6 +152,7 @@ def model_kernel(host: Callable[[], Host], pause: Callable[[asyncio.Event, float
         session: {"identity": _Identity(host), "in_thread": _at_once},
         rollback: {"time": _Time(host), "_until": pause},
         driver: {"log": _Silence(), "in_thread": _at_once},
+        pivotd.qmp.opening: {"in_thread": _at_once},
     }
     saved = {module: {name: getattr(module, name) for name in names} for module, names in replaced.items()}
     try:

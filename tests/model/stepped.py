@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from pivotd.core import actions
+from pivotd.core.observation import Observation
 from pivotd.core.phases import is_resting
-from pivotd.core.words import Phase
+from pivotd.core.undo import Undo, request_id
+from pivotd.core.words import Phase, Requester
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.memory import Memory
@@ -19,8 +23,11 @@ from tests.model.points import Alternative, Died, canonical
 from tests.model.world import Remembered, World
 
 T = TypeVar("T")
+UNDO = "01K9ABCDEFGHJKMNPQRSTVUND0"
+"""The pivot that takes the first one back."""
 MEMORY_KEPT = (
     "stop_sent", "completing", "deadline", "quick", "not_ours", "rollback_failed", "clean_up_failed", "cancel_requested",
+    "back_started", "back_failed", "release_requested", "undo",
 )  # fmt: skip
 """What a decision can depend on; the rest of Memory only measures."""
 
@@ -60,12 +67,19 @@ class ModelFlusher:
 
 
 class SteppedDriver(Driver):
-    """Only what needs an event loop is replaced: sleeping, and waiting for a flush beside a cancel."""
+    """Only what needs an event loop is replaced: sleeping, waiting for a flush beside a cancel, a record that hangs."""
 
     world: World
 
     async def _sleep(self, timeout_s: float) -> None:
         await self.world.pause(self._woken, timeout_s)
+
+    async def _perform_record_in_time(self, action: actions.Action, seen: Observation) -> None:
+        await self._perform_record(action, seen)
+
+    async def _note_in_time(self, event: str, facts: dict[str, Any]) -> None:
+        with contextlib.suppress(JournalError):
+            await self.world.note(event, facts)
 
     async def _unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
         return await work
@@ -87,7 +101,7 @@ def step(world: World) -> None:
 def _before_step(world: World) -> bool:
     """Between steps anybody may die, meddle or start; return whether that is all for now."""
     moving = world.qemu.moving() if world.qemu is not None and world.down else []
-    alternatives = [*world.crash_alternatives(), *_between_steps(world)]
+    alternatives = [*world.crash_alternatives(), *_asked_in_window(world), *_between_steps(world)]
     if moving:
         alternatives.append(Alternative("jobs go on without pivotd", world.qemu.settle, (), 0, 0))
     if world.point(alternatives):
@@ -99,6 +113,17 @@ def _before_step(world: World) -> bool:
         _start(world)
         return True
     return False
+
+
+def _asked_in_window(world: World) -> list[Alternative]:
+    """What a person may ask of an open undo window; neither is a fault."""
+    if world.down or world.driver is None or not world.durable.window_open or world.durable.owes_resume:
+        return []
+    undo = Undo(UNDO, request_id(world.durable.id), Requester(0, 0, 1))
+    return [
+        Alternative("the user undoes", lambda: _remember(world, undo=undo), (), 0, 0),
+        Alternative("the user releases", lambda: _remember(world, release_requested=True), (), 0, 0),
+    ]
 
 
 def _between_steps(world: World) -> list[Alternative]:
@@ -174,7 +199,9 @@ def _drive(world: World) -> None:
     world.driver = Remembered(canonical(driver.pivot), _memory_of(memory, world), driver._has_window, driver._ending)
     if world.monitor is None:
         world.heard = ()
-    if driver._done() and driver.pivot.phase is not Phase.CLOSED:
+    if driver.successor is not None and not driver._ending:
+        world.driver = Remembered(canonical(driver.successor), _memory_of(Memory(), world), False)
+    elif driver._done() and (driver.pivot.phase is not Phase.CLOSED or driver.successor is not None):
         _down(world)
 
 

@@ -1,0 +1,77 @@
+"""The undo window: how long it lasts, and the pivot that takes a switch back. Pure.
+
+That pivot is an ordinary copy the other way round, entered at READY: its mirrors were started before the guest ran on.
+They are never started anew, because what the guest has written since would be missing; without them it is given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from pivotd.core import names
+from pivotd.core.words import CopyMode, CopyOptions, Phase, Pivot, PivotDisk, Requester
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Who asks, and the names of the pivot that takes back."""
+
+    pivot: str
+    request_id: str
+    who: Requester
+
+
+def request_id(pivot: str) -> str:
+    """Return the request id of the pivot that takes this one back: there is at most one."""
+    return f"undo-{pivot}"
+
+
+def window_left_s(pivot: Pivot, utc_now: str) -> float:
+    """Return how many seconds of the undo window are left, by the wall clock; infinite where there is none."""
+    if not pivot.window_open or pivot.decided_at is None:
+        return float("inf")
+    age = datetime.fromisoformat(utc_now) - datetime.fromisoformat(pivot.decided_at)
+    return pivot.options.keep_synced_s - age.total_seconds()
+
+
+def window_ends(pivot: Pivot) -> str | None:
+    """Return when the undo window ends by itself, None where there is none or the guest is still paused."""
+    if not pivot.window_open or pivot.owes_resume or pivot.decided_at is None:
+        return None
+    end = datetime.fromisoformat(pivot.decided_at) + timedelta(seconds=pivot.options.keep_synced_s)
+    return end.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def successor(pivot: Pivot, undo: Undo, nodes: Collection[str], utc_now: str) -> Pivot:
+    """Return the pivot that takes this one back; it inherits the mark in the QEMU process. ``nodes``: of the pivot."""
+    options = CopyOptions(
+        reuse=True,
+        max_pause_ms=pivot.options.max_pause_ms,
+        attempts=pivot.options.attempts,
+        copy_mode=CopyMode.WRITE_BLOCKING,
+        undo_of=pivot.id,
+        force=pivot.options.force,
+    )
+    return Pivot(
+        id=undo.pivot,
+        request_id=undo.request_id,
+        domain=pivot.domain,
+        qmp=pivot.qmp,
+        kind=pivot.kind,
+        phase=Phase.READY,
+        requested_by=undo.who,
+        options=options,
+        disks=tuple(_back(pivot, disk, nodes) for disk in pivot.disks),
+        created_at=utc_now,
+        identity=pivot.identity,
+    )
+
+
+def _back(pivot: Pivot, disk: PivotDisk, nodes: Collection[str]) -> PivotDisk:
+    again = names.reopened_source(pivot.id, disk.index)
+    old = replace(disk.source, node=again) if again in nodes else disk.source
+    return replace(
+        disk, source=disk.destination, destination=old, job=names.back_job(pivot.id, disk.index), outcome=None
+    )

@@ -1,0 +1,128 @@
+"""How QEMU is told to open a destination: by which protocol, with which size, cache, discard, backing and secret."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+from pivotd import limits, nbd
+from pivotd.core import names
+from pivotd.core.words import Discard, Kind, Pivot, PivotDisk
+from pivotd.errors import QmpRefusedError
+from pivotd.qmp import replies
+from pivotd.qmp.monitor import Monitor, command
+from pivotd.threads import in_thread
+
+TOO_SMALL = "actual size of the containing file"
+"""In QEMU's words for a raw image that ends before the size that it is opened with."""
+
+
+async def protocol(filename: str) -> dict[str, Any]:
+    """Return driver and address for the image with this name.
+
+    Raises: QmpRefusedError: its storage does not answer.
+    """
+    if nbd.is_uri(filename):
+        return nbd.parse(filename).options
+    found = await _stat(filename)
+    device = found is not None and stat.S_ISBLK(found.st_mode)
+    return {"driver": "host_device" if device else "file", "filename": filename}
+
+
+async def file_options(pivot: Pivot, disk: PivotDisk) -> dict[str, Any]:
+    """Return how to open the protocol layer of the destination."""
+    return {
+        **await protocol(disk.destination.filename),
+        "node-name": names.file_node(pivot.id, disk.index),
+        "cache": {"direct": disk.cache_direct, "no-flush": False},
+        "discard": str(pivot.options.discard),
+    }
+
+
+async def open_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
+    """Open the protocol layer of the destination. Raises: QmpRefusedError."""
+    options = await file_options(pivot, disk)
+    if options["driver"] == "nbd":
+        try:
+            await monitor.execute(command("blockdev-add", **options, open_timeout=limits.OPEN_EXPORT_S))
+        except QmpRefusedError as error:
+            if "open-timeout" not in error.fields["text"]:
+                raise
+        else:
+            return  # QEMU 6.2 does not know it
+    await monitor.execute(command("blockdev-add", **options))
+
+
+def encryption(pivot: Pivot) -> dict[str, Any]:
+    """Return how qcow2 is told of the passphrase."""
+    return {"format": "luks", "key-secret": names.secret_object(pivot.id)}
+
+
+async def open_format(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
+    """Open the format layer of the destination. Raises: QmpRefusedError."""
+    options: dict[str, Any] = {
+        "driver": disk.destination.format,
+        "node-name": disk.destination.node,
+        "file": names.file_node(pivot.id, disk.index),
+        "cache": {"direct": disk.cache_direct, "no-flush": False},
+        "discard": str(pivot.options.discard),
+        "detect-zeroes": await _detect_zeroes(monitor, pivot, disk),
+    }
+    if pivot.options.secret_file is not None:
+        options["encrypt"] = encryption(pivot)
+    if pivot.kind is Kind.SNAPSHOT:
+        # The snapshot itself puts the source below it.
+        options["backing"] = None
+    elif disk.base is not None:
+        options["backing"] = disk.base.node
+    elif disk.destination.format == "raw" and pivot.options.reuse:
+        options |= await _size(disk)
+    try:
+        await monitor.execute(command("blockdev-add", **options))
+    except QmpRefusedError as error:
+        if "size" in options and TOO_SMALL in error.fields["text"]:
+            name = disk.destination.filename
+            raise QmpRefusedError(f"{name} is smaller than {disk.disk}, which has {disk.size_bytes} bytes") from error
+        raise
+    if pivot.kind is Kind.COPY and disk.base is None:
+        await _refuse_backing(monitor, disk)
+
+
+async def _detect_zeroes(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str:
+    """Return the source's setting; where space may not be given back, ``unmap`` becomes ``on``."""
+    block = await monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
+    found = replies.detect_zeroes(block, disk.disk)
+    return "on" if found == "unmap" and pivot.options.discard is not Discard.UNMAP else found
+
+
+async def _size(disk: PivotDisk) -> dict[str, int]:
+    """A mirror needs both sides to be of one size: a larger raw image is opened as if it ended where the disk does.
+
+    Not where the size is known to be right: QEMU then shows the plain name of the image.
+    """
+    filename = disk.destination.filename
+    found = None if nbd.is_uri(filename) else await _stat(filename)
+    if found is not None and stat.S_ISREG(found.st_mode) and found.st_size == disk.size_bytes:
+        return {}
+    return {"size": disk.size_bytes}
+
+
+async def _refuse_backing(monitor: Monitor, disk: PivotDisk) -> None:
+    """A full copy onto an image with a backing file would end with another chain than anybody asked for."""
+    graph = replies.graph(await monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S))
+    if disk.destination.node in graph.backing:
+        await monitor.execute(command("blockdev-del", node_name=disk.destination.node))
+        raise QmpRefusedError(
+            f"{disk.destination.filename} has a backing file: a full copy needs an image that stands alone"
+        )
+
+
+async def _stat(filename: str) -> os.stat_result | None:
+    """Return what is there, None where pivotd may not look. Raises: QmpRefusedError: the storage does not answer."""
+    try:
+        return await in_thread(limits.FILE_TIMEOUT_S, os.stat, filename)
+    except TimeoutError:
+        raise QmpRefusedError(f"{filename}: its storage does not answer") from None
+    except OSError:
+        return None

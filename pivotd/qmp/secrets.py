@@ -1,0 +1,52 @@
+"""Objects that pivotd puts into QEMU: the nonce of a pivot, and the passphrase of encrypted images.
+
+QEMU needs a passphrase as long as the image may be opened again, so its object stays while a node of its pivot does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pivotd import limits
+from pivotd.core import names
+from pivotd.core.words import Pivot
+from pivotd.errors import QmpRefusedError
+from pivotd.qmp import replies
+from pivotd.qmp.monitor import Monitor, command
+
+DUPLICATE = "duplicate property"
+
+
+async def place(monitor: Monitor, pivot: Pivot) -> None:
+    """Add the passphrase, then the nonce: who sees the nonce need not look for the other.
+
+    The nonce's data is not secret, only its name matters. Raises: QmpRefusedError.
+    """
+    burst = [command("object-add", qom_type="secret", id=pivot.identity.nonce, data="pivotd was here")]
+    if pivot.options.secret_file is not None:
+        secret = names.secret_object(pivot.id)
+        burst.insert(0, command("object-add", qom_type="secret", id=secret, file=pivot.options.secret_file))
+    *earlier, nonce = await monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
+    refusals = [reply for reply in (*earlier, nonce) if _refused(reply)]
+    if refusals:
+        raise refusals[0]
+
+
+def _refused(reply: Any) -> bool:
+    return isinstance(reply, QmpRefusedError) and DUPLICATE not in reply.fields["text"]
+
+
+async def remove_unused(monitor: Monitor, pivot: Pivot) -> None:
+    """Remove passphrases whose pivots have neither a node nor, but for this one that ends, a nonce any more."""
+    objects = replies.object_names(await monitor.execute(command("qom-list", path="/objects"), limits.QUERY_TIMEOUT_S))
+    owners = {owner: name for name in objects if (owner := names.pivot_of_secret(name)) is not None}
+    if not owners:
+        return
+    graph = replies.graph(await monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S))
+    unused = [
+        name
+        for owner, name in owners.items()
+        if (owner == pivot.id or names.nonce_object(owner) not in objects)
+        and not any(names.belongs_to(node, owner) for node in graph.nodes)
+    ]
+    await monitor.burst([command("object-del", id=name) for name in unused], limits.COMMAND_TIMEOUT_S)

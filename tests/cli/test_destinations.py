@@ -1,0 +1,82 @@
+"""pivotctl with every kind of destination: what is typed reaches QEMU, and the verdict names the image as given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Bench
+from tests.engine.storage import NbdServer, info
+from tests.support.qemu import create_image
+
+pytestmark = pytest.mark.qemu
+
+
+def test_options_of_new_images(bench: Bench):
+    """-o takes QEMU's names, sizes with a unit, and qemu-img's compat."""
+    image = bench.image()
+    answer = bench.ctl(
+        "copy", "web1", f"disk0={image}", "-o", "cluster-size=128K", "-o", "extended_l2=on", "-o", "compat=1.1"
+    )
+    assert answer.status == 0, answer
+    assert info(image)["cluster-size"] == 128 << 10
+    assert info(image)["format-specific"]["data"]["extended-l2"]
+
+
+@pytest.mark.parametrize("option", ["cluster-size", "cluster-size=big", "lazy-refcounts=maybe", "encrypt=on", "="])
+def test_an_option_that_is_none(bench: Bench, option: str):
+    """A mistake of the command line: exit status 2, the request is not sent."""
+    assert bench.ctl("copy", "web1", f"disk0={bench.image()}", "-o", option).status == 2
+
+
+def test_options_that_do_not_go_together(bench: Bench):
+    """The daemon says why in one line."""
+    answer = bench.json("copy", "web1", f"disk0={bench.image()}", "-o", "version=v2", "-o", "lazy-refcounts=on")
+    assert answer.status != 0
+    assert "lazy-refcounts needs version=v3" in answer.stderr + answer.stdout
+
+
+def test_an_encrypted_overlay(bench: Bench):
+    """Snapshot takes the options of new images too."""
+    secret = bench.directory / "passphrase"
+    secret.write_text("correct horse")
+    image = bench.image()
+    answer = bench.ctl(
+        "snapshot", "web1", f"disk1={image}", "--secret-file", secret, "-o", "luks-iter-ms=10", "--force"
+    )
+    assert answer.status == 0, answer
+    assert info(image)["encrypted"]
+
+
+def test_the_active_layer_moves_alone(bench: Bench):
+    """--sync top: the new image is backed by what backs the source."""
+    overlay, image = bench.image(), bench.image()
+    assert bench.ctl("snapshot", "web1", f"disk0={overlay}").status == 0
+    below = info(overlay)["full-backing-filename"]
+    assert bench.ctl("copy", "web1", f"disk0={image}", "--sync", "top").status == 0
+    assert info(image)["full-backing-filename"] == below
+
+
+def test_an_export_is_named_by_its_address(bench: Bench):
+    """Disk ls, verdict by any spelling, with the daemon and offline; and a request that is sent again."""
+    export = create_image(bench.directory / "export.img", image_format="raw")
+    with NbdServer(export, tcp=True) as server:
+        request = ("copy", "web1", f"disk0={server.uri}", "--format", "raw", "--reuse", "--id", "to-nbd")
+        assert bench.ctl(*request).status == 0
+        assert bench.ctl(*request).status == 0
+        shown = next(row for row in bench.json("disk", "ls", "web1").json if row["disk"] == "disk0")
+        assert shown["image"] == server.uri
+        other = server.uri.replace("/exp", "/%65xp")
+        found = bench.json("verdict", "--image", other).json
+        assert [row["image"] for row in found] == [server.uri]
+        offline = bench.json("--offline", Path(bench.daemon.state_dir), "verdict", "--image", other).json
+        assert [row["image"] for row in offline] == [server.uri]
+        assert bench.ctl("copy", "web1", f"disk0={bench.image()}", "--format", "qcow2").status == 0
+
+
+def test_an_export_needs_reuse(bench: Bench):
+    """It exists, and would be overwritten."""
+    answer = bench.json("copy", "web1", "disk0=nbd://127.0.0.1:1/exp", "--format", "raw")
+    assert answer.status != 0
+    assert "use --reuse" in answer.stderr + answer.stdout
