@@ -36,7 +36,7 @@ async def adopt(bed: Bed, image: Path | None = None, **options: Any) -> Driver:
 @pytest.mark.parametrize("speed", [0, 1], ids=["ready", "copying"])
 async def test_a_mirror_is_adopted_and_switched(bed: Bed, speed: int):
     """Whether it copies still or is ready: switched in one pause, every write in the new image, nothing left."""
-    await bed.guest(bed.image(fill="8M"))
+    await bed.guest(bed.image(fill="28M"))
     mirror(bed, bed.target(), speed=speed)
     driver = await adopt(bed, bed.target())
     if speed:
@@ -63,7 +63,7 @@ async def test_an_active_commit_is_adopted(bed: Bed):
 
 async def test_a_cancelled_adoption_leaves_their_node_and_image(bed: Bed):
     """The job goes, as was asked for; what pivotd has not opened it does not close."""
-    await bed.guest(bed.image(fill="8M"))
+    await bed.guest(bed.image(fill="28M"))
     mirror(bed, bed.target())
     driver = await adopt(bed, bed.target(), pivot=False)
     await bed.engine.resting(driver)
@@ -75,7 +75,7 @@ async def test_a_cancelled_adoption_leaves_their_node_and_image(bed: Bed):
 
 async def test_a_wrong_name_of_the_image_is_put_right_by_the_graph(bed: Bed):
     """Of two images that QEMU has open the wrong one was named: the journal names the one that QEMU shows."""
-    await bed.guest(bed.image(fill="8M"))
+    await bed.guest(bed.image(fill="28M"))
     wrong = bed.image("wrong.qcow2")
     file = {"driver": "file", "filename": str(wrong)}
     bed.qemu.spy("blockdev-add", {"driver": "qcow2", "node-name": "other", "file": file})
@@ -88,7 +88,7 @@ async def test_a_wrong_name_of_the_image_is_put_right_by_the_graph(bed: Bed):
 
 async def test_another_job_under_the_same_name_is_not_the_pivots(bed: Bed):
     """The adopted job ended and somebody started one to another image: kept, and that one is left alone."""
-    await bed.guest(bed.image(fill="8M"))
+    await bed.guest(bed.image(fill="28M"))
     mirror(bed, bed.target(), speed=1)
     driver = await adopt(bed, bed.target())
     await bed.until(driver, lambda pivot: pivot.phase is Phase.COPYING)
@@ -113,7 +113,7 @@ async def test_another_job_under_the_same_name_is_not_the_pivots(bed: Bed):
 )
 async def test_a_job_that_cannot_be_adopted(bed: Bed, options: dict[str, Any], reason: str):
     """Refused with the reason, nothing recorded, the job as it was."""
-    await bed.domain(bed.image(fill="8M"))
+    await bed.domain(bed.image(fill="28M"))
     mirror(bed, bed.target(), speed=1, **options)
     before = bed.engine.journal.last_seq
     with pytest.raises(ConflictError, match=reason):
@@ -124,7 +124,7 @@ async def test_a_job_that_cannot_be_adopted(bed: Bed, options: dict[str, Any], r
 
 async def test_what_is_asked_for_wrongly(bed: Bed):
     """No job; no image named; an image that QEMU has not opened."""
-    await bed.domain(bed.image(fill="8M"))
+    await bed.domain(bed.image(fill="28M"))
     with pytest.raises(NotFoundError, match="nothing to adopt"):
         await adopt(bed, bed.target())
     mirror(bed, bed.target(), speed=1)

@@ -57,12 +57,12 @@ async def run(bed: Bed, point: str, event: Callable[[Qemu], None], moment: Momen
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_disk_is_pulled_out(bed: Bed, moment: Callable[[str], Moment], point: str):
     """Closed, never switched by a guess, no job left, and the guest runs with what it has."""
-    await bed.domain(Disk(bed.image(fill="8M"), bus="virtio-scsi"))
+    await bed.domain(Disk(bed.image(fill="28M"), bus="virtio-scsi"))
     pivot = await run(bed, point, unplug, moment(point))
     assert pivot.outcome in {Outcome.KEPT, Outcome.UNKNOWN, Outcome.SWITCHED}, pivot.error
     assert (pivot.outcome == Outcome.SWITCHED) <= (point == "switched")
     assert bed.qemu.run_state() == "running", pivot.error
-    assert bed.qemu.jobs() == {}
+    assert bed.qemu.jobs() == {}, (pivot.outcome, pivot.error, bed.engine.events(pivot))
 
 
 @pytest.mark.parametrize("point", ["copying", "ready", "stopped", "pending", "switched"])
@@ -70,7 +70,7 @@ async def test_a_guest_moves_to_another_qemu(
     bed: Bed, qemu_factory: QemuFactory, moment: Callable[[str], Moment], point: str
 ):
     """The one that has the guest's data is named, pivotd never starts the guest that has left, nothing hangs."""
-    source = bed.image("old.raw", fill="8M")
+    source = bed.image("old.raw", fill="28M")
     await bed.guest(Disk(source, format="raw", bus="ide"))
     incoming = bed.directory / "m.sock"
     heir = qemu_factory(
