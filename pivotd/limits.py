@@ -66,6 +66,8 @@ BACKLOG_BYTES_MIN = 256 << 10
 PAUSE_FIXED_MS = 3.0
 PAUSE_BYTES_PER_S = 700 << 20
 """What a pause costs besides the backlog, and the rate of that where none was measured: 1.4 ms per MiB."""
+ADOPTED_JOB_LENGTH_MAX = 64
+"""QEMU reads commands byte by byte, and job ids are in those that are sent while the guest is paused."""
 STALL_S = 30.0
 """A copy without progress for so long is said to have stalled."""
 SLOWED_BYTES_PER_S_MIN = 64 << 10

@@ -284,6 +284,15 @@ class DaemonService:
                 while not done():
                     await driver.advanced.wait()
 
+    async def set_bandwidth(self, pivot: str, bytes_per_s: int, who: Requester) -> Pivot:
+        """Change how fast an open pivot copies; returns once that is durable."""
+        found = await self.pivot(pivot)
+        driver = self._host.driver(found.id)
+        if driver is None:
+            raise PhaseConflictError(f"pivot {found.id} is {found.phase}: nothing is copied any more")
+        await driver.set_bandwidth(bytes_per_s, who)
+        return driver.pivot
+
     async def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[Pivot]:
         """Return pivots, newest first."""
         found: list[Pivot] = await self._read(
@@ -324,7 +333,18 @@ class DaemonService:
             return None
         left, total = driver.backlog or (None, None)
         copied = None if left is None or total is None else max(0, total - left)
-        return Progress(driver.pivot.phase.value, copied, total, driver.waits_for)
+        pace = driver.pace
+        return Progress(
+            driver.pivot.phase.value,
+            copied,
+            total,
+            driver.waits_for,
+            pace.backlog_bytes,
+            pace.dirty_bytes_per_s,
+            pace.copy_bytes_per_s,
+            pace.expected_pause_ms,
+            driver.stalled,
+        )
 
     # -- events and verdicts ------------------------------------------------------------------------------------
 
@@ -387,7 +407,12 @@ class DaemonService:
 def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
     """A retry is safe; another request under a used id is a mistake that must not look like success."""
     had = {disk.disk: disk for disk in known.disks}
-    same = known.domain == request.domain and known.kind is request.kind and len(had) == len(request.targets)
+    same = (
+        known.domain == request.domain
+        and known.options.adopted is request.options.adopted
+        and (known.options.adopted or known.kind is request.kind)
+    )
+    same = same and len(had) == len(request.targets)
     if not same or not all(t.disk in had and _same_target(had[t.disk], t) for t in request.targets):
         raise ConflictError(
             f"request id {known.request_id} belongs to pivot {known.id} with other disks or images: use a new id",

@@ -15,7 +15,7 @@ from starlette.types import Message, Send
 
 from pivotd import limits
 from pivotd.api import problems
-from pivotd.api.models import Body, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
+from pivotd.api.models import AdoptBody, BandwidthBody, Body, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
 from pivotd.api.ports import Service
 from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
 from pivotd.core.words import Record, Requester
@@ -156,6 +156,11 @@ async def snapshot(call: Call, request: Request) -> Response:
     return await _start(call, request, SnapshotBody)
 
 
+async def adopt(call: Call, request: Request) -> Response:
+    """Take over block jobs of somebody else."""
+    return await _start(call, request, AdoptBody)
+
+
 async def pivots(call: Call, request: Request) -> Response:
     """Pivots, newest first."""
     open_only = request.query_params.get("open", "false")
@@ -180,6 +185,13 @@ async def complete(call: Call, request: Request) -> Response:
 async def cancel(call: Call, request: Request) -> Response:
     """Keep the source."""
     found = await call.service.cancel(request.path_params["pivot"], call.who)
+    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+
+
+async def bandwidth(call: Call, request: Request) -> Response:
+    """Change how fast a pivot copies."""
+    body = await _body(request, BandwidthBody)
+    found = await call.service.set_bandwidth(request.path_params["pivot"], body.bandwidth_bytes_per_s, call.who)
     return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
 
 

@@ -91,6 +91,12 @@ class SnapshotDisk(msgspec.Struct, forbid_unknown_fields=True):
     image: Path
 
 
+class BandwidthBody(msgspec.Struct, forbid_unknown_fields=True):
+    """How fast an open pivot may copy from now on; 0 means no limit."""
+
+    bandwidth_bytes_per_s: Bandwidth
+
+
 class Body(msgspec.Struct, forbid_unknown_fields=True):
     """What every request for a pivot may say."""
 
@@ -142,6 +148,7 @@ class CopyBody(Body, forbid_unknown_fields=True, kw_only=True):
     max_pause_ms: Pause | None = None
     attempts: Attempts | None = None
     copy_mode: Literal["auto", "background", "write-blocking"] = "auto"
+    throttle: bool = True
     pivot: bool = True
     keep_synced: bool = False
     keep_synced_s: WindowLength | None = None
@@ -157,6 +164,7 @@ class CommitBody(Body, forbid_unknown_fields=True, kw_only=True):
     bandwidth_bytes_per_s: Bandwidth = 0
     max_pause_ms: Pause | None = None
     attempts: Attempts | None = None
+    throttle: bool = True
     pivot: bool = True
 
     kind = Kind.COMMIT
@@ -182,6 +190,37 @@ class SnapshotBody(Body, forbid_unknown_fields=True, kw_only=True):
     attempts: Attempts | None = None
 
     kind = Kind.SNAPSHOT
+
+
+class AdoptDisk(msgspec.Struct, forbid_unknown_fields=True):
+    """One disk with a block job; ``image`` is what a mirror writes, and left out for a commit."""
+
+    disk: DiskName
+    image: Path | None = None
+    format: Literal["qcow2", "raw"] | None = None
+
+
+class AdoptBody(Body, forbid_unknown_fields=True, kw_only=True):
+    """Block jobs of somebody else that become one pivot. ``sync`` is what mirrors were started with."""
+
+    disks: Annotated[list[AdoptDisk], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
+    sync: Literal["full", "top"] | None = None
+    max_pause_ms: Pause | None = None
+    attempts: Attempts | None = None
+    throttle: bool = True
+    pivot: bool = True
+
+    kind = Kind.COPY
+
+    def options(self) -> dict[str, Any]:
+        """Return the options. Raises: BadRequestError: nobody says that a mirror copies everything."""
+        if self.sync is None and any(disk.image for disk in self.disks):
+            raise BadRequestError(
+                "say with which sync the mirror was started, full or top: QEMU does not tell, and one with sync=none "
+                "does not copy the disk"
+            )
+        given = super().options()
+        return given | {"adopted": True} | ({"sync": Sync(given["sync"])} if "sync" in given else {})
 
 
 def _given(struct: msgspec.Struct) -> dict[str, Any]:

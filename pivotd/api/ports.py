@@ -89,6 +89,16 @@ class Progress:
     total_bytes: int | None
     detail: str | None = None
     """One sentence on what the pivot waits for, e.g. "QEMU does not answer for 12 s"."""
+    backlog_bytes: int | None = None
+    """What is left to copy now; it grows again where the guest writes."""
+    dirty_bytes_per_s: int | None = None
+    """How fast the guest adds to that."""
+    copy_bytes_per_s: int | None = None
+    """How fast it is copied, measured while there was enough of it."""
+    expected_pause_ms: float | None = None
+    """How long the guest would be paused if it were now; only once the copy is ready."""
+    stalled: bool = False
+    """Whether there has been no progress for a long time."""
 
 
 class Service(Protocol):
@@ -129,6 +139,13 @@ class Service(Protocol):
         """Ask a pivot to keep the source; returns once that is durable or the outcome is known.
 
         A pivot that has switched already is not changed. Raises: NotFoundError, PhaseConflictError.
+        """
+        ...
+
+    async def set_bandwidth(self, pivot: str, bytes_per_s: int, who: Requester) -> Pivot:
+        """Change how fast an open pivot copies; returns once that is durable.
+
+        Raises: NotFoundError, PhaseConflictError.
         """
         ...
 

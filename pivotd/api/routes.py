@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from pivotd.api import handlers as h
 from pivotd.api.access import AccessClass
-from pivotd.api.models import CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
+from pivotd.api.models import AdoptBody, BandwidthBody, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
 
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
 Handler = Callable[[h.Call, Request], Awaitable[Response]]
@@ -42,10 +42,12 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/domains/{domain}/commit", OPERATOR, h.commit, "Commit layers of disks", CommitBody, 202),
     Route("POST", "/v1/domains/{domain}/pull", OPERATOR, h.pull, "Pull layers into the images", PullBody, 202),
     Route("POST", "/v1/domains/{domain}/snapshot", OPERATOR, h.snapshot, "Put overlays on disks", SnapshotBody, 202),
+    Route("POST", "/v1/domains/{domain}/adopt", OPERATOR, h.adopt, "Take over somebody's block jobs", AdoptBody, 202),
     Route("GET", "/v1/pivots", READER, h.pivots, "Pivots, newest first", query=("domain", "open")),
     Route("GET", "/v1/pivots/{pivot}", READER, h.pivot, "One pivot with every record"),
     Route("POST", "/v1/pivots/{pivot}/complete", OPERATOR, h.complete, "Switch a pivot that waits", status=202),
     Route("POST", "/v1/pivots/{pivot}/cancel", OPERATOR, h.cancel, "Keep the source", status=202),
+    Route("POST", "/v1/pivots/{pivot}/bandwidth", OPERATOR, h.bandwidth, "Copy slower or faster", BandwidthBody, 202),
     Route("POST", "/v1/pivots/{pivot}/undo", OPERATOR, h.undo, "Return to the images before it", status=202),
     Route("POST", "/v1/pivots/{pivot}/release", OPERATOR, h.release, "End its undo window", status=202),
     Route("GET", "/v1/pivots/{pivot}/wait", READER, h.wait, "Wait until a pivot rests", query=("timeout_s",)),

@@ -81,6 +81,11 @@ class Client:
         """Ask a pivot to keep the source."""
         return self._object("POST", f"/v1/pivots/{_part(pivot)}/cancel")
 
+    def set_bandwidth(self, pivot: str, bytes_per_s: int) -> JsonObject:
+        """Change how fast an open pivot copies."""
+        body = {"bandwidth_bytes_per_s": bytes_per_s}
+        return self._object("POST", f"/v1/pivots/{_part(pivot)}/bandwidth", body)
+
     def undo(self, pivot: str) -> JsonObject:
         """Return to the images before a pivot; the pivot that does it."""
         return self._object("POST", f"/v1/pivots/{_part(pivot)}/undo")

@@ -45,6 +45,7 @@ EXAMPLES = (
     show_default=True,
     help="How writes of the guest follow.",
 )
+@starting.throttling
 @click.option("--keep-synced", is_flag=True, help="Afterwards keep the old images in sync, for `pivot undo`.")
 @click.option("--for", "keep_synced_s", type=Seconds(), metavar="TIME", help="For how long, like 1h.  [default: 1h]")
 @click.option("--resumable", is_flag=True, help="A destination that fails interrupts the copy, no more.")

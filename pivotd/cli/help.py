@@ -34,6 +34,8 @@ SECTIONS = (
             ("pull DOMAIN DISK...", "copy lower layers into the image"),
             ("pivot wait ID", "wait for a pivot, show how far it is"),
             ("pivot complete ID", "switch one that waits at ready"),
+            ("pivot adopt DOMAIN DISK[=IMAGE]...", "take over somebody's block jobs"),
+            ("pivot set ID --bandwidth RATE", "copy slower or faster from now on"),
             ("pivot cancel ID", "give one up, keep the source"),
             ("pivot undo ID", "return to images that were kept in sync"),
             ("pivot release ID", "let the old images go out of date"),

@@ -59,6 +59,7 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
 )
 @starting.bandwidth
 @starting.pausing
+@starting.throttling
 @starting.holding
 @starting.common
 @pass_app

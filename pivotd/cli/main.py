@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from pivotd.cli.adopting import adopt
 from pivotd.cli.app import App
 from pivotd.cli.copying import copy
 from pivotd.cli.disks import disk
@@ -60,6 +61,7 @@ def cli(context: click.Context, socket: str, as_json: bool, offline: str | None)
 
 for command in (domain, disk, copy, snapshot, commit, pull, pivot, verdict, events):
     cli.add_command(command)
+pivot.add_command(adopt)
 
 
 def main() -> NoReturn:

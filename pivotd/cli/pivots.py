@@ -10,7 +10,7 @@ import click
 from pivotd.cli import render
 from pivotd.cli.app import App, pass_app
 from pivotd.cli.errors import CtlError
-from pivotd.cli.values import Name
+from pivotd.cli.values import Bandwidth, Name
 from pivotd.cli.waiting import FOLLOW, wait_to_the_end
 from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN
 
@@ -183,3 +183,18 @@ def cancel(app: App, pivot_id: str) -> None:
         print(
             f"pivot {found['id']} was asked to give up, but QEMU does not answer yet; {FOLLOW.format(id=found['id'])}"
         )
+
+
+@pivot.command("set")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@click.option("--bandwidth", type=Bandwidth(), metavar="RATE", required=True, help="Bytes per second; 0: no limit.")
+@pass_app
+def set_(app: App, pivot_id: str, bandwidth: int) -> None:
+    """Change how fast a pivot copies, from now on; it is in the journal when this returns.
+
+    QEMU keeps to a limit until the copy is ready; what the guest writes after that follows without one.
+    """
+    found = app.client.set_bandwidth(pivot_id, bandwidth)
+    if not render.answer(app, found):
+        rate = f"at most {render.size(bandwidth)}/s" if bandwidth else "as fast as it can"
+        print(f"pivot {found['id']} copies {rate} from now on")

@@ -106,6 +106,10 @@ def describe(pivot: JsonObject, progress: JsonObject | None) -> str:
     if progress and progress.get("copied_bytes") is not None and progress.get("total_bytes"):
         copied, total = progress["copied_bytes"], progress["total_bytes"]
         parts.append(f"{render.size(copied)} of {render.size(total)} ({100 * copied // total} %)")
+    if progress and progress.get("dirty_bytes_per_s"):
+        parts.append(f"the guest writes {render.size(progress['dirty_bytes_per_s'])}/s")
+    if progress and progress.get("expected_pause_ms") is not None:
+        parts.append(f"expected pause {render.pause(progress['expected_pause_ms'])}")
     if progress and progress.get("detail"):
         parts.append(str(progress["detail"]))
     return render.one_line(", ".join(parts))

@@ -52,6 +52,13 @@ def holding(function: F) -> F:
     )
 
 
+def throttling(function: F) -> F:
+    """Add the option to leave the guest's writes as fast as they are."""
+    return click.option(
+        "--no-throttle", is_flag=True, help="Never slow the guest's writes, even if the copy cannot keep up."
+    )(function)
+
+
 def common(function: F) -> F:
     """Add the options of every request."""
     function = click.option("--force", is_flag=True, help="Go on where a warning would refuse.")(function)
@@ -79,6 +86,8 @@ def start(app: App, kind: str, domain: str, disks: list[dict[str, Any]], options
     detach = body.pop("detach")
     if "no_pivot" in body:
         body["pivot"] = not body.pop("no_pivot")
+    if "no_throttle" in body:
+        body["throttle"] = not body.pop("no_throttle")
     given = {key: value for key, value in body.items() if value is not None}
     pivot = _send(app, kind, domain, {"disks": disks, **given}, request_id)
     if not detach:

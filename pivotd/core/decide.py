@@ -124,6 +124,8 @@ def _next_step(pivot: Pivot, disk: PivotDisk, seen: Observation) -> Action | Non
     """Return the first step of this disk without evidence in QEMU, None when its job has been started."""
     if pivot.has_jobs and disk.job in seen.jobs:
         return None
+    if pivot.options.adopted:
+        return Abandon(f"job {disk.job} of {disk.disk} ended, or was replaced, before it could be adopted")
     if pivot.kind in {Kind.COMMIT, Kind.PULL}:
         return Prepare(disk.index, Step.START_JOB)
     if disk.destination.node in seen.nodes:

@@ -84,6 +84,8 @@ class Observation:
     run_state: str | None = None
     jobs: Mapping[str, JobSeen] = field(default_factory=dict)
     roots: Mapping[str, Root] = field(default_factory=dict)
+    images: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """By disk, file name and format of its root; asked only where the destination is somebody else's."""
     nodes: frozenset[str] = frozenset()
     merged: frozenset[str] = frozenset()
     """Disks whose chain no longer holds the layers that were to be merged."""

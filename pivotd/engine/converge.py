@@ -95,7 +95,7 @@ class Converger:
                 self._write_blocking = await session.write_blocking(pivot)
                 self.pace.begin_again(now)
             if not self._write_blocking and pivot.options.throttle:
-                slower = await self._slowing.next(session, pivot, now)
+                slower = await self._slowing.next(session, pivot, now, self.pace.share)
                 if slower != pivot.options.write_limits:
                     self.pace.begin_again(now)
                     return Slow(slower)

@@ -560,8 +560,8 @@ class Driver:
         The jobs were read before the graph: their events come before the answer to job-finalize.
         """
         roots = await session.finalize(self.pivot, jobs)
-        if not self.pivot.switches or self._memory.carried is not None:
-            return None  # what came along is read back by the look
+        if not self.pivot.switches or self.pivot.options.adopted or self._memory.carried is not None:
+            return None  # what came along is read back by the look, and what somebody else opened is named by it
         if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._memory.resumes:
             return None
         ended = {job: JobSeen(session.job_status.get(job, "null")) for job in jobs}

@@ -47,6 +47,13 @@ class Pace:
         rate = self.copy_bytes_per_s or limits.PAUSE_BYTES_PER_S
         return round(limits.PAUSE_FIXED_MS + 1000 * self._last.backlog_bytes / rate, 1)
 
+    @property
+    def share(self) -> float:
+        """Which part of its writes the guest could make and leave half of the destination's rate to the backlog."""
+        if not self.dirty_bytes_per_s or not self.copy_bytes_per_s:
+            return 0.5
+        return 0.5 * self.copy_bytes_per_s / self.dirty_bytes_per_s
+
     def note(self, pivot: Pivot, seen: Observation, now_s: float) -> None:
         """Take one look into account; one without figures changes nothing."""
         jobs = [seen.job(disk.job) for disk in pivot.disks]

@@ -9,6 +9,7 @@ from pivotd import limits
 from pivotd.core import names
 from pivotd.core.observation import PAUSABLE
 from pivotd.core.words import CopyOptions, Identity, Kind, Phase, Pivot, PivotDisk, Requester
+from pivotd.engine.adopting import Theirs, plan_adopt
 from pivotd.engine.destinations import plan_copy, plan_snapshot
 from pivotd.engine.layers import plan_commit, plan_pull
 from pivotd.engine.scene import Scene, Target
@@ -66,7 +67,12 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
         )
         scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use, wish.force)
         busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
-        planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
+        kind = wish.kind
+        if wish.options.adopted:
+            theirs = Theirs(await session.block_jobs(), session.pid)
+            kind, planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_adopted, wish, scene, busy, theirs)
+        else:
+            planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
     except TimeoutError:
         raise BadRequestError("the storage of an image does not answer: try again when it does") from None
     return Pivot(
@@ -74,7 +80,7 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
         request_id=wish.request_id,
         domain=wish.domain,
         qmp=session.path,
-        kind=wish.kind,
+        kind=kind,
         phase=Phase.PREPARING,
         requested_by=wish.who,
         options=options,
@@ -94,14 +100,7 @@ def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[Pi
     planned = []
     for index, target in enumerate(wish.targets):
         seen = scene.find(target.disk)
-        if seen.disk in busy:
-            pivot = busy[seen.disk].id
-            what = "release or undo" if busy[seen.disk].window_open else "wait for that one or cancel"
-            raise DiskBusyError(
-                f"disk {seen.disk} of {wish.domain} belongs to the open pivot {pivot}; {what} it",
-                pivot=pivot,
-                disk=seen.disk,
-            )
+        _refuse_busy(wish, seen, busy)
         jobs = scene.graph.jobs.get(seen.node, ())
         if jobs:
             raise DiskBusyError(
@@ -114,6 +113,34 @@ def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[Pi
     if any(disk.switches != planned[0].switches for disk in planned):
         raise BadRequestError("some disks would be switched and others not: commit them as two requests")
     return tuple(planned)
+
+
+def _plan_adopted(
+    wish: Wish, scene: Scene, busy: Mapping[str, Pivot], theirs: Theirs
+) -> tuple[Kind, tuple[PivotDisk, ...]]:
+    """Return what kind of pivot the jobs of somebody else make, and its disks; looks at files, so it may block."""
+    kinds, planned = set(), []
+    for index, target in enumerate(wish.targets):
+        seen = scene.find(target.disk)
+        _refuse_busy(wish, seen, busy)
+        _check_source(seen, force=wish.force)
+        kind, disk = plan_adopt(scene, index, target, seen, theirs)
+        kinds.add(kind)
+        planned.append(disk)
+    if len(kinds) > 1:
+        raise BadRequestError("some jobs are mirrors and others commits: adopt them as two requests")
+    return kinds.pop(), tuple(planned)
+
+
+def _refuse_busy(wish: Wish, seen: DiskSeen, busy: Mapping[str, Pivot]) -> None:
+    if seen.disk in busy:
+        pivot = busy[seen.disk].id
+        what = "release or undo" if busy[seen.disk].window_open else "wait for that one or cancel"
+        raise DiskBusyError(
+            f"disk {seen.disk} of {wish.domain} belongs to the open pivot {pivot}; {what} it",
+            pivot=pivot,
+            disk=seen.disk,
+        )
 
 
 def _check_source(seen: DiskSeen, *, force: bool) -> None:

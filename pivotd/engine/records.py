@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from pivotd.core import actions
-from pivotd.core.observation import Observation
-from pivotd.core.words import JsonObject, Outcome, Phase, Pivot
+from pivotd.core.observation import Observation, Root
+from pivotd.core.words import Image, JsonObject, Kind, Outcome, Phase, Pivot, PivotDisk
 
 RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.EndWindow)
 """After these QEMU is as it was: the same observation serves the next decision."""
@@ -30,7 +30,8 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: st
         case actions.Abandon(reason):
             return "cancelling", facts(pivot, seen, reason), {"phase": Phase.CANCELLING, "error": reason}
         case actions.RecordOutcome(outcomes, reason, hold):
-            event, shown, changes = _outcome(pivot, dict(outcomes), facts(pivot, seen, reason), utc_now)
+            named = replace(pivot, disks=tuple(_as_seen(pivot, disk, seen) for disk in pivot.disks))
+            event, shown, changes = _outcome(named, dict(outcomes), facts(pivot, seen, reason), utc_now)
             return event, shown, changes | {"hold": hold}
         case actions.EndWindow(reason):
             return "window-ended", {"reason": reason}, {"phase": Phase.DECIDED, "hold": False}
@@ -43,6 +44,17 @@ def _outcome(pivot: Pivot, outcomes: dict[str, Outcome], seen: JsonObject, utc_n
     assert outcome is not None, "every disk has one"
     error = None if outcome == Outcome.SWITCHED.value else seen["reason"]
     return outcome, seen, {"phase": Phase.DECIDED, "disks": disks, "decided_at": utc_now, "error": error}
+
+
+def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:
+    """An adopted destination has its name from a person; once it is the disk's root QEMU shows which image it is."""
+    if not pivot.options.adopted or pivot.kind is not Kind.COPY or seen.roots.get(disk.disk) is not Root.DESTINATION:
+        return disk
+    filename, image_format = seen.images.get(disk.disk, (disk.destination.filename, disk.destination.format))
+    image_format = "raw" if image_format in {"file", "host_device"} else image_format
+    known = disk.destination
+    file_id = known.file_id if filename == known.filename else None
+    return replace(disk, destination=Image(filename, image_format, known.node, file_id))
 
 
 def facts(pivot: Pivot, seen: Observation, reason: str) -> JsonObject:

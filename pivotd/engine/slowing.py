@@ -22,10 +22,11 @@ class Slowing:
         """Begin to measure what the guest writes."""
         self._since_s, self._writes = now_s, await session.writes(pivot)
 
-    async def next(self, session: Session, pivot: Pivot, now_s: float) -> tuple[WriteLimit, ...]:
-        """Return the limits to put in place next; those that are, where the guest is as slow as it may be made.
+    async def next(self, session: Session, pivot: Pivot, now_s: float, share: float) -> tuple[WriteLimit, ...]:
+        """Return the limits that leave the guest this share of its writes, at most half of them.
 
-        A disk that shares its limits with others is left alone, and so is one that somebody else has limited since.
+        These are the present ones where it is as slow as it may be made. A disk that shares its limits with others is
+        left alone.
         """
         before = {limit.qdev: limit for limit in pivot.options.write_limits}
         present = await session.io_limits(pivot)
@@ -39,8 +40,8 @@ class Slowing:
             rates = [int((now - then) / seconds) for now, then in zip(self._writes[qdev], had[qdev], strict=True)]
             slower = slowed(
                 limits_now if limit is None else limit.placed[-1],
-                max(rates[0] // 2, limits.SLOWED_BYTES_PER_S_MIN),
-                max(rates[1] // 2, limits.SLOWED_WRITES_PER_S_MIN),
+                max(int(rates[0] * min(share, 0.5)), limits.SLOWED_BYTES_PER_S_MIN),
+                max(int(rates[1] * min(share, 0.5)), limits.SLOWED_WRITES_PER_S_MIN),
             )
             if limit is None:
                 found.append(WriteLimit(qdev, limits_now, (slower,)))

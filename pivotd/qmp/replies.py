@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pivotd.core import names
 from pivotd.core.bitmaps import Bitmap
-from pivotd.core.observation import JobSeen, Root
+from pivotd.core.observation import STATUS_ENDED, JobSeen, Root
 from pivotd.core.words import Limits, Pivot
 from pivotd.errors import QmpUnknownError
 
@@ -229,6 +229,44 @@ def jobs(query_jobs: Any, query_block_jobs: Any = None) -> dict[str, JobSeen]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class BlockJob:
+    """One block job of anybody."""
+
+    kind: str
+    status: str
+    auto_finalize: bool
+    auto_dismiss: bool
+
+
+@_answer_to("query-block-jobs")
+def block_jobs(query_block_jobs: Any) -> dict[str, BlockJob]:
+    """Return every block job by its id."""
+    return {
+        _of(str, job["device"]): BlockJob(
+            _of(str, job["type"]),
+            _of(str, job["status"]),
+            _of(bool, job["auto-finalize"]),
+            _of(bool, job["auto-dismiss"]),
+        )
+        for job in _of(list, query_block_jobs)
+    }
+
+
+def pivot_jobs(found: Mapping[str, JobSeen], graph: Graph, pivot: Pivot) -> dict[str, JobSeen]:
+    """Return the jobs of a pivot: those with its names, and an adopted one while it works on the same destination.
+
+    Somebody may start another job under the name of an adopted one that has ended: that is not the pivot's.
+    """
+    adopted = {disk.job: disk.destination.node for disk in pivot.disks if pivot.options.adopted}
+    return {
+        name: job
+        for name, job in found.items()
+        if names.belongs_to(name, *pivot.family)
+        or (name in adopted and (job.status in STATUS_ENDED or graph.targets.get(name) == adopted[name]))
+    }
+
+
 @_answer_to("query-block")
 def io_limits(query_block: Any) -> dict[str, Limits]:
     """Return the limits of each disk's I/O by its QOM path, as block_set_io_throttle takes them."""
@@ -288,6 +326,8 @@ class Graph:
     children: Mapping[str, tuple[str, ...]]
     jobs: Mapping[str, tuple[str, ...]]
     backing: Mapping[str, str]
+    targets: Mapping[str, str] = field(default_factory=dict)
+    """Job id -> the node that it writes."""
 
     def chain(self, root: str) -> list[str]:
         """Return root and the nodes that back it, downwards."""
@@ -318,6 +358,7 @@ def graph(reply: Any) -> Graph:
     children: dict[str, list[str]] = {}
     users: dict[str, list[str]] = {}
     backing: dict[str, str] = {}
+    targets: dict[str, str] = {}
     for edge in _of(list, reply["edges"]):
         parent, child = edge["parent"], edge["child"]
         if kinds[parent] == "block-driver":
@@ -326,6 +367,8 @@ def graph(reply: Any) -> Graph:
                 backing[named[parent]] = named[child]
         elif kinds[parent] == "block-job":
             users.setdefault(named[child], []).append(named[parent])
+            if edge["name"] == "target":
+                targets[named[parent]] = named[child]
     drivers = frozenset(named[number] for number, kind in kinds.items() if kind == "block-driver")
     below = {parent: tuple(nodes) for parent, nodes in children.items()}
-    return Graph(drivers, below, {node: tuple(jobs) for node, jobs in users.items()}, backing)
+    return Graph(drivers, below, {node: tuple(jobs) for node, jobs in users.items()}, backing, targets)

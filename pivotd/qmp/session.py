@@ -100,6 +100,11 @@ class Session:
         reply = await self._monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S)
         return replies.graph(reply)
 
+    async def block_jobs(self) -> dict[str, replies.BlockJob]:
+        """Return every block job of anybody."""
+        reply = await self._monitor.execute(command("query-block-jobs"), limits.QUERY_TIMEOUT_S)
+        return replies.block_jobs(reply)
+
     async def migrating(self) -> bool:
         """Return whether a migration is under way."""
         return replies.migrating(await self._monitor.execute(command("query-migrate"), limits.QUERY_TIMEOUT_S))
@@ -117,24 +122,29 @@ class Session:
         status, jobs, block_jobs, block, graph, objects, migrate = self._all(
             await self._monitor.burst(LOOK, limits.QUERY_TIMEOUT_S)
         )
-        own_jobs = {
-            name: job for name, job in replies.jobs(jobs, block_jobs).items() if names.belongs_to(name, *pivot.family)
-        }
         nodes, roots = replies.graph(graph), replies.roots(block, pivot)
+        jobs_seen = replies.pivot_jobs(replies.jobs(jobs, block_jobs), nodes, pivot)
+        marks = [name for name in jobs_seen if names.belongs_to(name, *pivot.family)]
         own_nodes = frozenset(name for name in nodes.nodes if names.belongs_to(name, *pivot.family))
+        images = {
+            disk.disk: (seen_disk.filename, seen_disk.format)
+            for disk in (pivot.disks if pivot.options.adopted else ())
+            if (seen_disk := replies.disks(block).get(disk.disk)) is not None
+        }
         has_nonce = pivot.identity.nonce in replies.object_names(objects)
         seen = Observation(
             qemu=Qemu.SAME,
             run_state=replies.run_state(status),
-            jobs=own_jobs,
+            jobs=jobs_seen,
             roots=roots,
+            images=images,
             nodes=own_nodes,
             merged=replies.merged(nodes, roots, pivot),
             has_nonce=has_nonce,
             migrating=replies.migrating(migrate),
             bitmaps=replies.bitmaps(block, pivot),
         )
-        if has_nonce or own_jobs or own_nodes or self._same_process(pivot):
+        if has_nonce or marks or own_nodes or self._same_process(pivot):
             return seen
         if not identity.is_gone(pivot.identity.pid, pivot.identity.start_ticks, pivot.identity.boot_id):
             return Observation(
@@ -251,14 +261,26 @@ class Session:
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
         """Cancel jobs, then let the guest run if asked, in one write."""
+        if resume:
+            await self._refuse_to_start()
         burst = [command("job-cancel", id=job) for job in jobs]
         got = await self._monitor.burst(burst + [command("cont")] * resume, limits.COMMAND_TIMEOUT_S)
         if resume and isinstance(got[-1], QmpRefusedError):
             raise got[-1]
 
     async def resume(self) -> None:
-        """Let the guest run."""
+        """Let the guest run. Raises: QmpRefusedError: it is in no pause any more."""
+        await self._refuse_to_start()
         await self._monitor.execute(command("cont"))
+
+    async def _refuse_to_start(self) -> None:
+        """``cont`` starts a guest also after it was migrated away: look right before, whatever was seen earlier.
+
+        Raises: QmpRefusedError.
+        """
+        state = await self.run_state()
+        if state not in OUR_PAUSE:
+            raise QmpRefusedError(f"the guest is {state}: it is not pivotd's to resume")
 
     async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:
         """Put every overlay on its disk in one transaction and read the graph, in one write; return the roots.
@@ -314,7 +336,7 @@ class Session:
         Returns: names that QEMU did not let go of.
         """
         jobs = replies.jobs(await self._monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
-        own = {name: job for name, job in jobs.items() if names.belongs_to(name, *pivot.family)}
+        own = replies.pivot_jobs(jobs, await self.graph(), pivot)
         live = [name for name, job in own.items() if job.status not in STATUS_ENDED]
         if live:
             await self._monitor.burst([command("job-cancel", id=name) for name in live], limits.COMMAND_TIMEOUT_S)

@@ -1,0 +1,50 @@
+"""The command that makes a pivot of block jobs that somebody else has started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pivotd.cli import starting
+from pivotd.cli.app import App, pass_app
+from pivotd.cli.errors import UsageError
+from pivotd.cli.help import ExampleCommand
+from pivotd.cli.values import Name, absolute
+
+EXAMPLES = (
+    "pivotctl pivot adopt web1 disk0=/new/web1.qcow2 --sync full",
+    "pivotctl pivot adopt web1 disk0 --no-pivot",
+)
+
+
+@click.command("adopt", cls=ExampleCommand, examples=EXAMPLES, short_help="Take over somebody's block jobs.")
+@click.argument("domain", metavar="DOMAIN", type=Name())
+@click.argument("targets", metavar="DISK[=IMAGE]...", nargs=-1, required=True)
+@click.option("--format", "image_format", metavar="FORMAT", help="Format of the images.  [default: the source's]")
+@click.option("--sync", type=click.Choice(("full", "top")), help="With which sync the mirrors were started.")
+@starting.pausing
+@starting.throttling
+@starting.holding
+@starting.common
+@pass_app
+def adopt(app: App, /, domain: str, targets: tuple[str, ...], **options: Any) -> None:
+    """Make one pivot of the block jobs that somebody else has started on each DISK of DOMAIN.
+
+    A mirror needs the IMAGE that it writes and its --sync: QEMU shows neither. A commit of the active layer needs
+    neither. The jobs must have been started with auto-finalize=false and auto-dismiss=false.
+
+    From then on it is a pivot like any other: `pivot cancel` cancels the jobs.
+    """
+    named = [target.partition("=") for target in targets]
+    starting.check_twice("disk", [disk for disk, _, _ in named], "pivot adopt")
+    image_format = options.pop("image_format")
+    if options["sync"] is None and any(image for _, _, image in named):
+        raise UsageError("--sync is missing: say with which sync the mirror was started; see `pivot adopt --help`")
+    disks = [
+        {"disk": disk}
+        | ({"image": absolute(image)} if image else {})
+        | ({"format": image_format} if image and image_format else {})
+        for disk, _, image in named
+    ]
+    starting.start(app, "adopt", domain, disks, options)

@@ -1,0 +1,100 @@
+"""A block job that somebody else started becomes a pivot, where its flags allow the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pivotd import files, limits
+from pivotd.core.words import Image, Kind, PivotDisk
+from pivotd.engine.scene import WORKING, Scene, Target
+from pivotd.errors import BadRequestError, ConflictError, NotFoundError
+from pivotd.qmp.replies import BlockJob, DiskSeen
+
+FORMATS = {"qcow2", "raw", *WORKING}
+"""A root that is a filter could stay while what is below it is replaced: then no node tells what happened."""
+RUNNING = {"running", "paused", "ready", "standby"}
+KINDS = {"mirror": Kind.COPY, "commit": Kind.COMMIT}
+
+
+@dataclass(frozen=True, slots=True)
+class Theirs:
+    """Every block job of a domain by its id, and QEMU's pid."""
+
+    jobs: Mapping[str, BlockJob]
+    pid: int
+
+
+def plan_adopt(scene: Scene, index: int, target: Target, seen: DiskSeen, theirs: Theirs) -> tuple[Kind, PivotDisk]:
+    """Return the disk with the job that works on it, and what kind of pivot that makes.
+
+    Raises: NotFoundError (no job), ConflictError (a job that cannot be adopted), BadRequestError (image).
+    """
+    names = [name for name in scene.graph.jobs.get(seen.node, ()) if name in theirs.jobs]
+    if not names:
+        raise NotFoundError(f"no block job works on {seen.disk}: there is nothing to adopt", disk=seen.disk)
+    name, job = names[0], theirs.jobs[names[0]]
+    node = scene.graph.targets.get(name)
+    if (why := _obstacle(name, job, node, seen)) is not None:
+        raise ConflictError(f"job {name} of {seen.disk} cannot be adopted: {why}", disk=seen.disk, job=name)
+    assert node is not None
+    disk = replace(scene.disk(index, seen), job=name)
+    if KINDS[job.kind] is Kind.COPY:
+        return Kind.COPY, replace(disk, destination=_destination(scene, target, seen, node, theirs.pid))
+    if target.image:
+        raise BadRequestError(f"job {name} commits into a layer of {seen.disk}: name the disk alone", disk=seen.disk)
+    chain = scene.chain(seen)
+    base = next((image for image in chain[1:] if image.node == node), None)
+    if base is None:
+        raise ConflictError(f"job {name} of {seen.disk} commits into a node that is not in its chain", job=name)
+    return Kind.COMMIT, replace(disk, destination=base, top=chain[0], base=base)
+
+
+def _obstacle(name: str, job: BlockJob, node: str | None, seen: DiskSeen) -> str | None:
+    """Return why the protocol cannot be kept with this job, None if it can."""
+    if job.kind not in KINDS:
+        return f"it is a {job.kind} job, which switches nothing"
+    if job.auto_finalize:
+        return "it was started with auto-finalize=true, so it would switch the disk by itself"
+    if job.auto_dismiss:
+        return "it was started with auto-dismiss=true, so its end could not be seen"
+    if job.status not in RUNNING:
+        return f"it is {job.status} already"
+    if len(name) > limits.ADOPTED_JOB_LENGTH_MAX:
+        return (
+            f"its id has more than {limits.ADOPTED_JOB_LENGTH_MAX} characters, and it is sent while the guest is paused"
+        )
+    if seen.format not in FORMATS:
+        return f"the root of the disk is a {seen.format} node: what the job replaces below it could not be seen"
+    if job.kind == "commit" and node is None:
+        return "it merges layers below the active one, which switches nothing"
+    if node is None:
+        return "its target is not in the block graph"
+    return None
+
+
+def _destination(scene: Scene, target: Target, seen: DiskSeen, node: str, pid: int) -> Image:
+    """Return the image that the requester names. After the switch QEMU shows it, and that is recorded."""
+    if not target.image:
+        raise BadRequestError(
+            f"QEMU does not show which image the mirror of {seen.disk} writes: name it as {seen.disk}=IMAGE",
+            disk=seen.disk,
+        )
+    file = files.resolve(target.image, scene.directory)
+    image = Image(file.path or target.image, target.format or scene.source(seen).format, node, file.file_id)
+    scene.refuse_if_used(image, seen.disk)
+    if (opened := _open_files(pid)) is not None and image.file_id not in opened:
+        raise BadRequestError(
+            f"QEMU has not opened {image.filename}: the mirror of {seen.disk} writes another image", disk=seen.disk
+        )
+    return image
+
+
+def _open_files(pid: int) -> set[str] | None:
+    """Return what a process has open, as Image.file_id; None where /proc does not show it."""
+    try:
+        found = [entry.stat() for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.exists()]
+    except OSError:
+        return None
+    return {f"{status.st_dev}:{status.st_ino}" for status in found}

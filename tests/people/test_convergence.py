@@ -1,0 +1,191 @@
+"""Guests that write faster than the destination takes it: switched all the same, or told why not; never slowed for good."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from pivotd import limits
+from pivotd.core.words import Outcome, Pivot
+from pivotd.engine.driver import Driver
+from pivotd.journal.reader import Reader
+from tests.outside.bed import Bed
+from tests.support.qemu import Disk, Qemu
+from tests.support.qemus import number, qemus
+
+pytestmark = pytest.mark.qemu
+
+WRITE_BLOCKING_FROM = (8, 2)
+SLOW_BYTES_PER_S = 2 << 20
+BACKLOG_BYTES = 4 << 20
+LIMITS = {"bps": 0, "bps_rd": 0, "bps_wr": 64 << 20, "iops": 0, "iops_rd": 700, "iops_wr": 0, "bps_wr_max": 90 << 20}
+"""Limits that somebody has given to the disk before."""
+QDEV = "disk0"
+
+old = pytest.mark.parametrize("version", [v for v in qemus() if number(v) < WRITE_BLOCKING_FROM])
+new = pytest.mark.parametrize("version", [v for v in qemus() if number(v) >= WRITE_BLOCKING_FROM])
+
+
+def slow_down(qemu: Qemu, pivot: Pivot, bytes_per_s: int = SLOW_BYTES_PER_S) -> None:
+    """Let the destination take no more than this, as a slow network would."""
+    bounds = {"bps-write": bytes_per_s}
+    if "slow" not in [entry["name"] for entry in qemu.spy("qom-list", path="/objects")]:
+        qemu.spy("object-add", {"qom-type": "throttle-group", "id": "slow", "limits": bounds})
+        file = f"p{pivot.id}-0f"
+        qemu.spy("blockdev-add", {"driver": "throttle", "node-name": "t", "throttle-group": "slow", "file": file})
+        destination = {"driver": "raw", "node-name": pivot.disks[0].destination.node, "file": "t"}
+        qemu.spy("blockdev-reopen", {"options": [destination]})
+    qemu.spy("qom-set", {"path": "/objects/slow", "property": "limits", "value": bounds})
+
+
+def limits_of(qemu: Qemu) -> dict[str, Any]:
+    """Return the limits of disk0 as QEMU shows them."""
+    inserted = qemu.spy("query-block")[0]["inserted"]
+    return {name: inserted[name] for name in inserted if name.startswith(("bps", "iops", "group"))}
+
+
+async def too_fast(bed: Bed, version: str, **options: Any) -> Driver:
+    """Start a guest and a copy that waits at ready, and make its destination too slow for the guest."""
+    disk = Disk(bed.image("old.raw"), format="raw", bus="ide")
+    await bed.guest(disk, binary=qemus()[version])
+    driver = await bed.to_ready(bed.target("new.raw"), **options)
+    slow_down(bed.qemu, driver.pivot)
+    if options.get("copy_mode") != "write-blocking":
+        async with asyncio.timeout(60):
+            while left(bed.qemu) < BACKLOG_BYTES:
+                await asyncio.sleep(0.05)
+    return driver
+
+
+def left(qemu: Qemu) -> int:
+    """Return the bytes that a mirror has still to copy."""
+    (job,) = qemu.spy("query-block-jobs")
+    return int(job["len"]) - int(job["offset"])
+
+
+async def until_said(driver: Driver, words: str) -> None:
+    """Wait until the driver says that it waits for this."""
+    async with asyncio.timeout(30):
+        while words not in driver.waits_for:
+            await asyncio.sleep(0.05)
+
+
+def facts(bed: Bed, pivot: Pivot, event: str) -> list[dict[str, Any]]:
+    """Return the facts of each record of this event."""
+    reader = Reader.attach(bed.engine.state_dir)
+    try:
+        return [record.facts for record in reader.records(pivot.id) if record.event == event]
+    finally:
+        reader.close()
+
+
+@old
+@pytest.mark.parametrize("before", [{}, LIMITS], ids=["unlimited", "limited"])
+async def test_an_old_qemu_slows_the_guest_and_gives_its_limits_back(bed: Bed, version: str, before: dict[str, int]):
+    """Switched, and the limits of the disk are exactly those from before."""
+    driver = await too_fast(bed, version)
+    if before:
+        bed.qemu.spy("block_set_io_throttle", {"id": QDEV, **before})
+    had = limits_of(bed.qemu)
+    await driver.complete(driver.pivot.requested_by)
+    await until_said(driver, "slowed")
+    assert limits_of(bed.qemu) != had
+    pivot = await bed.engine.closed(driver)
+    assert pivot.outcome == Outcome.SWITCHED, pivot.error
+    assert limits_of(bed.qemu) == had
+    assert facts(bed, pivot, "limits-restored") == [{"left_alone": []}]
+    bed.assert_holds_all(pivot)
+
+
+@old
+async def test_limits_that_somebody_sets_meanwhile_stay(bed: Bed, version: str):
+    """The last word on the limits is the person's."""
+    driver = await too_fast(bed, version)
+    await driver.complete(driver.pivot.requested_by)
+    await until_said(driver, "slowed")
+    driver.cancel()
+    bed.qemu.spy("block_set_io_throttle", {"id": QDEV, **LIMITS})
+    theirs = limits_of(bed.qemu)
+    pivot = await bed.engine.closed(driver)
+    assert pivot.outcome == Outcome.KEPT
+    assert limits_of(bed.qemu) == theirs
+    assert facts(bed, pivot, "limits-restored")[0]["left_alone"] == [QDEV]
+
+
+@old
+async def test_no_throttle_says_what_to_do(bed: Bed, version: str, monkeypatch: pytest.MonkeyPatch):
+    """--no-throttle: never slowed, the figures and the way out are told, the stall is recorded, no pause was tried."""
+    monkeypatch.setattr(limits, "STALL_S", 3.0)
+    driver = await too_fast(bed, version, throttle=False)
+    await driver.complete(driver.pivot.requested_by)
+    await until_said(driver, "no progress")
+    assert "--copy-mode write-blocking" in driver.waits_for
+    assert driver.pace.dirty_bytes_per_s
+    assert driver.pace.copy_bytes_per_s
+    assert driver.pace.copy_bytes_per_s < 2 * SLOW_BYTES_PER_S
+    (stalled,) = facts(bed, driver.pivot, "stalled")
+    assert stalled["backlog_bytes"] > limits.BACKLOG_BYTES_MIN
+    pivot = await bed.cancel(driver)
+    assert (pivot.outcome, pivot.pauses, pivot.options.write_limits) == (Outcome.KEPT, (), ())
+
+
+@new
+async def test_a_new_qemu_turns_to_write_blocking(bed: Bed, version: str):
+    """Switched, and nobody's limits were touched."""
+    driver = await too_fast(bed, version)
+    had = limits_of(bed.qemu)
+    await driver.complete(driver.pivot.requested_by)
+    await until_said(driver, "write-blocking")
+    pivot = await bed.engine.closed(driver)
+    assert pivot.outcome == Outcome.SWITCHED, pivot.error
+    assert limits_of(bed.qemu) == had
+    assert facts(bed, pivot, "slowing") == []
+    bed.assert_holds_all(pivot)
+
+
+async def test_write_blocking_from_the_start_needs_no_help(bed: Bed):
+    """The way out that is told works on every QEMU."""
+    driver = await too_fast(bed, next(iter(qemus())), copy_mode="write-blocking")
+    await driver.complete(driver.pivot.requested_by)
+    pivot = await bed.engine.closed(driver)
+    assert pivot.outcome == Outcome.SWITCHED, pivot.error
+    assert facts(bed, pivot, "slowing") == []
+
+
+# -- bandwidth ----------------------------------------------------------------------------------------------------
+
+
+def speed(qemu: Qemu, pivot: Pivot) -> int:
+    """Return the bandwidth that QEMU keeps to."""
+    return next(int(job["speed"]) for job in qemu.spy("query-block-jobs") if job["device"] == pivot.disks[0].job)
+
+
+async def test_the_bandwidth_is_changed_while_it_copies(bed: Bed):
+    """Journalled, heard by QEMU, and the copy goes on at the new rate."""
+    await bed.guest(bed.image(fill="16M"))
+    driver = await bed.to_copying(bed.target(), bandwidth_bytes_per_s=1)
+    await driver.set_bandwidth(2, driver.pivot.requested_by)
+    await bed.until(driver, lambda pivot: not pivot.options.bandwidth_due)
+    assert speed(bed.qemu, driver.pivot) == driver.pivot.options.bandwidth_bytes_per_s == 2
+    await driver.set_bandwidth(0, driver.pivot.requested_by)
+    pivot = await bed.engine.closed(driver)
+    bed.assert_switched(pivot)
+    bed.assert_holds_all(pivot)
+
+
+async def test_a_copy_that_somebody_pauses_is_said_to_stall(bed: Bed, monkeypatch: pytest.MonkeyPatch):
+    """A record, a reason, and another record when it goes on."""
+    monkeypatch.setattr(limits, "STALL_S", 2.0)
+    await bed.guest(bed.image(fill="16M"))
+    driver = await bed.to_copying(bed.target())
+    job = driver.pivot.disks[0].job
+    bed.qemu.spy("job-pause", id=job)
+    await until_said(driver, "no progress")
+    assert "paused" in driver.waits_for
+    bed.qemu.spy("job-resume", id=job)
+    bed.qemu.spy("block-job-set-speed", device=job, speed=0)
+    pivot = await bed.engine.closed(driver)
+    bed.assert_switched(pivot)
+    assert len(facts(bed, pivot, "stalled")) == 1
