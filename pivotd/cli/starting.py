@@ -54,9 +54,7 @@ def holding(function: F) -> F:
 
 def common(function: F) -> F:
     """Add the options of every request."""
-    function = click.option("--force", is_flag=True, help="Go on where a warning would refuse (cache=unsafe).")(
-        function
-    )
+    function = click.option("--force", is_flag=True, help="Go on where a warning would refuse.")(function)
     function = click.option("--id", "request_id", type=Name(), metavar="REQUEST_ID", help="Your own id, see above.")(
         function
     )

@@ -366,7 +366,7 @@ def _all_destination(pivot: Pivot, seen: Observation) -> Action:
         reason += f"; {lacking}"
     if not pivot.options.keep_synced:
         return _by_roots(pivot, seen, reason)
-    following = _back_status(pivot, seen) <= STATUS_FOLLOWING
+    following = seen.back_started and _back_status(pivot, seen) <= STATUS_FOLLOWING
     if not following and seen.back_failed is None and not seen.deadline_passed:
         return KeepSynced()
     if not following:

@@ -24,8 +24,9 @@ def go_on(pivot: Pivot, seen: Observation) -> Action | None:
     disks = _interrupted(pivot, seen)
     for disk in disks:
         job = seen.job(disk.job)
-        if job.io_status == "failed" and job.backlog_bytes == 0:
+        if job.io_status == "failed" and job.backlog_bytes == 0 and job.copied_bytes:
             # Everything was written: what failed is the flush. After that nothing tells what the storage still has.
+            # With nothing done either, the mirror is still filling the image with zeroes and has not begun to count.
             return Abandon(f"{disk.destination.filename} failed to make durable what it had taken: copy it anew")
     if not disks:
         return None

@@ -109,6 +109,8 @@ class Observation:
     """Why they could not be."""
     rolled_back: str | None = None
     """Why a finished switch was taken back under the present intent."""
+    back_started: bool = False
+    """Whether this process has started the mirrors back under the present intent, before anybody could write."""
     back_failed: str | None = None
     """Why the mirrors back to the sources cannot be started under the present intent."""
     window_over: bool = False

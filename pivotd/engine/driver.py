@@ -386,7 +386,7 @@ class Driver:
 
         A ``switched`` that hangs has to be waited for: it may be on disk or not, and the guest can run on neither.
         """
-        moved = isinstance(action, actions.RecordOutcome) or Root.DESTINATION in seen.roots.values()
+        moved = isinstance(action, actions.RecordOutcome | actions.EndWindow) or Root.DESTINATION in seen.roots.values()
         if moved or not self.pivot.owes_resume:
             await self._perform_record(action, seen)
             return
@@ -518,6 +518,7 @@ class Driver:
             return None
         self._memory.begin(quick=ready.quick)
         self._memory.resumes = resumes
+        self._memory.at_intent = (session, resumes)
         await self._record(
             self.pivot,
             "pausing",
@@ -575,9 +576,15 @@ class Driver:
 
     async def _keep_synced(self, session: Session, seen: Observation) -> Observation:
         """Start the mirrors back. Where that fails the switch stands all the same, without a window."""
-        self._memory.back_failed = await session.keep_synced(self.pivot, self._memory.resumes)
+        resumes = self._memory.resumes
+        if self._memory.at_intent == (session, resumes):
+            self._memory.back_failed = await session.keep_synced(self.pivot, resumes)
+        else:
+            # Whoever let the guest write since has been missed, and what it wrote the old images would lack for ever.
+            self._memory.back_failed = "the pause was not watched without a gap"
         if self._memory.back_failed is not None:
             return seen
+        self._memory.back_started = True
         back = {names.back_job(self.pivot.id, disk.index): JobSeen("running") for disk in self.pivot.disks}
         return replace(seen, jobs={**seen.jobs, **back})
 
@@ -616,11 +623,7 @@ class Driver:
         """Take disks back; while the guest is still, source and destination hold the same."""
         if not disks:
             return
-        with contextlib.suppress(JournalError, TimeoutError):
-            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
-                await self._journal.note(
-                    "rolling-back", {"disks": disks}, domain=self._domain.name, pivot=self.pivot.id
-                )
+        await self._note_in_time("rolling-back", {"disks": disks})
         for disk in self.pivot.disks:
             if disk.disk in disks and not await session.reverse(self.pivot, disk, self._memory.resumes):
                 self._memory.rollback_failed = True
@@ -638,6 +641,12 @@ class Driver:
             async with asyncio.timeout(limits.RECORD_PATIENCE_S):
                 facts = {"exports": exports, "cut": done}
                 await self._journal.note("destination-hangs", facts, domain=self._domain.name, pivot=self.pivot.id)
+
+    async def _note_in_time(self, event: str, facts: dict[str, Any]) -> None:
+        """Append a record that nothing rests on: the guest waits for it no longer than RECORD_PATIENCE_S."""
+        with contextlib.suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
+                await self._journal.note(event, facts, domain=self._domain.name, pivot=self.pivot.id)
 
     async def _note_resumed(self, event: str, facts: dict[str, Any]) -> None:
         """Record the end of the pause; the guest runs already, so nothing waits for this but the next phase."""

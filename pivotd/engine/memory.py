@@ -37,6 +37,9 @@ class Memory:
     carried: Bitmaps | None = None
     carry_refused: str | None = None
     rolled_back: str | None = None
+    at_intent: tuple[object, int] | None = None
+    """The connection over which the intent was recorded, and its RESUME events then."""
+    back_started: bool = False
     back_failed: str | None = None
     release_requested: bool = False
     undo: Undo | None = None
@@ -50,6 +53,7 @@ class Memory:
     def begin(self, *, quick: bool) -> None:
         """Forget the last intent: a new one is about to be recorded."""
         self.stop_sent, self.completing, self.rollback_failed, self.quick = False, frozenset(), False, quick
+        self.back_started = False
         self.back_failed = self.carried = self.carry_refused = self.rolled_back = None
 
     def add_to(self, seen: Observation, now: float) -> Observation:
@@ -66,6 +70,7 @@ class Memory:
             carried=self.carried,
             carry_refused=self.carry_refused,
             rolled_back=self.rolled_back,
+            back_started=self.back_started,
             back_failed=self.back_failed,
             release_requested=self.release_requested,
             undo_requested=self.undo is not None,

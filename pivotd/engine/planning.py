@@ -64,7 +64,7 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
             for disk in pivot.disks
             for image in ((disk.source, disk.destination) if pivot.window_open else (disk.destination,))
         )
-        scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use)
+        scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use, wish.force)
         busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
         planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
     except TimeoutError:

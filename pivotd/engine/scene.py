@@ -40,6 +40,7 @@ class Scene:
     graph: Graph
     directory: Path | None
     in_use: tuple[Image, ...]
+    force: bool = False
 
     def find(self, name: str) -> DiskSeen:
         """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""

@@ -12,7 +12,7 @@ from pivotd.core.actions import Step
 from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
 from pivotd.core.words import Limits, Outcome, Phase, Pivot, PivotDisk
-from pivotd.errors import QmpRefusedError, QmpUnknownError
+from pivotd.errors import QmpRefusedError, QmpUnknownError, UnsupportedQemuError
 from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, secrets, synced, throttle
 from pivotd.qmp.monitor import Monitor, command, yank
 from pivotd.threads import in_thread
@@ -80,8 +80,16 @@ class Session:
     # -- looking ------------------------------------------------------------------------------------------------
 
     async def run_state(self) -> str:
-        """Return the guest's run state."""
-        return replies.run_state(await self._monitor.execute(command("query-status"), limits.QUERY_TIMEOUT_S))
+        """Return the guest's run state. Raises: UnsupportedQemuError: there is no guest."""
+        try:
+            return replies.run_state(await self._monitor.execute(command("query-status"), limits.QUERY_TIMEOUT_S))
+        except QmpRefusedError as error:
+            if error.fields["qmp_class"] != "CommandNotFound":
+                raise
+            raise UnsupportedQemuError(
+                "qemu-storage-daemon: it has no guest that could be paused, and its clients write to the new image "
+                "before pivotd could record the switch"
+            ) from error
 
     async def disks(self) -> dict[str, replies.DiskSeen]:
         """Return every disk with a medium by its name."""

@@ -42,7 +42,9 @@ def test_an_encrypted_overlay(bench: Bench):
     secret = bench.directory / "passphrase"
     secret.write_text("correct horse")
     image = bench.image()
-    answer = bench.ctl("snapshot", "web1", f"disk1={image}", "--secret-file", secret, "-o", "luks-iter-ms=10")
+    answer = bench.ctl(
+        "snapshot", "web1", f"disk1={image}", "--secret-file", secret, "-o", "luks-iter-ms=10", "--force"
+    )
     assert answer.status == 0, answer
     assert info(image)["encrypted"]
 

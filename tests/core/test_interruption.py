@@ -61,6 +61,12 @@ def test_a_flush_that_failed_ends_the_copy():
     assert isinstance(decide(resumable(Phase.COPYING), interrupted(io_status="failed", backlog=0)), Abandon)
 
 
+def test_a_failure_before_anything_is_copied_is_no_failed_flush():
+    """While a mirror fills the image with zeroes it shows no bytes at all."""
+    now = replace(seen(), jobs={JOB: JobSeen("paused", None, 0, 0, "failed")})
+    assert isinstance(decide(resumable(Phase.COPYING), now), GoOn)
+
+
 def test_a_full_disk_at_a_flush_does_not_end_the_copy():
     """qcow2 writes its tables then."""
     assert isinstance(decide(resumable(Phase.COPYING), interrupted(io_status="nospace", backlog=0)), GoOn)

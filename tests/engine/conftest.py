@@ -56,7 +56,7 @@ class Engine:
         wanted = (Target(disk, str(path), image_format) for disk, path in targets.items())
         return await self.start(Kind.COPY, name, *wanted, **options)
 
-    async def start(self, kind: Kind, name: str, *targets: Target, **options: Any) -> Driver:
+    async def start(self, kind: Kind, name: str, *targets: Target, force: bool = False, **options: Any) -> Driver:
         """Record and start a pivot; return its driver."""
         supervisor = self.host.get(name)
         assert supervisor.session is not None
@@ -70,7 +70,7 @@ class Engine:
             options=CopyOptions(**options),
             who=Requester(0, 0, 1),
             created_at=SystemClock().utc_now(),
-            force=False,
+            force=force,
         )
         others = [driver.pivot for driver in supervisor.drivers.values()]
         planned = await plan(wish, supervisor.session, others)

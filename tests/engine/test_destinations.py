@@ -265,7 +265,7 @@ async def test_an_encrypted_image_and_away_from_it(engine: Engine, qemu_factory:
     write(qemu, "disk0", 7)
     new = tmp_path / "new.qcow2"
     options = ImageOptions(luks_iter_ms=10)
-    await switched(engine, new, secret_file=str(secret), image_options=options)
+    await switched(engine, new, secret_file=str(secret), image_options=options, force=True)
     assert info(new)["encrypted"]
     assert len(secrets(qemu)) == 1
     await switched(engine, tmp_path / "plain.qcow2")
@@ -287,7 +287,7 @@ async def test_an_encrypted_copy_that_is_cancelled_leaves_no_passphrase(
     secret.write_text("correct horse")
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
-    options = {"secret_file": str(secret), "image_options": ImageOptions(luks_iter_ms=10)}
+    options = {"secret_file": str(secret), "image_options": ImageOptions(luks_iter_ms=10), "force": True}
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, pivot=False, **options)
     await engine.resting(driver)
     driver.cancel()
@@ -361,6 +361,7 @@ REFUSALS = [
     ("new.qcow2", {"image_options": ImageOptions(luks_iter_ms=10)}, "give --secret-file too"),
     ("new.qcow2", {"secret_file": "/nonexistent"}, "does not exist"),
     ("new.raw", {"format": "raw", "secret_file": "/etc/hostname"}, "encrypts qcow2 images"),
+    ("new.qcow2", {"secret_file": "/etc/hostname"}, "can stand still for seconds"),
     ("nbd://127.0.0.1:1/x", {"format": "raw"}, "use --reuse"),
     ("nbd://127.0.0.1:99999/x", {"format": "raw", "reuse": True}, "is no NBD address"),
     ("nbd+unix:///x?socket=relative", {"format": "raw", "reuse": True}, "expected nbd+unix:///EXPORT"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ UNDO = "01K9ABCDEFGHJKMNPQRSTVUND0"
 """The pivot that takes the first one back."""
 MEMORY_KEPT = (
     "stop_sent", "completing", "deadline", "quick", "not_ours", "rollback_failed", "clean_up_failed", "cancel_requested",
-    "back_failed", "release_requested", "undo",
+    "back_started", "back_failed", "release_requested", "undo",
 )  # fmt: skip
 """What a decision can depend on; the rest of Memory only measures."""
 
@@ -66,7 +67,7 @@ class ModelFlusher:
 
 
 class SteppedDriver(Driver):
-    """Only what needs an event loop is replaced: sleeping, and waiting for a flush beside a cancel."""
+    """Only what needs an event loop is replaced: sleeping, waiting for a flush beside a cancel, a record that hangs."""
 
     world: World
 
@@ -80,6 +81,10 @@ class SteppedDriver(Driver):
         if self.pivot.owes_resume and not moved and self.world.faults and self.world.point([hangs]):
             await self._without_record(seen, JournalError("the storage of the journal does not answer"))
         await self._perform_record(action, seen)
+
+    async def _note_in_time(self, event: str, facts: dict[str, Any]) -> None:
+        with contextlib.suppress(JournalError):
+            await self.world.note(event, facts)
 
     async def _unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
         return await work

@@ -30,6 +30,9 @@ SEARCHES = [
     Bounds(disks=3, crashes=0, faults=1),
     Bounds(disks=1, crashes=1, faults=1, quick=False, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, legacy=True),
+    Bounds(disks=1, crashes=1, faults=1, keep_synced=True),
+    Bounds(disks=1, crashes=1, faults=1, keep_synced=True, legacy=True),
+    Bounds(disks=2, crashes=3, faults=0, keep_synced=True),
     *(Bounds(disks=1, crashes=1, faults=1, run_state=state) for state in ("paused", "io-error", "shutdown")),
     *(Bounds(disks=2, crashes=2, faults=0, move=move) for move in CHAINS),
     *(Bounds(disks=2, crashes=0, faults=1, move=move) for move in CHAINS),
@@ -55,6 +58,12 @@ def test_the_search_reaches_every_phase_and_both_outcomes(move: Move):
     found = search(Bounds(crashes=0, faults=1, move=move))
     assert found.phases == set(Phase)
     assert found.outcomes >= {"merged" if move in {Move.PULL, Move.INNER_COMMIT} else "switched", "kept"}
+
+
+def test_the_search_reaches_undone_switches_and_undos_that_kept_the_new_image():
+    """The way back is searched, not only the window."""
+    found = search(Bounds(crashes=1, faults=0, keep_synced=True))
+    assert found.outcomes >= {"switched", "undo switched", "undo kept"}
 
 
 def test_a_broken_promise_is_told_as_a_story():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 
@@ -87,13 +88,14 @@ async def test_no_space_for_the_copy(bed: Bed):
     bed.assert_holds_all(pivot)
 
 
-async def test_one_of_several_destinations_is_too_small(bed: Bed):
+async def test_one_of_several_destinations_is_damaged(bed: Bed):
     """tp-qemu, several disks: one that cannot be copied keeps all on their sources."""
     await bed.guest(bed.image("old0.qcow2"), bed.image("old1.qcow2"))
-    targets = [bed.image("new0.qcow2"), bed.image("new1.qcow2", size="32M")]
+    targets = [bed.image("new0.qcow2"), bed.image("new1.qcow2")]
+    os.truncate(targets[1], 64)
     pivot = await bed.engine.closed(await bed.copy(*targets, reuse=True))
     bed.assert_kept(pivot)
-    assert "size" in (pivot.error or ""), pivot.error
+    assert pivot.error
     await bed.acks()
     bed.assert_holds_all(pivot)
 

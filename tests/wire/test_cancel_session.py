@@ -82,7 +82,7 @@ USES: dict[str, Callable[[Session], Coroutine[Any, Any, Any]]] = {
     "finalize": lambda session: session.finalize(PIVOT, [DISK.job]),
     "cancel": lambda session: session.cancel([DISK.job], resume=True),
     "resume": lambda session: session.resume(),
-    "reverse": lambda session: session.reverse(PIVOT, DISK),
+    "reverse": lambda session: session.reverse(PIVOT, DISK, session.resumes),
     "clean_up of a switch": lambda session: session.clean_up(closed_pivot(Outcome.SWITCHED)),
     "clean_up of none": lambda session: session.clean_up(closed_pivot(Outcome.KEPT)),
     "go_on": lambda session: session.go_on([DISK.job]),
