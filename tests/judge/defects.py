@@ -104,7 +104,7 @@ PROTOCOL = (
         ORDER, (f"{IN_ORDER}[copy]",),
     ),
     Defect(
-        "the destination is opened with cache=unsafe", "G1", PREPARATION,
+        "the destination is opened with cache=unsafe", "G1", "pivotd/qmp/opening.py",
         '"file": names.file_node(pivot.id, disk.index),\n        "cache": {"direct": disk.cache_direct, "no-flush": False}',
         '"file": names.file_node(pivot.id, disk.index),\n        "cache": {"direct": disk.cache_direct, "no-flush": True}',
         SEARCH, searched(3, 0),
