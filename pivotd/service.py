@@ -17,7 +17,7 @@ from pivotd.config import Config
 from pivotd.core import verdict
 from pivotd.core.phases import is_resting
 from pivotd.core.undo import Undo, request_id
-from pivotd.core.words import CopyOptions, Outcome, Phase, Pivot, PivotDisk, Record, Requester, Verdict
+from pivotd.core.words import CopyOptions, Kind, Outcome, Phase, Pivot, PivotDisk, Record, Requester, Verdict
 from pivotd.engine.driver import Driver
 from pivotd.engine.host import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.engine.planning import Wish, plan
@@ -413,7 +413,7 @@ def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
         and (known.options.adopted or known.kind is request.kind)
     )
     same = same and len(had) == len(request.targets)
-    if not same or not all(t.disk in had and _same_target(had[t.disk], t) for t in request.targets):
+    if not same or not all(t.disk in had and _same_target(request.kind, had[t.disk], t) for t in request.targets):
         raise ConflictError(
             f"request id {known.request_id} belongs to pivot {known.id} with other disks or images: use a new id",
             pivot=known.id,
@@ -421,8 +421,14 @@ def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
     return known
 
 
-def _same_target(had: PivotDisk, asked: DiskTarget) -> bool:
+def _same_target(kind: Kind, had: PivotDisk, asked: DiskTarget) -> bool:
     wanted = ((asked.image, had.destination), (asked.top, had.top), (asked.base, had.base))
-    return all(
+    named = all(
         not name or (image is not None and image.filename in {name, nbd.canonical(name)}) for name, image in wanted
     )
+    # What is left out means something too: the active layer for a commit, all layers for a pull.
+    if kind is Kind.COMMIT and asked.top is None:
+        return named and had.switches
+    if kind is Kind.PULL and asked.base is None:
+        return named and had.base is None
+    return named
