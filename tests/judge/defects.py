@@ -30,6 +30,7 @@ class Defect:
 
 
 DECIDE, DRIVER = "pivotd/core/decide.py", "pivotd/engine/driver.py"
+PAUSING, PREPARING, RULINGS = "pivotd/core/pausing.py", "pivotd/core/preparing.py", "pivotd/core/rulings.py"
 SESSION, PREPARATION = "pivotd/qmp/session.py", "pivotd/qmp/preparation.py"
 SEARCH, TABLE, ORDER = "exhaustive search", "decision table", "order of the commands"
 IN_ORDER = "tests/model/test_order.py::test_records_and_commands_come_in_the_order_of_the_protocol"
@@ -70,13 +71,13 @@ PROTOCOL = (
         SEARCH, searched(2, 0, 2, Move.SNAPSHOT),
     ),
     Defect(
-        "a snapshot without a pause", "G1", DECIDE,
+        "a snapshot without a pause", "G1", PAUSING,
         "        return Stop(complete=tuple(disk.job for disk in pivot.disks) if seen.quick and pivot.has_jobs else ())\n",
         "        return Stop(complete=tuple(disk.job for disk in pivot.disks)) if pivot.has_jobs else Snapshot()\n",
         SEARCH, searched(2, 0, 2, Move.SNAPSHOT),
     ),
     Defect(
-        "a pull without stop", "G1", DECIDE,
+        "a pull without stop", "G1", PAUSING,
         "    if not seen.stop_sent:\n        return Stop()\n    if seen.executing:\n", "    if False:\n",
         SEARCH, searched(2, 0, 2, Move.PULL),
     ),
@@ -119,11 +120,13 @@ PROTOCOL = (
 
 JUDGEMENT = (
     Defect(
-        "a job that ended without an error counts as switched", "G2", DECIDE,
+        "a job that ended without an error counts as switched", "G2", PAUSING,
         "    ended = [disk for disk in pivot.disks if status[disk.job] in STATUS_ENDED]\n    if ended:\n",
         "    ended = [disk for disk in pivot.disks if status[disk.job] in STATUS_ENDED]\n"
         "    if ended and not any(seen.job(disk.job).error for disk in ended):\n"
-        "        return _record_all(pivot, Outcome.SWITCHED, 'completed')\n"
+        "        from pivotd.core.rulings import record_all\n"
+        "        from pivotd.core.words import Outcome\n"
+        "        return record_all(pivot, Outcome.SWITCHED, 'completed')\n"
         "    if ended:\n",
         SEARCH, searched(0, 1, 3),
     ),
@@ -134,7 +137,7 @@ JUDGEMENT = (
         "QMP", ("tests/qmp/test_identity.py",),
     ),
     Defect(
-        "a job found pending under a running guest is finalized", "G1", DECIDE,
+        "a job found pending under a running guest is finalized", "G1", PAUSING,
         '        return Abandon("the guest was found running after a job had been completed or had ended")\n',
         "        return Stop()\n",
         TABLE, of_table("found_running"),
@@ -157,7 +160,7 @@ JUDGEMENT = (
     ),
     Defect(
         "the nonce is not checked", "G2", SESSION,
-        "        if has_nonce or own_jobs or own_nodes or self._same_process(pivot):\n", "        if True:\n",
+        "        if has_nonce or marks or own_nodes or self._same_process(pivot):\n", "        if True:\n",
         SEARCH, searched(1, 1),
     ),
     Defect(
@@ -176,7 +179,7 @@ JUDGEMENT = (
         SEARCH, searched(1, 1, 1, Move.PULL),
     ),
     Defect(
-        "a foreign root means kept", "G2", DECIDE,
+        "a foreign root means kept", "G2", RULINGS,
         "        Root.OTHER: Outcome.UNKNOWN,\n", "        Root.OTHER: Outcome.KEPT,\n",
         TABLE, of_table("foreign"),
     ),
@@ -186,7 +189,7 @@ JUDGEMENT = (
         "real QEMU", ("tests/engine/test_copy.py", "-k", "deadline"),
     ),
     Defect(
-        "a cancel is sent before it is recorded", "G6", DECIDE,
+        "a cancel is sent before it is recorded", "G6", PAUSING,
         "        return Abandon(reason if clean else f",
         "        if seen.cancel_requested:\n            return CancelJobs(tuple(status), resume=True)\n"
         "        return Abandon(reason if clean else f",
@@ -194,7 +197,7 @@ JUDGEMENT = (
     ),
     Defect(
         "a retry with other disks passes for the same", "G7", "pivotd/service.py",
-        "    if not same or not all(t.disk in had and _same_target(had[t.disk], t) for t in request.targets):\n",
+        "    if not same or not all(t.disk in had and _same_target(request.kind, had[t.disk], t) for t in request.targets):\n",
         "    if not same:\n",
         "API", ("tests/api/test_api.py", "-k", "used_request_id"),
     ),
@@ -204,7 +207,7 @@ JUDGEMENT = (
         "QEMU killed before the record", ("tests/chaos/test_overtaken.py",),
     ),
     Defect(
-        "an image that is there is overwritten", "G5", DECIDE,
+        "an image that is there is overwritten", "G5", PREPARING,
         "        if not pivot.options.reuse and names.create_file_job(pivot.id, index) not in seen.jobs:\n",
         "        if False:\n",
         TABLE, of_table("never_written_to"),

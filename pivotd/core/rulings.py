@@ -1,0 +1,51 @@
+"""What the rules of every phase end in: an outcome by what was seen, the end of a pause, another try. Pure."""
+
+from __future__ import annotations
+
+from pivotd.core.actions import Action, NoteResumed, RecordOutcome, Resume, Retreat
+from pivotd.core.observation import OUR_PAUSE, JobSeen, Observation, Root
+from pivotd.core.words import Outcome, Pivot, PivotDisk
+
+
+def resume(seen: Observation) -> Action:
+    """Return how the pause ends that pivotd owes an end."""
+    if seen.run_state in OUR_PAUSE:
+        return Resume()
+    return NoteResumed(seen.run_state or "unknown")
+
+
+def retreat(pivot: Pivot, reason: str) -> Action:
+    """Return the end of one attempt; the last one waits for a person."""
+    return Retreat(reason, hold=pivot.attempt >= pivot.options.attempts)
+
+
+def root(seen: Observation, disk: PivotDisk) -> Root:
+    """Return which image is under the disk."""
+    return seen.roots.get(disk.disk, Root.ABSENT)
+
+
+def by_roots(pivot: Pivot, seen: Observation, reason: str) -> RecordOutcome:
+    """Record each disk as the graph shows it; only valid once no job of the pivot can still move a root."""
+    outcome = {
+        Root.SOURCE: Outcome.KEPT,
+        Root.DESTINATION: Outcome.SWITCHED,
+        Root.OTHER: Outcome.UNKNOWN,
+        # Unplugged: the guest executed nothing since the pause if it is still, otherwise nobody can tell.
+        Root.ABSENT: Outcome.UNKNOWN if seen.executing else Outcome.KEPT,
+    }
+    return RecordOutcome(tuple((disk.disk, outcome[root(seen, disk)]) for disk in pivot.disks), reason)
+
+
+def by_chains(pivot: Pivot, seen: Observation, reason: str) -> Action:
+    """Record which chains were merged; no disk has got another image."""
+    outcome = {disk.disk: Outcome.MERGED if disk.disk in seen.merged else Outcome.KEPT for disk in pivot.disks}
+    return RecordOutcome(tuple(outcome.items()), reason)
+
+
+def record_all(pivot: Pivot, outcome: Outcome, reason: str) -> Action:
+    """Return the record of one outcome for every disk."""
+    return RecordOutcome(tuple((disk.disk, outcome) for disk in pivot.disks), reason)
+
+
+NO_JOB = JobSeen("ready")
+"""Stands for the job of a disk whose pivot has none."""
