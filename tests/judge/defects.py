@@ -29,7 +29,8 @@ class Defect:
     tests: tuple[str, ...]
 
 
-DECIDE, DRIVER = "pivotd/core/decide.py", "pivotd/engine/driver.py"
+DECIDE, LEDGER = "pivotd/core/decide.py", "pivotd/engine/ledger.py"
+PAUSE, RECORDING = "pivotd/engine/pause.py", "pivotd/engine/recording.py"
 PAUSING, PREPARING, RULINGS = "pivotd/core/pausing.py", "pivotd/core/preparing.py", "pivotd/core/rulings.py"
 SESSION, PREPARATION = "pivotd/qmp/session.py", "pivotd/qmp/preparation.py"
 SEARCH, TABLE, ORDER = "exhaustive search", "decision table", "order of the commands"
@@ -49,7 +50,7 @@ def of_table(words: str) -> tuple[str, ...]:
 
 PROTOCOL = (
     Defect(
-        "stop before the intent is durable", "G6", DRIVER,
+        "stop before the intent is durable", "G6", LEDGER,
         "        self.pivot = await self._journal.advance(before, event, facts, **changes)\n",
         "        if changes.get('phase') is Phase.PAUSING and self._domain.session:\n"
         "            await self._domain.session.stop(())\n"
@@ -57,7 +58,7 @@ PROTOCOL = (
         SEARCH, searched(3, 0),
     ),
     Defect(
-        "cont before the result is durable", "G1", DRIVER,
+        "cont before the result is durable", "G1", RECORDING,
         "        await self._record(self.pivot, event, facts, **changes)\n        if isinstance(action, actions.Retreat):",
         "        if isinstance(action, actions.RecordOutcome) and self._domain.session and self.pivot.owes_resume:\n"
         "            await self._domain.session.resume()\n"
@@ -65,7 +66,7 @@ PROTOCOL = (
         SEARCH, searched(3, 0),
     ),
     Defect(
-        "a snapshot's record after cont", "G1", DRIVER,
+        "a snapshot's record after cont", "G1", PAUSE,
         "                roots = await session.snapshot(self.pivot)\n",
         "                roots = await session.snapshot(self.pivot)\n                await session.resume()\n",
         SEARCH, searched(2, 0, 2, Move.SNAPSHOT),
@@ -82,7 +83,7 @@ PROTOCOL = (
         SEARCH, searched(2, 0, 2, Move.PULL),
     ),
     Defect(
-        "a stop without an answer counts as done", "G2", DRIVER,
+        "a stop without an answer counts as done", "G2", PAUSE,
         "        self._memory.stop_sent = None  #", "        self._memory.stop_sent = True  #",
         SEARCH, searched(1, 1, 1, Move.PULL, "paused"),
     ),
@@ -98,7 +99,7 @@ PROTOCOL = (
         SEARCH, searched(2, 0, 2, Move.PULL),
     ),
     Defect(
-        "jobs are dismissed before the outcome is durable", "G5", DRIVER,
+        "jobs are dismissed before the outcome is durable", "G5", PAUSE,
         "        roots = await session.finalize(self.pivot, jobs)\n",
         "        roots = await session.finalize(self.pivot, jobs)\n"
         "        await session._monitor.burst([{'execute': 'job-dismiss', 'arguments': {'id': job}} for job in jobs], 5.0)\n",
@@ -143,18 +144,18 @@ JUDGEMENT = (
         TABLE, of_table("found_running"),
     ),
     Defect(
-        "a guest that was paused before is resumed", "G3", DRIVER,
+        "a guest that was paused before is resumed", "G3", PAUSE,
         'owes_resume=now.run_state == "running"', "owes_resume=True",
         SEARCH, searched(1, 1, found="paused"),
     ),
     Defect(
-        "somebody else's pause is resumed", "G3", DRIVER,
+        "somebody else's pause is resumed", "G3", PAUSE,
         "            self._memory.not_ours = before if self.pivot.owes_resume and seen.executing else None\n",
         "            self._memory.not_ours = None\n",
         SEARCH, searched(0, 1, 3),
     ),
     Defect(
-        "an earlier pause of its own is taken for somebody else's", "G3", DRIVER,
+        "an earlier pause of its own is taken for somebody else's", "G3", PAUSE,
         "if self.pivot.owes_resume and seen.executing else None", "if self.pivot.owes_resume else None",
         SEARCH, searched(2, 0, 2, Move.PULL),
     ),
@@ -218,7 +219,7 @@ JUDGEMENT = (
         "kill at every message", ("tests/chaos/test_moves.py", "-k", "order and copy"),
     ),
     Defect(
-        "a journal that fails leaves the guest paused", "G3", DRIVER,
+        "a journal that fails leaves the guest paused", "G3", RECORDING,
         "        if session is None or not paused:\n            return\n", "        return\n",
         "journal in trouble", ("tests/chaos/test_journal_trouble.py",),
     ),

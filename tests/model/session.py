@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import pivotd.engine.driver
+import pivotd.engine.ledger
+import pivotd.engine.pause
+import pivotd.engine.recording
 import pivotd.qmp.opening
 import pivotd.qmp.rollback
 import pivotd.qmp.session
@@ -154,6 +157,10 @@ async def _at_once(_timeout_s: float, function: Callable[..., Any], *args: Any) 
     return function(*args)
 
 
+DRIVER = (pivotd.engine.driver, pivotd.engine.recording, pivotd.engine.pause, pivotd.engine.ledger)
+"""The modules of the driver, whose log, threads and event loop are the model's."""
+
+
 @contextlib.contextmanager
 def model_kernel(
     host: Callable[[], Host], pause: Callable[[asyncio.Event, float], Any], *, loop: bool = False
@@ -162,13 +169,15 @@ def model_kernel(
 
     ``loop``: there is an event loop, whatever its time is.
     """
-    session, rollback, driver = pivotd.qmp.session, pivotd.qmp.rollback, pivotd.engine.driver
+    session, rollback = pivotd.qmp.session, pivotd.qmp.rollback
     replaced = {
         session: {"identity": _Identity(host), "in_thread": _at_once},
         rollback: {"time": _Time(host), "_until": pause},
-        driver: {"log": _Silence(), "in_thread": _at_once, "asyncio": asyncio if loop else _NoLoop()},
         pivotd.qmp.opening: {"in_thread": _at_once},
     }
+    for module in DRIVER:
+        names = {"log": _Silence(), "in_thread": _at_once, "asyncio": asyncio if loop else _NoLoop()}
+        replaced[module] = {name: value for name, value in names.items() if hasattr(module, name)}
     saved = {module: {name: getattr(module, name) for name in names} for module, names in replaced.items()}
     try:
         for module, names in replaced.items():
