@@ -18,7 +18,9 @@ from typing import Any, Self
 
 from pivotd.core.verdict import verdicts
 from pivotd.journal.reader import Reader
-from tests.chaos.rounds import Setup, World, call
+from tests.chaos.plan import Setup
+from tests.chaos.process import call
+from tests.chaos.world import World
 from tests.disk.disk import Disk, put
 from tests.disk.store import Contents, Store
 from tests.support import qemu as support

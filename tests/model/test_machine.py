@@ -204,15 +204,15 @@ class Machine(RuleBasedStateMachine):
 def renamed(pivot: Pivot, index: int) -> Pivot:
     """Return the pivot under an id and a domain of its own: all examples share one journal."""
     new = f"01K9ABCDEFGHJKMNPQRS{index:06d}"
-    disks = tuple(
-        replace(
-            disk, job=names.mirror_job(new, disk.index),
-            destination=replace(disk.destination, node=names.destination_node(new, disk.index)),
-        )
-        for disk in pivot.disks
-    )  # fmt: skip
+    disks = []
+    for disk in pivot.disks:
+        # The base of a commit was there before, under a name that nobody chose.
+        ours = names.belongs_to(disk.destination.node, pivot.id)
+        node = names.destination_node(new, disk.index) if ours else disk.destination.node
+        renamed_disk = replace(disk, job=names.mirror_job(new, disk.index))
+        disks.append(replace(renamed_disk, destination=replace(disk.destination, node=node)))
     identity = replace(pivot.identity, nonce=names.nonce_object(new))
-    return replace(pivot, id=new, request_id=new, domain=f"web{index}", disks=disks, identity=identity)
+    return replace(pivot, id=new, request_id=new, domain=f"web{index}", disks=tuple(disks), identity=identity)
 
 
 @pytest.mark.timeout(1800)
