@@ -1,4 +1,4 @@
-.PHONY: help setup test lint demo bench fuzz trixie qemus chaos chaos-libvirt powercut judge clean
+.PHONY: help setup test test-long lint demo bench fuzz trixie qemus chaos chaos-libvirt powercut judge clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ lint: setup  ## check format, style, types and the direction of imports
 
 test: lint  ## everything that CI checks: lint and all tests
 	.venv/bin/pytest -n 2 --dist worksteal
+
+test-long: lint  ## the same, and what takes too long for every run
+	PIVOTD_LONG=1 .venv/bin/pytest -n 2 --dist worksteal
 
 demo: setup  ## watch a running guest move, with kill -9 at the worst moments
 	.venv/bin/python -m tests.demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,16 @@ from tests.support.guest import Guest
 from tests.support.guest_assets import GuestAssets, build
 from tests.support.qemu import Disk, Qemu
 from tests.support.tiny_guest import TinyGuest
+
+LONG = os.environ.get("PIVOTD_LONG") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is too long for every run, unless it is asked for."""
+    skip = pytest.mark.skip(reason="long: set PIVOTD_LONG=1, or `make test-long`")
+    for item in items:
+        if item.get_closest_marker("long") and not LONG:
+            item.add_marker(skip)
 
 
 class QemuFactory(Protocol):

@@ -52,7 +52,9 @@ def test_at_every_flush_of_the_journal(victims: Victims):
     assert_kept(campaign.syscall_plans(Setup(), "flush", victims=victims), struck_min=7, until_unstruck=True)
 
 
-@pytest.mark.parametrize("first", [campaign.PAUSE_POINTS[0], campaign.PAUSE_POINTS[2]], ids=str)
+@pytest.mark.parametrize(
+    "first", [pytest.param(campaign.PAUSE_POINTS[0], marks=pytest.mark.long), campaign.PAUSE_POINTS[2]], ids=str
+)
 def test_again_at_every_step_of_the_recovery(first: Point):
     """Killed in the pause, and killed again wherever the recovery is."""
     assert_kept(campaign.recovery_plans(Setup(), first, thin=True), struck_min=10)

@@ -31,19 +31,23 @@ SEARCHES = [
     Bounds(disks=1, crashes=1, faults=1, quick=False, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, legacy=True),
     Bounds(disks=1, crashes=1, faults=1, keep_synced=True),
-    Bounds(disks=1, crashes=1, faults=1, keep_synced=True, legacy=True),
-    Bounds(disks=2, crashes=3, faults=0, keep_synced=True),
     *(Bounds(disks=1, crashes=1, faults=1, run_state=state) for state in ("paused", "io-error", "shutdown")),
     *(Bounds(disks=2, crashes=2, faults=0, move=move) for move in CHAINS),
     *(Bounds(disks=2, crashes=0, faults=1, move=move) for move in CHAINS),
     *(Bounds(disks=1, crashes=1, faults=1, move=move) for move in CHAINS),
     *(Bounds(disks=1, crashes=1, faults=1, move=move, run_state="paused") for move in (Move.PULL, Move.SNAPSHOT)),
+]
+LONG = [
+    Bounds(disks=1, crashes=1, faults=1, keep_synced=True, legacy=True),
+    Bounds(disks=2, crashes=3, faults=0, keep_synced=True),
     *(Bounds(disks=1, crashes=1, faults=1, move=move, quick=False) for move in (Move.PULL, Move.SNAPSHOT)),
     Bounds(disks=1, crashes=1, faults=1, move=Move.COMMIT, legacy=True),
 ]
 
 
-@pytest.mark.parametrize("bounds", SEARCHES, ids=str)
+@pytest.mark.parametrize(
+    "bounds", [*SEARCHES, *(pytest.param(bounds, marks=pytest.mark.long) for bounds in LONG)], ids=str
+)
 def test_every_state_within_the_bounds_keeps_every_promise(bounds: Bounds, capsys: pytest.CaptureFixture[str]):
     """G1, G2 and G3 at every instant; a decision in every state; every path comes to rest within its bound."""
     found = search(bounds)

@@ -14,6 +14,7 @@ from tests.powercut.world import build_world
 
 
 @pytest.mark.chaos
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_cut_in_the_pause_loses_no_flushed_write(tmp_path: Path):
     """After the boot the verdict names images with every number that the guest was told is flushed."""
