@@ -95,10 +95,10 @@ class World:
         with self.lock:
             return str(self.qemu.spy("human-monitor-command", {"command-line": line}))
 
-    def spy(self, command: str) -> Any:
+    def spy(self, command: str, /, **arguments: Any) -> Any:
         """Ask QEMU on the test's own monitor."""
         with self.lock:
-            return self.qemu.spy(command)
+            return self.qemu.spy(command, **arguments)
 
     def missing(self, disk: str, image: str) -> list[int]:
         """Return the places of acknowledged blocks that an image does not hold. No QEMU may write to it."""

@@ -53,7 +53,7 @@ class Ground:
         self._stack = ExitStack()
         proxy = support.Qemu.proxy_for(directory, on_message=self._on_message)
         self.qemu = support.Qemu(directory, [support.Disk(image) for image in self.images], proxy=proxy)
-        self.world = World(directory, Setup(disks=disks), self.qemu)
+        self.world = World(Setup(disks=disks), self.qemu)
         self.daemon = Daemon(directory, {"web1": self.qemu.qmp})
 
     def __enter__(self) -> Self:

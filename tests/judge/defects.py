@@ -221,7 +221,7 @@ JUDGEMENT = (
     Defect(
         "a journal that fails leaves the guest paused", "G3", RECORDING,
         "        if session is None or not paused:\n            return\n", "        return\n",
-        "journal in trouble", ("tests/chaos/test_journal_trouble.py",),
+        "disk that forgets", ("tests/disk/test_pivot_faults.py", "-k", "its_end_cannot_be_recorded and enospc"),
     ),
 )  # fmt: skip
 """What is made of what is seen."""
