@@ -48,6 +48,9 @@ def pausing(pivot: Pivot, seen: Observation) -> Action:
     if Root.OTHER in roots:
         return by_roots(pivot, seen, "the root of a disk is neither image")
     if Root.ABSENT in roots and seen.executing:
+        live = pivot.has_jobs and all(seen.job(disk.job).status not in STATUS_ENDED for disk in pivot.disks)
+        if live and Root.DESTINATION not in roots:
+            return Abandon("a disk was unplugged before the switch")  # no job has ended, so none has moved a disk
         return by_roots(pivot, seen, "a disk was unplugged while its switch was under way")
     if not pivot.switches:
         return _merging(pivot, seen)

@@ -381,3 +381,17 @@ def test_a_file_that_pivotd_did_not_create_is_never_written_to():
     """The probe of the path found a file, and pivotd died before it could say so."""
     found = seen(jobs="gone", has_nonce=True, nodes=frozenset({names.file_node(PIVOT, 0)}))
     assert isinstance(decide(pivot(Phase.PREPARING), found), a.Abandon)
+
+
+@pytest.mark.parametrize("status", ["ready", "standby", "pending"])
+def test_a_disk_unplugged_before_any_job_ended_is_kept(status: str):
+    """Only a job that has ended can have moved a disk: nothing is unknown, and the jobs are cancelled."""
+    found = seen("running", [status, status], ["source", "absent"])
+    assert isinstance(decide(pivot(Phase.PAUSING, 2), found), a.Abandon)
+
+
+def test_a_disk_unplugged_after_its_job_ended_is_unknown():
+    """Nobody can tell what the guest wrote, and where, before it was unplugged."""
+    found = decide(pivot(Phase.PAUSING), seen("running", "concluded", "absent"))
+    assert isinstance(found, a.RecordOutcome)
+    assert dict(found.outcomes) == {"disk0": Outcome.UNKNOWN}
