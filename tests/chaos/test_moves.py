@@ -35,7 +35,7 @@ def test_the_commands_come_in_the_order_of_the_protocol(move: Move):
     assert list(dict.fromkeys(changing[changing.index(wanted[0]) :]))[: len(wanted)] == wanted
 
 
-@pytest.mark.parametrize("move", [Move.COMMIT, Move.PULL, Move.SNAPSHOT])
+@pytest.mark.parametrize("move", [Move.COMMIT, pytest.param(Move.PULL, marks=pytest.mark.long), Move.SNAPSHOT])
 def test_in_the_pause_with_qemu_alive(move: Move):
     """After the restart the guest runs again, on the image and the chain that the journal tells."""
     plans = late(campaign.message_plans(Setup(move=move), thin=True), PAUSE)

@@ -48,7 +48,10 @@ def test_a_bitmap_is_carried_there_and_back_whenever_pivotd_dies():
     assert_kept(late(plans, wanted)[START::STEP], struck_min=30 // STEP)
 
 
-@pytest.mark.parametrize("victims", [Victims.PIVOTD, Victims.BOTH], ids=["alive", "killed-too"])
+@pytest.mark.parametrize(
+    "victims",
+    [pytest.param(Victims.PIVOTD, id="alive"), pytest.param(Victims.BOTH, marks=pytest.mark.long, id="killed-too")],
+)
 def test_at_every_flush_of_the_journal(victims: Victims):
     """Also between the end of one pivot and the beginning of the one that takes it back: they are one record."""
     plans = campaign.syscall_plans(Setup(undo=True), "flush", victims=victims)

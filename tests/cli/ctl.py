@@ -51,8 +51,13 @@ def ctl(*arguments: str | Path | bytes, env: Mapping[str, str] | None = None, cw
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     """Start pivotctl and leave it running, with pipes to read from."""
+    # Whoever runs the tests in the background has SIGINT ignored, and every child would inherit that.
     return subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        ["env", "--default-signal=INT", *COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
     )
 
 

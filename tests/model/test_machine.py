@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import random
 import shutil
 import tempfile
 from collections import Counter
@@ -41,6 +40,10 @@ from tests.model.live import COMMAND_S, LiveJournal, LiveWorld, VirtualLoop
 from tests.model.session import model_kernel
 from tests.support.moves import Move
 
+MEDDLINGS_MAX = 2
+"""Of other people in one example, as in the search: docs/reliability.md says what three and more of them can do."""
+SEED = 20261125
+"""The same examples in every run, unless PIVOTD_SEED says otherwise."""
 EXAMPLES = int(os.environ.get("PIVOTD_EXAMPLES", "2000"))
 STEPS = 14
 REST_WITHIN_S = 90.0
@@ -61,6 +64,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world: Any = None
+        self.meddled = 0
 
     def pass_time(self, seconds: float) -> None:
         """Let virtual time pass."""
@@ -157,7 +161,10 @@ class Machine(RuleBasedStateMachine):
         self.meddle(data)
 
     def meddle(self, data: st.DataObject) -> None:
-        """Draw one and do it."""
+        """Draw one and do it, MEDDLINGS_MAX times in all."""
+        if self.meddled >= MEDDLINGS_MAX:
+            return
+        self.meddled += 1
         world = self.world
         world.faults = 1
         choices = world._others(world.qemu) + world._guest(world.qemu)
@@ -218,7 +225,7 @@ def renamed(pivot: Pivot, index: int) -> Pivot:
 @pytest.mark.timeout(1800)
 def test_no_example_breaks_a_promise(capsys: pytest.CaptureFixture[str]):
     """G1, G2 and G3 at every instant, and rest within its bound once nothing more goes wrong."""
-    seed = int(os.environ.get("PIVOTD_SEED") or random.SystemRandom().randrange(2**32))
+    seed = int(os.environ.get("PIVOTD_SEED") or SEED)
     with capsys.disabled():
         print(f"\nPIVOTD_SEED={seed} ({EXAMPLES} examples)", end="", flush=True)  # noqa: T201 - to repeat it
     directory = Path(tempfile.mkdtemp(prefix="pv"))

@@ -154,7 +154,8 @@ def test_two_copies_to_one_image(bench: Bench):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_client_dies(bench: Bench, number: signal.Signals):
     """Nothing happens to a pivot whose client is gone, whichever way it went."""
-    command = [str(_program("pivotctl")), "--socket", str(bench.daemon.socket), "copy", "web1"]
+    command = ["env", "--default-signal=INT", str(_program("pivotctl")), "--socket", str(bench.daemon.socket)]
+    command += ["copy", "web1"]
     command += [f"disk0={bench.new()}", "--bandwidth", "1M", "--id", "waited-for"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
         bench.qemu.await_event("JOB_STATUS_CHANGE", status="running")

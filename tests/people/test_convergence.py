@@ -82,7 +82,9 @@ def facts(bed: Bed, pivot: Pivot, event: str) -> list[dict[str, Any]]:
 
 
 @old
-@pytest.mark.parametrize("before", [{}, LIMITS], ids=["unlimited", "limited"])
+@pytest.mark.parametrize(
+    "before", [pytest.param({}, marks=pytest.mark.long, id="unlimited"), pytest.param(LIMITS, id="limited")]
+)
 async def test_an_old_qemu_slows_the_guest_and_gives_its_limits_back(bed: Bed, version: str, before: dict[str, int]):
     """Switched, and the limits of the disk are exactly those from before."""
     driver = await too_fast(bed, version)

@@ -130,13 +130,13 @@ def assert_right(bed: Bed, pivot: Pivot, run_state: str) -> None:
 
 
 def combinations() -> Iterator[Any]:
-    """Yield every kind, point and event; in every run each pair of two of them, with a third of the others."""
+    """Yield every kind, point and event; a sixth of them in every run."""
     for (k, kind), (p, point), (e, event) in itertools.product(*map(enumerate, (KINDS, POINTS, EVENTS))):
-        marks = [] if (k + p + e) % 3 == 0 else [pytest.mark.long]
+        marks = [] if (k + 2 * p + e) % 6 == 0 else [pytest.mark.long]
         yield pytest.param(kind, point, event, marks=marks, id=f"{kind}-{point}-{event}")
 
 
-@pytest.mark.parametrize(("kind", "point", "event"), combinations())
+@pytest.mark.parametrize(("kind", "point", "event"), list(combinations()))
 async def test_an_event_at_a_point(bed: Bed, moment: Callable[[str], Moment], kind: str, point: str, event: str):
     """Whatever happens when: closed, outcome as the graph shows, the run state is theirs, no write lost."""
     if kind == "snapshot" and point == "copying":

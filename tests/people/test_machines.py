@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pivotd.core.words import Outcome, Phase, Pivot
+from pivotd.core.words import Outcome, Pivot
 from pivotd.engine.driver import Driver
+from pivotd.errors import PhaseConflictError
 from tests.conftest import QemuFactory
 from tests.outside.bed import Bed
 from tests.people.conftest import Moment
@@ -49,7 +51,7 @@ async def run(bed: Bed, point: str, event: Callable[[Qemu], None], moment: Momen
     if point == "ready":
         await bed.engine.resting(driver)
         await asyncio.to_thread(event, bed.qemu)
-        if driver.pivot.phase is Phase.READY:
+        with contextlib.suppress(PhaseConflictError):  # it may have seen the event first
             await driver.complete(driver.pivot.requested_by)
     return await to_the_end(bed, driver)
 
@@ -60,7 +62,8 @@ async def test_a_disk_is_pulled_out(bed: Bed, moment: Callable[[str], Moment], p
     await bed.domain(Disk(bed.image(fill="28M"), bus="virtio-scsi"))
     pivot = await run(bed, point, unplug, moment(point))
     assert pivot.outcome in {Outcome.KEPT, Outcome.UNKNOWN, Outcome.SWITCHED}, pivot.error
-    assert (pivot.outcome == Outcome.SWITCHED) <= (point == "switched")
+    # A copy can be through before the disk is gone, however slow it was asked to be: QEMU limits what comes later.
+    assert (pivot.outcome == Outcome.SWITCHED) <= (point in {"copying", "switched"})
     assert bed.qemu.run_state() == "running", pivot.error
     assert bed.qemu.jobs() == {}, (pivot.outcome, pivot.error, bed.engine.events(pivot))
 
