@@ -41,6 +41,7 @@ def test_at_every_message_with_qemu_killed_too():
     assert_kept(plans, struck_min=ROUNDS_MIN // STEP)
 
 
+@pytest.mark.long
 def test_a_bitmap_is_carried_there_and_back_whenever_pivotd_dies():
     """The image that the guest ends on has the bitmap, recording, with every block marked."""
     plans = campaign.message_plans(Setup(undo=True, bitmap=True, disks=2), thin=True)
