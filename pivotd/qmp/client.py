@@ -4,7 +4,7 @@ qemu.qmp renders every message as indented JSON for its debug log even where tha
 listeners that keep a history for ever. Both hooks are taken over here.
 
 QEMU reads its monitor byte by byte, at about 3 microseconds each (bench/monitor.py): commands are written without
-white space and with short ids, which shortens a pause by half a millisecond.
+white space and with short ids, because they are sent while a guest is paused.
 """
 
 from __future__ import annotations
