@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from ulid import ULID
 
 from pivotd import __version__, limits, nbd
-from pivotd.api.ports import DiskTarget, DiskView, DomainView, PivotRequest, Progress
+from pivotd.api.ports import DiskView, DomainView, PivotRequest, Progress
 from pivotd.config import Config
 from pivotd.core import verdict
 from pivotd.core.phases import is_resting
 from pivotd.core.undo import Undo, request_id
-from pivotd.core.words import CopyOptions, Kind, Outcome, Phase, Pivot, PivotDisk, Record, Requester, Verdict
+from pivotd.core.words import CopyOptions, Kind, Outcome, Phase, Pivot, PivotDisk, Record, Requester, Target, Verdict
 from pivotd.engine.driver import Driver
 from pivotd.engine.host import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.engine.planning import Wish, plan
-from pivotd.engine.scene import Target
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError, PhaseConflictError, QmpError
 from pivotd.journal.journal import Journal
@@ -200,7 +198,7 @@ class DaemonService:
             request_id=request.request_id or pivot,
             domain=request.domain,
             kind=request.kind,
-            targets=tuple(Target(**asdict(target)) for target in request.targets),
+            targets=request.targets,
             options=request.options,
             who=who,
             created_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
@@ -421,7 +419,7 @@ def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
     return known
 
 
-def _same_target(kind: Kind, had: PivotDisk, asked: DiskTarget) -> bool:
+def _same_target(kind: Kind, had: PivotDisk, asked: Target) -> bool:
     wanted = ((asked.image, had.destination), (asked.top, had.top), (asked.base, had.base))
     named = all(
         not name or (image is not None and image.filename in {name, nbd.canonical(name)}) for name, image in wanted

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from pivotd.api.ports import DiskTarget, PivotRequest
-from pivotd.core.words import Image, Kind, Phase, Pivot
+from pivotd.api.ports import PivotRequest
+from pivotd.core.words import Image, Kind, Phase, Pivot, Target
 from pivotd.errors import ConflictError
 from pivotd.service import _same_request
 from tests.core.build import pivot
@@ -23,7 +23,7 @@ def known(kind: Kind, *, top: Image, base: Image | None, switches: bool) -> Pivo
 
 
 def asked(of: Pivot, **layers: str) -> PivotRequest:
-    return PivotRequest(of.domain, of.kind, tuple(DiskTarget(disk.disk, **layers) for disk in of.disks))
+    return PivotRequest(of.domain, of.kind, tuple(Target(disk.disk, **layers) for disk in of.disks))
 
 
 @pytest.mark.parametrize(

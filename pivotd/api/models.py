@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from pivotd import limits
-from pivotd.api.ports import DiskTarget, PivotRequest
+from pivotd.api.ports import PivotRequest
 from pivotd.core.creation import LUKS_ITER_MS_MAX, ImageOptions
 from pivotd.core.names import DISKS_MAX
-from pivotd.core.words import CopyMode, CopyOptions, Discard, Kind, Sync
+from pivotd.core.words import CopyMode, CopyOptions, Discard, Kind, Sync, Target
 from pivotd.errors import BadRequestError
 
 # `$` alone would let a final newline through.
@@ -106,7 +106,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
 
     def request(self, domain: str, request_id: str | None, defaults: CopyOptions) -> PivotRequest:
         """Return the request; null leaves a number to the configuration. Raises: BadRequestError."""
-        targets = tuple(DiskTarget(**_given(disk)) for disk in self.disks)  # type: ignore[attr-defined]
+        targets = tuple(Target(**_given(disk)) for disk in self.disks)  # type: ignore[attr-defined]
         for what in ("disk", "image"):
             named = [os.path.normpath(value) for target in targets if (value := getattr(target, what))]
             twice = next((value for value in named if named.count(value) > 1), None)

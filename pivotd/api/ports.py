@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pivotd.core.words import CopyOptions, Kind, Pivot, Record, Requester, Verdict
+from pivotd.core.words import CopyOptions, Kind, Pivot, Record, Requester, Target, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +53,12 @@ class DiskView:
 
 
 @dataclass(frozen=True, slots=True)
-class DiskTarget:
-    """What is wanted of one disk: the image that it moves to, or layers of its chain."""
-
-    disk: str
-    image: str = ""
-    format: str | None = None
-    """None: the format of the source."""
-    top: str | None = None
-    """None: the active layer."""
-    base: str | None = None
-    """None: as far down as the chain goes."""
-
-
-@dataclass(frozen=True, slots=True)
 class PivotRequest:
     """One pivot of disks of one domain."""
 
     domain: str
     kind: Kind
-    targets: tuple[DiskTarget, ...]
+    targets: tuple[Target, ...]
     options: CopyOptions = field(default_factory=CopyOptions)
     request_id: str | None = None
     """The client's own id: the same id returns the same pivot. None: pivotd makes one up."""

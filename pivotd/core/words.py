@@ -198,6 +198,20 @@ class CopyOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What is wanted of one disk. ``image`` is where it moves to, ``top`` and ``base`` layers of its chain.
+
+    ``format`` None: that of the source. ``top`` None: the active layer. ``base`` None: as far down as it goes.
+    """
+
+    disk: str
+    image: str = ""
+    format: str | None = None
+    top: str | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """One pause of the guest: which attempt, how long, and how it ended (a phase name)."""
 

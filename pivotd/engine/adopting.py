@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pivotd import files, limits
-from pivotd.core.words import Image, Kind, PivotDisk
-from pivotd.engine.scene import WORKING, Scene, Target
+from pivotd.core.words import Image, Kind, PivotDisk, Target
+from pivotd.engine.scene import WORKING, Scene
 from pivotd.errors import BadRequestError, ConflictError, NotFoundError
 from pivotd.qmp.replies import BlockJob, DiskSeen
 

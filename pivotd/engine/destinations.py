@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from pivotd import nbd
 from pivotd.core import creation, names
-from pivotd.core.words import CopyOptions, Image, PivotDisk, Sync
+from pivotd.core.words import CopyOptions, Image, PivotDisk, Sync, Target
 from pivotd.engine import existing
-from pivotd.engine.scene import Scene, Target
+from pivotd.engine.scene import Scene
 from pivotd.errors import BadRequestError
 from pivotd.qmp.replies import DiskSeen
 

@@ -6,8 +6,8 @@ import os
 from dataclasses import replace
 
 from pivotd import files
-from pivotd.core.words import Image, PivotDisk
-from pivotd.engine.scene import Scene, Target
+from pivotd.core.words import Image, PivotDisk, Target
+from pivotd.engine.scene import Scene
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from pivotd.qmp.replies import DiskSeen
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pivotd import limits
 from pivotd.core import names
 from pivotd.core.observation import PAUSABLE
-from pivotd.core.words import CopyOptions, Identity, Kind, Phase, Pivot, PivotDisk, Requester
+from pivotd.core.words import CopyOptions, Identity, Kind, Phase, Pivot, PivotDisk, Requester, Target
 from pivotd.engine.adopting import Theirs, plan_adopt
 from pivotd.engine.destinations import plan_copy, plan_snapshot
 from pivotd.engine.layers import plan_commit, plan_pull
-from pivotd.engine.scene import Scene, Target
+from pivotd.engine.scene import Scene
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.qmp import identity
 from pivotd.qmp.replies import DiskSeen

@@ -16,20 +16,6 @@ WORKING = {"file", "host_device", "nbd"}
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What is wanted of one disk. ``image`` is where it moves to, ``top`` and ``base`` layers of its chain.
-
-    ``format`` None: that of the source. ``top`` None: the active layer. ``base`` None: as far down as it goes.
-    """
-
-    disk: str
-    image: str = ""
-    format: str | None = None
-    top: str | None = None
-    base: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Scene:
     """One look at a domain. ``directory`` is QEMU's working directory, ``in_use`` what other open pivots write to."""
 

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 from pivotd.core.phases import is_resting
-from pivotd.core.words import CopyOptions, Kind, Phase, Pivot, Requester
+from pivotd.core.words import CopyOptions, Kind, Phase, Pivot, Requester, Target
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.flush import Flusher
 from pivotd.engine.host import RUNTIME, Host
 from pivotd.engine.planning import Wish, plan
-from pivotd.engine.scene import Target
 from pivotd.engine.supervisor import Supervisor
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader

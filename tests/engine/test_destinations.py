@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pivotd.core.creation import ImageOptions
-from pivotd.core.words import Discard, Kind, Outcome, Sync
-from pivotd.engine.scene import Target
+from pivotd.core.words import Discard, Kind, Outcome, Sync, Target
 from pivotd.errors import BadRequestError
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pivotd import files
-from pivotd.core.words import Kind, Outcome, Phase
-from pivotd.engine.scene import Target
+from pivotd.core.words import Kind, Outcome, Phase, Target
 from pivotd.errors import BadRequestError, NotFoundError
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image

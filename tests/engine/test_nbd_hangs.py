@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.core.words import Kind, Outcome, Phase
+from pivotd.core.words import Kind, Outcome, Phase, Target
 from pivotd.engine.driver import Driver
-from pivotd.engine.scene import Target
 from tests.conftest import QemuFactory
 from tests.support.proxy import Direction, Message, When
 from tests.support.qemu import Disk, Qemu, create_image

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from pivotd import limits
-from pivotd.core.words import Kind, Outcome, Phase
+from pivotd.core.words import Kind, Outcome, Phase, Target
 from pivotd.engine.driver import Driver
-from pivotd.engine.scene import Target
 from pivotd.errors import BadRequestError
 from pivotd.journal.reader import Reader
 from tests.conftest import QemuFactory

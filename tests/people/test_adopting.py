@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from pivotd.core.words import Kind, Outcome, Phase
+from pivotd.core.words import Kind, Outcome, Phase, Target
 from pivotd.engine.driver import Driver
-from pivotd.engine.scene import Target
 from pivotd.errors import BadRequestError, ConflictError, NotFoundError
 from tests.outside.bed import Bed
 from tests.support.qemu import Disk, create_image

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from pivotd.core.observation import EXECUTING
-from pivotd.core.words import Kind, Outcome, Phase, Pivot
+from pivotd.core.words import Kind, Outcome, Phase, Pivot, Target
 from pivotd.engine.driver import Driver
-from pivotd.engine.scene import Target
 from tests.outside.bed import Bed, fill_image
 from tests.people.conftest import Moment
 from tests.support.qemu import Disk, Qemu, create_image

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.core.words import CopyOptions, Kind, Outcome, Phase, Pivot, Requester
+from pivotd.core.words import CopyOptions, Kind, Outcome, Phase, Pivot, Requester, Target
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.flush import Flusher
 from pivotd.engine.planning import Wish, plan
-from pivotd.engine.scene import Target
 from pivotd.engine.supervisor import Supervisor
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
