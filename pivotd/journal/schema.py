@@ -76,6 +76,7 @@ def prepare(path: Path) -> None:
         if not path.exists():
             _create(path)
         elif inspect(path) < SCHEMA_VERSION:
+            _rehearse(path)
             migrate(path)
     except (sqlite3.Error, OSError) as error:
         raise on_read(error, path) from error
@@ -153,8 +154,19 @@ def migrate(path: Path) -> None:
         database = sqlite_utils.Database(connection, execute_plugins=False)
         _load_migrations().migrations.apply(database)
         found = connection.execute("PRAGMA user_version").fetchone()[0]
-        assert found == SCHEMA_VERSION, f"migrations end at {found}, the code at {SCHEMA_VERSION}"
+    if found != SCHEMA_VERSION:
+        raise JournalCorruptError(
+            f"{path} cannot be upgraded (the steps end at schema {found}, not {SCHEMA_VERSION}); restore a copy"
+        )
     fsync_directory(path.parent)
+
+
+def _rehearse(path: Path) -> None:
+    """Upgrade a copy first: a file that is not what its version says is then refused before a byte of it changes."""
+    with tempfile.TemporaryDirectory(prefix="pivotd-") as directory:
+        copy = aside.copy(path, Path(directory))
+        migrate(copy)
+        _inspect(copy, "mode=rw", path)
 
 
 def fsync_directory(directory: Path) -> None:
