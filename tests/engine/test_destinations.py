@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from pivotd.core.creation import ImageOptions
-from pivotd.core.words import Discard, Kind, Outcome, Sync, Target
+from pivotd.core.words import CopyMode, Discard, Kind, Outcome, Sync, Target
 from pivotd.errors import BadRequestError
 from tests.conftest import QemuFactory
+from tests.support.proxy import Recorder
 from tests.support.qemu import Disk, Qemu, create_image
 
 from .conftest import Engine
@@ -331,6 +333,49 @@ async def test_an_encrypted_source(engine: Engine, qemu_factory: QemuFactory, tm
     assert secrets(qemu) == ["theirs"]
 
 
+# -- write-blocking from the start --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backed", "options", "sync"),
+    [
+        (False, {}, "top"),
+        (False, {"discard": Discard.IGNORE}, "full"),
+        (True, {"discard": Discard.IGNORE}, "full"),
+        (True, {"sync": Sync.TOP}, "top"),
+    ],
+    ids=["new", "kept", "flat", "top"],
+)
+async def test_qemu_does_not_wipe_an_image_that_it_already_writes_to(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, backed: bool, options: dict[str, object], sync: str
+):
+    """QEMU wipes first where sync is full and the image may be unmapped, and loses writes that come meanwhile."""
+    old = create_image(tmp_path / "old.qcow2")
+    if backed:
+        old = overlay(tmp_path / "top.qcow2", str(old))
+    proxy = Qemu.proxy_for(tmp_path, on_message=(walk := Recorder([])))
+    qemu = qemu_factory([Disk(old)], proxy=proxy)
+    write(qemu, "disk0", 7)
+    await engine.connect(qemu)
+    await switched(engine, tmp_path / "new.qcow2", copy_mode=CopyMode.WRITE_BLOCKING, **options)
+    (mirror,) = [message for message in walk.messages if message.label == "command:blockdev-mirror"]
+    sent = json.loads(mirror.raw)["arguments"]
+    assert (sent["copy-mode"], sent["sync"]) == ("write-blocking", sync)
+    shut_down(qemu)
+    assert content(tmp_path / "new.qcow2", "qcow2") == content(old, "qcow2")
+
+
+async def test_a_chain_is_not_copied_flat_and_write_blocking_at_once(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
+):
+    """There QEMU would wipe the image, and lose writes."""
+    top = overlay(tmp_path / "top.qcow2", str(create_image(tmp_path / "base.qcow2")))
+    await engine.connect(qemu_factory([Disk(top)]))
+    wanted = Target("disk0", str(tmp_path / "new.qcow2"))
+    with pytest.raises(BadRequestError, match="lose writes while it wipes"):
+        await engine.start(Kind.COPY, "web1", wanted, copy_mode=CopyMode.WRITE_BLOCKING)
+
+
 # -- refusals -----------------------------------------------------------------------------------------------------
 
 
@@ -361,6 +406,7 @@ REFUSALS = [
     ("new.qcow2", {"secret_file": "/nonexistent"}, "does not exist"),
     ("new.raw", {"format": "raw", "secret_file": "/etc/hostname"}, "encrypts qcow2 images"),
     ("new.qcow2", {"secret_file": "/etc/hostname"}, "can stand still for seconds"),
+    ("small.qcow2", {"reuse": True, "copy_mode": CopyMode.WRITE_BLOCKING}, "lose writes while it wipes"),
     ("nbd://127.0.0.1:1/x", {"format": "raw"}, "use --reuse"),
     ("nbd://127.0.0.1:99999/x", {"format": "raw", "reuse": True}, "is no NBD address"),
     ("nbd+unix:///x?socket=relative", {"format": "raw", "reuse": True}, "expected nbd+unix:///EXPORT"),
