@@ -10,7 +10,17 @@ from typing import Any, TypeVar
 
 from pivotd import limits
 from pivotd.core import actions, names
-from pivotd.core.observation import EXECUTING, PAUSABLE, STATUS_ENDED, STATUS_PENDING, JobSeen, Observation, Qemu, Root
+from pivotd.core.observation import (
+    EXECUTING,
+    OUR_PAUSE,
+    PAUSABLE,
+    STATUS_ENDED,
+    STATUS_PENDING,
+    JobSeen,
+    Observation,
+    Qemu,
+    Root,
+)
 from pivotd.core.words import Phase, PivotDisk
 from pivotd.engine.converge import Converged, NotYet, Slow
 from pivotd.engine.ledger import Ledger
@@ -79,11 +89,13 @@ class Pause(Ledger):
         """Record the intent if the guest is still in a state that allows it; nothing follows it but ``stop``."""
         chardevs = await session.chardevs()
         resumes = session.resumes  # before the look: a resume in the middle of it must not pass for seen
+        began = self._clock.monotonic()
         now = await session.look(self.pivot)
         if now.run_state not in PAUSABLE or now.qemu is not Qemu.SAME or self._memory.cancel_requested or self._ending:
             return None
         self._memory.begin(quick=ready.quick)
         self._memory.resumes = resumes
+        self._memory.saw_no_migration(now, began)
         self._memory.at_intent = (session, resumes)
         await self._record(
             self.pivot,
@@ -107,33 +119,32 @@ class Pause(Ledger):
             case actions.KeepSynced():
                 return await self._keep_synced(session, seen)
             case actions.Snapshot():
-                roots = await session.snapshot(self.pivot)
-                still = session.resumes == self._memory.resumes
-                return replace(seen, roots=roots) if still and set(roots.values()) == {Root.DESTINATION} else None
+                roots, run_state = await session.snapshot(self.pivot)
+                return self._moved(session, replace(seen, roots=roots), run_state)
             case actions.RollBack(disks, reason):
                 self._memory.rolled_back = reason
                 await self._roll_back(session, disks)
         return None
 
     async def _stop(self, session: Session, jobs: tuple[str, ...], seen: Observation) -> Observation | None:
+        self._memory.still_seen = False
         self._memory.stop_sent = None  # without an answer nobody knows: a guest that was paused before shows nothing
         self._memory.completing = frozenset(jobs)
         self._memory.paused_at = self._clock.monotonic()
         self._memory.deadline = self._memory.paused_at + self.pivot.options.max_pause_ms / 1000
-        before = await session.stop(jobs)
+        before, resumed = await session.stop(jobs)
         self._memory.stop_sent = True
-        if not self.pivot.owes_resume and (before == "running" or session.resumes != self._memory.resumes):
+        ours = before in EXECUTING or resumed
+        if not self.pivot.owes_resume and ours:
             # Paused when the intent was recorded, but somebody has resumed it since: this `stop` was in their way.
             changes = {"owes_resume": True, "run_state_before": "running"}
             await self._record(self.pivot, "paused", {"run_state": before}, **changes)
-        if session.resumes != self._memory.resumes:
-            return None
-        if before not in EXECUTING:
+        if not ours:
             # Somebody else paused it between the last look and here: it is not ours to resume. One that was seen
-            # paused is: an earlier process has sent this `stop` before.
-            self._memory.not_ours = before if self.pivot.owes_resume and seen.executing else None
-            return None
-        if before != "running":
+            # paused, and was not resumed since, is: an earlier process has sent this `stop` before.
+            ran = seen.executing or session.resumes != self._memory.resumes
+            self._memory.not_ours = before if self.pivot.owes_resume and ran else None
+        if before != "running" or session.resumes != self._memory.resumes:
             return None
         seen = replace(seen, run_state="paused")
         return await self._await_pending(session, seen) if jobs else seen
@@ -165,13 +176,19 @@ class Pause(Ledger):
 
         The jobs were read before the graph: their events come before the answer to job-finalize.
         """
-        roots = await session.finalize(self.pivot, jobs)
+        roots, run_state = await session.finalize(self.pivot, jobs)
         if not self.pivot.switches or self.pivot.options.adopted or self._memory.carried is not None:
             return None  # what came along is read back by the look, and what somebody else opened is named by it
-        if set(roots.values()) != {Root.DESTINATION} or session.resumes != self._memory.resumes:
-            return None
         ended = {job: JobSeen(session.job_status.get(job, "null")) for job in jobs}
-        return replace(seen, jobs={**seen.jobs, **ended}, roots=roots)
+        return self._moved(session, replace(seen, jobs={**seen.jobs, **ended}, roots=roots), run_state)
+
+    def _moved(self, session: Session, seen: Observation, run_state: str) -> Observation | None:
+        """Return what was seen if every disk is on its destination and the guest still; else a full look is needed."""
+        still = run_state in OUR_PAUSE and session.resumes == self._memory.resumes
+        if not still or set(seen.roots.values()) != {Root.DESTINATION}:
+            return None
+        self._memory.still_seen = True
+        return replace(seen, run_state=run_state)
 
     async def _carry_bitmaps(self, session: Session, seen: Observation) -> Observation | None:
         try:

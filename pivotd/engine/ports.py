@@ -119,8 +119,11 @@ class Session(Protocol):
         """Return the labels of open character devices: other monitors are among them."""
         ...
 
-    async def stop(self, complete: Sequence[str]) -> str:
-        """Pause the guest and complete these jobs in one write; return the run state right before."""
+    async def stop(self, complete: Sequence[str]) -> tuple[str, bool]:
+        """Pause the guest and complete these jobs in one write.
+
+        Returns: the run state right before, and whether somebody resumed the guest between that and ``stop``.
+        """
         ...
 
     async def complete(self, jobs: Sequence[str]) -> None:
@@ -131,12 +134,15 @@ class Session(Protocol):
         """Give the destinations the sources' dirty bitmaps and return these. Raises: QmpRefusedError."""
         ...
 
-    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
-        """Finalize and read the roots, in one write: job-finalize is done when it answers."""
+    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> tuple[Mapping[str, Root], str]:
+        """Finalize and read roots and run state, in one write: job-finalize is done when it answers."""
         ...
 
-    async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:
-        """Put the overlays on all disks and read the roots, in one write. Raises: QmpRefusedError: nothing changed."""
+    async def snapshot(self, pivot: Pivot) -> tuple[Mapping[str, Root], str]:
+        """Put the overlays on all disks and read roots and run state, in one write.
+
+        Raises: QmpRefusedError: nothing changed.
+        """
         ...
 
     async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
@@ -154,8 +160,8 @@ class Session(Protocol):
         """Cut the connections to NBD destinations of disks, out of band; return whether that was done."""
         ...
 
-    async def resume(self) -> None:
-        """Let the guest run."""
+    async def resume(self, *, sure: bool = False) -> None:
+        """Let the guest run; ``sure``: that it is still in pivotd's pause has just been seen."""
         ...
 
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:

@@ -10,11 +10,10 @@ white space and with short ids, because they are sent while a guest is paused.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from qemu.qmp import Message, QMPClient
 from qemu.qmp.protocol import Runstate, StateError
@@ -25,21 +24,26 @@ from pivotd import limits
 # pivotd tells what happens to a connection in its own words; these lines would reach stderr unformatted.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 IDS = 100_000
-"""Ids of commands repeat after so many; no more than a few are ever open at once."""
+"""Ids repeat after so many at the latest, and as soon as every reply has come: short ones are read sooner."""
 
 Command = dict[str, Any]
 """A QMP command without its id: ``{"execute": name, "arguments": {…}}``."""
 
 
 class Burst:
-    """The replies to come to commands that left in one write. ``done`` gives them in order."""
+    """The replies to come to commands that left in one write. ``done`` gives them in order.
 
-    def __init__(self, names: Sequence[str]) -> None:
+    ``moments``: what ``moment()`` said as each reply came, to tell the events before it from those after.
+    """
+
+    def __init__(self, names: Sequence[int], moment: Callable[[], int]) -> None:
         self.names = names
+        self.moments: list[int] = []
+        self._moment = moment
         self.done: asyncio.Future[list[Message]] = asyncio.get_running_loop().create_future()
-        self._replies: dict[str, Message] = {}
+        self._replies: dict[int, Message] = {}
 
-    def take(self, name: str, reply: Message | ExecInterruptedError) -> None:
+    def take(self, name: int, reply: Message | ExecInterruptedError) -> None:
         """Note one reply, or that none will come."""
         if self.done.done():
             return
@@ -47,6 +51,7 @@ class Burst:
             self.done.set_exception(reply)
             return
         self._replies[name] = reply
+        self.moments.append(self._moment())
         if len(self._replies) == len(self.names):
             self.done.set_result([self._replies[name] for name in self.names])
 
@@ -54,7 +59,7 @@ class Burst:
 class _Slot:
     """Stands where qemu.qmp keeps a queue per command: whoever waits is woken once for the whole burst."""
 
-    def __init__(self, burst: Burst, name: str) -> None:
+    def __init__(self, burst: Burst, name: int) -> None:
         self._burst = burst
         self._name = name
 
@@ -70,9 +75,11 @@ class _Slot:
 class Client(QMPClient):
     """A QMP client that can send commands in one burst; QEMU runs them in order."""
 
-    def __init__(self, on_event: Callable[[Message], None]) -> None:
+    def __init__(self, on_event: Callable[[Message], None], moment: Callable[[], int]) -> None:
         super().__init__()
-        self._numbers = itertools.count()
+        self._moment = moment
+        self._next_id = 0
+        self._forgotten = False
 
         def take(event: Message) -> bool:
             on_event(event)
@@ -111,17 +118,22 @@ class Client(QMPClient):
             raise StateError("the monitor is not connected", self.runstate, Runstate.RUNNING)
         if self._writer.transport.get_write_buffer_size() > limits.UNSENT_BYTES_MAX:
             raise StateError("QEMU does not read its monitor", self.runstate, Runstate.RUNNING)
-        burst = Burst([str(next(self._numbers) % IDS) for _ in commands])
+        slots: dict[int, Any] = cast("Any", self._pending)
+        if not slots and not self._forgotten:
+            self._next_id = 0  # every reply has come
+        burst = Burst(range(self._next_id, self._next_id + len(commands)), self._moment)
+        self._next_id = (self._next_id + len(commands)) % IDS
         lines = []
         for name, command in zip(burst.names, commands, strict=True):
-            slot: Any = _Slot(burst, name)
-            self._pending[name] = slot
+            slots[name] = _Slot(burst, name)
             lines.append(json.dumps({**command, "id": name}, separators=(",", ":")))
         self._writer.write("\n".join([*lines, ""]).encode())
         return burst
 
     def forget(self, burst: Burst) -> None:
         """Drop commands that nobody waits for any more; their replies are ignored when they come."""
+        slots: dict[int, Any] = cast("Any", self._pending)
         for name in burst.names:
-            self._pending.pop(name, None)
+            slots.pop(name, None)
+        self._forgotten = self._forgotten or not burst.done.done() or burst.done.cancelled()
         burst.done.cancel()

@@ -50,7 +50,7 @@ class Monitor:
     """A live connection. ``pid`` is the peer as the kernel knows it, ``version`` QEMU's (major, minor, micro)."""
 
     def __init__(self) -> None:
-        self._client = Client(self._on_event)
+        self._client = Client(self._on_event, lambda: self.resumes)
         self._callbacks: list[Callable[[], None]] = []
         self._free = asyncio.Event()
         self._free.set()
@@ -155,11 +155,19 @@ class Monitor:
             raise reply
         return reply
 
-    async def burst(self, messages: Sequence[Command], timeout_s: float, *, alone: bool = False) -> list[Any]:
+    async def burst(
+        self,
+        messages: Sequence[Command],
+        timeout_s: float,
+        *,
+        alone: bool = False,
+        resumes_at: list[int] | None = None,
+    ) -> list[Any]:
         """Run commands that leave in one write; return one value or QmpRefusedError for each, in order.
 
         ``alone``: other commands wait meanwhile, but for those out of band: QEMU reads no further once eight wait to
         be run, and nothing could help it out of a ``stop`` that hangs (monitor/qmp.c, QMP_REQ_QUEUE_LEN_MAX).
+        ``resumes_at`` gets the number of RESUME events at each reply: QEMU sends events and replies as things happen.
 
         Raises: QmpUnsentError: none was sent. QmpUnknownError: some of them may not have run.
         """
@@ -168,10 +176,10 @@ class Monitor:
         if "exec-oob" not in messages[0] and not self._free.is_set():
             await self._wait_for_turn(messages, timeout_s)
         if not alone:
-            return await self._burst(messages, timeout_s)
+            return await self._burst(messages, timeout_s, resumes_at)
         self._free.clear()
         try:
-            return await self._burst(messages, timeout_s)
+            return await self._burst(messages, timeout_s, resumes_at)
         finally:
             self._free.set()
 
@@ -184,7 +192,9 @@ class Monitor:
             text = _names(messages)
             raise QmpUnsentError(f"{text}: QEMU has not answered `stop` yet", command=text) from error
 
-    async def _burst(self, messages: Sequence[Command], timeout_s: float) -> list[Any]:
+    async def _burst(
+        self, messages: Sequence[Command], timeout_s: float, resumes_at: list[int] | None = None
+    ) -> list[Any]:
         try:
             burst = self._client.send_burst(messages)
         except StateError as error:
@@ -201,6 +211,8 @@ class Monitor:
             raise QmpUnknownError(f"{text}: no answer within {timeout_s:g} s", command=text) from error
         finally:
             self._client.forget(burst)
+        if resumes_at is not None:
+            resumes_at += burst.moments
         return [_value(reply, message) for reply, message in zip(replies, messages, strict=True)]
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:

@@ -228,18 +228,19 @@ class Session:
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
-    async def stop(self, complete: Sequence[str]) -> str:
-        """Pause the guest and complete these jobs in one write; return the run state in which ``stop`` found it.
+    async def stop(self, complete: Sequence[str]) -> tuple[str, bool]:
+        """Pause the guest and complete these jobs in one write.
 
-        ``stop`` does nothing but to a guest that runs, and says nothing of that: one that is not in a pause after it
-        had come to where it is by itself, perhaps only since the question before. A ``job-complete`` that is refused
-        shows in the jobs.
+        Returns: the run state right before, and whether somebody resumed the guest between that and ``stop``.
+
+        ``stop`` does nothing but to a guest that runs, and says nothing of that. One that has stopped by itself since
+        the question before shows it when it is to be resumed. A ``job-complete`` that is refused shows in the jobs.
         """
-        status = command("query-status")
-        burst = [status, command("stop"), status, *(command("job-complete", id=job) for job in complete)]
-        before, _, after = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, alone=True))[:3])
-        first, second = replies.run_state(before), replies.run_state(after)
-        return first if second in OUR_PAUSE else second
+        burst = [command("query-status"), command("stop"), *(command("job-complete", id=job) for job in complete)]
+        resumes: list[int] = []
+        got = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, alone=True, resumes_at=resumes)
+        before, _ = self._all(got[:2])
+        return replies.run_state(before), resumes[1] != resumes[0]
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; a job that refuses shows it in the next look."""
@@ -249,15 +250,15 @@ class Session:
         """Give the destinations the dirty bitmaps of the sources and return these. Raises: QmpRefusedError."""
         return await bitmaps.carry(self._monitor, pivot)
 
-    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
-        """Finalize jobs and read the graph, in one write; return the roots.
+    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> tuple[Mapping[str, Root], str]:
+        """Finalize jobs and read graph and run state, in one write; return the roots and the run state.
 
         job-finalize is done when it answers, so the graph shows its effect. Its answer itself says nothing: it is
         positive also where finalizing has failed.
         """
-        burst = [*(command("job-finalize", id=job) for job in jobs), command("query-block")]
-        (block,) = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[-1:])
-        return replies.roots(block, pivot)
+        burst = [*(command("job-finalize", id=job) for job in jobs), command("query-block"), command("query-status")]
+        block, status = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[-2:])
+        return replies.roots(block, pivot), replies.run_state(status)
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
         """Cancel jobs, then let the guest run if asked, in one write."""
@@ -268,9 +269,13 @@ class Session:
         if resume and isinstance(got[-1], QmpRefusedError):
             raise got[-1]
 
-    async def resume(self) -> None:
-        """Let the guest run. Raises: QmpRefusedError: it is in no pause any more."""
-        await self._refuse_to_start()
+    async def resume(self, *, sure: bool = False) -> None:
+        """Let the guest run. Raises: QmpRefusedError: it is in no pause any more.
+
+        ``sure``: that it is still in pivotd's pause has just been seen.
+        """
+        if not sure:
+            await self._refuse_to_start()
         await self._monitor.execute(command("cont"))
 
     async def _refuse_to_start(self) -> None:
@@ -282,8 +287,8 @@ class Session:
         if state not in OUR_PAUSE:
             raise QmpRefusedError(f"the guest is {state}: it is not pivotd's to resume")
 
-    async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:
-        """Put every overlay on its disk in one transaction and read the graph, in one write; return the roots.
+    async def snapshot(self, pivot: Pivot) -> tuple[Mapping[str, Root], str]:
+        """Put every overlay on its disk in one transaction and read graph and run state, in one write; return both.
 
         Raises: QmpRefusedError: no disk was changed.
         """
@@ -291,12 +296,12 @@ class Session:
             {"type": "blockdev-snapshot", "data": {"node": disk.source.node, "overlay": disk.destination.node}}
             for disk in pivot.disks
         ]
-        burst = [command("transaction", actions=actions), command("query-block")]
-        done, block = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
+        burst = [command("transaction", actions=actions), command("query-block"), command("query-status")]
+        done, *found = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
         if isinstance(done, QmpRefusedError):
             raise done
-        (block,) = self._all([block])
-        return replies.roots(block, pivot)
+        block, status = self._all(found)
+        return replies.roots(block, pivot), replies.run_state(status)
 
     async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
         """Start the mirrors back to the sources; return why they cannot follow the guest, None where they do.

@@ -119,7 +119,7 @@ class LiveWorld(World):
             self.broken.append(error)
             raise
 
-    async def burst(self, monitor: ModelMonitor, messages: Sequence[Message]) -> list[Any]:
+    async def burst(self, monitor: ModelMonitor, messages: Sequence[Message], resumes_at: list[int]) -> list[Any]:
         replies = []
         for message in messages:
             await asyncio.sleep(COMMAND_S)
@@ -132,6 +132,7 @@ class LiveWorld(World):
                 self.finalize_fails = False
                 self._doom(arguments["id"], "finalize_fails")
             replies.append(self.run(name, arguments))
+            resumes_at.append(monitor.resumes)
         commands = [message["execute"] for message in messages]
         if "query-status" in commands:
             self.ghost.told(self, commands, replies[commands.index("query-status")]["status"])

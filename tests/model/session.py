@@ -26,8 +26,11 @@ Message = dict[str, Any]
 class Wire(Protocol):
     """What is between a monitor and the model, and may go wrong."""
 
-    async def burst(self, monitor: ModelMonitor, messages: Sequence[Message]) -> list[Any]:
-        """Run commands that leave in one write; return a value or RefusedError for each. Raises: QmpUnknownError."""
+    async def burst(self, monitor: ModelMonitor, messages: Sequence[Message], resumes_at: list[int]) -> list[Any]:
+        """Run commands that leave in one write; return a value or RefusedError for each. Raises: QmpUnknownError.
+
+        ``resumes_at`` gets the number of RESUME events at each reply.
+        """
         ...
 
     async def pause(self, changed: asyncio.Event, timeout_s: float) -> None:
@@ -54,12 +57,19 @@ class ModelMonitor:
             raise reply
         return reply
 
-    async def burst(self, messages: Sequence[Message], timeout_s: float, *, alone: bool = False) -> list[Any]:
+    async def burst(
+        self,
+        messages: Sequence[Message],
+        timeout_s: float,
+        *,
+        alone: bool = False,
+        resumes_at: list[int] | None = None,
+    ) -> list[Any]:
         if not messages:
             return []
         if not self.connected:
             raise QmpUnsentError("the monitor is not connected")
-        replies = await self.wire.burst(self, messages)
+        replies = await self.wire.burst(self, messages, [] if resumes_at is None else resumes_at)
         return [_value(reply, message) for reply, message in zip(replies, messages, strict=True)]
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:

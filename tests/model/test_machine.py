@@ -40,7 +40,7 @@ from tests.model.live import COMMAND_S, LiveJournal, LiveWorld, VirtualLoop
 from tests.model.session import model_kernel
 from tests.support.moves import Move
 
-MEDDLINGS_MAX = 2
+MEDDLINGS_MAX = int(os.environ.get("PIVOTD_MEDDLINGS", "2"))
 """Of other people in one example, as in the search: docs/reliability.md says what three and more of them can do."""
 SEED = 20261125
 """The same examples in every run, unless PIVOTD_SEED says otherwise."""

@@ -20,7 +20,7 @@ REFUSABLE = frozenset({"transaction", "blockdev-snapshot", "block-commit", "bloc
 class Wire:
     """The part of a World that carries commands."""
 
-    async def burst(self, monitor: ModelMonitor, messages: Sequence[Message]) -> list[Any]:
+    async def burst(self, monitor: ModelMonitor, messages: Sequence[Message], resumes_at: list[int]) -> list[Any]:
         """Run commands that left in one write; between any two of them the world goes on."""
         self._catch_up(messages)
         replies = []
@@ -32,6 +32,7 @@ class Wire:
                 self._lost(name)
             replies.append(RefusedError("Operation not permitted") if self.refuses else self.run(name, arguments))
             self.refuses = False
+            resumes_at.append(monitor.resumes)
             if name in CHANGING:
                 last = index == len(messages) - 1
                 alternatives = self.crash_alternatives()
