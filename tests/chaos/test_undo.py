@@ -18,7 +18,7 @@ from .test_kill import assert_kept, late
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 ROUNDS_MIN = 60
-STEP = 1 if LONG else 4
+STEP = 1 if LONG else 8
 START = 0 if LONG else random.SystemRandom().randrange(STEP - 1)
 """Another part in every run; PIVOTD_LONG=1 plays all."""
 

@@ -25,10 +25,10 @@ SEARCHES = [
     Bounds(disks=3, crashes=3, faults=0, quick=False),
     Bounds(disks=1, crashes=0, faults=2, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1),
-    Bounds(disks=2, crashes=1, faults=1, from_phase=Phase.COPYING),
     Bounds(disks=3, crashes=0, faults=1),
     Bounds(disks=1, crashes=1, faults=1, quick=False, from_phase=Phase.COPYING),
-    Bounds(disks=1, crashes=1, faults=1, keep_synced=True),
+    Bounds(disks=1, crashes=2, faults=0, keep_synced=True),
+    Bounds(disks=1, crashes=0, faults=1, keep_synced=True),
     *(Bounds(disks=1, crashes=1, faults=1, run_state=state) for state in ("paused", "io-error", "shutdown")),
     *(Bounds(disks=2, crashes=2, faults=0, move=move) for move in CHAINS),
     *(Bounds(disks=2, crashes=0, faults=1, move=move) for move in CHAINS),
@@ -36,6 +36,8 @@ SEARCHES = [
     *(Bounds(disks=1, crashes=1, faults=1, move=move, run_state="paused") for move in (Move.PULL, Move.SNAPSHOT)),
 ]
 LONG = [
+    Bounds(disks=2, crashes=1, faults=1, from_phase=Phase.COPYING),
+    Bounds(disks=1, crashes=1, faults=1, keep_synced=True),
     Bounds(disks=1, crashes=1, faults=1, legacy=True),
     Bounds(disks=1, crashes=2, faults=1, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, keep_synced=True, legacy=True),
