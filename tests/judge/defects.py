@@ -67,8 +67,8 @@ PROTOCOL = (
     ),
     Defect(
         "a snapshot's record after cont", "G1", PAUSE,
-        "                roots = await session.snapshot(self.pivot)\n",
-        "                roots = await session.snapshot(self.pivot)\n                await session.resume()\n",
+        "                roots, run_state = await session.snapshot(self.pivot)\n",
+        "                roots, run_state = await session.snapshot(self.pivot)\n                await session.resume()\n",
         SEARCH, searched(2, 0, 2, Move.SNAPSHOT),
     ),
     Defect(
@@ -89,8 +89,8 @@ PROTOCOL = (
     ),
     Defect(
         "job-complete before stop", "G1", SESSION,
-        "        burst = [status, command(\"stop\"), status,",
-        "        await self.complete(complete)\n        burst = [status, command(\"stop\"), status,",
+        "        burst = [command(\"query-status\"), command(\"stop\"),",
+        "        await self.complete(complete)\n        burst = [command(\"query-status\"), command(\"stop\"),",
         ORDER, (f"{IN_ORDER}[copy]",),
     ),
     Defect(
@@ -99,9 +99,24 @@ PROTOCOL = (
         SEARCH, searched(2, 0, 2, Move.PULL),
     ),
     Defect(
+        "a guest that stopped by itself is taken for paused by pivotd", "G3", PAUSE,
+        "        still = run_state in OUR_PAUSE and session.resumes", "        run_state = 'paused'\n        still = session.resumes",
+        SEARCH, searched(0, 1, 3),
+    ),
+    Defect(
+        "a stop that found somebody else's pause counts as pivotd's", "G3", PAUSE,
+        "        ours = before in EXECUTING or resumed\n", "        ours = True\n",
+        SEARCH, searched(0, 1, 3),
+    ),
+    Defect(
+        "a write-blocking copy begins with wiping its image", "G1", PREPARATION,
+        "Sync.TOP if blocking and pivot.options.discard is Discard.UNMAP else pivot", "pivot",
+        "real QEMU", ("tests/engine/test_destinations.py",),
+    ),
+    Defect(
         "jobs are dismissed before the outcome is durable", "G5", PAUSE,
-        "        roots = await session.finalize(self.pivot, jobs)\n",
-        "        roots = await session.finalize(self.pivot, jobs)\n"
+        "        roots, run_state = await session.finalize(self.pivot, jobs)\n",
+        "        roots, run_state = await session.finalize(self.pivot, jobs)\n"
         "        await session._monitor.burst([{'execute': 'job-dismiss', 'arguments': {'id': job}} for job in jobs], 5.0)\n",
         ORDER, (f"{IN_ORDER}[copy]",),
     ),
@@ -150,13 +165,13 @@ JUDGEMENT = (
     ),
     Defect(
         "somebody else's pause is resumed", "G3", PAUSE,
-        "            self._memory.not_ours = before if self.pivot.owes_resume and seen.executing else None\n",
+        "            self._memory.not_ours = before if self.pivot.owes_resume and ran else None\n",
         "            self._memory.not_ours = None\n",
         SEARCH, searched(0, 1, 3),
     ),
     Defect(
         "an earlier pause of its own is taken for somebody else's", "G3", PAUSE,
-        "if self.pivot.owes_resume and seen.executing else None", "if self.pivot.owes_resume else None",
+        "if self.pivot.owes_resume and ran else None", "if self.pivot.owes_resume else None",
         SEARCH, searched(2, 0, 2, Move.PULL),
     ),
     Defect(
