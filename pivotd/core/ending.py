@@ -6,7 +6,7 @@ from pivotd.core import names
 from pivotd.core.actions import Action, CancelJobs, CleanUp, Close, EndWindow, HandOver, Wait
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, STATUS_FOLLOWING, Observation, Qemu, Root
 from pivotd.core.pausing import reversing
-from pivotd.core.rulings import by_chains, by_roots, resume, root
+from pivotd.core.rulings import by_chains, by_roots, lost_sight, resume, root
 from pivotd.core.words import Outcome, Pivot
 
 
@@ -29,6 +29,8 @@ def cancelling(pivot: Pivot, seen: Observation) -> Action:
         return by_roots(pivot, seen, "the disk had been switched before it could be cancelled")
     if any(root(seen, disk) is Root.OTHER for disk in pivot.disks):
         return by_roots(pivot, seen, "somebody else has put another image under a disk")
+    if pivot.switches and lost_sight(pivot, seen):
+        return by_roots(pivot, seen, "a disk was unplugged while its switch was under way")
     return by_chains(pivot, seen, pivot.error or "cancelled")
 
 

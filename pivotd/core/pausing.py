@@ -30,7 +30,7 @@ from pivotd.core.observation import (
     Observation,
     Root,
 )
-from pivotd.core.rulings import by_chains, by_roots, retreat, root
+from pivotd.core.rulings import by_chains, by_roots, lost_sight, retreat, root
 from pivotd.core.words import Pivot
 
 
@@ -47,7 +47,7 @@ def pausing(pivot: Pivot, seen: Observation) -> Action:
     roots = {root(seen, disk) for disk in pivot.disks}
     if Root.OTHER in roots:
         return by_roots(pivot, seen, "the root of a disk is neither image")
-    if Root.ABSENT in roots and seen.executing:
+    if Root.ABSENT in roots and (seen.executing or lost_sight(pivot, seen)):
         live = pivot.has_jobs and all(seen.job(disk.job).status not in STATUS_ENDED for disk in pivot.disks)
         if live and Root.DESTINATION not in roots:
             return Abandon("a disk was unplugged before the switch")  # no job has ended, so none has moved a disk

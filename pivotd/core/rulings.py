@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pivotd.core.actions import Action, NoteResumed, RecordOutcome, Resume, Retreat
-from pivotd.core.observation import OUR_PAUSE, JobSeen, Observation, Root
+from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, JobSeen, Observation, Root
 from pivotd.core.words import Outcome, Pivot, PivotDisk
 
 
@@ -26,14 +26,38 @@ def root(seen: Observation, disk: PivotDisk) -> Root:
 
 def by_roots(pivot: Pivot, seen: Observation, reason: str) -> RecordOutcome:
     """Record each disk as the graph shows it; only valid once no job of the pivot can still move a root."""
-    outcome = {
-        Root.SOURCE: Outcome.KEPT,
-        Root.DESTINATION: Outcome.SWITCHED,
-        Root.OTHER: Outcome.UNKNOWN,
-        # Unplugged: the guest executed nothing since the pause if it is still, otherwise nobody can tell.
-        Root.ABSENT: Outcome.UNKNOWN if seen.executing else Outcome.KEPT,
-    }
-    return RecordOutcome(tuple((disk.disk, outcome[root(seen, disk)]) for disk in pivot.disks), reason)
+    outcome = {Root.SOURCE: Outcome.KEPT, Root.DESTINATION: Outcome.SWITCHED}
+    return RecordOutcome(
+        tuple(
+            (
+                disk.disk,
+                Outcome.KEPT if _never_moved(pivot, seen, disk) else outcome.get(root(seen, disk), Outcome.UNKNOWN),
+            )
+            for disk in pivot.disks
+        ),
+        reason,
+    )
+
+
+def lost_sight(pivot: Pivot, seen: Observation) -> bool:
+    """Return whether a disk was unplugged of which nobody can tell on which image the guest wrote last."""
+    return any(root(seen, disk) is Root.ABSENT and not _never_moved(pivot, seen, disk) for disk in pivot.disks)
+
+
+def _never_moved(pivot: Pivot, seen: Observation, disk: PivotDisk) -> bool:
+    """Return whether an unplugged disk was on its source to the end.
+
+    It was if its job has not ended, or has ended in an error. After any other end it was on the destination for a
+    while, and somebody may have let the guest write there, also if it is still now.
+    """
+    if root(seen, disk) is not Root.ABSENT:
+        return False
+    if not pivot.has_jobs:
+        return seen.stop_sent is False or Root.SOURCE in seen.roots.values()
+    job = seen.job(disk.job)
+    if job.status not in STATUS_ENDED or job.error is not None:
+        return True
+    return job.status == "null" and not pivot.attempt  # there was no intent, and perhaps not even a job
 
 
 def by_chains(pivot: Pivot, seen: Observation, reason: str) -> Action:

@@ -390,8 +390,19 @@ def test_a_disk_unplugged_before_any_job_ended_is_kept(status: str):
     assert isinstance(decide(pivot(Phase.PAUSING, 2), found), a.Abandon)
 
 
-def test_a_disk_unplugged_after_its_job_ended_is_unknown():
-    """Nobody can tell what the guest wrote, and where, before it was unplugged."""
-    found = decide(pivot(Phase.PAUSING), seen("running", "concluded", "absent"))
+@pytest.mark.parametrize(
+    ("phase", "run_state"),
+    [(Phase.PAUSING, "running"), (Phase.PAUSING, "paused"), (Phase.CANCELLING, "running")],
+)
+def test_a_disk_unplugged_after_its_job_ended_is_unknown(phase: Phase, run_state: str):
+    """Nobody can tell what the guest wrote, and where, before it was unplugged; it may be still only since then."""
+    found = decide(pivot(phase, owes_resume=False), seen(run_state, "concluded", "absent"))
     assert isinstance(found, a.RecordOutcome)
     assert dict(found.outcomes) == {"disk0": Outcome.UNKNOWN}
+
+
+def test_a_disk_unplugged_after_its_job_failed_is_kept():
+    """A job that ended in an error has moved nothing."""
+    found = decide(pivot(Phase.CANCELLING, owes_resume=False), seen("running", "failed", "absent"))
+    assert isinstance(found, a.RecordOutcome)
+    assert dict(found.outcomes) == {"disk0": Outcome.KEPT}

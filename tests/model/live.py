@@ -41,6 +41,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self.now_s = max(self.now_s, self._scheduled[0].when())
         super()._run_once()
 
+    def run_until_complete(self, future: Any) -> Any:
+        """Return once nothing is left to do at this moment: what is found then is the same in every run."""
+        found = super().run_until_complete(future)
+        super().run_until_complete(self._settle())
+        return found
+
+    async def _settle(self) -> None:
+        while self.working or self._ready:
+            await asyncio.sleep(0)
+
 
 class LiveJournal:
     """The real journal; the judge learns of every record, also where nobody waits for the answer any more."""
