@@ -196,7 +196,7 @@ JUDGEMENT = (
     ),
     Defect(
         "a foreign root means kept", "G2", RULINGS,
-        "        Root.OTHER: Outcome.UNKNOWN,\n", "        Root.OTHER: Outcome.KEPT,\n",
+        "outcome.get(root(seen, disk), Outcome.UNKNOWN)", "outcome.get(root(seen, disk), Outcome.KEPT)",
         TABLE, of_table("foreign"),
     ),
     Defect(
