@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -47,6 +48,17 @@ def named(name: str) -> File:
     return File(nbd.canonical(name) or name, file_id(name))
 
 
+def relative(filename: str, image: str) -> str:
+    """Return how an image names a file below it, relative to its own place; both are absolute paths.
+
+    Directories that are symbolic links lead elsewhere by ``..`` than they stand. What is before a colon would be a
+    protocol to QEMU, unless a slash comes first.
+    """
+    place, name = os.path.split(filename)
+    found = os.path.relpath(os.path.join(os.path.realpath(place), name), os.path.realpath(os.path.dirname(image)))  # noqa: PTH118, PTH120
+    return f"./{found}" if ":" in found.split("/", 1)[0] else found
+
+
 def _bottom(text: str) -> str:
     """Return the file name at the bottom of a description of nodes, empty where there is none."""
     try:
@@ -75,21 +87,36 @@ def _identify(found: os.stat_result) -> str:
     return f"{found.st_dev}:{found.st_ino}"
 
 
+def opened(pid: int) -> frozenset[str] | None:
+    """Return what a process has open, as Image.file_id; None where /proc does not show it."""
+    found = set()
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.add(_identify(entry.stat()))
+    except OSError:
+        return None
+    return frozenset(found)
+
+
 def lost(images: Iterable[Image]) -> str | None:
     """Return a sentence on the first image whose name leads to its file no more, None where there is none.
 
-    A file without a name is gone as soon as QEMU closes it. An image that pivotd may not look at is not judged.
+    A file without a name is gone as soon as QEMU closes it. What pivotd may not look at is not judged, nor a file
+    that it has never seen in a directory that it does not see.
     """
     for image in images:
-        if image.file_id is None:
+        if not image.filename.startswith("/"):
             continue
         try:
             found = os.stat(image.filename)  # noqa: PTH116 - one system call, no object
         except (FileNotFoundError, NotADirectoryError):
+            if image.file_id is None and not os.path.isdir(os.path.dirname(image.filename)):  # noqa: PTH112, PTH120
+                continue
             return f"{image.filename} was deleted or renamed by somebody else"
         except OSError:
             continue
-        if _identify(found) != image.file_id:
+        if image.file_id not in {None, _identify(found)}:
             return f"{image.filename} was replaced by another file"
     return None
 

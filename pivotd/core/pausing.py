@@ -116,6 +116,8 @@ def _all_source(pivot: Pivot, seen: Observation) -> Action:
         error = seen.job(failed.job).error
         why = seen.rolled_back or error or "its job was cancelled by somebody else"
         return Abandon(f"the switch of {failed.disk} failed: {why}")
+    if seen.lost is not None:
+        return Abandon(seen.lost)
     failing = interruption.failing(pivot, seen)
     if seen.deadline_passed or seen.cancel_requested or failing:
         reason = failing or f"max_pause of {pivot.options.max_pause_ms} ms passed"
@@ -142,8 +144,8 @@ def _carry(pivot: Pivot, seen: Observation) -> Action | None:
 
 
 def _before_snapshot(pivot: Pivot, seen: Observation) -> Action:
-    if seen.cancel_requested:
-        return Abandon("cancelled")
+    if seen.cancel_requested or seen.lost is not None:
+        return Abandon(seen.lost or "cancelled")
     if seen.deadline_passed:
         return retreat(pivot, f"max_pause of {pivot.options.max_pause_ms} ms passed before the snapshot")
     return Snapshot()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from pivotd import files, limits
 from pivotd.core.words import Image, Kind, PivotDisk, Target
@@ -18,30 +17,24 @@ RUNNING = {"running", "paused", "ready", "standby"}
 KINDS = {"mirror": Kind.COPY, "commit": Kind.COMMIT}
 
 
-@dataclass(frozen=True, slots=True)
-class Theirs:
-    """Every block job of a domain by its id, and QEMU's pid."""
-
-    jobs: Mapping[str, BlockJob]
-    pid: int
-
-
-def plan_adopt(scene: Scene, index: int, target: Target, seen: DiskSeen, theirs: Theirs) -> tuple[Kind, PivotDisk]:
+def plan_adopt(
+    scene: Scene, index: int, target: Target, seen: DiskSeen, jobs: Mapping[str, BlockJob]
+) -> tuple[Kind, PivotDisk]:
     """Return the disk with the job that works on it, and what kind of pivot that makes.
 
     Raises: NotFoundError (no job), ConflictError (a job that cannot be adopted), BadRequestError (image).
     """
-    names = [name for name in scene.graph.jobs.get(seen.node, ()) if name in theirs.jobs]
+    names = [name for name in scene.graph.jobs.get(seen.node, ()) if name in jobs]
     if not names:
         raise NotFoundError(f"no block job works on {seen.disk}: there is nothing to adopt", disk=seen.disk)
-    name, job = names[0], theirs.jobs[names[0]]
+    name, job = names[0], jobs[names[0]]
     node = scene.graph.targets.get(name)
     if (why := _obstacle(name, job, node, seen)) is not None:
         raise ConflictError(f"job {name} of {seen.disk} cannot be adopted: {why}", disk=seen.disk, job=name)
     assert node is not None
     disk = replace(scene.disk(index, seen), job=name)
     if KINDS[job.kind] is Kind.COPY:
-        return Kind.COPY, replace(disk, destination=_destination(scene, target, seen, node, theirs.pid))
+        return Kind.COPY, replace(disk, destination=_destination(scene, target, seen, node))
     if target.image:
         raise BadRequestError(f"job {name} commits into a layer of {seen.disk}: name the disk alone", disk=seen.disk)
     chain = scene.chain(seen)
@@ -74,7 +67,7 @@ def _obstacle(name: str, job: BlockJob, node: str | None, seen: DiskSeen) -> str
     return None
 
 
-def _destination(scene: Scene, target: Target, seen: DiskSeen, node: str, pid: int) -> Image:
+def _destination(scene: Scene, target: Target, seen: DiskSeen, node: str) -> Image:
     """Return the image that the requester names. After the switch QEMU shows it, and that is recorded."""
     if not target.image:
         raise BadRequestError(
@@ -84,17 +77,8 @@ def _destination(scene: Scene, target: Target, seen: DiskSeen, node: str, pid: i
     file = files.resolve(target.image, scene.directory)
     image = Image(file.path or target.image, target.format or scene.source(seen).format, node, file.file_id)
     scene.refuse_if_used(image, seen.disk)
-    if (opened := _open_files(pid)) is not None and image.file_id not in opened:
+    if scene.opened is not None and image.file_id not in scene.opened:
         raise BadRequestError(
             f"QEMU has not opened {image.filename}: the mirror of {seen.disk} writes another image", disk=seen.disk
         )
     return image
-
-
-def _open_files(pid: int) -> set[str] | None:
-    """Return what a process has open, as Image.file_id; None where /proc does not show it."""
-    try:
-        found = [entry.stat() for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.exists()]
-    except OSError:
-        return None
-    return {f"{status.st_dev}:{status.st_ino}" for status in found}

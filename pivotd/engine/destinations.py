@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
-from pivotd import nbd
+from pivotd import files, nbd
 from pivotd.core import creation, names
 from pivotd.core.words import CopyMode, CopyOptions, Discard, Image, PivotDisk, Sync, Target
 from pivotd.engine import existing
@@ -58,7 +57,7 @@ def _shallow(scene: Scene, seen: DiskSeen, disk: PivotDisk, image: str, image_fo
     written = seen.layers[0].backing_file
     below = chain[1]
     relative = written is not None and not written.startswith("/") and ":" not in written.split("/", 1)[0]
-    name = os.path.relpath(below.filename, os.path.dirname(image)) if relative else below.filename  # noqa: PTH120
+    name = files.relative(below.filename, image) if relative else below.filename
     return replace(disk, base=below, backing_file=name)
 
 

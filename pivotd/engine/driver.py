@@ -100,6 +100,7 @@ class Driver(Recording):
         try:
             if self._in_window:
                 await self._enter_window()
+                await self._look_for_destinations(limits.RECORD_PATIENCE_S)
             while not self._done():
                 await self._step_or_wait()
         finally:

@@ -54,9 +54,7 @@ class Pause(Ledger):
         if isinstance(ready, NotYet):
             await self._wait(ready.reason, ready.wait_s)
             return None
-        destinations = [disk.destination for disk in self.pivot.disks]
-        with contextlib.suppress(TimeoutError):
-            self._memory.lost = await in_thread(limits.FILE_TIMEOUT_S, lost, destinations)
+        await self._look_for_destinations(limits.FILE_TIMEOUT_S)
         if self._memory.lost is not None:
             return None
         await self._enter_window()
@@ -65,6 +63,12 @@ class Pause(Ledger):
         finally:
             if not self._in_window:
                 self._leave_window()
+
+    async def _look_for_destinations(self, timeout_s: float) -> None:
+        """Note whether the name of each destination still leads to its file; a pause may have outlived its process."""
+        destinations = [disk.destination for disk in self.pivot.disks]
+        with contextlib.suppress(TimeoutError):
+            self._memory.lost = await in_thread(timeout_s, lost, destinations)
 
     async def _slow(self, session: Session, slow: Slow) -> None:
         """Slow the guest's writes; what was there before is on disk before anything is changed."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from pivotd import limits
+from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.observation import PAUSABLE
 from pivotd.core.words import CopyOptions, Identity, Kind, Phase, Pivot, PivotDisk, Requester, Target
-from pivotd.engine.adopting import Theirs, plan_adopt
+from pivotd.engine.adopting import plan_adopt
 from pivotd.engine.destinations import plan_copy, plan_snapshot
 from pivotd.engine.layers import plan_commit, plan_pull
 from pivotd.engine.scene import Scene
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.qmp import identity
-from pivotd.qmp.replies import DiskSeen
+from pivotd.qmp.replies import BlockJob, DiskSeen
 from pivotd.qmp.session import Session
 from pivotd.threads import in_thread
 
@@ -65,12 +65,13 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
             for disk in pivot.disks
             for image in ((disk.source, disk.destination) if pivot.window_open else (disk.destination,))
         )
-        scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use, wish.force)
+        opened = await in_thread(limits.FILE_TIMEOUT_S, files.opened, session.pid)
+        scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use, wish.force, opened)
         busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
         kind = wish.kind
         if wish.options.adopted:
-            theirs = Theirs(await session.block_jobs(), session.pid)
-            kind, planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_adopted, wish, scene, busy, theirs)
+            jobs = await session.block_jobs()
+            kind, planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_adopted, wish, scene, busy, jobs)
         else:
             planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
     except TimeoutError:
@@ -116,7 +117,7 @@ def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[Pi
 
 
 def _plan_adopted(
-    wish: Wish, scene: Scene, busy: Mapping[str, Pivot], theirs: Theirs
+    wish: Wish, scene: Scene, busy: Mapping[str, Pivot], jobs: Mapping[str, BlockJob]
 ) -> tuple[Kind, tuple[PivotDisk, ...]]:
     """Return what kind of pivot the jobs of somebody else make, and its disks; looks at files, so it may block."""
     kinds, planned = set(), []
@@ -124,7 +125,7 @@ def _plan_adopted(
         seen = scene.find(target.disk)
         _refuse_busy(wish, seen, busy)
         _check_source(seen, force=wish.force)
-        kind, disk = plan_adopt(scene, index, target, seen, theirs)
+        kind, disk = plan_adopt(scene, index, target, seen, jobs)
         kinds.add(kind)
         planned.append(disk)
     if len(kinds) > 1:

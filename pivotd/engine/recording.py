@@ -84,7 +84,10 @@ class Recording(Pause):
         """Return the disks with what identifies each destination file, now that it is there."""
         found = []
         for disk in self.pivot.disks:
-            known = None
+            known = disk.destination.file_id  # of an image that was there when the pivot was planned
+            if known is not None:
+                found.append(disk)
+                continue
             with contextlib.suppress(TimeoutError):
                 known = await in_thread(limits.FILE_TIMEOUT_S, file_id, disk.destination.filename)
             found.append(replace(disk, destination=replace(disk.destination, file_id=known)))

@@ -9,7 +9,7 @@ from pivotd import files
 from pivotd.core import names
 from pivotd.core.words import CopyOptions, Image, PivotDisk
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
-from pivotd.qmp.replies import DiskSeen, Graph, Layer
+from pivotd.qmp.replies import DiskSeen, Graph
 
 WORKING = {"file", "host_device", "nbd"}
 """Protocol drivers that QEMU shows as the format of a disk without a format layer."""
@@ -27,6 +27,8 @@ class Scene:
     directory: Path | None
     in_use: tuple[Image, ...]
     force: bool = False
+    opened: frozenset[str] | None = None
+    """What QEMU has open, as Image.file_id; None where that may not be seen."""
 
     def find(self, name: str) -> DiskSeen:
         """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""
@@ -44,18 +46,16 @@ class Scene:
         nodes = self.graph.chain(seen.node)
         if len(nodes) != len(seen.layers):
             raise BadRequestError(f"{seen.disk} has filter nodes in its chain: pivotd cannot tell its layers apart")
-        return [self.image(layer, node) for layer, node in zip(seen.layers, nodes, strict=True)]
+        return [self.image(layer.filename, layer.format, node) for layer, node in zip(seen.layers, nodes, strict=True)]
 
     def source(self, seen: DiskSeen) -> Image:
         """Return the active image of a disk."""
-        return self.image(Layer(seen.filename, seen.format), seen.node)
+        return self.image(seen.filename, seen.format, seen.node)
 
-    def image(self, layer: Layer, node: str) -> Image:
+    def image(self, filename: str, image_format: str, node: str) -> Image:
         """Return an image with its absolute path and its file."""
-        file = files.resolve(layer.filename, self.directory)
-        return Image(
-            file.path or layer.filename, "raw" if layer.format in WORKING else layer.format, node, file.file_id
-        )
+        file = files.resolve(filename, self.directory)
+        return Image(file.path or filename, "raw" if image_format in WORKING else image_format, node, file.file_id)
 
     def disk(self, index: int, seen: DiskSeen) -> PivotDisk:
         """Return the disk as it is, with every name that the pivot will use for it."""

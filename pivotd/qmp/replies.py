@@ -51,6 +51,7 @@ class Layer:
 
     filename: str
     format: str
+    size_bytes: int
     backing_file: str | None = None
 
 
@@ -128,7 +129,8 @@ def _inserted(entry: Any) -> dict[str, Any] | None:
 def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
     for _ in range(BACKING_DEPTH_MAX):
         written = _of(str, image["backing-filename"]) if "backing-filename" in image else None
-        yield Layer(_of(str, image["filename"]), _of(str, image["format"]), written)
+        size_bytes = _of(int, image["virtual-size"])
+        yield Layer(_of(str, image["filename"]), _of(str, image["format"]), size_bytes, written)
         if "backing-image" not in image:
             return
         image = _of(dict, image["backing-image"])

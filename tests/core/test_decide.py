@@ -103,6 +103,19 @@ def test_a_destination_that_lost_its_name_is_given_up(phase: Phase):
     assert decide(pivot(phase), seen(lost="/new/disk0.qcow2 was deleted")) == a.Abandon("/new/disk0.qcow2 was deleted")
 
 
+@pytest.mark.parametrize("jobs", ["ready", "pending"])
+def test_a_destination_that_lost_its_name_under_a_pause_is_given_up(jobs: str):
+    """Nothing has moved yet, and the guest can go on with the source; a pause can outlive pivotd for hours."""
+    lost = "/new/disk0.qcow2 was deleted or renamed by somebody else"
+    assert decide(pivot(Phase.PAUSING), seen("paused", jobs, lost=lost)) == a.Abandon(lost)
+
+
+def test_a_destination_that_lost_its_name_after_the_switch_is_the_image_all_the_same():
+    """The guest may have been told of a switch; a name that is gone is no evidence against it."""
+    action = decide(pivot(Phase.PAUSING), seen("paused", "concluded", "destination", lost="gone"))
+    assert outcomes(action) == [Outcome.SWITCHED]
+
+
 def test_found_running_with_a_pending_job_never_finalizes():
     """A write queued while pending would land on the new root: cancel, never stop and finalize from here."""
     assert isinstance(decide(pivot(Phase.PAUSING), seen("running", "pending", **RECOVERED)), a.Abandon)

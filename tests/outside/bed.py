@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
+import json
+import os
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from pivotd.core.words import Outcome, Phase, Pivot
+from pivotd import files
+from pivotd.core.words import Kind, Outcome, Phase, Pivot, Target
 from pivotd.engine.driver import Driver
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
+from tests.support.moves import Move
 from tests.support.qemu import Disk, Qemu, create_image
 from tests.support.tiny_guest import PAUSE_MS_DEFAULT, TinyGuest, TinyJudge
 
@@ -67,6 +72,11 @@ class Bed:
         before = self.judge.last_ack()
         return await asyncio.to_thread(self.judge.await_acks, more_than=before + more)
 
+    def chain(self, *names: str, fill: str = "2M", guest: bool = True, relative: bool = False) -> list[Path]:
+        """Create a chain in the test's directory."""
+        paths = [self.directory / name for name in names]
+        return lay_chain(*paths, fill=fill, offset_mib=32 if guest else 0, relative=relative)
+
     # -- pivots
 
     async def copy(self, *targets: Path, **options: Any) -> Driver:
@@ -74,6 +84,41 @@ class Bed:
         image_format = options.pop("image_format", path_format(targets[0].name))
         named = {f"disk{index}": target for index, target in enumerate(targets)}
         return await self.engine.copy("web1", named, image_format, **options)
+
+    async def move(self, move: Move, *chains: list[Path], **options: Any) -> Driver:
+        """Commit, pull or snapshot disk0, disk1… with these chains, the lowest image first.
+
+        An inner commit takes the layers below the active one down to the lowest; overlays are new0.qcow2, new1.qcow2…
+        """
+        targets = []
+        for index, chain in enumerate(chains):
+            layers = {"top": str(chain[-2]), "base": str(chain[0])} if move is Move.INNER_COMMIT else {}
+            image = str(self.target(f"new{index}.qcow2")) if move is Move.SNAPSHOT else ""
+            targets.append(Target(f"disk{index}", image, **layers))
+        return await self.engine.start(move.kind, "web1", *targets, **options)
+
+    async def commit(self, *, top: Path | None = None, base: Path | None = None, **options: Any) -> Driver:
+        """Commit layers of disk0."""
+        target = Target("disk0", top=top and str(top), base=base and str(base))
+        return await self.engine.start(Kind.COMMIT, "web1", target, **options)
+
+    async def pull(self, *, base: Path | None = None, **options: Any) -> Driver:
+        """Pull layers into the image of disk0."""
+        return await self.engine.start(Kind.PULL, "web1", Target("disk0", base=base and str(base)), **options)
+
+    async def snapshot(self, *overlays: Path, **options: Any) -> Driver:
+        """Put overlays on disk0, disk1 and so on."""
+        targets = (Target(f"disk{index}", str(path)) for index, path in enumerate(overlays))
+        return await self.engine.start(Kind.SNAPSHOT, "web1", *targets, **options)
+
+    async def to_moving(self, move: Move, *chains: list[Path], **options: Any) -> Driver:
+        """Do it so slowly that the pivot stays at it."""
+        return await self._at_work(await self.move(move, *chains, bandwidth_bytes_per_s=1, **options))
+
+    def hurry(self, driver: Driver) -> None:
+        """Lift the limit of the pivot's jobs."""
+        for disk in driver.pivot.disks:
+            self.qemu.spy("block-job-set-speed", device=disk.job, speed=0)
 
     async def to_ready(self, *targets: Path, **options: Any) -> Driver:
         """Copy, and return the driver once the pivot waits at ready."""
@@ -85,7 +130,9 @@ class Bed:
     async def to_copying(self, *targets: Path, **options: Any) -> Driver:
         """Copy so slowly that the pivot stays in the phase; the source must have data to copy."""
         options = {"bandwidth_bytes_per_s": 1 << 20} | options
-        driver = await self.copy(*targets, **options)
+        return await self._at_work(await self.copy(*targets, **options))
+
+    async def _at_work(self, driver: Driver) -> Driver:
         await self.until(driver, lambda pivot: pivot.phase is not Phase.PREPARING)
         assert driver.pivot.phase is Phase.COPYING, driver.pivot.error
         return driver
@@ -124,8 +171,30 @@ class Bed:
         assert pivot.outcome == Outcome.SWITCHED, (pivot.outcome, pivot.error)
         self._assert_shown({disk.disk: disk.destination.filename for disk in pivot.disks}, run_state)
 
+    def assert_merged(self, pivot: Pivot, *, run_state: str = "running") -> None:
+        """The outcome is merged, QEMU uses the sources, nothing is left of the pivot."""
+        assert pivot.outcome == Outcome.MERGED, (pivot.outcome, pivot.error)
+        self._assert_shown({disk.disk: disk.source.filename for disk in pivot.disks}, run_state)
+
+    def assert_chain(self, *images: Path, disk: str = "disk0", disks: int = 1) -> None:
+        """QEMU shows this chain, the lowest image first, the images themselves name it too, and no other is open."""
+        wanted = [str(image) for image in reversed(images)]
+        assert self.shown_chain(disk) == wanted
+        assert written_chain(images[-1]) == wanted
+        if disks == 1:
+            assert len(self.qemu.nodes()) == 2 * len(images), sorted(self.qemu.nodes())
+
+    def shown_chain(self, disk: str = "disk0") -> list[str]:
+        """Return the images from a disk's root down, as QEMU shows them."""
+        image = next(entry for entry in self.qemu.spy("query-block") if disk in entry["qdev"])["inserted"]["image"]
+        names = []
+        while image:
+            names.append(files.resolve(image["filename"], None).path or image["filename"])
+            image = image.get("backing-image")
+        return names
+
     def _assert_shown(self, images: dict[str, str], run_state: str) -> None:
-        assert {name: self.qemu.root(name).filename for name in images} == images
+        assert {name: self.shown_chain(name)[0] for name in images} == images
         assert self.qemu.run_state() == run_state
         assert self.qemu.jobs() == {}
         objects = [entry["name"] for entry in self.qemu.spy("qom-list", path="/objects")]
@@ -136,8 +205,9 @@ class Bed:
         self.qemu.kill()
         for disk in pivot.disks:
             switched = disk.outcome is Outcome.SWITCHED
-            # QEMU's name of a source behind a filter is no path.
-            path = Path(disk.destination.filename) if switched else self.qemu.disks[int(disk.disk[-1])].image
+            path = Path((disk.destination if switched else disk.source).filename)
+            if not path.is_absolute():  # QEMU's name of a source behind a filter is no path
+                path = self.qemu.disks[int(disk.disk[-1])].image
             missing = self.judge.missing(path, path_format(path.name))
             assert missing == [], f"{path} lacks {missing} of {self.judge.last_ack()}"
             assert_sound(path)
@@ -158,12 +228,37 @@ def fill_image(path: Path, size: str, *, offset: str = FILLED_FROM, pattern: int
     subprocess.run(command, check=True, capture_output=True)
 
 
-def content(path: Path) -> str:
-    """Return a digest of what a guest would read from an image."""
+def lay_chain(*paths: Path, fill: str = "2M", offset_mib: int = 32, relative: bool = False) -> list[Path]:
+    """Create a chain, the lowest image first, each with ``fill`` bytes of its own, which may hide some of those below."""
+    create_image(paths[0], image_format=path_format(paths[0].name))
+    for below, path in itertools.pairwise(paths):
+        overlay(path, below, relative=relative)
+    for number, path in enumerate(paths):
+        fill_image(path, fill, offset=f"{offset_mib + number}M", pattern=number + 1)
+    return list(paths)
+
+
+def overlay(path: Path, base: Path, *, size: str = "", relative: bool = False) -> Path:
+    """Create an image that is backed by another one."""
+    below = os.path.relpath(base, path.parent) if relative else str(base)
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", path_format(base.name), "-b", below, str(path)]
+    subprocess.run([*command, *([size] if size else [])], check=True)
+    return path
+
+
+def written_chain(path: Path) -> list[str]:
+    """Return the images from this one down, as each names the next one, by their real paths."""
+    command = ["qemu-img", "info", "-U", "--backing-chain", "--output=json", "-f", path_format(path.name), str(path)]
+    shown = subprocess.run(command, check=True, capture_output=True).stdout
+    return [os.path.realpath(image["filename"]) for image in json.loads(shown)]
+
+
+def content(path: Path, *, beyond_mib: int = 0) -> str:
+    """Return a digest of what a guest would read from an image, from so many MiB on."""
     with tempfile.NamedTemporaryFile() as raw:
         command = ["qemu-img", "convert", "-U", "-f", path_format(path.name), "-O", "raw", str(path), raw.name]
         subprocess.run(command, check=True, capture_output=True)
-        return hashlib.sha256(Path(raw.name).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(raw.name).read_bytes()[beyond_mib << 20 :]).hexdigest()
 
 
 def assert_sound(path: Path) -> None:

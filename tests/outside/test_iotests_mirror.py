@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from pivotd.core.words import CopyMode, Phase, Sync
 from pivotd.errors import BadRequestError, NotFoundError
-from tests.outside.bed import Bed, assert_sound, content, fill_image
+from tests.outside.bed import Bed, assert_sound, content, fill_image, overlay
 from tests.support.qemu import Disk
 from tests.support.qmp_spy import SpyError
 
@@ -94,21 +93,6 @@ async def test_041_an_image_that_is_none(bed: Bed):
 # -- backing chains -----------------------------------------------------------------------------------------------
 
 
-def overlay(path: Path, base: Path) -> Path:
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(path)], check=True)
-    return path
-
-
-def chain(bed: Bed) -> list[str]:
-    """Return the images from the disk's root down, as QEMU shows them."""
-    image = next(entry for entry in bed.qemu.spy("query-block") if entry.get("inserted"))["inserted"]["image"]
-    names = []
-    while image:
-        names.append(image["filename"])
-        image = image.get("backing-image")
-    return names
-
-
 async def test_155_a_full_copy_stands_alone(bed: Bed):
     """QEMU iotests 155, sync=full: data of every layer is in the copy, and nothing is below it."""
     base = bed.image("base.qcow2", fill="8M")
@@ -116,10 +100,10 @@ async def test_155_a_full_copy_stands_alone(bed: Bed):
     fill_image(top, "1M", offset="33M", pattern=7)
     before = content(top)
     await bed.domain(Disk(top))
-    assert len(chain(bed)) == 3
+    assert len(bed.shown_chain()) == 3
     pivot = await bed.engine.closed(await bed.copy(bed.target()))
     bed.assert_switched(pivot)
-    assert chain(bed) == [str(bed.target())]
+    assert bed.shown_chain() == [str(bed.target())]
     bed.qemu.kill()
     assert content(bed.target()) == before
 
@@ -134,7 +118,7 @@ async def test_155_a_copy_of_the_top_layer_stands_on_the_same_base(bed: Bed):
     await bed.domain(Disk(top))
     pivot = await bed.engine.closed(await bed.copy(target, sync=Sync.TOP))
     bed.assert_switched(pivot)
-    assert chain(bed) == [str(target), str(base)]
+    assert bed.shown_chain() == [str(target), str(base)]
     bed.qemu.kill()
     assert content(target) == before
     assert_sound(base)

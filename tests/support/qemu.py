@@ -52,7 +52,8 @@ class Disk:
 
     ``legacy``: ``-drive`` with QEMU's own random node names instead of ``-blockdev``.
     ``relative``: QEMU is given the file name relative to its working directory, which is the image's.
-    ``node`` adds to the format node, ``device`` adds properties to the guest device (``werror=stop``).
+    ``node`` adds to the format node, ``device`` adds properties to the guest device (``werror=stop``), ``before`` are
+    nodes that are there before it.
     """
 
     image: Path
@@ -65,6 +66,7 @@ class Disk:
     relative: bool = False
     node: dict[str, Any] = field(default_factory=dict)
     device: str = ""
+    before: tuple[dict[str, Any], ...] = ()
 
 
 class Root(NamedTuple):
@@ -311,7 +313,7 @@ class Qemu:
             cache = CACHES[disk.cache]
             file = {"driver": "file", "filename": filename, "cache": cache}
             node = {"driver": disk.format, "node-name": backend, "cache": cache, "file": file, **disk.node}
-            arguments = ["-blockdev", json.dumps(node)]
+            arguments = [part for made in (*disk.before, node) for part in ("-blockdev", json.dumps(made))]
         thread = ""
         if disk.iothread:
             assert disk.bus.startswith("virtio"), "only virtio devices take an iothread here"
