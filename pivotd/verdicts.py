@@ -60,7 +60,7 @@ class LiveVerdicts:
     async def _check_disk(self, key: Key, disk: DiskSeen, session: Session) -> None:
         pivot = self._last.get(key)
         if pivot is None:
-            live = verdict.Live(await image_path(disk, session), disk.format)
+            live = verdict.Live(await image_path(disk.filename, session), disk.format)
             self._found[key] = verdict.without_pivot(*key, live)
         else:
             live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, pivot, session)
@@ -69,15 +69,13 @@ class LiveVerdicts:
                 self._confirmed.add(key)
 
 
-async def image_path(disk: DiskSeen, session: Session) -> str:
+async def image_path(filename: str, session: Session) -> str:
     """Return the absolute path of an image; as QEMU writes it where the storage does not answer."""
     try:
-        file = await in_thread(
-            limits.FILE_TIMEOUT_S, files.resolve, disk.filename, identity.working_directory(session.pid)
-        )
+        file = await in_thread(limits.FILE_TIMEOUT_S, files.resolve, filename, identity.working_directory(session.pid))
     except TimeoutError:
-        return disk.filename
-    return file.path or disk.filename
+        return filename
+    return file.path or filename
 
 
 def _live(disk: DiskSeen, pivot: Pivot, session: Session) -> verdict.Live:

@@ -73,11 +73,6 @@ class DiskSeen:
     """The active image first."""
     bitmaps: tuple[Bitmap, ...] = ()
 
-    @property
-    def backing_chain(self) -> tuple[str, ...]:
-        """File names of the layers below the active image."""
-        return tuple(layer.filename for layer in self.layers[1:])
-
 
 def disk_name(entry: Mapping[str, Any]) -> str:
     """Return the name by which people know the disk of a query-block entry: its device id.

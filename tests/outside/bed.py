@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.support.moves import Move
 from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.qmp_spy import SpyError
 from tests.support.tiny_guest import PAUSE_MS_DEFAULT, TinyGuest, TinyJudge
 
 FILLED_FROM = "32M"
@@ -116,9 +117,10 @@ class Bed:
         return await self._at_work(await self.move(move, *chains, bandwidth_bytes_per_s=1, **options))
 
     def hurry(self, driver: Driver) -> None:
-        """Lift the limit of the pivot's jobs."""
+        """Lift the limit of the pivot's jobs; one that has come to its end meanwhile needs no hurry."""
         for disk in driver.pivot.disks:
-            self.qemu.spy("block-job-set-speed", device=disk.job, speed=0)
+            with contextlib.suppress(SpyError):
+                self.qemu.spy("block-job-set-speed", device=disk.job, speed=0)
 
     async def to_ready(self, *targets: Path, **options: Any) -> Driver:
         """Copy, and return the driver once the pivot waits at ready."""
@@ -211,6 +213,11 @@ class Bed:
             missing = self.judge.missing(path, path_format(path.name))
             assert missing == [], f"{path} lacks {missing} of {self.judge.last_ack()}"
             assert_sound(path)
+
+
+def mostly_long(values: Iterable[Any], *always: Any) -> list[Any]:
+    """Return parameters of which all but ``always`` are left to `make test-long`."""
+    return [value if value in always else pytest.param(value, marks=pytest.mark.long) for value in values]
 
 
 def _disk(image: Path, **options: Any) -> Disk:

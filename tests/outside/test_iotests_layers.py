@@ -11,7 +11,7 @@ import pytest
 
 from pivotd.core.words import Outcome, Phase, Pivot, Sync
 from pivotd.errors import BadRequestError, DiskBusyError
-from tests.outside.bed import Bed, assert_sound, content, fill_image, meanwhile, overlay
+from tests.outside.bed import Bed, assert_sound, content, fill_image, meanwhile, mostly_long, overlay
 from tests.support.moves import Move
 from tests.support.qemu import Disk
 from tests.support.qmp_spy import SpyError
@@ -38,11 +38,11 @@ def assert_moved(bed: Bed, move: Move, pivot: Pivot, images: list[Path], **optio
 # -- 030 and 040: merges under writes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+@pytest.mark.parametrize("names", mostly_long(["absolute", "relative"], "relative"))
 @pytest.mark.parametrize("move", MERGES)
-async def test_030_040_a_merge_under_writes(bed: Bed, move: Move, relative: bool):
+async def test_030_040_a_merge_under_writes(bed: Bed, move: Move, names: str):
     """QEMU iotests 030 and 040: no write lost, data of every layer is there, QEMU and headers agree on the chain."""
-    images = bed.chain(*LAYERS, relative=relative)
+    images = bed.chain(*LAYERS, relative=names == "relative")
     before = content(images[-1], beyond_mib=FILLED_MIB)
     await bed.guest(images[-1])
     pivot = await bed.engine.closed(await bed.move(move, images))
@@ -52,6 +52,7 @@ async def test_030_040_a_merge_under_writes(bed: Bed, move: Move, relative: bool
     assert content(left(move, images)[-1], beyond_mib=FILLED_MIB) == before
 
 
+@pytest.mark.long
 async def test_030_a_stream_of_a_part_and_then_of_the_rest(bed: Bed):
     """QEMU iotests 030, stream to an intermediate base: each pull leaves the chain that was asked for."""
     images = bed.chain(*LAYERS)
@@ -86,7 +87,7 @@ async def test_040_commits_of_every_part(bed: Bed):
     assert content(images[0], beyond_mib=FILLED_MIB) == before
 
 
-@pytest.mark.parametrize("move", MERGES)
+@pytest.mark.parametrize("move", mostly_long(MERGES, Move.PULL))
 async def test_030_040_a_second_job_on_the_chain(bed: Bed, move: Move):
     """QEMU iotests 030, overlapping jobs: every other pivot of the disk is refused until the first has ended."""
     images = bed.chain(*LAYERS, fill="4M")
@@ -104,10 +105,10 @@ async def test_030_040_a_second_job_on_the_chain(bed: Bed, move: Move):
 # -- 030 and 040: errors of the storage ---------------------------------------------------------------------------
 
 
-def broken_base(bed: Bed, event: str, *, once: bool) -> tuple[list[Path], Disk]:
-    """Return a chain whose raw base reports an I/O error to what the guest does not do, and the disk that uses it."""
+def broken_base(bed: Bed, event: str) -> tuple[list[Path], Disk]:
+    """Return a chain whose raw base reports an I/O error once, to what the guest does not do, and the disk that uses it."""
     images = bed.chain("base.raw", "top.qcow2", fill="4M")
-    inject = {"event": event, "errno": 5, "once": once}
+    inject: dict[str, Any] = {"event": event, "errno": 5, "once": True}
     if event == "read_aio":
         inject["sector"] = (FILLED_MIB << 20) // 512
     file = {"driver": "blkdebug", "image": {"driver": "file", "filename": str(images[0])}, "inject-error": [inject]}
@@ -120,7 +121,7 @@ def broken_base(bed: Bed, event: str, *, once: bool) -> tuple[list[Path], Disk]:
 )
 async def test_030_040_an_error_of_the_base(bed: Bed, move: Move, event: str):
     """QEMU iotests 030 and 040, EIO: kept, in QEMU's words, the chain as it was; it was once, and the next try works."""
-    images, disk = broken_base(bed, event, once=True)
+    images, disk = broken_base(bed, event)
     await bed.guest(disk, pause_ms=30)
     before = bed.shown_chain()
     pivot = await bed.engine.closed(await bed.move(move, images))
@@ -138,7 +139,7 @@ async def test_030_040_an_error_of_the_base(bed: Bed, move: Move, event: str):
 # -- 040: chains that are not what they seem ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("move", MERGES)
+@pytest.mark.parametrize("move", mostly_long(MERGES, Move.INNER_COMMIT))
 async def test_040_a_chain_other_than_the_headers_say(bed: Bed, move: Move):
     """QEMU iotests 040, overridden backing: the chain in use counts, and what is written afterwards is that chain."""
     images = bed.chain("base.qcow2", "one.qcow2", "top.qcow2", guest=False, fill="1M")
@@ -235,7 +236,7 @@ async def test_274_a_pull_above_a_larger_base(bed: Bed):
     assert content(images[-1]) == before
 
 
-@pytest.mark.parametrize("base", ["base.qcow2", "base.raw"])
+@pytest.mark.parametrize("base", mostly_long(["base.qcow2", "base.raw"], "base.raw"))
 async def test_274_a_base_that_grows_under_writes(bed: Bed, base: str):
     """QEMU iotests 274 and 040: writes behind the end of the old base are in the base after the commit."""
     lowest = bed.image(base, size="8M")
@@ -252,7 +253,7 @@ async def test_274_a_base_that_grows_under_writes(bed: Bed, base: str):
 # -- 141 and 219: jobs in the hands of others ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("move", MERGES)
+@pytest.mark.parametrize("move", mostly_long(MERGES, Move.PULL))
 async def test_141_245_nodes_of_a_merge_are_left_alone(bed: Bed, move: Move):
     """QEMU iotests 141 and 245: deleting or reopening a layer is refused to others, and the pivot goes on."""
     images = bed.chain("base.qcow2", "one.qcow2", "top.qcow2", fill="4M")
@@ -289,8 +290,8 @@ async def test_141_a_cancelled_commit_that_says_completed(bed: Bed):
     bed.assert_holds_all(pivot)
 
 
-@pytest.mark.parametrize("verb", ["job-cancel", "block-job-cancel"])
-@pytest.mark.parametrize("move", MERGES)
+@pytest.mark.parametrize("verb", mostly_long(["job-cancel", "block-job-cancel"], "job-cancel"))
+@pytest.mark.parametrize("move", mostly_long(MERGES, Move.INNER_COMMIT))
 async def test_219_somebody_cancels_a_merge(bed: Bed, move: Move, verb: str):
     """QEMU iotests 219: kept, the reason names somebody else, the chain is as it was."""
     images = bed.chain("base.qcow2", "one.qcow2", "top.qcow2", fill="4M")
@@ -305,7 +306,7 @@ async def test_219_somebody_cancels_a_merge(bed: Bed, move: Move, verb: str):
     bed.assert_holds_all(pivot)
 
 
-@pytest.mark.parametrize("move", MERGES)
+@pytest.mark.parametrize("move", mostly_long(MERGES, Move.PULL))
 async def test_219_somebody_pauses_a_merge(bed: Bed, move: Move):
     """QEMU iotests 219 and 030, pause: it waits, the guest writes on; resumed it comes to its end."""
     images = bed.chain("base.qcow2", "one.qcow2", "top.qcow2", fill="4M")
@@ -348,7 +349,7 @@ async def test_144_snapshot_commit_snapshot(bed: Bed):
     bed.assert_holds_all(pivot)
 
 
-@pytest.mark.parametrize("sync", [Sync.FULL, Sync.TOP])
+@pytest.mark.parametrize("sync", mostly_long([Sync.FULL, Sync.TOP], Sync.TOP))
 async def test_155_156_a_mirror_of_an_overlay(bed: Bed, sync: Sync):
     """QEMU iotests 155 and 156: overlay, mirror of it, overlay of that, commit of all: each chain is as asked for."""
     old, over, new, last = (bed.directory / f"{name}.qcow2" for name in ("old", "over", "new", "last"))
@@ -372,7 +373,7 @@ async def test_155_156_a_mirror_of_an_overlay(bed: Bed, sync: Sync):
 # -- 185: QEMU quits ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("move", MERGES)
+@pytest.mark.parametrize("move", mostly_long(MERGES, Move.PULL, Move.INNER_COMMIT))
 async def test_185_qemu_quits_during_a_merge(bed: Bed, move: Move):
     """QEMU iotests 185: kept, the active image holds every write, the chain is whole and each image sound."""
     images = bed.chain("base.qcow2", "one.qcow2", "top.qcow2", fill="4M")
@@ -393,8 +394,8 @@ async def test_185_qemu_quits_during_a_merge(bed: Bed, move: Move):
 # -- 281: disks in threads of their own ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bus", ["virtio-blk", "virtio-scsi"])
-@pytest.mark.parametrize("move", [*MERGES, Move.SNAPSHOT])
+@pytest.mark.parametrize("bus", mostly_long(["virtio-blk", "virtio-scsi"], "virtio-blk"))
+@pytest.mark.parametrize("move", mostly_long([*MERGES, Move.SNAPSHOT], Move.COMMIT, Move.PULL))
 async def test_281_chains_of_a_disk_in_an_iothread(bed: Bed, move: Move, bus: str):
     """QEMU iotests 281 and graph-changes-while-io: nodes come and go meanwhile; the chain is as asked for, no data lost."""
     images = bed.chain("base.qcow2", "one.qcow2", "top.qcow2")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pivotd import files
 from tests.outside.bed import assert_sound, fill_image, path_format
 from tests.support.daemon import READY_TIMEOUT_S, Answer, Daemon, _program
 from tests.support.qemu import Disk, Qemu, create_image
@@ -80,7 +81,7 @@ class Bench:
 
     def assert_right(self, image: Path) -> None:
         """QEMU uses the image, the verdict names it, the guest writes on, and with all dead it holds every write."""
-        assert self.qemu.root().filename == str(image)
+        assert files.resolve(self.qemu.root().filename, None).path == str(image)
         self.judge.await_acks(more_than=self.judge.last_ack() + 20)
         verdict = self.daemon.ctl("verdict", "web1", "disk0").json
         assert (verdict["image"], verdict["certain"]) == (str(image), True)
