@@ -14,36 +14,17 @@ from pivotd.journal.reader import Reader
 from tests.outside.bed import Bed
 from tests.support.qemu import Disk, Qemu
 from tests.support.qemus import number, qemus
+from tests.support.throttle import LIMITS, limits_of, slow_down
 
 pytestmark = pytest.mark.qemu
 
 WRITE_BLOCKING_FROM = (8, 2)
 SLOW_BYTES_PER_S = 2 << 20
 BACKLOG_BYTES = 4 << 20
-LIMITS = {"bps": 0, "bps_rd": 0, "bps_wr": 64 << 20, "iops": 0, "iops_rd": 700, "iops_wr": 0, "bps_wr_max": 90 << 20}
-"""Limits that somebody has given to the disk before."""
 QDEV = "disk0"
 
 old = pytest.mark.parametrize("version", [v for v in qemus() if number(v) < WRITE_BLOCKING_FROM])
 new = pytest.mark.parametrize("version", [v for v in qemus() if number(v) >= WRITE_BLOCKING_FROM])
-
-
-def slow_down(qemu: Qemu, pivot: Pivot, bytes_per_s: int = SLOW_BYTES_PER_S) -> None:
-    """Let the destination take no more than this, as a slow network would."""
-    bounds = {"bps-write": bytes_per_s}
-    if "slow" not in [entry["name"] for entry in qemu.spy("qom-list", path="/objects")]:
-        qemu.spy("object-add", {"qom-type": "throttle-group", "id": "slow", "limits": bounds})
-        file = f"p{pivot.id}-0f"
-        qemu.spy("blockdev-add", {"driver": "throttle", "node-name": "t", "throttle-group": "slow", "file": file})
-        destination = {"driver": "raw", "node-name": pivot.disks[0].destination.node, "file": "t"}
-        qemu.spy("blockdev-reopen", {"options": [destination]})
-    qemu.spy("qom-set", {"path": "/objects/slow", "property": "limits", "value": bounds})
-
-
-def limits_of(qemu: Qemu) -> dict[str, Any]:
-    """Return the limits of disk0 as QEMU shows them."""
-    inserted = qemu.spy("query-block")[0]["inserted"]
-    return {name: inserted[name] for name in inserted if name.startswith(("bps", "iops", "group"))}
 
 
 async def too_fast(bed: Bed, version: str, **options: Any) -> Driver:
@@ -51,7 +32,7 @@ async def too_fast(bed: Bed, version: str, **options: Any) -> Driver:
     disk = Disk(bed.image("old.raw"), format="raw", bus="ide")
     await bed.guest(disk, binary=qemus()[version])
     driver = await bed.to_ready(bed.target("new.raw"), **options)
-    slow_down(bed.qemu, driver.pivot)
+    slow_down(bed.qemu, driver.pivot.disks[0].destination.node, SLOW_BYTES_PER_S)
     if options.get("copy_mode") != "write-blocking":
         async with asyncio.timeout(60):
             while left(bed.qemu) < BACKLOG_BYTES:
