@@ -56,7 +56,8 @@ def test_between_the_yank_and_its_record(point: Point):
     assert not result.helped
 
 
-@pytest.mark.parametrize("point", [pytest.param(UNTOLD[0], marks=pytest.mark.long), UNTOLD[1]], ids=str)
+@pytest.mark.long
+@pytest.mark.parametrize("point", UNTOLD, ids=str)
 def test_before_the_yank(point: Point):
     """Nobody can talk to a QEMU whose main loop hangs: kept, and the guest runs on as soon as the server has ended."""
     result = run_round(Plan(Setup(nbd=True, hangs=True), point))
