@@ -26,7 +26,7 @@ OTHERS = [Setup(move=move) for move in Move if move is not Move.COPY] + [
     Setup(nbd=True),
 ]
 MOMENTS_IN_CI = 1
-ROUNDS_IN_CI = 3
+ROUNDS_IN_CI = 2
 
 
 def cancelled(setup: Setup) -> Result:

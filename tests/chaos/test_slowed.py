@@ -57,8 +57,8 @@ def test_kept():
     plans = campaign.message_plans(setup, thin=True)
     late = [plan for plan in plans if plan.point is not None and plan.point.label.endswith(THROTTLE)]
     assert late
-    chosen = plans[::4] + late if LONG else random.sample(late, 2)
-    assert_kept(chosen, struck_min=len(chosen) * 3 // 4)
+    chosen = plans[::4] + late if LONG else random.sample(late, 1)
+    assert_kept(chosen, struck_min=len(chosen) * 9 // 10)
 
 
 @pytest.mark.long
