@@ -196,7 +196,8 @@ def random_plans(seed: int, count: int) -> Iterator[Plan]:
 def _parts(setup: Setup, *, thin: bool, stride: int) -> dict[str, Callable[[], Tally]]:
     """Return the parts of the whole campaign for one kind of domain."""
     parts: dict[str, Callable[[], Tally]] = {}
-    heirs = list(Heir) if setup.move.switches and not setup.nbd else [Heir.NOBODY, Heir.SOURCE]
+    heirs = [Heir.NOBODY, *([] if setup.hangs else [Heir.SOURCE])]
+    heirs += [Heir.DESTINATION] * (setup.move.switches and not setup.nbd)
 
     def add(name: str, work: Callable[[], Tally]) -> None:
         parts[f"{setup}: {name}"] = work
@@ -208,6 +209,8 @@ def _parts(setup: Setup, *, thin: bool, stride: int) -> dict[str, Callable[[], T
     for victims, heir in itertools.product(Victims, heirs):
         if victims is not Victims.PIVOTD or heir is Heir.NOBODY:
             add_messages(setup, victims, heir)
+    if setup.hangs:
+        return parts  # no such pivot comes to its switch
     for kind, victims in itertools.product(SYSCALLS, (Victims.PIVOTD, Victims.BOTH)):
         add(
             f"{victims} killed at every {kind}",
