@@ -237,7 +237,8 @@ def _variants(setup: Setup) -> list[Setup]:
         found.append(replace(setup, adopted=True))
     if setup.move is Move.COPY:
         found += [replace(setup, nbd=True), replace(setup, nbd=True, hangs=True)]
-        found += [replace(setup, outrun=True)] * (setup.disks == 1)
+    if setup.move is Move.COPY and setup.disks == 1:
+        found.append(replace(setup, outrun=True))
     return found
 
 

@@ -173,7 +173,7 @@ class Judge:
                 expected |= {"kept", "switched"}
         if after.outcome not in expected:
             self.problems.append(f"the outcome is {after.outcome}, not {' or '.join(sorted(expected))}")
-        agrees = after.outcome == ("switched" if destination else "kept")
+        agrees = after.outcome in ({"switched"} if destination else {"kept", "merged"})
         for row in told if isinstance(told, list) else told["verdicts"]:
             if row["certain"] != agrees:
                 self.problems.append(f"with outcome {after.outcome} and {self._plan.heir} pivotd tells {row}")
