@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(900)]
 MOMENTS = Setup().cancels
 OTHERS = [Setup(move=move) for move in Move if move is not Move.COPY] + [
     Setup(adopted=True),
-    Setup(move=Move.COMMIT, adopted=True),
-    Setup(nbd=True),
+    pytest.param(Setup(move=Move.COMMIT, adopted=True), marks=pytest.mark.long),
+    pytest.param(Setup(nbd=True), marks=pytest.mark.long),
 ]
 MOMENTS_IN_CI = 1
 ROUNDS_IN_CI = 2
