@@ -34,6 +34,12 @@ YANK_TIMEOUT_S = 0.5
 """The answer to a yank: it needs no main loop, but waits for the one thread that reads monitors."""
 OPEN_EXPORT_S = 1
 """QEMU's main loop stands still while a connection to an NBD server is made, and nothing but this ends that."""
+UNIX_EXPORT_BYTES = 128 << 10
+"""What a mirror may have under way to an NBD server on a Unix socket. More than the socket holds (208 KiB, with some
+lost to its bookkeeping) waits for room in it, and before QEMU 10.1 no yank frees a request that does.
+
+Source: tests/engine/test_nbd_hangs.py.
+"""
 PREPARE_PATIENCE_S = 2.0
 """Once connected, the first reads of an export take milliseconds."""
 YANK_GRACE_S = 0.05

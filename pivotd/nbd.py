@@ -45,6 +45,11 @@ def is_uri(name: str) -> bool:
     return name.startswith(SCHEMES)
 
 
+def is_unix(name: str) -> bool:
+    """Return whether a name of an image is that of an export on a Unix socket."""
+    return name.startswith("nbd+unix://")
+
+
 def parse(uri: str) -> Export:
     """Return the export that ``nbd://HOST:PORT/EXPORT`` or ``nbd+unix:///EXPORT?socket=PATH`` names.
 

@@ -96,7 +96,7 @@ class Converger:
                 self.pace.begin_again(now)
             if not self._write_blocking and pivot.options.throttle:
                 slower = await self._slowing.next(session, pivot, now, self.pace.share)
-                if slower != pivot.options.write_limits:
+                if slower is not None:
                     self.pace.begin_again(now)
                     return Slow(slower)
         return NotYet(self._explain(pivot), limits.CONVERGE_CHECK_S)

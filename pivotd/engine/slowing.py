@@ -22,17 +22,16 @@ class Slowing:
         """Begin to measure what the guest writes."""
         self._since_s, self._writes = now_s, await session.writes(pivot)
 
-    async def next(self, session: Session, pivot: Pivot, now_s: float, share: float) -> tuple[WriteLimit, ...]:
+    async def next(self, session: Session, pivot: Pivot, now_s: float, share: float) -> tuple[WriteLimit, ...] | None:
         """Return the limits that leave the guest this share of its writes, at most half of them.
 
-        These are the present ones where it is as slow as it may be made. A disk that shares its limits with others is
-        left alone.
+        None where it is as slow as it may be made. A disk that shares its limits with others is left alone.
         """
         before = {limit.qdev: limit for limit in pivot.options.write_limits}
         present = await session.io_limits(pivot)
         had, seconds = self._writes, max(now_s - self._since_s, 0.1)
         await self.begin(session, pivot, now_s)
-        found = []
+        found, changed = dict(before), False
         for qdev, limits_now in present.items():
             limit = before.get(qdev)
             if qdev not in had or qdev not in self._writes:
@@ -44,12 +43,14 @@ class Slowing:
                 max(int(rates[1] * min(share, 0.5)), limits.SLOWED_WRITES_PER_S_MIN),
             )
             if limit is None:
-                found.append(WriteLimit(qdev, limits_now, (slower,)))
+                found[qdev] = WriteLimit(qdev, limits_now, (slower,))
             elif slower != limit.placed[-1]:
-                found.append(WriteLimit(qdev, limit.before, (*limit.placed, slower)))
-            else:
-                found.append(limit)
-        return tuple(found) or pivot.options.write_limits
+                found[qdev] = WriteLimit(qdev, limit.before, (*limit.placed, slower))
+            elif limits_now != limit.before or limits_now == slower:
+                continue
+            # else: they are recorded, and the command was lost with its connection, or with the process that sent it
+            changed = True
+        return tuple(found.values()) if changed else None
 
 
 def slowed(before: Limits, bytes_per_s: int, writes_per_s: int) -> Limits:

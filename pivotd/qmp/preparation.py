@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pivotd import limits, nbd
 from pivotd.core import names
 from pivotd.core.actions import Step
 from pivotd.core.words import CopyMode, Discard, Kind, Pivot, PivotDisk, Sync
@@ -93,6 +94,7 @@ def _job(pivot: Pivot, disk: PivotDisk) -> Command:
                 sync=str(Sync.TOP if blocking and pivot.options.discard is Discard.UNMAP else pivot.options.sync),
                 copy_mode="write-blocking" if blocking else "background",
                 **({"on_target_error": "stop"} if pivot.options.resumable else {}),
+                **({"buf_size": limits.UNIX_EXPORT_BYTES} if nbd.is_unix(disk.destination.filename) else {}),
             )
         case Kind.COMMIT:
             assert disk.base is not None

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from tests.chaos.judge import CHANGING
-from tests.chaos.plan import SYSCALLS, Cancel, Heir, Plan, Point, Setup, Victims
+from tests.chaos.plan import SYSCALLS, Heir, Plan, Point, Setup, Victims
 from tests.chaos.rounds import Result, run_round
 from tests.support.moves import Move
 from tests.support.proxy import Direction, When
@@ -126,9 +126,12 @@ def message_plans(
     setup: Setup, *, victims: Victims = Victims.PIVOTD, heir: Heir = Heir.NOBODY, thin: bool = False
 ) -> list[Plan]:
     """Return one round for each message of a clean run; of a cancelled pivot, for each after the request."""
-    recorded = clean(Plan(setup))
-    messages = recorded.messages[max(0, (recorded.cancelled_after or 0) - 1) :]
-    return [Plan(setup, point, victims, heir) for point in points(messages, thin=thin)]
+    return [Plan(setup, point, victims, heir) for point in points(after_cancel(clean(Plan(setup))), thin=thin)]
+
+
+def after_cancel(recorded: Result) -> Messages:
+    """Return the messages from the one on at which a cancel was asked, all where none was."""
+    return recorded.messages[max(0, (recorded.cancelled_after or 0) - 1) :]
 
 
 def recovery_plans(setup: Setup, first: Point, *, thin: bool = False) -> list[Plan]:
@@ -165,12 +168,14 @@ def random_plans(seed: int, count: int) -> Iterator[Plan]:
             disks=rng.choice((1, 1, 2, 3)),
             paused=rng.random() < 0.15,
             legacy=rng.random() < 0.2,
-            cancel=rng.choice(list(Cancel)) if rng.random() < 0.3 else Cancel.NEVER,
+            move=rng.choice(list(Move)),
         )
-        if setup.cancel is Cancel.NEVER:
-            setup = replace(setup, move=rng.choice(list(Move)))
+        setup = rng.choice([variant for variant in _variants(setup) if not (variant.outrun or variant.hangs)])
+        if rng.random() < 0.3:
+            setup = replace(setup, cancel=rng.choice(setup.cancels))
         victims = rng.choice(list(Victims))
-        heirs = [heir for heir in Heir if setup.move.switches or heir is not Heir.DESTINATION]
+        destination = setup.move.switches and not setup.nbd
+        heirs = [heir for heir in Heir if destination or heir is not Heir.DESTINATION]
         heir = Heir.NOBODY if victims is Victims.PIVOTD else rng.choice(heirs)
         if setup not in recorded:
             recorded[setup] = clean(Plan(setup)).messages
@@ -191,7 +196,8 @@ def random_plans(seed: int, count: int) -> Iterator[Plan]:
 def _parts(setup: Setup, *, thin: bool, stride: int) -> dict[str, Callable[[], Tally]]:
     """Return the parts of the whole campaign for one kind of domain."""
     parts: dict[str, Callable[[], Tally]] = {}
-    heirs = list(Heir) if setup.move.switches else [Heir.NOBODY, Heir.SOURCE]
+    heirs = [Heir.NOBODY, *([] if setup.hangs else [Heir.SOURCE])]
+    heirs += [Heir.DESTINATION] * (setup.move.switches and not setup.nbd)
 
     def add(name: str, work: Callable[[], Tally]) -> None:
         parts[f"{setup}: {name}"] = work
@@ -203,6 +209,8 @@ def _parts(setup: Setup, *, thin: bool, stride: int) -> dict[str, Callable[[], T
     for victims, heir in itertools.product(Victims, heirs):
         if victims is not Victims.PIVOTD or heir is Heir.NOBODY:
             add_messages(setup, victims, heir)
+    if setup.hangs:
+        return parts  # no such pivot comes to its switch
     for kind, victims in itertools.product(SYSCALLS, (Victims.PIVOTD, Victims.BOTH)):
         add(
             f"{victims} killed at every {kind}",
@@ -217,11 +225,21 @@ def _parts(setup: Setup, *, thin: bool, stride: int) -> dict[str, Callable[[], T
                 f"both killed at {point}, {heir}, pivotd killed again at every message and flush",
                 lambda point=point, heir=heir: run(heir_plans(setup, point, heir)),  # type: ignore[misc]
             )
-    for cancel in Cancel:
-        if cancel is not Cancel.NEVER and setup.move is Move.COPY:
-            for victims in Victims:
-                add_messages(replace(setup, cancel=cancel), victims, Heir.NOBODY)
+    for cancel, victims in itertools.product(setup.cancels, Victims):
+        add_messages(replace(setup, cancel=cancel), victims, Heir.NOBODY)
     return parts
+
+
+def _variants(setup: Setup) -> list[Setup]:
+    """Return the kinds of domain and request that there are for one move, the plain one first."""
+    found = [setup]
+    if setup.move in {Move.COPY, Move.COMMIT}:
+        found.append(replace(setup, adopted=True))
+    if setup.move is Move.COPY:
+        found += [replace(setup, nbd=True), replace(setup, nbd=True, hangs=True)]
+    if setup.move is Move.COPY and setup.disks == 1:
+        found.append(replace(setup, outrun=True))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -245,8 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts = {f"random, seed {seed}": lambda: run(random_plans(seed, options.random))}
     else:
         parts = {}
-        for move in moves:
-            parts |= _parts(replace(setup, move=move), thin=options.thin, stride=options.stride)
+        for variant in itertools.chain.from_iterable(_variants(replace(setup, move=move)) for move in moves):
+            parts |= _parts(variant, thin=options.thin, stride=options.stride)
     failed = 0
     for name, work in parts.items():
         if options.only in name:

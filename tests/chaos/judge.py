@@ -16,6 +16,7 @@ from tests.chaos.world import BITMAP, STRIDE, World
 from tests.support.moves import Move
 from tests.support.proxy import Direction
 from tests.support.qemu import Qemu
+from tests.support.throttle import SLOW_NODE
 
 CHANGING = {
     "object-add",
@@ -35,6 +36,8 @@ CHANGING = {
     "job-cancel",
     "job-dismiss",
     "block-dirty-bitmap-add",
+    "block_set_io_throttle",
+    "yank",
 }
 """The commands of pivotd that change something."""
 
@@ -96,15 +99,26 @@ class Judge:
                 self.problems.append(f"verdict {verdict.image}, QEMU uses {roots[verdict.disk]} for {verdict.disk}")
         if self._plan.setup.bitmap:
             self.check_bitmaps()
-        if jobs := self._world.spy("query-jobs"):
+        if self._world.limits_before and (limits := self._world.limits()) != self._world.limits_before:
+            self.problems.append(f"the limits are {limits}, they were {self._world.limits_before}")
+        theirs = self._plan.setup.adopted and not found
+        if not theirs and (jobs := self._world.spy("query-jobs")):
             self.problems.append(f"jobs are left: {jobs}")
         depths = depths_of(self._world.spy("query-block"))
         if found and depths != {f"disk{i}": self._depth(found[0].outcome) for i in range(disks)}:
             self.problems.append(f"with outcome {found[0].outcome} the chains have these numbers of layers: {depths}")
         graph = self._world.spy("x-debug-query-block-graph")["nodes"]
         nodes = [node["name"] for node in graph if node["type"] == "block-driver"]
-        if len(nodes) != 2 * sum(depths.values()):
-            self.problems.append(f"{len(nodes)} nodes are left, not {2 * sum(depths.values())}: {nodes}")
+        wanted = 2 * sum(depths.values()) + self._others(nodes, found[0].outcome if found else None)
+        if len(nodes) != wanted:
+            self.problems.append(f"{len(nodes)} nodes are left, not {wanted}: {nodes}")
+
+    def _others(self, nodes: list[str], outcome: str | None) -> int:
+        """Return how many nodes somebody else has opened, or holds: pivotd leaves them alone."""
+        setup, switched = self._plan.setup, outcome == "switched"
+        if setup.adopted and setup.move is Move.COPY:
+            return 0 if switched else 2 * setup.disks
+        return (1 if switched else 2) if SLOW_NODE in nodes else 0
 
     def _depth(self, outcome: str | None) -> int:
         """Return how many layers each disk's chain has after an outcome."""
@@ -159,7 +173,7 @@ class Judge:
                 expected |= {"kept", "switched"}
         if after.outcome not in expected:
             self.problems.append(f"the outcome is {after.outcome}, not {' or '.join(sorted(expected))}")
-        agrees = after.outcome == ("switched" if destination else "kept")
+        agrees = after.outcome in ({"switched"} if destination else {"kept", "merged"})
         for row in told if isinstance(told, list) else told["verdicts"]:
             if row["certain"] != agrees:
                 self.problems.append(f"with outcome {after.outcome} and {self._plan.heir} pivotd tells {row}")

@@ -49,18 +49,21 @@ class Cancel(StrEnum):
     PREPARING = "preparing"
     COPYING = "copying"
     READY = "ready"
+    SLOWED = "slowed"
+    """The guest's writes have just been slowed, because they outrun the copy."""
+    STOPPING = "stopping"
     COMPLETING = "completing"
     PENDING = "pending"
     SWITCHED = "switched"
 
 
-CANCEL_LABELS = {
-    Cancel.PREPARING: "command:blockdev-create",
-    Cancel.COMPLETING: "command:job-complete",
-    Cancel.PENDING: "command:job-finalize",
-    Cancel.SWITCHED: "return:job-finalize",
+FIRST_STEP = {
+    Move.COPY: "command:blockdev-create",
+    Move.COMMIT: "command:block-commit",
+    Move.INNER_COMMIT: "command:block-commit",
+    Move.PULL: "command:block-stream",
+    Move.SNAPSHOT: "command:blockdev-create",
 }
-"""The message that is held while the cancel is asked."""
 CANCEL_PHASES = {Cancel.COPYING: "copying", Cancel.READY: "ready"}
 """The phase in which it is asked: of a copy that is slow, of a pivot that waits."""
 
@@ -79,12 +82,51 @@ class Setup:
     """Each disk has a dirty bitmap for backups."""
     undo: bool = False
     """The old images are kept in sync after the switch, and returned to after some more writes."""
+    nbd: bool = False
+    """The destinations are exports of NBD servers on Unix sockets."""
+    hangs: bool = False
+    """These servers answer nothing any more from ``stop`` on."""
+    adopted: bool = False
+    """The jobs were started by somebody else."""
+    outrun: bool = False
+    """The guest writes faster than the copy, so that it has to be slowed; its disks have limits from before."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        assert self.move is Move.COPY or not (self.undo or self.nbd or self.outrun), "only a copy can"
+        assert self.move in {Move.COPY, Move.COMMIT} or not self.adopted, "nothing else is adopted"
+        assert self.nbd or not self.hangs, "a file does not hang"
+        assert self.disks == 1 or not self.outrun, "one throttle group"
+
+    @property
+    def cancel_label(self) -> str | None:
+        """The message that is held while the cancel is asked, None where it is asked in a phase."""
+        switch = "transaction" if self.move is Move.SNAPSHOT else "job-finalize"
+        first = "command:object-add" if self.adopted or self.nbd else FIRST_STEP[self.move]
+        return {
+            Cancel.PREPARING: first,
+            Cancel.SLOWED: "return:block_set_io_throttle",
+            Cancel.STOPPING: "command:stop",
+            Cancel.COMPLETING: "command:job-complete",
+            Cancel.PENDING: f"command:{switch}",
+            Cancel.SWITCHED: f"return:{switch}",
+        }.get(self.cancel)
+
+    @property
+    def cancels(self) -> list[Cancel]:
+        """When this pivot can be cancelled."""
+        found = [Cancel.PREPARING, Cancel.STOPPING, Cancel.PENDING, Cancel.SWITCHED]
+        found += [Cancel.COPYING] * (self.move is not Move.SNAPSHOT)
+        found += [Cancel.READY, Cancel.COMPLETING] * (self.move in {Move.COPY, Move.COMMIT})
+        return [Cancel.SLOWED] if self.outrun else found
 
     def __str__(self) -> str:
         words = [f"{self.move} of " * (self.move is not Move.COPY) + f"{self.disks} disk{'s' * (self.disks > 1)}"]
         words += ["paused before"] * self.paused + ["by -drive"] * self.legacy
         words += ["with a bitmap"] * self.bitmap
         words += ["undone"] * self.undo
+        words += ["to NBD" + " that hangs" * self.hangs] * self.nbd
+        words += ["adopted"] * self.adopted + ["outrun by its guest"] * self.outrun
         words += [f"cancelled while {self.cancel}"] * (self.cancel is not Cancel.NEVER)
         return ", ".join(words)
 
@@ -126,6 +168,7 @@ class Plan:
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         assert self.heir is Heir.NOBODY or self.victims is not Victims.PIVOTD, "the old QEMU lives"
+        assert self.heir is not Heir.DESTINATION or not self.setup.nbd, "an heir has files"
         assert self.victims is not Victims.QEMU or self.point is None or not self.point.syscall, "strace kills pivotd"
 
     def __str__(self) -> str:

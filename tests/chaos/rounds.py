@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pivotd.core.words import Pivot
+from tests.chaos.asking import SLOW_DATA_BYTES, Asking
 from tests.chaos.judge import Judge, root_path
 from tests.chaos.plan import CANCEL_PHASES, NEW_JOURNAL, Cancel, Heir, Plan, Point, Victims
 from tests.chaos.process import ChaosDaemon, call, has_record, journal, make_journal, try_call
 from tests.chaos.world import GuestHook, World, lay_chain
-from tests.support.moves import Move
 from tests.support.proxy import Direction, KillAt
 from tests.support.qemu import Disk, Qemu, create_image
 
@@ -27,10 +27,9 @@ __all__ = ["Result", "call", "run_round"]
 ROUND_TIMEOUT_S = 60.0
 POLL_S = 0.005
 CANCEL_HOLD_S = 10.0
-PAUSE_MS_MAX = 20_000
 CANCEL_EVERY_S = 0.25
-SLOW_BYTES_PER_S = 64 << 10
-SLOW_DATA_BYTES = 4 << 20
+HANG_PATIENCE_S = 4.0
+"""After that a server that hangs is ended: nothing else frees a QEMU whose main loop waits for it."""
 REQUEST_ID = "chaos"
 
 
@@ -49,6 +48,8 @@ class Result:
     cancelled_after: int | None = None
     recovery: list[tuple[Direction, str, int]] | None = None
     kept_in: Path | None = None
+    helped: bool = False
+    """The servers that hang had to be ended."""
 
 
 def run_round(plan: Plan) -> Result:
@@ -82,8 +83,7 @@ class _Round:
     def __init__(self, directory: Path, plan: Plan) -> None:
         self.directory, self.plan, self.setup = directory, plan, plan.setup
         self.images = [directory / f"old{index}.qcow2" for index in range(plan.setup.disks)]
-        name = "base-old" if plan.setup.move is Move.COMMIT else "new" if plan.setup.move.switches else "old"
-        self.targets = [directory / f"{name}{index}.qcow2" for index in range(plan.setup.disks)]
+        self.asking = Asking(plan.setup, directory, self.images)
         self.below: dict[str, dict[int, int]] = {}
         """The blocks that lie in layers below each disk's image."""
         self.state_dir = directory / "state"
@@ -92,12 +92,15 @@ class _Round:
         self.heir_hook = GuestHook(plan.setup)
         self.answers: list[Any] = []
         """What pivotd answered to cancels."""
+        self.helped = False
         self._cancelling: threading.Thread | None = None
         self._cancelled_at = 0.0
 
     def run(self) -> Result:
         """Play the round."""
         with ExitStack() as stack:
+            if self.setup.nbd:
+                self.asking.start_servers(stack)
             self.qemu = self._old_qemu(stack)
             world = self.world = self.hook.world = World(self.setup, self.qemu, blocks=self.below)
             self.judge = Judge(world, self.plan, self.images, self.state_dir)
@@ -112,7 +115,13 @@ class _Round:
                     world.device_io(disk, f"write -q -P 251 {32 << 20} {SLOW_DATA_BYTES}")
             if self.setup.bitmap:
                 world.add_bitmaps()
+            if self.setup.outrun:
+                world.limit()
+            if self.setup.hangs:
+                self.hook.on_stop = self._hang
             world.write()
+            if self.setup.adopted:
+                self.asking.start_jobs(world)
             struck = self._first()
             recovery = None
             if struck and self.plan.victims is not Victims.PIVOTD:
@@ -123,7 +132,8 @@ class _Round:
             self.judge.check_answers(self.answers, self._pivot())
             outcome = pivot.outcome if (pivot := self._pivot()) else None
         return Result(
-            struck, self.judge.problems, self.hook.seen, outcome, self.hook.cancelled_after, recovery
+            struck, self.judge.problems, self.hook.seen, outcome, self.hook.cancelled_after, recovery,
+            helped=self.helped,
         )  # fmt: skip
 
     def _old_qemu(self, stack: ExitStack) -> Qemu:
@@ -149,31 +159,13 @@ class _Round:
         point = self.plan.point
         kill = self._strike(point)
         self.daemon.launch(point)
-        # A machine that is busy must not end the pause before the point is reached.
-        body: dict[str, Any] = {"disks": [self._wish(index) for index in range(self.setup.disks)]}
-        body |= {"max_pause_ms": PAUSE_MS_MAX} if self.setup.move.switches else {}
-        if self.setup.move is Move.COPY:
-            body |= {
-                "pivot": self.setup.cancel is not Cancel.READY,
-                "bandwidth_bytes_per_s": SLOW_BYTES_PER_S if self.setup.cancel is Cancel.COPYING else 0,
-                "keep_synced": self.setup.undo,
-            }
-        path = f"/v1/domains/web1/{self.setup.move.kind}"
-        answer = try_call(self.daemon, "POST", path, body, **{"Idempotency-Key": REQUEST_ID})
+        answer = try_call(
+            self.daemon, "POST", self.asking.path, self.asking.body, **{"Idempotency-Key": REQUEST_ID}
+        )  # fmt: skip
         if answer is not None and "phase" not in answer:
             self.judge.problems.append(f"the {self.setup.move} was refused: {answer}")
             return False
         return self._await_end(kill)
-
-    def _wish(self, index: int) -> dict[str, str]:
-        """Return one disk of the request."""
-        image, disk = self.images[index], f"disk{index}"
-        match self.setup.move:
-            case Move.COPY | Move.SNAPSHOT:
-                return {"disk": disk, "image": str(self.targets[index])}
-            case Move.INNER_COMMIT:
-                return {"disk": disk, "top": str(image.with_name(f"mid-{image.name}"))}
-        return {"disk": disk}
 
     def _strike(self, point: Point | None) -> KillAt | None:
         """Have the proxy strike at a message; strace strikes at system calls by itself."""
@@ -191,8 +183,8 @@ class _Round:
 
     def _await_end(self, kill: KillAt | None = None, *, cancel: bool = False) -> bool:
         """Wait until somebody was killed (True) or the pivot is closed (False); ``cancel`` asks for that repeatedly."""
-        deadline_s = time.monotonic() + ROUND_TIMEOUT_S
-        while time.monotonic() < deadline_s:
+        began_s = time.monotonic()
+        while (waited_s := time.monotonic() - began_s) < ROUND_TIMEOUT_S:
             if kill is not None and kill.struck.is_set():
                 if self.plan.victims is not Victims.QEMU:
                     self.daemon.kill()
@@ -204,6 +196,11 @@ class _Round:
                 return False
             if pivot is not None and pivot.window_open and not pivot.owes_resume:
                 self._undo()
+            if pivot is not None and pivot.hold and pivot.phase == "ready" and self.setup.outrun:
+                self.asking.outrun(self.world, pivot)
+                try_call(self.daemon, "POST", f"/v1/pivots/{REQUEST_ID}/complete")
+            if self.setup.hangs and waited_s > HANG_PATIENCE_S and not self.helped:
+                self._end_servers()
             if pivot is not None and CANCEL_PHASES.get(self.setup.cancel) == pivot.phase and not self._cancelling:
                 self.hook.cancel()
             if cancel and time.monotonic() - self._cancelled_at > CANCEL_EVERY_S:
@@ -211,6 +208,15 @@ class _Round:
             time.sleep(POLL_S)
         self.judge.problems.append("the pivot did not close in time")
         return False
+
+    def _hang(self) -> None:
+        for server in self.asking.servers:
+            server.hang()
+
+    def _end_servers(self) -> None:
+        self.helped = True
+        for server in self.asking.servers:
+            server.kill()
 
     def _undo(self) -> None:
         """Write what only the window can bring into the old images, then ask to return to them."""
@@ -310,7 +316,7 @@ class _Round:
     def _start_heir(self, stack: ExitStack) -> Qemu | None:
         """Start another QEMU on the same socket; None where the image cannot be opened yet. It is paused."""
         self.qemu.stop()
-        images = self.images if self.plan.heir is Heir.SOURCE else self.targets
+        images = self.images if self.plan.heir is Heir.SOURCE else self.asking.targets
         for image in images:
             checked = subprocess.run(
                 ["qemu-img", "check", "-q", "-f", "qcow2", image], capture_output=True, check=False

@@ -5,23 +5,43 @@ A cancelled mirror and a completed one leave the same job behind, so the journal
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 
 from tests.chaos import campaign
 from tests.chaos.plan import Cancel, Plan, Setup, Victims
+from tests.chaos.rounds import Result
 from tests.chaos.test_kill import assert_kept
+from tests.conftest import LONG
+from tests.support.moves import Move
 
-pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(900)]
 
-MOMENTS = [moment for moment in Cancel if moment is not Cancel.NEVER]
+MOMENTS = Setup().cancels
+OTHERS = [Setup(move=move) for move in Move if move is not Move.COPY] + [
+    Setup(adopted=True),
+    pytest.param(Setup(move=Move.COMMIT, adopted=True), marks=pytest.mark.long),
+    pytest.param(Setup(nbd=True), marks=pytest.mark.long),
+]
+MOMENTS_IN_CI = 1
+ROUNDS_IN_CI = 2
+
+
+def cancelled(setup: Setup) -> Result:
+    """Cancel without a kill: before the switch began the source is kept, after it the switch stands."""
+    result = campaign.clean(Plan(setup))
+    assert result.cancelled_after is not None
+    too_late = "switched" if setup.move.switches else "merged"
+    assert result.outcome == (too_late if setup.cancel in {Cancel.PENDING, Cancel.SWITCHED} else "kept")
+    return result
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_without_a_kill(moment: Cancel):
     """Before the first job-finalize the source is kept, after it the switch stands; the answer says which."""
-    result = campaign.clean(Plan(Setup(disks=2, cancel=moment)))
-    assert result.cancelled_after is not None
-    assert result.outcome == ("switched" if moment in {Cancel.PENDING, Cancel.SWITCHED} else "kept")
+    cancelled(Setup(disks=2, cancel=moment))
 
 
 @pytest.mark.parametrize(
@@ -39,3 +59,19 @@ def test_three_disks_killed_between_the_cancels():
     plans = campaign.message_plans(Setup(disks=3, cancel=Cancel.COMPLETING), thin=True)
     wanted = [plan for plan in plans if plan.point and plan.point.label.endswith(("job-cancel", "cont"))][::3]
     assert_kept(wanted, struck_min=len(wanted) - 2)
+
+
+@pytest.mark.parametrize("setup", OTHERS, ids=str)
+def test_other_pivots_killed_on_the_way(setup: Setup):
+    """At any moment, with QEMU alive or killed too: kept, or what had been switched or merged; nothing is left.
+
+    Another moment and other messages in every run; PIVOTD_LONG=1 plays every moment, the campaign every message.
+    """
+    plans = []
+    for moment in setup.cancels if LONG else random.sample(setup.cancels, MOMENTS_IN_CI):
+        at = replace(setup, cancel=moment)
+        messages = campaign.after_cancel(cancelled(at))
+        points = campaign.points(messages, thin=True)
+        plans += [Plan(at, point, victims) for point in points for victims in (Victims.PIVOTD, Victims.BOTH)]
+    chosen = plans[::6] if LONG else random.sample(plans, ROUNDS_IN_CI)
+    assert_kept(chosen, struck_min=len(chosen) * 9 // 10)

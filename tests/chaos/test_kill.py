@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +36,16 @@ def thinned(plans: list[Plan]) -> list[Plan]:
     """Return every round in the pause, and every sixth of the others: there the source is right whatever happens."""
     pause = late(plans, PAUSE)
     return pause + [plan for plan in plans if plan not in pause][::6]
+
+
+def some(setup: Setup, count: int) -> list[Plan]:
+    """Return so many rounds chosen anew in every run, with QEMU alive or killed too; all with PIVOTD_LONG=1."""
+    plans = [
+        replace(plan, victims=victims)
+        for plan in campaign.message_plans(setup, thin=True)
+        for victims in (Victims.PIVOTD, Victims.BOTH)
+    ]
+    return plans if LONG else random.sample(plans, count)
 
 
 def test_at_every_message_with_qemu_alive():

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.plan import CANCEL_LABELS, Setup
+from pivotd import nbd
+from tests.chaos.plan import Setup
 from tests.support.moves import Move
 from tests.support.proxy import Direction, Hook, Message, When
 from tests.support.qemu import Qemu, create_image
+from tests.support.throttle import LIMITS, limits_of
 
 BLOCK = 4096
 BLOCKS_PER_BURST = 4
@@ -64,6 +66,7 @@ class World:
     lock: threading.Lock = field(default_factory=threading.Lock)
     blocks: dict[str, dict[int, int]] = field(default_factory=dict)
     """disk -> place -> pattern, acknowledged."""
+    limits_before: list[dict[str, Any]] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def add_bitmaps(self) -> None:
@@ -72,6 +75,17 @@ class World:
             for index in range(self.setup.disks):
                 node = self.qemu.root(f"disk{index}").node
                 self.qemu.spy("block-dirty-bitmap-add", node=node, name=BITMAP, granularity=STRIDE, persistent=True)
+
+    def limit(self) -> None:
+        """Give each disk limits of its own, and remember how QEMU shows them."""
+        for index in range(self.setup.disks):
+            self.spy("block_set_io_throttle", {"id": f"/machine/peripheral/disk{index}/virtio-backend", **LIMITS})
+        self.limits_before = self.limits()
+
+    def limits(self) -> list[dict[str, Any]]:
+        """Return the limits of each disk."""
+        with self.lock:
+            return [limits_of(self.qemu, index) for index in range(self.setup.disks)]
 
     def write(self) -> None:
         """Write blocks through every disk's device and flush; after that they are acknowledged."""
@@ -95,10 +109,10 @@ class World:
         with self.lock:
             return str(self.qemu.spy("human-monitor-command", {"command-line": line}))
 
-    def spy(self, command: str, /, **arguments: Any) -> Any:
+    def spy(self, command: str, arguments: dict[str, Any] | None = None, /, **more: Any) -> Any:
         """Ask QEMU on the test's own monitor."""
         with self.lock:
-            return self.qemu.spy(command, **arguments)
+            return self.qemu.spy(command, arguments, **more)
 
     def missing(self, disk: str, image: str) -> list[int]:
         """Return the places of acknowledged blocks that an image does not hold. No QEMU may write to it."""
@@ -106,8 +120,9 @@ class World:
         reads = [("-c", f"read -q -P {pattern} {place * STRIDE} {BLOCK}") for place, pattern in wanted.items()]
         checks = list(itertools.chain.from_iterable(reads))
         # -U: an heir may have the image open, and it is paused.
+        image_format = "raw" if nbd.is_uri(image) or image.endswith(".raw") else "qcow2"
         done = subprocess.run(
-            ["qemu-io", "-U", "-r", "-f", "qcow2", *checks, image], capture_output=True, text=True, check=False
+            ["qemu-io", "-U", "-r", "-f", image_format, *checks, image], capture_output=True, text=True, check=False
         )
         if done.returncode and "Pattern" not in done.stdout:
             raise AssertionError(f"{image}: {done.stdout} {done.stderr}")
@@ -126,6 +141,8 @@ class GuestHook:
         self.next: Hook | None = None
         self.seen: list[tuple[Direction, str, int]] = []
         self.on_cancel: Callable[[], None] | None = None
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called once, right before the first ``stop`` is forwarded, after the guest's last writes."""
         self.cancelled_after: int | None = None
         """How many messages had been seen when the cancel was asked."""
         self.silent = False
@@ -138,7 +155,7 @@ class GuestHook:
     def __call__(self, direction: Direction, index: int, message: Message, when: When) -> None:
         if when is When.BEFORE:
             self.seen.append((direction, message.label, message.nth))
-            if message.label == CANCEL_LABELS.get(self._setup.cancel) and self._once("cancel"):
+            if message.label == self._setup.cancel_label and self._once("cancel"):
                 self.cancel()
         running = message.label == "return:cont" and when is When.BEFORE
         if running and self.world is not None and not self.silent and self._once("resumed"):
@@ -162,6 +179,8 @@ class GuestHook:
     def _play(self, message: Message, when: When, world: World) -> None:
         if message.label == self._last_moment and when is When.BEFORE and self._once("last moment"):
             world.write()
+        if message.label == "command:stop" and when is When.BEFORE and self._once("stop"):
+            self.on_stop()
         back = self.going_back and message.label == "command:stop" and when is When.BEFORE
         if back and world.spy("query-status")["status"] == "running" and self._once("last moment back"):
             world.write()

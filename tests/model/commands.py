@@ -294,7 +294,7 @@ def query_block(qemu: Qemu, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
 
 @handles("x-debug-query-block-graph")
 def query_graph(qemu: Qemu, _arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return all nodes and which is under which."""
+    """Return all nodes and which is under which, and the node that each job writes."""
     number = {name: index for index, name in enumerate(qemu.nodes)}
     nodes = [{"id": index, "name": name, "type": "block-driver"} for name, index in number.items()]
     edges = [
@@ -302,6 +302,12 @@ def query_graph(qemu: Qemu, _arguments: dict[str, Any]) -> dict[str, Any]:
         for name, node in qemu.nodes.items()
         for kind, below in (("file", node.below), ("backing", node.backing))
         if below is not None and below in number
+    ]
+    writing = [name for name, job in qemu.jobs.items() if job.target in number and job.status not in ENDED]
+    nodes += [{"id": len(number) + at, "name": name, "type": "block-job"} for at, name in enumerate(writing)]
+    edges += [
+        {"parent": len(number) + at, "child": number[qemu.jobs[name].target], "name": "target"}
+        for at, name in enumerate(writing)
     ]
     return {"nodes": nodes, "edges": edges}
 

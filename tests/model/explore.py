@@ -19,7 +19,7 @@ from pivotd.core.phases import is_resting
 from pivotd.core.words import CopyOptions, Identity, Phase, Pivot, Requester
 from tests.model import stepped
 from tests.model.invariants import ViolationError
-from tests.model.kinds import attach
+from tests.model.kinds import adopt, attach
 from tests.model.qemu import Qemu
 from tests.model.session import model_kernel
 from tests.model.storage import Storage
@@ -45,12 +45,13 @@ class Bounds:
     attempts: int = 2
     keep_synced: bool = False
     move: Move = Move.COPY
+    adopted: bool = False
 
     def __str__(self) -> str:
         return (
             f"{self.move}, {self.disks} disk(s), {self.crashes} crash(es), {self.faults} fault(s), "
             f"found {self.run_state}, from {self.from_phase}, {'one write' if self.quick else 'answer by answer'}"
-            f"{', legacy -drive' * self.legacy}{', kept in sync and undone' * self.keep_synced}"
+            f"{', legacy -drive' * self.legacy}{', kept in sync and undone' * self.keep_synced}{', adopted' * self.adopted}"
         )
 
 
@@ -77,7 +78,8 @@ class Found:
 def first_world(bounds: Bounds) -> World:
     """Return the world right after a request was accepted."""
     qemu = Qemu(Storage(), run_state=bounds.run_state)
-    disks = [attach(qemu, bounds.move, PIVOT, index, legacy=bounds.legacy) for index in range(bounds.disks)]
+    shape = adopt if bounds.adopted else attach
+    disks = [shape(qemu, bounds.move, PIVOT, index, legacy=bounds.legacy) for index in range(bounds.disks)]
     pivot = Pivot(
         id=PIVOT,
         request_id=PIVOT,
@@ -86,7 +88,7 @@ def first_world(bounds: Bounds) -> World:
         kind=bounds.move.kind,
         phase=Phase.PREPARING,
         requested_by=Requester(0, 0, 1),
-        options=CopyOptions(attempts=bounds.attempts, keep_synced=bounds.keep_synced),
+        options=CopyOptions(attempts=bounds.attempts, keep_synced=bounds.keep_synced, adopted=bounds.adopted),
         disks=tuple(disks),
         created_at="2026-11-23T09:00:00.000000Z",
         identity=Identity("boot", 100, 100, names.nonce_object(PIVOT)),
@@ -246,11 +248,12 @@ def main() -> None:
     parser.add_argument("--legacy", action="store_true")
     parser.add_argument("--move", type=Move, default=Move.COPY, choices=list(Move))
     parser.add_argument("--keep-synced", action="store_true", help="with the undo window, and an undo or a release")
+    parser.add_argument("--adopted", action="store_true", help="the jobs and nodes are somebody else's")
     parser.add_argument("--from-phase", type=Phase, default=Phase.PREPARING, choices=list(Phase))
     options = parser.parse_args()
     bounds = Bounds(
         options.disks, options.crashes, options.faults, not options.slow, options.found, options.legacy,
-        options.from_phase, options.attempts, options.keep_synced, options.move,
+        options.from_phase, options.attempts, options.keep_synced, options.move, options.adopted,
     )  # fmt: skip
     try:
         print(search(bounds))  # noqa: T201 - a command

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pivotd.core.observation import OUR_PAUSE
 from pivotd.core.phases import is_resting
-from pivotd.core.words import Image, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.words import Image, Kind, Outcome, Phase, Pivot, PivotDisk
 from tests.model.qemu import EXECUTING
 
 if TYPE_CHECKING:
@@ -151,3 +151,7 @@ def at_rest(world: World) -> None:
             raise ViolationError(f"G3: the guest was left {qemu.run_state}")
         if pivot.phase is Phase.CLOSED and any(job.status == "pending" for job in qemu.jobs.values()):
             raise ViolationError("a job was left pending: it holds the guest's I/O")
+        if pivot.options.adopted and pivot.kind is Kind.COPY:
+            for disk in pivot.disks:
+                if disk.outcome is Outcome.KEPT and disk.destination.node not in qemu.nodes:
+                    raise ViolationError(f"G5: {disk.destination.node} was closed, which somebody else had opened")

@@ -9,6 +9,24 @@ from pivotd.core.words import Image, PivotDisk
 from tests.model.qemu import Qemu
 from tests.support.moves import Move
 
+MANUAL = {"auto-finalize": False, "auto-dismiss": False}
+
+
+def adopt(qemu: Qemu, move: Move, pivot: str, index: int, *, legacy: bool) -> PivotDisk:
+    """Give the guest a disk with a job of somebody else's on it; return how the pivot that takes it over names it."""
+    disk = attach(qemu, move, pivot, index, legacy=legacy)
+    theirs = f"theirs{index}"
+    job = {"job-id": theirs, "device": disk.source.node, **MANUAL}
+    if move is Move.COMMIT:
+        qemu.execute("block-commit", job)
+        return replace(disk, job=theirs)
+    destination = replace(disk.destination, node=theirs)
+    qemu.storage.create(destination.filename)
+    file = {"driver": "file", "filename": destination.filename}
+    qemu.execute("blockdev-add", {"driver": destination.format, "node-name": theirs, "file": file})
+    qemu.execute("blockdev-mirror", job | {"target": theirs, "sync": "full"})
+    return replace(disk, job=theirs, destination=destination)
+
 
 def attach(qemu: Qemu, move: Move, pivot: str, index: int, *, legacy: bool) -> PivotDisk:
     """Give the guest a disk as the move needs it; return how the pivot names it."""

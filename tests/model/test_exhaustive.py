@@ -30,6 +30,8 @@ SEARCHES = [
     Bounds(disks=1, crashes=2, faults=0, keep_synced=True),
     Bounds(disks=1, crashes=0, faults=1, keep_synced=True),
     *(Bounds(disks=1, crashes=1, faults=1, run_state=state) for state in ("paused", "io-error", "shutdown")),
+    Bounds(disks=1, crashes=1, faults=1, adopted=True, from_phase=Phase.COPYING),
+    Bounds(disks=2, crashes=2, faults=0, adopted=True),
     *(Bounds(disks=2, crashes=2, faults=0, move=move) for move in CHAINS),
     *(Bounds(disks=2, crashes=0, faults=1, move=move) for move in CHAINS),
     *(Bounds(disks=1, crashes=1, faults=1, move=move) for move in CHAINS),
@@ -44,6 +46,7 @@ LONG = [
     Bounds(disks=2, crashes=3, faults=0, keep_synced=True),
     *(Bounds(disks=1, crashes=1, faults=1, move=move, quick=False) for move in (Move.PULL, Move.SNAPSHOT)),
     Bounds(disks=1, crashes=1, faults=1, move=Move.COMMIT, legacy=True),
+    *(Bounds(disks=1, crashes=1, faults=1, move=move, adopted=True) for move in (Move.COPY, Move.COMMIT)),
 ]
 
 

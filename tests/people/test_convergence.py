@@ -12,38 +12,20 @@ from pivotd.core.words import Outcome, Pivot
 from pivotd.engine.driver import Driver
 from pivotd.journal.reader import Reader
 from tests.outside.bed import Bed
+from tests.support.proxy import Cut, Direction, Message, When
 from tests.support.qemu import Disk, Qemu
 from tests.support.qemus import number, qemus
+from tests.support.throttle import LIMITS, limits_of, slow_down
 
 pytestmark = pytest.mark.qemu
 
 WRITE_BLOCKING_FROM = (8, 2)
 SLOW_BYTES_PER_S = 2 << 20
 BACKLOG_BYTES = 4 << 20
-LIMITS = {"bps": 0, "bps_rd": 0, "bps_wr": 64 << 20, "iops": 0, "iops_rd": 700, "iops_wr": 0, "bps_wr_max": 90 << 20}
-"""Limits that somebody has given to the disk before."""
 QDEV = "disk0"
 
 old = pytest.mark.parametrize("version", [v for v in qemus() if number(v) < WRITE_BLOCKING_FROM])
 new = pytest.mark.parametrize("version", [v for v in qemus() if number(v) >= WRITE_BLOCKING_FROM])
-
-
-def slow_down(qemu: Qemu, pivot: Pivot, bytes_per_s: int = SLOW_BYTES_PER_S) -> None:
-    """Let the destination take no more than this, as a slow network would."""
-    bounds = {"bps-write": bytes_per_s}
-    if "slow" not in [entry["name"] for entry in qemu.spy("qom-list", path="/objects")]:
-        qemu.spy("object-add", {"qom-type": "throttle-group", "id": "slow", "limits": bounds})
-        file = f"p{pivot.id}-0f"
-        qemu.spy("blockdev-add", {"driver": "throttle", "node-name": "t", "throttle-group": "slow", "file": file})
-        destination = {"driver": "raw", "node-name": pivot.disks[0].destination.node, "file": "t"}
-        qemu.spy("blockdev-reopen", {"options": [destination]})
-    qemu.spy("qom-set", {"path": "/objects/slow", "property": "limits", "value": bounds})
-
-
-def limits_of(qemu: Qemu) -> dict[str, Any]:
-    """Return the limits of disk0 as QEMU shows them."""
-    inserted = qemu.spy("query-block")[0]["inserted"]
-    return {name: inserted[name] for name in inserted if name.startswith(("bps", "iops", "group"))}
 
 
 async def too_fast(bed: Bed, version: str, **options: Any) -> Driver:
@@ -51,12 +33,17 @@ async def too_fast(bed: Bed, version: str, **options: Any) -> Driver:
     disk = Disk(bed.image("old.raw"), format="raw", bus="ide")
     await bed.guest(disk, binary=qemus()[version])
     driver = await bed.to_ready(bed.target("new.raw"), **options)
-    slow_down(bed.qemu, driver.pivot)
+    slow_down(bed.qemu, driver.pivot.disks[0].destination.node, SLOW_BYTES_PER_S)
     if options.get("copy_mode") != "write-blocking":
-        async with asyncio.timeout(60):
-            while left(bed.qemu) < BACKLOG_BYTES:
-                await asyncio.sleep(0.05)
+        await backlog(bed)
     return driver
+
+
+async def backlog(bed: Bed) -> None:
+    """Wait until there is a large one."""
+    async with asyncio.timeout(60):
+        while left(bed.qemu) < BACKLOG_BYTES:
+            await asyncio.sleep(0.05)
 
 
 def left(qemu: Qemu) -> int:
@@ -99,6 +86,36 @@ async def test_an_old_qemu_slows_the_guest_and_gives_its_limits_back(bed: Bed, v
     assert limits_of(bed.qemu) == had
     assert facts(bed, pivot, "limits-restored") == [{"left_alone": []}]
     bed.assert_holds_all(pivot)
+
+
+@old
+async def test_a_guest_is_slowed_though_the_command_was_lost(bed: Bed, version: str):
+    """The limits are recorded, and the connection breaks before QEMU hears of them: it is told again."""
+    lost = []
+
+    def lose(_direction: Direction, _index: int, message: Message, _when: When) -> None:
+        if message.label == "command:block_set_io_throttle" and not lost:
+            lost.append(message)
+            raise Cut
+
+    proxy = Qemu.proxy_for(bed.directory, on_message=lose)
+    await bed.domain(Disk(bed.image("old.raw"), format="raw"), binary=qemus()[version], proxy=proxy)
+    had = limits_of(bed.qemu)
+    driver = await bed.to_ready(bed.target("new.raw"))
+    # A guest that has written once gets the least there is: no further step would have other limits.
+    slow_down(bed.qemu, driver.pivot.disks[0].destination.node, BACKLOG_BYTES // 8)
+    write = f'qemu-io -d {driver.pivot.disks[0].qdev} "write -q -P 7 0 {2 * BACKLOG_BYTES}"'
+    bed.qemu.spy("human-monitor-command", {"command-line": write})
+    await backlog(bed)
+    await driver.complete(driver.pivot.requested_by)
+    async with asyncio.timeout(10):
+        while limits_of(bed.qemu) == had:
+            await asyncio.sleep(0.05)
+    assert lost
+    slow_down(bed.qemu, driver.pivot.disks[0].destination.node, 64 << 20)
+    pivot = await bed.engine.closed(driver)
+    assert pivot.outcome == Outcome.SWITCHED, pivot.error
+    assert limits_of(bed.qemu) == had
 
 
 @old
