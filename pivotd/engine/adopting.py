@@ -41,13 +41,16 @@ def plan_adopt(scene: Scene, index: int, target: Target, seen: DiskSeen, theirs:
     assert node is not None
     disk = replace(scene.disk(index, seen), job=name)
     if KINDS[job.kind] is Kind.COPY:
-        return Kind.COPY, replace(disk, destination=_destination(scene, target, seen, node, theirs.pid))
+        destination = _destination(scene, target, seen, node, theirs.pid)
+        scene.refuse_to_lose(seen.bitmaps, destination.format, seen.disk)
+        return Kind.COPY, replace(disk, destination=destination)
     if target.image:
         raise BadRequestError(f"job {name} commits into a layer of {seen.disk}: name the disk alone", disk=seen.disk)
     chain = scene.chain(seen)
     base = next((image for image in chain[1:] if image.node == node), None)
     if base is None:
         raise ConflictError(f"job {name} of {seen.disk} commits into a node that is not in its chain", job=name)
+    scene.refuse_to_lose(seen.bitmaps, base.format, seen.disk)
     return Kind.COMMIT, replace(disk, destination=base, top=chain[0], base=base)
 
 

@@ -26,6 +26,7 @@ def plan_commit(scene: Scene, index: int, target: Target, seen: DiskSeen) -> Piv
     for image in chain[top + 1 : base + 1]:
         _refuse_shared(scene, image, seen.disk)
     inner = top > 0
+    scene.refuse_to_lose(seen.layers[top].bitmaps if inner else seen.bitmaps, chain[base].format, seen.disk)
     return replace(
         scene.disk(index, seen),
         destination=chain[0] if inner else chain[base],

@@ -64,6 +64,8 @@ class World:
     lock: threading.Lock = field(default_factory=threading.Lock)
     blocks: dict[str, dict[int, int]] = field(default_factory=dict)
     """disk -> place -> pattern, acknowledged."""
+    unmarked: dict[str, int] = field(default_factory=dict)
+    """disk -> how many of these were written before its bitmap was made."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def add_bitmaps(self) -> None:
@@ -72,6 +74,7 @@ class World:
             for index in range(self.setup.disks):
                 node = self.qemu.root(f"disk{index}").node
                 self.qemu.spy("block-dirty-bitmap-add", node=node, name=BITMAP, granularity=STRIDE, persistent=True)
+        self.unmarked = {disk: len(blocks) for disk, blocks in self.blocks.items()}
 
     def write(self) -> None:
         """Write blocks through every disk's device and flush; after that they are acknowledged."""

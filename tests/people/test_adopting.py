@@ -121,6 +121,20 @@ async def test_a_job_that_cannot_be_adopted(bed: Bed, options: dict[str, Any], r
     assert [job["status"] for job in bed.qemu.jobs().values()] == ["running"]
 
 
+async def test_a_mirror_to_an_image_without_bitmaps_is_refused(bed: Bed):
+    """A raw image would lose them."""
+    await bed.domain(bed.image(fill="28M"))
+    bed.qemu.spy("block-dirty-bitmap-add", node="src0", name="backup", persistent=True)
+    raw = create_image(bed.directory / "new.raw", image_format="raw")
+    file = {"driver": "file", "filename": str(raw)}
+    bed.qemu.spy("blockdev-add", {"driver": "raw", "node-name": "theirs-node", "file": file})
+    arguments = {"job-id": "theirs", "device": "src0", "target": "theirs-node", "sync": "full", **MANUAL}
+    bed.qemu.spy("blockdev-mirror", arguments)
+    with pytest.raises(BadRequestError, match="dirty bitmaps"):
+        await bed.engine.start(Kind.COPY, "web1", Target("disk0", str(raw), "raw"), adopted=True)
+    assert bed.engine.journal.last_seq == 0
+
+
 async def test_what_is_asked_for_wrongly(bed: Bed):
     """No job; no image named; an image that QEMU has not opened."""
     await bed.domain(bed.image(fill="28M"))
