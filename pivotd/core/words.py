@@ -131,6 +131,8 @@ class PivotDisk:
     """The uppermost layer that goes out of the chain, where layers are merged."""
     base: Image | None = None
     """The layer that the chain goes on with below those; None: there is none."""
+    between: tuple[str, ...] = ()
+    """File names of the layers below ``top`` and above ``base``, which go out of the chain with it, nearest first."""
     backing_file: str | None = None
     """What the image above the merged layers is to name as its backing file, where QEMU would not find it itself."""
     cache_direct: bool = False

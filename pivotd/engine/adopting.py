@@ -51,7 +51,8 @@ def plan_adopt(scene: Scene, index: int, target: Target, seen: DiskSeen, theirs:
     if base is None:
         raise ConflictError(f"job {name} of {seen.disk} commits into a node that is not in its chain", job=name)
     scene.refuse_to_lose(seen.bitmaps, base.format, seen.disk)
-    return Kind.COMMIT, replace(disk, destination=base, top=chain[0], base=base)
+    between = tuple(image.filename for image in chain[1 : chain.index(base)])
+    return Kind.COMMIT, replace(disk, destination=base, top=chain[0], base=base, between=between)
 
 
 def _obstacle(name: str, job: BlockJob, node: str | None, seen: DiskSeen) -> str | None:

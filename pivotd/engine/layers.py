@@ -32,6 +32,7 @@ def plan_commit(scene: Scene, index: int, target: Target, seen: DiskSeen) -> Piv
         destination=chain[0] if inner else chain[base],
         top=chain[top],
         base=chain[base],
+        between=_names(chain[top + 1 : base]),
         backing_file=_backing_file(seen, chain, top - 1, base) if inner else None,
     )
 
@@ -49,6 +50,7 @@ def plan_pull(scene: Scene, index: int, target: Target, seen: DiskSeen) -> Pivot
         scene.disk(index, seen),
         top=chain[1],
         base=None if base is None else chain[base],
+        between=_names(chain[2:base]),
         backing_file=None if base is None else _backing_file(seen, chain, 0, base),
     )
 
@@ -58,6 +60,10 @@ def _chain(scene: Scene, seen: DiskSeen) -> list[Image]:
     if len(chain) == 1:
         raise BadRequestError(f"{seen.disk} has no backing chain: {chain[0].filename} stands alone", disk=seen.disk)
     return chain
+
+
+def _names(images: list[Image]) -> tuple[str, ...]:
+    return tuple(image.filename for image in images)
 
 
 def _find(scene: Scene, chain: list[Image], name: str, seen: DiskSeen) -> int:
