@@ -10,7 +10,6 @@ import pytest
 from pivotd import limits
 from pivotd.core.words import Outcome, Pivot
 from pivotd.engine.driver import Driver
-from pivotd.journal.reader import Reader
 from tests.outside.bed import Bed
 from tests.support.qemu import Disk, Qemu
 from tests.support.qemus import number, qemus
@@ -74,11 +73,7 @@ async def until_said(driver: Driver, words: str) -> None:
 
 def facts(bed: Bed, pivot: Pivot, event: str) -> list[dict[str, Any]]:
     """Return the facts of each record of this event."""
-    reader = Reader.attach(bed.engine.state_dir)
-    try:
-        return [record.facts for record in reader.records(pivot.id) if record.event == event]
-    finally:
-        reader.close()
+    return [record.facts for record in bed.engine.records(pivot) if record.event == event]
 
 
 @old

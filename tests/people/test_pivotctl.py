@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 
+from tests.cli.ctl import ctl
 from tests.outside.test_tp_libvirt import Bench, bench, stack
 from tests.support.qemu import create_image
 
@@ -24,6 +28,21 @@ def test_pivot_adopt(bench: Bench):
     answer = bench.daemon.ctl(*command, "--sync", "full")
     assert answer.status == 0, answer
     bench.assert_right(bench.new())
+
+
+def test_pivot_show_tells_the_rates_while_it_copies(bench: Bench):
+    """What the guest writes and what the destination takes; of a closed pivot nothing is measured."""
+    show = ("--socket", bench.daemon.socket, "pivot", "show", bench.slow())
+    deadline = time.monotonic() + 30
+    while "the destination takes" not in (said := ctl(*show).stdout):
+        assert time.monotonic() < deadline, said
+    assert re.search(r"^  copied +\d.* of .* %\)$", said, re.MULTILINE), said
+    assert re.search(
+        r"^  rates +the guest writes [\d.]+ \w+/s\n +the destination takes [\d.]+ \w+/s$", said, re.MULTILINE
+    )
+    bench.hurry()
+    assert bench.wait("slow").status == 0
+    assert "rates" not in ctl(*show).stdout
 
 
 def test_pivot_set(bench: Bench):
