@@ -204,6 +204,7 @@ class Target:
     """What is wanted of one disk. ``image`` is where it moves to, ``top`` and ``base`` layers of its chain.
 
     ``format`` None: that of the source. ``top`` None: the active layer. ``base`` None: as far down as it goes.
+    ``job``: the disk is the one on which this block job works, and ``disk`` is empty.
     """
 
     disk: str
@@ -211,6 +212,7 @@ class Target:
     format: str | None = None
     top: str | None = None
     base: str | None = None
+    job: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
