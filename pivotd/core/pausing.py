@@ -145,6 +145,8 @@ def _carry(pivot: Pivot, seen: Observation) -> Action | None:
 
 
 def _before_snapshot(pivot: Pivot, seen: Observation) -> Action:
+    if seen.rolled_back is not None:
+        return Abandon(f"the snapshot was taken back: {seen.rolled_back}")
     if seen.cancel_requested:
         return Abandon("cancelled")
     if seen.deadline_passed:

@@ -225,3 +225,24 @@ async def test_a_bitmap_that_comes_into_the_base_wrongly_takes_the_switch_back(
     assert "other properties" in (pivot.error or ""), pivot.error
     assert qemu.root("disk0").filename == str(images[1])
     assert (marked(qemu), qemu.run_state(), qemu.jobs()) == (CHUNK, "running", {})
+
+
+async def test_every_property_of_a_bitmap_goes_up_and_down(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+    """Of two disks at once, to new overlays and back: granularity, persistence, recording or not, what is marked."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / f"old{i}.qcow2")) for i in range(2)])
+    await engine.connect(qemu)
+    qemu.spy("block-dirty-bitmap-add", node="src0", name="fine", granularity=4096, persistent=True)
+    qemu.spy("block-dirty-bitmap-add", node="src0", name="passing")
+    qemu.spy("block-dirty-bitmap-add", node="src1", name="off", granularity=131072, persistent=True)
+    for disk in ("disk0", "disk1"):
+        touch(qemu, 1, "1M", disk)
+    qemu.spy("block-dirty-bitmap-disable", node="src1", name="off")
+    before = [bitmaps(qemu, disk) for disk in ("disk0", "disk1")]
+    targets = [Target(f"disk{i}", str(tmp_path / f"over{i}.qcow2")) for i in range(2)]
+    pivot = await engine.closed(await engine.start(Kind.SNAPSHOT, "web1", *targets))
+    assert pivot.outcome == Outcome.SWITCHED, pivot.error
+    assert [bitmaps(qemu, disk) for disk in ("disk0", "disk1")] == before
+    pivot = await engine.closed(await engine.start(Kind.COMMIT, "web1", Target("disk0"), Target("disk1")))
+    assert pivot.outcome == Outcome.SWITCHED, pivot.error
+    assert [bitmaps(qemu, disk) for disk in ("disk0", "disk1")] == before
+    assert_clean(qemu, 2)
