@@ -142,3 +142,10 @@ def m002_layers(db: Database) -> None:
             db.execute(f"ALTER TABLE pivot_disk ADD COLUMN {side}_{column} TEXT")
     db.execute("ALTER TABLE pivot_disk ADD COLUMN backing_file TEXT")
     db.execute("PRAGMA user_version = 2")
+
+
+@migrations()
+def m003_layers_between(db: Database) -> None:
+    """Make room for the names of all layers that a commit or a pull merges: a JSON list, empty where none was kept."""
+    db.execute("ALTER TABLE pivot_disk ADD COLUMN between_filenames TEXT NOT NULL DEFAULT '[]'")
+    db.execute("PRAGMA user_version = 3")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from ulid import ULID
 
 from pivotd import __version__, limits, nbd
-from pivotd.api.ports import DiskView, DomainView, PivotRequest, Progress
+from pivotd.api.ports import DiskView, DomainView, JobView, PivotRequest, Progress
 from pivotd.config import Config
 from pivotd.core import verdict
 from pivotd.core.phases import is_resting
 from pivotd.core.undo import Undo, request_id
 from pivotd.core.words import CopyOptions, Kind, Outcome, Phase, Pivot, PivotDisk, Record, Requester, Target, Verdict
 from pivotd.engine.driver import Driver
+from pivotd.engine.foreign import foreign
 from pivotd.engine.host import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.engine.planning import Wish, plan
 from pivotd.engine.supervisor import Supervisor
@@ -92,8 +94,26 @@ class DaemonService:
         return list(await asyncio.gather(*map(self._view, supervisors)))
 
     async def domain(self, name: str) -> DomainView:
-        """Return one domain."""
-        return await self._view(self._host.get(name))
+        """Return one domain with the block jobs that somebody else started."""
+        supervisor = self._host.get(name)
+        view = await self._view(supervisor)
+        return replace(view, jobs=await self._jobs(supervisor)) if view.run_state is not None else view
+
+    @staticmethod
+    async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:
+        session = supervisor.session
+        try:
+            if session is None:
+                return None
+            jobs = await session.block_jobs()
+            disks, graph = await session.disks(), await session.graph()
+        except QmpError:
+            return None
+        pivots = [driver.pivot for driver in supervisor.drivers.values()]
+        return tuple(
+            JobView(one.id, one.job.kind, one.job.status, one.disk, one.obstacle is None, one.obstacle)
+            for one in foreign(jobs, disks, graph, pivots)
+        )
 
     async def _view(self, supervisor: Supervisor) -> DomainView:
         session = supervisor.session
@@ -411,7 +431,9 @@ def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
         and (known.options.adopted or known.kind is request.kind)
     )
     same = same and len(had) == len(request.targets)
-    if not same or not all(t.disk in had and _same_target(request.kind, had[t.disk], t) for t in request.targets):
+    by_job = {disk.job: disk for disk in known.disks}
+    asked = [(had.get(t.disk) if t.job is None else by_job.get(t.job), t) for t in request.targets]
+    if not same or not all(disk is not None and _same_target(request.kind, disk, t) for disk, t in asked):
         raise ConflictError(
             f"request id {known.request_id} belongs to pivot {known.id} with other disks or images: use a new id",
             pivot=known.id,

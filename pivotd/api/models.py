@@ -106,8 +106,8 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
 
     def request(self, domain: str, request_id: str | None, defaults: CopyOptions) -> PivotRequest:
         """Return the request; null leaves a number to the configuration. Raises: BadRequestError."""
-        targets = tuple(Target(**_given(disk)) for disk in self.disks)  # type: ignore[attr-defined]
-        for what in ("disk", "image"):
+        targets = tuple(Target(**{"disk": ""} | _given(disk)) for disk in self.disks)  # type: ignore[attr-defined]
+        for what in ("disk", "job", "image"):
             named = [os.path.normpath(value) for target in targets if (value := getattr(target, what))]
             twice = next((value for value in named if named.count(value) > 1), None)
             if twice is not None:
@@ -193,9 +193,13 @@ class SnapshotBody(Body, forbid_unknown_fields=True, kw_only=True):
 
 
 class AdoptDisk(msgspec.Struct, forbid_unknown_fields=True):
-    """One disk with a block job; ``image`` is what a mirror writes, and left out for a commit."""
+    """One disk with a block job, named by the disk or by the id of the job.
 
-    disk: DiskName
+    ``image`` is what a mirror writes, and left out for a commit.
+    """
+
+    disk: DiskName | None = None
+    job: DiskName | None = None
     image: Path | None = None
     format: Literal["qcow2", "raw"] | None = None
 
@@ -213,7 +217,9 @@ class AdoptBody(Body, forbid_unknown_fields=True, kw_only=True):
     kind = Kind.COPY
 
     def options(self) -> dict[str, Any]:
-        """Return the options. Raises: BadRequestError: nobody says that a mirror copies everything."""
+        """Return the options. Raises: BadRequestError: nobody says that a mirror copies everything, or which one."""
+        if any((disk.disk is None) == (disk.job is None) for disk in self.disks):
+            raise BadRequestError("name each block job by its disk or by its id: one of the two")
         if self.sync is None and any(disk.image for disk in self.disks):
             raise BadRequestError(
                 "say with which sync the mirror was started, full or top: QEMU does not tell, and one with sync=none "

@@ -16,8 +16,8 @@ PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
 def document() -> bytes:
     """Return the document as JSON."""
-    bodies = [route.body for route in ROUTES if route.body is not None]
-    _, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    shapes = [shape for route in ROUTES for shape in (route.body, route.answer) if shape is not None]
+    _, components = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")
     components["Problem"] = {
         "type": "object",
         "description": "RFC 9457 problem; further members carry the facts.",
@@ -47,7 +47,8 @@ def document() -> bytes:
 def _operation(route: Route) -> dict[str, Any]:
     success: dict[str, Any] = {"description": route.summary}
     if route.status != 204:
-        success["content"] = {"application/json": {}}
+        shape = {} if route.answer is None else {"schema": {"$ref": f"#/components/schemas/{route.answer.__name__}"}}
+        success["content"] = {"application/json": shape}
         if route.path == "/v1/events":
             success["content"]["text/event-stream"] = {}
     errors = {

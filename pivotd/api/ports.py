@@ -10,6 +10,21 @@ from pivotd.core.words import CopyOptions, Kind, Pivot, Record, Requester, Targe
 
 
 @dataclass(frozen=True, slots=True)
+class JobView:
+    """One block job that somebody else started. ``type`` and ``status`` are QEMU's words."""
+
+    id: str
+    type: str
+    status: str
+    disk: str | None
+    """The disk on whose image it works, None for none."""
+    adoptable: bool
+    """Whether `pivot adopt` can take it."""
+    reason: str | None = None
+    """Why it cannot."""
+
+
+@dataclass(frozen=True, slots=True)
 class DomainView:
     """One domain as pivotd sees it now.
 
@@ -28,6 +43,8 @@ class DomainView:
     pid: int | None = None
     uptime_s: float | None = None
     open_pivots: tuple[str, ...] = ()
+    jobs: tuple[JobView, ...] | None = None
+    """Block jobs that somebody else started; None in a list of domains, and where QEMU does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +112,7 @@ class Service(Protocol):
         ...
 
     async def domain(self, name: str) -> DomainView:
-        """Return one domain. Raises: NotFoundError."""
+        """Return one domain with the block jobs that somebody else started. Raises: NotFoundError."""
         ...
 
     async def add_domain(self, name: str, qmp: str, who: Requester) -> DomainView:

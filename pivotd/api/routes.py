@@ -11,6 +11,7 @@ from starlette.responses import Response
 from pivotd.api import handlers as h
 from pivotd.api.access import AccessClass
 from pivotd.api.models import AdoptBody, BandwidthBody, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
+from pivotd.api.ports import DomainView
 
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
 Handler = Callable[[h.Call, Request], Awaitable[Response]]
@@ -18,7 +19,10 @@ Handler = Callable[[h.Call, Request], Awaitable[Response]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One line of the table. ``body``: the model of the request, None for none. ``status``: of success."""
+    """One line of the table. ``body``: the model of the request, None for none. ``status``: of success.
+
+    ``answer``: the shape of the answer, where the document has it.
+    """
 
     method: str
     path: str
@@ -28,6 +32,7 @@ class Route:
     body: type | None = None
     status: int = 200
     query: tuple[str, ...] = ()
+    answer: type | None = None
 
 
 ROUTES: tuple[Route, ...] = (
@@ -35,7 +40,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/openapi.json", READER, h.openapi, "This document"),
     Route("GET", "/v1/domains", READER, h.domains, "All domains"),
     Route("POST", "/v1/domains", OPERATOR, h.add_domain, "Add a domain", DomainBody, 201),
-    Route("GET", "/v1/domains/{domain}", READER, h.domain, "One domain"),
+    Route("GET", "/v1/domains/{domain}", READER, h.domain, "One domain, with others' block jobs", answer=DomainView),
     Route("DELETE", "/v1/domains/{domain}", OPERATOR, h.remove_domain, "Forget a domain", status=204),
     Route("GET", "/v1/domains/{domain}/disks", READER, h.disks, "The disks of a domain"),
     Route("POST", "/v1/domains/{domain}/copy", OPERATOR, h.copy, "Copy disks and switch them as one", CopyBody, 202),

@@ -15,12 +15,14 @@ from pivotd.cli.values import Name, absolute
 EXAMPLES = (
     "pivotctl pivot adopt web1 disk0=/new/web1.qcow2 --sync full",
     "pivotctl pivot adopt web1 disk0 --no-pivot",
+    "pivotctl pivot adopt web1 --job mirror0=/new/web1.qcow2 --sync full",
 )
 
 
 @click.command("adopt", cls=ExampleCommand, examples=EXAMPLES, short_help="Take over somebody's block jobs.")
 @click.argument("domain", metavar="DOMAIN", type=Name())
-@click.argument("targets", metavar="DISK[=IMAGE]...", nargs=-1, required=True)
+@click.argument("targets", metavar="[DISK[=IMAGE]]...", nargs=-1)
+@click.option("--job", "jobs", metavar="JOB[=IMAGE]", multiple=True, help="By the id of the job; may be repeated.")
 @click.option("--format", "image_format", metavar="FORMAT", help="Format of the images.  [default: the source's]")
 @click.option("--sync", type=click.Choice(("full", "top")), help="With which sync the mirrors were started.")
 @starting.pausing
@@ -28,23 +30,28 @@ EXAMPLES = (
 @starting.holding
 @starting.common
 @pass_app
-def adopt(app: App, /, domain: str, targets: tuple[str, ...], **options: Any) -> None:
+def adopt(app: App, /, domain: str, targets: tuple[str, ...], jobs: tuple[str, ...], **options: Any) -> None:
     """Make one pivot of the block jobs that somebody else has started on each DISK of DOMAIN.
+
+    `pivotctl domain show DOMAIN` lists them; a job can be named by its id too.
 
     A mirror needs the IMAGE that it writes and its --sync: QEMU shows neither. A commit of the active layer needs
     neither. The jobs must have been started with auto-finalize=false and auto-dismiss=false.
 
     From then on it is a pivot like any other: `pivot cancel` cancels the jobs.
     """
-    named = [target.partition("=") for target in targets]
-    starting.check_twice("disk", [disk for disk, _, _ in named], "pivot adopt")
+    named = [(what, *text.partition("=")) for what, texts in (("disk", targets), ("job", jobs)) for text in texts]
+    if not named:
+        raise UsageError("name a DISK or a --job to adopt; see `pivotctl domain show` and `pivot adopt --help`")
+    for kind in ("disk", "job"):
+        starting.check_twice(kind, [name for what, name, _, _ in named if what == kind], "pivot adopt")
     image_format = options.pop("image_format")
-    if options["sync"] is None and any(image for _, _, image in named):
+    if options["sync"] is None and any(image for *_, image in named):
         raise UsageError("--sync is missing: say with which sync the mirror was started; see `pivot adopt --help`")
     disks = [
-        {"disk": disk}
+        {what: name}
         | ({"image": absolute(image)} if image else {})
         | ({"format": image_format} if image and image_format else {})
-        for disk, _, image in named
+        for what, name, _, image in named
     ]
     starting.start(app, "adopt", domain, disks, options)

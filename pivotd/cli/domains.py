@@ -49,7 +49,10 @@ def ls(app: App) -> None:
 @click.argument("name", metavar="DOMAIN", type=Name())
 @pass_app
 def show(app: App, name: str) -> None:
-    """Show everything about one domain."""
+    """Show everything about one domain, also the block jobs that somebody else started.
+
+    Those that `pivotctl pivot adopt` can take are marked, the others tell why it cannot.
+    """
     found = app.client.domain(name)
     if not render.answer(app, found):
         _card(found)
@@ -96,5 +99,12 @@ def _card(found: dict[str, Any]) -> None:
             ("QMP socket", found.get("qmp")),
             ("known from", found.get("origin")),
             ("open pivots", list(found.get("open_pivots") or ())),
+            ("others' jobs", [_job(job) for job in found.get("jobs") or ()]),
         ),
     )
+
+
+def _job(job: dict[str, Any]) -> str:
+    where = f" of {job['disk']}" if job.get("disk") else ""
+    adopting = "can be adopted" if job.get("adoptable") else f"cannot be adopted: {job.get('reason')}"
+    return f"{job['id']}: {job['type']}{where}, {job['status']}; {adopting}"

@@ -19,7 +19,7 @@ SECTIONS = (
         "Look",
         (
             ("verdict [DOMAIN [DISK]]", "which image holds the data, and why"),
-            ("domain ls | domain show DOMAIN", "connection, run state, open pivots"),
+            ("domain ls | domain show DOMAIN", "connection, run state, open pivots, jobs"),
             ("disk ls DOMAIN", "image, backing chain, job, journal"),
             ("pivot ls | pivot show ID", "pivots; every record of one"),
             ("events", "the durable event log"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pivotd.cli import render
+from pivotd.cli import progress, render
 from pivotd.cli.app import App, pass_app
 from pivotd.cli.errors import CtlError
 from pivotd.cli.values import Bandwidth, Name
@@ -54,10 +54,15 @@ def ls(app: App, domain: str | None, open_only: bool) -> None:
 @click.argument("pivot_id", metavar="ID", type=Name())
 @pass_app
 def show(app: App, pivot_id: str) -> None:
-    """Show one pivot with every record: when it was made, and what was seen."""
+    """Show one pivot with every record: when it was made, and what was seen.
+
+    While it copies also how far it is, what the guest writes and what the destination takes.
+    """
     found = app.reads.pivot(pivot_id)
     if render.answer(app, found):
         return
+    copying = app.offline is None and found["phase"] in {"copying", "ready"}
+    now = (app.client.progress(found["id"]) if copying else None) or {}
     who = found["requested_by"]
     tries = [f"{render.pause(p['pause_ms'])}, {p['ended']}" for p in found.get("pauses") or ()]
     render.card(
@@ -68,6 +73,9 @@ def show(app: App, pivot_id: str) -> None:
             ("phase", found["phase"] + _waits_for(found)),
             ("outcome", found["outcome"]),
             ("error", found["error"]),
+            ("copied", progress.copied(now)),
+            ("rates", progress.rates(now)),
+            ("waits for", now.get("detail")),
             *((f"disk {disk['disk']}", _sides(disk)) for disk in found["disks"]),
             ("stale", [image for disk in found["disks"] for image in disk.get("stale") or ()]),
             ("undo until", found.get("undo_until")),

@@ -102,14 +102,25 @@ class Lines(Silent):
 
 def describe(pivot: JsonObject, progress: JsonObject | None) -> str:
     """Return phase, bytes and what is waited for, in one line."""
-    parts = [str(pivot["phase"])]
-    if progress and progress.get("copied_bytes") is not None and progress.get("total_bytes"):
-        copied, total = progress["copied_bytes"], progress["total_bytes"]
-        parts.append(f"{render.size(copied)} of {render.size(total)} ({100 * copied // total} %)")
-    if progress and progress.get("dirty_bytes_per_s"):
-        parts.append(f"the guest writes {render.size(progress['dirty_bytes_per_s'])}/s")
-    if progress and progress.get("expected_pause_ms") is not None:
-        parts.append(f"expected pause {render.pause(progress['expected_pause_ms'])}")
-    if progress and progress.get("detail"):
-        parts.append(str(progress["detail"]))
-    return render.one_line(", ".join(parts))
+    known = progress or {}
+    parts = [pivot["phase"], copied(known), *rates(known), known.get("detail")]
+    return render.one_line(", ".join(str(part) for part in parts if part))
+
+
+def copied(progress: JsonObject) -> str | None:
+    """Return how much is copied, None where that is not known."""
+    done, total = progress.get("copied_bytes"), progress.get("total_bytes")
+    if done is None or not total:
+        return None
+    return f"{render.size(done)} of {render.size(total)} ({100 * done // total} %)"
+
+
+def rates(progress: JsonObject) -> list[str]:
+    """Return what was measured: how fast the guest writes, how fast that is copied, what a pause would cost."""
+    written, taken = progress.get("dirty_bytes_per_s"), progress.get("copy_bytes_per_s")
+    pause_ms = progress.get("expected_pause_ms")
+    return [
+        *([] if written is None else [f"the guest writes {render.size(written)}/s"]),
+        *([] if taken is None else [f"the destination takes {render.size(taken)}/s"]),
+        *([] if pause_ms is None else [f"expected pause {render.pause(pause_ms)}"]),
+    ]

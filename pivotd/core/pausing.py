@@ -75,7 +75,9 @@ def _merging(pivot: Pivot, seen: Observation) -> Action:
     """
     left = [disk for disk in pivot.disks if disk.disk not in seen.merged]
     if not left or any(root(seen, disk) is not Root.SOURCE for disk in left):
-        return by_chains(pivot, seen, "every chain is as it was asked for" if not left else "a disk was unplugged")
+        reason = "every chain is as it was asked for" if not left else "a disk was unplugged"
+        lacking = None if left or seen.carried is None else wrong(pivot, seen.carried, seen.bitmaps)
+        return by_chains(pivot, seen, reason if lacking is None else f"{reason}; {lacking}")
     ended = next((disk for disk in left if seen.job(disk.job).status in STATUS_ENDED), None)
     if ended is not None:
         error = seen.job(ended.job).error or "its job was cancelled by somebody else"
@@ -88,7 +90,8 @@ def _merging(pivot: Pivot, seen: Observation) -> Action:
         return Stop()
     if seen.executing:
         return retreat(pivot, "the guest was resumed by somebody else before the merge")
-    return Finalize(tuple(disk.job for disk in left))
+    carry = _carry(pivot, seen) if len(left) == len(pivot.disks) else None  # all were, before the first was merged
+    return carry or Finalize(tuple(disk.job for disk in left))
 
 
 def _executing(pivot: Pivot, seen: Observation, roots: set[Root]) -> Action:
@@ -144,11 +147,13 @@ def _carry(pivot: Pivot, seen: Observation) -> Action | None:
 
 
 def _before_snapshot(pivot: Pivot, seen: Observation) -> Action:
+    if seen.rolled_back is not None:
+        return Abandon(f"the snapshot was taken back: {seen.rolled_back}")
     if seen.cancel_requested or seen.lost is not None:
         return Abandon(seen.lost or "cancelled")
     if seen.deadline_passed:
         return retreat(pivot, f"max_pause of {pivot.options.max_pause_ms} ms passed before the snapshot")
-    return Snapshot()
+    return _carry(pivot, seen) or Snapshot()
 
 
 def _some_destination(pivot: Pivot, seen: Observation) -> Action:
@@ -178,7 +183,8 @@ def _some_destination(pivot: Pivot, seen: Observation) -> Action:
 def _all_destination(pivot: Pivot, seen: Observation) -> Action:
     """The guest is still, every disk has moved: record it; a mirror back has to start before the guest runs on."""
     reason = "every disk has its destination as root"
-    lacking = wrong(seen.carried, seen.bitmaps) if seen.carried is not None and not pivot.options.force else None
+    read_back = seen.carried if not pivot.options.force else None
+    lacking = None if read_back is None else wrong(pivot, read_back, seen.bitmaps)
     if lacking is not None and not seen.rollback_failed:
         return RollBack(tuple(disk.disk for disk in pivot.disks), lacking)
     if lacking is not None:

@@ -30,6 +30,7 @@ def pivot_to_json(pivot: Pivot, records: Iterable[Record] | None = None) -> Json
                 "destination_format": disk.destination.format,
                 "top": None if disk.top is None else disk.top.filename,
                 "base": None if disk.base is None else disk.base.filename,
+                "between": list(disk.between),
                 "size_bytes": disk.size_bytes,
                 "job": disk.job,
                 "outcome": disk.outcome,

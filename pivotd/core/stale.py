@@ -19,7 +19,7 @@ def stale(pivot: Pivot, disk: PivotDisk) -> list[str]:
         case Kind.COPY | Kind.SNAPSHOT, Outcome.KEPT if not pivot.window_open and _ours(pivot, disk):
             return [disk.destination.filename]
         case Kind.COMMIT, Outcome.SWITCHED | Outcome.MERGED if disk.top is not None:
-            return [disk.top.filename]
+            return [disk.top.filename, *disk.between]
     return []
 
 

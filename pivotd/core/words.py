@@ -131,6 +131,8 @@ class PivotDisk:
     """The uppermost layer that goes out of the chain, where layers are merged."""
     base: Image | None = None
     """The layer that the chain goes on with below those; None: there is none."""
+    between: tuple[str, ...] = ()
+    """File names of the layers below ``top`` and above ``base``, which go out of the chain with it, nearest first."""
     backing_file: str | None = None
     """What the image above the merged layers is to name as its backing file, where QEMU would not find it itself."""
     cache_direct: bool = False
@@ -202,6 +204,7 @@ class Target:
     """What is wanted of one disk. ``image`` is where it moves to, ``top`` and ``base`` layers of its chain.
 
     ``format`` None: that of the source. ``top`` None: the active layer. ``base`` None: as far down as it goes.
+    ``job``: the disk is the one on which this block job works, and ``disk`` is empty.
     """
 
     disk: str
@@ -209,6 +212,7 @@ class Target:
     format: str | None = None
     top: str | None = None
     base: str | None = None
+    job: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

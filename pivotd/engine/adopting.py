@@ -9,11 +9,12 @@ from pivotd import files, limits
 from pivotd.core.words import Image, Kind, PivotDisk, Target
 from pivotd.engine.scene import WORKING, Scene
 from pivotd.errors import BadRequestError, ConflictError, NotFoundError
-from pivotd.qmp.replies import BlockJob, DiskSeen
+from pivotd.qmp.replies import BlockJob, DiskSeen, Graph
 
 FORMATS = {"qcow2", "raw", *WORKING}
 """A root that is a filter could stay while what is below it is replaced: then no node tells what happened."""
 RUNNING = {"running", "paused", "ready", "standby"}
+NO_DISK = "it does not work on the image of a disk"
 KINDS = {"mirror": Kind.COPY, "commit": Kind.COMMIT}
 
 
@@ -27,24 +28,44 @@ def plan_adopt(
     names = [name for name in scene.graph.jobs.get(seen.node, ()) if name in jobs]
     if not names:
         raise NotFoundError(f"no block job works on {seen.disk}: there is nothing to adopt", disk=seen.disk)
-    name, job = names[0], jobs[names[0]]
-    node = scene.graph.targets.get(name)
-    if (why := _obstacle(name, job, node, seen)) is not None:
+    name = target.job or names[0]
+    job, node = jobs[name], scene.graph.targets.get(name)
+    if (why := obstacle(name, job, node, seen)) is not None:
         raise ConflictError(f"job {name} of {seen.disk} cannot be adopted: {why}", disk=seen.disk, job=name)
     assert node is not None
     disk = replace(scene.disk(index, seen), job=name)
     if KINDS[job.kind] is Kind.COPY:
-        return Kind.COPY, replace(disk, destination=_destination(scene, target, seen, node))
+        destination = _destination(scene, target, seen, node)
+        scene.refuse_to_lose(seen.bitmaps, destination.format, seen.disk)
+        return Kind.COPY, replace(disk, destination=destination)
     if target.image:
         raise BadRequestError(f"job {name} commits into a layer of {seen.disk}: name the disk alone", disk=seen.disk)
     chain = scene.chain(seen)
     base = next((image for image in chain[1:] if image.node == node), None)
     if base is None:
         raise ConflictError(f"job {name} of {seen.disk} commits into a node that is not in its chain", job=name)
-    return Kind.COMMIT, replace(disk, destination=base, top=chain[0], base=base)
+    scene.refuse_to_lose(seen.bitmaps, base.format, seen.disk)
+    between = tuple(image.filename for image in chain[1 : chain.index(base)])
+    return Kind.COMMIT, replace(disk, destination=base, top=chain[0], base=base, between=between)
 
 
-def _obstacle(name: str, job: BlockJob, node: str | None, seen: DiskSeen) -> str | None:
+def disk_of(job: str, disks: Mapping[str, DiskSeen], graph: Graph) -> DiskSeen | None:
+    """Return the disk on whose image a block job works, None for a job that works on no disk's."""
+    return next((seen for seen in disks.values() if job in graph.jobs.get(seen.node, ())), None)
+
+
+def find_by_job(scene: Scene, job: str, jobs: Mapping[str, BlockJob]) -> DiskSeen:
+    """Return the disk on which a block job works. Raises: NotFoundError, ConflictError."""
+    if job not in jobs:
+        known = ", ".join(sorted(jobs)) or "none"
+        raise NotFoundError(f"{scene.domain} has no block job {job}; its block jobs are: {known}", job=job)
+    seen = disk_of(job, scene.disks, scene.graph)
+    if seen is None:
+        raise ConflictError(f"job {job} cannot be adopted: {NO_DISK}", job=job)
+    return seen
+
+
+def obstacle(name: str, job: BlockJob, node: str | None, seen: DiskSeen) -> str | None:
     """Return why the protocol cannot be kept with this job, None if it can."""
     if job.kind not in KINDS:
         return f"it is a {job.kind} job, which switches nothing"

@@ -21,13 +21,7 @@ def plan_copy(scene: Scene, index: int, target: Target, seen: DiskSeen) -> Pivot
     wanted = target.format or disk.source.format
     if wanted not in FORMATS:
         raise BadRequestError(f"format {wanted}: pivotd creates {' and '.join(FORMATS)}; name one with --format")
-    kept = [bitmap.name for bitmap in seen.bitmaps if bitmap.persistent]
-    if kept and wanted != "qcow2" and not scene.options.force:
-        raise BadRequestError(
-            f"{wanted} cannot hold the dirty bitmaps of {seen.disk} ({', '.join(kept)}), and backups go on from them: "
-            "choose qcow2, or --force to leave them behind",
-            disk=seen.disk,
-        )
+    scene.refuse_to_lose(seen.bitmaps, wanted, seen.disk)
     if scene.options.sync is Sync.TOP:
         disk = _shallow(scene, seen, disk, target.image, wanted)
     elif scene.options.copy_mode is CopyMode.WRITE_BLOCKING and scene.options.discard is Discard.UNMAP:

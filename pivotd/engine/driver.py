@@ -127,18 +127,21 @@ class Driver(Recording):
             await self._record(self.pivot, "not-our-pause", {"run_state": self._memory.not_ours}, owes_resume=False)
             self._memory.not_ours = None
         if self._asked_bandwidth is not None and self._may_set_bandwidth and not self._in_window:
-            bytes_per_s, who = self._asked_bandwidth
+            asked = bytes_per_s, who = self._asked_bandwidth
             options = replace(self.pivot.options, bandwidth_bytes_per_s=bytes_per_s, bandwidth_due=True)
             facts = {"bandwidth_bytes_per_s": bytes_per_s, "uid": who.uid}
-            self._asked_bandwidth = None
-            await self._record(self.pivot, "bandwidth-requested", facts, options=options)
+            try:
+                await self._record(self.pivot, "bandwidth-requested", facts, options=options)
+            finally:  # not before: whoever has asked would take another record for this one
+                if self._asked_bandwidth is asked:
+                    self._asked_bandwidth = None
         seen = await self._look()
         if self.pivot.phase in {Phase.COPYING, Phase.READY}:
             await self._note_went_on(seen)
         while True:
             over = undo.window_left_s(self.pivot, self._clock.utc_now()) <= 0
-            seen = replace(seen, window_over=over)
-            action = decide(self.pivot, self._memory.add_to(seen, self._clock.monotonic()))
+            seen = self._memory.add_to(replace(seen, window_over=over), self._clock.monotonic())
+            action = decide(self.pivot, seen)
             known = await self._perform(action, seen)
             if known is None or self._done():
                 return

@@ -27,11 +27,13 @@ def plan_commit(scene: Scene, index: int, target: Target, seen: DiskSeen) -> Piv
     for image in chain[top + 1 : base + 1]:
         _refuse_shared(scene, image, seen.disk)
     inner = top > 0
+    scene.refuse_to_lose(seen.layers[top].bitmaps if inner else seen.bitmaps, chain[base].format, seen.disk)
     return replace(
         scene.disk(index, seen),
         destination=chain[0] if inner else chain[base],
         top=chain[top],
         base=chain[base],
+        between=_names(chain[top + 1 : base]),
         backing_file=_backing_file(seen, chain, top - 1, base) if inner else None,
     )
 
@@ -51,6 +53,7 @@ def plan_pull(scene: Scene, index: int, target: Target, seen: DiskSeen) -> Pivot
         scene.disk(index, seen),
         top=chain[1],
         base=None if base is None else chain[base],
+        between=_names(chain[2:base]),
         backing_file=None if base is None else _backing_file(seen, chain, 0, base),
     )
 
@@ -60,6 +63,10 @@ def _chain(scene: Scene, seen: DiskSeen) -> list[Image]:
     if len(chain) == 1:
         raise BadRequestError(f"{seen.disk} has no backing chain: {chain[0].filename} stands alone", disk=seen.disk)
     return chain
+
+
+def _names(images: list[Image]) -> tuple[str, ...]:
+    return tuple(image.filename for image in images)
 
 
 def _find(scene: Scene, chain: list[Image], name: str, seen: DiskSeen) -> int:

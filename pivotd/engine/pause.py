@@ -124,6 +124,8 @@ class Pause(Ledger):
                 return await self._keep_synced(session, seen)
             case actions.Snapshot():
                 roots, run_state = await session.snapshot(self.pivot)
+                if self._memory.carried is not None:
+                    return None  # what came along is read back by the look
                 return self._moved(session, replace(seen, roots=roots), run_state)
             case actions.RollBack(disks, reason):
                 self._memory.rolled_back = reason

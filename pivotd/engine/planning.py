@@ -9,7 +9,7 @@ from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.observation import PAUSABLE
 from pivotd.core.words import CopyOptions, Identity, Kind, Phase, Pivot, PivotDisk, Requester, Target
-from pivotd.engine.adopting import plan_adopt
+from pivotd.engine.adopting import find_by_job, plan_adopt
 from pivotd.engine.destinations import plan_copy, plan_snapshot
 from pivotd.engine.layers import plan_commit, plan_pull
 from pivotd.engine.scene import Scene
@@ -109,7 +109,7 @@ def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[Pi
                 disk=seen.disk,
                 job=jobs[0],
             )
-        _check_source(seen, force=wish.force)
+        check_source(seen, force=wish.force)
         planned.append(PLANS[wish.kind](scene, index, target, seen))
     if any(disk.switches != planned[0].switches for disk in planned):
         raise BadRequestError("some disks would be switched and others not: commit them as two requests")
@@ -120,11 +120,14 @@ def _plan_adopted(
     wish: Wish, scene: Scene, busy: Mapping[str, Pivot], jobs: Mapping[str, BlockJob]
 ) -> tuple[Kind, tuple[PivotDisk, ...]]:
     """Return what kind of pivot the jobs of somebody else make, and its disks; looks at files, so it may block."""
-    kinds, planned = set(), []
+    kinds: set[Kind] = set()
+    planned: list[PivotDisk] = []
     for index, target in enumerate(wish.targets):
-        seen = scene.find(target.disk)
+        seen = scene.find(target.disk) if target.job is None else find_by_job(scene, target.job, jobs)
         _refuse_busy(wish, seen, busy)
-        _check_source(seen, force=wish.force)
+        if any(disk.disk == seen.disk for disk in planned):
+            raise BadRequestError(f"disk {seen.disk} is named twice: name each once", disk=seen.disk)
+        check_source(seen, force=wish.force)
         kind, disk = plan_adopt(scene, index, target, seen, jobs)
         kinds.add(kind)
         planned.append(disk)
@@ -144,7 +147,8 @@ def _refuse_busy(wish: Wish, seen: DiskSeen, busy: Mapping[str, Pivot]) -> None:
         )
 
 
-def _check_source(seen: DiskSeen, *, force: bool) -> None:
+def check_source(seen: DiskSeen, *, force: bool) -> None:
+    """Raises: BadRequestError: a disk as it is now cannot be moved."""
     if seen.read_only:
         raise BadRequestError(f"{seen.disk} is read-only: there is nothing that a guest could write", disk=seen.disk)
     if seen.cache_no_flush and not force:

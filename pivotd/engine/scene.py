@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from pivotd import files
 from pivotd.core import names
+from pivotd.core.bitmaps import Bitmap
 from pivotd.core.words import CopyOptions, Image, PivotDisk
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from pivotd.qmp.replies import DiskSeen, Graph
@@ -86,6 +88,16 @@ class Scene:
             raise BadRequestError(f"{image.filename} cannot take {disk}: it is {role}", disk=disk)
         if self.is_taken(image):
             raise DiskBusyError(f"{image.filename} is the destination of another open pivot", disk=disk)
+
+    def refuse_to_lose(self, bitmaps: Collection[Bitmap], image_format: str, disk: str) -> None:
+        """Raises: BadRequestError: an image of this format cannot take these bitmaps of the disk."""
+        kept = [bitmap.name for bitmap in bitmaps if bitmap.persistent]
+        if kept and image_format != "qcow2" and not self.force:
+            raise BadRequestError(
+                f"{image_format} cannot hold the dirty bitmaps of {disk} ({', '.join(kept)}), and backups go on from "
+                "them: choose qcow2, or --force to leave them behind",
+                disk=disk,
+            )
 
     def is_taken(self, image: Image) -> bool:
         """Return whether an open pivot writes to this image, by whatever name."""

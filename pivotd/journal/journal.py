@@ -188,7 +188,7 @@ class Journal:
     def _start_up(self, function: Callable[[sqlite3.Connection], T]) -> T:
         try:
             return self._writer.call(function).result()
-        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+        except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
             raise on_read(error, self.path) from error
 
     def _announce(self, records: list[Record]) -> None:

@@ -140,7 +140,7 @@ class Reader:
                         self._connection.execute("ROLLBACK")
             except JournalError:
                 raise
-            except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
                 raise on_read(error, self.path) from error
 
 

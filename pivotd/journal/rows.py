@@ -61,6 +61,11 @@ def _text(value: CopyOptions | Identity) -> str:
     return to_json(asdict(value))
 
 
+@lru_cache(maxsize=256)
+def _names(filenames: tuple[str, ...]) -> str:
+    return json.dumps(filenames, separators=(",", ":"))
+
+
 def pivot_row(pivot: Pivot) -> dict[str, Any]:
     """Return the columns of table ``pivot``."""
     return {
@@ -106,6 +111,7 @@ def disk_row(pivot: str, disk: PivotDisk) -> dict[str, Any]:
         "job": disk.job,
         **_layer("top", disk.top),
         **_layer("base", disk.base),
+        "between_filenames": _names(disk.between),
         "backing_file": disk.backing_file,
         "cache_direct": int(disk.cache_direct),
         "outcome": None if disk.outcome is None else disk.outcome.value,
@@ -227,6 +233,7 @@ def _disk(row: Row) -> PivotDisk:
         job=row["job"],
         top=_image(row, "top") if row["top_node"] is not None else None,
         base=_image(row, "base") if row["base_node"] is not None else None,
+        between=tuple(map(str, _from_json(row["between_filenames"]))),
         backing_file=row["backing_file"],
         cache_direct=bool(row["cache_direct"]),
         outcome=None if row["outcome"] is None else Outcome(row["outcome"]),

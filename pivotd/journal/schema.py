@@ -22,7 +22,7 @@ from pivotd.journal import aside
 from pivotd.journal.failures import on_read
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The number of the last step in migrations/migrations.py."""
 APPLICATION_ID = 0x70767464
 FILE_NAME = "journal.db"
@@ -205,7 +205,7 @@ def _inspect(path: Path, flags: str, name: Path) -> int:
                 connection.execute("SELECT name, qmp_path FROM domain").fetchall()
                 connection.execute("SELECT * FROM record ORDER BY seq DESC LIMIT 1").fetchone()
             return version
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise on_read(error, name) from error
 
 

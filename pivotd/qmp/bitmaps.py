@@ -1,12 +1,13 @@
-"""Dirty bitmaps are merged into bitmaps of the same names on the destinations, while nothing is written to either."""
+"""Dirty bitmaps are merged into those of the same names on the images that take them; nothing writes to these then."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pivotd import limits
-from pivotd.core.bitmaps import Bitmap, Bitmaps, owed
-from pivotd.core.words import Pivot, PivotDisk
+from pivotd.core.bitmaps import Bitmap, Bitmaps, ends, owed
+from pivotd.core.words import Kind, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError
 from pivotd.qmp import replies
 from pivotd.qmp.client import Command
@@ -18,13 +19,19 @@ EXISTS = "Bitmap already exists"
 async def carry(monitor: Monitor, pivot: Pivot) -> Bitmaps:
     """Give the destinations the bitmaps of the sources, which are still the roots, and return these.
 
-    Doing it twice is doing it once. Raises: QmpRefusedError: not all could be carried.
+    Of a commit: the base those of the uppermost committed layer, with what the bitmaps of the same names of the layers
+    between them mark. Doing it twice is doing it once. Raises: QmpRefusedError: not all could be carried.
     """
-    block = await monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
-    found = owed(pivot, replies.bitmaps(block, pivot))
-    pairs = [(disk, bitmap) for disk in pivot.disks for bitmap in found.get(disk.disk, ())]
-    adds = [_add(disk, bitmap) for disk, bitmap in pairs]
-    actions = [action for disk, bitmap in pairs for action in _merge(disk, bitmap)]
+    queries = [command("query-block"), command("x-debug-query-block-graph")]
+    block, shown = await monitor.burst(queries, limits.QUERY_TIMEOUT_S)
+    graph = replies.graph(shown)
+    found = owed(pivot, replies.bitmaps(block, graph, pivot))
+    adds, actions = [], []
+    for disk in pivot.disks:
+        below = replies.between(block, graph, disk) if pivot.kind is Kind.COMMIT else {}
+        for bitmap in found.get(disk.disk, ()):
+            adds.append(_add(disk, bitmap))
+            actions += _merge(disk, bitmap, (node for node, names in below.items() if bitmap.name in names))
     *added, done = await monitor.burst([*adds, command("transaction", actions=actions)], limits.COMMAND_TIMEOUT_S)
     if isinstance(done, QmpRefusedError):
         refused = [reply for reply in added if isinstance(reply, QmpRefusedError)]
@@ -35,7 +42,7 @@ async def carry(monitor: Monitor, pivot: Pivot) -> Bitmaps:
 def _add(disk: PivotDisk, bitmap: Bitmap) -> Command:
     return command(
         "block-dirty-bitmap-add",
-        node=disk.destination.node,
+        node=ends(disk)[1].node,
         name=bitmap.name,
         granularity=bitmap.granularity_bytes,
         persistent=bitmap.persistent,
@@ -43,15 +50,16 @@ def _add(disk: PivotDisk, bitmap: Bitmap) -> Command:
     )
 
 
-def _merge(disk: PivotDisk, bitmap: Bitmap) -> list[dict[str, Any]]:
+def _merge(disk: PivotDisk, bitmap: Bitmap, below: Iterable[str]) -> list[dict[str, Any]]:
     """A transaction: no bitmap records before it holds everything."""
-    target = {"node": disk.destination.node, "name": bitmap.name}
-    source = {"node": disk.source.node, "name": bitmap.name}
+    source, destination = ends(disk)
+    target = {"node": destination.node, "name": bitmap.name}
+    sources = [{"node": node, "name": bitmap.name} for node in (source.node, *below)]
     turn = "enable" if bitmap.recording else "disable"
     return [
         {
             "type": "block-dirty-bitmap-merge",
-            "data": {"node": disk.destination.node, "target": bitmap.name, "bitmaps": [source]},
+            "data": {"node": destination.node, "target": bitmap.name, "bitmaps": sources},
         },
         {"type": f"block-dirty-bitmap-{turn}", "data": target},
     ]

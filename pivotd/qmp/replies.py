@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pivotd.core import names
 from pivotd.core.bitmaps import Bitmap
 from pivotd.core.observation import STATUS_ENDED, JobSeen, Root
-from pivotd.core.words import Limits, Pivot
+from pivotd.core.words import Limits, Pivot, PivotDisk
 from pivotd.errors import QmpUnknownError
 
 T = TypeVar("T")
@@ -53,6 +53,8 @@ class Layer:
     format: str
     size_bytes: int
     backing_file: str | None = None
+    bitmaps: tuple[Bitmap, ...] = ()
+    """Those that its file names: all that a layer below the active one can have. How much they mark is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +127,29 @@ def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
     for _ in range(BACKING_DEPTH_MAX):
         written = _of(str, image["backing-filename"]) if "backing-filename" in image else None
         size_bytes = _of(int, image["virtual-size"])
-        yield Layer(_of(str, image["filename"]), _of(str, image["format"]), size_bytes, written)
+        bitmaps = _stored_bitmaps(image)
+        yield Layer(_of(str, image["filename"]), _of(str, image["format"]), size_bytes, written, bitmaps)
         if "backing-image" not in image:
             return
         image = _of(dict, image["backing-image"])
+
+
+def _stored_bitmaps(image: Mapping[str, Any]) -> tuple[Bitmap, ...]:
+    """Return the bitmaps that a qcow2 file names; one that is in use is of memory, or of a QEMU that has crashed."""
+    shown = _of(dict, image["format-specific"]) if "format-specific" in image else {}
+    if shown.get("type") != "qcow2":
+        return ()
+    return tuple(
+        Bitmap(
+            name=_of(str, bitmap["name"]),
+            granularity_bytes=_of(int, bitmap["granularity"]),
+            persistent=True,
+            recording="auto" in _of(list, bitmap["flags"]),
+            dirty_bytes=0,
+        )
+        for bitmap in _of(list, shown["data"].get("bitmaps", []))
+        if "in-use" not in bitmap["flags"]
+    )
 
 
 @_answer_to("query-block")
@@ -142,15 +163,43 @@ def detect_zeroes(query_block: Any, disk: str) -> str:
 
 
 @_answer_to("query-block")
-def bitmaps(query_block: Any, pivot: Pivot) -> dict[str, tuple[Bitmap, ...]]:
-    """Return the dirty bitmaps of each disk of the pivot that has any."""
-    wanted = {disk.disk for disk in pivot.disks}
+def bitmaps(query_block: Any, graph: Graph, pivot: Pivot) -> dict[str, tuple[Bitmap, ...]]:
+    """Return the dirty bitmaps of each disk of the pivot that has any: those of its present root.
+
+    Where inner layers are committed, those of the uppermost of them, and of the base once they are.
+    """
+    wanted = {disk.disk: disk for disk in pivot.disks}
     found = {}
     for entry in _of(list, query_block):
         inserted = _inserted(entry)
-        if inserted is not None and (disk := disk_name(entry)) in wanted and (bitmaps := _bitmaps(inserted)):
-            found[disk] = bitmaps
+        if inserted is None or (disk := wanted.get(disk_name(entry))) is None:
+            continue
+        if disk.switches or disk.top is None or disk.base is None:
+            bitmaps = _bitmaps(inserted)
+        else:
+            node = disk.top.node if disk.top.node in graph.chain(disk.source.node) else disk.base.node
+            layers = list(_layers(inserted["image"]))
+            bitmaps = _layer(layers, graph, node).bitmaps if len(graph.chain(node)) <= len(layers) else ()
+        if bitmaps:
+            found[disk.disk] = bitmaps
     return found
+
+
+def _layer(layers: list[Layer], graph: Graph, node: str) -> Layer:
+    """Return the image of a node in a chain. Jobs put filters above a node of theirs, so it is counted from below."""
+    return layers[-len(graph.chain(node))]
+
+
+@_answer_to("query-block")
+def between(query_block: Any, graph: Graph, disk: PivotDisk) -> dict[str, frozenset[str]]:
+    """Return, by node, the names of the bitmaps of the layers that are committed together with the uppermost one."""
+    if disk.top is None or disk.base is None:
+        return {}
+    nodes = graph.chain(disk.top.node)
+    nodes = nodes[1 : nodes.index(disk.base.node)]
+    shown = (_inserted(entry) for entry in _of(list, query_block) if disk_name(entry) == disk.disk)
+    layers = [layer for inserted in shown if inserted is not None for layer in _layers(inserted["image"])]
+    return {node: frozenset(bitmap.name for bitmap in _layer(layers, graph, node).bitmaps) for node in nodes}
 
 
 def _bitmaps(inserted: Mapping[str, Any]) -> tuple[Bitmap, ...]:

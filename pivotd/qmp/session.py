@@ -142,7 +142,7 @@ class Session:
             merged=replies.merged(nodes, roots, pivot),
             has_nonce=has_nonce,
             migrating=replies.migrating(migrate),
-            bitmaps=replies.bitmaps(block, pivot),
+            bitmaps=replies.bitmaps(block, nodes, pivot),
         )
         if has_nonce or marks or own_nodes or self._same_process(pivot):
             return seen

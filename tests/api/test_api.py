@@ -120,6 +120,27 @@ def test_a_bad_body_names_what_is_wrong(api: Api, body: Any, named: str):
     assert "\n" not in answer.json["detail"]
 
 
+@pytest.mark.parametrize(
+    "disks",
+    [[{"image": "/a"}], [{"disk": "disk0", "job": "j", "image": "/a"}], [{"job": "j"}, {"job": "j"}]],
+    ids=["neither", "both", "twice"],
+)
+def test_a_job_is_adopted_by_its_disk_or_by_its_id(api: Api, disks: list[dict[str, str]]):
+    """One of the two, and each job once."""
+    answer = api.call("POST", "/v1/domains/web1/adopt", {"disks": disks, "sync": "full"})
+    assert (answer.status, answer.json["kind"]) == (400, "bad-request")
+    assert re.search("one of the two|job j is named twice", answer.json["detail"])
+
+
+def test_the_document_has_the_shape_of_a_domain(api: Api):
+    """Field by field, the jobs of others too."""
+    components = api.call("GET", "/v1/openapi.json").json["components"]["schemas"]
+    shown = api.call("GET", "/v1/domains/web1").json
+    assert list(shown) == list(components["DomainView"]["properties"])
+    assert shown["jobs"] == []
+    assert list(components["JobView"]["properties"]) == ["id", "type", "status", "disk", "adoptable", "reason"]
+
+
 def test_a_large_body_is_refused(api: Api):
     """Bounded."""
     answer = api.call("POST", "/v1/domains/web1/copy", b"[" * (limits.REQUEST_BODY_BYTES_MAX + 1))

@@ -135,7 +135,7 @@ class Judge:
                 self.problems.append(f"{entry['qdev']} has no such bitmap as before: {found}")
                 continue
             disk = next(name for name in self._world.blocks if name in entry["qdev"])
-            wanted = len(self._world.blocks[disk]) * STRIDE
+            wanted = (len(self._world.blocks[disk]) - self._world.unmarked.get(disk, 0)) * STRIDE
             if bitmap["count"] < wanted:
                 self.problems.append(f"the bitmap of {disk} marks {bitmap['count']} bytes, {wanted} were written")
 

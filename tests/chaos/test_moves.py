@@ -54,3 +54,11 @@ def test_two_disks(move: Move):
     """Killed between two merges, and around the one transaction."""
     plans = late(campaign.message_plans(Setup(disks=2, move=move), thin=True), {"job-finalize", "transaction"})
     assert_kept(plans, struck_min=len(plans))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("move", [Move.COMMIT, Move.SNAPSHOT])
+def test_a_bitmap_stays_with_the_disk_whenever_pivotd_dies(move: Move):
+    """The image that the guest ends on has the bitmap, recording, with every block marked."""
+    plans = late(campaign.message_plans(Setup(move=move, bitmap=True), thin=True), {*PAUSE, "block-dirty-bitmap-add"})
+    assert_kept(plans, struck_min=len(plans) - 2)

@@ -67,6 +67,8 @@ class World:
     blocks: dict[str, dict[int, int]] = field(default_factory=dict)
     """disk -> place -> pattern, acknowledged."""
     limits_before: list[dict[str, Any]] = field(default_factory=list)
+    unmarked: dict[str, int] = field(default_factory=dict)
+    """disk -> how many of these were written before its bitmap was made."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def add_bitmaps(self) -> None:
@@ -75,6 +77,7 @@ class World:
             for index in range(self.setup.disks):
                 node = self.qemu.root(f"disk{index}").node
                 self.qemu.spy("block-dirty-bitmap-add", node=node, name=BITMAP, granularity=STRIDE, persistent=True)
+        self.unmarked = {disk: len(blocks) for disk, blocks in self.blocks.items()}
 
     def limit(self) -> None:
         """Give each disk limits of its own, and remember how QEMU shows them."""

@@ -77,6 +77,9 @@ def test_describe() -> None:
     progress = {"copied_bytes": 1 << 20, "total_bytes": 4 << 20, "detail": "QEMU is silent"}
     assert describe(pivot("copying", None), progress) == "copying, 1 MiB of 4 MiB (25 %), QEMU is silent"
     assert describe(pivot("preparing", None), None) == "preparing"
+    measured = {"dirty_bytes_per_s": 0, "copy_bytes_per_s": 3 << 20, "expected_pause_ms": 4.25}
+    said = "ready, the guest writes 0 B/s, the destination takes 3 MiB/s, expected pause 4.2 ms"
+    assert describe(pivot("ready", None), measured) == said
 
 
 def test_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pivotd.core.phases import is_resting
-from pivotd.core.words import CopyOptions, Kind, Phase, Pivot, Requester, Target
+from pivotd.core.words import CopyOptions, Kind, Phase, Pivot, Record, Requester, Target
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
@@ -89,12 +89,20 @@ class Engine:
     async def resting(self, driver: Driver) -> Pivot:
         return await self.until(driver, is_resting)
 
-    def events(self, pivot: Pivot) -> list[str]:
+    def records(self, pivot: Pivot) -> list[Record]:
         reader = Reader.attach(self.state_dir)
         try:
-            return [record.event for record in reader.records(pivot.id)]
+            return reader.records(pivot.id)
         finally:
             reader.close()
+
+    def events(self, pivot: Pivot) -> list[str]:
+        return [record.event for record in self.records(pivot)]
+
+    def facts(self, pivot: Pivot, event: str) -> dict[str, Any]:
+        """Return the facts of the one record of this event."""
+        (found,) = (record.facts for record in self.records(pivot) if record.event == event)
+        return found
 
 
 @pytest.fixture

@@ -123,6 +123,8 @@ async def test_every_property_of_a_bitmap_comes_along(engine: Engine, qemu_facto
     pivot = await engine.closed(await engine.copy("web1", {f"disk{i}": tmp_path / f"new{i}.qcow2" for i in range(2)}))
     assert pivot.outcome == Outcome.SWITCHED, pivot.error
     assert [bitmaps(qemu, disk) for disk in ("disk0", "disk1")] == before
+    carried = engine.facts(pivot, "switched")["bitmaps"]
+    assert {disk: sorted(names) for disk, names in carried.items()} == {"disk0": ["fine", "passing"], "disk1": ["off"]}
     qemu.kill(15)
     qemu.wait()
     shown = [

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pivotd import files
+from pivotd.core.stale import stale
 from pivotd.core.words import Kind, Outcome, Phase, Target
 from pivotd.errors import BadRequestError, NotFoundError
 from tests.conftest import QemuFactory
@@ -65,6 +66,7 @@ async def test_the_active_layer_is_committed_and_the_guest_moves_to_the_base(
     assert pivot.outcome == Outcome.SWITCHED, pivot.error
     assert pivot.pause_ms is not None
     assert shown_chain(qemu) == ["base.qcow2"]
+    assert stale(pivot, pivot.disks[0]) == [str(image) for image in reversed(images[1:])]
     assert qemu.run_state() == "running"
     assert_clean(qemu)
     assert content(images[0], "qcow2") == before
@@ -107,6 +109,7 @@ async def test_inner_layers_are_committed(engine: Engine, qemu_factory: QemuFact
     pivot = await engine.closed(await engine.start(Kind.COMMIT, "web1", target))
     assert pivot.outcome == Outcome.MERGED, pivot.error
     assert shown_chain(qemu) == ["top.qcow2", "base.qcow2"]
+    assert stale(pivot, pivot.disks[0]) == [str(images[2]), str(images[1])]
     assert written_backing_file(images[-1]) == ("base.qcow2" if relative else str(images[0]))
     assert qemu.jobs() == {}
     assert qemu.run_state() == "running"

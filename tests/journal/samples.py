@@ -61,6 +61,7 @@ DISKS = st.builds(
     source=IMAGES,
     destination=IMAGES,
     job=TEXT,
+    between=st.lists(TEXT, max_size=3).map(tuple),
     cache_direct=st.booleans(),
     outcome=st.none() | st.sampled_from(Outcome),
 )

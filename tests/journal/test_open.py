@@ -171,6 +171,34 @@ async def test_file_mode(tmp_path: Path, umask: int) -> None:
     assert modes == dict.fromkeys(["journal.db", "journal.db-wal", "journal.db-shm", "journal.lock"], 0o640)
 
 
+def test_a_journal_of_schema_2_is_upgraded_with_its_pivots(tmp_path: Path) -> None:
+    """Every pivot is what it was, offline too, once a daemon has opened it."""
+    path = make_journal(tmp_path)
+    sql(
+        path,
+        "ALTER TABLE pivot_disk DROP COLUMN between_filenames",
+        "DELETE FROM _sqlite_migrations WHERE name = 'm003_layers_between'",
+        "PRAGMA user_version = 2",
+    )
+    assert schema.inspect(path) == 2
+    make_journal(tmp_path)
+    assert schema.inspect(path) == 3
+    reader = Reader.attach(tmp_path)
+    assert reader.pivot("P0001") == make_pivot(1)
+    reader.close()
+
+
+def test_a_column_of_another_name_is_damage(tmp_path: Path) -> None:
+    """A bit may have turned over in the schema itself: one typed error, for a reader and for a daemon."""
+    sql(make_journal(tmp_path), "ALTER TABLE pivot RENAME COLUMN run_state_before TO run_state_bef0re")
+    reader = Reader.attach(tmp_path)
+    with pytest.raises(JournalCorruptError):
+        reader.pivot("P0001")
+    reader.close()
+    with pytest.raises(JournalCorruptError):
+        Journal.open(tmp_path)
+
+
 def test_creation_that_was_killed_starts_again(tmp_path: Path) -> None:
     """Whatever a kill left of a journal in the making is thrown away; it never had the journal's name."""
     (tmp_path / "journal.db.new").write_bytes(b"half")

@@ -285,11 +285,17 @@ def query_block(qemu: Qemu, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
             "drv": node.driver,
             "ro": False,
             "cache": {"direct": True, "no-flush": node.no_flush},
-            "image": {"filename": node.filename, "format": node.driver, "virtual-size": SIZE_BYTES},
+            "image": _image(qemu, node),
         }
         qdev = f"/machine/peripheral/{name}/virtio-backend"
         found.append({"device": disk.device, "qdev": qdev, "inserted": inserted})
     return found
+
+
+def _image(qemu: Qemu, node: Node) -> dict[str, Any]:
+    shown = {"filename": node.filename, "format": node.driver, "virtual-size": SIZE_BYTES}
+    below = qemu.nodes.get(node.backing or "")
+    return shown if below is None else {**shown, "backing-image": _image(qemu, below)}
 
 
 @handles("x-debug-query-block-graph")

@@ -9,7 +9,7 @@ import pytest
 
 from pivotd.core.words import Kind, Outcome, Phase, Target
 from pivotd.engine.driver import Driver
-from pivotd.errors import BadRequestError, ConflictError, NotFoundError
+from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, NotFoundError
 from tests.outside.bed import Bed
 from tests.support.qemu import Disk, create_image
 
@@ -27,9 +27,18 @@ def mirror(bed: Bed, image: Path, **options: Any) -> None:
     bed.qemu.spy("blockdev-mirror", arguments | options)
 
 
-async def adopt(bed: Bed, image: Path | None = None, **options: Any) -> Driver:
-    target = Target("disk0", "" if image is None else str(image), None if image is None else "qcow2")
+async def adopt(bed: Bed, image: Path | None = None, *, job: str | None = None, **options: Any) -> Driver:
+    disk = "disk0" if job is None else ""
+    target = Target(disk, "" if image is None else str(image), None if image is None else "qcow2", job=job)
     return await bed.engine.start(Kind.COPY, "web1", target, adopted=True, **options)
+
+
+def loose_mirror(bed: Bed) -> None:
+    """Start a mirror between two images that no disk uses."""
+    for name in ("from", "to"):
+        file = {"driver": "file", "filename": str(bed.image(f"{name}.qcow2", fill="28M"))}
+        bed.qemu.spy("blockdev-add", {"driver": "qcow2", "node-name": name, "file": file})
+    bed.qemu.spy("blockdev-mirror", {"job-id": "loose", "device": "from", "target": "to", "sync": "full", **MANUAL})
 
 
 @pytest.mark.parametrize("speed", [0, 1], ids=["ready", "copying"])
@@ -45,6 +54,39 @@ async def test_a_mirror_is_adopted_and_switched(bed: Bed, speed: int):
     bed.assert_switched(pivot)
     assert len(pivot.pauses) == 1
     bed.assert_holds_all(pivot)
+
+
+async def test_a_mirror_is_adopted_by_the_id_of_its_job(bed: Bed):
+    """The disk is the one that the job works on."""
+    await bed.guest(bed.image(fill="28M"), bed.image("second.qcow2"))
+    mirror(bed, bed.target())
+    pivot = await bed.engine.closed(await adopt(bed, bed.target(), job="theirs"))
+    assert [disk.disk for disk in pivot.disks] == ["disk0"]
+    bed.assert_switched(pivot)
+    bed.assert_holds_all(pivot)
+
+
+async def test_a_job_id_that_leads_to_no_pivot(bed: Bed):
+    """Unknown; on no disk; on a disk that is named too; of a pivot of pivotd's own: one line each, nothing recorded."""
+    await bed.domain(bed.image(fill="28M"), bed.image("second.qcow2", fill="28M"))
+    mirror(bed, bed.target(), speed=1)
+    loose_mirror(bed)
+    own = await bed.engine.copy("web1", {"disk1": bed.target("own.qcow2")}, bandwidth_bytes_per_s=1)
+    await bed.until(own, lambda pivot: pivot.phase is Phase.COPYING)
+    before = bed.engine.journal.last_seq
+    job = own.pivot.disks[0].job
+    with pytest.raises(NotFoundError, match=f"no block job mine; its block jobs are: {job}, loose, theirs"):
+        await adopt(bed, bed.target(), job="mine")
+    with pytest.raises(ConflictError, match="job loose cannot be adopted: it does not work on the image of a disk"):
+        await adopt(bed, bed.target(), job="loose")
+    with pytest.raises(DiskBusyError, match=f"belongs to the open pivot {own.pivot.id}"):
+        await adopt(bed, bed.target(), job=job)
+    twice = (Target("disk0", str(bed.target()), "qcow2"), Target("", str(bed.target()), "qcow2", job="theirs"))
+    with pytest.raises(BadRequestError, match="disk0 is named twice"):
+        await bed.engine.start(Kind.COPY, "web1", *twice, adopted=True)
+    assert bed.engine.journal.last_seq == before
+    own.cancel()
+    await bed.engine.closed(own)
 
 
 async def test_an_active_commit_is_adopted(bed: Bed):
@@ -117,8 +159,24 @@ async def test_a_job_that_cannot_be_adopted(bed: Bed, options: dict[str, Any], r
     before = bed.engine.journal.last_seq
     with pytest.raises(ConflictError, match=reason):
         await adopt(bed, bed.target())
+    with pytest.raises(ConflictError, match=reason):
+        await adopt(bed, bed.target(), job=options.get("job-id", "theirs"))
     assert bed.engine.journal.last_seq == before
     assert [job["status"] for job in bed.qemu.jobs().values()] == ["running"]
+
+
+async def test_a_mirror_to_an_image_without_bitmaps_is_refused(bed: Bed):
+    """A raw image would lose them."""
+    await bed.domain(bed.image(fill="28M"))
+    bed.qemu.spy("block-dirty-bitmap-add", node="src0", name="backup", persistent=True)
+    raw = create_image(bed.directory / "new.raw", image_format="raw")
+    file = {"driver": "file", "filename": str(raw)}
+    bed.qemu.spy("blockdev-add", {"driver": "raw", "node-name": "theirs-node", "file": file})
+    arguments = {"job-id": "theirs", "device": "src0", "target": "theirs-node", "sync": "full", **MANUAL}
+    bed.qemu.spy("blockdev-mirror", arguments)
+    with pytest.raises(BadRequestError, match="dirty bitmaps"):
+        await bed.engine.start(Kind.COPY, "web1", Target("disk0", str(raw), "raw"), adopted=True)
+    assert bed.engine.journal.last_seq == 0
 
 
 async def test_what_is_asked_for_wrongly(bed: Bed):

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from pivotd import limits
-from pivotd.core.words import Outcome, Pivot
+from pivotd.core.words import Outcome, Phase, Pivot, Record
 from pivotd.engine.driver import Driver
-from pivotd.journal.reader import Reader
 from tests.outside.bed import Bed
 from tests.support.proxy import Cut, Direction, Message, When
 from tests.support.qemu import Disk, Qemu
@@ -61,11 +60,7 @@ async def until_said(driver: Driver, words: str) -> None:
 
 def facts(bed: Bed, pivot: Pivot, event: str) -> list[dict[str, Any]]:
     """Return the facts of each record of this event."""
-    reader = Reader.attach(bed.engine.state_dir)
-    try:
-        return [record.facts for record in reader.records(pivot.id) if record.event == event]
-    finally:
-        reader.close()
+    return [record.facts for record in bed.engine.records(pivot) if record.event == event]
 
 
 @old
@@ -208,3 +203,24 @@ async def test_a_copy_that_somebody_pauses_is_said_to_stall(bed: Bed, monkeypatc
     pivot = await bed.engine.closed(driver)
     bed.assert_switched(pivot)
     assert len(facts(bed, pivot, "stalled")) == 1
+
+
+async def test_a_new_bandwidth_is_on_disk_when_it_is_answered(bed: Bed):
+    """Asked right as another record becomes durable: that one is not taken for the answer."""
+    await bed.domain(bed.image(fill="28M"))
+    asked: list[asyncio.Task[int]] = []
+
+    async def ask(driver: Driver) -> int:
+        await driver.set_bandwidth(2, driver.pivot.requested_by)
+        return driver.pivot.options.bandwidth_bytes_per_s
+
+    def on_records(records: list[Record]) -> None:
+        if any(record.event == "copying" for record in records):
+            asked.append(asyncio.ensure_future(ask(driver)))
+
+    bed.engine.journal.subscribe(on_records)
+    driver = await bed.engine.copy("web1", {"disk0": bed.target()}, bandwidth_bytes_per_s=1)
+    await bed.until(driver, lambda pivot: pivot.phase is Phase.COPYING and bool(asked))
+    assert await asked[0] == 2
+    driver.cancel()
+    await bed.engine.closed(driver)
