@@ -213,7 +213,7 @@ JUDGEMENT = (
     ),
     Defect(
         "a retry with other disks passes for the same", "G7", "pivotd/service.py",
-        "    if not same or not all(t.disk in had and _same_target(request.kind, had[t.disk], t) for t in request.targets):\n",
+        "    if not same or not all(disk is not None and _same_target(request.kind, disk, t) for disk, t in asked):\n",
         "    if not same:\n",
         "API", ("tests/api/test_api.py", "-k", "used_request_id"),
     ),
