@@ -97,6 +97,11 @@ class Observation:
     """Whether this process sent ``stop`` under the present intent; None: an earlier process may have."""
     completing: frozenset[str] | None = frozenset()
     """Jobs to which ``job-complete`` was sent under the present intent; None: an earlier process may have."""
+    unwritten: bool = False
+    """Whether this process has watched the guest without a gap since it stood still, before any job had ended.
+
+    Whatever a job has moved since, the guest has written nothing there.
+    """
     deadline_passed: bool = False
     cancel_requested: bool = False
     clean_up_failed: bool = False

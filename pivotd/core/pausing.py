@@ -63,7 +63,8 @@ def pausing(pivot: Pivot, seen: Observation) -> Action:
     if roots == {Root.SOURCE}:
         return _all_source(pivot, seen)
     if Root.ABSENT in roots and Root.DESTINATION not in roots:
-        return Abandon("a disk was unplugged")
+        live = any(seen.job(disk.job).status not in STATUS_ENDED for disk in pivot.disks)
+        return Abandon("a disk was unplugged") if live else by_roots(pivot, seen, "a disk was unplugged")
     return _some_destination(pivot, seen)
 
 

@@ -48,10 +48,12 @@ def _never_moved(pivot: Pivot, seen: Observation, disk: PivotDisk) -> bool:
     """Return whether an unplugged disk was on its source to the end.
 
     It was if its job has not ended, or has ended in an error. After any other end it was on the destination for a
-    while, and somebody may have let the guest write there, also if it is still now.
+    while, and somebody may have let the guest write there, also if it is still now; unless it was watched.
     """
     if root(seen, disk) is not Root.ABSENT:
         return False
+    if seen.unwritten and not seen.executing:
+        return True
     if not pivot.has_jobs:
         return seen.stop_sent is False or Root.SOURCE in seen.roots.values()
     job = seen.job(disk.job)

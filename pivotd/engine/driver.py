@@ -161,6 +161,7 @@ class Driver(Recording):
                 began = self._clock.monotonic()
                 seen = await session.look(self.pivot)
                 self._memory.saw_no_migration(seen, began)
+                self._memory.unwritten = self._memory.still_unmoved == (session, session.resumes)
                 self._memory.still_seen = True
             except QmpError as error:
                 seen = Observation(Qemu.SILENT, detail=error.message)

@@ -28,6 +28,10 @@ class Memory:
     """RESUME events up to the last full look."""
     no_migration_at: float | None = None
     """When a look began that showed no migration under way, None if the last one did."""
+    still_unmoved: tuple[object, int] | None = None
+    """The connection over which the guest was stopped before any job had ended, and its RESUME events then."""
+    unwritten: bool = False
+    """Whether at the end of the last look there was no other RESUME event on it."""
     still_seen: bool = False
     """Whether the run state of the observation at hand is what QEMU has said, and not what follows from a ``stop``."""
     quick: bool = False
@@ -58,7 +62,8 @@ class Memory:
     def begin(self, *, quick: bool) -> None:
         """Forget the last intent: a new one is about to be recorded."""
         self.stop_sent, self.completing, self.rollback_failed, self.quick = False, frozenset(), False, quick
-        self.back_started = False
+        self.back_started = self.unwritten = False
+        self.still_unmoved = None
         self.back_failed = self.carried = self.carry_refused = self.rolled_back = None
 
     def add_to(self, seen: Observation, now: float) -> Observation:
@@ -66,6 +71,7 @@ class Memory:
         return replace(
             seen,
             stop_sent=self.stop_sent,
+            unwritten=self.unwritten,
             completing=self.completing,
             deadline_passed=self.deadline is not None and now >= self.deadline,
             cancel_requested=self.cancel_requested,

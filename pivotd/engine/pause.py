@@ -138,8 +138,11 @@ class Pause(Ledger):
         self._memory.completing = frozenset(jobs)
         self._memory.paused_at = self._clock.monotonic()
         self._memory.deadline = self._memory.paused_at + self.pivot.options.max_pause_ms / 1000
-        before, resumed = await session.stop(jobs)
+        before, resumed, resumes = await session.stop(jobs)
         self._memory.stop_sent = True
+        status = [session.job_status.get(disk.job) for disk in self.pivot.disks] if self.pivot.has_jobs else []
+        if None not in status and STATUS_ENDED.isdisjoint(status):
+            self._memory.still_unmoved = (session, resumes)
         ours = before in EXECUTING or resumed
         if not self.pivot.owes_resume and ours:
             # Paused when the intent was recorded, but somebody has resumed it since: this `stop` was in their way.

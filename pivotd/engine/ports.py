@@ -119,10 +119,11 @@ class Session(Protocol):
         """Return the labels of open character devices: other monitors are among them."""
         ...
 
-    async def stop(self, complete: Sequence[str]) -> tuple[str, bool]:
+    async def stop(self, complete: Sequence[str]) -> tuple[str, bool, int]:
         """Pause the guest and complete these jobs in one write.
 
-        Returns: the run state right before, and whether somebody resumed the guest between that and ``stop``.
+        Returns: the run state right before, whether somebody resumed the guest between that and ``stop``, and how many
+        RESUME events there were by then.
         """
         ...
 

@@ -228,10 +228,11 @@ class Session:
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
-    async def stop(self, complete: Sequence[str]) -> tuple[str, bool]:
+    async def stop(self, complete: Sequence[str]) -> tuple[str, bool, int]:
         """Pause the guest and complete these jobs in one write.
 
-        Returns: the run state right before, and whether somebody resumed the guest between that and ``stop``.
+        Returns: the run state right before, whether somebody resumed the guest between that and ``stop``, and how many
+        RESUME events there were by then.
 
         ``stop`` does nothing but to a guest that runs, and says nothing of that. One that has stopped by itself since
         the question before shows it when it is to be resumed. A ``job-complete`` that is refused shows in the jobs.
@@ -240,7 +241,7 @@ class Session:
         resumes: list[int] = []
         got = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, alone=True, resumes_at=resumes)
         before, _ = self._all(got[:2])
-        return replies.run_state(before), resumes[1] != resumes[0]
+        return replies.run_state(before), resumes[1] != resumes[0], resumes[1]
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; a job that refuses shows it in the next look."""
