@@ -46,8 +46,6 @@ YANK_GRACE_S = 0.05
 """Beyond the deadline, for a command that comes to its end by itself."""
 RECORD_PATIENCE_S = 0.1
 """A record takes 0.5 ms; in a pause that is over, one that no decision rests on is not waited for any longer."""
-MIGRATION_S_MIN = 0.007
-"""The whole migration of a PC with 64 MiB of empty memory to nowhere takes 7 to 14 ms (QEMU 7.2, 10.0, 11.1)."""
 PROBE_TIMEOUT_S = 30.0
 """The flush of both images outside the pause; storage that takes longer is not ready for a switch."""
 ROLLBACK_TIMEOUT_S = 5.0

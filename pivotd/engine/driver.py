@@ -158,11 +158,8 @@ class Driver(Recording):
         else:
             try:
                 self._memory.resumes = session.resumes
-                began = self._clock.monotonic()
                 seen = await session.look(self.pivot)
-                self._memory.saw_no_migration(seen, began)
                 self._memory.unwritten = self._memory.still_unmoved == (session, session.resumes)
-                self._memory.still_seen = True
             except QmpError as error:
                 seen = Observation(Qemu.SILENT, detail=error.message)
         if seen.qemu is not Qemu.SILENT:
@@ -288,8 +285,7 @@ class Driver(Recording):
                 else:
                     await self._sleep(limits.CANCEL_AGAIN_S)
             case actions.Resume():
-                sure = self._memory.surely_still(seen, self._clock.monotonic())
-                await session.resume(sure=sure)
+                await session.resume()
                 await self._note_resumed("resumed", {})
                 return replace(seen, run_state="running")
             case actions.SetBandwidth() | actions.RestoreLimits() | actions.CleanUp():

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from pivotd import limits
 from pivotd.core.bitmaps import Bitmaps
-from pivotd.core.observation import OUR_PAUSE, Observation, Qemu
+from pivotd.core.observation import Observation
 from pivotd.core.undo import Undo
 from pivotd.core.words import Pause, Pivot
 
@@ -26,14 +25,10 @@ class Memory:
     resumed_at: float | None = None
     resumes: int = 0
     """RESUME events up to the last full look."""
-    no_migration_at: float | None = None
-    """When a look began that showed no migration under way, None if the last one did."""
     still_unmoved: tuple[object, int] | None = None
     """The connection over which the guest was stopped before any job had ended, and its RESUME events then."""
     unwritten: bool = False
     """Whether at the end of the last look there was no other RESUME event on it."""
-    still_seen: bool = False
-    """Whether the run state of the observation at hand is what QEMU has said, and not what follows from a ``stop``."""
     quick: bool = False
     not_ours: str | None = None
     """The run state in which ``stop`` found the guest, where that was no state of ours to end; until it is recorded."""
@@ -87,19 +82,6 @@ class Memory:
             undo_requested=self.undo is not None,
             quick=self.quick,
         )
-
-    def saw_no_migration(self, seen: Observation, began: float) -> None:
-        """Note whether a look that began then has shown a migration."""
-        self.no_migration_at = None if seen.qemu is not Qemu.SAME or seen.migrating else began
-
-    def surely_still(self, seen: Observation, now: float) -> bool:
-        """Return whether ``cont`` needs no further question.
-
-        Without a RESUME event a guest leaves its pause by a migration only, and none begins and ends within
-        MIGRATION_S_MIN; after that, or while one is under way, QEMU is asked right before.
-        """
-        known = self.still_seen and seen.run_state in OUR_PAUSE and self.no_migration_at is not None
-        return known and now - (self.no_migration_at or 0.0) < limits.MIGRATION_S_MIN
 
     def pause(self, pivot: Pivot, now: float, utc_now: str) -> Pause:
         """Return the pause that ends now; one that outlived its process is measured from its record."""

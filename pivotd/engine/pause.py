@@ -12,7 +12,6 @@ from pivotd import limits
 from pivotd.core import actions, names
 from pivotd.core.observation import (
     EXECUTING,
-    OUR_PAUSE,
     PAUSABLE,
     STATUS_ENDED,
     STATUS_PENDING,
@@ -93,13 +92,11 @@ class Pause(Ledger):
         """Record the intent if the guest is still in a state that allows it; nothing follows it but ``stop``."""
         chardevs = await session.chardevs()
         resumes = session.resumes  # before the look: a resume in the middle of it must not pass for seen
-        began = self._clock.monotonic()
         now = await session.look(self.pivot)
         if now.run_state not in PAUSABLE or now.qemu is not Qemu.SAME or self._memory.cancel_requested or self._ending:
             return None
         self._memory.begin(quick=ready.quick)
         self._memory.resumes = resumes
-        self._memory.saw_no_migration(now, began)
         self._memory.at_intent = (session, resumes)
         await self._record(
             self.pivot,
@@ -123,17 +120,16 @@ class Pause(Ledger):
             case actions.KeepSynced():
                 return await self._keep_synced(session, seen)
             case actions.Snapshot():
-                roots, run_state = await session.snapshot(self.pivot)
+                roots = await session.snapshot(self.pivot)
                 if self._memory.carried is not None:
                     return None  # what came along is read back by the look
-                return self._moved(session, replace(seen, roots=roots), run_state)
+                return self._moved(session, replace(seen, roots=roots))
             case actions.RollBack(disks, reason):
                 self._memory.rolled_back = reason
                 await self._roll_back(session, disks)
         return None
 
     async def _stop(self, session: Session, jobs: tuple[str, ...], seen: Observation) -> Observation | None:
-        self._memory.still_seen = False
         self._memory.stop_sent = None  # without an answer nobody knows: a guest that was paused before shows nothing
         self._memory.completing = frozenset(jobs)
         self._memory.paused_at = self._clock.monotonic()
@@ -185,19 +181,16 @@ class Pause(Ledger):
 
         The jobs were read before the graph: their events come before the answer to job-finalize.
         """
-        roots, run_state = await session.finalize(self.pivot, jobs)
+        roots = await session.finalize(self.pivot, jobs)
         if not self.pivot.switches or self.pivot.options.adopted or self._memory.carried is not None:
             return None  # what came along is read back by the look, and what somebody else opened is named by it
         ended = {job: JobSeen(session.job_status.get(job, "null")) for job in jobs}
-        return self._moved(session, replace(seen, jobs={**seen.jobs, **ended}, roots=roots), run_state)
+        return self._moved(session, replace(seen, jobs={**seen.jobs, **ended}, roots=roots))
 
-    def _moved(self, session: Session, seen: Observation, run_state: str) -> Observation | None:
+    def _moved(self, session: Session, seen: Observation) -> Observation | None:
         """Return what was seen if every disk is on its destination and the guest still; else a full look is needed."""
-        still = run_state in OUR_PAUSE and session.resumes == self._memory.resumes
-        if not still or set(seen.roots.values()) != {Root.DESTINATION}:
-            return None
-        self._memory.still_seen = True
-        return replace(seen, run_state=run_state)
+        still = session.resumes == self._memory.resumes
+        return seen if still and set(seen.roots.values()) == {Root.DESTINATION} else None
 
     async def _carry_bitmaps(self, session: Session, seen: Observation) -> Observation | None:
         try:

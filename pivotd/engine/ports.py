@@ -135,15 +135,12 @@ class Session(Protocol):
         """Give the destinations the sources' dirty bitmaps and return these. Raises: QmpRefusedError."""
         ...
 
-    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> tuple[Mapping[str, Root], str]:
-        """Finalize and read roots and run state, in one write: job-finalize is done when it answers."""
+    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
+        """Finalize and read the roots, in one write: job-finalize is done when it answers."""
         ...
 
-    async def snapshot(self, pivot: Pivot) -> tuple[Mapping[str, Root], str]:
-        """Put the overlays on all disks and read roots and run state, in one write.
-
-        Raises: QmpRefusedError: nothing changed.
-        """
+    async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:
+        """Put the overlays on all disks and read the roots, in one write. Raises: QmpRefusedError: nothing changed."""
         ...
 
     async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
@@ -161,8 +158,8 @@ class Session(Protocol):
         """Cut the connections to NBD destinations of disks, out of band; return whether that was done."""
         ...
 
-    async def resume(self, *, sure: bool = False) -> None:
-        """Let the guest run; ``sure``: that it is still in pivotd's pause has just been seen."""
+    async def resume(self) -> None:
+        """Let the guest run."""
         ...
 
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pivotd.errors import JournalCorruptError, JournalError, JournalFullError, JournalWriteError
 
+READ_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
+"""What looking at a journal can raise: Python cannot decode SQLite's words on a damaged name."""
 _NOT_A_JOURNAL = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _REFUSED = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}

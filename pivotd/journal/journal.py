@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pivotd.core.words import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
 from pivotd.journal import changes, lock, schema
-from pivotd.journal.failures import on_read
+from pivotd.journal.failures import READ_ERRORS, on_read
 from pivotd.journal.rows import DomainRow
 from pivotd.journal.writer import Writer
 
@@ -72,7 +72,7 @@ class Journal:
             journal = cls(path, descriptor)
             journal._writer.start()
             journal._last_seq = journal._writer.committed_seq
-        except (sqlite3.Error, OSError) as error:
+        except READ_ERRORS as error:
             lock.release(descriptor)
             raise on_read(error, path) from error
         except BaseException:

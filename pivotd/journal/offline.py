@@ -11,7 +11,7 @@ from pathlib import Path
 from pivotd import limits
 from pivotd.errors import JournalError, JournalLockedError
 from pivotd.journal import aside, lock, schema
-from pivotd.journal.failures import on_read
+from pivotd.journal.failures import READ_ERRORS, on_read
 
 _LIVE = "mode=ro&readonly_shm=1"
 """Without the second flag a reader would create or write ``journal.db-shm``."""
@@ -52,7 +52,7 @@ def open_journal(state_dir_or_file: Path) -> Opened:
                     f"{path} is being opened or closed by a daemon that does not finish; try again"
                 )
             time.sleep(lock.RETRY_S)
-    except (sqlite3.Error, OSError) as error:
+    except READ_ERRORS as error:
         raise on_read(error, path) from error
 
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import pivotd
 from pivotd.errors import JournalCorruptError, JournalError, JournalNewerError
 from pivotd.journal import aside
-from pivotd.journal.failures import on_read
+from pivotd.journal.failures import READ_ERRORS, on_read
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 
 SCHEMA_VERSION = 3
@@ -78,7 +78,7 @@ def prepare(path: Path) -> None:
         elif inspect(path) < SCHEMA_VERSION:
             _rehearse(path)
             migrate(path)
-    except (sqlite3.Error, OSError) as error:
+    except READ_ERRORS as error:
         raise on_read(error, path) from error
 
 

@@ -251,15 +251,15 @@ class Session:
         """Give the destinations the dirty bitmaps of the sources and return these. Raises: QmpRefusedError."""
         return await bitmaps.carry(self._monitor, pivot)
 
-    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> tuple[Mapping[str, Root], str]:
-        """Finalize jobs and read graph and run state, in one write; return the roots and the run state.
+    async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
+        """Finalize jobs and read the graph, in one write; return the roots.
 
         job-finalize is done when it answers, so the graph shows its effect. Its answer itself says nothing: it is
         positive also where finalizing has failed.
         """
-        burst = [*(command("job-finalize", id=job) for job in jobs), command("query-block"), command("query-status")]
-        block, status = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[-2:])
-        return replies.roots(block, pivot), replies.run_state(status)
+        burst = [*(command("job-finalize", id=job) for job in jobs), command("query-block")]
+        (block,) = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[-1:])
+        return replies.roots(block, pivot)
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
         """Cancel jobs, then let the guest run if asked, in one write."""
@@ -270,13 +270,9 @@ class Session:
         if resume and isinstance(got[-1], QmpRefusedError):
             raise got[-1]
 
-    async def resume(self, *, sure: bool = False) -> None:
-        """Let the guest run. Raises: QmpRefusedError: it is in no pause any more.
-
-        ``sure``: that it is still in pivotd's pause has just been seen.
-        """
-        if not sure:
-            await self._refuse_to_start()
+    async def resume(self) -> None:
+        """Let the guest run. Raises: QmpRefusedError: it is in no pause any more."""
+        await self._refuse_to_start()
         await self._monitor.execute(command("cont"))
 
     async def _refuse_to_start(self) -> None:
@@ -288,8 +284,8 @@ class Session:
         if state not in OUR_PAUSE:
             raise QmpRefusedError(f"the guest is {state}: it is not pivotd's to resume")
 
-    async def snapshot(self, pivot: Pivot) -> tuple[Mapping[str, Root], str]:
-        """Put every overlay on its disk in one transaction and read graph and run state, in one write; return both.
+    async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:
+        """Put every overlay on its disk in one transaction and read the graph, in one write; return the roots.
 
         Raises: QmpRefusedError: no disk was changed.
         """
@@ -297,12 +293,12 @@ class Session:
             {"type": "blockdev-snapshot", "data": {"node": disk.source.node, "overlay": disk.destination.node}}
             for disk in pivot.disks
         ]
-        burst = [command("transaction", actions=actions), command("query-block"), command("query-status")]
-        done, *found = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
+        burst = [command("transaction", actions=actions), command("query-block")]
+        done, block = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
         if isinstance(done, QmpRefusedError):
             raise done
-        block, status = self._all(found)
-        return replies.roots(block, pivot), replies.run_state(status)
+        (block,) = self._all([block])
+        return replies.roots(block, pivot)
 
     async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
         """Start the mirrors back to the sources; return why they cannot follow the guest, None where they do.

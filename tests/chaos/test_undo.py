@@ -51,7 +51,7 @@ def test_a_bitmap_is_carried_there_and_back_whenever_pivotd_dies():
 
 @pytest.mark.parametrize(
     "victims",
-    [pytest.param(Victims.PIVOTD, id="alive"), pytest.param(Victims.BOTH, marks=pytest.mark.long, id="killed-too")],
+    [pytest.param(victims, marks=pytest.mark.long, id=str(victims)) for victims in (Victims.PIVOTD, Victims.BOTH)],
 )
 def test_at_every_flush_of_the_journal(victims: Victims):
     """Also between the end of one pivot and the beginning of the one that takes it back: they are one record."""

@@ -67,8 +67,8 @@ PROTOCOL = (
     ),
     Defect(
         "a snapshot's record after cont", "G1", PAUSE,
-        "                roots, run_state = await session.snapshot(self.pivot)\n",
-        "                roots, run_state = await session.snapshot(self.pivot)\n                await session.resume()\n",
+        "                roots = await session.snapshot(self.pivot)\n",
+        "                roots = await session.snapshot(self.pivot)\n                await session.resume()\n",
         SEARCH, searched(2, 0, 2, Move.SNAPSHOT),
     ),
     Defect(
@@ -99,8 +99,8 @@ PROTOCOL = (
         SEARCH, searched(2, 0, 2, Move.PULL),
     ),
     Defect(
-        "a guest that stopped by itself is taken for paused by pivotd", "G3", PAUSE,
-        "        still = run_state in OUR_PAUSE and session.resumes", "        run_state = 'paused'\n        still = session.resumes",
+        "a guest that stopped by itself is taken for paused by pivotd", "G3", SESSION,
+        "        await self._refuse_to_start()\n        await self._monitor.execute(", "        await self._monitor.execute(",
         SEARCH, searched(0, 1, 3),
     ),
     Defect(
@@ -111,12 +111,12 @@ PROTOCOL = (
     Defect(
         "a write-blocking copy begins with wiping its image", "G1", PREPARATION,
         "Sync.TOP if blocking and pivot.options.discard is Discard.UNMAP else pivot", "pivot",
-        "real QEMU", ("tests/engine/test_destinations.py",),
+        "real QEMU", ("tests/engine/test_destinations.py::test_qemu_does_not_wipe_an_image_that_it_already_writes_to[new]",),
     ),
     Defect(
         "jobs are dismissed before the outcome is durable", "G5", PAUSE,
-        "        roots, run_state = await session.finalize(self.pivot, jobs)\n",
-        "        roots, run_state = await session.finalize(self.pivot, jobs)\n"
+        "        roots = await session.finalize(self.pivot, jobs)\n",
+        "        roots = await session.finalize(self.pivot, jobs)\n"
         "        await session._monitor.burst([{'execute': 'job-dismiss', 'arguments': {'id': job}} for job in jobs], 5.0)\n",
         ORDER, (f"{IN_ORDER}[copy]",),
     ),

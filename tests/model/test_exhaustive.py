@@ -23,7 +23,6 @@ SEARCHES = [
     Bounds(disks=2, crashes=3, faults=0),
     Bounds(disks=3, crashes=3, faults=0),
     Bounds(disks=3, crashes=3, faults=0, quick=False),
-    Bounds(disks=1, crashes=0, faults=2, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1),
     Bounds(disks=3, crashes=0, faults=1),
     Bounds(disks=1, crashes=1, faults=1, quick=False, from_phase=Phase.COPYING),
@@ -38,6 +37,7 @@ SEARCHES = [
     *(Bounds(disks=1, crashes=1, faults=1, move=move, run_state="paused") for move in (Move.PULL, Move.SNAPSHOT)),
 ]
 LONG = [
+    Bounds(disks=1, crashes=0, faults=2, from_phase=Phase.COPYING),
     Bounds(disks=2, crashes=1, faults=1, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, keep_synced=True),
     Bounds(disks=1, crashes=1, faults=1, legacy=True),

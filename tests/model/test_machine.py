@@ -228,7 +228,8 @@ def test_no_example_breaks_a_promise(capsys: pytest.CaptureFixture[str]):
     seed = int(os.environ.get("PIVOTD_SEED") or SEED)
     with capsys.disabled():
         print(f"\nPIVOTD_SEED={seed} ({EXAMPLES} examples)", end="", flush=True)  # noqa: T201 - to repeat it
-    directory = Path(tempfile.mkdtemp(prefix="pv"))
+    memory = Path("/dev/shm")
+    directory = Path(tempfile.mkdtemp(prefix="pv", dir=memory if memory.is_dir() else None))
     loop = VirtualLoop()
     machine = with_seed(seed)(type("Machine", (Machine,), {"directory": directory, "loop": loop}))
     profile = settings(
