@@ -74,7 +74,7 @@ def test_at_every_flush_of_the_journal(victims: Victims):
 )
 def test_again_at_every_step_of_the_recovery(first: Point):
     """Killed in the pause, and killed again wherever the recovery is."""
-    assert_kept(campaign.recovery_plans(Setup(), first, thin=True)[::STEP], struck_min=10 // STEP)
+    assert_kept(campaign.recovery_plans(Setup(), first, thin=True)[:: STEP**2], struck_min=10 // STEP**2)
 
 
 def test_a_guest_that_was_paused_before_stays_so():

@@ -41,10 +41,13 @@ def test_an_encrypted_overlay(bench: Bench):
     """Snapshot takes the options of new images too."""
     secret = bench.directory / "passphrase"
     secret.write_text("correct horse")
-    image = bench.image()
-    answer = bench.ctl(
-        "snapshot", "web1", f"disk1={image}", "--secret-file", secret, "-o", "luks-iter-ms=10", "--force"
-    )
+    for _ in range(5):
+        image = bench.image()
+        answer = bench.ctl(
+            "snapshot", "web1", f"disk1={image}", "--secret-file", secret, "-o", "luks-iter-ms=10", "--force"
+        )
+        if "accurate CPU usage" not in answer.stderr + answer.stdout:
+            break  # QEMU 7.2 measures the processor, and gives up where that is busy
     assert answer.status == 0, answer
     assert info(image)["encrypted"]
 

@@ -98,12 +98,17 @@ class Machine(RuleBasedStateMachine):
     @rule(further=st.integers(0, 16), data=st.data())
     def the_pause_begins(self, further: int, data: st.DataObject) -> None:
         """The most delicate milliseconds: by chance alone few steps would fall into them."""
-        until_s = self.loop.now_s + 2.0
-        while self.world.durable.phase in BEFORE_THE_PAUSE and self.loop.now_s < until_s:
-            self.pass_time(COMMAND_S / 2)
+        self.loop.run_until_complete(self.until_the_pause())
         self.pass_time(further * COMMAND_S)
         if self.world.qemu is not None and data.draw(st.booleans(), label="meddle"):
             self.meddle(data)
+
+    async def until_the_pause(self) -> None:
+        """Wait for the record of the intent, or for two seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                while self.world.durable.phase in BEFORE_THE_PAUSE:
+                    await self.world.live.advanced.wait()
 
     @precondition(lambda self: self.world.live is not None)
     @rule()

@@ -99,7 +99,14 @@ def test_copy_goes_on_after_pivotd_was_killed(
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("with_qemu", [False, True], ids=["pivotd", "both"])
-@pytest.mark.parametrize("label", ["command:job-resume", "return:job-resume", "event:JOB_STATUS_CHANGE"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "command:job-resume",
+        pytest.param("return:job-resume", marks=pytest.mark.long),
+        pytest.param("event:JOB_STATUS_CHANGE", marks=pytest.mark.long),
+    ],
+)
 def test_killed_where_a_copy_goes_on(
     qemu_factory: QemuFactory, guest_assets: GuestAssets, storage: Storage, tmp_path: Path, label: str, with_qemu: bool
 ):
