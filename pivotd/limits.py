@@ -46,6 +46,9 @@ YANK_GRACE_S = 0.05
 """Beyond the deadline, for a command that comes to its end by itself."""
 RECORD_PATIENCE_S = 0.1
 """A record takes 0.5 ms; in a pause that is over, one that no decision rests on is not waited for any longer."""
+MIGRATION_LOOKS = 20
+MIGRATION_LOOK_S = 0.005
+"""A paused guest that is being migrated is resumed after 0.1 s, or once that has ended: a small one takes 3 ms."""
 PROBE_TIMEOUT_S = 30.0
 """The flush of both images outside the pause; storage that takes longer is not ready for a switch."""
 ROLLBACK_TIMEOUT_S = 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -280,7 +281,13 @@ class Session:
 
         Raises: QmpRefusedError.
         """
-        state = await self.run_state()
+        ask = (command("query-migrate"), command("query-status"))
+        for _ in range(limits.MIGRATION_LOOKS):
+            migrate, status = self._all(await self._monitor.burst(ask, limits.QUERY_TIMEOUT_S))
+            if not replies.migrating(migrate):
+                break
+            await asyncio.sleep(limits.MIGRATION_LOOK_S)  # one that ends in the next moment must not be overlooked
+        state = replies.run_state(status)
         if state not in OUR_PAUSE:
             raise QmpRefusedError(f"the guest is {state}: it is not pivotd's to resume")
 
