@@ -24,7 +24,7 @@ def plan_copy(scene: Scene, index: int, target: Target, seen: DiskSeen) -> Pivot
     scene.refuse_to_lose(seen.bitmaps, wanted, seen.disk)
     if scene.options.sync is Sync.TOP:
         disk = _shallow(scene, seen, disk, target.image, wanted)
-    elif scene.options.copy_mode is CopyMode.WRITE_BLOCKING and scene.options.discard is Discard.UNMAP:
+    elif would_wipe(scene.options):
         _refuse_wiping(scene, seen)
     return replace(disk, destination=_checked(scene, index, seen, Image(target.image, wanted, "")))
 
@@ -55,11 +55,19 @@ def _shallow(scene: Scene, seen: DiskSeen, disk: PivotDisk, image: str, image_fo
     return replace(disk, base=below, backing_file=name)
 
 
-def _refuse_wiping(scene: Scene, seen: DiskSeen) -> None:
-    """Refuse a copy for which QEMU would wipe the destination first: it loses writes that it copies at once meanwhile.
+def would_wipe(options: CopyOptions) -> bool:
+    """Return whether QEMU would copy the guest's writes at once while it still wipes the destination.
 
-    A new image needs no wiping; that of a source without backing file is then copied as ``sync=top``, which is all of
-    it. Source: measured on 7.2 (docs/reliability.md); block/mirror.c, mirror_iteration_done() clears the marks of
+    It loses such writes. A new image needs no wiping, and for a source without backing file ``sync=top`` is all of it.
+    """
+    at_once = options.copy_mode is CopyMode.WRITE_BLOCKING and not options.adopted
+    return at_once and options.sync is Sync.FULL and options.discard is Discard.UNMAP
+
+
+def _refuse_wiping(scene: Scene, seen: DiskSeen) -> None:
+    """Raises: BadRequestError: the destination has to be wiped, or sync=top would not copy all of the source.
+
+    Source: measured on 7.2 (docs/reliability.md); block/mirror.c, mirror_iteration_done() clears the marks of
     writes that are under way when the wiping ends, so that older data can be copied over them.
     """
     if scene.options.reuse or len(seen.layers) > 1:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pivotd import files, limits
 from pivotd.core import names
 from pivotd.core.observation import PAUSABLE
-from pivotd.core.words import CopyOptions, Identity, Kind, Phase, Pivot, PivotDisk, Requester, Target
+from pivotd.core.words import CopyOptions, Identity, Kind, Phase, Pivot, PivotDisk, Requester, Sync, Target
 from pivotd.engine.adopting import find_by_job, plan_adopt
-from pivotd.engine.destinations import plan_copy, plan_snapshot
+from pivotd.engine.destinations import plan_copy, plan_snapshot, would_wipe
 from pivotd.engine.layers import plan_commit, plan_pull
 from pivotd.engine.scene import Scene
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
@@ -76,6 +76,8 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
             planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
     except TimeoutError:
         raise BadRequestError("the storage of an image does not answer: try again when it does") from None
+    if kind is Kind.COPY and would_wipe(options):
+        options = replace(options, sync=Sync.TOP)
     return Pivot(
         id=wish.pivot,
         request_id=wish.request_id,

@@ -109,7 +109,7 @@ def _connect_copy(copy: Path, path: Path) -> sqlite3.Connection:
     finally:
         connection.close()
     if version < schema.SCHEMA_VERSION:
-        schema.migrate(copy)
+        schema.migrate(copy, path)
     connection = schema.connect_read_only(copy)
     try:
         schema.check_objects(connection, path)

@@ -146,8 +146,11 @@ def check_objects(connection: sqlite3.Connection, path: Path) -> None:
             )
 
 
-def migrate(path: Path) -> None:
-    """Apply the pending steps, one transaction each, and make them durable before anything else happens."""
+def migrate(path: Path, name: Path | None = None) -> None:
+    """Apply the pending steps, one transaction each, and make them durable before anything else happens.
+
+    ``name``: the journal of which ``path`` is a copy. Raises: JournalCorruptError.
+    """
     import sqlite_utils  # noqa: PLC0415 - costs 75 ms, so only where a step is pending
 
     with closing(connect(path)) as connection:
@@ -156,7 +159,7 @@ def migrate(path: Path) -> None:
         found = connection.execute("PRAGMA user_version").fetchone()[0]
     if found != SCHEMA_VERSION:
         raise JournalCorruptError(
-            f"{path} cannot be upgraded (the steps end at schema {found}, not {SCHEMA_VERSION}); restore a copy"
+            f"{name or path} cannot be upgraded (the steps end at schema {found}, not {SCHEMA_VERSION}); restore a copy"
         )
     fsync_directory(path.parent)
 
@@ -165,7 +168,7 @@ def _rehearse(path: Path) -> None:
     """Upgrade a copy first: a file that is not what its version says is then refused before a byte of it changes."""
     with tempfile.TemporaryDirectory(prefix="pivotd-") as directory:
         copy = aside.copy(path, Path(directory))
-        migrate(copy)
+        migrate(copy, path)
         _inspect(copy, "mode=rw", path)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pivotd import limits, nbd
 from pivotd.core import names
 from pivotd.core.actions import Step
-from pivotd.core.words import CopyMode, Discard, Kind, Pivot, PivotDisk, Sync
+from pivotd.core.words import CopyMode, Kind, Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError
 from pivotd.qmp import opening
 from pivotd.qmp.client import Command
@@ -91,7 +91,7 @@ def _job(pivot: Pivot, disk: PivotDisk) -> Command:
                 "blockdev-mirror",
                 **common,
                 target=disk.destination.node,
-                sync=str(Sync.TOP if blocking and pivot.options.discard is Discard.UNMAP else pivot.options.sync),
+                sync=str(pivot.options.sync),
                 copy_mode="write-blocking" if blocking else "background",
                 **({"on_target_error": "stop"} if pivot.options.resumable else {}),
                 **({"buf_size": limits.UNIX_EXPORT_BYTES} if nbd.is_unix(disk.destination.filename) else {}),

@@ -281,6 +281,7 @@ class Session:
 
         Raises: QmpRefusedError.
         """
+        resumes = self._monitor.resumes
         ask = (command("query-migrate"), command("query-status"))
         for _ in range(limits.MIGRATION_LOOKS):
             migrate, status = self._all(await self._monitor.burst(ask, limits.QUERY_TIMEOUT_S))
@@ -288,6 +289,8 @@ class Session:
                 break
             await asyncio.sleep(limits.MIGRATION_LOOK_S)  # one that ends in the next moment must not be overlooked
         state = replies.run_state(status)
+        if self._monitor.resumes != resumes:
+            raise QmpRefusedError(f"somebody else has resumed the guest meanwhile: it is {state}")
         if state not in OUR_PAUSE:
             raise QmpRefusedError(f"the guest is {state}: it is not pivotd's to resume")
 

@@ -188,6 +188,18 @@ def test_a_journal_of_schema_2_is_upgraded_with_its_pivots(tmp_path: Path) -> No
     reader.close()
 
 
+def test_a_journal_that_cannot_be_upgraded_is_left_as_it_was(tmp_path: Path) -> None:
+    """Its number says that steps are pending, its list of steps that there are none."""
+    path = make_journal(tmp_path)
+    sql(path, "PRAGMA journal_mode = DELETE", "PRAGMA user_version = 1")
+    before = path.read_bytes()
+    for opened in (Journal.open, Reader.offline):
+        with pytest.raises(JournalCorruptError, match="cannot be upgraded") as refused:
+            opened(tmp_path)
+        assert refused.value.message.startswith(str(path))
+        assert path.read_bytes() == before
+
+
 def test_a_column_of_another_name_is_damage(tmp_path: Path) -> None:
     """A bit may have turned over in the schema itself: one typed error, for a reader and for a daemon."""
     sql(make_journal(tmp_path), "ALTER TABLE pivot RENAME COLUMN run_state_before TO run_state_bef0re")
