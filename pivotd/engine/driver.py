@@ -19,7 +19,7 @@ from pivotd.engine.interruptions import Interruptions
 from pivotd.engine.ports import Clock, Domain, Journal, Session
 from pivotd.engine.recording import Recording
 from pivotd.engine.watchdog import Watchdog
-from pivotd.errors import JournalError, JournalFullError, PhaseConflictError, QmpError, QmpRefusedError
+from pivotd.errors import JournalError, JournalWriteError, PhaseConflictError, QmpError, QmpRefusedError
 from pivotd.log import get_logger
 
 REFUSABLE = (actions.Prepare, actions.PlaceNonce, actions.Snapshot)
@@ -211,7 +211,7 @@ class Driver(Recording):
             try:
                 await self._perform_record_in_time(action, seen)
             except JournalError as error:
-                if isinstance(action, actions.RecordOutcome) and not isinstance(error, JournalFullError):
+                if isinstance(action, actions.RecordOutcome) and isinstance(error, JournalWriteError):
                     self._memory.switch_in_doubt |= Outcome.SWITCHED in dict(action.outcomes).values()
                 await self._without_record(seen, error)
                 raise

@@ -25,24 +25,37 @@ def primary_code(error: sqlite3.Error) -> int | None:
 def on_write(error: Exception, path: Path, *, in_doubt: bool = False) -> JournalError:
     """Return the typed error for a change that was not committed.
 
-    Only JournalWriteError leaves the fate of the record open. It is the answer to every error while the fate of an
-    earlier try is open (``in_doubt``): this record may have been part of it. SQLITE_FULL means that the commit frame
-    could not be written whole, so its checksum cannot match; an error of fsync is never reported as SQLITE_FULL.
-    Source: test_full.py, test_journal_faults.py.
+    Only JournalWriteError leaves the fate of the record open. It is the answer to every error of storage while frames
+    of this try or of an earlier one may be whole in the WAL (``in_doubt``), SQLITE_FULL too: half of a new frame and
+    half of what lay there before can be the whole one. Source: test_full.py, test_journal_faults.py.
     """
     why = _why(error)
+    if is_refusal(error):
+        return JournalError(f"{path} does not take this change ({why}); nothing was recorded; report this as a bug")
     code = primary_code(error) if isinstance(error, sqlite3.Error) else None
-    if code == sqlite3.SQLITE_FULL and not in_doubt:
-        return JournalFullError(f"{path}: no space left ({why}); nothing was recorded; free space and try again")
     if code in _NOT_A_JOURNAL:
         return JournalCorruptError(f"{path} is damaged ({why}); nothing was recorded; keep the file and restore a copy")
-    if code in _BUSY and not in_doubt:
+    if in_doubt:
+        return JournalWriteError(
+            f"{path} could not be written ({why}); the record may or may not be there; check the storage below it"
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return JournalFullError(f"{path}: no space left ({why}); nothing was recorded; free space and try again")
+    if code in _BUSY:
         return JournalError(f"{path} is being written by another program ({why}); nothing was recorded; end it")
-    if code in _REFUSED or code is None:
-        return JournalError(f"{path} does not take this change ({why}); nothing was recorded; report this as a bug")
-    return JournalWriteError(
-        f"{path} could not be written ({why}); the record may or may not be there; check the storage below it"
-    )
+    return JournalError(f"{path} could not be written ({why}); nothing was recorded; check the storage below it")
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether an error says nothing about the storage: the change itself is wrong."""
+    code = primary_code(error) if isinstance(error, sqlite3.Error) else None
+    return code is None or code in _REFUSED
+
+
+def may_leave_frames(error: Exception) -> bool:
+    """Return whether an error can leave frames of the failed commit in the WAL."""
+    code = primary_code(error) if isinstance(error, sqlite3.Error) else None
+    return not is_refusal(error) and code not in _NOT_A_JOURNAL | _BUSY
 
 
 def on_read(error: Exception, path: Path) -> JournalError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,33 +12,13 @@ from typing import Any, TypeVar
 
 from pivotd.core.words import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
-from pivotd.journal import changes, lock, schema
+from pivotd.journal import changes, lock, schema, wal
 from pivotd.journal.failures import READ_ERRORS, on_read
 from pivotd.journal.rows import DomainRow
 from pivotd.journal.writer import Writer
 
 T = TypeVar("T")
 Subscriber = Callable[[list[Record]], None]
-
-
-def _wal_of(path: Path) -> Path:
-    """Return the name of the WAL. SQLite keeps no lock on that file, so descriptors of ours may come and go."""
-    return path.with_name(path.name + "-wal")
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Return the one connection that writes, with the names of the files it made durable."""
-    connection = schema.connect(path)
-    try:
-        changes.last_seq(connection)  # the first read makes the WAL
-        # A predecessor that was killed may have written a record that it did not live to fsync. It can be read now and
-        # will be acted on: it must not be lost with the power after that.
-        schema.fsync_file(_wal_of(path))
-        schema.fsync_directory(path.parent)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 class Journal:
@@ -55,7 +36,8 @@ class Journal:
         self._lock = lock_descriptor
         self._subscribers: list[Subscriber] = []
         self._last_seq = 0
-        self._writer = Writer(path, lambda: _connect(path), self._announce)
+        self._wal_index = -1
+        self._writer = Writer(path, self._connect, self._settle, self._announce)
 
     @classmethod
     def open(cls, state_dir: Path) -> Journal:
@@ -171,12 +153,11 @@ class Journal:
     async def settle(self) -> bool:
         """Make the files say what readers see, and nothing else; True if that is certain.
 
-        After JournalWriteError the change is rolled back for every reader, but its frames may be whole in the WAL,
-        and a crash followed by a restart would bring them back. This moves what counts into ``journal.db``, empties
-        the WAL and makes both durable. After True the failed record is certainly absent and ``advance`` from the
-        same ``before`` may be tried again. After False nothing is known yet: the storage still fails, or a reader
-        held an old snapshot; ask again. A later change that succeeds has the same effect, as it overwrites the
-        frames of the failed one.
+        After JournalWriteError the change is rolled back for every reader, but its frames may be whole in the WAL, and
+        a crash followed by a restart would bring them back. The writer has tried at once to remove them. After True
+        the failed record is certainly absent and ``advance`` from the same ``before`` may be tried again. After False
+        nothing is known yet: the storage still fails; ask again. A later change that succeeds has the same effect, as
+        it overwrites the frames of the failed one.
         """
         return await asyncio.shield(asyncio.wrap_future(self._writer.call(self._settle)))
 
@@ -200,16 +181,26 @@ class Journal:
                 context = {"message": "a subscriber of the journal failed", "exception": error}
                 asyncio.get_running_loop().call_exception_handler(context)
 
+    def _connect(self) -> sqlite3.Connection:
+        """Return the one connection that writes, with the names of the files it made durable."""
+        connection = schema.connect(self.path)
+        try:
+            changes.last_seq(connection)  # the first read makes the WAL
+            self._wal_index = wal.open_index(self.path)
+            # A predecessor that was killed may have written a record that it did not live to fsync. It can be read now
+            # and will be acted on: it must not be lost with the power after that.
+            schema.fsync_file(wal.path_of(self.path))
+            schema.fsync_directory(self.path.parent)
+        except BaseException:
+            self._disconnect(connection)
+            raise
+        return connection
+
     def _settle(self, connection: sqlite3.Connection) -> bool:
-        wal = _wal_of(self.path)
         try:
             if changes.last_seq(connection) != self._writer.committed_seq:
                 return False  # a record that was reported as failed can be seen: somebody must look
-            busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-            if busy or wal.stat().st_size:
-                return False
-            schema.fsync_file(wal)
-            schema.fsync_directory(self.path.parent)
+            wal.cut(connection, self.path, self._wal_index)
         except (sqlite3.Error, OSError):
             return False
         self._writer.in_doubt = False
@@ -218,6 +209,14 @@ class Journal:
     def _close(self, connection: sqlite3.Connection) -> None:
         try:
             # The last connection to go checkpoints and removes the WAL; if it cannot, the WAL keeps the records.
-            connection.close()
+            self._disconnect(connection)
         finally:
             lock.release(self._lock)
+
+    def _disconnect(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.close()
+        finally:
+            if self._wal_index >= 0:
+                os.close(self._wal_index)
+                self._wal_index = -1

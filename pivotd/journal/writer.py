@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 from pivotd import limits
 from pivotd.core.words import Record
-from pivotd.errors import JournalError, JournalWriteError, PivotdError
+from pivotd.errors import JournalError, PivotdError
 from pivotd.journal.changes import Change, last_seq
-from pivotd.journal.failures import on_write
+from pivotd.journal.failures import is_refusal, may_leave_frames, on_write
 
 T = TypeVar("T")
 
@@ -66,10 +66,21 @@ class _Task:
 class Writer:
     """Owns the read-write connection."""
 
-    def __init__(self, path: Path, connect: Callable[[], sqlite3.Connection], announce: Announce) -> None:
-        """Prepare; ``announce`` gets the records of each durable batch in the event loop, before the callers."""
+    def __init__(
+        self,
+        path: Path,
+        connect: Callable[[], sqlite3.Connection],
+        settle: Callable[[sqlite3.Connection], bool],
+        announce: Announce,
+    ) -> None:
+        """Prepare.
+
+        ``settle`` removes what a failed commit may have left and says whether that is certain; ``announce`` gets the
+        records of each durable batch in the event loop, before the callers.
+        """
         self._path = path
         self._connect = connect
+        self._settle = settle
         self._announce = announce
         self._queue: queue.SimpleQueue[_Job | _Task] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
@@ -168,26 +179,23 @@ class Writer:
         try:
             self._transaction(connection, jobs)
         except Exception as error:  # noqa: BLE001 - every job must get an answer, the thread must go on
-            told = self._told(error)
+            self.in_doubt = self.in_doubt or may_leave_frames(error)
             if len(jobs) > 1:
                 for job in jobs:
                     self._write(connection, [job])
                 return
             jobs[0].forget()
-            jobs[0].error = told
-            # A change that was refused says nothing about the storage.
-            if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+            if self.in_doubt:
+                self.in_doubt = not self._settle(connection)
+            jobs[0].error = (
+                error if isinstance(error, PivotdError) else on_write(error, self._path, in_doubt=self.in_doubt)
+            )
+            if not is_refusal(error):
                 self.healthy = False
         else:
             self.healthy = True
             self.in_doubt = False
             self.committed_seq = max((record.seq for job in jobs for record in job.records), default=self.committed_seq)
-
-    def _told(self, error: Exception) -> Exception:
-        """Return what the caller is told; nothing is certain while a failed commit may be whole in the WAL."""
-        told = error if isinstance(error, PivotdError) else on_write(error, self._path, in_doubt=self.in_doubt)
-        self.in_doubt = self.in_doubt or isinstance(told, JournalWriteError)
-        return told
 
     def _transaction(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
         for job in jobs:
@@ -212,7 +220,7 @@ class Writer:
         try:
             job.run(connection)
         except Exception as error:
-            if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+            if not is_refusal(error):
                 raise
             connection.execute("ROLLBACK TO change")
             job.error = error if isinstance(error, PivotdError) else on_write(error, self._path)

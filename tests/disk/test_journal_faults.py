@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from pivotd.core.words import Phase
-from pivotd.errors import JournalWriteError
+from pivotd.errors import JournalFullError, JournalWriteError
 from pivotd.journal.journal import Journal
 from tests.disk.disk import Disk, put, seed
 from tests.disk.server import Fault
-from tests.disk.store import Contents, Store
+from tests.disk.store import Contents, Store, replay
 from tests.disk.workload import Promises, Work, judge, stored
 from tests.journal.samples import make_pivot
 
@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
 STRIDE = int(os.environ.get("PIVOTD_DISK_STRIDE", "16"))
 FAULTS_MAX = 2000
+GENERATIONS = 12
+"""Of the WAL: records of one size fill the second half of a page, then the first."""
 CASES = [
     (what, how, lasting)
     for what, how in (("fsync", "eio"), ("write", "eio"), ("write", "enospc"))
@@ -96,20 +98,47 @@ async def together(journal: Journal, changes: list[Coroutine[Any, Any, Any]]) ->
 
 
 async def test_nothing_is_certain_while_a_failed_batch_may_be_on_disk(disk: Disk, tmp_path: Path) -> None:
-    """An fsync fails under a batch, then the disk is full: the batch is whole in the WAL, so nobody is told otherwise."""
+    """An fsync fails and the disk stays broken: the batch may be whole in the WAL, so nobody is told otherwise."""
     journal = Journal.open(disk.where)
     before = [(await journal.accept(make_pivot(number), {}))[0] for number in (1, 2)]
-    disk.fail(Fault("fsync", 1, "eio"), Fault("write", 1, "enospc", lasting=True))
+    disk.fail(Fault("fsync", 1, "eio", lasting=True))
     switch = [journal.advance(pivot, "switched", {}, phase=Phase.DECIDED) for pivot in before]
     answers = await together(journal, switch)
     assert disk.await_strike()
-    killed = Store()
-    for change in disk.log():
-        killed.apply(change)
-    put(killed.everything(), tmp_path / "killed")
-    assert ("P0001", "decided") in stored(tmp_path / "killed" / journal.path.name)
+    written = []
+    for _, store in replay(disk.log()):
+        if "journal.db-wal" in store.names:
+            put(store.everything(), tmp_path / str(len(written)))
+            written.append(("P0001", "decided") in stored(tmp_path / str(len(written)) / journal.path.name))
+    assert any(written), "the batch was never whole"
     assert [type(answer) for answer in answers] == [JournalWriteError, JournalWriteError]
+    assert not await journal.settle()
     disk.fail()
     assert await journal.settle()
     assert ("P0001", "decided") not in stored(journal.path)
+    await journal.close()
+
+
+async def test_a_full_disk_under_an_old_generation_of_the_wal_records_nothing(disk: Disk, tmp_path: Path) -> None:
+    """Half of the commit frame is new, and half is left of a page that said the same: together a whole one."""
+    journal = Journal.open(disk.where)
+    for number in range(GENERATIONS):
+        journal.hold_checkpoints()
+        for nth in itertools.count(1):
+            disk.fail(Fault("write", nth, "enospc", lasting=True))
+            try:
+                await journal.note("n", {"text": "x" * 150})
+            except JournalFullError:
+                left = Store()
+                for change in disk.log():
+                    left.apply(change)
+                place = tmp_path / f"{number}-{nth}"
+                put(left.everything(), place)
+                records = [one for one in stored(place / journal.path.name) if isinstance(one, tuple)]
+                assert len(records) == journal.last_seq, place
+            else:
+                break
+        disk.fail()
+        assert nth > 1
+        journal.release_checkpoints()
     await journal.close()

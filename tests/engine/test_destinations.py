@@ -22,6 +22,9 @@ from .test_copy import assert_clean, content, write
 pytestmark = pytest.mark.qemu
 
 MIB = 1 << 20
+BUSY = "accurate CPU usage"
+"""QEMU 7.2 measures the processor to encrypt, and gives up where that is busy."""
+TRIES_MAX = 5
 
 
 async def switched(engine: Engine, target: str | Path, image_format: str | None = None, **options: object) -> None:
@@ -266,7 +269,15 @@ async def test_an_encrypted_image_and_away_from_it(engine: Engine, qemu_factory:
     write(qemu, "disk0", 7)
     new = tmp_path / "new.qcow2"
     options = ImageOptions(luks_iter_ms=10)
-    await switched(engine, new, secret_file=str(secret), image_options=options, force=True)
+    for _ in range(TRIES_MAX):
+        new.unlink(missing_ok=True)
+        driver = await engine.start(
+            Kind.COPY, "web1", Target("disk0", str(new)), secret_file=str(secret), image_options=options, force=True
+        )
+        pivot = await engine.closed(driver)
+        if BUSY not in (pivot.error or ""):
+            break
+    assert pivot.outcome == Outcome.SWITCHED, pivot.error
     assert info(new)["encrypted"]
     assert len(secrets(qemu)) == 1
     await switched(engine, tmp_path / "plain.qcow2")
@@ -289,10 +300,13 @@ async def test_an_encrypted_copy_that_is_cancelled_leaves_no_passphrase(
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
     options = {"secret_file": str(secret), "image_options": ImageOptions(luks_iter_ms=10), "force": True}
-    driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, pivot=False, **options)
-    await engine.resting(driver)
+    for number in range(TRIES_MAX):
+        driver = await engine.copy("web1", {"disk0": tmp_path / f"new{number}.qcow2"}, pivot=False, **options)
+        if BUSY not in ((await engine.resting(driver)).error or ""):
+            break
     driver.cancel()
-    assert (await engine.closed(driver)).outcome == Outcome.KEPT
+    pivot = await engine.closed(driver)
+    assert (pivot.outcome, pivot.error) == (Outcome.KEPT, "cancelled")
     assert (secrets(qemu), len(qemu.nodes())) == ([], 2)
 
 

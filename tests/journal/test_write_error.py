@@ -1,4 +1,4 @@
-"""A write that fails in a way that leaves the fate of the record open."""
+"""A write that fails: test_journal_faults.py has those that leave the fate of the record open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pivotd.core.words import Phase
-from pivotd.errors import JournalWriteError
+from pivotd.errors import JournalError, JournalWriteError
 from pivotd.journal.journal import Journal
 from tests.journal.samples import make_pivot
 
@@ -27,16 +27,20 @@ def files_no_longer_than(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_io_error_is_a_write_error_and_settle_makes_it_certain(tmp_path: Path) -> None:
-    """A failed write is JournalWriteError; after settle the record is absent for certain and the retry succeeds."""
+async def test_a_write_that_fails_is_certainly_absent(tmp_path: Path) -> None:
+    """The frames of the failed commit are cut off at once, so the error says so and the retry succeeds."""
     journal = Journal.open(tmp_path)
     before, _ = await journal.accept(make_pivot(1), {})
     wal = tmp_path / "journal.db-wal"
-    with files_no_longer_than(wal.stat().st_size + 5000), pytest.raises(JournalWriteError, match="may or may not"):
+    counted_bytes = wal.stat().st_size
+    with (
+        files_no_longer_than(counted_bytes + 5000),
+        pytest.raises(JournalError, match="nothing was recorded") as caught,
+    ):
         await journal.advance(before, "switched", {"text": "x" * 20000}, phase=Phase.DECIDED)
+    assert not isinstance(caught.value, JournalWriteError)
     assert not journal.healthy
-    assert await journal.settle()
-    assert wal.stat().st_size == 0
+    assert wal.stat().st_size == counted_bytes
     assert journal.open_pivots() == [before]
     after = await journal.advance(before, "switched", {}, phase=Phase.DECIDED)
     assert journal.healthy
@@ -45,14 +49,3 @@ async def test_io_error_is_a_write_error_and_settle_makes_it_certain(tmp_path: P
     assert connection.execute("SELECT seq, event FROM record").fetchall() == [(1, "accepted"), (2, "switched")]
     connection.close()
     assert after.phase is Phase.DECIDED
-
-
-async def test_settle_that_cannot_write_is_not_certain(tmp_path: Path) -> None:
-    """While the storage still refuses to take pages, settle says False and loses nothing."""
-    journal = Journal.open(tmp_path)
-    for _ in range(3):
-        await journal.note("n", {"text": "x" * 20000})
-    with files_no_longer_than(journal.path.stat().st_size):
-        assert not await journal.settle()
-    assert await journal.settle()
-    await journal.close()

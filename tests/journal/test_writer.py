@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from pathlib import Path
 
@@ -146,22 +147,45 @@ async def test_after_close_nothing_is_taken(tmp_path: Path) -> None:
         await journal.note("n", {})
 
 
-async def test_settle_empties_the_wal(journal: Journal) -> None:
-    """After settle the file alone says everything: the WAL has no byte that a crash could bring back."""
+async def test_settle_cuts_off_what_does_not_count(journal: Journal) -> None:
+    """Frames behind the last committed one go, also under the eyes of a reader; the committed ones stay."""
     await journal.note("n", {})
-    assert await journal.settle()
-    assert journal.path.with_name("journal.db-wal").stat().st_size == 0
-    assert (await journal.note("n", {})).seq == 2
-
-
-async def test_settle_is_not_certain_while_a_reader_is_in_the_way(journal: Journal) -> None:
-    """A snapshot held by somebody keeps frames in the WAL: settle says so."""
-    await journal.note("n", {})
+    wal = journal.path.with_name("journal.db-wal")
+    counted = wal.read_bytes()
     other = sqlite3.connect(f"file:{journal.path}?mode=ro", uri=True, isolation_level=None)
     other.execute("BEGIN")
-    other.execute("SELECT count(*) FROM record").fetchone()
+    assert other.execute("SELECT count(*) FROM record").fetchone() == (1,)
+    with wal.open("ab") as file:
+        file.write(counted[32:])
+    assert await journal.settle()
+    assert wal.read_bytes() == counted
+    assert (await journal.note("n", {})).seq == 2
+    assert other.execute("SELECT count(*) FROM record").fetchone() == (1,)
+    other.close()
+
+
+async def test_settle_is_not_certain_while_somebody_else_writes(journal: Journal) -> None:
+    """Then the frames behind the last committed one may be another's; nothing is touched."""
+    await journal.note("n", {})
+    other = sqlite3.connect(journal.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
     assert not await journal.settle()
     other.close()
+    assert await journal.settle()
+
+
+async def test_settle_knows_the_wal_index_or_does_nothing(journal: Journal, tmp_path: Path) -> None:
+    """A later SQLite may write another version of it; then no byte of the WAL is cut."""
+    await journal.note("n", {})
+    wal = journal.path.with_name("journal.db-wal")
+    before = wal.read_bytes()
+    (tmp_path / "index").write_bytes(bytes(64))
+    known = journal._wal_index
+    journal._wal_index = os.open(tmp_path / "index", os.O_RDONLY)
+    assert not await journal.settle()
+    os.close(journal._wal_index)
+    journal._wal_index = known
+    assert wal.read_bytes() == before
     assert await journal.settle()
 
 

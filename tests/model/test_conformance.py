@@ -29,6 +29,7 @@ LOOKS_MAX = 20_000
 LOOKS_STABLE = 10
 """So many looks must show what the model says before it counts as the end of a step."""
 PATIENCE_S = 10.0
+LOOK_S = 0.0005
 """A difference counts when it has not gone away by then; a loaded machine makes QEMU slow."""
 
 COMPLETE, CANCEL, PAUSE = ("job-complete", {"id": "job"}), ("job-cancel", {"id": "job"}), ("job-pause", {"id": "job"})
@@ -102,15 +103,14 @@ class Real:
                 with suppress(SpyError):
                     self.run("job-dismiss", {"id": job["id"]})
         self.run("device_del", {"id": "disk0"})
-        left = set()
-        for _ in range(LOOKS_MAX):  # QEMU lets go of an unplugged device's node a moment later
+        left, until_s = {"unknown"}, time.monotonic() + 2 * PATIENCE_S
+        while left and time.monotonic() < until_s:
+            time.sleep(LOOK_S)  # a thread of QEMU lets go of an unplugged device's node, when nobody asks for anything
             left = {node["name"] for node in self.run("x-debug-query-block-graph", {})["nodes"]}
-            if not left:
-                return
             for name in [node + suffix for node in ("src", "dst", "spare") for suffix in ("", "-file")]:
                 with suppress(SpyError):
                     self.run("blockdev-del", {"node-name": name})
-        raise AssertionError(f"nodes are left: {left}")
+        assert not left, f"nodes are left: {left}"
 
     def run(self, name: str, arguments: dict[str, Any]) -> Any:
         return self.qemu.spy(name, arguments)
