@@ -218,6 +218,22 @@ JUDGEMENT = (
         "API", ("tests/api/test_api.py", "-k", "used_request_id"),
     ),
     Defect(
+        "nobody can have written to a disk that is gone", "G1", "pivotd/engine/driver.py",
+        "self._memory.unwritten = self._memory.still_unmoved == (session, session.resumes)",
+        "self._memory.unwritten = True",
+        "real QEMU", ("tests/people/test_machines.py", "-k", "written_on_its_destination"),
+    ),
+    Defect(
+        "a migration that is about to end is not waited for", "G2", SESSION,
+        "            if not replies.migrating(migrate):\n", "            if True:\n",
+        "wire", ("tests/wire/test_resume.py", "-k", "about_to_end"),
+    ),
+    Defect(
+        "a full disk is taken for certainty", "G1", "pivotd/journal/writer.py",
+        "                self.in_doubt = not self._settle(connection)\n", "                self.in_doubt = False\n",
+        "disk that forgets", ("tests/disk/test_journal_faults.py", "-k", "old_generation"),
+    ),
+    Defect(
         "a verdict is certain while its record may be on the way", "G2", "pivotd/core/verdict.py",
         "    return pivot.phase in {Phase.PAUSING, Phase.CANCELLING}\n", "    return False\n",
         "QEMU killed before the record", ("tests/chaos/test_overtaken.py",),
