@@ -33,12 +33,12 @@ def on_write(error: Exception, path: Path, *, in_doubt: bool = False) -> Journal
     if is_refusal(error):
         return JournalError(f"{path} does not take this change ({why}); nothing was recorded; report this as a bug")
     code = primary_code(error) if isinstance(error, sqlite3.Error) else None
-    if code in _NOT_A_JOURNAL:
-        return JournalCorruptError(f"{path} is damaged ({why}); nothing was recorded; keep the file and restore a copy")
     if in_doubt:
         return JournalWriteError(
             f"{path} could not be written ({why}); the record may or may not be there; check the storage below it"
         )
+    if code in _NOT_A_JOURNAL:
+        return JournalCorruptError(f"{path} is damaged ({why}); nothing was recorded; keep the file and restore a copy")
     if code == sqlite3.SQLITE_FULL:
         return JournalFullError(f"{path}: no space left ({why}); nothing was recorded; free space and try again")
     if code in _BUSY:

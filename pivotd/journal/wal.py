@@ -16,6 +16,8 @@ from pathlib import Path
 _INDEX_VERSION = 3007000
 _INDEX = struct.Struct("=I 8x ? x H I")
 """Version, whether it is filled, bytes of a page, number of the last frame that counts; in this machine's order."""
+_PAGE_BYTES_MIN = 512
+"""The number 1 stands for 65536 there, and 0 is there before the first frame."""
 _HEADER_BYTES = 32
 _FRAME_HEADER_BYTES = 24
 
@@ -51,8 +53,10 @@ def cut(connection: sqlite3.Connection, journal: Path, index: int) -> None:
 
 
 def _counted_bytes(index: bytes) -> int:
-    version, filled, page_bytes, frames = _INDEX.unpack(index)
-    if version != _INDEX_VERSION or not filled:
-        raise OSError("the WAL-index is not one that pivotd knows")
-    size_bytes: int = _HEADER_BYTES + frames * (_FRAME_HEADER_BYTES + page_bytes)
-    return size_bytes
+    """Return how long the WAL is up to the last frame that counts. Raises: OSError: the index is none that we know."""
+    if len(index) == _INDEX.size:
+        version, filled, page_bytes, frames = _INDEX.unpack(index)
+        if version == _INDEX_VERSION and filled and (page_bytes >= _PAGE_BYTES_MIN or not frames):
+            size_bytes: int = _HEADER_BYTES + frames * (_FRAME_HEADER_BYTES + page_bytes)
+            return size_bytes
+    raise OSError("the WAL-index is not one that pivotd knows")

@@ -6,7 +6,8 @@
   the first few of them, perhaps none: names change in order, as file systems with a journal have it.
 - An fsync that fails makes nothing durable, and a later one that succeeds does not make up for it: the kernel has
   taken the dirty marks off the pages. Only writing to the same page of 4096 bytes again helps. (Linux; found by
-  PostgreSQL in 2018.) A power cut may keep such bytes by chance. Truncations are kept for the next fsync.
+  PostgreSQL in 2018.) A power cut may keep such bytes by chance. Truncations are kept for the next fsync, and what they
+  cut off is gone with it.
 - ``fsync`` of a file does not make its name durable; POSIX does not promise that, although ext4 and XFS do it.
 """
 
@@ -79,10 +80,15 @@ class File:
     pending: list[Write | Truncate] = field(default_factory=list)
     dropped: list[Write] = field(default_factory=list)
     """Sectors that a failed fsync has left behind: seen, and not durable until their page is written again."""
+    older: int = 0
+    """So many of the pending changes came before the sectors that were dropped last."""
 
     def sync(self) -> None:
         """Make what is pending durable, with the whole of every page that it touches."""
         pages = set()
+        for change in self.pending[self.older :]:
+            if isinstance(change, Truncate):
+                self.dropped = [piece for left in self.dropped for piece in _before(left, change.size)]
         for change in self.pending:
             _apply(self.durable, change)
             pages |= {piece.offset // PAGE_BYTES for piece in _pieces(change) if isinstance(piece, Write)}
@@ -90,13 +96,14 @@ class File:
             begin, end = page * PAGE_BYTES, min(len(self.durable), (page + 1) * PAGE_BYTES)
             self.durable[begin:end] = self.seen[begin:end]
         self.dropped = [piece for piece in self.dropped if piece.offset // PAGE_BYTES not in pages]
-        self.pending = []
+        self.pending, self.older = [], 0
 
     def fail(self) -> None:
         """Forget that what is pending has to be written."""
         for change in self.pending:
             self.dropped += [piece for piece in _pieces(change) if isinstance(piece, Write)]
         self.pending = [change for change in self.pending if isinstance(change, Truncate)]
+        self.older = len(self.pending)
 
 
 class Store:
@@ -163,6 +170,12 @@ def _pieces(change: Write | Truncate) -> Iterator[Write | Truncate]:
         stop = min(end, begin - begin % SECTOR_BYTES + SECTOR_BYTES)
         yield Write(change.file, begin, change.data[begin - change.offset : stop - change.offset])
         begin = stop
+
+
+def _before(piece: Write, size: int) -> Iterator[Write]:
+    """Yield what a durable truncation leaves of a write; what it has cut off comes back by no chance."""
+    if piece.offset < size:
+        yield Write(piece.file, piece.offset, piece.data[: size - piece.offset])
 
 
 def _apply(data: bytearray, change: Write | Truncate) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.disk.disk import Disk
 from tests.disk.server import Fault
-from tests.disk.store import Name, Store, Sync, SyncNames, Write
+from tests.disk.store import Change, Name, Store, Sync, SyncNames, Truncate, Write
 
 
 @pytest.fixture
@@ -142,3 +142,25 @@ def test_hanging_request_goes_on_when_the_disk_is_sound(disk: Disk) -> None:
     disk.fail()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_what_a_durable_truncation_has_cut_off_comes_back_by_no_chance() -> None:
+    """Sectors that a failed fsync left behind may be kept by chance, but not behind the end of the file."""
+    begin = [
+        Name("a", 1),
+        SyncNames(),
+        Write(1, 0, b"a" * 600),
+        Sync(1),
+        Write(1, 600, b"b" * 600),
+        Sync(1, failed=True),
+    ]
+
+    def left(*changes: Change) -> set[bytes]:
+        store = Store()
+        for change in [*begin, *changes]:
+            store.apply(change)
+        return {store.after_cut(random.Random(number))["a"] for number in range(50)}
+
+    assert max(left(), key=len) == b"a" * 600 + b"b" * 600
+    assert left(Truncate(1, 600)) >= {b"a" * 600, b"a" * 600 + b"b" * 600}
+    assert left(Truncate(1, 600), Sync(1)) == {b"a" * 600}

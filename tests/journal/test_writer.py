@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
 
 from pivotd import limits
 from pivotd.core.words import Phase, Record
-from pivotd.errors import JournalError, PhaseConflictError
+from pivotd.errors import JournalError, JournalWriteError, PhaseConflictError
 from pivotd.journal import writer as writer_module
+from pivotd.journal.failures import on_write
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from tests.journal.samples import make_pivot
@@ -174,12 +176,22 @@ async def test_settle_is_not_certain_while_somebody_else_writes(journal: Journal
     assert await journal.settle()
 
 
-async def test_settle_knows_the_wal_index_or_does_nothing(journal: Journal, tmp_path: Path) -> None:
-    """A later SQLite may write another version of it; then no byte of the WAL is cut."""
+UNKNOWN_INDEXES = {
+    "empty": b"",
+    "short": b"\0" * 19,
+    "not filled": struct.pack("=I 8x ? x H I 28x", 3007000, False, 4096, 0),
+    "of another version": struct.pack("=I 8x ? x H I 28x", 3007001, True, 4096, 0),
+    "of the largest pages": struct.pack("=I 8x ? x H I 28x", 3007000, True, 1, 1),
+}
+
+
+@pytest.mark.parametrize("index", UNKNOWN_INDEXES.values(), ids=UNKNOWN_INDEXES.keys())
+async def test_settle_knows_the_wal_index_or_does_nothing(journal: Journal, tmp_path: Path, index: bytes) -> None:
+    """Not a byte of the WAL is cut by a number that may mean something else."""
     await journal.note("n", {})
     wal = journal.path.with_name("journal.db-wal")
     before = wal.read_bytes()
-    (tmp_path / "index").write_bytes(bytes(64))
+    (tmp_path / "index").write_bytes(index)
     known = journal._wal_index
     journal._wal_index = os.open(tmp_path / "index", os.O_RDONLY)
     assert not await journal.settle()
@@ -187,6 +199,19 @@ async def test_settle_knows_the_wal_index_or_does_nothing(journal: Journal, tmp_
     journal._wal_index = known
     assert wal.read_bytes() == before
     assert await journal.settle()
+
+
+@pytest.mark.parametrize(
+    "code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR]
+)
+def test_no_error_of_storage_is_certain_while_an_earlier_try_is_in_doubt(tmp_path: Path, code: int) -> None:
+    """The record may have been part of that try; else each says that nothing was recorded."""
+    error = sqlite3.OperationalError("it failed")
+    error.sqlite_errorcode = code
+    assert isinstance(on_write(error, tmp_path, in_doubt=True), JournalWriteError)
+    certain = on_write(error, tmp_path)
+    assert not isinstance(certain, JournalWriteError)
+    assert "nothing was recorded" in certain.message
 
 
 async def test_settle_is_not_certain_of_a_record_reported_as_failed(journal: Journal) -> None:

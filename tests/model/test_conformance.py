@@ -29,8 +29,8 @@ LOOKS_MAX = 20_000
 LOOKS_STABLE = 10
 """So many looks must show what the model says before it counts as the end of a step."""
 PATIENCE_S = 10.0
-LOOK_S = 0.0005
 """A difference counts when it has not gone away by then; a loaded machine makes QEMU slow."""
+LOOK_S = 0.0005
 
 COMPLETE, CANCEL, PAUSE = ("job-complete", {"id": "job"}), ("job-cancel", {"id": "job"}), ("job-pause", {"id": "job"})
 RESUME, FINALIZE, DISMISS = (("job-" + verb, {"id": "job"}) for verb in ("resume", "finalize", "dismiss"))
@@ -105,7 +105,7 @@ class Real:
         self.run("device_del", {"id": "disk0"})
         left, until_s = {"unknown"}, time.monotonic() + 2 * PATIENCE_S
         while left and time.monotonic() < until_s:
-            time.sleep(LOOK_S)  # a thread of QEMU lets go of an unplugged device's node, when nobody asks for anything
+            time.sleep(LOOK_S)  # QEMU lets go of an unplugged device's node a moment later
             left = {node["name"] for node in self.run("x-debug-query-block-graph", {})["nodes"]}
             for name in [node + suffix for node in ("src", "dst", "spare") for suffix in ("", "-file")]:
                 with suppress(SpyError):
