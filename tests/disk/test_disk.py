@@ -161,6 +161,6 @@ def test_what_a_durable_truncation_has_cut_off_comes_back_by_no_chance() -> None
             store.apply(change)
         return {store.after_cut(random.Random(number))["a"] for number in range(50)}
 
-    assert max(left(), key=len) == b"a" * 600 + b"b" * 600
+    assert b"a" * 600 + b"b" * 600 in left()
     assert left(Truncate(1, 600)) >= {b"a" * 600, b"a" * 600 + b"b" * 600}
     assert left(Truncate(1, 600), Sync(1)) == {b"a" * 600}
