@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -224,6 +225,19 @@ class Pause:
     ended: str
 
 
+def outcome_of(disks: Iterable[PivotDisk]) -> str | None:
+    """Return one word for all disks: an Outcome, ``split`` where disks differ, None while open.
+
+    ``unknown`` wins over everything: one disk that needs a person makes the pivot need one.
+    """
+    seen = {disk.outcome for disk in disks}
+    if Outcome.UNKNOWN in seen:
+        return Outcome.UNKNOWN.value
+    if None in seen:
+        return None
+    return seen.pop() if len(seen) == 1 else "split"
+
+
 @dataclass(frozen=True, slots=True)
 class Pivot:
     """The journal's current word on one pivot; changed only together with an appended record."""
@@ -277,16 +291,8 @@ class Pivot:
 
     @property
     def outcome(self) -> str | None:
-        """One word for all disks: an Outcome, ``split`` where disks differ, None while open.
-
-        ``unknown`` wins over everything: one disk that needs a person makes the pivot need one.
-        """
-        seen = {disk.outcome for disk in self.disks}
-        if Outcome.UNKNOWN in seen:
-            return Outcome.UNKNOWN.value
-        if None in seen:
-            return None
-        return seen.pop() if len(seen) == 1 else "split"
+        """One word for all disks; see outcome_of."""
+        return outcome_of(self.disks)
 
     @property
     def pause_ms(self) -> float | None:

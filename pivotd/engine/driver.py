@@ -140,7 +140,7 @@ class Driver(Recording):
             await self._note_went_on(seen)
         while True:
             over = undo.window_left_s(self.pivot, self._clock.utc_now()) <= 0
-            seen = self._memory.add_to(replace(seen, window_over=over), self._clock.monotonic())
+            seen = self._memory.add_to(seen, self._clock.monotonic(), window_over=over)
             action = decide(self.pivot, seen)
             known = await self._perform(action, seen)
             if known is None or self._done():

@@ -61,10 +61,11 @@ class Memory:
         self.still_unmoved = None
         self.back_failed = self.carried = self.carry_refused = self.rolled_back = None
 
-    def add_to(self, seen: Observation, now: float) -> Observation:
-        """Return the observation with what is remembered."""
+    def add_to(self, seen: Observation, now: float, *, window_over: bool) -> Observation:
+        """Return the observation with what is remembered, and what the clock says of the undo window."""
         return replace(
             seen,
+            window_over=window_over,
             stop_sent=self.stop_sent,
             unwritten=self.unwritten,
             completing=self.completing,

@@ -132,9 +132,7 @@ class Pause(Ledger):
     async def _stop(self, session: Session, jobs: tuple[str, ...], seen: Observation) -> Observation | None:
         self._memory.stop_sent = None  # without an answer nobody knows: a guest that was paused before shows nothing
         self._memory.completing = frozenset(jobs)
-        self._memory.paused_at = self._clock.monotonic()
-        self._memory.deadline = self._memory.paused_at + self.pivot.options.max_pause_ms / 1000
-        before, resumed, resumes = await session.stop(jobs)
+        before, resumed, resumes = await session.stop(jobs, self._begin_pause)
         self._memory.stop_sent = True
         status = [session.job_status.get(disk.job) for disk in self.pivot.disks] if self.pivot.has_jobs else []
         if None not in status and STATUS_ENDED.isdisjoint(status):
@@ -142,8 +140,8 @@ class Pause(Ledger):
         ours = before in EXECUTING or resumed
         if not self.pivot.owes_resume and ours:
             # Paused when the intent was recorded, but somebody has resumed it since: this `stop` was in their way.
-            changes = {"owes_resume": True, "run_state_before": "running"}
-            await self._record(self.pivot, "paused", {"run_state": before}, **changes)
+            facts = {"run_state": before}
+            await self._record(self.pivot, "paused", facts, owes_resume=True, run_state_before="running")
         if not ours:
             # Somebody else paused it between the last look and here: it is not ours to resume. One that was seen
             # paused, and was not resumed since, is: an earlier process has sent this `stop` before.
@@ -153,6 +151,10 @@ class Pause(Ledger):
             return None
         seen = replace(seen, run_state="paused")
         return await self._await_pending(session, seen) if jobs else seen
+
+    def _begin_pause(self) -> None:
+        self._memory.paused_at = self._clock.monotonic()
+        self._memory.deadline = self._memory.paused_at + self.pivot.options.max_pause_ms / 1000
 
     async def _await_pending(self, session: Session, seen: Observation) -> Observation | None:
         """Wait until events show every completing job at pending or ended; None where a full look is needed."""

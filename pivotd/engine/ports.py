@@ -119,8 +119,8 @@ class Session(Protocol):
         """Return the labels of open character devices: other monitors are among them."""
         ...
 
-    async def stop(self, complete: Sequence[str]) -> tuple[str, bool, int]:
-        """Pause the guest and complete these jobs in one write.
+    async def stop(self, complete: Sequence[str], leaving: Callable[[], None]) -> tuple[str, bool, int]:
+        """Pause the guest and complete these jobs in one write; call ``leaving`` right before that leaves.
 
         Returns: the run state right before, whether somebody resumed the guest between that and ``stop``, and how many
         RESUME events there were by then.
@@ -156,6 +156,10 @@ class Session(Protocol):
 
     async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
         """Cut the connections to NBD destinations of disks, out of band; return whether that was done."""
+        ...
+
+    def look_ahead(self) -> None:
+        """Ask now what has to be known right before the guest is let run, without waiting for the answer."""
         ...
 
     async def resume(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pivotd.core import actions
 from pivotd.core.observation import Observation, Root
-from pivotd.core.words import Image, JsonObject, Kind, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.words import Image, JsonObject, Kind, Outcome, Phase, Pivot, PivotDisk, outcome_of
 
 RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.EndWindow)
 """After these QEMU is as it was: the same observation serves the next decision."""
@@ -30,20 +30,18 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: st
         case actions.Abandon(reason):
             return "cancelling", facts(pivot, seen, reason), {"phase": Phase.CANCELLING, "error": reason}
         case actions.RecordOutcome(outcomes, reason, hold):
-            named = replace(pivot, disks=tuple(_as_seen(pivot, disk, seen) for disk in pivot.disks))
-            event, shown, changes = _outcome(named, dict(outcomes), facts(pivot, seen, reason), utc_now)
-            return event, shown, changes | {"hold": hold}
+            outcome_by_disk = dict(outcomes)
+            disks = tuple(
+                replace(_as_seen(pivot, disk, seen), outcome=outcome_by_disk[disk.disk]) for disk in pivot.disks
+            )
+            event = outcome_of(disks)
+            assert event is not None, "every disk has one"
+            error = None if event == Outcome.SWITCHED.value else reason
+            changes = {"phase": Phase.DECIDED, "disks": disks, "decided_at": utc_now, "error": error, "hold": hold}
+            return event, facts(pivot, seen, reason), changes
         case actions.EndWindow(reason):
             return "window-ended", {"reason": reason}, {"phase": Phase.DECIDED, "hold": False}
     raise AssertionError(action)
-
-
-def _outcome(pivot: Pivot, outcomes: dict[str, Outcome], seen: JsonObject, utc_now: str) -> Written:
-    disks = tuple(replace(disk, outcome=outcomes[disk.disk]) for disk in pivot.disks)
-    outcome = replace(pivot, disks=disks).outcome
-    assert outcome is not None, "every disk has one"
-    error = None if outcome == Outcome.SWITCHED.value else seen["reason"]
-    return outcome, seen, {"phase": Phase.DECIDED, "disks": disks, "decided_at": utc_now, "error": error}
 
 
 def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:

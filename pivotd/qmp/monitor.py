@@ -23,7 +23,7 @@ from pivotd.errors import (
     UnsupportedQemuError,
 )
 from pivotd.qmp import identity
-from pivotd.qmp.client import Client, Command
+from pivotd.qmp.client import Burst, Client, Command
 
 VERSION_MIN = (6, 2)
 """Older ones can abort, or hold a mirror that nobody can cancel. Source: docs/protocol.md, "Which QEMU"."""
@@ -44,6 +44,41 @@ def yank(node: str) -> Command:
     Source: QEMU QMP reference, yank; docs/interop/qmp-spec, "Out-of-band execution".
     """
     return {"exec-oob": "yank", "arguments": {"instances": [{"type": "block-node", "node-name": node}]}}
+
+
+class Asked:
+    """Commands that have left in one write. Wait for the replies or forget them: they are kept until then."""
+
+    def __init__(self, client: Client, burst: Burst, messages: Sequence[Command]) -> None:
+        self._client = client
+        self._burst = burst
+        self._messages = messages
+
+    @property
+    def moments(self) -> list[int]:
+        """The number of RESUME events at each reply so far."""
+        return self._burst.moments
+
+    async def replies(self, timeout_s: float) -> list[Any]:
+        """Return one value or QmpRefusedError for each, in order. Raises: QmpUnknownError: some may not have run."""
+        # In a pause this is asked four times: asyncio.timeout would cost more.
+        late = asyncio.get_running_loop().call_later(timeout_s, self._burst.fail, TimeoutError())
+        try:
+            replies = await self._burst.done
+        except ExecInterruptedError as error:
+            text = _names(self._messages)
+            raise QmpUnknownError(f"{text}: the monitor closed before the answer", command=text) from error
+        except TimeoutError as error:
+            text = _names(self._messages)
+            raise QmpUnknownError(f"{text}: no answer within {timeout_s:g} s", command=text) from error
+        finally:
+            late.cancel()
+            self.forget()
+        return [_value(reply, message) for reply, message in zip(replies, self._messages, strict=True)]
+
+    def forget(self) -> None:
+        """Ignore the replies that come from now on."""
+        self._client.forget(self._burst)
 
 
 class Monitor:
@@ -155,19 +190,10 @@ class Monitor:
             raise reply
         return reply
 
-    async def burst(
-        self,
-        messages: Sequence[Command],
-        timeout_s: float,
-        *,
-        alone: bool = False,
-        resumes_at: list[int] | None = None,
-    ) -> list[Any]:
+    async def burst(self, messages: Sequence[Command], timeout_s: float, *, bare: bool = False) -> list[Any]:
         """Run commands that leave in one write; return one value or QmpRefusedError for each, in order.
 
-        ``alone``: other commands wait meanwhile, but for those out of band: QEMU reads no further once eight wait to
-        be run, and nothing could help it out of a ``stop`` that hangs (monitor/qmp.c, QMP_REQ_QUEUE_LEN_MAX).
-        ``resumes_at`` gets the number of RESUME events at each reply: QEMU sends events and replies as things happen.
+        ``bare``: without ids, which are not worth their time in a pause.
 
         Raises: QmpUnsentError: none was sent. QmpUnknownError: some of them may not have run.
         """
@@ -175,13 +201,35 @@ class Monitor:
             return []
         if "exec-oob" not in messages[0] and not self._free.is_set():
             await self._wait_for_turn(messages, timeout_s)
-        if not alone:
-            return await self._burst(messages, timeout_s, resumes_at)
+        return await self.ask(messages, bare=bare).replies(timeout_s)
+
+    async def alone(
+        self, messages: Sequence[Command], timeout_s: float, leaving: Callable[[], None]
+    ) -> tuple[list[Any], list[int]]:
+        """Run bare commands while all others wait; return the replies, and how many RESUME events came before each.
+
+        ``leaving`` is called when all but the first are about to leave. QEMU sends events and replies as things happen.
+        Others wait, but for those out of band, because QEMU reads no further once eight wait to be run, and nothing
+        could help it out of a ``stop`` that hangs (monitor/qmp.c, QMP_REQ_QUEUE_LEN_MAX).
+        """
+        if not self._free.is_set():
+            await self._wait_for_turn(messages, timeout_s)
         self._free.clear()
         try:
-            return await self._burst(messages, timeout_s, resumes_at)
+            asked = self.ask(messages, bare=True, leaving=leaving)
+            return await asked.replies(timeout_s), asked.moments
         finally:
             self._free.set()
+
+    def ask(
+        self, messages: Sequence[Command], *, bare: bool = False, leaving: Callable[[], None] | None = None
+    ) -> Asked:
+        """Send commands now; the replies are waited for later, or never. Raises: QmpUnsentError."""
+        try:
+            return Asked(self._client, self._client.send_burst(messages, bare=bare, leaving=leaving), messages)
+        except StateError as error:
+            text = _names(messages)
+            raise QmpUnsentError(f"{text}: {error.error_message}", command=text) from error
 
     async def _wait_for_turn(self, messages: Sequence[Command], timeout_s: float) -> None:
         try:
@@ -191,29 +239,6 @@ class Monitor:
         except TimeoutError as error:
             text = _names(messages)
             raise QmpUnsentError(f"{text}: QEMU has not answered `stop` yet", command=text) from error
-
-    async def _burst(
-        self, messages: Sequence[Command], timeout_s: float, resumes_at: list[int] | None = None
-    ) -> list[Any]:
-        try:
-            burst = self._client.send_burst(messages)
-        except StateError as error:
-            text = _names(messages)
-            raise QmpUnsentError(f"{text}: {error.error_message}", command=text) from error
-        try:
-            async with asyncio.timeout(timeout_s):
-                replies = await burst.done
-        except ExecInterruptedError as error:
-            text = _names(messages)
-            raise QmpUnknownError(f"{text}: the monitor closed before the answer", command=text) from error
-        except TimeoutError as error:
-            text = _names(messages)
-            raise QmpUnknownError(f"{text}: no answer within {timeout_s:g} s", command=text) from error
-        finally:
-            self._client.forget(burst)
-        if resumes_at is not None:
-            resumes_at += burst.moments
-        return [_value(reply, message) for reply, message in zip(replies, messages, strict=True)]
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have callback run at every event of note and at the loss of the connection; return how to end that."""

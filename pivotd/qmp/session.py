@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,9 +15,9 @@ from pivotd.core.actions import Step
 from pivotd.core.bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
 from pivotd.core.words import Limits, Outcome, Phase, Pivot, PivotDisk
-from pivotd.errors import QmpRefusedError, QmpUnknownError, UnsupportedQemuError
+from pivotd.errors import QmpRefusedError, QmpUnknownError, QmpUnsentError, UnsupportedQemuError
 from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, secrets, synced, throttle
-from pivotd.qmp.monitor import Monitor, command, yank
+from pivotd.qmp.monitor import Asked, Monitor, command, yank
 from pivotd.threads import in_thread
 
 LOOK = (
@@ -31,6 +33,7 @@ LOOK = (
 
 Never query-named-block-nodes: it aborts QEMU while a qcow2 image is being created (tests/qmp/test_hazards.py).
 """
+BEFORE_CONT = (command("query-migrate"), command("query-status"))
 
 
 class Session:
@@ -40,6 +43,7 @@ class Session:
         self._monitor = monitor
         self.path = path
         self.pid = monitor.pid
+        self._ahead: tuple[float, int, Asked] | None = None
 
     @classmethod
     async def connect(cls, path: str) -> Session:
@@ -229,8 +233,8 @@ class Session:
 
     # -- the pause ----------------------------------------------------------------------------------------------
 
-    async def stop(self, complete: Sequence[str]) -> tuple[str, bool, int]:
-        """Pause the guest and complete these jobs in one write.
+    async def stop(self, complete: Sequence[str], leaving: Callable[[], None]) -> tuple[str, bool, int]:
+        """Pause the guest and complete these jobs in one write; call ``leaving`` right before that leaves.
 
         Returns: the run state right before, whether somebody resumed the guest between that and ``stop``, and how many
         RESUME events there were by then.
@@ -239,8 +243,7 @@ class Session:
         the question before shows it when it is to be resumed. A ``job-complete`` that is refused shows in the jobs.
         """
         burst = [command("query-status"), command("stop"), *(command("job-complete", id=job) for job in complete)]
-        resumes: list[int] = []
-        got = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, alone=True, resumes_at=resumes)
+        got, resumes = await self._monitor.alone(burst, limits.COMMAND_TIMEOUT_S, leaving)
         before, _ = self._all(got[:2])
         return replies.run_state(before), resumes[1] != resumes[0], resumes[1]
 
@@ -259,7 +262,7 @@ class Session:
         positive also where finalizing has failed.
         """
         burst = [*(command("job-finalize", id=job) for job in jobs), command("query-block")]
-        (block,) = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[-1:])
+        (block,) = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, bare=True))[-1:])
         return replies.roots(block, pivot)
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
@@ -274,17 +277,37 @@ class Session:
     async def resume(self) -> None:
         """Let the guest run. Raises: QmpRefusedError: it is in no pause any more."""
         await self._refuse_to_start()
-        await self._monitor.execute(command("cont"))
+        (reply,) = await self._monitor.burst([command("cont")], limits.COMMAND_TIMEOUT_S, bare=True)
+        if isinstance(reply, QmpRefusedError):
+            raise reply
+
+    def look_ahead(self) -> None:
+        """Ask now what is asked before ``cont``, without waiting: while a record is written QEMU has nothing to do."""
+        if self._ahead is not None:
+            self._ahead[-1].forget()
+            self._ahead = None
+        with contextlib.suppress(QmpUnsentError):
+            self._ahead = time.monotonic(), self._monitor.resumes, self._monitor.ask(BEFORE_CONT)
+
+    async def _still_ahead(self) -> bool:
+        """Return whether what was asked ahead is new enough and lets the guest run; it counts once."""
+        if self._ahead is None:
+            return False
+        (asked_at, resumes, asked), self._ahead = self._ahead, None
+        migrate, status = self._all(await asked.replies(limits.QUERY_TIMEOUT_S))
+        known = time.monotonic() - asked_at <= limits.AHEAD_S and self._monitor.resumes == resumes
+        return known and not replies.migrating(migrate) and replies.run_state(status) in OUR_PAUSE
 
     async def _refuse_to_start(self) -> None:
         """``cont`` starts a guest also after it was migrated away: look right before, whatever was seen earlier.
 
         Raises: QmpRefusedError.
         """
+        if await self._still_ahead():
+            return
         resumes = self._monitor.resumes
-        ask = (command("query-migrate"), command("query-status"))
         for _ in range(limits.MIGRATION_LOOKS):
-            migrate, status = self._all(await self._monitor.burst(ask, limits.QUERY_TIMEOUT_S))
+            migrate, status = self._all(await self._monitor.burst(BEFORE_CONT, limits.QUERY_TIMEOUT_S))
             if not replies.migrating(migrate):
                 break
             await asyncio.sleep(limits.MIGRATION_LOOK_S)  # one that ends in the next moment must not be overlooked
@@ -304,7 +327,7 @@ class Session:
             for disk in pivot.disks
         ]
         burst = [command("transaction", actions=actions), command("query-block")]
-        done, block = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
+        done, block = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, bare=True)
         if isinstance(done, QmpRefusedError):
             raise done
         (block,) = self._all([block])

@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pivotd.qmp.monitor import Monitor
+
 SETTLE_S = 10.0
 """Closing a connection takes a few turns of the loop; longer means that it does not happen."""
 POINTS_MAX = 5000
@@ -194,3 +196,9 @@ def _descriptors() -> frozenset[tuple[str, str]]:
             if "/proc/" not in target:
                 found.add((entry.name, target))
     return frozenset(found)
+
+
+def replies_due(monitor: Monitor) -> int:
+    """Return how many replies a connection still expects, also where nobody waits for them."""
+    client = monitor._client
+    return len(client._bare._waiting) + sum(name is not None for name in client._pending)

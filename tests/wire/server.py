@@ -57,6 +57,7 @@ class FakeQemu:
         self.hearing = _set_event()
         self.received: list[str] = []
         self.executed: list[str] = []
+        self.asked: list[Json] = []
         self.chunks: Callable[[bytes], Iterator[bytes]] = lambda data: iter([data])
         self.bytes_max: int | None = None
         self.clients = 0
@@ -127,8 +128,10 @@ class FakeQemu:
                 return
             for text in filter(bytes.strip, splitter.feed(data)):
                 command = json.loads(text)
-                if command["execute"] != "qmp_capabilities":
-                    self.received.append(command["execute"])
+                name = command.get("execute") or command["exec-oob"]
+                if name != "qmp_capabilities":
+                    self.received.append(name)
+                    self.asked.append(command)
                 queue.put_nowait(command)
 
     async def _execute(self, queue: asyncio.Queue[Json], writer: asyncio.StreamWriter) -> None:
@@ -136,13 +139,14 @@ class FakeQemu:
             while True:
                 command = await queue.get()
                 await self.gate.wait()
-                if command["execute"] == "qmp_capabilities":
+                name = command.get("execute") or command["exec-oob"]
+                if name == "qmp_capabilities":
                     reply: Json | None = {"return": {}}
                 else:
-                    self.executed.append(command["execute"])
+                    self.executed.append(name)
                     reply = await self.answer(command)
                 if reply is not None:
-                    await self._send(writer, line({"id": command.get("id"), **reply}))
+                    await self._send(writer, line({name: command[name] for name in ("id",) if name in command} | reply))
         except ConnectionError:
             return
 

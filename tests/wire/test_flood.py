@@ -10,7 +10,7 @@ import pytest
 from pivotd import limits
 from pivotd.errors import QmpUnknownError, QmpUnsentError
 from pivotd.qmp.monitor import JOBS_REMEMBERED_MAX, Monitor, command
-from tests.support.cancel import Leftovers
+from tests.support.cancel import Leftovers, replies_due
 from tests.wire.server import FakeQemu, event
 
 EVENTS = 60_000
@@ -91,7 +91,7 @@ async def test_commands_that_were_given_up_are_forgotten(fake: FakeQemu):
     for _ in range(100):
         with pytest.raises(QmpUnknownError):
             await monitor.burst([command("query-status")] * 100, 0.001)
-    assert not monitor._client._pending
+    assert replies_due(monitor) == 0
     fake.gate.set()
     assert await monitor.execute(command("query-jobs"), 60) == {}
     assert fake.executed.count("query-status") == 10_000
