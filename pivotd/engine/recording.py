@@ -28,9 +28,9 @@ class Recording(Pause):
         event, facts, changes = records.written(self.pivot, action, seen, self._clock.utc_now())
         if changes["phase"] is Phase.COPYING:
             changes["disks"] = await self._with_file_ids()
-        session = self._domain.session
-        resumes_next = session is not None and self.pivot.owes_resume and seen.run_state in OUR_PAUSE
-        meanwhile = session.look_ahead if session is not None and resumes_next else None
+        session, meanwhile = self._domain.session, None
+        if session is not None and self.pivot.owes_resume and seen.run_state in OUR_PAUSE:
+            meanwhile = session.look_ahead  # `cont` comes next
         await self._record(self.pivot, event, facts, meanwhile=meanwhile, **changes)
         if isinstance(action, actions.Retreat):
             delay_s = limits.RETRY_FIRST_S * 2 ** (self.pivot.attempt - 1)

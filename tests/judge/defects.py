@@ -59,10 +59,10 @@ PROTOCOL = (
     ),
     Defect(
         "cont before the result is durable", "G1", RECORDING,
-        "        await self._record(self.pivot, event, facts, **changes)\n        if isinstance(action, actions.Retreat):",
+        "        await self._record(self.pivot, event, facts, meanwhile=meanwhile, **changes)\n        if isinstance(action, actions.Retreat):",
         "        if isinstance(action, actions.RecordOutcome) and self._domain.session and self.pivot.owes_resume:\n"
         "            await self._domain.session.resume()\n"
-        "        await self._record(self.pivot, event, facts, **changes)\n        if isinstance(action, actions.Retreat):",
+        "        await self._record(self.pivot, event, facts, meanwhile=meanwhile, **changes)\n        if isinstance(action, actions.Retreat):",
         SEARCH, searched(3, 0),
     ),
     Defect(
