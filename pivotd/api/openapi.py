@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,7 +18,8 @@ PROBLEM = {"$ref": "#/components/schemas/Problem"}
 def document() -> bytes:
     """Return the document as JSON."""
     shapes = [shape for route in ROUTES for shape in (route.body, route.answer) if shape is not None]
-    _, components = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")
+    schemas, components = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")
+    schema_of = dict(zip(shapes, schemas, strict=True))
     components["Problem"] = {
         "type": "object",
         "description": "RFC 9457 problem; further members carry the facts.",
@@ -33,7 +35,7 @@ def document() -> bytes:
     }
     paths: dict[str, Any] = {}
     for route in ROUTES:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -44,10 +46,10 @@ def document() -> bytes:
     )
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: Route, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
     success: dict[str, Any] = {"description": route.summary}
     if route.status != 204:
-        shape = {} if route.answer is None else {"schema": {"$ref": f"#/components/schemas/{route.answer.__name__}"}}
+        shape = {} if route.answer is None else {"schema": schema_of[route.answer]}
         success["content"] = {"application/json": shape}
         if route.path == "/v1/events":
             success["content"]["text/event-stream"] = {}
@@ -77,6 +79,6 @@ def _operation(route: Route) -> dict[str, Any]:
             }
         )
     if route.body is not None:
-        schema = {"$ref": f"#/components/schemas/{route.body.__name__}"}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        content = {"application/json": {"schema": schema_of[route.body]}}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pivotd import limits
@@ -325,6 +326,26 @@ def test_every_reference_of_the_document_leads_somewhere(api: Api):
     document = json.loads(text)
     for name in re.findall(r'"#/components/schemas/(\w+)"', text):
         assert name in document["components"]["schemas"]
+
+
+def test_answers_have_the_fields_of_the_document_and_no_others(api: Api):
+    """A client may be made from the document."""
+    body = {"disks": [{"disk": "disk0", "image": api.image()}], "pivot": False}
+    held = api.call("POST", "/v1/domains/web1/copy", body).json
+    names = {"domain": "web1", "pivot": held["id"]}
+    for route in ROUTES:
+        if route.method == "GET" and route.answer is not None:
+            answer = api.call("GET", route.path.format_map(names))
+            assert answer.status == 200, answer.body
+            shaped = msgspec.json.decode(answer.body, type=route.answer)
+            assert json.loads(msgspec.json.encode(shaped)) == answer.json, route.path
+    assert api.call("POST", f"/v1/pivots/{held['id']}/cancel").json.keys() == held.keys()
+    api.call("GET", f"/v1/pivots/{held['id']}/wait?timeout_s=20")
+
+
+def test_every_answer_is_in_the_document():
+    """But for the document itself."""
+    assert [route.path for route in ROUTES if route.answer is None and route.status != 204] == ["/v1/openapi.json"]
 
 
 def test_health_says_what_is_there(api: Api):

@@ -1,0 +1,90 @@
+"""The shapes of answers, for the OpenAPI document; core.shapes makes them, for the offline client too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pivotd.core.words import CopyOptions, Kind, Outcome, Pause, Phase, Requester
+
+
+class Event(msgspec.Struct):
+    """One record of the journal. ``seq`` grows by one over all domains; ``at`` is UTC, RFC 3339."""
+
+    seq: int
+    at: str
+    domain: str | None
+    pivot: str | None
+    event: str
+    phase: Phase | None
+    facts: dict[str, Any]
+
+
+class PivotDiskAnswer(msgspec.Struct):
+    """One disk of a pivot. ``stale``: images that do not hold its data any more."""
+
+    disk: str
+    source: str
+    source_format: str
+    destination: str
+    destination_format: str
+    top: str | None
+    base: str | None
+    between: list[str]
+    size_bytes: int
+    job: str
+    outcome: Outcome | None
+    stale: list[str]
+
+
+class PivotAnswer(msgspec.Struct):
+    """One pivot. ``outcome``: an outcome, ``split`` where disks differ, null while open."""
+
+    id: str
+    request_id: str
+    domain: str
+    kind: Kind
+    phase: Phase
+    outcome: str | None
+    requested_by: Requester
+    options: CopyOptions
+    disks: list[PivotDiskAnswer]
+    hold: bool
+    undo_until: str | None
+    attempt: int
+    run_state_before: str | None
+    pause_ms: float | None
+    pauses: list[Pause]
+    created: str
+    decided: str | None
+    closed: str | None
+    error: str | None
+    records: list[Event] | msgspec.UnsetType = msgspec.UNSET
+    """Only where one pivot is asked for."""
+
+
+class JournalHealth(msgspec.Struct):
+    """The journal of the daemon. ``healthy``: the last record could be written."""
+
+    path: str
+    healthy: bool
+    last_seq: int
+
+
+class DomainsHealth(msgspec.Struct):
+    """How many domains there are. ``silent_with_open_pivots``: those with work to do whose QEMU is not reached."""
+
+    total: int
+    connected: int
+    with_open_pivots: int
+    silent_with_open_pivots: list[str]
+
+
+class Health(msgspec.Struct):
+    """What a monitoring system asks for. ``status``: ``ok`` or ``degraded``."""
+
+    status: str
+    version: str
+    journal: JournalHealth
+    domains: DomainsHealth
