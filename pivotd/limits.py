@@ -108,6 +108,8 @@ NEWS_DELAY_S = 0.03
 """News of records waits so long while a guest is in its pause: most pauses are over by then."""
 WAIT_TIMEOUT_S_MAX = 300.0
 REQUEST_BODY_BYTES_MAX = 64 << 10
+REQUEST_READ_BYTES_MAX = 4 << 20
+"""A larger body is read so far and thrown away: a client that still writes would not hear that it is too large."""
 STREAMS_MAX = 64
 NAME_LENGTH_MAX = 64
 REQUEST_ID_LENGTH_MAX = 128

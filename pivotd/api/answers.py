@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from pivotd.core.words import CopyOptions, Kind, Outcome, Pause, Phase, Requester
-
-
-class Event(msgspec.Struct):
-    """One record of the journal. ``seq`` grows by one over all domains; ``at`` is UTC, RFC 3339."""
-
-    seq: int
-    at: str
-    domain: str | None
-    pivot: str | None
-    event: str
-    phase: Phase | None
-    facts: dict[str, Any]
+from pivotd.core.words import CopyOptions, Kind, Outcome, Pause, Phase, Record, Requester
 
 
 class PivotDiskAnswer(msgspec.Struct):
@@ -60,7 +46,7 @@ class PivotAnswer(msgspec.Struct):
     decided: str | None
     closed: str | None
     error: str | None
-    records: list[Event] | msgspec.UnsetType = msgspec.UNSET
+    records: list[Record] | msgspec.UnsetType = msgspec.UNSET
     """Only where one pivot is asked for."""
 
 

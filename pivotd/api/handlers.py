@@ -63,11 +63,15 @@ def _json(value: Any, status: int = 200, **headers: str) -> Response:
 
 
 async def _body(request: Request, model: type[T]) -> T:
-    data = bytearray()
+    data, size_bytes = bytearray(), 0
     async for chunk in request.stream():
-        data += chunk
-        if len(data) > limits.REQUEST_BODY_BYTES_MAX:
-            raise TooLargeError(f"the body is larger than {limits.REQUEST_BODY_BYTES_MAX} bytes")
+        size_bytes += len(chunk)
+        if size_bytes <= limits.REQUEST_BODY_BYTES_MAX:
+            data += chunk
+        elif size_bytes > limits.REQUEST_READ_BYTES_MAX:
+            break
+    if size_bytes > limits.REQUEST_BODY_BYTES_MAX:
+        raise TooLargeError(f"the body is larger than {limits.REQUEST_BODY_BYTES_MAX} bytes")
     try:
         return msgspec.json.decode(bytes(data), type=model)
     except msgspec.ValidationError as error:

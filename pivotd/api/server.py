@@ -61,10 +61,9 @@ class PeerProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Cut a connection whose request head does not end."""
         self._head_bytes += len(data)
+        super().data_received(data)  # counts from zero again where the head has ended in it
         if self._head_bytes > limits.REQUEST_BODY_BYTES_MAX + HEAD_BYTES_MAX:
             self.transport.close()
-            return
-        super().data_received(data)
 
     def on_headers_complete(self) -> None:
         """Count the next head from zero."""

@@ -142,12 +142,6 @@ def test_the_document_has_the_shape_of_a_domain(api: Api):
     assert list(components["JobView"]["properties"]) == ["id", "type", "status", "disk", "adoptable", "reason"]
 
 
-def test_a_large_body_is_refused(api: Api):
-    """Bounded."""
-    answer = api.call("POST", "/v1/domains/web1/copy", b"[" * (limits.REQUEST_BODY_BYTES_MAX + 1))
-    assert (answer.status, answer.json["kind"]) == (413, "too-large")
-
-
 def test_an_endless_head_is_cut(api: Api):
     """Before anything is known of who sends it."""
     with socket.socket(socket.AF_UNIX) as client:
@@ -308,6 +302,14 @@ def test_too_many_streams_are_refused_and_ended_ones_make_room(api: Api):
             if connection.sock is not None:
                 connection.sock.shutdown(socket.SHUT_RDWR)
             connection.close()
+
+
+@pytest.mark.parametrize("size_bytes", [limits.REQUEST_BODY_BYTES_MAX + 1, 150 << 10, 190 << 10, 3 << 20])
+def test_a_body_that_is_too_large_is_told_so(api: Api, size_bytes: int):
+    """Also where most of it comes in one piece."""
+    body = b'{"disks": [], "x": "' + b"0" * size_bytes + b'"}'
+    answer = api.call("POST", "/v1/domains/web1/snapshot", body)
+    assert (answer.status, answer.json["kind"]) == (413, "too-large")
 
 
 # -- the document -------------------------------------------------------------------------------------------------
