@@ -198,6 +198,8 @@ class CopyOptions:
     """The bandwidth was changed, and QEMU has perhaps not heard of it."""
     write_limits: tuple[WriteLimit, ...] = ()
     """What was limited, and has to be put back."""
+    doomed_nodes: tuple[str, ...] = ()
+    """Nodes that no disk needs any more, noted before the first one goes: those below it could not be found again."""
 
 
 @dataclass(frozen=True, slots=True)

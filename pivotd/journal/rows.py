@@ -208,6 +208,7 @@ def _options(stored: JsonObject) -> CopyOptions:
         "image_options": ImageOptions(**stored.get("image_options", {})),
         "discard": Discard(stored.get("discard", Discard.UNMAP)),
         "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
+        "doomed_nodes": tuple(stored.get("doomed_nodes", ())),
     }
     return CopyOptions(**stored | typed)
 

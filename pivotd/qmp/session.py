@@ -388,6 +388,14 @@ class Session:
         ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, *pivot.family)}
         return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs]
 
+    async def hidden_nodes(self, pivot: Pivot) -> list[str]:
+        """Return the nodes that clean_up() deletes and could not find again once those above them are gone.
+
+        Not those that QEMU has named: they go with the one above.
+        """
+        heads = {node for disk in pivot.disks for node in (*_heads(pivot, disk), *_own(pivot, disk))}
+        return [node for node in await self._unwanted(pivot) if node not in heads and not node.startswith("#")]
+
     async def _unwanted(self, pivot: Pivot) -> list[str]:
         """Return the nodes that no disk needs any more, each before its children."""
         block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
@@ -395,17 +403,9 @@ class Session:
         used = {node for disk in replies.disks(block).values() for node in graph.below(disk.node)}
         found: list[str] = []
         for disk in pivot.disks:
-            own = [disk.destination.node, names.file_node(pivot.id, disk.index)]
-            match disk.outcome:
-                case Outcome.SWITCHED:
-                    found += graph.below(names.reopened_source(pivot.id, disk.index))
-                    found += _with_file(graph, disk.source.node)
-                case Outcome.MERGED if disk.top is not None:
-                    found += graph.below(disk.top.node)
-                case _ if pivot.options.undo_of is not None:
-                    found += _with_file(graph, disk.destination.node)
-                case _:
-                    found += [node for node in own if names.belongs_to(node, pivot.id)]
+            heads = _heads(pivot, disk)
+            found += [node for head in heads for node in graph.below(head)] if heads else _own(pivot, disk)
+        found += pivot.options.doomed_nodes
         return [node for node in dict.fromkeys(found) if node in graph.nodes and node not in used]
 
     async def _node_names(self) -> frozenset[str]:
@@ -420,7 +420,25 @@ class Session:
         return got
 
 
-def _with_file(graph: replies.Graph, node: str) -> list[str]:
-    """Return a node and those below it, and the file of an earlier pivot's image whose node is gone already."""
+def _heads(pivot: Pivot, disk: PivotDisk) -> list[str]:
+    """Return the nodes that a disk has lost, by name: they go, and what is below them."""
+    match disk.outcome:
+        case Outcome.SWITCHED:
+            return [names.reopened_source(pivot.id, disk.index), *_with_file(disk.source.node)]
+        case Outcome.MERGED if disk.top is not None:
+            return [disk.top.node]
+        case _ if pivot.options.undo_of is not None:
+            return _with_file(disk.destination.node)
+    return []
+
+
+def _own(pivot: Pivot, disk: PivotDisk) -> list[str]:
+    """Return the nodes of a destination, as far as they are pivotd's."""
+    own = [disk.destination.node, names.file_node(pivot.id, disk.index)]
+    return [node for node in own if names.belongs_to(node, pivot.id)]
+
+
+def _with_file(node: str) -> list[str]:
+    """Return a node and the file of an earlier pivot's image, whose node may be gone already."""
     file = names.file_below(node)
-    return [*graph.below(node), *([file] if file is not None else [])]
+    return [node, file] if file is not None else [node]

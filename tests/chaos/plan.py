@@ -88,6 +88,8 @@ class Setup:
     """These servers answer nothing any more from ``stop`` on."""
     adopted: bool = False
     """The jobs were started by somebody else."""
+    named: bool = False
+    """Every node of the disks has a name, as libvirt gives them: none goes by itself with the one above it."""
     outrun: bool = False
     """The guest writes faster than the copy, so that it has to be slowed; its disks have limits from before."""
 
@@ -124,6 +126,7 @@ class Setup:
         words = [f"{self.move} of " * (self.move is not Move.COPY) + f"{self.disks} disk{'s' * (self.disks > 1)}"]
         words += ["paused before"] * self.paused + ["by -drive"] * self.legacy
         words += ["with a bitmap"] * self.bitmap
+        words += ["of named nodes"] * self.named
         words += ["undone"] * self.undo
         words += ["to NBD" + " that hangs" * self.hangs] * self.nbd
         words += ["adopted"] * self.adopted + ["outrun by its guest"] * self.outrun

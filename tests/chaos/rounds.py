@@ -18,7 +18,7 @@ from tests.chaos.asking import SLOW_DATA_BYTES, Asking
 from tests.chaos.judge import Judge, root_path
 from tests.chaos.plan import CANCEL_PHASES, NEW_JOURNAL, Cancel, Heir, Plan, Point, Victims
 from tests.chaos.process import ChaosDaemon, call, has_record, journal, make_journal, try_call
-from tests.chaos.world import GuestHook, World, lay_chain
+from tests.chaos.world import GuestHook, World, lay_chain, named
 from tests.support.proxy import Direction, KillAt
 from tests.support.qemu import Disk, Qemu, create_image
 
@@ -143,7 +143,10 @@ class _Round:
             else:
                 create_image(image)
         proxy = Qemu.proxy_for(self.directory, on_message=self.hook, log=self.directory / "messages.jsonl")
-        disks = [Disk(image, legacy=self.setup.legacy) for image in self.images]
+        disks = [
+            named(image, index) if self.setup.named else Disk(image, legacy=self.setup.legacy)
+            for index, image in enumerate(self.images)
+        ]
         binary = list(self.setup.binary) if self.setup.binary else None
         qemu = Qemu(self.directory, disks, proxy=proxy, paused=self.setup.paused, binary=binary)
         return stack.enter_context(qemu)

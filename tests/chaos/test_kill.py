@@ -14,6 +14,8 @@ import pytest
 from tests.chaos import campaign
 from tests.chaos.plan import Plan, Point, Setup, Victims
 from tests.conftest import LONG
+from tests.support.moves import Move
+from tests.support.proxy import Direction, When
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -88,3 +90,11 @@ def test_three_disks_killed_between_the_switches():
     """A set that was half switched is finished or taken back as one."""
     plans = campaign.message_plans(Setup(disks=3), thin=True)
     assert_kept(late(plans, {"job-complete", "job-finalize"})[::STEP], struck_min=15 // STEP)
+
+
+@pytest.mark.parametrize("move", [Move.COPY, Move.COMMIT, Move.INNER_COMMIT, Move.PULL])
+def test_in_the_middle_of_the_clean_up(move: Move):
+    """Whatever is below a node that is gone goes too: nothing in QEMU tells any more that it was below."""
+    setup = Setup(disks=2, move=move, named=True)
+    plans = [Plan(setup, Point("command:blockdev-del", nth, Direction.TO_QEMU, When.BEFORE)) for nth in (2, 3, 4)]
+    assert_kept(plans, struck_min=len(plans))
