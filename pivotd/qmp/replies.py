@@ -8,10 +8,10 @@ of another shape: it leaves us without facts, and no list at all must not look l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from pivotd.core import names
 from pivotd.core.bitmaps import Bitmap
@@ -19,6 +19,7 @@ from pivotd.core.observation import STATUS_ENDED, JobSeen, Root
 from pivotd.core.words import Limits, Pivot, PivotDisk
 from pivotd.errors import QmpUnknownError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 PERIPHERAL = "/machine/peripheral/"
@@ -26,16 +27,23 @@ BACKING_DEPTH_MAX = 256
 MIGRATING = frozenset({"setup", "active", "device", "pre-switchover", "postcopy-active", "wait-unplug"})
 
 
-@contextmanager
-def _answer_to(command: str) -> Iterator[None]:
+def _answer_to(command: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Turn whatever a reply of another shape leads to into the one error that says so."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        why = f"{type(error).__name__} {error}".splitlines()[0][:100]
-        raise QmpUnknownError(
-            f"QEMU's answer to {command} has another shape than documented ({why})", command=command
-        ) from error
+
+    def decorate(read: Callable[P, T]) -> Callable[P, T]:
+        @wraps(read)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return read(*args, **kwargs)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                why = f"{type(error).__name__} {error}".splitlines()[0][:100]
+                raise QmpUnknownError(
+                    f"QEMU's answer to {command} has another shape than documented ({why})", command=command
+                ) from error
+
+        return checked
+
+    return decorate
 
 
 def _of(kind: type[T], value: object) -> T:
