@@ -92,9 +92,14 @@ def test_three_disks_killed_between_the_switches():
     assert_kept(late(plans, {"job-complete", "job-finalize"})[::STEP], struck_min=15 // STEP)
 
 
-@pytest.mark.parametrize("move", [Move.COPY, Move.COMMIT, Move.INNER_COMMIT, Move.PULL])
+@pytest.mark.parametrize(
+    "move",
+    [Move.COPY, Move.COMMIT, *(pytest.param(move, marks=pytest.mark.long) for move in (Move.INNER_COMMIT, Move.PULL))],
+)
 def test_in_the_middle_of_the_clean_up(move: Move):
     """Whatever is below a node that is gone goes too: nothing in QEMU tells any more that it was below."""
     setup = Setup(disks=2, move=move, named=True)
-    plans = [Plan(setup, Point("command:blockdev-del", nth, Direction.TO_QEMU, When.BEFORE)) for nth in (2, 3, 4)]
+    plans = [Plan(setup, Point("command:blockdev-del", nth, Direction.TO_QEMU, When.BEFORE)) for nth in range(2, 5)][
+        ::STEP
+    ]
     assert_kept(plans, struck_min=len(plans))

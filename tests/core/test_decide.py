@@ -11,6 +11,7 @@ from pivotd.core import actions as a
 from pivotd.core import names
 from pivotd.core.decide import decide
 from pivotd.core.observation import JobSeen, Observation, Qemu, Root
+from pivotd.core.phases import is_allowed
 from pivotd.core.words import CopyOptions, Outcome, Phase
 
 from .build import PIVOT, disk, jobs, pivot, seen
@@ -343,11 +344,30 @@ def every_observation():
         yield seen(state, list(pair), [str(root) for root in roots], **memory)
 
 
+def phase_after(action: a.Action) -> Phase | None:
+    """Return the phase that an action records, None for one that records none."""
+    match action:
+        case a.Advance(phase):
+            return phase
+        case a.Retreat():
+            return Phase.READY
+        case a.Abandon():
+            return Phase.CANCELLING
+        case a.RecordOutcome():
+            return Phase.DECIDED
+        case a.Converge():
+            return Phase.PAUSING
+        case a.Close():
+            return Phase.CLOSED
+    return None
+
+
 def test_every_state_has_a_decision_and_none_breaks_the_rules():
     """Exhaustive over phases, run states, jobs, roots and memory of two disks.
 
     Never: finalize unless the guest is still and every root-source job of the set is pending; complete while it can
-    write; a resume or outcome `switched` that the roots do not show; a stop of a guest that runs for somebody else.
+    write; a resume or outcome `switched` that the roots do not show; a stop of a guest that runs for somebody else; a
+    change of phase that is not in the table.
     """
     count = 0
     found = list(every_observation())
@@ -360,6 +380,8 @@ def test_every_state_has_a_decision_and_none_breaks_the_rules():
     for before, observation in itertools.product(pivots, found):
         action = decide(before, observation)
         count += 1
+        after = phase_after(action)
+        assert after is None or (after is not before.phase and is_allowed(before.phase, after)), (before, observation)
         match action:
             case a.Finalize(names_):
                 assert before.phase is Phase.PAUSING

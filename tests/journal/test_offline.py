@@ -50,6 +50,7 @@ def test_killed_daemon(tmp_path: Path) -> None:
     assert look(tmp_path) == before
 
 
+@pytest.mark.long
 def test_daemon_that_dies_while_its_journal_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that found the lock taken, and the daemon dead a moment later, still reads.
 
