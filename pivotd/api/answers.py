@@ -7,7 +7,7 @@ import msgspec
 from pivotd.core.words import CopyOptions, Kind, Outcome, Pause, Phase, Record, Requester
 
 
-class PivotDiskAnswer(msgspec.Struct):
+class PivotDisk(msgspec.Struct):
     """One disk of a pivot. ``stale``: images that do not hold its data any more."""
 
     disk: str
@@ -24,7 +24,7 @@ class PivotDiskAnswer(msgspec.Struct):
     stale: list[str]
 
 
-class PivotAnswer(msgspec.Struct):
+class Pivot(msgspec.Struct):
     """One pivot. ``outcome``: an outcome, ``split`` where disks differ, null while open."""
 
     id: str
@@ -35,7 +35,7 @@ class PivotAnswer(msgspec.Struct):
     outcome: str | None
     requested_by: Requester
     options: CopyOptions
-    disks: list[PivotDiskAnswer]
+    disks: list[PivotDisk]
     hold: bool
     undo_until: str | None
     attempt: int

@@ -87,6 +87,8 @@ class Observation:
     images: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """By disk, file name and format of its root; asked only where the destination is somebody else's."""
     nodes: frozenset[str] = frozenset()
+    nodes_below: tuple[str, ...] = ()
+    """What CopyOptions.nodes_below is to be; asked only before the jobs have begun."""
     merged: frozenset[str] = frozenset()
     """Disks whose chain no longer holds the layers that were to be merged."""
     has_nonce: bool = True

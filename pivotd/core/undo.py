@@ -53,6 +53,7 @@ def successor(pivot: Pivot, undo: Undo, nodes: Collection[str], utc_now: str) ->
         copy_mode=CopyMode.WRITE_BLOCKING,
         undo_of=pivot.id,
         force=pivot.options.force,
+        nodes_below=pivot.options.nodes_below,
     )
     return Pivot(
         id=undo.pivot,

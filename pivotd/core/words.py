@@ -198,8 +198,11 @@ class CopyOptions:
     """The bandwidth was changed, and QEMU has perhaps not heard of it."""
     write_limits: tuple[WriteLimit, ...] = ()
     """What was limited, and has to be put back."""
-    doomed_nodes: tuple[str, ...] = ()
-    """Nodes that no disk needs any more, noted before the first one goes: those below it could not be found again."""
+    nodes_below: tuple[str, ...] = ()
+    """Nodes below the disks' images as the jobs began, but for those that QEMU has named, each before its children.
+
+    What no disk needs in the end goes; QEMU does not show any more what was below a node that has gone.
+    """
 
 
 @dataclass(frozen=True, slots=True)

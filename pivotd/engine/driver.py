@@ -305,10 +305,6 @@ class Driver(Recording):
                 options = replace(self.pivot.options, write_limits=())
                 await self._record(self.pivot, "limits-restored", {"left_alone": others}, options=options)
             case actions.CleanUp():
-                hidden = await session.hidden_nodes(self.pivot)
-                if not set(hidden) <= set(self.pivot.options.doomed_nodes):
-                    options = replace(self.pivot.options, doomed_nodes=tuple(hidden))
-                    await self._record(self.pivot, "cleaning-up", {"nodes": hidden}, options=options)
                 left = await session.clean_up(self.pivot)
                 self._memory.clean_up_failed = bool(left)
                 if left:

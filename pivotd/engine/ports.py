@@ -173,10 +173,6 @@ class Session(Protocol):
         """
         ...
 
-    async def hidden_nodes(self, pivot: Pivot) -> list[str]:
-        """Return the nodes that clean_up() deletes and could not find again once those above them are gone."""
-        ...
-
     async def clean_up(self, pivot: Pivot) -> list[str]:
         """Dismiss, delete, remove; return what QEMU did not let go of."""
         ...

@@ -20,9 +20,12 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: st
     match action:
         case actions.Advance(phase):
             hold = pivot.hold or (phase is Phase.READY and not pivot.options.pivot)
-            return phase.value, {}, {"phase": phase, "hold": hold}
+            changes: dict[str, Any] = {"phase": phase, "hold": hold}
+            if phase is Phase.COPYING:
+                changes["options"] = replace(pivot.options, nodes_below=seen.nodes_below)
+            return phase.value, {}, changes
         case actions.Retreat(reason, hold):
-            changes: dict[str, Any] = {"phase": Phase.READY, "hold": hold}
+            changes = {"phase": Phase.READY, "hold": hold}
             if hold:
                 kept = tuple(replace(disk, outcome=Outcome.KEPT) for disk in pivot.disks)
                 changes |= {"disks": kept, "error": reason}

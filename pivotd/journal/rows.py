@@ -208,7 +208,7 @@ def _options(stored: JsonObject) -> CopyOptions:
         "image_options": ImageOptions(**stored.get("image_options", {})),
         "discard": Discard(stored.get("discard", Discard.UNMAP)),
         "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
-        "doomed_nodes": tuple(stored.get("doomed_nodes", ())),
+        "nodes_below": tuple(stored.get("nodes_below", ())),
     }
     return CopyOptions(**stored | typed)
 

@@ -24,6 +24,7 @@ from pivotd import limits
 
 # pivotd tells what happens to a connection in its own words; these lines would reach stderr unformatted.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
 Command = dict[str, Any]
 """A QMP command without its id: ``{"execute": name, "arguments": {…}}``."""
 

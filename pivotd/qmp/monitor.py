@@ -211,6 +211,8 @@ class Monitor:
         ``leaving`` is called when all but the first are about to leave. QEMU sends events and replies as things happen.
         Others wait, but for those out of band, because QEMU reads no further once eight wait to be run, and nothing
         could help it out of a ``stop`` that hangs (monitor/qmp.c, QMP_REQ_QUEUE_LEN_MAX).
+
+        Raises: as burst().
         """
         if not self._free.is_set():
             await self._wait_for_turn(messages, timeout_s)
@@ -224,7 +226,12 @@ class Monitor:
     def ask(
         self, messages: Sequence[Command], *, bare: bool = False, leaving: Callable[[], None] | None = None
     ) -> Asked:
-        """Send commands now; the replies are waited for later, or never. Raises: QmpUnsentError."""
+        """Send commands now; the replies are waited for later, or never.
+
+        ``bare`` as in burst(); ``leaving`` is called when all but the first are about to leave.
+
+        Raises: QmpUnsentError.
+        """
         try:
             return Asked(self._client, self._client.send_burst(messages, bare=bare, leaving=leaving), messages)
         except StateError as error:

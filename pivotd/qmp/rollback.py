@@ -59,7 +59,7 @@ async def _mirror_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes:
 
 async def source_node(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str:
     """Return the node of the source, opened again if a legacy -drive has deleted it. Raises: QmpRefusedError."""
-    present = await _node_names(monitor)
+    present = (await _graph(monitor)).nodes
     if disk.source.node in present:
         return disk.source.node
     again = names.reopened_source(pivot.id, disk.index)
@@ -80,13 +80,16 @@ async def _commit_overlay(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resum
 async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
     """A base cannot be mirrored to what it backs: the old top is closed and opened again as an overlay of the base.
 
-    The layers between them are left out; what they hold is in the base by now.
+    The layers between them are left out; what they hold is in the base by now. Those that do not go by themselves are
+    closed too: QEMU puts nothing on a node that is the backing of another one.
     """
     again = names.reopened_source(pivot.id, disk.index)
-    present = await _node_names(monitor)
-    if again not in present:
-        if disk.source.node in present:
-            await monitor.execute(command("blockdev-del", node_name=disk.source.node))
+    graph = await _graph(monitor)
+    lost = dict.fromkeys([*graph.below(disk.source.node), *pivot.options.nodes_below])
+    kept = {node for other in pivot.disks for node in graph.below(other.destination.node)}
+    closing = [node for node in lost if node in graph.nodes and node not in kept]
+    await monitor.burst([command("blockdev-del", node_name=node) for node in closing], limits.ROLLBACK_TIMEOUT_S)
+    if again not in graph.nodes:
         start = await _source(disk, again)
         start["arguments"]["backing"] = None
         await monitor.execute(start)
@@ -100,9 +103,8 @@ async def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
     return command("blockdev-add", driver=disk.source.format, node_name=node, file=inner, cache=cache)
 
 
-async def _node_names(monitor: Monitor) -> frozenset[str]:
-    reply = await monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S)
-    return replies.graph(reply).nodes
+async def _graph(monitor: Monitor) -> replies.Graph:
+    return replies.graph(await monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S))
 
 
 async def _run(monitor: Monitor, job: str, start: dict[str, object], resumes: int) -> None:

@@ -144,6 +144,7 @@ class Session:
             roots=roots,
             images=images,
             nodes=own_nodes,
+            nodes_below=_nodes_below(nodes, pivot) if pivot.phase is Phase.PREPARING else (),
             merged=replies.merged(nodes, roots, pivot),
             has_nonce=has_nonce,
             migrating=replies.migrating(migrate),
@@ -388,14 +389,6 @@ class Session:
         ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, *pivot.family)}
         return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs]
 
-    async def hidden_nodes(self, pivot: Pivot) -> list[str]:
-        """Return the nodes that clean_up() deletes and could not find again once those above them are gone.
-
-        Not those that QEMU has named: they go with the one above.
-        """
-        heads = {node for disk in pivot.disks for node in (*_heads(pivot, disk), *_own(pivot, disk))}
-        return [node for node in await self._unwanted(pivot) if node not in heads and not node.startswith("#")]
-
     async def _unwanted(self, pivot: Pivot) -> list[str]:
         """Return the nodes that no disk needs any more, each before its children."""
         block = await self._monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
@@ -405,7 +398,7 @@ class Session:
         for disk in pivot.disks:
             heads = _heads(pivot, disk)
             found += [node for head in heads for node in graph.below(head)] if heads else _own(pivot, disk)
-        found += pivot.options.doomed_nodes
+        found += pivot.options.nodes_below
         return [node for node in dict.fromkeys(found) if node in graph.nodes and node not in used]
 
     async def _node_names(self) -> frozenset[str]:
@@ -418,6 +411,12 @@ class Session:
             if isinstance(reply, QmpRefusedError):
                 raise QmpUnknownError(f"a query failed: {reply.message}") from reply
         return got
+
+
+def _nodes_below(graph: replies.Graph, pivot: Pivot) -> tuple[str, ...]:
+    """Return the nodes below the images of the disks, but for those that QEMU has named: these go by themselves."""
+    below = [node for disk in pivot.disks for node in graph.below(disk.source.node)[1:]]
+    return tuple(node for node in dict.fromkeys(below) if not node.startswith("#"))
 
 
 def _heads(pivot: Pivot, disk: PivotDisk) -> list[str]:

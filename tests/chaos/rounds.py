@@ -18,7 +18,7 @@ from tests.chaos.asking import SLOW_DATA_BYTES, Asking
 from tests.chaos.judge import Judge, root_path
 from tests.chaos.plan import CANCEL_PHASES, NEW_JOURNAL, Cancel, Heir, Plan, Point, Victims
 from tests.chaos.process import ChaosDaemon, call, has_record, journal, make_journal, try_call
-from tests.chaos.world import GuestHook, World, lay_chain, named
+from tests.chaos.world import GuestHook, World, lay_chain, layers_of
 from tests.support.proxy import Direction, KillAt
 from tests.support.qemu import Disk, Qemu, create_image
 
@@ -144,7 +144,9 @@ class _Round:
                 create_image(image)
         proxy = Qemu.proxy_for(self.directory, on_message=self.hook, log=self.directory / "messages.jsonl")
         disks = [
-            named(image, index) if self.setup.named else Disk(image, legacy=self.setup.legacy)
+            Disk.of_named_nodes([layer for layer in layers_of(image) if layer.exists()], index)
+            if self.setup.named
+            else Disk(image, legacy=self.setup.legacy)
             for index, image in enumerate(self.images)
         ]
         binary = list(self.setup.binary) if self.setup.binary else None

@@ -99,7 +99,6 @@ def test_three_disks_killed_between_the_switches():
 def test_in_the_middle_of_the_clean_up(move: Move):
     """Whatever is below a node that is gone goes too: nothing in QEMU tells any more that it was below."""
     setup = Setup(disks=2, move=move, named=True)
-    plans = [Plan(setup, Point("command:blockdev-del", nth, Direction.TO_QEMU, When.BEFORE)) for nth in range(2, 5)][
-        ::STEP
-    ]
+    points = [Point("command:blockdev-del", nth, Direction.TO_QEMU, When.BEFORE) for nth in range(2, 5, STEP)]
+    plans = [Plan(setup, point) for point in points]
     assert_kept(plans, struck_min=len(plans))

@@ -20,7 +20,7 @@ from pivotd import nbd
 from tests.chaos.plan import Setup
 from tests.support.moves import Move
 from tests.support.proxy import Direction, Hook, Message, When
-from tests.support.qemu import CACHES, Disk, Qemu, create_image
+from tests.support.qemu import Qemu, create_image
 from tests.support.throttle import LIMITS, limits_of
 
 BLOCK = 4096
@@ -60,21 +60,6 @@ def lay_chain(image: Path) -> dict[int, int]:
 def layers_of(image: Path) -> list[Path]:
     """Return the files of a chain that lay_chain() makes, lowest first."""
     return [image.with_name(f"{name}-{image.name}") for name in ("base", "mid")] + [image]
-
-
-def named(image: Path, index: int) -> Disk:
-    """Return a disk whose layers and files are nodes with names of their own."""
-    layers = [layer for layer in layers_of(image) if layer.exists()]
-    before: list[dict[str, Any]] = []
-    for number, layer in enumerate(layers):
-        name = f"layer{index}-{number}"
-        before.append({"driver": "file", "node-name": f"{name}-file", "filename": str(layer), "cache": CACHES["none"]})
-        node: dict[str, Any] = {"file": f"{name}-file"}
-        if number:
-            node["backing"] = f"layer{index}-{number - 1}"
-        if number + 1 < len(layers):
-            before.append({"driver": "qcow2", "node-name": name, "cache": CACHES["none"], "read-only": True, **node})
-    return Disk(image, node=node, before=tuple(before))
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,33 @@ async def test_the_active_layer_can_be_committed_to_any_layer(
     pivot = await engine.closed(await engine.start(Kind.COMMIT, "web1", Target("disk0", base=str(images[1]))))
     assert pivot.outcome == Outcome.SWITCHED, pivot.error
     assert shown_chain(qemu) == ["one.qcow2", "base.qcow2"]
+    assert qemu.jobs() == {}
+
+
+async def test_a_commit_that_is_taken_back_leaves_no_layer_behind(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
+):
+    """The top is opened again above the base; those between, and the top's first file, would stay if nobody knew them."""
+    images = chain(tmp_path)
+    qemu = qemu_factory([Disk.of_named_nodes(images)])
+    await engine.connect(qemu)
+    driver = await engine.start(Kind.COMMIT, "web1", Target("disk0"), pivot=False)
+    pivot = await engine.resting(driver)
+    (disk,) = pivot.disks
+    session = engine.host.get("web1").session
+    assert session is not None
+    driver.end()  # the rest of the pause is played without it
+    while not driver._done() or engine.host.get("web1").drivers:
+        await asyncio.sleep(0)
+    qemu.spy("stop")
+    qemu.spy("job-complete", id=disk.job)
+    qemu.await_event("JOB_STATUS_CHANGE", timeout_s=10, id=disk.job, status="pending")
+    await session.finalize(pivot, [disk.job])
+    assert await session.reverse(pivot, disk, session.resumes)
+    kept = replace(pivot, phase=Phase.DECIDED, disks=(replace(disk, outcome=Outcome.KEPT),))
+    assert await session.clean_up(kept) == []
+    assert shown_chain(qemu) == ["top.qcow2", "base.qcow2"]
+    assert len(qemu.nodes()) == 4
     assert qemu.jobs() == {}
 
 

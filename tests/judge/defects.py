@@ -37,9 +37,11 @@ SEARCH, TABLE, ORDER = "exhaustive search", "decision table", "order of the comm
 IN_ORDER = "tests/model/test_order.py::test_records_and_commands_come_in_the_order_of_the_protocol"
 
 
-def searched(crashes: int, faults: int, disks: int = 1, move: Move = Move.COPY, found: str = "running") -> tuple[str]:
+def searched(
+    crashes: int, faults: int, disks: int = 1, move: Move = Move.COPY, found: str = "running", *, named: bool = False
+) -> tuple[str]:
     """Return the one search that is to find the defect."""
-    bounds = Bounds(disks=disks, crashes=crashes, faults=faults, move=move, run_state=found)
+    bounds = Bounds(disks=disks, crashes=crashes, faults=faults, move=move, run_state=found, named=named)
     return (f"tests/model/test_exhaustive.py::test_every_state_within_the_bounds_keeps_every_promise[{bounds}]",)
 
 
@@ -239,9 +241,9 @@ JUDGEMENT = (
         "wire", ("tests/wire/test_bare.py",),
     ),
     Defect(
-        "a clean-up does not note what it deletes", "G5", "pivotd/engine/driver.py",
-        "                if not set(hidden) <= set(self.pivot.options.doomed_nodes):\n", "                if False:\n",
-        ORDER, ("tests/model/test_order.py", "-k", "noted"),
+        "what is below the images is not noted", "G5", SESSION,
+        "        found += pivot.options.nodes_below\n", "",
+        SEARCH, searched(2, 0, 1, Move.COMMIT, named=True),
     ),
     Defect(
         "a full disk is taken for certainty", "G1", "pivotd/journal/writer.py",

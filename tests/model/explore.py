@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pivotd.core import names
 from pivotd.core.phases import is_resting
@@ -41,6 +41,8 @@ class Bounds:
     quick: bool = True
     run_state: str = "running"
     legacy: bool = False
+    named: bool = False
+    """Layers and files are nodes with names of their own, as libvirt makes them: none goes with the one above."""
     from_phase: Phase = Phase.PREPARING
     attempts: int = 2
     keep_synced: bool = False
@@ -51,7 +53,7 @@ class Bounds:
         return (
             f"{self.move}, {self.disks} disk(s), {self.crashes} crash(es), {self.faults} fault(s), "
             f"found {self.run_state}, from {self.from_phase}, {'one write' if self.quick else 'answer by answer'}"
-            f"{', legacy -drive' * self.legacy}{', kept in sync and undone' * self.keep_synced}{', adopted' * self.adopted}"
+            f"{', legacy -drive' * self.legacy}{', named nodes' * self.named}{', kept in sync and undone' * self.keep_synced}{', adopted' * self.adopted}"
         )
 
 
@@ -80,6 +82,8 @@ def first_world(bounds: Bounds) -> World:
     qemu = Qemu(Storage(), run_state=bounds.run_state)
     shape = adopt if bounds.adopted else attach
     disks = [shape(qemu, bounds.move, PIVOT, index, legacy=bounds.legacy) for index in range(bounds.disks)]
+    if bounds.named:
+        qemu.nodes = {name: replace(node, owned=False) for name, node in qemu.nodes.items()}
     pivot = Pivot(
         id=PIVOT,
         request_id=PIVOT,

@@ -151,6 +151,9 @@ def at_rest(world: World) -> None:
             raise ViolationError(f"G3: the guest was left {qemu.run_state}")
         if pivot.phase is Phase.CLOSED and any(job.status == "pending" for job in qemu.jobs.values()):
             raise ViolationError("a job was left pending: it holds the guest's I/O")
+        theirs = pivot.options.adopted or world.ghost.unplugged
+        if pivot.phase is Phase.CLOSED and not theirs and (left := qemu.unused()):
+            raise ViolationError(f"G5: these nodes were left, which no disk uses: {left}")
         if pivot.options.adopted and pivot.kind is Kind.COPY:
             for disk in pivot.disks:
                 if disk.outcome is Outcome.KEPT and disk.destination.node not in qemu.nodes:

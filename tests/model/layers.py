@@ -53,12 +53,9 @@ def transaction(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
 
 @handles("blockdev-snapshot")
 def blockdev_snapshot(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Put an open image without a backing file on top of a node, whoever uses that."""
+    """Put an open image without a backing file on top of a node that backs no other."""
     _check_snapshot(qemu, arguments)
     node, overlay = arguments["node"], arguments["overlay"]
-    for name, other in qemu.nodes.items():
-        if other.backing == node:
-            qemu.nodes[name] = replace(other, backing=overlay)
     qemu.nodes[overlay] = replace(qemu.nodes[overlay], backing=node)
     for name, disk in qemu.disks.items():
         if disk.root == node:
@@ -78,6 +75,8 @@ def _check_snapshot(qemu: Qemu, data: dict[str, Any]) -> None:
         raise RefusedError(f"Node '{overlay}' is in use")
     if _busy(qemu, node):
         raise RefusedError(f"Node '{node}' is busy: block device is in use by block job")
+    if any(other.backing == node for other in qemu.nodes.values()):
+        raise RefusedError(f"Node '{node}' is busy: node is used as backing hd of another")
     lower = node
     while (backing := qemu.nodes[lower].backing) is not None:
         lower = backing

@@ -288,6 +288,16 @@ class Qemu:
             or any(node in {job.source, job.target} and job.status not in ENDED for job in self.jobs.values())
         )
 
+    def unused(self) -> list[str]:
+        """Return the nodes that no disk needs and QEMU does not delete by itself."""
+        used, queue = set(), [disk.root for disk in self.disks.values()]
+        while queue:
+            name = queue.pop()
+            if name is not None and name not in used:
+                used.add(name)
+                queue += [self.nodes[name].below, self.nodes[name].backing]
+        return sorted(name for name, node in self.nodes.items() if name not in used and not node.owned)
+
     def drop(self, node: str) -> None:
         """Close a node with the nodes under it that QEMU opened together with it."""
         closed = self.nodes.pop(node)

@@ -40,6 +40,9 @@ STARTS: dict[str, Command] = {
 SNAPSHOT: Command = (
     "transaction", {"actions": [{"type": "blockdev-snapshot", "data": {"node": "top", "overlay": "new"}}]},
 )  # fmt: skip
+SNAPSHOT_BELOW: Command = (
+    "transaction", {"actions": [{"type": "blockdev-snapshot", "data": {"node": "mid", "overlay": "new"}}]},
+)  # fmt: skip
 COMPLETE, FINALIZE, CANCEL, DISMISS = (
     ("job-" + verb, {"id": "job"}) for verb in ("complete", "finalize", "cancel", "dismiss")
 )
@@ -50,6 +53,7 @@ WAYS: dict[str, list[Command]] = {
     "cancelled": [CANCEL, FINALIZE, DISMISS],
     "cancelled late": [COMPLETE, CANCEL, DISMISS],
     "softly cancelled": [SOFT, FINALIZE, DISMISS],
+    "a snapshot below": [CANCEL, DISMISS, SNAPSHOT_BELOW],
     "a snapshot between": [SNAPSHOT, CANCEL, DISMISS, SNAPSHOT, SNAPSHOT],
 }
 

@@ -68,6 +68,22 @@ class Disk:
     device: str = ""
     before: tuple[dict[str, Any], ...] = ()
 
+    @classmethod
+    def of_named_nodes(cls, layers: Sequence[Path], index: int = 0) -> Self:
+        """Return a disk of which each layer, lowest first, and each file is a node with a name, as libvirt has it."""
+        before: list[dict[str, Any]] = []
+        node: dict[str, Any] = {}
+        for number, layer in enumerate(layers):
+            if node:
+                before.append({"driver": "qcow2", "cache": CACHES["none"], "read-only": True, **node})
+            name = f"layer{index}-{number}"
+            file = {"driver": "file", "node-name": f"{name}-file", "filename": str(layer), "cache": CACHES["none"]}
+            backing = {"backing": node["node-name"]} if node else {}
+            before.append(file)
+            node = {"node-name": name, "file": file["node-name"], **backing}
+        del node["node-name"]
+        return cls(layers[-1], node=node, before=tuple(before))
+
 
 class Root(NamedTuple):
     """What is directly under a disk's device."""

@@ -146,7 +146,8 @@ class FakeQemu:
                     self.executed.append(name)
                     reply = await self.answer(command)
                 if reply is not None:
-                    await self._send(writer, line({name: command[name] for name in ("id",) if name in command} | reply))
+                    named = {"id": command["id"]} if "id" in command else {}
+                    await self._send(writer, line(named | reply))
         except ConnectionError:
             return
 

@@ -84,21 +84,15 @@ async def test_what_was_asked_long_ago_does_not_count(fake: FakeQemu, session: S
     assert fake.executed == ["query-migrate", "query-status"] * 2
 
 
-@pytest.mark.parametrize(
-    ("ahead", "match"),
-    [
-        (("active", "paused"), "postmigrate"),
-        (("none", "io-error"), "postmigrate"),
-    ],
-)
+@pytest.mark.parametrize("ahead", [("active", "paused"), ("none", "io-error")])
 async def test_what_was_seen_ahead_and_forbids_it_is_asked_again(
-    fake: FakeQemu, session: Session, use: Use, monkeypatch: pytest.MonkeyPatch, ahead: tuple[str, str], match: str
+    fake: FakeQemu, session: Session, use: Use, monkeypatch: pytest.MonkeyPatch, ahead: tuple[str, str]
 ):
     """Only what allows it counts."""
     monkeypatch.setattr(limits, "AHEAD_S", 10.0)
     migration(fake, ahead, ("completed", "postmigrate"))
     session.look_ahead()
-    with pytest.raises(QmpRefusedError, match=match):
+    with pytest.raises(QmpRefusedError, match="postmigrate"):
         await use(session)
     assert fake.executed == ["query-migrate", "query-status"] * 2
 
