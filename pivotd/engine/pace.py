@@ -20,6 +20,11 @@ class Sample:
     backlog_bytes: int
     copied_bytes: int
 
+    @property
+    def begun(self) -> bool:
+        """Whether the jobs know of any work yet."""
+        return self.backlog_bytes + self.copied_bytes > 0
+
 
 class Pace:
     """Measures one pivot. Rates are None until two looks far enough apart were made."""
@@ -61,9 +66,9 @@ class Pace:
         if None in left or None in copied:
             return
         sample = Sample(now_s, sum(number or 0 for number in left), sum(number or 0 for number in copied))
-        self._note_progress(sample)
-        self._last = sample
         ready = pivot.phase is not Phase.COPYING
+        self._note_progress(sample, ready=ready)
+        self._last = sample
         if ready and not self._ready:
             # A limit of the bandwidth holds no longer: what was measured under it says nothing.
             self.copy_bytes_per_s, self._began = None, None
@@ -82,11 +87,15 @@ class Pace:
             self.copy_bytes_per_s = round(copied_bytes / seconds)
         self._began = sample
 
-    def _note_progress(self, sample: Sample) -> None:
-        """Progress is a byte copied of what was there at the beginning, or a backlog smaller than ever before."""
-        first = self._last is None
+    def _note_progress(self, sample: Sample, *, ready: bool) -> None:
+        """Progress is a backlog smaller than ever before; once ready, any small one.
+
+        A job that has not begun to work shows no bytes at all: that is no small backlog.
+        """
+        begins = self._last is None or (sample.begun and not self._last.begun)
         lower = sample.backlog_bytes < self._lowest_backlog_bytes
-        if first or lower or sample.backlog_bytes <= limits.BUSY_BACKLOG_BYTES:
+        small = ready and sample.backlog_bytes <= limits.BUSY_BACKLOG_BYTES
+        if begins or lower or small:
             self._progress_at_s = sample.at_s
             self._lowest_backlog_bytes = sample.backlog_bytes
 
