@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=1)
     parser.add_argument("--attempts", type=int, default=2)
     parser.add_argument("--found", default="running", help="the run state in which the guest is found")
+    parser.add_argument("--named", action="store_true", help="layers and files are nodes with names of their own")
     parser.add_argument("--slow", action="store_true", help="stop and complete in two writes")
     parser.add_argument("--legacy", action="store_true")
     parser.add_argument("--move", type=Move, default=Move.COPY, choices=list(Move))
@@ -255,10 +256,8 @@ def main() -> None:
     parser.add_argument("--adopted", action="store_true", help="the jobs and nodes are somebody else's")
     parser.add_argument("--from-phase", type=Phase, default=Phase.PREPARING, choices=list(Phase))
     options = parser.parse_args()
-    bounds = Bounds(
-        options.disks, options.crashes, options.faults, not options.slow, options.found, options.legacy,
-        options.from_phase, options.attempts, options.keep_synced, options.move, options.adopted,
-    )  # fmt: skip
+    chosen = vars(options)
+    bounds = Bounds(quick=not chosen.pop("slow"), run_state=chosen.pop("found"), **chosen)
     try:
         print(search(bounds))  # noqa: T201 - a command
     except ViolationError as error:
