@@ -1,4 +1,4 @@
-.PHONY: help setup test test-long lint demo bench fuzz trixie qemus chaos chaos-libvirt powercut judge clean
+.PHONY: help setup test test-long lint demo bench fuzz trixie qemus chaos chaos-libvirt powercut mutation clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,8 +52,8 @@ qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
 powercut: setup  ## cut a host's power in the middle of pivots: CUTS=20 SEED=…
 	.venv/bin/python -m tests.powercut.campaign --cuts $(or $(CUTS),20) $(if $(SEED),--seed $(SEED))
 
-judge: setup  ## build deliberate defects in, one at a time; each must turn a test red
-	.venv/bin/python -m tests.judge
+mutation: setup  ## build deliberate defects in, one at a time; each must turn a test red
+	.venv/bin/python -m tests.mutation
 
 clean:  ## remove what setup and the tools made
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pivotd import __version__, limits, log, sd
+from pivotd.app.registry import CONFIG, RUNTIME, Host
 from pivotd.config import Config, load
-from pivotd.core.words import Pivot
+from pivotd.core.pivot import Pivot
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
-from pivotd.engine.flush import Flusher
-from pivotd.engine.host import CONFIG, RUNTIME, Host
 from pivotd.engine.ports import Domain
 from pivotd.errors import EXIT_REFUSED, EXIT_USAGE, ConfigError, JournalError
+from pivotd.host.flush import Flusher
 from pivotd.journal.journal import Journal
 
 logger = log.get_logger()
@@ -142,7 +142,7 @@ class Daemon:
         await asyncio.to_thread(log.load)
         server: Any = await asyncio.to_thread(importlib.import_module, "pivotd.api.server")
         access: Any = importlib.import_module("pivotd.api.access")
-        service: Any = await asyncio.to_thread(importlib.import_module, "pivotd.service")
+        service: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.service")
         reader = await asyncio.to_thread(service.Reader.attach, self._config.state_dir)
         daemon_service = service.DaemonService(self._config, self._host, self._journal, reader)
         sock = _listener(self._config.socket)

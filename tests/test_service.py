@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from pivotd.api.ports import PivotRequest
-from pivotd.core.words import Image, Kind, Phase, Pivot, Target
+from pivotd.app.service import _same_request
+from pivotd.core.pivot import Image, Phase, Pivot
+from pivotd.core.request import Kind, Target
 from pivotd.errors import ConflictError
-from pivotd.service import _same_request
 from tests.core.build import pivot
 
 TOP, MIDDLE, BASE = (Image(f"/images/{name}", "qcow2", name) for name in ("top", "middle", "base"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pivotd import config
-from pivotd.core.words import Requester
+from pivotd.core.request import Requester
 from pivotd.errors import NotAllowedError
 
 _UCRED = struct.Struct("3i")

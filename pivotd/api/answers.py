@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from pivotd.core.words import CopyOptions, Kind, Outcome, Pause, Phase, Record, Requester
+from pivotd.core.pivot import Outcome, Pause, Phase, Record
+from pivotd.core.request import CopyOptions, Kind, Requester
 
 
 class PivotDisk(msgspec.Struct):

@@ -17,8 +17,9 @@ from pivotd import limits
 from pivotd.api import problems
 from pivotd.api.models import AdoptBody, BandwidthBody, Body, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
 from pivotd.api.ports import Service
+from pivotd.core.pivot import Record
+from pivotd.core.request import Requester
 from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
-from pivotd.core.words import Record, Requester
 from pivotd.errors import BadRequestError, ConflictError, TooLargeError
 
 T = TypeVar("T")

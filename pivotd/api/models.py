@@ -13,7 +13,7 @@ from pivotd import limits
 from pivotd.api.ports import PivotRequest
 from pivotd.core.creation import LUKS_ITER_MS_MAX, ImageOptions
 from pivotd.core.names import DISKS_MAX
-from pivotd.core.words import CopyMode, CopyOptions, Discard, Kind, Sync, Target
+from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Sync, Target
 from pivotd.errors import BadRequestError
 
 # `$` alone would let a final newline through.

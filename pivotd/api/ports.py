@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pivotd.core.words import CopyOptions, Kind, Pivot, Record, Requester, Target, Verdict
+from pivotd.core.pivot import Pivot, Record
+from pivotd.core.request import CopyOptions, Kind, Requester, Target
+from pivotd.core.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from pivotd.api import handlers as h
 from pivotd.api.access import AccessClass
 from pivotd.api.models import AdoptBody, BandwidthBody, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
 from pivotd.api.ports import DiskView, DomainView, Progress
-from pivotd.core.words import Record, Verdict
+from pivotd.core.pivot import Record
+from pivotd.core.verdict import Verdict
 
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
 VERDICT_OF = ("domain", "disk", "image")

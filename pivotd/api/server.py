@@ -23,7 +23,7 @@ from pivotd.api.access import Access
 from pivotd.api.handlers import Call, Streams
 from pivotd.api.ports import Service
 from pivotd.api.routes import ROUTES, Route
-from pivotd.core.words import Requester
+from pivotd.core.request import Requester
 from pivotd.errors import BadRequestError
 
 HEAD_BYTES_MAX = 64 << 10

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pivotd.cli import imaging, starting
+from pivotd.cli import image_options, starting
 from pivotd.cli.app import App, pass_app
 from pivotd.cli.errors import UsageError
 from pivotd.cli.help import ExampleCommand
@@ -35,7 +35,7 @@ EXAMPLES = (
     show_default=True,
     help="Copy all layers, or the active one alone.",
 )
-@imaging.creating
+@image_options.creating
 @starting.bandwidth
 @starting.pausing
 @click.option(
@@ -81,4 +81,4 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     disks = [
         {"disk": disk, "image": image} | ({"format": image_format} if image_format else {}) for disk, image in targets
     ]
-    starting.start(app, "copy", domain, disks, imaging.fold(options))
+    starting.start(app, "copy", domain, disks, image_options.fold(options))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pivotd.cli import imaging, starting
+from pivotd.cli import image_options, starting
 from pivotd.cli.app import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import AbsolutePath, DiskImage, Name
@@ -29,7 +29,7 @@ PULL_EXAMPLES = (
 @click.command(cls=ExampleCommand, examples=SNAPSHOT_EXAMPLES, short_help="New overlays on disks, all at one instant.")
 @click.argument("domain", metavar="DOMAIN", type=Name())
 @click.argument("targets", metavar="DISK=OVERLAY...", type=DiskImage(), nargs=-1, required=True)
-@imaging.creating
+@image_options.creating
 @starting.pausing
 @starting.common
 @pass_app
@@ -47,7 +47,7 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
     for index, what in ((0, "disk"), (1, "overlay")):
         starting.check_twice(what, [target[index] for target in targets], "snapshot")
     disks = [{"disk": disk, "image": image} for disk, image in targets]
-    starting.start(app, "snapshot", domain, disks, imaging.fold(options))
+    starting.start(app, "snapshot", domain, disks, image_options.fold(options))
 
 
 @click.command(cls=ExampleCommand, examples=COMMIT_EXAMPLES, short_help="Write layers into a layer below them.")

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pivotd import files
 from pivotd.cli.errors import CtlError
 from pivotd.core import verdict
+from pivotd.core.pivot import Pivot
 from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
-from pivotd.core.words import Pivot, Verdict
+from pivotd.core.verdict import Verdict
+from pivotd.host import files
 from pivotd.journal.reader import Reader
 
 JsonObject = dict[str, Any]

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from pivotd import limits, nbd
+from pivotd import limits
 from pivotd.cli.errors import UsageError
+from pivotd.core import nbd
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 UNITS_MS = {"": 1.0, "ms": 1.0, "s": 1000.0, "min": 60_000.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pivotd.core.words import Outcome, Phase
+from pivotd.core.pivot import Outcome, Phase
 
 
 class Step(StrEnum):

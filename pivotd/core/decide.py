@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pivotd.core.actions import Action, AskAgain, Done, RestoreLimits, SetBandwidth
-from pivotd.core.copying import copying, ready
-from pivotd.core.ending import cancelling, decided
 from pivotd.core.observation import STATUS_READY, Observation, Qemu
-from pivotd.core.pausing import pausing
-from pivotd.core.preparing import preparing
-from pivotd.core.rulings import record_all
-from pivotd.core.words import Outcome, Phase, Pivot
+from pivotd.core.pivot import Outcome, Phase, Pivot
+from pivotd.core.rules.copying import copying, ready
+from pivotd.core.rules.decided import cancelling, decided
+from pivotd.core.rules.endings import record_all
+from pivotd.core.rules.pausing import pausing
+from pivotd.core.rules.preparing import preparing
 
 
 def decide(pivot: Pivot, seen: Observation) -> Action:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pivotd.core.bitmaps import Bitmaps
+from pivotd.core.dirty_bitmaps import Bitmaps
 
 
 class Qemu(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pivotd.core.words import Phase, Pivot
+from pivotd.core.pivot import Phase, Pivot
 
 TRANSITIONS: dict[Phase, dict[Phase, str]] = {
     Phase.PREPARING: {

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from pivotd.core import undo
+from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.core.stale import stale
-from pivotd.core.words import JsonObject, Pivot, Record, Verdict
+from pivotd.core.verdict import Verdict
 
 
 def pivot_to_json(pivot: Pivot, records: Iterable[Record] | None = None) -> JsonObject:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pivotd.core.words import Kind, Outcome, Pivot, PivotDisk
+from pivotd.core.pivot import Outcome, Pivot, PivotDisk
+from pivotd.core.request import Kind
 
 
 def stale(pivot: Pivot, disk: PivotDisk) -> list[str]:

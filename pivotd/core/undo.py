@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from pivotd.core import names
-from pivotd.core.words import CopyMode, CopyOptions, Phase, Pivot, PivotDisk, Requester
+from pivotd.core.pivot import Phase, Pivot, PivotDisk
+from pivotd.core.request import CopyMode, CopyOptions, Requester
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from pivotd.core.words import Outcome, Phase, Pivot, PivotDisk, Verdict
+from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which image holds a disk's data, and why; the shape is part of the public contract."""
+
+    domain: str
+    disk: str
+    image: str | None
+    format: str | None
+    outcome: Outcome | None
+    certain: bool
+    pivot: str | None
+    since: str | None
+    reason: str
+    evidence: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

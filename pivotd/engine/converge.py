@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from pivotd import limits
 from pivotd.core.observation import Observation
-from pivotd.core.words import CopyMode, JsonObject, Pivot, WriteLimit
-from pivotd.engine.flush import Flusher
+from pivotd.core.pivot import JsonObject, Pivot
+from pivotd.core.request import CopyMode, WriteLimit
 from pivotd.engine.pace import Pace
 from pivotd.engine.ports import Clock, Session
 from pivotd.engine.slowing import Slowing
+from pivotd.host.flush import Flusher
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ from pivotd import limits
 from pivotd.core import actions, undo
 from pivotd.core.decide import decide
 from pivotd.core.observation import Observation, Qemu
+from pivotd.core.pivot import Outcome, Phase, Pivot
+from pivotd.core.request import Requester
 from pivotd.core.undo import Undo
-from pivotd.core.words import Outcome, Phase, Pivot, Requester
-from pivotd.engine import records
+from pivotd.engine import record_shapes
 from pivotd.engine.converge import Converger
-from pivotd.engine.interruptions import Interruptions
 from pivotd.engine.ports import Clock, Domain, Journal, Session
 from pivotd.engine.recording import Recording
+from pivotd.engine.retry_target import Interruptions
 from pivotd.engine.watchdog import Watchdog
 from pivotd.errors import JournalError, JournalWriteError, PhaseConflictError, QmpError, QmpRefusedError
 from pivotd.log import get_logger
@@ -207,7 +208,7 @@ class Driver(Recording):
         """Carry out one action; return what is known of QEMU after it, None to look again."""
         if not isinstance(action, actions.AskAgain):
             self.looked.set()
-        if isinstance(action, records.RECORD_ONLY):
+        if isinstance(action, record_shapes.RECORD_ONLY):
             try:
                 await self._perform_record_in_time(action, seen)
             except JournalError as error:

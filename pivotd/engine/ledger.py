@@ -9,7 +9,7 @@ from typing import Any
 
 from pivotd import limits
 from pivotd.core import phases, undo
-from pivotd.core.words import Phase, Pivot
+from pivotd.core.pivot import Phase, Pivot
 from pivotd.engine.converge import Converger
 from pivotd.engine.memory import Memory
 from pivotd.engine.ports import Clock, Domain, Journal

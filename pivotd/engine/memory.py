@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from pivotd.core.bitmaps import Bitmaps
+from pivotd.core.dirty_bitmaps import Bitmaps
 from pivotd.core.observation import Observation
+from pivotd.core.pivot import Pause, Pivot
 from pivotd.core.undo import Undo
-from pivotd.core.words import Pause, Pivot
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pivotd import limits
 from pivotd.core.observation import Observation
-from pivotd.core.words import Phase, Pivot
+from pivotd.core.pivot import Phase, Pivot
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,14 @@ from pivotd.core.observation import (
     Qemu,
     Root,
 )
-from pivotd.core.words import Phase, PivotDisk
+from pivotd.core.pivot import Phase, PivotDisk
 from pivotd.engine.converge import Converged, NotYet, Slow
 from pivotd.engine.ledger import Ledger
 from pivotd.engine.ports import Session
 from pivotd.errors import JournalError, QmpRefusedError
-from pivotd.files import lost
+from pivotd.host.files import lost
+from pivotd.host.threads import in_thread
 from pivotd.log import get_logger
-from pivotd.threads import in_thread
 
 T = TypeVar("T")
 log = get_logger()

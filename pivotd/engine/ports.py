@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pivotd.core.actions import Step
-from pivotd.core.bitmaps import Bitmaps
+from pivotd.core.dirty_bitmaps import Bitmaps
 from pivotd.core.observation import Observation, Root
-from pivotd.core.words import Identity, JsonObject, Limits, Pivot, PivotDisk, Record
+from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk, Record
+from pivotd.core.request import Limits
 
 
 class Journal(Protocol):

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pivotd import limits
 from pivotd.core import actions
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, STATUS_PENDING, Observation, Qemu, Root
-from pivotd.core.words import Phase, PivotDisk
-from pivotd.engine import records
+from pivotd.core.pivot import Phase, PivotDisk
+from pivotd.engine import record_shapes
 from pivotd.engine.pause import Pause
 from pivotd.errors import JournalError, QmpError
-from pivotd.files import file_id
+from pivotd.host.files import file_id
+from pivotd.host.threads import in_thread
 from pivotd.log import get_logger
-from pivotd.threads import in_thread
 
 log = get_logger()
 
@@ -25,7 +25,7 @@ class Recording(Pause):
 
     async def _perform_record(self, action: actions.Action, seen: Observation) -> None:
         """Record; RecordOutcome is the commit point: if it cannot be written, the guest must not run on."""
-        event, facts, changes = records.written(self.pivot, action, seen, self._clock.utc_now())
+        event, facts, changes = record_shapes.written(self.pivot, action, seen, self._clock.utc_now())
         if changes["phase"] is Phase.COPYING:
             changes["disks"] = await self._with_file_ids()
         session, meanwhile = self._domain.session, None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pivotd import limits
-from pivotd.core.words import Limits, Pivot, WriteLimit
+from pivotd.core.pivot import Pivot
+from pivotd.core.request import Limits, WriteLimit
 from pivotd.engine.ports import Session
 
 BURSTS = ("bps_max", "bps_wr_max", "iops_max", "iops_wr_max")

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Callable
 
 from pivotd import limits
-from pivotd.core.words import Identity, Phase, Pivot
+from pivotd.core.pivot import Identity, Phase, Pivot
 from pivotd.engine.driver import Driver
 from pivotd.errors import DomainUnreachableError, UnsupportedQemuError
+from pivotd.host import process
 from pivotd.log import get_logger
-from pivotd.qmp import identity
 from pivotd.qmp.session import Session
 
 log = get_logger()
@@ -83,7 +83,7 @@ class Supervisor:
 
     def process_gone(self, known: Identity) -> bool:
         """Return whether that QEMU process has certainly ended."""
-        return identity.is_gone(known.pid, known.start_ticks, known.boot_id)
+        return process.is_gone(known.pid, known.start_ticks, known.boot_id)
 
     def hurry(self) -> None:
         """Connect again at once; settled() then waits for that."""

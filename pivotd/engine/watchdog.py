@@ -10,10 +10,11 @@ import contextlib
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from pivotd import limits, nbd
-from pivotd.core import actions
+from pivotd import limits
+from pivotd.core import actions, nbd
 from pivotd.core.observation import Observation, Root
-from pivotd.core.words import Kind, Pivot, PivotDisk
+from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.request import Kind
 from pivotd.engine.ports import Clock
 from pivotd.errors import QmpError
 

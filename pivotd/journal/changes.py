@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from pivotd.core.words import JsonObject, Phase, Pivot, PivotDisk, Record
+from pivotd.core.pivot import JsonObject, Phase, Pivot, PivotDisk, Record
 from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, PhaseConflictError
 from pivotd.journal.rows import SELECT_OPEN, DomainRow, disk_row, load_pivots, pause_row, pivot_row, to_json
 

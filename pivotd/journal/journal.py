@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pivotd.core.words import JsonObject, Pivot, Record
+from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
 from pivotd.journal import changes, lock, schema, wal
 from pivotd.journal.failures import READ_ERRORS, on_read

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pivotd import limits
 from pivotd.errors import JournalError, JournalLockedError
-from pivotd.journal import aside, lock, schema
+from pivotd.journal import lock, raw_files, schema
 from pivotd.journal.failures import READ_ERRORS, on_read
 
 _LIVE = "mode=ro&readonly_shm=1"
@@ -84,9 +84,9 @@ def _check_live(connection: sqlite3.Connection, path: Path) -> None:
 def _open_copy(path: Path) -> Opened:
     directory = tempfile.TemporaryDirectory(prefix="pivotd-")
     try:
-        aside.check_header(path)
+        raw_files.check_header(path)
         _make_durable(path)
-        copy = aside.copy(path, Path(directory.name))
+        copy = raw_files.copy(path, Path(directory.name))
         connection = _connect_copy(copy, path)
     except BaseException:
         directory.cleanup()
@@ -104,7 +104,7 @@ def _connect_copy(copy: Path, path: Path) -> sqlite3.Connection:
     """Open a private copy; here SQLite may recover, and an older schema be upgraded, as it likes."""
     connection = sqlite3.connect(schema.uri(copy, "mode=rw"), uri=True, isolation_level=None)
     try:
-        aside.check_size(connection, copy, path)
+        raw_files.check_size(connection, copy, path)
         version = schema.check_version(connection, path)
     finally:
         connection.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pivotd import limits
-from pivotd.core.words import Pivot, Record
+from pivotd.core.pivot import Pivot, Record
 from pivotd.errors import JournalError
 from pivotd.journal import offline, schema
 from pivotd.journal.changes import domains, last_seq

@@ -11,25 +11,8 @@ from functools import lru_cache
 from typing import Any
 
 from pivotd.core.creation import ImageOptions
-from pivotd.core.words import (
-    CopyMode,
-    CopyOptions,
-    Discard,
-    Identity,
-    Image,
-    JsonObject,
-    Kind,
-    Limits,
-    Outcome,
-    Pause,
-    Phase,
-    Pivot,
-    PivotDisk,
-    Record,
-    Requester,
-    Sync,
-    WriteLimit,
-)
+from pivotd.core.pivot import Identity, Image, JsonObject, Outcome, Pause, Phase, Pivot, PivotDisk, Record
+from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Limits, Requester, Sync, WriteLimit
 
 Row = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pivotd
 from pivotd.errors import JournalCorruptError, JournalError, JournalNewerError
-from pivotd.journal import aside
+from pivotd.journal import raw_files
 from pivotd.journal.failures import READ_ERRORS, on_read
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 
@@ -102,11 +102,11 @@ def inspect(path: Path) -> int:
     Raises: JournalCorruptError, JournalNewerError, and what SQLite and the operating system raise.
     """
     # Opening the file here would drop the locks of an SQLite connection of the same process; there is none yet.
-    aside.check_header(path)
+    raw_files.check_header(path)
     if path.with_name(path.name + "-journal").exists():
         # Something was killed while it wrote without WAL: only a copy can be rolled back without changing the file.
         with tempfile.TemporaryDirectory(prefix="pivotd-") as directory:
-            return _inspect(aside.copy(path, Path(directory)), "mode=rw", path)
+            return _inspect(raw_files.copy(path, Path(directory)), "mode=rw", path)
     wal = path.with_name(path.name + "-wal")
     if not wal.exists() or not wal.stat().st_size:
         return _inspect(path, "mode=ro&immutable=1", path)
@@ -167,7 +167,7 @@ def migrate(path: Path, name: Path | None = None) -> None:
 def _rehearse(path: Path) -> None:
     """Upgrade a copy first: a file that is not what its version says is then refused before a byte of it changes."""
     with tempfile.TemporaryDirectory(prefix="pivotd-") as directory:
-        copy = aside.copy(path, Path(directory))
+        copy = raw_files.copy(path, Path(directory))
         migrate(copy, path)
         _inspect(copy, "mode=rw", path)
 
@@ -200,7 +200,7 @@ def _inspect(path: Path, flags: str, name: Path) -> int:
         with closing(sqlite3.connect(uri(path, flags), uri=True, isolation_level=None)) as connection:
             connection.row_factory = sqlite3.Row
             version = check_version(connection, name)
-            aside.check_size(connection, path, name)
+            raw_files.check_size(connection, path, name)
             if version == SCHEMA_VERSION:
                 check_objects(connection, name)
                 _check_numbers(connection, name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pivotd import limits
-from pivotd.core.words import Record
+from pivotd.core.pivot import Record
 from pivotd.errors import JournalError, PivotdError
 from pivotd.journal.changes import Change, last_seq
 from pivotd.journal.failures import is_refusal, may_leave_frames, on_write

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from pivotd import limits
-from pivotd.core.bitmaps import Bitmap, Bitmaps, ends, owed
-from pivotd.core.words import Kind, Pivot, PivotDisk
+from pivotd.core.dirty_bitmaps import Bitmap, Bitmaps, ends, owed
+from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.request import Kind
 from pivotd.errors import QmpRefusedError
 from pivotd.qmp import replies
-from pivotd.qmp.client import Command
+from pivotd.qmp.burst import Command
 from pivotd.qmp.monitor import Monitor, command
 
 EXISTS = "Bitmap already exists"

@@ -22,8 +22,8 @@ from pivotd.errors import (
     QmpUnsentError,
     UnsupportedQemuError,
 )
-from pivotd.qmp import identity
-from pivotd.qmp.client import Burst, Client, Command
+from pivotd.host import process
+from pivotd.qmp.burst import Burst, Client, Command
 
 VERSION_MIN = (6, 2)
 """Older ones can abort, or hold a mirror that nobody can cancel. Source: docs/protocol.md, "Which QEMU"."""
@@ -110,7 +110,7 @@ class Monitor:
         monitor = cls()
         sock = await _connect(path)
         try:
-            monitor.pid = identity.peer_pid(sock)
+            monitor.pid = process.peer_pid(sock)
             monitor.version = await monitor._negotiate(sock, path)
         except BaseException:
             # Begins the end before it waits, so that a second cancellation loses nothing.

@@ -6,13 +6,14 @@ import os
 import stat
 from typing import Any
 
-from pivotd import limits, nbd
-from pivotd.core import names
-from pivotd.core.words import Discard, Kind, Pivot, PivotDisk
+from pivotd import limits
+from pivotd.core import names, nbd
+from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.request import Discard, Kind
 from pivotd.errors import QmpRefusedError
+from pivotd.host.threads import in_thread
 from pivotd.qmp import replies
 from pivotd.qmp.monitor import Monitor, command
-from pivotd.threads import in_thread
 
 TOO_SMALL = "actual size of the containing file"
 """In QEMU's words for a raw image that ends before the size that it is opened with."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pivotd import limits, nbd
-from pivotd.core import names
+from pivotd import limits
+from pivotd.core import names, nbd
 from pivotd.core.actions import Step
-from pivotd.core.words import CopyMode, Kind, Pivot, PivotDisk
+from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.request import CopyMode, Kind
 from pivotd.errors import QmpRefusedError
 from pivotd.qmp import opening
-from pivotd.qmp.client import Command
+from pivotd.qmp.burst import Command
 from pivotd.qmp.monitor import Monitor, command
 
 NO_SUCH_FILE = "No such file or directory"

@@ -14,9 +14,10 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from pivotd.core import names
-from pivotd.core.bitmaps import Bitmap
+from pivotd.core.dirty_bitmaps import Bitmap
 from pivotd.core.observation import STATUS_ENDED, JobSeen, Root
-from pivotd.core.words import Limits, Pivot, PivotDisk
+from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.request import Limits
 from pivotd.errors import QmpUnknownError
 
 P = ParamSpec("P")

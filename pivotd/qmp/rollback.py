@@ -9,7 +9,8 @@ import time
 from pivotd import limits
 from pivotd.core import names
 from pivotd.core.observation import STATUS_ENDED, JobSeen
-from pivotd.core.words import Kind, Pivot, PivotDisk
+from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.request import Kind
 from pivotd.errors import QmpRefusedError
 from pivotd.qmp import opening, replies
 from pivotd.qmp.monitor import Monitor, command

@@ -9,7 +9,7 @@ from typing import Any
 
 from pivotd import limits
 from pivotd.core import names
-from pivotd.core.words import Pivot
+from pivotd.core.pivot import Pivot
 from pivotd.errors import QmpRefusedError
 from pivotd.qmp import replies
 from pivotd.qmp.monitor import Monitor, command

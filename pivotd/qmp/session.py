@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pivotd import files, limits, nbd
-from pivotd.core import names
+from pivotd import limits
+from pivotd.core import names, nbd
 from pivotd.core.actions import Step
-from pivotd.core.bitmaps import Bitmaps
+from pivotd.core.dirty_bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
-from pivotd.core.words import Limits, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.request import Limits
 from pivotd.errors import QmpRefusedError, QmpUnknownError, QmpUnsentError, UnsupportedQemuError
-from pivotd.qmp import bitmaps, identity, preparation, replies, rollback, secrets, synced, throttle
+from pivotd.host import files, process
+from pivotd.host.threads import in_thread
+from pivotd.qmp import bitmaps, mirror_back, preparation, replies, rollback, secrets, throttle
 from pivotd.qmp.monitor import Asked, Monitor, command, yank
-from pivotd.threads import in_thread
 
 LOOK = (
     command("query-status"),
@@ -152,7 +154,7 @@ class Session:
         )
         if has_nonce or marks or own_nodes or self._same_process(pivot):
             return seen
-        if not identity.is_gone(pivot.identity.pid, pivot.identity.start_ticks, pivot.identity.boot_id):
+        if not process.is_gone(pivot.identity.pid, pivot.identity.start_ticks, pivot.identity.boot_id):
             return Observation(
                 Qemu.SILENT,
                 detail=f"another QEMU answers on {self.path} while process {pivot.identity.pid}, in which the pivot "
@@ -173,12 +175,12 @@ class Session:
         known = pivot.identity
         return (
             may_be_unmarked
-            and (known.pid, known.boot_id) == (self.pid, identity.boot_id())
-            and known.start_ticks == identity.start_ticks(self.pid)
+            and (known.pid, known.boot_id) == (self.pid, process.boot_id())
+            and known.start_ticks == process.start_ticks(self.pid)
         )
 
     def _uses(self, pivot: Pivot, disks: Mapping[str, replies.DiskSeen]) -> tuple[bool, bool]:
-        directory = identity.working_directory(self.pid)
+        directory = process.working_directory(self.pid)
         roots = [files.resolve(disk.filename, directory) for disk in disks.values()]
         return (
             any(files.same(disk.source, root) for disk in pivot.disks for root in roots),
@@ -339,7 +341,7 @@ class Session:
 
         Only while the guest is still; one that was resumed since ``resumes`` was counted has written what they lack.
         """
-        return await synced.start(self._monitor, pivot, resumes)
+        return await mirror_back.start(self._monitor, pivot, resumes)
 
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
         """Take a finished switch back; True when the source is the root again. Only while the guest is still.

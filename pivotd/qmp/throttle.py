@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pivotd import limits
-from pivotd.core.words import Limits, Pivot
+from pivotd.core.pivot import Pivot
+from pivotd.core.request import Limits
 from pivotd.errors import QmpRefusedError
 from pivotd.qmp import replies
 from pivotd.qmp.monitor import Monitor, command

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pivotd.core.words import Pivot
+from pivotd.core.pivot import Pivot
 from tests.chaos.plan import Cancel, Setup
 from tests.chaos.world import World
 from tests.engine.storage import NbdServer

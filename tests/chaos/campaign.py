@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from tests.chaos.judge import CHANGING
+from tests.chaos.image_check import CHANGING
 from tests.chaos.plan import SYSCALLS, Heir, Plan, Point, Setup, Victims
 from tests.chaos.rounds import Result, run_round
 from tests.support.moves import Move

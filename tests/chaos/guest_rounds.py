@@ -25,7 +25,7 @@ from typing import Any
 from pivotd.core.verdict import verdicts
 from tests.chaos.guest_plan import ENDS_QEMU, PAUSE_S, Aim, GuestRound, Kind, Summary, random_round
 from tests.chaos.guest_world import GuestWorld, Requester, Restarter, freeze, longest
-from tests.chaos.judge import depths_of
+from tests.chaos.image_check import depths_of
 from tests.chaos.process import journal, try_call
 from tests.support.daemon import Daemon
 from tests.support.guest import LostWritesError

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.judge import root_path
+from tests.chaos.image_check import root_path
 from tests.chaos.process import try_call
 from tests.support.daemon import Daemon
 from tests.support.guest import Guest, GuestJudge

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pivotd.core.words import Pivot
+from pivotd.core.pivot import Pivot
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from tests.chaos.plan import Point

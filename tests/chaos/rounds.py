@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pivotd.core.words import Pivot
+from pivotd.core.pivot import Pivot
 from tests.chaos.asking import SLOW_DATA_BYTES, Asking
-from tests.chaos.judge import Judge, root_path
+from tests.chaos.image_check import Judge, root_path
 from tests.chaos.plan import CANCEL_PHASES, NEW_JOURNAL, Cancel, Heir, Plan, Point, Victims
 from tests.chaos.process import ChaosDaemon, call, has_record, journal, make_journal, try_call
 from tests.chaos.world import GuestHook, World, lay_chain, layers_of

@@ -60,7 +60,7 @@ def test_a_disk_that_fills_up_in_the_pause_costs_nothing(
 ):
     """The journal has written so much before the pause that it only overwrites blocks in it, also where none is free.
 
-    What becomes of a switch whose record finds no space is shown by tests/disk, at every write.
+    What becomes of a switch whose record finds no space is shown by tests/journal_disk, at every write.
     """
     fill = FillAt(small_state, label)
     proxy = Qemu.proxy_for(tmp_path, on_message=fill)

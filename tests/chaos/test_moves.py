@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.chaos import campaign
-from tests.chaos.judge import CHANGING
+from tests.chaos.image_check import CHANGING
 from tests.chaos.plan import Plan, Setup, Victims
 from tests.chaos.test_kill import PAUSE, START, STEP, assert_kept, late
 from tests.support.moves import Move

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pivotd import nbd
+from pivotd.core import nbd
 from tests.chaos.plan import Setup
 from tests.support.moves import Move
 from tests.support.proxy import Direction, Hook, Message, When

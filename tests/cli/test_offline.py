@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pivotd.core.words import Outcome, Phase, Pivot
+from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.journal.journal import Journal
 from tests.cli.ctl import Answer, complaint, ctl
 from tests.journal.samples import make_pivot

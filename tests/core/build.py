@@ -7,7 +7,8 @@ from typing import Any
 
 from pivotd.core import names
 from pivotd.core.observation import JobSeen, Observation, Qemu, Root
-from pivotd.core.words import CopyOptions, Identity, Image, Kind, Outcome, Phase, Pivot, PivotDisk, Requester
+from pivotd.core.pivot import Identity, Image, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.request import CopyOptions, Kind, Requester
 
 PIVOT = "01K9ABCDEFGHJKMNPQRSTVWXYZ"
 

@@ -12,7 +12,8 @@ from pivotd.core import names
 from pivotd.core.decide import decide
 from pivotd.core.observation import JobSeen, Observation, Qemu, Root
 from pivotd.core.phases import is_allowed
-from pivotd.core.words import CopyOptions, Outcome, Phase
+from pivotd.core.pivot import Outcome, Phase
+from pivotd.core.request import CopyOptions
 
 from .build import PIVOT, disk, jobs, pivot, seen
 

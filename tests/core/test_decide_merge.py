@@ -7,7 +7,8 @@ from dataclasses import replace
 from pivotd.core.actions import Finalize, RecordOutcome, Stop
 from pivotd.core.decide import decide
 from pivotd.core.observation import Qemu
-from pivotd.core.words import Image, Kind, Outcome, Phase, Pivot
+from pivotd.core.pivot import Image, Outcome, Phase, Pivot
+from pivotd.core.request import Kind
 from tests.core.build import disk, jobs, pivot, seen
 
 

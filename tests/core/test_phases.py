@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pivotd.core.phases import TRANSITIONS, diagram
-from pivotd.core.words import Phase
+from pivotd.core.pivot import Phase
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from pivotd.core.pivot import Image, Outcome, Phase
+from pivotd.core.request import Kind
 from pivotd.core.stale import stale
-from pivotd.core.words import Image, Kind, Outcome, Phase
 from tests.core.build import disk, pivot
 
 

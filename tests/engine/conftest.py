@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 
+from pivotd.app.registry import RUNTIME, Host
 from pivotd.core.phases import is_resting
-from pivotd.core.words import CopyOptions, Kind, Phase, Pivot, Record, Requester, Target
+from pivotd.core.pivot import Phase, Pivot, Record
+from pivotd.core.request import CopyOptions, Kind, Requester, Target
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
-from pivotd.engine.flush import Flusher
-from pivotd.engine.host import RUNTIME, Host
-from pivotd.engine.planning import Wish, plan
 from pivotd.engine.supervisor import Supervisor
+from pivotd.host.flush import Flusher
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
+from pivotd.planning.plan import Wish, plan
 from tests.support.qemu import Qemu
 
 TIMEOUT_S = 30.0

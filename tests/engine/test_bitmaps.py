@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pivotd.core.words import Outcome
+from pivotd.core.pivot import Outcome
 from pivotd.errors import BadRequestError
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image

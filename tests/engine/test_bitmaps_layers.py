@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pivotd.core.creation import ImageOptions
-from pivotd.core.words import Kind, Outcome, Pivot, Target
+from pivotd.core.pivot import Outcome, Pivot
+from pivotd.core.request import Kind, Target
 from pivotd.errors import BadRequestError
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pivotd.core import names
-from pivotd.core.words import Outcome
+from pivotd.core.pivot import Outcome
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, create_image
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pivotd.core.words import Outcome, Phase
+from pivotd.core.pivot import Outcome, Phase
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image, default_binary

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pivotd.core.creation import ImageOptions
-from pivotd.core.words import CopyMode, Discard, Kind, Outcome, Sync, Target
+from pivotd.core.pivot import Outcome
+from pivotd.core.request import CopyMode, Discard, Kind, Sync, Target
 from pivotd.errors import BadRequestError
 from tests.conftest import QemuFactory
 from tests.support.proxy import Recorder

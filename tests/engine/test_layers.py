@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pivotd import files
+from pivotd.core.pivot import Outcome, Phase
+from pivotd.core.request import Kind, Target
 from pivotd.core.stale import stale
-from pivotd.core.words import Kind, Outcome, Phase, Target
 from pivotd.errors import BadRequestError, NotFoundError
+from pivotd.host import files
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image
 

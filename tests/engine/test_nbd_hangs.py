@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.core.words import Kind, Outcome, Phase, Target
+from pivotd.core.pivot import Outcome, Phase
+from pivotd.core.request import Kind, Target
 from pivotd.engine.driver import Driver
 from tests.conftest import QemuFactory
 from tests.support.proxy import Direction, Message, When

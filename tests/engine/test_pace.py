@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pivotd.core.observation import JobSeen, Observation, Qemu
-from pivotd.core.words import Phase
+from pivotd.core.pivot import Phase
 from pivotd.engine.pace import Pace
 from tests.core.build import pivot
 

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from pivotd import limits
-from pivotd.core.words import Kind, Outcome, Phase, Target
+from pivotd.core.pivot import Outcome, Phase
+from pivotd.core.request import Kind, Target
 from pivotd.engine.driver import Driver
 from pivotd.errors import BadRequestError
 from pivotd.journal.reader import Reader
 from tests.conftest import QemuFactory
-from tests.disk.disk import Disk as Storage
-from tests.disk.server import Fault
-from tests.disk.store import Write
+from tests.journal_disk.disk import Disk as Storage
+from tests.journal_disk.server import Fault
+from tests.journal_disk.store import Write
 from tests.support.proxy import Direction, Message, When
 from tests.support.qemu import Disk, Qemu, create_image
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pivotd.core import names
+from pivotd.core.pivot import Outcome, Phase, Pivot
+from pivotd.core.request import Requester
 from pivotd.core.undo import Undo, request_id
-from pivotd.core.words import Outcome, Phase, Pivot, Requester
 from pivotd.engine.driver import Driver
 from pivotd.errors import DiskBusyError
 from tests.conftest import QemuFactory

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pivotd.core.words import Outcome, Pause, Phase, Pivot
+from pivotd.core.pivot import Outcome, Pause, Phase, Pivot
 from pivotd.journal.journal import Journal
 from tests.journal.samples import make_pivot
 

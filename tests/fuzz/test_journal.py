@@ -17,15 +17,15 @@ from typing import Any
 
 import pytest
 
+from pivotd.app.registry import RUNTIME, Host
 from pivotd.cli.errors import CtlError
 from pivotd.cli.offline import OfflineJournal
-from pivotd.core.words import Pivot
+from pivotd.core.pivot import Pivot
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
-from pivotd.engine.flush import Flusher
-from pivotd.engine.host import RUNTIME, Host
 from pivotd.errors import EXIT_REFUSED, JournalCorruptError, JournalError
+from pivotd.host.flush import Flusher
 from pivotd.journal.journal import Journal
 from tests.cli.ctl import ctl
 from tests.fuzz.budget import SEED, examples

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pivotd.core import names, observation
 from pivotd.core.observation import JobSeen, Observation, Root
-from pivotd.core.words import Image, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Image, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpError, QmpUnknownError
 from pivotd.qmp import replies
 from pivotd.qmp.monitor import Monitor

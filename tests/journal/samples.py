@@ -6,20 +6,8 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from pivotd.core.words import (
-    CopyMode,
-    CopyOptions,
-    Identity,
-    Image,
-    Kind,
-    Outcome,
-    Pause,
-    Phase,
-    Pivot,
-    PivotDisk,
-    Requester,
-    Sync,
-)
+from pivotd.core.pivot import Identity, Image, Outcome, Pause, Phase, Pivot, PivotDisk
+from pivotd.core.request import CopyMode, CopyOptions, Kind, Requester, Sync
 
 
 def make_pivot(number: int, *, disk: str | None = None, domain: str = "web1") -> Pivot:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from pivotd.core.words import Identity, Outcome, Pause, Phase, Pivot
+from pivotd.core.pivot import Identity, Outcome, Pause, Phase, Pivot
 from pivotd.errors import ConflictError, DiskBusyError, JournalError, NotFoundError, PhaseConflictError
 from pivotd.journal import changes, schema
 from pivotd.journal.changes import FIXED

@@ -8,7 +8,8 @@ import sqlite3
 from pathlib import Path
 
 from pivotd.core.phases import TRANSITIONS
-from pivotd.core.words import Kind, Outcome
+from pivotd.core.pivot import Outcome
+from pivotd.core.request import Kind
 from pivotd.journal.journal import Journal
 
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.core.words import Phase
+from pivotd.core.pivot import Phase
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from tests.journal.process import wait_for, working

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.core.words import Phase
+from pivotd.core.pivot import Phase
 from pivotd.errors import JournalCorruptError, JournalError
 from pivotd.journal import offline
 from pivotd.journal.journal import Journal

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.core.words import Phase
+from pivotd.core.pivot import Phase
 from pivotd.errors import JournalError, JournalWriteError
 from pivotd.journal.journal import Journal
 from tests.journal.samples import make_pivot

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pivotd import limits
-from pivotd.core.words import Phase, Record
+from pivotd.core.pivot import Phase, Record
 from pivotd.errors import JournalError, JournalWriteError, PhaseConflictError
 from pivotd.journal import writer as writer_module
 from pivotd.journal.failures import on_write

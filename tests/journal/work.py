@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from pivotd.core.words import Phase, Record
+from pivotd.core.pivot import Phase, Record
 from pivotd.journal.journal import Journal
 from tests.journal.samples import make_pivot
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from pivotd.core import names
 from pivotd.core.phases import is_resting
-from pivotd.core.words import CopyOptions, Identity, Phase, Pivot, Requester
+from pivotd.core.pivot import Identity, Phase, Pivot
+from pivotd.core.request import CopyOptions, Requester
 from tests.model import stepped
 from tests.model.invariants import ViolationError
 from tests.model.kinds import adopt, attach

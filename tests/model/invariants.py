@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from pivotd.core.observation import OUR_PAUSE
 from pivotd.core.phases import is_resting
-from pivotd.core.words import Image, Kind, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Image, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.request import Kind
 from tests.model.qemu import EXECUTING
 
 if TYPE_CHECKING:

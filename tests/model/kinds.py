@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pivotd.core import names
-from pivotd.core.words import Image, PivotDisk
+from pivotd.core.pivot import Image, PivotDisk
 from tests.model.qemu import Qemu
 from tests.support.moves import Move
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pivotd.core.phases import is_resting
-from pivotd.core.words import Identity, JsonObject, Phase, Pivot, Record
+from pivotd.core.pivot import Identity, JsonObject, Phase, Pivot, Record
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.errors import QmpUnknownError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pivotd.core.words import JsonObject
+from pivotd.core.pivot import JsonObject
 from tests.model import invariants
 from tests.model.points import GUEST, OTHER, SOMEBODY, Alternative, Died
 from tests.model.qemu import ENDED, EXECUTING, IO_ERROR, Qemu

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from pivotd.core.words import JsonObject, Pivot
+from pivotd.core.pivot import JsonObject, Pivot
 
 PIVOTD, OTHER, GUEST = "pivotd", "other", "guest"
 QUIET = frozenset({"query-block-jobs", "x-debug-query-block-graph", "qom-list", "query-migrate", "query-chardev"})

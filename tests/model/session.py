@@ -14,7 +14,7 @@ import pivotd.engine.recording
 import pivotd.qmp.opening
 import pivotd.qmp.rollback
 import pivotd.qmp.session
-from pivotd.core.words import Identity
+from pivotd.core.pivot import Identity
 from pivotd.errors import QmpRefusedError, QmpUnsentError
 from pivotd.qmp.monitor import Monitor
 from pivotd.qmp.session import Session
@@ -146,7 +146,7 @@ class Host(Protocol):
 
 
 class _Identity:
-    """In place of pivotd.qmp.identity."""
+    """In place of pivotd.host.process."""
 
     def __init__(self, host: Callable[[], Host]) -> None:
         self._host = host
@@ -215,7 +215,7 @@ def model_kernel(
     """
     session, rollback = pivotd.qmp.session, pivotd.qmp.rollback
     replaced = {
-        session: {"identity": _Identity(host), "in_thread": _at_once, "time": _Time(host)},
+        session: {"process": _Identity(host), "in_thread": _at_once, "time": _Time(host)},
         rollback: {"time": _Time(host), "_until": pause},
         pivotd.qmp.opening: {"in_thread": _at_once},
     }

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from pivotd.core.actions import Action, RecordOutcome
 from pivotd.core.observation import Observation, Root
 from pivotd.core.phases import is_resting
+from pivotd.core.pivot import Phase
+from pivotd.core.request import Requester
 from pivotd.core.undo import Undo, request_id
-from pivotd.core.words import Phase, Requester
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.memory import Memory

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from pivotd.core.words import Phase
+from pivotd.core.pivot import Phase
 from tests.model.explore import Bounds, first_world, search
 from tests.model.invariants import ViolationError
 from tests.model.world import World

@@ -32,7 +32,8 @@ from hypothesis.stateful import (
 
 import pivotd.qmp.rollback
 from pivotd.core import names
-from pivotd.core.words import Phase, Pivot, Requester
+from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.request import Requester
 from pivotd.errors import PhaseConflictError
 from tests.model import invariants
 from tests.model.explore import Bounds, first_world

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from pivotd.core.words import Phase
+from pivotd.core.pivot import Phase
 from tests.model import stepped
 from tests.model.explore import Bounds, first_world
 from tests.model.session import model_kernel

@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from pivotd.core.words import JsonObject
+from pivotd.core.pivot import JsonObject
 from pivotd.errors import QmpError, QmpUnknownError
 from tests.model import invariants
 from tests.model.points import CHANGING, FOREIGN_PID, QUIET, Alternative, nothing

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pivotd.core.words import Identity, JsonObject, Pivot
+from pivotd.core.pivot import Identity, JsonObject, Pivot
 from pivotd.qmp.session import Session
 from tests.model import invariants
-from tests.model.ledger import Ledger
 from tests.model.mischief import Mischief
+from tests.model.model_journal import Ledger
 from tests.model.points import CHANGING, OTHER, PIVOTD, START_S, Alternative, canonical, short
 from tests.model.qemu import Qemu, RefusedError
 from tests.model.session import ModelMonitor

@@ -13,8 +13,8 @@ import pytest
 
 from tests.chaos.rounds import call
 from tests.conftest import QemuFactory
-from tests.disk.disk import Disk as Storage
-from tests.disk.server import Fault
+from tests.journal_disk.disk import Disk as Storage
+from tests.journal_disk.server import Fault
 from tests.support.daemon import Daemon
 from tests.support.guest import Guest
 from tests.support.guest_assets import GuestAssets

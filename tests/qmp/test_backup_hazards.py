@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import QemuFactory
-from tests.disk.disk import Disk as Storage
-from tests.disk.server import Fault
 from tests.engine.test_copy import qemu_io_name
+from tests.journal_disk.disk import Disk as Storage
+from tests.journal_disk.server import Fault
 from tests.support.qemu import Disk, Qemu, create_image
 
 pytestmark = pytest.mark.qemu

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 
-from pivotd.qmp import identity
+from pivotd.host import process
 from pivotd.qmp.session import LOOK
 
 
 def test_a_pid_that_was_given_to_another_process_is_gone():
     """The start time tells the two apart."""
-    pid, boot = os.getpid(), identity.boot_id()
-    ticks = identity.start_ticks(pid)
+    pid, boot = os.getpid(), process.boot_id()
+    ticks = process.start_ticks(pid)
     assert ticks is not None
-    assert not identity.is_gone(pid, ticks, boot)
-    assert identity.is_gone(pid, ticks - 1, boot)
+    assert not process.is_gone(pid, ticks, boot)
+    assert process.is_gone(pid, ticks - 1, boot)
 
 
 def test_a_process_of_another_boot_is_gone():
     """Whatever has its pid now."""
     pid = os.getpid()
-    assert identity.is_gone(pid, identity.start_ticks(pid), "another boot")
+    assert process.is_gone(pid, process.start_ticks(pid), "another boot")
 
 
 def test_jobs_are_looked_at_before_the_graph():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pivotd.core.words import Kind
+from pivotd.core.request import Kind
 
 
 class Move(StrEnum):

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.core.words import CopyOptions, Kind, Outcome, Phase, Pivot, Requester, Target
+from pivotd.core.pivot import Outcome, Phase, Pivot
+from pivotd.core.request import CopyOptions, Kind, Requester, Target
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
-from pivotd.engine.flush import Flusher
-from pivotd.engine.planning import Wish, plan
 from pivotd.engine.supervisor import Supervisor
+from pivotd.host.flush import Flusher
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
+from pivotd.planning.plan import Wish, plan
 from tests.conftest import QemuFactory
 from tests.support.cancel import Leftovers, Places, When
 from tests.support.qemu import Disk, Qemu, create_image

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pivotd.core.words import Outcome, Phase, Pivot
+from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.errors import DomainUnreachableError, UnsupportedQemuError
 from pivotd.qmp.monitor import Monitor, command
 from pivotd.qmp.session import Session

@@ -1,0 +1,105 @@
+"""Verdicts of the journal beside what QEMU shows now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from pivotd import limits
+from pivotd.core import verdict
+from pivotd.core.pivot import Pivot
+from pivotd.core.verdict import Verdict
+from pivotd.errors import ConflictError, QmpError
+from pivotd.host import files, process
+from pivotd.host.threads import in_thread
+from pivotd.qmp.replies import DiskSeen
+from pivotd.qmp.session import Session
+
+Key = tuple[str, str]
+"""Domain and disk."""
+
+
+class LiveVerdicts:
+    """What the journal says of each disk, checked against QEMU. ``history``: pivots, newest first."""
+
+    def __init__(self, history: Sequence[Pivot]) -> None:
+        self._last: dict[Key, Pivot] = {}
+        for pivot in history:
+            for moved in pivot.disks:
+                self._last.setdefault((pivot.domain, moved.disk), pivot)
+        self._found: dict[Key, Verdict] = {(v.domain, v.disk): v for v in verdict.verdicts(history)}
+        self._confirmed: set[Key] = set()
+        """Disks that the pivot's own QEMU has shown: it lives, so nobody else starts the guest."""
+
+    async def all(self, sessions: Mapping[str, Session], disk: str | None, image: str | None) -> list[Verdict]:
+        """Return the verdicts asked for. ``sessions``: the QEMUs that are connected, by domain.
+
+        Raises: ConflictError: the storage of ``image`` does not answer.
+        """
+        await asyncio.gather(*(self._check_domain(name, session) for name, session in sessions.items()))
+        for key, pivot in self._last.items():
+            if verdict.may_be_overtaken(pivot) and key not in self._confirmed:
+                self._found[key] = verdict.provisional(self._found[key])
+        chosen = [(key, v) for key, v in sorted(self._found.items()) if disk is None or v.disk == disk]
+        if image is None:
+            return [v for _, v in chosen]
+        try:
+            named = await in_thread(
+                limits.FILE_TIMEOUT_S, lambda: [_names_image(v, self._last.get(key), image) for key, v in chosen]
+            )
+        except TimeoutError:
+            raise ConflictError(f"the storage of {image} does not answer: ask by domain and disk instead") from None
+        return [v for (_, v), wanted in zip(chosen, named, strict=True) if wanted]
+
+    async def _check_domain(self, name: str, session: Session) -> None:
+        try:
+            for disk in (await session.disks()).values():
+                await self._check_disk((name, disk.disk), disk, session)
+        except (QmpError, TimeoutError):
+            return  # QEMU or the storage does not answer: the journal's word stands
+
+    async def _check_disk(self, key: Key, disk: DiskSeen, session: Session) -> None:
+        pivot = self._last.get(key)
+        if pivot is None:
+            live = verdict.Live(await image_path(disk.filename, session), disk.format)
+            self._found[key] = verdict.without_pivot(*key, live)
+        else:
+            live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, pivot, session)
+            self._found[key] = verdict.check(self._found[key], live, decided=verdict.is_decided(pivot))
+            if live.same_qemu:
+                self._confirmed.add(key)
+
+
+async def image_path(filename: str, session: Session) -> str:
+    """Return the absolute path of an image; as QEMU writes it where the storage does not answer."""
+    try:
+        file = await in_thread(limits.FILE_TIMEOUT_S, files.resolve, filename, process.working_directory(session.pid))
+    except TimeoutError:
+        return filename
+    return file.path or filename
+
+
+def _live(disk: DiskSeen, pivot: Pivot, session: Session) -> verdict.Live:
+    moved = next(d for d in pivot.disks if d.disk == disk.disk)
+    known = pivot.identity
+    same = (known.pid, known.start_ticks, known.boot_id) == (
+        session.pid,
+        process.start_ticks(session.pid),
+        process.boot_id(),
+    )
+    file = files.resolve(disk.filename, process.working_directory(session.pid))
+    return verdict.Live(
+        image=file.path or disk.filename,
+        format=disk.format,
+        same_qemu=same,
+        is_source=(same and disk.node == moved.source.node) or files.same(moved.source, file),
+        is_destination=(same and disk.node == moved.destination.node) or files.same(moved.destination, file),
+    )
+
+
+def _names_image(found: Verdict, pivot: Pivot | None, image: str) -> bool:
+    file = files.named(image)
+    if found.image == image:
+        return True
+    sides = [side for d in pivot.disks if d.disk == found.disk for side in (d.source, d.destination)] if pivot else []
+    return any(files.same(side, file) for side in sides)

@@ -1,0 +1,71 @@
+"""Dirty bitmaps, which say what a backup has to copy: they belong to an image and must follow the disk. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pivotd.core.pivot import Image, Pivot, PivotDisk
+from pivotd.core.request import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmap:
+    """One named bitmap that can be used; ``dirty_bytes`` is what it marks, ``recording``: it marks new writes."""
+
+    name: str
+    granularity_bytes: int
+    persistent: bool
+    recording: bool
+    dirty_bytes: int
+
+
+Bitmaps = Mapping[str, tuple[Bitmap, ...]]
+"""By disk."""
+
+
+def ends(disk: PivotDisk) -> tuple[Image, Image]:
+    """Return the image whose bitmaps have to come along, and the one that takes them.
+
+    Where layers are committed these are the uppermost of them and the base: the source and the destination if the
+    active one is among them.
+    """
+    if disk.top is None or disk.base is None:
+        return disk.source, disk.destination
+    return disk.top, disk.base
+
+
+def owed(pivot: Pivot, found: Bitmaps) -> Bitmaps:
+    """Return the bitmaps that must have come along before the switch or the merge; only qcow2 keeps any."""
+    if pivot.kind is Kind.PULL:
+        return {}
+    qcow2 = {disk.disk: ends(disk)[1].format == "qcow2" for disk in pivot.disks}
+    return {
+        disk: kept
+        for disk, bitmaps in found.items()
+        if (kept := tuple(bitmap for bitmap in bitmaps if qcow2[disk] or not bitmap.persistent))
+    }
+
+
+def wrong(pivot: Pivot, carried: Bitmaps, found: Bitmaps) -> str | None:
+    """Return what a destination lacks of the bitmaps that were carried to it, None for nothing.
+
+    It may mark more than the source did, where it had a bitmap of that name before: a backup then copies too much. The
+    base of a commit keeps the granularity of such a bitmap, and its persistence.
+    """
+    may_differ = pivot.kind is Kind.COMMIT
+    for disk, bitmaps in carried.items():
+        there = {bitmap.name: bitmap for bitmap in found.get(disk, ())}
+        for bitmap in bitmaps:
+            new = there.get(bitmap.name)
+            if new is None:
+                return f"bitmap {bitmap.name} of {disk} has not come along"
+            same = (new.granularity_bytes, new.persistent) == (bitmap.granularity_bytes, bitmap.persistent)
+            as_good = same or (may_differ and (new.persistent or not bitmap.persistent))
+            if not as_good or new.recording is not bitmap.recording:
+                return f"bitmap {bitmap.name} of {disk} has come along with other properties"
+            # The last bit of the coarser one may stand for bytes beyond the end of the disk.
+            beyond = 0 if new.granularity_bytes == bitmap.granularity_bytes else bitmap.granularity_bytes
+            if new.dirty_bytes + beyond < bitmap.dirty_bytes:
+                return f"bitmap {bitmap.name} of {disk} has lost what it marks"
+    return None

@@ -1,0 +1,1 @@
+"""The rules of each phase, one file each. Pure."""

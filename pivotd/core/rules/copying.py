@@ -1,0 +1,74 @@
+"""The rules while the guest runs and its data is copied, up to the intent. Pure."""
+
+from __future__ import annotations
+
+from pivotd.core.actions import Abandon, Action, Advance, Converge, Wait
+from pivotd.core.observation import PAUSABLE, STATUS_ENDED, STATUS_PENDING, Observation, Root
+from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.rules import target_errors
+from pivotd.core.rules.endings import NO_JOB, by_chains, by_roots, resume, root
+
+
+def copying(pivot: Pivot, seen: Observation) -> Action:
+    """Return the action while data is copied or layers are merged and not every job waits for the switch."""
+    trouble = _trouble(pivot, seen) or target_errors.go_on(pivot, seen)
+    if trouble is not None:
+        return trouble
+    if _all_ready(pivot, seen):
+        return Advance(Phase.READY)
+    if any(seen.job(disk.job).status == "paused" for disk in pivot.disks):
+        return Wait("a job was paused, by somebody else or by an error of its storage: it goes on when that resumes it")
+    return Wait("copying" if pivot.switches else "merging")
+
+
+def _all_ready(pivot: Pivot, seen: Observation) -> bool:
+    """Return whether every job waits for the switch: a mirror at ready, a merge of lower layers at pending.
+
+    At standby somebody has paused it: a guest paused now would wait in vain for its last bytes.
+    """
+    wanted = "ready" if pivot.switches else STATUS_PENDING
+    return not pivot.has_jobs or all(seen.job(disk.job).status == wanted for disk in pivot.disks)
+
+
+def ready(pivot: Pivot, seen: Observation) -> Action:
+    """Return the action while every job waits for the switch and the guest runs."""
+    trouble = _trouble(pivot, seen)
+    if trouble is not None:
+        return trouble
+    if pivot.owes_resume:
+        return resume(seen)
+    interrupted = target_errors.go_on(pivot, seen)
+    if interrupted is not None:
+        return interrupted
+    if pivot.hold:
+        return Wait("ready: waits for `pivot complete` or `pivot cancel`")
+    if seen.migrating:
+        return Wait("the guest is being migrated")
+    if seen.run_state not in PAUSABLE:
+        return Wait(f"a switch is not possible while the guest is {seen.run_state}")
+    if not _all_ready(pivot, seen):
+        return Wait("a job is not ready, or was paused by somebody else")
+    return Converge()
+
+
+def _trouble(pivot: Pivot, seen: Observation) -> Action | None:
+    """Return what to do where the copy cannot go on, None where it can. Common to COPYING and READY."""
+    if any(root(seen, disk) is Root.DESTINATION for disk in pivot.disks):
+        return by_roots(pivot, seen, "the disk was switched by somebody else")
+    if seen.merged == {disk.disk for disk in pivot.disks}:
+        return by_chains(pivot, seen, "the jobs were finalized by somebody else")
+    for disk in pivot.disks:
+        job = seen.job(disk.job) if pivot.has_jobs else NO_JOB
+        if job.status in STATUS_ENDED:
+            return Abandon(f"the copy of {disk.disk} ended: {job.error or 'its job was cancelled by somebody else'}")
+        if root(seen, disk) is not Root.SOURCE:
+            return Abandon(f"{disk.disk} was changed or unplugged by somebody else")
+        if job.status == STATUS_PENDING and pivot.switches:
+            return Abandon(f"the job of {disk.disk} was completed by somebody else")
+    if seen.run_state == "postmigrate":
+        return Abandon("the guest has been migrated away")
+    if seen.lost is not None:
+        return Abandon(seen.lost)
+    if seen.cancel_requested:
+        return Abandon("cancelled")
+    return None

@@ -1,0 +1,77 @@
+"""What the rules of every phase end in: an outcome by what was seen, the end of a pause, another try. Pure."""
+
+from __future__ import annotations
+
+from pivotd.core.actions import Action, NoteResumed, RecordOutcome, Resume, Retreat
+from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, JobSeen, Observation, Root
+from pivotd.core.pivot import Outcome, Pivot, PivotDisk
+
+
+def resume(seen: Observation) -> Action:
+    """Return how the pause ends that pivotd owes an end."""
+    if seen.run_state in OUR_PAUSE:
+        return Resume()
+    return NoteResumed(seen.run_state or "unknown")
+
+
+def retreat(pivot: Pivot, reason: str) -> Action:
+    """Return the end of one attempt; the last one waits for a person."""
+    return Retreat(reason, hold=pivot.attempt >= pivot.options.attempts)
+
+
+def root(seen: Observation, disk: PivotDisk) -> Root:
+    """Return which image is under the disk."""
+    return seen.roots.get(disk.disk, Root.ABSENT)
+
+
+def by_roots(pivot: Pivot, seen: Observation, reason: str) -> RecordOutcome:
+    """Record each disk as the graph shows it; only valid once no job of the pivot can still move a root."""
+    outcome = {Root.SOURCE: Outcome.KEPT, Root.DESTINATION: Outcome.SWITCHED}
+    return RecordOutcome(
+        tuple(
+            (
+                disk.disk,
+                Outcome.KEPT if _never_moved(pivot, seen, disk) else outcome.get(root(seen, disk), Outcome.UNKNOWN),
+            )
+            for disk in pivot.disks
+        ),
+        reason,
+    )
+
+
+def lost_sight(pivot: Pivot, seen: Observation) -> bool:
+    """Return whether a disk was unplugged of which nobody can tell on which image the guest wrote last."""
+    return any(root(seen, disk) is Root.ABSENT and not _never_moved(pivot, seen, disk) for disk in pivot.disks)
+
+
+def _never_moved(pivot: Pivot, seen: Observation, disk: PivotDisk) -> bool:
+    """Return whether an unplugged disk was on its source to the end.
+
+    It was if its job has not ended, or has ended in an error. After any other end it was on the destination for a
+    while, and somebody may have let the guest write there, also if it is still now; unless it was watched.
+    """
+    if root(seen, disk) is not Root.ABSENT:
+        return False
+    if seen.unwritten and not seen.executing:
+        return True
+    if not pivot.has_jobs:
+        return seen.stop_sent is False or Root.SOURCE in seen.roots.values()
+    job = seen.job(disk.job)
+    if job.status not in STATUS_ENDED or job.error is not None:
+        return True
+    return job.status == "null" and not pivot.attempt  # there was no intent, and perhaps not even a job
+
+
+def by_chains(pivot: Pivot, seen: Observation, reason: str) -> Action:
+    """Record which chains were merged; no disk has got another image."""
+    outcome = {disk.disk: Outcome.MERGED if disk.disk in seen.merged else Outcome.KEPT for disk in pivot.disks}
+    return RecordOutcome(tuple(outcome.items()), reason)
+
+
+def record_all(pivot: Pivot, outcome: Outcome, reason: str) -> Action:
+    """Return the record of one outcome for every disk."""
+    return RecordOutcome(tuple((disk.disk, outcome) for disk in pivot.disks), reason)
+
+
+NO_JOB = JobSeen("ready")
+"""Stands for the job of a disk whose pivot has none."""

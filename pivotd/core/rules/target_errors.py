@@ -1,0 +1,42 @@
+"""Copies that wait for a destination that has failed: what decide() does about them. Pure.
+
+QEMU's mirror itself knows what it has not yet copied, and with ``on-target-error=stop`` it keeps that while it waits.
+The destination stays open meanwhile, so that what QEMU holds of its tables in memory is not lost either.
+"""
+
+from __future__ import annotations
+
+from pivotd.core.actions import Abandon, Action, GoOn
+from pivotd.core.observation import Observation
+from pivotd.core.pivot import Pivot, PivotDisk
+
+WORDS = {"nospace": "is full", "failed": "fails"}
+
+
+def failing(pivot: Pivot, seen: Observation) -> str | None:
+    """Return a sentence on the first destination that has interrupted its copy, None where there is none."""
+    disks = _interrupted(pivot, seen)
+    return _sentence(disks[0], seen) if disks else None
+
+
+def go_on(pivot: Pivot, seen: Observation) -> Action | None:
+    """Return what to do about interrupted copies, None where none is."""
+    disks = _interrupted(pivot, seen)
+    for disk in disks:
+        job = seen.job(disk.job)
+        if job.io_status == "failed" and job.backlog_bytes == 0 and job.copied_bytes:
+            # Everything was written: what failed is the flush. After that nothing tells what the storage still has.
+            # With nothing done either, the mirror is still filling the image with zeroes and has not begun to count.
+            return Abandon(f"{disk.destination.filename} failed to make durable what it had taken: copy it anew")
+    if not disks:
+        return None
+    return GoOn(tuple(disk.job for disk in disks), f"{_sentence(disks[0], seen)}: the copy goes on when it is back")
+
+
+def _interrupted(pivot: Pivot, seen: Observation) -> list[PivotDisk]:
+    return [disk for disk in pivot.disks if pivot.options.resumable and seen.job(disk.job).interrupted]
+
+
+def _sentence(disk: PivotDisk, seen: Observation) -> str:
+    status = seen.job(disk.job).io_status
+    return f"{disk.destination.filename} {WORDS.get(status, status)}"

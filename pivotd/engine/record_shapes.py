@@ -1,0 +1,73 @@
+"""What each recording action writes: event, facts, and what changes in the pivot. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pivotd.core import actions
+from pivotd.core.observation import Observation, Root
+from pivotd.core.pivot import Image, JsonObject, Outcome, Phase, Pivot, PivotDisk, outcome_of
+from pivotd.core.request import Kind
+
+RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.EndWindow)
+"""After these QEMU is as it was: the same observation serves the next decision."""
+
+Written = tuple[str, JsonObject, dict[str, Any]]
+
+
+def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: str) -> Written:
+    """Return (event, facts, changes) of a RECORD_ONLY action."""
+    match action:
+        case actions.Advance(phase):
+            hold = pivot.hold or (phase is Phase.READY and not pivot.options.pivot)
+            changes: dict[str, Any] = {"phase": phase, "hold": hold}
+            if phase is Phase.COPYING:
+                changes["options"] = replace(pivot.options, nodes_below=seen.nodes_below)
+            return phase.value, {}, changes
+        case actions.Retreat(reason, hold):
+            changes = {"phase": Phase.READY, "hold": hold}
+            if hold:
+                kept = tuple(replace(disk, outcome=Outcome.KEPT) for disk in pivot.disks)
+                changes |= {"disks": kept, "error": reason}
+            return "gave-up", facts(pivot, seen, reason), changes
+        case actions.Abandon(reason):
+            return "cancelling", facts(pivot, seen, reason), {"phase": Phase.CANCELLING, "error": reason}
+        case actions.RecordOutcome(outcomes, reason, hold):
+            outcome_by_disk = dict(outcomes)
+            disks = tuple(
+                replace(_as_seen(pivot, disk, seen), outcome=outcome_by_disk[disk.disk]) for disk in pivot.disks
+            )
+            event = outcome_of(disks)
+            assert event is not None, "every disk has one"
+            error = None if event == Outcome.SWITCHED.value else reason
+            changes = {"phase": Phase.DECIDED, "disks": disks, "decided_at": utc_now, "error": error, "hold": hold}
+            return event, facts(pivot, seen, reason), changes
+        case actions.EndWindow(reason):
+            return "window-ended", {"reason": reason}, {"phase": Phase.DECIDED, "hold": False}
+    raise AssertionError(action)
+
+
+def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:
+    """An adopted destination has its name from a person; once it is the disk's root QEMU shows which image it is."""
+    if not pivot.options.adopted or pivot.kind is not Kind.COPY or seen.roots.get(disk.disk) is not Root.DESTINATION:
+        return disk
+    filename, image_format = seen.images.get(disk.disk, (disk.destination.filename, disk.destination.format))
+    image_format = "raw" if image_format in {"file", "host_device"} else image_format
+    known = disk.destination
+    file_id = known.file_id if filename == known.filename else None
+    return replace(disk, destination=Image(filename, image_format, known.node, file_id))
+
+
+def facts(pivot: Pivot, seen: Observation, reason: str) -> JsonObject:
+    """Return what was seen, for people and for the evidence of a verdict."""
+    jobs = {disk.job: seen.job(disk.job) for disk in pivot.disks}
+    carried = {disk: [bitmap.name for bitmap in bitmaps] for disk, bitmaps in (seen.carried or {}).items()}
+    return {
+        **({"bitmaps": carried} if carried else {}),
+        "reason": reason,
+        "qemu": seen.qemu.value,
+        "run_state": seen.run_state,
+        "roots": {disk: root.value for disk, root in seen.roots.items()},
+        "jobs": {name: {"status": job.status, "error": job.error} for name, job in jobs.items()},
+    }

@@ -1,0 +1,1 @@
+"""What the host shows: files, processes, storage that may hang."""

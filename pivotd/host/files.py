@@ -1,0 +1,132 @@
+"""Image file names as QEMU shows them, and the files behind them: one image where device and inode agree."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pivotd.core import nbd
+from pivotd.core.pivot import Image
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An absolute path or an NBD address if the name is one, and what identifies a file if pivotd may look at it."""
+
+    path: str | None
+    file_id: str | None
+
+
+def resolve(filename: str, directory: Path | None) -> File:
+    """Return the file behind a name that QEMU shows; relative names start at QEMU's working directory.
+
+    QEMU writes ``json:{…}`` where a plain name would not say everything, such as after the backing file of an image
+    was changed under it; the file at its bottom counts. NBD addresses come in one spelling. Other names that are no
+    paths (``ssh:…``, ``/dev/fdset/7``) have no file.
+    """
+    if filename.startswith("json:"):
+        filename = _bottom(filename.removeprefix("json:"))
+    if nbd.is_uri(filename):
+        return File(nbd.canonical(filename), None)
+    if not filename or (":" in filename.split("/", 1)[0]):
+        return File(None, None)
+    path = Path(filename)
+    if not path.is_absolute():
+        if directory is None:
+            return File(None, None)
+        path = directory / path
+    return File(str(path), file_id(str(path)))
+
+
+def named(name: str) -> File:
+    """Return what a person means by a name: an absolute path, or an NBD address in any spelling."""
+    return File(nbd.canonical(name) or name, file_id(name))
+
+
+def relative(filename: str, image: str) -> str:
+    """Return how an image names a file below it, relative to its own place; both are absolute paths.
+
+    Directories that are symbolic links lead elsewhere by ``..`` than they stand. What is before a colon would be a
+    protocol to QEMU, unless a slash comes first.
+    """
+    place, name = os.path.split(filename)
+    found = os.path.relpath(os.path.join(os.path.realpath(place), name), os.path.realpath(os.path.dirname(image)))  # noqa: PTH118, PTH120
+    return f"./{found}" if ":" in found.split("/", 1)[0] else found
+
+
+def _bottom(text: str) -> str:
+    """Return the file name at the bottom of a description of nodes, empty where there is none."""
+    try:
+        node = json.loads(text)
+        while isinstance(node, dict) and "file" in node:
+            node = node["file"]
+        return nbd.of_node(node) or str(node["filename"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+
+
+def file_id(path: str) -> str | None:
+    """Return ``DEV:INO``, ``block:MAJOR:MINOR`` for a block device: its name in /dev comes and goes.
+
+    None where there is no such file or pivotd may not look.
+    """
+    try:
+        return _identify(os.stat(path))  # noqa: PTH116 - one system call, no object
+    except (OSError, ValueError):
+        return None
+
+
+def _identify(found: os.stat_result) -> str:
+    if stat.S_ISBLK(found.st_mode):
+        return f"block:{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def opened(pid: int) -> frozenset[str] | None:
+    """Return what a process has open, as Image.file_id; None where /proc does not show it."""
+    found = set()
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.add(_identify(entry.stat()))
+    except OSError:
+        return None
+    return frozenset(found)
+
+
+def lost(images: Iterable[Image]) -> str | None:
+    """Return a sentence on the first image whose name leads to its file no more, None where there is none.
+
+    A file without a name is gone as soon as QEMU closes it. What pivotd may not look at is not judged, nor a file
+    that it has never seen in a directory that it does not see.
+    """
+    for image in images:
+        if not image.filename.startswith("/"):
+            continue
+        try:
+            found = os.stat(image.filename)  # noqa: PTH116 - one system call, no object
+        except (FileNotFoundError, NotADirectoryError):
+            if image.file_id is None and not os.path.isdir(os.path.dirname(image.filename)):  # noqa: PTH112, PTH120
+                continue
+            return f"{image.filename} was deleted or renamed by somebody else"
+        except OSError:
+            continue
+        if image.file_id not in {None, _identify(found)}:
+            return f"{image.filename} was replaced by another file"
+    return None
+
+
+def same(image: Image, file: File) -> bool:
+    """Return whether both name one file: by device and inode where both are known, else by path."""
+    if file.path is None:
+        return False
+    if file.file_id is not None:
+        known = image.file_id or file_id(image.filename)
+        if known is not None:
+            return known == file.file_id
+    return os.path.normpath(image.filename) == os.path.normpath(file.path)

@@ -1,0 +1,68 @@
+"""Flush images outside the pause, which is also the probe that the storage answers at all.
+
+``stop`` flushes the source, and the mirror's completion the destination, with the guest paused; what is flushed before
+costs nothing then. A hung file system shows here, while the guest still runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+
+from pivotd import limits
+from pivotd.host.threads import in_thread
+
+
+class Flusher:
+    """Flushes files, each at most once at a time: one that hangs is not piled upon."""
+
+    def __init__(self) -> None:
+        self._busy: set[str] = set()
+
+    async def flush(self, paths: Sequence[str], timeout_s: float = limits.PROBE_TIMEOUT_S) -> float | None:
+        """Flush all files side by side; return the milliseconds it took, None where pivotd may not open one.
+
+        Raises: TimeoutError: the storage does not answer in time. OSError: it reported an I/O error.
+        """
+        started = time.monotonic()
+        distinct = list(dict.fromkeys(paths))
+        busy = next((path for path in distinct if path in self._busy), None)
+        if busy is not None:
+            raise TimeoutError(f"an earlier flush of {busy} has not ended yet")
+        readable = await asyncio.gather(*(in_thread(timeout_s, self._flush, path) for path in distinct))
+        return (time.monotonic() - started) * 1000 if all(readable) else None
+
+    def _flush(self, path: str) -> bool:
+        self._busy.add(path)
+        try:
+            return _fdatasync(path)
+        finally:
+            self._busy.discard(path)
+
+
+def _fdatasync(path: str) -> bool:
+    try:
+        # Open for reading is enough, and O_NONBLOCK keeps a FIFO of that name from blocking the thread.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+    _sync_name(path)
+    return True
+
+
+def _sync_name(path: str) -> None:
+    """Make the name of a new file durable too, where its directory may be opened; most file systems do it above."""
+    try:
+        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)  # noqa: PTH120
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

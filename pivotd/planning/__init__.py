@@ -1,0 +1,1 @@
+"""From a request and what the domain shows to the pivot that is recorded. Changes nothing."""

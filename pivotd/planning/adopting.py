@@ -1,0 +1,107 @@
+"""A block job that somebody else started becomes a pivot, where its flags allow the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pivotd import limits
+from pivotd.core.pivot import Image, PivotDisk
+from pivotd.core.request import Kind, Target
+from pivotd.errors import BadRequestError, ConflictError, NotFoundError
+from pivotd.host import files
+from pivotd.planning.domain_snapshot import WORKING, Scene
+from pivotd.qmp.replies import BlockJob, DiskSeen, Graph
+
+FORMATS = {"qcow2", "raw", *WORKING}
+"""A root that is a filter could stay while what is below it is replaced: then no node tells what happened."""
+RUNNING = {"running", "paused", "ready", "standby"}
+NO_DISK = "it does not work on the image of a disk"
+KINDS = {"mirror": Kind.COPY, "commit": Kind.COMMIT}
+
+
+def plan_adopt(
+    scene: Scene, index: int, target: Target, seen: DiskSeen, jobs: Mapping[str, BlockJob]
+) -> tuple[Kind, PivotDisk]:
+    """Return the disk with the job that works on it, and what kind of pivot that makes.
+
+    Raises: NotFoundError (no job), ConflictError (a job that cannot be adopted), BadRequestError (image).
+    """
+    names = [name for name in scene.graph.jobs.get(seen.node, ()) if name in jobs]
+    if not names:
+        raise NotFoundError(f"no block job works on {seen.disk}: there is nothing to adopt", disk=seen.disk)
+    name = target.job or names[0]
+    job, node = jobs[name], scene.graph.targets.get(name)
+    if (why := obstacle(name, job, node, seen)) is not None:
+        raise ConflictError(f"job {name} of {seen.disk} cannot be adopted: {why}", disk=seen.disk, job=name)
+    assert node is not None
+    disk = replace(scene.disk(index, seen), job=name)
+    if KINDS[job.kind] is Kind.COPY:
+        destination = _destination(scene, target, seen, node)
+        scene.refuse_to_lose(seen.bitmaps, destination.format, seen.disk)
+        return Kind.COPY, replace(disk, destination=destination)
+    if target.image:
+        raise BadRequestError(f"job {name} commits into a layer of {seen.disk}: name the disk alone", disk=seen.disk)
+    chain = scene.chain(seen)
+    base = next((image for image in chain[1:] if image.node == node), None)
+    if base is None:
+        raise ConflictError(f"job {name} of {seen.disk} commits into a node that is not in its chain", job=name)
+    scene.refuse_to_lose(seen.bitmaps, base.format, seen.disk)
+    between = tuple(image.filename for image in chain[1 : chain.index(base)])
+    return Kind.COMMIT, replace(disk, destination=base, top=chain[0], base=base, between=between)
+
+
+def disk_of(job: str, disks: Mapping[str, DiskSeen], graph: Graph) -> DiskSeen | None:
+    """Return the disk on whose image a block job works, None for a job that works on no disk's."""
+    return next((seen for seen in disks.values() if job in graph.jobs.get(seen.node, ())), None)
+
+
+def find_by_job(scene: Scene, job: str, jobs: Mapping[str, BlockJob]) -> DiskSeen:
+    """Return the disk on which a block job works. Raises: NotFoundError, ConflictError."""
+    if job not in jobs:
+        known = ", ".join(sorted(jobs)) or "none"
+        raise NotFoundError(f"{scene.domain} has no block job {job}; its block jobs are: {known}", job=job)
+    seen = disk_of(job, scene.disks, scene.graph)
+    if seen is None:
+        raise ConflictError(f"job {job} cannot be adopted: {NO_DISK}", job=job)
+    return seen
+
+
+def obstacle(name: str, job: BlockJob, node: str | None, seen: DiskSeen) -> str | None:
+    """Return why the protocol cannot be kept with this job, None if it can."""
+    if job.kind not in KINDS:
+        return f"it is a {job.kind} job, which switches nothing"
+    if job.auto_finalize:
+        return "it was started with auto-finalize=true, so it would switch the disk by itself"
+    if job.auto_dismiss:
+        return "it was started with auto-dismiss=true, so its end could not be seen"
+    if job.status not in RUNNING:
+        return f"it is {job.status} already"
+    if len(name) > limits.ADOPTED_JOB_LENGTH_MAX:
+        return (
+            f"its id has more than {limits.ADOPTED_JOB_LENGTH_MAX} characters, and it is sent while the guest is paused"
+        )
+    if seen.format not in FORMATS:
+        return f"the root of the disk is a {seen.format} node: what the job replaces below it could not be seen"
+    if job.kind == "commit" and node is None:
+        return "it merges layers below the active one, which switches nothing"
+    if node is None:
+        return "its target is not in the block graph"
+    return None
+
+
+def _destination(scene: Scene, target: Target, seen: DiskSeen, node: str) -> Image:
+    """Return the image that the requester names. After the switch QEMU shows it, and that is recorded."""
+    if not target.image:
+        raise BadRequestError(
+            f"QEMU does not show which image the mirror of {seen.disk} writes: name it as {seen.disk}=IMAGE",
+            disk=seen.disk,
+        )
+    file = files.resolve(target.image, scene.directory)
+    image = Image(file.path or target.image, target.format or scene.source(seen).format, node, file.file_id)
+    scene.refuse_if_used(image, seen.disk)
+    if scene.opened is not None and image.file_id not in scene.opened:
+        raise BadRequestError(
+            f"QEMU has not opened {image.filename}: the mirror of {seen.disk} writes another image", disk=seen.disk
+        )
+    return image

@@ -1,0 +1,93 @@
+"""What is at the place of a destination: nothing, an image file, a block device; looked at without opening an image.
+
+What pivotd may not see, QEMU refuses when it opens the image.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from pathlib import Path
+
+from pivotd.core.pivot import Image
+from pivotd.errors import BadRequestError
+from pivotd.qmp.replies import DiskSeen
+
+_QCOW2 = struct.Struct(">4sIQIIQ")
+"""Magic, version, backing file offset and size, cluster bits, virtual size. Source: docs/interop/qcow2.txt of QEMU."""
+_MAGIC = b"QFI\xfb"
+
+
+def check_path(image: Image, seen: DiskSeen, *, reuse: bool) -> None:
+    """Refuse early what can be seen to be wrong. Raises: BadRequestError."""
+    path = Path(image.filename)
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        if reuse:
+            raise BadRequestError(f"{path} does not exist: create it first, or leave out --reuse") from None
+        if missing(path.parent):
+            raise BadRequestError(f"{path}: directory {path.parent} does not exist") from None
+        return
+    except NotADirectoryError:
+        raise BadRequestError(f"{path}: {path.parent} is not a directory") from None
+    except OSError:
+        return
+    if not reuse and stat.S_ISBLK(found.st_mode):
+        raise BadRequestError(f"{path} is a block device, which is there already: use --reuse to overwrite it")
+    if not reuse:
+        raise BadRequestError(f"{path} exists already: name a new image, or use --reuse to overwrite this one")
+    if stat.S_ISBLK(found.st_mode):
+        _check_unclaimed(path)
+    elif not stat.S_ISREG(found.st_mode):
+        raise BadRequestError(f"{path} is neither a regular file nor a block device: it cannot hold a disk")
+    _check_content(path, image.format, seen)
+
+
+def _check_unclaimed(device: Path) -> None:
+    """Raises: BadRequestError: the host itself uses the device, as a mount, a RAID, a volume group does."""
+    try:
+        descriptor = os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise BadRequestError(f"{device} is in use by this host: mounted, or part of another device") from None
+        return
+    os.close(descriptor)
+
+
+def _check_content(path: Path, image_format: str, seen: DiskSeen) -> None:
+    """The format is never probed, but what was named must be there, and as large as the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return
+    try:
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        header = os.pread(descriptor, _QCOW2.size, 0)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+    if image_format == "qcow2":
+        magic, _, backing, _, _, size = _QCOW2.unpack(header.ljust(_QCOW2.size, b"\0"))
+        if magic != _MAGIC:
+            raise BadRequestError(f"{path} holds no qcow2 image: create one there first, or name --format raw")
+        if backing:
+            raise BadRequestError(f"{path} has a backing file: a full copy needs an image that stands alone")
+    if size < seen.size_bytes:
+        raise BadRequestError(f"{path} is smaller than {seen.disk}: {size} bytes for {seen.size_bytes}")
+    if image_format == "qcow2" and size > seen.size_bytes:
+        raise BadRequestError(f"{path} is larger than {seen.disk}: {size} bytes for {seen.size_bytes}; resize it first")
+
+
+def missing(path: str | Path) -> bool:
+    """Return whether there is certainly nothing of this name."""
+    try:
+        os.stat(path)  # noqa: PTH116 - one system call, no object
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False

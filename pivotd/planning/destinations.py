@@ -1,0 +1,134 @@
+"""Images that a disk moves to: the checks that can be made before QEMU is asked to create or open them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pivotd.core import creation, names, nbd
+from pivotd.core.pivot import Image, PivotDisk
+from pivotd.core.request import CopyMode, CopyOptions, Discard, Sync, Target
+from pivotd.errors import BadRequestError
+from pivotd.host import files
+from pivotd.planning import destination_files
+from pivotd.planning.domain_snapshot import Scene
+from pivotd.qmp.replies import DiskSeen
+
+FORMATS = ("qcow2", "raw")
+
+
+def plan_copy(scene: Scene, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
+    """Return the disk with the image that it is copied to. Raises: BadRequestError, DiskBusyError."""
+    disk = scene.disk(index, seen)
+    wanted = target.format or disk.source.format
+    if wanted not in FORMATS:
+        raise BadRequestError(f"format {wanted}: pivotd creates {' and '.join(FORMATS)}; name one with --format")
+    scene.refuse_to_lose(seen.bitmaps, wanted, seen.disk)
+    if scene.options.sync is Sync.TOP:
+        disk = _shallow(scene, seen, disk, target.image, wanted)
+    elif would_wipe(scene.options):
+        _refuse_wiping(scene, seen)
+    return replace(disk, destination=_checked(scene, index, seen, Image(target.image, wanted, "")))
+
+
+def plan_snapshot(scene: Scene, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
+    """Return the disk with its new overlay, which only qcow2 can be. Raises: BadRequestError, DiskBusyError."""
+    disk = scene.disk(index, seen)
+    if nbd.is_uri(target.image):
+        raise BadRequestError(f"{target.image} cannot become an overlay: pivotd creates overlays as image files")
+    overlay = _checked(scene, index, seen, Image(target.image, "qcow2", ""))
+    return replace(disk, destination=overlay, backing_file=disk.source.filename)
+
+
+def _shallow(scene: Scene, seen: DiskSeen, disk: PivotDisk, image: str, image_format: str) -> PivotDisk:
+    """Return the disk whose active layer alone is copied: the new image is backed by what backs the source."""
+    if scene.options.reuse:
+        # What a file names as its backing file says nothing on whether QEMU's words and ours lead to the same image.
+        raise BadRequestError("--sync top makes a new image: --reuse cannot prove that the one there is backed alike")
+    if image_format != "qcow2":
+        raise BadRequestError(f"--sync top needs qcow2: a {image_format} image cannot name a backing file")
+    chain = scene.chain(seen)
+    if len(chain) == 1:
+        return disk
+    written = seen.layers[0].backing_file
+    below = chain[1]
+    relative = written is not None and not written.startswith("/") and ":" not in written.split("/", 1)[0]
+    name = files.relative(below.filename, image) if relative else below.filename
+    return replace(disk, base=below, backing_file=name)
+
+
+def would_wipe(options: CopyOptions) -> bool:
+    """Return whether QEMU would copy the guest's writes at once while it still wipes the destination.
+
+    It loses such writes. A new image needs no wiping, and for a source without backing file ``sync=top`` is all of it.
+    """
+    at_once = options.copy_mode is CopyMode.WRITE_BLOCKING and not options.adopted
+    return at_once and options.sync is Sync.FULL and options.discard is Discard.UNMAP
+
+
+def _refuse_wiping(scene: Scene, seen: DiskSeen) -> None:
+    """Raises: BadRequestError: the destination has to be wiped, or sync=top would not copy all of the source.
+
+    Source: measured on 7.2 (docs/reliability.md); block/mirror.c, mirror_iteration_done() clears the marks of
+    writes that are under way when the wiping ends, so that older data can be copied over them.
+    """
+    if scene.options.reuse or len(seen.layers) > 1:
+        raise BadRequestError(
+            f"--copy-mode write-blocking from the start would let QEMU lose writes while it wipes the image for "
+            f"{seen.disk} first, as it does with --reuse and below a source with a backing file: "
+            "use --copy-mode auto, --discard ignore or --sync top",
+            disk=seen.disk,
+        )
+
+
+def _checked(scene: Scene, index: int, seen: DiskSeen, image: Image) -> Image:
+    """Return the image with the node that it will have."""
+    image = replace(image, filename=_name(image.filename))
+    _check_options(scene.options, image.format, force=scene.force)
+    scene.refuse_if_used(image, seen.disk)
+    if scene.options.resumable and nbd.is_uri(image.filename):
+        raise BadRequestError(
+            f"{image.filename}: a copy to an NBD export is not resumable; a server that comes back does not say "
+            "whether it still has what it had taken and not yet flushed"
+        )
+    if not nbd.is_uri(image.filename):
+        destination_files.check_path(image, seen, reuse=scene.options.reuse)
+    else:
+        _check_export(image.filename, reuse=scene.options.reuse)
+    return replace(image, node=names.destination_node(scene.pivot, index), file_id=None)
+
+
+def _name(name: str) -> str:
+    if not nbd.is_uri(name):
+        return name
+    try:
+        return nbd.parse(name).uri
+    except ValueError as error:
+        raise BadRequestError(str(error)) from None
+
+
+def _check_export(uri: str, *, reuse: bool) -> None:
+    """No connection is tried: some servers end with their first client."""
+    if not reuse:
+        raise BadRequestError(f"{uri} is there already, as every export: use --reuse to overwrite it")
+    socket = nbd.parse(uri).path
+    if socket is not None and destination_files.missing(socket):
+        raise BadRequestError(f"{uri}: there is no socket {socket}; start its server first")
+
+
+def _check_options(options: CopyOptions, image_format: str, *, force: bool) -> None:
+    if options.reuse and options.image_options.given():
+        raise BadRequestError("image options are for images that pivotd creates: leave out --option or --reuse")
+    if options.secret_file is not None:
+        if image_format != "qcow2":
+            raise BadRequestError(f"--secret-file encrypts qcow2 images, not {image_format}")
+        if destination_files.missing(options.secret_file):
+            raise BadRequestError(f"{options.secret_file} does not exist: QEMU reads the passphrase from it")
+    problem = creation.problem(options.image_options, image_format, encrypted=options.secret_file is not None)
+    if problem is not None:
+        raise BadRequestError(problem)
+    if options.secret_file is not None and not options.reuse and not force:
+        # Measured: 7 to 12 s on a busy machine, nearly all of it a benchmark that iter-time does not shorten.
+        raise BadRequestError(
+            "QEMU, and the guest with it, can stand still for seconds while it makes an encrypted image: make it with "
+            "qemu-img and use --reuse, or use --force to go on all the same"
+        )

@@ -1,0 +1,106 @@
+"""What a plan is made from: one disk's wish, and everything that QEMU and the file system show at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from pivotd.core import names
+from pivotd.core.dirty_bitmaps import Bitmap
+from pivotd.core.pivot import Image, PivotDisk
+from pivotd.core.request import CopyOptions
+from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
+from pivotd.host import files
+from pivotd.qmp.replies import DiskSeen, Graph
+
+WORKING = {"file", "host_device", "nbd"}
+"""Protocol drivers that QEMU shows as the format of a disk without a format layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One look at a domain. ``directory`` is QEMU's working directory, ``in_use`` what other open pivots write to."""
+
+    pivot: str
+    domain: str
+    options: CopyOptions
+    disks: dict[str, DiskSeen]
+    graph: Graph
+    directory: Path | None
+    in_use: tuple[Image, ...]
+    force: bool = False
+    opened: frozenset[str] | None = None
+    """What QEMU has open, as Image.file_id; None where that may not be seen."""
+
+    def find(self, name: str) -> DiskSeen:
+        """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""
+        same = (disk for disk in self.disks.values() if name and name in {disk.device, disk.qdev})
+        found = self.disks.get(name) or next(same, None)
+        if found is None:
+            known = ", ".join(sorted(self.disks)) or "none"
+            raise NotFoundError(
+                f"{self.domain} has no disk {name}; its disks are: {known}", domain=self.domain, disk=name
+            )
+        return found
+
+    def chain(self, seen: DiskSeen) -> list[Image]:
+        """Return the images of a disk, the active one first. Raises: BadRequestError: it has filters."""
+        nodes = self.graph.chain(seen.node)
+        if len(nodes) != len(seen.layers):
+            raise BadRequestError(f"{seen.disk} has filter nodes in its chain: pivotd cannot tell its layers apart")
+        return [self.image(layer.filename, layer.format, node) for layer, node in zip(seen.layers, nodes, strict=True)]
+
+    def source(self, seen: DiskSeen) -> Image:
+        """Return the active image of a disk."""
+        return self.image(seen.filename, seen.format, seen.node)
+
+    def image(self, filename: str, image_format: str, node: str) -> Image:
+        """Return an image with its absolute path and its file."""
+        file = files.resolve(filename, self.directory)
+        return Image(file.path or filename, "raw" if image_format in WORKING else image_format, node, file.file_id)
+
+    def disk(self, index: int, seen: DiskSeen) -> PivotDisk:
+        """Return the disk as it is, with every name that the pivot will use for it."""
+        source = self.source(seen)
+        return PivotDisk(
+            disk=seen.disk,
+            index=index,
+            qdev=seen.qdev,
+            size_bytes=seen.size_bytes,
+            source=source,
+            destination=source,
+            job=names.mirror_job(self.pivot, index),
+            cache_direct=seen.cache_direct,
+        )
+
+    def users(self, image: Image) -> list[str]:
+        """Return the disks that have this file somewhere in their chain."""
+        return [
+            other.disk
+            for other in self.disks.values()
+            if any(files.same(image, files.resolve(layer.filename, self.directory)) for layer in other.layers)
+        ]
+
+    def refuse_if_used(self, image: Image, disk: str) -> None:
+        """Raises: BadRequestError, DiskBusyError: the guest or another pivot uses this file."""
+        for user in self.users(image):
+            role = "its present image" if user == disk else f"in use by {user}"
+            raise BadRequestError(f"{image.filename} cannot take {disk}: it is {role}", disk=disk)
+        if self.is_taken(image):
+            raise DiskBusyError(f"{image.filename} is the destination of another open pivot", disk=disk)
+
+    def refuse_to_lose(self, bitmaps: Collection[Bitmap], image_format: str, disk: str) -> None:
+        """Raises: BadRequestError: an image of this format cannot take these bitmaps of the disk."""
+        kept = [bitmap.name for bitmap in bitmaps if bitmap.persistent]
+        if kept and image_format != "qcow2" and not self.force:
+            raise BadRequestError(
+                f"{image_format} cannot hold the dirty bitmaps of {disk} ({', '.join(kept)}), and backups go on from "
+                "them: choose qcow2, or --force to leave them behind",
+                disk=disk,
+            )
+
+    def is_taken(self, image: Image) -> bool:
+        """Return whether an open pivot writes to this image, by whatever name."""
+        file = files.named(image.filename)
+        return any(files.same(used, file) for used in self.in_use)

@@ -1,0 +1,133 @@
+"""Layers of a backing chain that are to be merged: which go, which stays below, and what names it afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pivotd.core.pivot import Image, PivotDisk
+from pivotd.core.request import Target
+from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
+from pivotd.host import files
+from pivotd.planning.domain_snapshot import Scene
+from pivotd.qmp.replies import DiskSeen
+
+
+def plan_commit(scene: Scene, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
+    """Return the disk whose layers from ``top`` down are written into ``base``.
+
+    With the active layer as ``top`` the disk moves to the base. Raises: NotFoundError, BadRequestError, DiskBusyError.
+    """
+    chain = _chain(scene, seen)
+    top = 0 if target.top is None else _find(scene, chain, target.top, seen)
+    base = len(chain) - 1 if target.base is None else _find(scene, chain, target.base, seen)
+    if base <= top:
+        raise BadRequestError(f"{chain[base].filename} is not below {chain[top].filename}: nothing can be committed")
+    _refuse_short(seen, chain, top, base)
+    _refuse_lost(scene, chain, base)
+    # Everything from below top down to base is wrong by itself once base has been written to.
+    for image in chain[top + 1 : base + 1]:
+        _refuse_shared(scene, image, seen.disk)
+    inner = top > 0
+    scene.refuse_to_lose(seen.layers[top].bitmaps if inner else seen.bitmaps, chain[base].format, seen.disk)
+    return replace(
+        scene.disk(index, seen),
+        destination=chain[0] if inner else chain[base],
+        top=chain[top],
+        base=chain[base],
+        between=_names(chain[top + 1 : base]),
+        backing_file=_backing_file(seen, chain, top - 1, base) if inner else None,
+    )
+
+
+def plan_pull(scene: Scene, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
+    """Return the disk whose active image takes in what lies between it and ``base``, or everything.
+
+    Raises: NotFoundError, BadRequestError.
+    """
+    chain = _chain(scene, seen)
+    base = None if target.base is None else _find(scene, chain, target.base, seen)
+    if base is not None and base < 2:
+        raise BadRequestError(f"{chain[base].filename} is {('the active image', 'next to it')[base]}: nothing to pull")
+    if base is not None:
+        _refuse_short(seen, chain, 1, base)
+    return replace(
+        scene.disk(index, seen),
+        top=chain[1],
+        base=None if base is None else chain[base],
+        between=_names(chain[2:base]),
+        backing_file=None if base is None else _backing_file(seen, chain, 0, base),
+    )
+
+
+def _chain(scene: Scene, seen: DiskSeen) -> list[Image]:
+    chain = scene.chain(seen)
+    if len(chain) == 1:
+        raise BadRequestError(f"{seen.disk} has no backing chain: {chain[0].filename} stands alone", disk=seen.disk)
+    return chain
+
+
+def _names(images: list[Image]) -> tuple[str, ...]:
+    return tuple(image.filename for image in images)
+
+
+def _find(scene: Scene, chain: list[Image], name: str, seen: DiskSeen) -> int:
+    wanted = files.resolve(name, scene.directory)
+    for index, image in enumerate(chain):
+        if image.filename == name or files.same(image, wanted):
+            return index
+    layers = ", ".join(image.filename for image in chain)
+    raise NotFoundError(f"{name} is not in the chain of {seen.disk}; its layers are: {layers}", disk=seen.disk)
+
+
+def _refuse_short(seen: DiskSeen, chain: list[Image], top: int, base: int) -> None:
+    """Refuse a merge after which a guest would read data of the base that it did not see before.
+
+    Behind the end of a layer the one above it reads zeroes. QEMU (7.2 to 11.1) copies what lies before the end of
+    ``top`` alone: without it the base's data shows there, and a disk that moves to the base itself grows.
+    """
+    uppermost, lowest = seen.layers[top].size_bytes, seen.layers[base].size_bytes
+    if top == 0 and uppermost < lowest:
+        raise BadRequestError(
+            f"{chain[base].filename} is larger than {seen.disk}, which would grow: {lowest} bytes for {uppermost}; "
+            "resize the disk first",
+            disk=seen.disk,
+        )
+    if top > 0 and uppermost < min(lowest, seen.layers[top - 1].size_bytes):
+        raise BadRequestError(
+            f"{chain[top].filename} is smaller than {chain[base].filename}: without it {seen.disk} would show what it "
+            "hides behind its end; commit the active layer too, or pull everything",
+            disk=seen.disk,
+        )
+
+
+def _refuse_lost(scene: Scene, chain: list[Image], base: int) -> None:
+    """Refuse to write into a file whose name is gone, or another file's by now: it ends with QEMU.
+
+    Raises: BadRequestError.
+    """
+    lost = files.lost([chain[base]])
+    opened = scene.opened
+    # A process that has not even opened the active image is not QEMU, but who listened in its place.
+    if lost is None and opened is not None and chain[0].file_id in opened and chain[base].file_id is not None:
+        lost = None if chain[base].file_id in opened else f"{chain[base].filename} was replaced by another file"
+    if lost is not None:
+        raise BadRequestError(f"{lost}: QEMU still has it open, and what is written into it ends with QEMU")
+
+
+def _refuse_shared(scene: Scene, image: Image, disk: str) -> None:
+    other = next((user for user in scene.users(image) if user != disk), None)
+    if other is not None:
+        raise BadRequestError(f"{image.filename} is also below {other}: a commit into it would change that disk")
+    if scene.is_taken(image):
+        raise DiskBusyError(f"{image.filename} belongs to another open pivot", disk=disk)
+
+
+def _backing_file(seen: DiskSeen, chain: list[Image], above: int, base: int) -> str | None:
+    """Return what the image ``above`` shall name as its backing file: relative if base was named so before.
+
+    None leaves the name to QEMU, which writes the path by which it knows the base.
+    """
+    written = seen.layers[base - 1].backing_file
+    if written is None or written.startswith("/") or ":" in written.split("/", 1)[0]:
+        return None
+    return files.relative(chain[base].filename, chain[above].filename)

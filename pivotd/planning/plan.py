@@ -1,0 +1,162 @@
+"""From a request to a pivot: every check that can be made before anything is recorded or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+
+from pivotd import limits
+from pivotd.core import names
+from pivotd.core.observation import PAUSABLE
+from pivotd.core.pivot import Identity, Phase, Pivot, PivotDisk
+from pivotd.core.request import CopyOptions, Kind, Requester, Sync, Target
+from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
+from pivotd.host import files, process
+from pivotd.host.threads import in_thread
+from pivotd.planning.adopting import find_by_job, plan_adopt
+from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
+from pivotd.planning.domain_snapshot import Scene
+from pivotd.planning.layers import plan_commit, plan_pull
+from pivotd.qmp.replies import BlockJob, DiskSeen
+from pivotd.qmp.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A request whose words have been checked, but not yet its facts."""
+
+    pivot: str
+    request_id: str
+    domain: str
+    kind: Kind
+    targets: tuple[Target, ...]
+    options: CopyOptions
+    who: Requester
+    created_at: str
+    force: bool
+
+
+PLANS: dict[Kind, Callable[[Scene, int, Target, DiskSeen], PivotDisk]] = {
+    Kind.COPY: plan_copy,
+    Kind.COMMIT: plan_commit,
+    Kind.PULL: plan_pull,
+    Kind.SNAPSHOT: plan_snapshot,
+}
+
+
+async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot:
+    """Return the pivot to record. ``others``: of all domains; disks and images of those that are open are taken.
+
+    Raises: NotFoundError (disk, layer), BadRequestError (image), ConflictError (state), DiskBusyError (job).
+    """
+    others = [pivot for pivot in others if pivot.phase is not Phase.CLOSED]
+    run_state = await session.run_state()
+    if run_state not in PAUSABLE:
+        raise ConflictError(f"{wish.domain} is {run_state}: a switch is not possible in this state; try again later")
+    if await session.migrating():
+        raise ConflictError(f"{wish.domain} is being migrated: try again when that has ended")
+    options = replace(wish.options, force=wish.force)
+    disks = await session.disks()
+    graph = await session.graph()
+    try:
+        directory = await in_thread(limits.FILE_TIMEOUT_S, process.working_directory, session.pid)
+        in_use = tuple(
+            image
+            for pivot in others
+            for disk in pivot.disks
+            for image in ((disk.source, disk.destination) if pivot.window_open else (disk.destination,))
+        )
+        opened = await in_thread(limits.FILE_TIMEOUT_S, files.opened, session.pid)
+        scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use, wish.force, opened)
+        busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
+        kind = wish.kind
+        if wish.options.adopted:
+            jobs = await session.block_jobs()
+            kind, planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_adopted, wish, scene, busy, jobs)
+        else:
+            planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
+    except TimeoutError:
+        raise BadRequestError("the storage of an image does not answer: try again when it does") from None
+    if kind is Kind.COPY and would_wipe(options):
+        options = replace(options, sync=Sync.TOP)
+    return Pivot(
+        id=wish.pivot,
+        request_id=wish.request_id,
+        domain=wish.domain,
+        qmp=session.path,
+        kind=kind,
+        phase=Phase.PREPARING,
+        requested_by=wish.who,
+        options=options,
+        disks=planned,
+        created_at=wish.created_at,
+        identity=Identity(
+            boot_id=process.boot_id(),
+            pid=session.pid,
+            start_ticks=process.start_ticks(session.pid),
+            nonce=names.nonce_object(wish.pivot),
+        ),
+    )
+
+
+def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
+    """Return the disks of the pivot; looks at files, so it may block."""
+    planned = []
+    for index, target in enumerate(wish.targets):
+        seen = scene.find(target.disk)
+        _refuse_busy(wish, seen, busy)
+        jobs = scene.graph.jobs.get(seen.node, ())
+        if jobs:
+            raise DiskBusyError(
+                f"{seen.disk} is used by block job {jobs[0]}: wait for it or cancel it first",
+                disk=seen.disk,
+                job=jobs[0],
+            )
+        check_source(seen, force=wish.force)
+        planned.append(PLANS[wish.kind](scene, index, target, seen))
+    if any(disk.switches != planned[0].switches for disk in planned):
+        raise BadRequestError("some disks would be switched and others not: commit them as two requests")
+    return tuple(planned)
+
+
+def _plan_adopted(
+    wish: Wish, scene: Scene, busy: Mapping[str, Pivot], jobs: Mapping[str, BlockJob]
+) -> tuple[Kind, tuple[PivotDisk, ...]]:
+    """Return what kind of pivot the jobs of somebody else make, and its disks; looks at files, so it may block."""
+    kinds: set[Kind] = set()
+    planned: list[PivotDisk] = []
+    for index, target in enumerate(wish.targets):
+        seen = scene.find(target.disk) if target.job is None else find_by_job(scene, target.job, jobs)
+        _refuse_busy(wish, seen, busy)
+        if any(disk.disk == seen.disk for disk in planned):
+            raise BadRequestError(f"disk {seen.disk} is named twice: name each once", disk=seen.disk)
+        check_source(seen, force=wish.force)
+        kind, disk = plan_adopt(scene, index, target, seen, jobs)
+        kinds.add(kind)
+        planned.append(disk)
+    if len(kinds) > 1:
+        raise BadRequestError("some jobs are mirrors and others commits: adopt them as two requests")
+    return kinds.pop(), tuple(planned)
+
+
+def _refuse_busy(wish: Wish, seen: DiskSeen, busy: Mapping[str, Pivot]) -> None:
+    if seen.disk in busy:
+        pivot = busy[seen.disk].id
+        what = "release or undo" if busy[seen.disk].window_open else "wait for that one or cancel"
+        raise DiskBusyError(
+            f"disk {seen.disk} of {wish.domain} belongs to the open pivot {pivot}; {what} it",
+            pivot=pivot,
+            disk=seen.disk,
+        )
+
+
+def check_source(seen: DiskSeen, *, force: bool) -> None:
+    """Raises: BadRequestError: a disk as it is now cannot be moved."""
+    if seen.read_only:
+        raise BadRequestError(f"{seen.disk} is read-only: there is nothing that a guest could write", disk=seen.disk)
+    if seen.cache_no_flush and not force:
+        raise BadRequestError(
+            f"{seen.disk} uses cache=unsafe: its writes survive no host crash, so no image can be right after one; "
+            "use --force to go on all the same",
+            disk=seen.disk,
+        )

@@ -1,0 +1,64 @@
+"""Mirrors from the new image back to the old one, started while the guest is still paused after a switch.
+
+Both images hold the same then, so nothing is copied; from there on each write of the guest goes to both.
+"""
+
+from __future__ import annotations
+
+from pivotd import limits
+from pivotd.core import names
+from pivotd.core.observation import EXECUTING, STATUS_ENDED
+from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.errors import QmpRefusedError
+from pivotd.qmp import replies, rollback
+from pivotd.qmp.burst import Command
+from pivotd.qmp.monitor import Monitor, command
+
+
+async def start(monitor: Monitor, pivot: Pivot, resumes: int) -> str | None:
+    """Start one mirror for each disk; return why not all of them can follow the guest, None where they do.
+
+    The jobs that copied forward are dismissed first: QEMU before 7.2 keeps their nodes until then. Their end is in the
+    graph already.
+    """
+    dismissals = [command("job-dismiss", id=disk.job) for disk in pivot.disks]
+    mirrors = [_mirror(pivot, disk, disk.source.node) for disk in pivot.disks]
+    status = command("query-status")
+    got = (await monitor.burst([*dismissals, *mirrors, status], limits.ROLLBACK_TIMEOUT_S))[len(dismissals) :]
+    for disk, reply in zip(pivot.disks, got, strict=False):
+        if isinstance(reply, QmpRefusedError) and not await _under_way(monitor, pivot, disk):
+            try:
+                await _on_reopened(monitor, pivot, disk)
+            except QmpRefusedError as error:
+                return error.message
+    run_state = replies.run_state(await monitor.execute(status, limits.QUERY_TIMEOUT_S))
+    if monitor.resumes != resumes or run_state in EXECUTING:
+        return "somebody resumed the guest before the mirrors back were running"
+    return None
+
+
+def _mirror(pivot: Pivot, disk: PivotDisk, target: str) -> Command:
+    return command(
+        "blockdev-mirror",
+        job_id=names.back_job(pivot.id, disk.index),
+        device=disk.destination.node,
+        target=target,
+        sync="none",
+        copy_mode="write-blocking",
+        on_target_error="report",
+        auto_finalize=False,
+        auto_dismiss=False,
+    )
+
+
+async def _under_way(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> bool:
+    """Return whether an earlier process has started this mirror."""
+    jobs = replies.jobs(await monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
+    job = jobs.get(names.back_job(pivot.id, disk.index))
+    return job is not None and job.status not in STATUS_ENDED
+
+
+async def _on_reopened(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
+    """Open the image again: a legacy -drive deletes its node when the switch is made. Raises: QmpRefusedError."""
+    target = await rollback.source_node(monitor, pivot, disk)
+    await monitor.execute(_mirror(pivot, disk, target))

@@ -1,0 +1,281 @@
+"""Deliberate defects, each a change of one line or two, and the tests that must turn red for it.
+
+A test suite that stays green with one of these built in proves nothing. ``python -m tests.mutation`` applies them one at a
+time to a copy of the tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.model.explore import Bounds
+from tests.support.moves import Move
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """One wrong build.
+
+    ``old`` stands exactly once in ``file``; ``tests`` are arguments of pytest, and at least one test must fail.
+    ``rung`` names what catches it, for the table in docs/reliability.md.
+    """
+
+    name: str
+    promise: str
+    file: str
+    old: str
+    new: str
+    rung: str
+    tests: tuple[str, ...]
+
+
+DECIDE, LEDGER = "pivotd/core/decide.py", "pivotd/engine/ledger.py"
+PAUSE, RECORDING = "pivotd/engine/pause.py", "pivotd/engine/recording.py"
+PAUSING, PREPARING, RULINGS = (
+    "pivotd/core/rules/pausing.py",
+    "pivotd/core/rules/preparing.py",
+    "pivotd/core/rules/endings.py",
+)
+SESSION, PREPARATION = "pivotd/qmp/session.py", "pivotd/qmp/preparation.py"
+SEARCH, TABLE, ORDER = "exhaustive search", "decision table", "order of the commands"
+IN_ORDER = "tests/model/test_order.py::test_records_and_commands_come_in_the_order_of_the_protocol"
+
+
+def searched(
+    crashes: int, faults: int, disks: int = 1, move: Move = Move.COPY, found: str = "running", *, named: bool = False
+) -> tuple[str]:
+    """Return the one search that is to find the defect."""
+    bounds = Bounds(disks=disks, crashes=crashes, faults=faults, move=move, run_state=found, named=named)
+    return (f"tests/model/test_exhaustive.py::test_every_state_within_the_bounds_keeps_every_promise[{bounds}]",)
+
+
+def of_table(words: str) -> tuple[str, ...]:
+    """Return the tests of the decision whose name holds these words."""
+    return ("tests/core/test_decide.py", "tests/core/test_decide_merge.py", "-k", words)
+
+
+PROTOCOL = (
+    Defect(
+        "stop before the intent is durable", "G6", LEDGER,
+        "        self.pivot = await self._journal.advance(before, event, facts, **changes)\n",
+        "        if changes.get('phase') is Phase.PAUSING and self._domain.session:\n"
+        "            await self._domain.session.stop((), lambda: None)\n"
+        "        self.pivot = await self._journal.advance(before, event, facts, **changes)\n",
+        SEARCH, searched(3, 0),
+    ),
+    Defect(
+        "cont before the result is durable", "G1", RECORDING,
+        "        await self._record(self.pivot, event, facts, meanwhile=meanwhile, **changes)\n        if isinstance(action, actions.Retreat):",
+        "        if isinstance(action, actions.RecordOutcome) and self._domain.session and self.pivot.owes_resume:\n"
+        "            await self._domain.session.resume()\n"
+        "        await self._record(self.pivot, event, facts, meanwhile=meanwhile, **changes)\n        if isinstance(action, actions.Retreat):",
+        SEARCH, searched(3, 0),
+    ),
+    Defect(
+        "a snapshot's record after cont", "G1", PAUSE,
+        "                roots = await session.snapshot(self.pivot)\n",
+        "                roots = await session.snapshot(self.pivot)\n                await session.resume()\n",
+        SEARCH, searched(2, 0, 2, Move.SNAPSHOT),
+    ),
+    Defect(
+        "a snapshot without a pause", "G1", PAUSING,
+        "        return Stop(complete=tuple(disk.job for disk in pivot.disks) if seen.quick and pivot.has_jobs else ())\n",
+        "        return Stop(complete=tuple(disk.job for disk in pivot.disks)) if pivot.has_jobs else Snapshot()\n",
+        SEARCH, searched(2, 0, 2, Move.SNAPSHOT),
+    ),
+    Defect(
+        "a pull without stop", "G1", PAUSING,
+        "    if not seen.stop_sent:\n        return Stop()\n    if seen.executing:\n", "    if False:\n",
+        SEARCH, searched(2, 0, 2, Move.PULL),
+    ),
+    Defect(
+        "a stop without an answer counts as done", "G2", PAUSE,
+        "        self._memory.stop_sent = None  #", "        self._memory.stop_sent = True  #",
+        SEARCH, searched(1, 1, 1, Move.PULL, "paused"),
+    ),
+    Defect(
+        "job-complete before stop", "G1", SESSION,
+        "        burst = [command(\"query-status\"), command(\"stop\"),",
+        "        await self.complete(complete)\n        burst = [command(\"query-status\"), command(\"stop\"),",
+        ORDER, (f"{IN_ORDER}[copy]",),
+    ),
+    Defect(
+        "jobs finalize themselves", "G1", PREPARATION,
+        '"auto_finalize": False', '"auto_finalize": True',
+        SEARCH, searched(2, 0, 2, Move.PULL),
+    ),
+    Defect(
+        "a guest that stopped by itself is taken for paused by pivotd", "G3", SESSION,
+        "        await self._refuse_to_start()\n        (reply,) =", "        (reply,) =",
+        SEARCH, searched(0, 1, 3),
+    ),
+    Defect(
+        "a stop that found somebody else's pause counts as pivotd's", "G3", PAUSE,
+        "        ours = before in EXECUTING or resumed\n", "        ours = True\n",
+        SEARCH, searched(0, 1, 3),
+    ),
+    Defect(
+        "a write-blocking copy begins with wiping its image", "G1", "pivotd/planning/plan.py",
+        "        options = replace(options, sync=Sync.TOP)\n", "        pass\n",
+        "real QEMU", ("tests/engine/test_destinations.py::test_qemu_does_not_wipe_an_image_that_it_already_writes_to[new]",),
+    ),
+    Defect(
+        "jobs are dismissed before the outcome is durable", "G5", PAUSE,
+        "        roots = await session.finalize(self.pivot, jobs)\n",
+        "        roots = await session.finalize(self.pivot, jobs)\n"
+        "        await session._monitor.burst([{'execute': 'job-dismiss', 'arguments': {'id': job}} for job in jobs], 5.0)\n",
+        ORDER, (f"{IN_ORDER}[copy]",),
+    ),
+    Defect(
+        "the destination is opened with cache=unsafe", "G1", "pivotd/qmp/opening.py",
+        '"file": names.file_node(pivot.id, disk.index),\n        "cache": {"direct": disk.cache_direct, "no-flush": False}',
+        '"file": names.file_node(pivot.id, disk.index),\n        "cache": {"direct": disk.cache_direct, "no-flush": True}',
+        SEARCH, searched(3, 0),
+    ),
+    Defect(
+        "the journal does not flush", "G6", "pivotd/journal/schema.py",
+        '("synchronous", "FULL", 2)', '("synchronous", "OFF", 0)',
+        "forgetful disk", ("tests/journal_disk/test_journal_cut.py",),
+    ),
+)  # fmt: skip
+"""The order of things."""
+
+JUDGEMENT = (
+    Defect(
+        "a job that ended without an error counts as switched", "G2", PAUSING,
+        "    ended = [disk for disk in pivot.disks if status[disk.job] in STATUS_ENDED]\n    if ended:\n",
+        "    ended = [disk for disk in pivot.disks if status[disk.job] in STATUS_ENDED]\n"
+        "    if ended and not any(seen.job(disk.job).error for disk in ended):\n"
+        "        from pivotd.core.rules.endings import record_all\n"
+        "        from pivotd.core.pivot import Outcome\n"
+        "        return record_all(pivot, Outcome.SWITCHED, 'completed')\n"
+        "    if ended:\n",
+        SEARCH, searched(0, 1, 3),
+    ),
+    Defect(
+        "the graph is read before the jobs", "G2", SESSION,
+        '    command("query-jobs"),\n    command("query-block-jobs"),\n    command("query-block"),\n',
+        '    command("query-block"),\n    command("query-jobs"),\n    command("query-block-jobs"),\n',
+        "QMP", ("tests/qmp/test_identity.py",),
+    ),
+    Defect(
+        "a job found pending under a running guest is finalized", "G1", PAUSING,
+        '        return Abandon("the guest was found running after a job had been completed or had ended")\n',
+        "        return Stop()\n",
+        TABLE, of_table("found_running"),
+    ),
+    Defect(
+        "a guest that was paused before is resumed", "G3", PAUSE,
+        'owes_resume=now.run_state == "running"', "owes_resume=True",
+        SEARCH, searched(1, 1, found="paused"),
+    ),
+    Defect(
+        "somebody else's pause is resumed", "G3", PAUSE,
+        "            self._memory.not_ours = before if self.pivot.owes_resume and ran else None\n",
+        "            self._memory.not_ours = None\n",
+        SEARCH, searched(0, 1, 3),
+    ),
+    Defect(
+        "an earlier pause of its own is taken for somebody else's", "G3", PAUSE,
+        "if self.pivot.owes_resume and ran else None", "if self.pivot.owes_resume else None",
+        SEARCH, searched(2, 0, 2, Move.PULL),
+    ),
+    Defect(
+        "the nonce is not checked", "G2", SESSION,
+        "        if has_nonce or marks or own_nodes or self._same_process(pivot):\n", "        if True:\n",
+        SEARCH, searched(1, 1),
+    ),
+    Defect(
+        "a pid counts without its start time", "G2", "pivotd/host/process.py",
+        "    return ticks is not None and now is not None and now != ticks\n", "    return False\n",
+        "QMP", ("tests/qmp/test_identity.py",),
+    ),
+    Defect(
+        "another QEMU on the destination means kept", "G2", DECIDE,
+        "    if seen.uses_destination and pivot.switches:\n", "    if False:\n",
+        TABLE, of_table("another_qemu"),
+    ),
+    Defect(
+        "another QEMU makes a merge unknown", "G2", DECIDE,
+        "    if seen.uses_destination and pivot.switches:\n", "    if seen.uses_destination:\n",
+        SEARCH, searched(1, 1, 1, Move.PULL),
+    ),
+    Defect(
+        "a foreign root means kept", "G2", RULINGS,
+        "outcome.get(root(seen, disk), Outcome.UNKNOWN)", "outcome.get(root(seen, disk), Outcome.KEPT)",
+        TABLE, of_table("foreign"),
+    ),
+    Defect(
+        "the deadline is ignored", "G4", "pivotd/engine/memory.py",
+        "deadline_passed=self.deadline is not None and now >= self.deadline", "deadline_passed=False",
+        "real QEMU", ("tests/engine/test_copy.py", "-k", "deadline"),
+    ),
+    Defect(
+        "a cancel is sent before it is recorded", "G6", PAUSING,
+        "        return Abandon(reason if clean else f",
+        "        if seen.cancel_requested:\n            return CancelJobs(tuple(status), resume=True)\n"
+        "        return Abandon(reason if clean else f",
+        TABLE, of_table("every_state"),
+    ),
+    Defect(
+        "a retry with other disks passes for the same", "G7", "pivotd/app/service.py",
+        "    if not same or not all(disk is not None and _same_target(request.kind, disk, t) for disk, t in asked):\n",
+        "    if not same:\n",
+        "API", ("tests/api/test_api.py", "-k", "used_request_id"),
+    ),
+    Defect(
+        "nobody can have written to a disk that is gone", "G1", "pivotd/engine/driver.py",
+        "self._memory.unwritten = self._memory.still_unmoved == (session, session.resumes)",
+        "self._memory.unwritten = True",
+        "real QEMU", ("tests/interference/test_machines.py", "-k", "written_on_its_destination"),
+    ),
+    Defect(
+        "a migration that is about to end is not waited for", "G2", SESSION,
+        "            if not replies.migrating(migrate):\n", "            if True:\n",
+        "wire", ("tests/wire/test_resume.py", "-k", "about_to_end"),
+    ),
+    Defect(
+        "a look of any age allows the guest to run", "G2", SESSION,
+        "time.monotonic() - asked_at <= limits.AHEAD_S and ", "",
+        "wire", ("tests/wire/test_resume.py", "-k", "long_ago"),
+    ),
+    Defect(
+        "replies without ids are not counted", "G2", "pivotd/qmp/burst.py",
+        "            if self._came != due:\n", "            if False:\n",
+        "wire", ("tests/wire/test_bare.py",),
+    ),
+    Defect(
+        "what is below the images is not noted", "G5", SESSION,
+        "        found += pivot.options.nodes_below\n", "",
+        SEARCH, searched(2, 0, 1, Move.COMMIT, named=True),
+    ),
+    Defect(
+        "a full disk is taken for certainty", "G1", "pivotd/journal/writer.py",
+        "                self.in_doubt = not self._settle(connection)\n", "                self.in_doubt = False\n",
+        "disk that forgets", ("tests/journal_disk/test_journal_faults.py", "-k", "old_generation"),
+    ),
+    Defect(
+        "a verdict is certain while its record may be on the way", "G2", "pivotd/core/verdict.py",
+        "    return pivot.phase in {Phase.PAUSING, Phase.CANCELLING}\n", "    return False\n",
+        "QEMU killed before the record", ("tests/chaos/test_overtaken.py",),
+    ),
+    Defect(
+        "an image that is there is overwritten", "G5", PREPARING,
+        "        if not pivot.options.reuse and names.create_file_job(pivot.id, index) not in seen.jobs:\n",
+        "        if False:\n",
+        TABLE, of_table("never_written_to"),
+    ),
+    Defect(
+        "nodes are left behind", "G5", SESSION,
+        "        doomed = await self._unwanted(pivot)\n", "        doomed: list[str] = []\n",
+        "kill at every message", ("tests/chaos/test_moves.py", "-k", "order and copy"),
+    ),
+    Defect(
+        "a journal that fails leaves the guest paused", "G3", RECORDING,
+        "        if session is None or not paused:\n            return\n", "        return\n",
+        "disk that forgets", ("tests/journal_disk/test_pivot_faults.py", "-k", "its_end_cannot_be_recorded and enospc"),
+    ),
+)  # fmt: skip
+"""What is made of what is seen."""
+
+DEFECTS = PROTOCOL + JUDGEMENT
