@@ -9,6 +9,7 @@ PivotdError
 |   +-- ConflictError       right in itself, impossible now
 |       +-- DiskBusyError   another pivot or job has the disk
 |       +-- PhaseConflictError  the pivot has moved on
+|       +-- BusyError       the pivot's driver did not answer in time
 +-- DomainUnreachableError  QEMU's monitor does not answer
 |   +-- MonitorBusyError    another client holds the monitor
 +-- UnsupportedQemuError    QEMU is older than the protocol allows
@@ -109,6 +110,13 @@ class PhaseConflictError(ConflictError):
     """The pivot is not in the phase that the change starts from."""
 
     kind = "phase-conflict"
+
+
+class BusyError(ConflictError):
+    """The pivot's driver has not answered in time: its QEMU or the journal keeps it waiting."""
+
+    kind = "busy"
+    http_status = 503
 
 
 class DomainUnreachableError(PivotdError):

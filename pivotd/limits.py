@@ -89,8 +89,14 @@ SLOWED_WRITES_PER_S_MIN = 8
 """A guest is not slowed below this: its own timeouts would end it, and a destination so slow is of no use."""
 CANCEL_AGAIN_S = 0.2
 HOLD_LOOK_S = 5.0
-FAILED_LOOP_S = 1.0
-"""Before a driver that met an unexpected error looks again."""
+FAILED_FIRST_S = 0.5
+FAILED_PAUSED_MAX_S = 1.0
+FAILED_MAX_S = 30.0
+"""Back-off of a driver that fails again and again; a guest in its pause waits for no more than a second."""
+FAILED_BEFORE_END = 3
+"""A driver that has failed so often in a row leaves a pause open when the daemon ends; the next process goes on."""
+END_PATIENCE_S = 20.0
+"""How long beyond max_pause a QEMU that does not answer holds up the end of the daemon."""
 PIPELINE_PAUSE_MS_MIN = 100
 """From this max_pause on, and after a quick probe, ``stop`` and ``job-complete`` leave in one write."""
 BACKLOG_BYTES_MAX = 2 << 20

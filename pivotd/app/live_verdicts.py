@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pivotd import limits
 from pivotd.core import verdict
+from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Pivot
 from pivotd.core.verdict import Verdict
 from pivotd.errors import ConflictError, QmpError
@@ -65,7 +66,7 @@ class LiveVerdicts:
             self._found[key] = verdict.without_pivot(*key, live)
         else:
             live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, pivot, session)
-            self._found[key] = verdict.check(self._found[key], live, decided=verdict.is_decided(pivot))
+            self._found[key] = verdict.check(self._found[key], live, decided=is_decided(pivot))
             if live.same_qemu:
                 self._confirmed.add(key)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,12 +16,12 @@ from pivotd.app.live_verdicts import LiveVerdicts, image_path
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.config import Config
 from pivotd.core import nbd, verdict
-from pivotd.core.phases import is_resting
-from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk, Record
+from pivotd.core.phases import is_decided, is_resting
+from pivotd.core.pivot import Pivot, PivotDisk, Record
 from pivotd.core.request import CopyOptions, Kind, Requester, Target
 from pivotd.core.undo import Undo, request_id
 from pivotd.core.verdict import Verdict
-from pivotd.engine.driver import Driver
+from pivotd.engine.inbox import too_late
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError, PhaseConflictError, QmpError
 from pivotd.host import process
@@ -245,25 +244,17 @@ class DaemonService:
             raise PhaseConflictError(
                 f"pivot {found.id} is {found.phase}: only one that waits at ready can be completed"
             )
-        await driver.complete(who)
-        return driver.pivot
+        return await driver.complete(who)
 
     async def cancel(self, pivot: str, who: Requester) -> Pivot:
         """Ask a pivot to keep the source; returns once that is durable or the outcome is known."""
         found = await self.pivot(pivot)
         driver = self._host.driver(found.id)
-        if driver is None or verdict.is_decided(driver.pivot):
-            if found.outcome == Outcome.KEPT.value:
-                return found
-            undoable = "; `pivot undo` returns to the old images" if found.window_open else ""
-            raise PhaseConflictError(
-                f"pivot {found.id} is {found.phase} with outcome {found.outcome}: too late to cancel{undoable}"
-            )
-        await self._journal.note("cancel-requested", {"uid": who.uid}, domain=found.domain, pivot=found.id)
-        driver.cancel()
-        ended = {Phase.CANCELLING, Phase.DECIDED, Phase.CLOSED}
-        await self._until(driver, lambda: driver.pivot.phase in ended)
-        return driver.pivot
+        if driver is not None:
+            return await driver.cancel(who)
+        if refusal := too_late(found):
+            raise refusal
+        return found
 
     async def undo(self, pivot: str, who: Requester) -> Pivot:
         """Take a pivot back while its window is open: return the pivot that does it, the same one if asked again."""
@@ -276,33 +267,17 @@ class DaemonService:
             raise PhaseConflictError(
                 f"pivot {found.id} has no open undo window: the old images are out of date; copy the disks back"
             )
-        driver.undo(Undo(str(ULID()), request_id(found.id), who))
-        await self._until(driver, lambda: driver.successor is not None or not driver.pivot.window_open)
-        if driver.successor is None:
-            why = "QEMU does not answer yet: ask again" if driver.pivot.window_open else "its window has just ended"
-            raise PhaseConflictError(f"pivot {found.id} cannot be taken back now: {why}")
-        return driver.successor
+        return await driver.undo(Undo(str(ULID()), request_id(found.id), who))
 
     async def release(self, pivot: str, who: Requester) -> Pivot:
         """End the undo window of a pivot; the old images are out of date from then on."""
         found = await self.pivot(pivot)
         driver = self._host.driver(found.id)
         if driver is None or not driver.pivot.window_open:
-            if found.options.keep_synced and verdict.is_decided(found):
+            if found.options.keep_synced and is_decided(found):
                 return found
             raise PhaseConflictError(f"pivot {found.id} has no undo window")
-        await self._journal.note("release-requested", {"uid": who.uid}, domain=found.domain, pivot=found.id)
-        driver.release()
-        await self._until(driver, lambda: not driver.pivot.window_open)
-        return driver.pivot
-
-    @staticmethod
-    async def _until(driver: Driver, done: Callable[[], bool]) -> None:
-        """Wait for a record of the driver that makes it so, as long as a command may take."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.COMMAND_TIMEOUT_S):
-                while not done():
-                    await driver.advanced.wait()
+        return await driver.release(who)
 
     async def set_bandwidth(self, pivot: str, bytes_per_s: int, who: Requester) -> Pivot:
         """Change how fast an open pivot copies; returns once that is durable."""
@@ -310,8 +285,7 @@ class DaemonService:
         driver = self._host.driver(found.id)
         if driver is None:
             raise PhaseConflictError(f"pivot {found.id} is {found.phase}: nothing is copied any more")
-        await driver.set_bandwidth(bytes_per_s, who)
-        return driver.pivot
+        return await driver.set_bandwidth(bytes_per_s, who)
 
     async def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[Pivot]:
         """Return pivots, newest first."""

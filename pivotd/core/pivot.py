@@ -171,11 +171,6 @@ class Pivot:
         return (self.id,) if self.options.undo_of is None else (self.id, self.options.undo_of)
 
     @property
-    def has_jobs(self) -> bool:
-        """Whether a block job works on each disk; a snapshot is one transaction."""
-        return self.kind is not Kind.SNAPSHOT
-
-    @property
     def outcome(self) -> str | None:
         """One word for all disks; see outcome_of."""
         return outcome_of(self.disks)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from pivotd.core import undo
+from pivotd.core import kinds, undo
 from pivotd.core.pivot import JsonObject, Pivot, Record
-from pivotd.core.stale import stale
 from pivotd.core.verdict import Verdict
 
 
@@ -35,7 +34,7 @@ def pivot_to_json(pivot: Pivot, records: Iterable[Record] | None = None) -> Json
                 "size_bytes": disk.size_bytes,
                 "job": disk.job,
                 "outcome": disk.outcome,
-                "stale": stale(pivot, disk),
+                "stale": kinds.of(pivot).stale(pivot, disk),
             }
             for disk in pivot.disks
         ],

@@ -105,6 +105,13 @@ class Journal:
         """
         return await self._writer.submit(changes.hand_over(before, successor, facts, changes.utc_now()))
 
+    async def read(self, pivot: str) -> Pivot:
+        """Return a pivot as it is on disk now, after every change that was submitted before. Raises: JournalError."""
+        try:
+            return await asyncio.wrap_future(self._writer.call(lambda connection: changes.pivot(connection, pivot)))
+        except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
+            raise on_read(error, self.path) from error
+
     async def note(
         self, event: str, facts: JsonObject, *, domain: str | None = None, pivot: str | None = None
     ) -> Record:

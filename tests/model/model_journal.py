@@ -50,6 +50,10 @@ class Ledger:
     def _journal(self, how: str) -> None:
         self.journal_fails = how
 
+    async def read(self, pivot: str) -> Pivot:
+        """Return what is on disk."""
+        return self.durable
+
     async def note(self, event: str, facts: JsonObject, **_whose: Any) -> Record:
         """Record something that changes no pivot."""
         self.say(f" record: {event}")

@@ -34,10 +34,12 @@ import pivotd.qmp.rollback
 from pivotd.core import names
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.request import Requester
+from pivotd.engine.inbox import Cancel
 from pivotd.errors import PhaseConflictError
 from tests.model import invariants
 from tests.model.explore import Bounds, first_world
 from tests.model.live import COMMAND_S, LiveJournal, LiveWorld, VirtualLoop
+from tests.model.messages import WHO
 from tests.model.session import model_kernel
 from tests.support.moves import Move
 
@@ -114,7 +116,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.live is not None)
     @rule()
     def the_user_cancels(self) -> None:
-        self.world.live.cancel()
+        self.world.live.state.inbox.post(Cancel(WHO))
 
     @precondition(lambda self: self.world.live is not None and self.world.durable.hold)
     @rule()
