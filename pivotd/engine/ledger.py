@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 from pivotd import limits
@@ -43,18 +42,7 @@ class Ledger:
     def _in_window(self) -> bool:
         return self.pivot.phase is Phase.PAUSING or self.pivot.owes_resume
 
-    async def _record(
-        self,
-        before: Pivot,
-        event: str,
-        facts: dict[str, Any],
-        *,
-        meanwhile: Callable[[], None] | None = None,
-        **changes: Any,
-    ) -> None:
-        """Record; ``meanwhile`` is called once the record is on its way to the disk."""
-        if meanwhile is not None:
-            asyncio.get_running_loop().call_soon(meanwhile)
+    async def _record(self, before: Pivot, event: str, facts: dict[str, Any], **changes: Any) -> None:
         assert phases.is_allowed(before.phase, changes.get("phase", before.phase)), (before.phase, changes)
         self.pivot = await self._journal.advance(before, event, facts, **changes)
         self._memory.switch_in_doubt = False

@@ -28,10 +28,7 @@ class Recording(Pause):
         event, facts, changes = record_shapes.written(self.pivot, action, seen, self._clock.utc_now())
         if changes["phase"] is Phase.COPYING:
             changes["disks"] = await self._with_file_ids()
-        session, meanwhile = self._domain.session, None
-        if session is not None and self.pivot.owes_resume and seen.run_state in OUR_PAUSE:
-            meanwhile = session.look_ahead  # `cont` comes next
-        await self._record(self.pivot, event, facts, meanwhile=meanwhile, **changes)
+        await self._record(self.pivot, event, facts, **changes)
         if isinstance(action, actions.Retreat):
             delay_s = limits.RETRY_FIRST_S * 2 ** (self.pivot.attempt - 1)
             self._retry_at = self._clock.monotonic() + min(delay_s, limits.RETRY_MAX_S)
