@@ -3,6 +3,9 @@
 qemu.qmp renders every message as indented JSON for its debug log even where that log is off, and hands every event to
 listeners that keep a history for ever. Both hooks are taken over here.
 
+This is the only module that uses private names of qemu.qmp. They are those of the pinned version:
+tests/qmp/test_library.py lists them and fails if one of them, or the version, is another.
+
 QEMU reads its monitor byte by byte, at about 3 microseconds each (bench/monitor.py): commands are written without
 white space and with short ids.
 """
@@ -15,9 +18,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from qemu.qmp import Message, QMPClient
-from qemu.qmp.protocol import Runstate, StateError
-from qemu.qmp.qmp_client import ExecInterruptedError
+from qemu.qmp import ExecInterruptedError, Message, QMPClient, Runstate, StateError
 
 from pivotd import limits
 

@@ -8,10 +8,9 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from qemu.qmp import Message, QMPError
+from qemu.qmp import ConnectError, ExecInterruptedError, Message, QMPError, Runstate, StateError
 from qemu.qmp.models import Greeting
-from qemu.qmp.protocol import ConnectError, Runstate, StateError
-from qemu.qmp.qmp_client import ExecInterruptedError, GreetingError
+from qemu.qmp.qmp_client import GreetingError
 
 from pivotd import limits
 from pivotd.errors import (
@@ -93,7 +92,7 @@ class Monitor:
             async with asyncio.timeout(limits.GREETING_TIMEOUT_S):
                 await client.connect(sock)
             version = _version(client.greeting)
-            self.out_of_band = _offers_out_of_band(client.greeting)
+            self.out_of_band = client.greeting is not None and "oob" in client.greeting.QMP.capabilities
         except TimeoutError as error:
             if client.greeting is None:
                 raise MonitorBusyError(
@@ -274,17 +273,10 @@ def _value(reply: Message, message: Command) -> Any:
 def _version(greeting: Greeting | None) -> tuple[int, int, int]:
     """Return (major, minor, micro). Raises: GreetingError: there is none."""
     try:
-        qemu = cast("Any", greeting)._raw["QMP"]["version"]["qemu"]  # noqa: SLF001 - the model has no version fields
+        qemu = cast("Any", greeting).QMP.version["qemu"]
         return int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"])
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise GreetingError("the greeting names no version of QEMU", error) from error
-
-
-def _offers_out_of_band(greeting: Greeting | None) -> bool:
-    try:
-        return "oob" in cast("Any", greeting)._raw["QMP"]["capabilities"]  # noqa: SLF001 - as above
-    except (LookupError, TypeError):
-        return False
 
 
 async def _connect(path: str) -> socket.socket:
