@@ -163,10 +163,6 @@ class Session(Protocol):
         """Cut the connections to NBD destinations of disks, out of band; return whether that was done."""
         ...
 
-    def look_ahead(self) -> None:
-        """Ask now what has to be known right before the guest is let run, without waiting for the answer."""
-        ...
-
     async def resume(self) -> None:
         """Let the guest run."""
         ...
