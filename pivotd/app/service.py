@@ -20,7 +20,7 @@ from pivotd.core import nbd, verdict
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk, Record
 from pivotd.core.request import CopyOptions, Kind, Requester, Target
-from pivotd.core.undo import Undo, request_id
+from pivotd.core.undo import Undo
 from pivotd.core.verdict import Verdict
 from pivotd.engine.driver import Driver
 from pivotd.engine.supervisor import Supervisor
@@ -268,15 +268,17 @@ class DaemonService:
     async def undo(self, pivot: str, who: Requester) -> Pivot:
         """Take a pivot back while its window is open: return the pivot that does it, the same one if asked again."""
         found = await self.pivot(pivot)
-        known: Pivot | None = await self._read(self._reader.pivot, request_id(found.id))
+        driver = self._host.driver(found.id)  # before the look into the journal: one of both has the undo
+        known: Pivot | None = await self._read(self._reader.undo, found.id)
+        if known is None and driver is not None:
+            known = driver.successor
         if known is not None:
             return known
-        driver = self._host.driver(found.id)
         if driver is None or not driver.pivot.window_open:
             raise PhaseConflictError(
                 f"pivot {found.id} has no open undo window: the old images are out of date; copy the disks back"
             )
-        driver.undo(Undo(str(ULID()), request_id(found.id), who))
+        driver.undo(Undo(str(ULID()), who))
         await self._until(driver, lambda: driver.successor is not None or not driver.pivot.window_open)
         if driver.successor is None:
             why = "QEMU does not answer yet: ask again" if driver.pivot.window_open else "its window has just ended"

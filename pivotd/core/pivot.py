@@ -172,7 +172,7 @@ class Pivot:
     @property
     def family(self) -> tuple[str, ...]:
         """The ids that names in QEMU may carry: its own, and that of the pivot which it takes back."""
-        return (self.id,) if self.options.undo_of is None else (self.id, self.options.undo_of)
+        return (self.id,) if self.undo_of is None else (self.id, self.undo_of)
 
     @property
     def has_jobs(self) -> bool:

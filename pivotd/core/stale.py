@@ -27,4 +27,4 @@ def stale(pivot: Pivot, disk: PivotDisk) -> list[str]:
 def _ours(pivot: Pivot, disk: PivotDisk) -> bool:
     """Return whether the destination is of pivotd's making, or was a copy that has lost its mirror."""
     created = not pivot.options.reuse and disk.destination.file_id is not None
-    return created or pivot.options.undo_of is not None
+    return created or pivot.undo_of is not None

@@ -197,6 +197,7 @@ def _options(stored: JsonObject) -> CopyOptions:
         "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
         "nodes_below": tuple(stored.get("nodes_below", ())),
     }
+    stored.pop("undo_of", None)  # it has a column since schema 4
     return CopyOptions(**stored | typed)
 
 

@@ -217,9 +217,7 @@ def test_a_journal_of_schema_3_is_upgraded_with_its_history(tmp_path: Path) -> N
     offline = Reader.offline(tmp_path)
     asyncio.run(Journal.open(tmp_path).close())
     for reader in (offline, Reader.attach(tmp_path)):
-        found = reader.pivot("P0003")
-        assert found is not None
-        assert found.undo_of == "P0007"
+        assert reader.pivot("P0003") == reader.undo("P0007") == replace(undo, undo_of="P0007")
         reader.close()
     connection = sqlite3.connect(path)
     latest = connection.execute("SELECT domain, disk, pivot FROM disk_latest ORDER BY domain, disk").fetchall()

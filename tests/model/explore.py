@@ -131,7 +131,7 @@ class Search:
         while queue:
             number, world = queue.popleft()
             self.found.phases.add(world.durable.phase)
-            undo = "undo " if world.durable.options.undo_of is not None else ""
+            undo = "undo " if world.durable.undo_of is not None else ""
             self.found.outcomes |= {f"{undo}{world.durable.outcome}"} - {"None", "undo None"}
             if world.driver is not None and is_resting(world.durable) and not world.down:
                 self._rests.add(number)

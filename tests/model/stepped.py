@@ -13,7 +13,7 @@ from pivotd.core.observation import Observation, Root
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Phase
 from pivotd.core.request import Requester
-from pivotd.core.undo import Undo, request_id
+from pivotd.core.undo import Undo
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.memory import Memory
@@ -125,7 +125,7 @@ def _asked_in_window(world: World) -> list[Alternative]:
     """What a person may ask of an open undo window; neither is a fault."""
     if world.down or world.driver is None or not world.durable.window_open or world.durable.owes_resume:
         return []
-    undo = Undo(UNDO, request_id(world.durable.id), Requester(0, 0, 1))
+    undo = Undo(UNDO, Requester(0, 0, 1))
     return [
         Alternative("the user undoes", lambda: _remember(world, undo=undo), (), 0, 0),
         Alternative("the user releases", lambda: _remember(world, release_requested=True), (), 0, 0),
