@@ -9,6 +9,7 @@ PivotdError
 |   +-- ConflictError       right in itself, impossible now
 |       +-- DiskBusyError   another pivot or job has the disk
 |       +-- PhaseConflictError  the pivot has moved on
+|       |   +-- RevisionConflictError  somebody else recorded a change of it first
 |       +-- BusyError       the pivot's driver did not answer in time
 +-- DomainUnreachableError  QEMU's monitor does not answer
 |   +-- MonitorBusyError    another client holds the monitor
@@ -110,6 +111,12 @@ class PhaseConflictError(ConflictError):
     """The pivot is not in the phase that the change starts from."""
 
     kind = "phase-conflict"
+
+
+class RevisionConflictError(PhaseConflictError):
+    """The pivot was changed since it was read: nothing was recorded. Fields: ``pivot``, ``phase``, ``revision``."""
+
+    kind = "revision-conflict"
 
 
 class BusyError(ConflictError):

@@ -26,10 +26,14 @@ class PivotDisk(msgspec.Struct):
 
 
 class Pivot(msgspec.Struct):
-    """One pivot. ``outcome``: an outcome, ``split`` where disks differ, null while open."""
+    """One pivot. ``outcome``: an outcome, ``split`` where disks differ, null while open.
+
+    ``undo_of``: the pivot that this one takes back.
+    """
 
     id: str
     request_id: str
+    undo_of: str | None
     domain: str
     kind: Kind
     phase: Phase

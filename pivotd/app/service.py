@@ -19,7 +19,7 @@ from pivotd.core import nbd, verdict
 from pivotd.core.phases import is_decided, is_resting
 from pivotd.core.pivot import Pivot, PivotDisk, Record
 from pivotd.core.request import CopyOptions, Kind, Requester, Target
-from pivotd.core.undo import Undo, request_id
+from pivotd.core.undo import Undo
 from pivotd.core.verdict import Verdict
 from pivotd.engine.inbox import too_late
 from pivotd.engine.supervisor import Supervisor
@@ -259,15 +259,17 @@ class DaemonService:
     async def undo(self, pivot: str, who: Requester) -> Pivot:
         """Take a pivot back while its window is open: return the pivot that does it, the same one if asked again."""
         found = await self.pivot(pivot)
-        known: Pivot | None = await self._read(self._reader.pivot, request_id(found.id))
+        driver = self._host.driver(found.id)  # before the look into the journal: one of both has the undo
+        known: Pivot | None = await self._read(self._reader.undo, found.id)
+        if known is None and driver is not None:
+            known = driver.successor
         if known is not None:
             return known
-        driver = self._host.driver(found.id)
         if driver is None or not driver.pivot.window_open:
             raise PhaseConflictError(
                 f"pivot {found.id} has no open undo window: the old images are out of date; copy the disks back"
             )
-        return await driver.undo(Undo(str(ULID()), request_id(found.id), who))
+        return await driver.undo(Undo(str(ULID()), who))
 
     async def release(self, pivot: str, who: Requester) -> Pivot:
         """End the undo window of a pivot; the old images are out of date from then on."""

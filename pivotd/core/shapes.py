@@ -15,6 +15,7 @@ def pivot_to_json(pivot: Pivot, records: Iterable[Record] | None = None) -> Json
     shape: JsonObject = {
         "id": pivot.id,
         "request_id": pivot.request_id,
+        "undo_of": pivot.undo_of,
         "domain": pivot.domain,
         "kind": pivot.kind.value,
         "phase": pivot.phase.value,

@@ -27,7 +27,7 @@ class Journal:
     Every coroutine returns after its record is on disk (fsync) and subscribers have seen it. What an error says about
     the record: JournalWriteError, it may or may not be there (see ``settle``); any other error, it is certainly not.
 
-    One pivot has one driver: ``advance`` compares the phase and writes only what differs from ``before``.
+    ``advance`` compares the revision, so of two writers with one ``before`` the second is refused.
     """
 
     def __init__(self, path: Path, lock_descriptor: int) -> None:
@@ -90,18 +90,18 @@ class Journal:
         return await self._writer.submit(changes.accept(pivot, facts))
 
     async def advance(self, before: Pivot, event: str, facts: JsonObject, **new: Any) -> Pivot:
-        """Change fields of a pivot with one record, if it is still in ``before.phase``; return the new pivot.
+        """Change fields of a pivot with one record, if it is still at ``before.revision``; return the new pivot.
 
         ``new`` are fields of Pivot. ``disks`` may change in their images, job and outcome, ``pauses`` may only grow.
 
-        Raises: PhaseConflictError (nothing written), JournalError, TypeError for a field that never changes.
+        Raises: RevisionConflictError (nothing written), JournalError, TypeError for a field that never changes.
         """
         return await self._writer.submit(changes.advance(before, event, facts, new))
 
     async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
         """Close a pivot and make the one durable that goes on with its jobs and nodes, as one; return the closed one.
 
-        Raises: PhaseConflictError, ConflictError (nothing written), JournalError.
+        Raises: RevisionConflictError, ConflictError (nothing written), JournalError.
         """
         return await self._writer.submit(changes.hand_over(before, successor, facts, changes.utc_now()))
 

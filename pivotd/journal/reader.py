@@ -76,6 +76,11 @@ class Reader:
         found = self._load(query, (id_or_request_id,))
         return found[0] if found else None
 
+    def undo(self, pivot_id: str) -> Pivot | None:
+        """Return the pivot that takes this one back, None if there is none."""
+        found = self._load("SELECT * FROM pivot WHERE undo_of = ?", (pivot_id,))
+        return found[0] if found else None
+
     def records(self, pivot_id: str) -> list[Record]:
         """Return every record of one pivot, oldest first."""
         return self._records("SELECT * FROM record WHERE pivot = ? ORDER BY seq", (pivot_id,))

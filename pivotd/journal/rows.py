@@ -54,10 +54,12 @@ def pivot_row(pivot: Pivot) -> dict[str, Any]:
     return {
         "id": pivot.id,
         "request_id": pivot.request_id,
+        "undo_of": pivot.undo_of,
         "domain": pivot.domain,
         "qmp_path": pivot.qmp,
         "kind": pivot.kind.value,
         "phase": pivot.phase.value,
+        "revision": pivot.revision,
         "requested_by_uid": pivot.requested_by.uid,
         "requested_by_gid": pivot.requested_by.gid,
         "requested_by_pid": pivot.requested_by.pid,
@@ -154,10 +156,12 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
     return Pivot(
         id=row["id"],
         request_id=row["request_id"],
+        undo_of=row["undo_of"],
         domain=row["domain"],
         qmp=row["qmp_path"],
         kind=Kind(row["kind"]),
         phase=Phase(row["phase"]),
+        revision=row["revision"],
         requested_by=Requester(row["requested_by_uid"], row["requested_by_gid"], row["requested_by_pid"]),
         options=_options(_from_json(row["options"])),
         disks=tuple(disks),
@@ -193,6 +197,7 @@ def _options(stored: JsonObject) -> CopyOptions:
         "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
         "nodes_below": tuple(stored.get("nodes_below", ())),
     }
+    stored.pop("undo_of", None)  # it has a column since schema 4
     return CopyOptions(**stored | typed)
 
 

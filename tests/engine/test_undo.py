@@ -10,7 +10,7 @@ import pytest
 from pivotd.core import names
 from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.core.request import Requester
-from pivotd.core.undo import Undo, request_id
+from pivotd.core.undo import Undo
 from pivotd.engine.driver import Driver
 from pivotd.engine.inbox import Cancel, Release, TakeBack
 from pivotd.errors import DiskBusyError
@@ -36,7 +36,7 @@ async def in_window(engine: Engine, driver: Driver) -> Pivot:
 async def undone(engine: Engine, driver: Driver, name: str = "web1") -> Driver:
     """Take a pivot back; return the driver of the pivot that does it."""
     pivot = driver.pivot
-    driver.state.inbox.post(TakeBack(WHO, undo=Undo(UNDO.format(0), request_id(pivot.id), WHO)))
+    driver.state.inbox.post(TakeBack(WHO, undo=Undo(UNDO.format(0), WHO)))
     await engine.closed(driver)
     assert driver.successor is not None
     async with asyncio.timeout(TIMEOUT_S):
@@ -61,7 +61,7 @@ async def test_an_undo_returns_to_the_old_image_with_every_later_write(
     second = await engine.closed(await undone(engine, driver))
     assert (driver.pivot.phase, driver.pivot.outcome) == (Phase.CLOSED, "switched")
     assert second.outcome == Outcome.SWITCHED, second.error
-    assert second.options.undo_of == first.id
+    assert second.undo_of == first.id
     assert qemu.root("disk0").filename == str(tmp_path / "old.qcow2")
     assert qemu.run_state() == "running"
     assert_clean(qemu)
@@ -151,7 +151,7 @@ async def test_an_undo_without_its_mirror_keeps_the_new_image(
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, keep_synced=True)
     pivot = await in_window(engine, driver)
     qemu.spy("job-cancel", id=names.back_job(pivot.id, 0))
-    driver.state.inbox.post(TakeBack(WHO, undo=Undo(UNDO.format(0), request_id(pivot.id), WHO)))
+    driver.state.inbox.post(TakeBack(WHO, undo=Undo(UNDO.format(0), WHO)))
     closed = await engine.closed(driver)
     assert closed.outcome == Outcome.SWITCHED
     assert qemu.root("disk0").filename == str(tmp_path / "new.qcow2")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from pivotd.core.pivot import Identity, Outcome, Pause, Phase, Pivot
-from pivotd.errors import ConflictError, DiskBusyError, JournalError, NotFoundError, PhaseConflictError
+from pivotd.errors import ConflictError, DiskBusyError, JournalError, NotFoundError, RevisionConflictError
 from pivotd.journal import changes, schema
 from pivotd.journal.changes import FIXED
 from pivotd.journal.journal import Journal
@@ -65,7 +65,7 @@ async def test_advance_writes_every_field_that_may_change(journal: Journal) -> N
     }
     assert new.keys() | FIXED == {field.name for field in fields(Pivot)}
     after = await journal.advance(before, "switched", {"seen": 1}, **new)
-    assert after == replace(before, **new)
+    assert after == replace(before, **new, revision=1)
     assert journal.open_pivots() == [after]
 
 
@@ -82,18 +82,36 @@ async def test_advance_appends_one_record_with_the_new_phase(journal: Journal) -
     ]
 
 
-async def test_lost_race_is_a_phase_conflict_and_writes_nothing(journal: Journal) -> None:
-    """A change from a phase that has passed raises PhaseConflictError and leaves rows and records alone."""
+async def test_lost_race_is_a_revision_conflict_and_writes_nothing(journal: Journal) -> None:
+    """A change from a phase that has passed raises RevisionConflictError and leaves rows and records alone."""
     before, _ = await journal.accept(make_pivot(1), {})
     now = await journal.advance(before, "copying", {}, phase=Phase.COPYING)
-    with pytest.raises(PhaseConflictError, match="is copying, not preparing"):
+    with pytest.raises(RevisionConflictError, match="is copying at revision 1, not preparing at revision 0"):
         await journal.advance(before, "ready", {}, phase=Phase.READY, error="x")
     assert (journal.open_pivots(), journal.last_seq) == ([now], 2)
 
 
+async def test_two_writers_of_one_pivot_never_overwrite_each_other(journal: Journal) -> None:
+    """Of two changes from one ``before`` in one phase the second is refused, and neither row nor record is written."""
+    before, _ = await journal.accept(make_pivot(1), {})
+    pauses = (Pause(1, 1.0, "kept"),)
+    first, second = await asyncio.gather(
+        journal.advance(before, "gave-up", {}, attempt=1, pauses=pauses),
+        journal.advance(before, "complete-requested", {}, attempt=0, pauses=pauses),
+        return_exceptions=True,
+    )
+    assert isinstance(first, Pivot)
+    assert isinstance(second, RevisionConflictError)
+    assert "is preparing at revision 1, not preparing at revision 0" in second.message
+    assert (journal.open_pivots(), journal.last_seq) == ([first], 2)
+    with pytest.raises(RevisionConflictError):
+        await journal.hand_over(before, make_pivot(2, disk="disk1"), {})
+    assert (journal.open_pivots(), journal.last_seq) == ([first], 2)
+
+
 async def test_a_pivot_that_is_not_there_cannot_advance(journal: Journal) -> None:
-    """Advancing a pivot that was never accepted is a PhaseConflictError, not a silent nothing."""
-    with pytest.raises(PhaseConflictError, match="not in the journal"):
+    """Advancing a pivot that was never accepted is a RevisionConflictError, not a silent nothing."""
+    with pytest.raises(RevisionConflictError, match="not in the journal"):
         await journal.advance(make_pivot(9), "ready", {}, phase=Phase.READY)
 
 
@@ -189,6 +207,7 @@ async def test_domain_conflicts(journal: Journal) -> None:
         "DELETE FROM pause",
         "DELETE FROM pivot_disk",
         "DELETE FROM pivot",
+        "DELETE FROM disk_latest",
     ],
 )
 async def test_history_cannot_be_changed(tmp_path: Path, statement: str) -> None:
@@ -200,6 +219,24 @@ async def test_history_cannot_be_changed(tmp_path: Path, statement: str) -> None
     with pytest.raises(sqlite3.IntegrityError, match=r"append-only|never deleted"):
         connection.execute(statement)
     connection.close()
+
+
+async def test_the_last_pivot_of_a_disk_is_kept_at_hand(journal: Journal) -> None:
+    """Each accepted pivot becomes the last one of its disks, in its own transaction, and of no other disk."""
+
+    def latest() -> dict[tuple[str, str], str]:
+        connection = sqlite3.connect(f"file:{journal.path}?mode=ro", uri=True)
+        rows = connection.execute("SELECT domain, disk, pivot FROM disk_latest").fetchall()
+        connection.close()
+        return {(domain, disk): pivot for domain, disk, pivot in rows}
+
+    first, _ = await journal.accept(make_pivot(2, disk="disk0"), {})
+    await journal.accept(make_pivot(3, disk="disk0", domain="db1"), {})
+    await journal.advance(first, "closed", {}, phase=Phase.CLOSED)
+    with pytest.raises(DiskBusyError):
+        await journal.accept(make_pivot(4, disk="disk0", domain="db1"), {})
+    await journal.accept(make_pivot(1, disk="disk0"), {})
+    assert latest() == {("web1", "disk0"): "P0001", ("db1", "disk0"): "P0003"}
 
 
 async def test_history_of_a_disk_is_by_acceptance_not_by_the_clock(journal: Journal) -> None:

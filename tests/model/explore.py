@@ -136,7 +136,7 @@ class Search:
         while queue:
             number, world = queue.popleft()
             self.found.phases.add(world.durable.phase)
-            undo = "undo " if world.durable.options.undo_of is not None else ""
+            undo = "undo " if world.durable.undo_of is not None else ""
             self.found.outcomes |= {f"{undo}{world.durable.outcome}"} - {"None", "undo None"}
             if stepped.resting(world):
                 self._rests.add(number)

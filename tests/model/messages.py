@@ -7,7 +7,7 @@ from typing import Any
 
 from pivotd.core.pivot import Pivot
 from pivotd.core.request import Requester
-from pivotd.core.undo import Undo, request_id
+from pivotd.core.undo import Undo
 from pivotd.engine.driver import Driver
 from pivotd.engine.inbox import Cancel, Complete, Message, Release, SetBandwidth, TakeBack
 
@@ -27,7 +27,7 @@ def message(name: str) -> Message:
             return SetBandwidth(WHO, bytes_per_s=1)
         case "release":
             return Release(WHO)
-    return TakeBack(WHO, undo=Undo(UNDO, request_id("first"), WHO))
+    return TakeBack(WHO, undo=Undo(UNDO, WHO))
 
 
 def asked(driver: Driver, name: str) -> Coroutine[Any, Any, Pivot]:
@@ -41,7 +41,7 @@ def asked(driver: Driver, name: str) -> Coroutine[Any, Any, Pivot]:
             return driver.set_bandwidth(1, WHO)
         case "release":
             return driver.release(WHO)
-    return driver.undo(Undo(UNDO, request_id("first"), WHO))
+    return driver.undo(Undo(UNDO, WHO))
 
 
 NAMES: dict[type[Message], str] = {

@@ -40,4 +40,4 @@ def half_made(pivot: Pivot, disk: PivotDisk) -> list[str]:
     """Return a destination that the disk is not on, where pivotd has created it or it has lost its mirror."""
     created = not pivot.options.reuse and disk.destination.file_id is not None
     left = disk.outcome is Outcome.KEPT and not pivot.window_open
-    return [disk.destination.filename] if left and (created or pivot.options.undo_of is not None) else []
+    return [disk.destination.filename] if left and (created or pivot.undo_of is not None) else []

@@ -51,12 +51,12 @@ def decided(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
         if disk.outcome is Outcome.SWITCHED
         for name in (disk.destination.node, names.file_node(pivot.id, disk.index))
     }
-    if pivot.options.undo_of is not None:
+    if pivot.undo_of is not None:
         wanted |= {
             name
             for disk in pivot.disks
             if disk.outcome is not Outcome.SWITCHED
-            for name in (disk.source.node, names.file_node(pivot.options.undo_of, disk.index))
+            for name in (disk.source.node, names.file_node(pivot.undo_of, disk.index))
         }
     if (seen.jobs or seen.nodes - wanted or seen.has_nonce) and not attempt.clean_up_failed:
         return CleanUp()
