@@ -35,7 +35,6 @@ async def in_window(engine: Engine, driver: Driver) -> Pivot:
 
 async def undone(engine: Engine, driver: Driver, name: str = "web1") -> Driver:
     """Take a pivot back; return the driver of the pivot that does it."""
-    pivot = driver.pivot
     driver.state.inbox.post(TakeBack(WHO, undo=Undo(UNDO.format(0), WHO)))
     await engine.closed(driver)
     assert driver.successor is not None
