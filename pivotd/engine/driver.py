@@ -180,9 +180,8 @@ class Driver:
         except Exception as error:  # noqa: BLE001 - whatever it was, the guest may be paused: decide again
             # A conflict: a record of our own was written after nobody waited for it any more.
             self._overtaken = self._overtaken or isinstance(error, PhaseConflictError)
-            wait_s = self._failures.failed(error, self.pivot, paused=state.in_window)
-            state.inbox.woken.clear()
-            await state.sleep(wait_s)
+            wait_s = self._failures.failed(error, self.pivot, paused=state.in_window or state.inbox.ending)
+            await state.back_off(wait_s)
         else:
             self._failures.ended()
 

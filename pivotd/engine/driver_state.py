@@ -149,6 +149,15 @@ class DriverState:
             async with asyncio.timeout(timeout_s):
                 await self.inbox.woken.wait()
 
+    async def back_off(self, timeout_s: float) -> None:
+        """Sleep after a failure, whatever QEMU does meanwhile; a new message or the end of the daemon ends it."""
+        until, posted, ending = self.clock.monotonic() + timeout_s, self.inbox.posted, self.inbox.ending
+        while (left_s := until - self.clock.monotonic()) > 0:
+            if (self.inbox.posted, self.inbox.ending) != (posted, ending):
+                return
+            self.inbox.woken.clear()
+            await self.sleep(left_s)
+
     async def unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Return what work returns, None if the pivot is cancelled or the daemon ends meanwhile: flushes take long."""
         task = asyncio.ensure_future(work)

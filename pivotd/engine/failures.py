@@ -22,12 +22,17 @@ class Failures:
 
         The log gets the first of a row, and then each time that the number of failures has doubled.
         """
-        known = isinstance(error, PivotdError)
-        self.text = error.message if isinstance(error, PivotdError) else f"an unexpected error: {error!r}"
         self.in_a_row += 1
-        if self.in_a_row & (self.in_a_row - 1) == 0:
-            say = log.error if known else log.exception
-            say("pivot.failed", pivot=pivot.id, domain=pivot.domain, error=self.text, in_a_row=self.in_a_row)
+        facts = {"pivot": pivot.id, "domain": pivot.domain, "in_a_row": self.in_a_row}
+        is_news = self.in_a_row & (self.in_a_row - 1) == 0
+        if isinstance(error, PivotdError):
+            self.text = error.message
+            if is_news:
+                log.error("pivot.held-up", error=self.text, **facts)
+        else:
+            self.text = f"an unexpected error: {error!r}"
+            if is_news:
+                log.exception("pivot.failed", error=self.text, **facts)
         longest_s = limits.FAILED_PAUSED_MAX_S if paused else limits.FAILED_MAX_S
         return min(limits.FAILED_FIRST_S * 2.0 ** min(self.in_a_row - 1, 16), longest_s)
 

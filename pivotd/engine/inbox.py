@@ -95,6 +95,8 @@ class Inbox:
         """Set by every message, and by whatever else makes the driver look again."""
         self.ending = False
         """The daemon ends: the driver leaves as soon as the guest is not in a pause of its own."""
+        self.posted = 0
+        """How many messages have come so far."""
         self._messages: list[Message] = []
 
     def __iter__(self) -> Iterator[Message]:
@@ -104,6 +106,7 @@ class Inbox:
     def post(self, message: Message) -> None:
         """Add a message; the driver finds it before its next decision."""
         self._messages.append(message)
+        self.posted += 1
         self.woken.set()
 
     def end(self) -> None:
