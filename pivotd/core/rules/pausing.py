@@ -88,27 +88,24 @@ def _merging(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
         return Stop()
     if seen.executing:
         return retreat(pivot, "the guest was resumed by somebody else before the merge")
-    carry = (
-        _carry(pivot, seen, attempt) if len(left) == len(pivot.disks) else None
-    )  # all were, before the first was merged
+    # All are left until the first is merged.
+    carry = _carry(pivot, seen, attempt) if len(left) == len(pivot.disks) else None
     return carry or Finalize(tuple(disk.job for disk in left))
 
 
 def _executing(pivot: Pivot, seen: Observation, attempt: Attempt, roots: set[Root]) -> Action:
     """The guest runs although an intent is recorded."""
     if Root.DESTINATION in roots:
-        return by_roots(
-            pivot, seen, attempt, f"somebody resumed the guest after the switch: it was found {seen.run_state}"
-        )
+        reason = f"somebody resumed the guest after the switch: it was found {seen.run_state}"
+        return by_roots(pivot, seen, attempt, reason)
     jobs = [seen.job(disk.job) for disk in pivot.disks] if kinds.of(pivot).has_jobs else []
     if attempt.completing or any(job.status not in STATUS_READY for job in jobs):
         # A write that was queued while a job was pending lands on the new root when the job is finalized, also if
         # the guest is stopped first: so from here no finalize is ever sent.
         return Abandon("the guest was found running after a job had been completed or had ended")
     if pivot.owes_resume and attempt.stop_sent is False and not attempt.cancelled_by and not attempt.deadline_passed:
-        return Stop(
-            complete=tuple(disk.job for disk in pivot.disks) if attempt.quick and kinds.of(pivot).has_jobs else ()
-        )
+        at_once = attempt.quick and kinds.of(pivot).has_jobs
+        return Stop(complete=tuple(disk.job for disk in pivot.disks) if at_once else ())
     return retreat(pivot, "the guest was found running before the switch")
 
 
