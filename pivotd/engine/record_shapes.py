@@ -9,7 +9,6 @@ from pivotd.core import actions
 from pivotd.core.attempt import Attempt
 from pivotd.core.observation import Observation, Root
 from pivotd.core.pivot import Image, JsonObject, Outcome, Phase, Pivot, PivotDisk, outcome_of
-from pivotd.core.request import Kind
 
 RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.EndWindow)
 """After these QEMU is as it was: the same observation serves the next decision."""
@@ -51,9 +50,9 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, attempt: At
 
 
 def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:
-    """An adopted destination has its name from a person; once it is the disk's root QEMU shows which image it is."""
-    if not pivot.options.adopted or pivot.kind is not Kind.COPY or seen.roots.get(disk.disk) is not Root.DESTINATION:
-        return disk
+    """An adopted mirror's destination has its name from a person; once it is the disk's root QEMU shows which image it is."""
+    if not pivot.options.adopted or disk.base is not None or seen.roots.get(disk.disk) is not Root.DESTINATION:
+        return disk  # the base of a commit is in the chain that was seen
     filename, image_format = seen.images.get(disk.disk, (disk.destination.filename, disk.destination.format))
     image_format = "raw" if image_format in {"file", "host_device"} else image_format
     known = disk.destination
