@@ -10,6 +10,7 @@ PivotdError
 |       +-- DiskBusyError   another pivot or job has the disk
 |       +-- PhaseConflictError  the pivot has moved on
 |           +-- RevisionConflictError  somebody else recorded a change of it first
++-- TooBusyError            too many readers ask at once; a retry is safe
 +-- DomainUnreachableError  QEMU's monitor does not answer
 |   +-- MonitorBusyError    another client holds the monitor
 +-- UnsupportedQemuError    QEMU is older than the protocol allows
@@ -116,6 +117,13 @@ class RevisionConflictError(PhaseConflictError):
     """The pivot was changed since it was read: nothing was recorded. Fields: ``pivot``, ``phase``, ``revision``."""
 
     kind = "revision-conflict"
+
+
+class TooBusyError(PivotdError):
+    """More is asked at once than may wait; nothing was done."""
+
+    kind = "too-busy"
+    http_status = 503
 
 
 class DomainUnreachableError(PivotdError):

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pivotd import limits
 from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
 from pivotd.journal import changes, lock, schema, wal
@@ -138,8 +139,18 @@ class Journal:
 
         return unsubscribe
 
+    @property
+    def guest_paused(self) -> bool:
+        """Whether a guest is in its pause: somebody holds checkpoints."""
+        return self._writer.held
+
+    async def calm(self) -> None:
+        """Return once no guest is in its pause; at once if one stays paused longer than limits.READ_HELD_BACK_S."""
+        if self._writer.held:
+            await self._writer.released(limits.READ_HELD_BACK_S)
+
     def hold_checkpoints(self) -> None:
-        """Keep checkpoints away while a guest is in its pause; counted.
+        """Keep checkpoints, and readers, away while a guest is in its pause; counted.
 
         Call it before the record of the intent: that record then waits for a checkpoint that runs already, so none
         reaches into the pause.

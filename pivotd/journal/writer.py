@@ -87,6 +87,9 @@ class Writer:
         self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._waiting = 0
         self._holds = 0
+        self._held_since = 0.0
+        self._free = asyncio.Event()
+        self._free.set()
         self._changes_since_checkpoint = 0
         self._closed = False
         self.healthy = True
@@ -107,8 +110,24 @@ class Writer:
         """
         if change > 0 and not self._holds and self._changes_since_checkpoint:
             self.call(self._checkpoint)
+        if not self._holds:
+            self._held_since = asyncio.get_running_loop().time()
+            self._free.clear()
         self._holds += change
         assert self._holds >= 0, "released more often than held"
+        if not self._holds:
+            self._free.set()
+
+    @property
+    def held(self) -> bool:
+        """Whether checkpoints are kept away."""
+        return self._holds > 0
+
+    async def released(self, patience_s: float) -> None:
+        """Return once nobody holds checkpoints, or they are held for longer than patience_s."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._held_since + patience_s):
+                await self._free.wait()
 
     async def submit(self, change: Change[T]) -> T:
         """Return the answer of a change once it is durable.
