@@ -202,7 +202,7 @@ async def test_news_wait_for_the_end_of_a_pause(
 
     async def follow() -> None:
         async for page in reads.events(0, lambda record: record):
-            pages.append(page)
+            pages.append(page)  # noqa: PERF401 - looked at while it goes on
 
     following = asyncio.create_task(follow())
     await turns()
