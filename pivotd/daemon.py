@@ -167,11 +167,13 @@ class Daemon:
             self._host.discover(self._config.discover)
 
     async def _watchdog(self) -> None:
-        """Tell systemd that the event loop turns; a stuck one is killed and started again, and then recovers."""
+        """Tell systemd that the event loop turns and the journal is written; else it kills and starts us again."""
         interval_s = sd.watchdog_interval_s()
-        while interval_s is not None:
+        while interval_s is not None and self._journal.alive:
             sd.notify("WATCHDOG=1")
             await asyncio.sleep(interval_s)
+        if interval_s is not None:
+            sd.notify("STATUS=the journal's writer has died: waiting for a restart")
 
 
 def _listener(path: Path) -> socket.socket:

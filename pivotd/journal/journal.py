@@ -73,6 +73,11 @@ class Journal:
         """False after a failed commit until the next one that succeeds."""
         return self._writer.healthy
 
+    @property
+    def alive(self) -> bool:
+        """False once the thread that writes has died: only a restart helps."""
+        return self._writer.alive
+
     def open_pivots(self) -> list[Pivot]:
         """Return every pivot that is not closed, oldest first. At start-up only: it blocks."""
         return self._start_up(changes.open_pivots)
@@ -170,12 +175,19 @@ class Journal:
         nothing is known yet: the storage still fails; ask again. A later change that succeeds has the same effect, as
         it overwrites the frames of the failed one.
         """
-        return await asyncio.shield(asyncio.wrap_future(self._writer.call(self._settle)))
+        try:
+            return await asyncio.shield(asyncio.wrap_future(self._writer.call(self._settle)))
+        except JournalError:  # the thread that could tell is gone
+            return False
 
     async def close(self) -> None:
         """Write what is queued, checkpoint, close, give the lock back. A second call does nothing."""
         with suppress(JournalError):
             await asyncio.shield(asyncio.wrap_future(self._writer.call(self._close, last=True)))
+        if not self._writer.alive and self._lock >= 0:
+            self._close_index()
+            lock.release(self._lock)
+            self._lock = -1
 
     def _start_up(self, function: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -228,6 +240,9 @@ class Journal:
         try:
             connection.close()
         finally:
-            if self._wal_index >= 0:
-                os.close(self._wal_index)
-                self._wal_index = -1
+            self._close_index()
+
+    def _close_index(self) -> None:
+        if self._wal_index >= 0:
+            os.close(self._wal_index)
+            self._wal_index = -1
