@@ -143,8 +143,8 @@ class Daemon:
         server: Any = await asyncio.to_thread(importlib.import_module, "pivotd.api.server")
         access: Any = importlib.import_module("pivotd.api.access")
         service: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.service")
-        reader = await asyncio.to_thread(service.Reader.attach, self._config.state_dir)
-        daemon_service = service.DaemonService(self._config, self._host, self._journal, reader)
+        reads = await service.Reads.attach(self._config.state_dir, self._host, self._journal)
+        daemon_service = service.DaemonService(self._config, self._host, self._journal, reads)
         sock = _listener(self._config.socket)
         gc.collect()
         gc.freeze()
@@ -159,7 +159,7 @@ class Daemon:
             api_stop.set()
             discovery.cancel()
             await api
-        await asyncio.to_thread(reader.close)
+        await reads.close()
 
     async def _discover(self) -> None:
         while self._config.discover:
@@ -167,11 +167,13 @@ class Daemon:
             self._host.discover(self._config.discover)
 
     async def _watchdog(self) -> None:
-        """Tell systemd that the event loop turns; a stuck one is killed and started again, and then recovers."""
+        """Tell systemd that the event loop turns and the journal is written; else it kills and starts us again."""
         interval_s = sd.watchdog_interval_s()
-        while interval_s is not None:
+        while interval_s is not None and self._journal.alive:
             sd.notify("WATCHDOG=1")
             await asyncio.sleep(interval_s)
+        if interval_s is not None:
+            sd.notify("STATUS=the journal's writer has died: waiting for a restart")
 
 
 def _listener(path: Path) -> socket.socket:

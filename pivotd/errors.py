@@ -11,6 +11,7 @@ PivotdError
 |       +-- PhaseConflictError  the pivot has moved on
 |       |   +-- RevisionConflictError  somebody else recorded a change of it first
 |       +-- BusyError       the pivot's driver did not answer in time
++-- TooBusyError            too many readers ask at once; a retry is safe
 +-- DomainUnreachableError  QEMU's monitor does not answer
 |   +-- MonitorBusyError    another client holds the monitor
 +-- UnsupportedQemuError    QEMU is older than the protocol allows
@@ -123,6 +124,13 @@ class BusyError(ConflictError):
     """The pivot's driver has not answered in time: its QEMU or the journal keeps it waiting."""
 
     kind = "busy"
+    http_status = 503
+
+
+class TooBusyError(PivotdError):
+    """More is asked at once than may wait; nothing was done."""
+
+    kind = "too-busy"
     http_status = 503
 
 

@@ -102,9 +102,19 @@ JOURNAL_QUEUE_MAX = 10_000
 JOURNAL_LOCK_TIMEOUT_S = 2.0
 """A client reading offline may hold the lock for milliseconds while it copies the file."""
 PIVOTS_LISTED_MAX = 1000
+PIVOTS_LISTED = 100
+"""Pivots of one answer: at most, and where the request says nothing."""
+READ_AT_ONCE = 20
+"""Pivots or disks that are read and encoded in one go: 1-2 ms during which a pause may begin, which then shares the
+interpreter with the rest of them. Source: bench/readers.py.
+"""
+RECORDS_AT_ONCE = 100
+"""The same of records."""
+READ_HELD_BACK_S = 0.1
+"""Reads wait so long for a pause to end; a guest that stays paused for longer does not keep readers away."""
+READS_WAITING_MAX = 256
+"""Reads in line before one, 0.2 s of work; who comes on top is told to ask again."""
 EVENTS_PAGE_MAX = 1000
-EVENT_QUEUE_MAX = 1000
-"""Records waiting for one slow stream client; beyond this it is cut off and resumes by its last id."""
 NEWS_DELAY_S = 0.03
 """News of records waits so long while a guest is in its pause: most pauses are over by then."""
 WAIT_TIMEOUT_S_MAX = 300.0

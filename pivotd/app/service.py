@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,64 +11,35 @@ from ulid import ULID
 
 from pivotd import __version__, limits
 from pivotd.api.ports import DiskView, DomainView, JobView, PivotRequest, Progress
-from pivotd.app.live_verdicts import LiveVerdicts, image_path
+from pivotd.app.live_verdicts import image_path
+from pivotd.app.reads import Reads
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.config import Config
 from pivotd.core import nbd, verdict
-from pivotd.core.phases import is_decided, is_resting
-from pivotd.core.pivot import Pivot, PivotDisk, Record
+from pivotd.core.phases import is_decided
+from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import CopyOptions, Kind, Requester, Target
 from pivotd.core.undo import Undo
-from pivotd.core.verdict import Verdict
 from pivotd.engine.inbox import too_late
 from pivotd.engine.supervisor import Supervisor
-from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError, PhaseConflictError, QmpError
+from pivotd.errors import ConflictError, DomainUnreachableError, PhaseConflictError, QmpError
 from pivotd.host import process
 from pivotd.journal.journal import Journal
-from pivotd.journal.reader import Reader
 from pivotd.planning.adoptable_jobs import foreign
 from pivotd.planning.plan import Wish, plan
 from pivotd.qmp.session import Session
-
-VERDICT_READS_MAX = 3
-"""A record that comes between the journal and the look at QEMU makes both stale: read both again."""
 
 
 class DaemonService:
     """Implements api.ports.Service on the host's supervisors and the journal."""
 
-    def __init__(self, config: Config, host: Host, journal: Journal, reader: Reader) -> None:
+    def __init__(self, config: Config, host: Host, journal: Journal, reads: Reads) -> None:
+        self.reads = reads
         self._config = config
         self._host = host
         self._journal = journal
-        self._reader = reader
-        self._reading = asyncio.Lock()
         self._accepting = asyncio.Lock()
         self._ending = False
-        self._unsubscribe = journal.subscribe(self._on_records)
-        self._tick = asyncio.Event()
-        self._late: asyncio.TimerHandle | None = None
-
-    # -- the journal as news ------------------------------------------------------------------------------------
-
-    def _on_records(self, _records: list[Record]) -> None:
-        """Tell whoever waits, but not in the middle of a pause: readers would take the processor from it."""
-        if not any(supervisor.window.locked() for supervisor in self._host.supervisors.values()):
-            self._tell()
-        elif self._late is None:
-            self._late = asyncio.get_running_loop().call_later(limits.NEWS_DELAY_S, self._tell)
-
-    def _tell(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-        tick, self._tick = self._tick, asyncio.Event()
-        tick.set()
-
-    async def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """One read-only connection, one thread at a time."""
-        async with self._reading:
-            return await asyncio.to_thread(function, *arguments)
 
     @property
     def defaults(self) -> CopyOptions:
@@ -84,7 +54,7 @@ class DaemonService:
     def end(self) -> None:
         """Let streams and waits finish."""
         self._ending = True
-        self._tell()
+        self.reads.end()
 
     # -- domains ------------------------------------------------------------------------------------------------
 
@@ -181,7 +151,7 @@ class DaemonService:
         session = await self._session(domain)
         seen = await session.disks()
         graph = await session.graph()
-        history = {v.disk: v for v in verdict.verdicts(await self._read(self._reader.disk_history, domain, None))}
+        history = {last.disk: verdict.of_pivot(pivot, last) for pivot, last in await self.reads.latest(domain)}
         views = []
         for name in sorted(seen):
             disk, last = seen[name], history.get(name)
@@ -209,7 +179,7 @@ class DaemonService:
     async def start(self, request: PivotRequest, who: Requester) -> Pivot:
         """Check the request, make it durable and start it; a known request id returns its pivot."""
         if request.request_id is not None:
-            known: Pivot | None = await self._read(self._reader.pivot, request.request_id)
+            known = await self.reads.known(request.request_id)
             if known is not None:
                 return _same_request(known, request)
         pivot = str(ULID())
@@ -238,7 +208,7 @@ class DaemonService:
 
     async def complete(self, pivot: str, who: Requester) -> Pivot:
         """Let a pivot that waits at READY switch."""
-        found = await self.pivot(pivot)
+        found = await self.reads.current(pivot)
         driver = self._host.driver(found.id)
         if driver is None:
             raise PhaseConflictError(
@@ -248,7 +218,7 @@ class DaemonService:
 
     async def cancel(self, pivot: str, who: Requester) -> Pivot:
         """Ask a pivot to keep the source; returns once that is durable or the outcome is known."""
-        found = await self.pivot(pivot)
+        found = await self.reads.current(pivot)
         driver = self._host.driver(found.id)
         if driver is not None:
             return await driver.cancel(who)
@@ -258,9 +228,9 @@ class DaemonService:
 
     async def undo(self, pivot: str, who: Requester) -> Pivot:
         """Take a pivot back while its window is open: return the pivot that does it, the same one if asked again."""
-        found = await self.pivot(pivot)
+        found = await self.reads.current(pivot)
         driver = self._host.driver(found.id)  # before the look into the journal: one of both has the undo
-        known: Pivot | None = await self._read(self._reader.undo, found.id)
+        known = await self.reads.undo_of(found.id)
         if known is None and driver is not None:
             known = driver.successor
         if known is not None:
@@ -273,7 +243,7 @@ class DaemonService:
 
     async def release(self, pivot: str, who: Requester) -> Pivot:
         """End the undo window of a pivot; the old images are out of date from then on."""
-        found = await self.pivot(pivot)
+        found = await self.reads.current(pivot)
         driver = self._host.driver(found.id)
         if driver is None or not driver.pivot.window_open:
             if found.options.keep_synced and is_decided(found):
@@ -283,44 +253,11 @@ class DaemonService:
 
     async def set_bandwidth(self, pivot: str, bytes_per_s: int, who: Requester) -> Pivot:
         """Change how fast an open pivot copies; returns once that is durable."""
-        found = await self.pivot(pivot)
+        found = await self.reads.current(pivot)
         driver = self._host.driver(found.id)
         if driver is None:
             raise PhaseConflictError(f"pivot {found.id} is {found.phase}: nothing is copied any more")
         return await driver.set_bandwidth(bytes_per_s, who)
-
-    async def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[Pivot]:
-        """Return pivots, newest first."""
-        found: list[Pivot] = await self._read(
-            lambda: self._reader.pivots(domain=domain, open_only=open_only, limit=limits.PIVOTS_LISTED_MAX)
-        )
-        return found
-
-    async def pivot(self, pivot: str) -> Pivot:
-        """Return one pivot by its id or its request id."""
-        found: Pivot | None = await self._read(self._reader.pivot, pivot)
-        if found is None:
-            raise NotFoundError(f"there is no pivot {pivot}; see `pivotctl pivot ls`", pivot=pivot)
-        return found
-
-    async def records(self, pivot: str) -> list[Record]:
-        """Return every record of one pivot, oldest first."""
-        found: list[Record] = await self._read(self._reader.records, (await self.pivot(pivot)).id)
-        return found
-
-    async def wait(self, pivot: str, timeout_s: float) -> Pivot:
-        """Return the pivot as soon as it rests (closed, or waiting at READY), or as it is after timeout_s."""
-        deadline = asyncio.get_running_loop().time() + min(timeout_s, limits.WAIT_TIMEOUT_S_MAX)
-        while True:
-            tick = self._tick
-            found = await self.pivot(pivot)
-            if is_resting(found) or self._ending:
-                return found
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await tick.wait()
-            except TimeoutError:
-                return found
 
     def progress(self, pivot: str) -> Progress | None:
         """Return how far an open pivot is, None for a closed one."""
@@ -341,42 +278,6 @@ class DaemonService:
             pace.expected_pause_ms,
             driver.stalled,
         )
-
-    # -- events and verdicts ------------------------------------------------------------------------------------
-
-    async def events(self, after: int) -> AsyncIterator[Record]:
-        """Yield every durable record with seq > after, then new ones as they become durable."""
-        while not self._ending:
-            tick = self._tick
-            page = await self.events_page(after, limits.EVENTS_PAGE_MAX)
-            for record in page:
-                after = record.seq
-                yield record
-            if not page:
-                await tick.wait()
-
-    async def events_page(self, after: int, limit: int) -> list[Record]:
-        """Return up to limit records with seq > after, oldest first."""
-        found: list[Record] = await self._read(self._reader.events, after, limit)
-        return found
-
-    async def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
-        """Return verdicts of all disks known, checked against QEMU where it answers."""
-        for _ in range(VERDICT_READS_MAX):
-            before = self._journal.last_seq
-            history: list[Pivot] = await self._read(self._reader.disk_history, domain, None)
-            if domain is not None and not history:
-                self._host.get(domain)
-            names = [domain] if domain is not None else sorted(self._host.supervisors)
-            sessions = {n: s.session for n in names if (s := self._host.supervisors.get(n)) is not None and s.session}
-            result = await LiveVerdicts(history).all(sessions, disk, image)
-            if self._journal.last_seq == before:
-                break
-        if disk is not None and not result:
-            raise NotFoundError(f"{domain} has no disk {disk}, neither in QEMU nor in the journal", disk=disk)
-        if image is not None and not result:
-            raise NotFoundError(f"no disk uses or used {image}", image=image)
-        return result
 
     def health(self) -> dict[str, Any]:
         """Return what a monitoring system asks for."""

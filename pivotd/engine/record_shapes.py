@@ -50,7 +50,7 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, attempt: At
 
 
 def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:
-    """An adopted mirror's destination has its name from a person; once it is the disk's root QEMU shows which image it is."""
+    """An adopted mirror's destination has its name from a person; as the disk's root QEMU shows which image it is."""
     if not pivot.options.adopted or disk.base is not None or seen.roots.get(disk.disk) is not Root.DESTINATION:
         return disk  # the base of a commit is in the chain that was seen
     filename, image_format = seen.images.get(disk.disk, (disk.destination.filename, disk.destination.format))

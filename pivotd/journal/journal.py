@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pivotd import limits
 from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
 from pivotd.journal import changes, lock, schema, wal
@@ -71,6 +72,11 @@ class Journal:
     def healthy(self) -> bool:
         """False after a failed commit until the next one that succeeds."""
         return self._writer.healthy
+
+    @property
+    def alive(self) -> bool:
+        """False once the thread that writes has died: only a restart helps."""
+        return self._writer.alive
 
     def open_pivots(self) -> list[Pivot]:
         """Return every pivot that is not closed, oldest first. At start-up only: it blocks."""
@@ -145,8 +151,18 @@ class Journal:
 
         return unsubscribe
 
+    @property
+    def guest_paused(self) -> bool:
+        """Whether a guest is in its pause: somebody holds checkpoints."""
+        return self._writer.held
+
+    async def calm(self) -> None:
+        """Return once no guest is in its pause; at once if one stays paused longer than limits.READ_HELD_BACK_S."""
+        if self._writer.held:
+            await self._writer.released(limits.READ_HELD_BACK_S)
+
     def hold_checkpoints(self) -> None:
-        """Keep checkpoints away while a guest is in its pause; counted.
+        """Keep checkpoints, and readers, away while a guest is in its pause; counted.
 
         Call it before the record of the intent: that record then waits for a checkpoint that runs already, so none
         reaches into the pause.
@@ -166,12 +182,19 @@ class Journal:
         nothing is known yet: the storage still fails; ask again. A later change that succeeds has the same effect, as
         it overwrites the frames of the failed one.
         """
-        return await asyncio.shield(asyncio.wrap_future(self._writer.call(self._settle)))
+        try:
+            return await asyncio.shield(asyncio.wrap_future(self._writer.call(self._settle)))
+        except JournalError:  # the thread that could tell is gone
+            return False
 
     async def close(self) -> None:
         """Write what is queued, checkpoint, close, give the lock back. A second call does nothing."""
         with suppress(JournalError):
             await asyncio.shield(asyncio.wrap_future(self._writer.call(self._close, last=True)))
+        if not self._writer.alive and self._lock >= 0:
+            self._close_index()
+            lock.release(self._lock)
+            self._lock = -1
 
     def _start_up(self, function: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -224,6 +247,9 @@ class Journal:
         try:
             connection.close()
         finally:
-            if self._wal_index >= 0:
-                os.close(self._wal_index)
-                self._wal_index = -1
+            self._close_index()
+
+    def _close_index(self) -> None:
+        if self._wal_index >= 0:
+            os.close(self._wal_index)
+            self._wal_index = -1

@@ -16,7 +16,9 @@ from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Limits, Re
 
 Row = Mapping[str, Any]
 
-SELECT_OPEN = "SELECT * FROM pivot WHERE phase <> 'closed' ORDER BY number"
+SELECT_OPEN = "SELECT * FROM pivot INDEXED BY pivot_open WHERE phase <> 'closed' ORDER BY number"
+"""Without the hint SQLite reads all of history in the order of numbers."""
+_SELECT_NAMED = "SELECT * FROM pivot WHERE id IN (SELECT value FROM json_each(?))"
 _SELECT_DISKS = "SELECT * FROM pivot_disk WHERE pivot IN (SELECT value FROM json_each(?)) ORDER BY pivot, disk_index"
 _SELECT_PAUSES = "SELECT * FROM pause WHERE pivot IN (SELECT value FROM json_each(?)) ORDER BY pivot, number"
 
@@ -137,6 +139,20 @@ def load_pivots(connection: sqlite3.Connection, query: str, parameters: Iterable
     for row in connection.execute(_SELECT_PAUSES, (ids,)):
         pauses[row["pivot"]].append(Pause(row["attempt"], row["pause_ms"], row["ended"]))
     return [_pivot(head, disks[head["id"]], pauses[head["id"]]) for head in heads]
+
+
+def load_latest(
+    connection: sqlite3.Connection, query: str, parameters: Iterable[object]
+) -> list[tuple[Pivot, PivotDisk]]:
+    """Return the last pivot of each disk, for a query that selects rows of ``disk_latest``, in its order.
+
+    Raises: LookupError: a row names a pivot that has no such disk.
+    """
+    rows = connection.execute(query, tuple(parameters)).fetchall()
+    ids = json.dumps(sorted({row["pivot"] for row in rows}))
+    pivots = {pivot.id: pivot for pivot in load_pivots(connection, _SELECT_NAMED, (ids,))}
+    disks = {(pivot.domain, disk.disk, pivot.id): disk for pivot in pivots.values() for disk in pivot.disks}
+    return [(pivots[row["pivot"]], disks[row["domain"], row["disk"], row["pivot"]]) for row in rows]
 
 
 def record(row: Row) -> Record:

@@ -22,7 +22,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pivotd.core.verdict import verdicts
 from tests.chaos.guest_plan import ENDS_QEMU, PAUSE_S, Aim, GuestRound, Kind, Summary, random_round
 from tests.chaos.guest_world import GuestWorld, Requester, Restarter, freeze, longest
 from tests.chaos.image_check import depths_of
@@ -30,6 +29,7 @@ from tests.chaos.process import journal, try_call
 from tests.support.daemon import Daemon
 from tests.support.guest import LostWritesError
 from tests.support.guest_assets import build
+from tests.support.history import verdicts
 from tests.support.moves import Move
 
 CLOSE_TIMEOUT_S = 90.0

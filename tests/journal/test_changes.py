@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,17 @@ from pivotd.journal import changes, schema
 from pivotd.journal.changes import FIXED
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
-from pivotd.journal.rows import DomainRow, load_pivots
+from pivotd.journal.rows import SELECT_OPEN, DomainRow, load_pivots
 from tests.journal.samples import PIVOTS, make_pivot
+
+
+def steps(connection: sqlite3.Connection, look: Callable[[], object]) -> int:
+    """Return how many steps of its virtual machine SQLite takes for what ``look`` asks, in tens."""
+    taken: list[None] = []
+    connection.set_progress_handler(lambda: taken.append(None), 10)
+    look()
+    connection.set_progress_handler(None, 10)
+    return len(taken)
 
 
 @pytest.fixture(scope="module")
@@ -239,17 +248,75 @@ async def test_the_last_pivot_of_a_disk_is_kept_at_hand(journal: Journal) -> Non
     assert latest() == {("web1", "disk0"): "P0001", ("db1", "disk0"): "P0003"}
 
 
-async def test_history_of_a_disk_is_by_acceptance_not_by_the_clock(journal: Journal) -> None:
+async def test_the_last_pivot_of_a_disk_is_by_acceptance_not_by_the_clock(journal: Journal) -> None:
     """The newest pivot of a disk is the one accepted last, also after the clock went back."""
-    first, _ = await journal.accept(make_pivot(1, disk="disk0"), {})
+    first, _ = await journal.accept(make_pivot(2, disk="disk0"), {})
     await journal.advance(first, "closed", {}, phase=Phase.CLOSED)
-    await journal.accept(replace(make_pivot(2, disk="disk0"), created_at="1999-01-01T00:00:00.000000Z"), {})
+    await journal.accept(replace(make_pivot(1, disk="disk0"), created_at="1999-01-01T00:00:00.000000Z"), {})
     await journal.accept(make_pivot(3, disk="disk1"), {})
+    await journal.accept(make_pivot(4, disk="disk0", domain="db1"), {})
     reader = Reader.attach(journal.path)
-    assert [pivot.id for pivot in reader.disk_history("web1", "disk0")] == ["P0002", "P0001"]
-    assert [pivot.id for pivot in reader.pivots(open_only=True)] == ["P0003", "P0002"]
-    assert [pivot.id for pivot in reader.pivots("web1", limit=1)] == ["P0003"]
-    assert reader.disk_history("db1") == []
+
+    def latest(*of: str | None) -> list[tuple[str, str]]:
+        return [(disk.disk, pivot.id) for pivot, disk in reader.every_latest(*of)]
+
+    assert latest("web1", "disk0") == [("disk0", "P0001")]
+    assert latest("web1") == [("disk0", "P0001"), ("disk1", "P0003")]
+    assert latest(None, "disk0") == [("disk0", "P0004"), ("disk0", "P0001")]
+    assert latest("db2") == []
+    reader.close()
+
+
+async def test_pivots_come_in_pages(journal: Journal) -> None:
+    """Newest first, each page from the last one seen on; only open ones, or of one domain, where asked for."""
+    for number in range(1, 8):
+        pivot, _ = await journal.accept(make_pivot(number, domain="web1" if number % 2 else "db1"), {})
+        if number in {3, 4}:
+            await journal.advance(pivot, "closed", {}, phase=Phase.CLOSED)
+    reader = Reader.attach(journal.path)
+
+    def page(**of: Any) -> list[str]:
+        return [pivot.id for pivot in reader.pivots(**of)]
+
+    assert page(limit=3) == ["P0007", "P0006", "P0005"]
+    assert page(limit=3, before="P0005") == ["P0004", "P0003", "P0002"]
+    assert page(limit=3, before="P0001") == []
+    assert page(open_only=True, limit=3, before="P0006") == ["P0005", "P0002", "P0001"]
+    assert page(open_only=True, domain="web1", before="P0007") == ["P0005", "P0001"]
+    assert page(domain="db1") == ["P0006", "P0004", "P0002"]
+    with pytest.raises(NotFoundError, match="P0009"):
+        page(before="P0009")
+    reader.close()
+
+
+async def test_no_look_reads_more_of_a_longer_history(journal: Journal) -> None:
+    """With ten times as many closed pivots SQLite takes as many steps for a verdict, a page, and a start."""
+    reader = Reader.attach(journal.path)
+
+    def looks() -> list[tuple[Callable[[], object], int]]:
+        connection = reader._connection
+        asked = [
+            lambda: list(reader.every_latest("web1", "disk0")),
+            lambda: list(reader.every_latest()),
+            lambda: reader.pivots(limit=5),
+            lambda: reader.pivots(open_only=True),
+            lambda: reader.pivots("web1", limit=5, before="P0006"),
+            lambda: reader.undo("P0003"),
+            lambda: load_pivots(connection, SELECT_OPEN),
+            lambda: schema._check_numbers(connection, journal.path),
+            lambda: schema.check_objects(connection, journal.path),
+        ]
+        return [(look, steps(connection, look)) for look in asked]
+
+    async def moved(first: int, last: int) -> None:
+        closed = (replace(make_pivot(n, disk=f"disk{n % 3}"), phase=Phase.CLOSED) for n in range(first, last))
+        await asyncio.gather(*(journal.accept(pivot, {}) for pivot in closed))
+
+    await moved(1, 20)
+    few = looks()
+    await moved(20, 200)
+    for (_, before), (look, after) in zip(few, looks(), strict=True):
+        assert after <= before + 5, look
     reader.close()
 
 
