@@ -86,7 +86,7 @@ def test_kill_in_the_pause_gives_the_guest_back_in_time(host: Host) -> None:
 
 def test_stuck_daemon_is_restarted_by_the_watchdog(host: Host) -> None:
     """A daemon that stops turning in the middle of a pause is ended by systemd, and its successor frees the guest."""
-    drop_in = host.container.inside / "run/systemd/system/pivotd.app.service.d"
+    drop_in = host.container.inside / "run/systemd/system/pivotd.service.d"
     drop_in.mkdir(parents=True)
     (drop_in / "test.conf").write_text(f"[Service]\nWatchdogSec={WATCHDOG_S}s\n")
     host.container.run("systemctl", "daemon-reload")
