@@ -27,7 +27,7 @@ from xml.sax.saxutils import escape
 
 from tests.chaos.libvirt_host import Libvirtd, kill_qemu, missing
 from tests.support.guest import KERNEL_OPTIONS, MEMORY_MIB, GuestJudge, serial_log
-from tests.support.guest_assets import MODULES, GuestAssets, build
+from tests.support.guest_assets import GuestAssets, build
 from tests.support.qemu import create_image
 
 ACK_TIMEOUT_S = 90.0
@@ -93,7 +93,8 @@ class LibvirtWorld:
         log.unlink(missing_ok=True)
         create_image(self.source)
         xml = self.directory / "domain.xml"
-        words = f"{KERNEL_OPTIONS} pivotd.disks=disk0 pivotd.modules={','.join(MODULES['virtio-blk'])}"
+        modules = ",".join(self._assets.modules["virtio-blk"])
+        words = f"{KERNEL_OPTIONS} pivotd.disks=disk0 pivotd.modules={modules}"
         xml.write_text(
             XML.format(
                 name=DOMAIN, memory=MEMORY_MIB, kernel=self._assets.kernel, initrd=self._assets.initramfs,
