@@ -86,6 +86,11 @@ def test_watchdog_does_not_fire_within_a_query() -> None:
     assert seconds("pivotd.service", "WatchdogSec") > limits.QUERY_TIMEOUT_S
 
 
+def test_a_reload_is_answered_before_systemd_gives_up() -> None:
+    """ExecReload= is bounded by TimeoutStartSec=."""
+    assert seconds("pivotd.service", "TimeoutStartSec") > limits.RELOAD_TIMEOUT_S
+
+
 def test_units_and_defaults_mean_the_same_places() -> None:
     """Socket, state directory and configuration file are where the program looks for them by itself."""
     service, listening = settings("pivotd.service"), settings("pivotd.socket")
