@@ -97,6 +97,9 @@ PIPELINE_PAUSE_MS_MIN = 100
 BACKLOG_BYTES_MAX = 2 << 20
 """Pause only below this dirty backlog: about 1.4 ms per MiB inside the pause."""
 
+RELOAD_TIMEOUT_S = 50.0
+"""For the answer to a reload; the unit's TimeoutStartSec=60s, which bounds ExecReload=, is longer."""
+
 JOURNAL_BATCH_MAX = 256
 JOURNAL_QUEUE_MAX = 10_000
 JOURNAL_LOCK_TIMEOUT_S = 2.0

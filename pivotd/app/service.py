@@ -41,6 +41,10 @@ class DaemonService:
         self._accepting = asyncio.Lock()
         self._ending = False
 
+    def use(self, config: Config) -> None:
+        """Take the defaults of a reloaded configuration."""
+        self._config = config
+
     @property
     def defaults(self) -> CopyOptions:
         """What the configuration says where a request says nothing."""
@@ -130,7 +134,7 @@ class DaemonService:
             pivot = next(iter(supervisor.drivers))
             raise ConflictError(f"domain {name} has an open pivot, {pivot}: cancel it or wait for it", pivot=pivot)
         if supervisor.origin == CONFIG:
-            raise ConflictError(f"domain {name} stands in the configuration: remove it there and restart pivotd")
+            raise ConflictError(f"domain {name} stands in the configuration: remove it there and reload pivotd")
         if supervisor.origin == DISCOVERED:
             raise ConflictError(f"domain {name} was discovered by its socket {supervisor.path}: it goes with that")
         await self._journal.remove_domain(name, who.uid)

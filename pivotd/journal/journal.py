@@ -111,12 +111,13 @@ class Journal:
         """
         return await self._writer.submit(changes.hand_over(before, successor, facts, changes.utc_now()))
 
+    async def added_domains(self) -> list[DomainRow]:
+        """Return the domains that were added at run time, by name. Raises: JournalError."""
+        return await self._look(changes.domains)
+
     async def read(self, pivot: str) -> Pivot:
         """Return a pivot as it is on disk now, after every change that was submitted before. Raises: JournalError."""
-        try:
-            return await asyncio.wrap_future(self._writer.call(lambda connection: changes.pivot(connection, pivot)))
-        except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
-            raise on_read(error, self.path) from error
+        return await self._look(lambda connection: changes.pivot(connection, pivot))
 
     async def note(
         self, event: str, facts: JsonObject, *, domain: str | None = None, pivot: str | None = None
@@ -195,6 +196,12 @@ class Journal:
             self._close_index()
             lock.release(self._lock)
             self._lock = -1
+
+    async def _look(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await asyncio.wrap_future(self._writer.call(function))
+        except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
+            raise on_read(error, self.path) from error
 
     def _start_up(self, function: Callable[[sqlite3.Connection], T]) -> T:
         try:
