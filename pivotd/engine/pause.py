@@ -67,7 +67,8 @@ class Pause(Ledger):
         """Note whether the name of each destination still leads to its file; a pause may have outlived its process."""
         destinations = [disk.destination for disk in self.pivot.disks]
         with contextlib.suppress(TimeoutError):
-            self._memory.lost = await in_thread(timeout_s, lost, destinations)
+            names = [image.filename for image in destinations]
+            self._memory.lost = await in_thread(timeout_s, lost, destinations, paths=names)
 
     async def _slow(self, session: Session, slow: Slow) -> None:
         """Slow the guest's writes; what was there before is on disk before anything is changed."""

@@ -91,7 +91,8 @@ class Recording(Pause):
             if known is not None:
                 found.append(disk)
                 continue
+            name = disk.destination.filename
             with contextlib.suppress(TimeoutError):
-                known = await in_thread(limits.FILE_TIMEOUT_S, file_id, disk.destination.filename)
+                known = await in_thread(limits.FILE_TIMEOUT_S, file_id, name, paths=[name])
             found.append(replace(disk, destination=replace(disk.destination, file_id=known)))
         return tuple(found)
