@@ -67,8 +67,10 @@ FILE_TIMEOUT_S = 5.0
 OTHERS_FILE_TIMEOUT_S = 0.5
 """For the images of other pivots: a request does not wait for storage that it has nothing to do with."""
 PATH_THREADS_MAX = 4
+MOUNT_THREADS_MAX = 16
 THREADS_MAX = 64
-"""Calls that storage may hold up, at once for one path and over all: a thread that hangs cannot be ended."""
+"""Calls that storage may hold up, at once for one path and over all: a thread that hangs cannot be ended. One file
+system that hangs may not have them all, so that those beside it can still be looked at."""
 CONVERGE_CHECK_S = 0.1
 CONVERGE_PATIENCE_S = 2.0
 """How long a backlog may stay large before the mirror is told to copy each guest write at once."""
@@ -125,5 +127,5 @@ REQUEST_ID_LENGTH_MAX = 128
 
 assert RECONNECT_FIRST_S < RECONNECT_MAX_S
 assert PAUSE_MS_MIN <= PAUSE_MS_MAX_DEFAULT <= PAUSE_MS_LIMIT
-assert 0 < PATH_THREADS_MAX < THREADS_MAX
+assert 0 < PATH_THREADS_MAX < MOUNT_THREADS_MAX < THREADS_MAX
 assert QUERY_TIMEOUT_S < COMMAND_TIMEOUT_S

@@ -7,12 +7,15 @@ call has come back, and whoever asks for one is told at once.
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 from pivotd import limits
@@ -93,10 +96,29 @@ def _refusal(call: _Call) -> str | None:
     silent = [path for other in hanging for path in other.held_by if path in call.paths]
     if silent:
         return f"the storage of {_named(silent)} does not answer"
+    held = [path for other in sorted(hanging, key=lambda other: other.started_s) for path in other.held_by]
+    if len(hanging) >= limits.MOUNT_THREADS_MAX:
+        mounts = _mounts()
+        own = {_mount(path, mounts) for path in call.paths}
+        same = [path for path in held if _mount(path, mounts) in own]
+        if len(same) >= limits.MOUNT_THREADS_MAX:
+            return f"the storage of {_named(same)} does not answer, and {_named(call.paths)} is on the same"
     if len(hanging) >= limits.THREADS_MAX:
-        held = [path for other in sorted(hanging, key=lambda other: other.started_s) for path in other.held_by]
         return f"the storage of {_named(held)} does not answer; no thread is left to look at {_named(call.paths)}"
     return None
+
+
+def _mounts() -> list[str]:
+    """Return the mount points of this host, without a look at any of them. Source: proc(5), mountinfo."""
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    return [os.fsdecode(re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), line.split()[4])) for line in lines]
+
+
+def _mount(path: str, mounts: Sequence[str]) -> str:
+    """Return where the file system of a path is mounted; what is in /dev are devices, each a storage of its own."""
+    if path.startswith("/dev/"):
+        return path
+    return max((mount for mount in mounts if f"{path}/".startswith(f"{mount.rstrip('/')}/")), key=len, default=path)
 
 
 def _has_room(call: _Call) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
 from pivotd import limits
 from pivotd.host import threads
 from pivotd.host.threads import in_thread
+from tests.support.hung_storage import HungStorage
 
 SHORT_S = 0.05
 
@@ -85,10 +88,26 @@ async def test_a_bound_over_all(storage: Storage, monkeypatch: pytest.MonkeyPatc
     """Whatever the paths are; the line says which storage it is that holds them."""
     monkeypatch.setattr(limits, "THREADS_MAX", 3)
     for number in range(3):
-        await hang(storage, f"/nfs{number}/a")
-    with pytest.raises(TimeoutError, match=r"^the storage of /nfs0/a and 2 others does not answer; .*/well"):
+        await hang(storage, f"/dev/nbd{number}")
+    with pytest.raises(TimeoutError, match=r"^the storage of /dev/nbd0 and 2 others does not answer; .*/well"):
         await in_thread(60, storage.look, paths=["/well"])
     assert storage.entered == 3
+
+
+async def test_a_file_system_that_hangs_leaves_threads_for_the_others(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """However many images are on it."""
+    hung, well = tmp_path / "hung", tmp_path / "well"
+    hung.mkdir()
+    well.touch()
+    with HungStorage(hung):
+        looks = [str(hung / f"{number}.qcow2") for number in range(limits.THREADS_MAX + 1)]
+        for path in looks:
+            with pytest.raises(TimeoutError, match=str(hung)):
+                await in_thread(SHORT_S, os.stat, path, paths=[path])
+        assert threads.running() == limits.MOUNT_THREADS_MAX
+        assert (await in_thread(60, os.stat, str(well), paths=[str(well)])).st_size == 0
 
 
 async def test_a_path_is_free_again_once_its_storage_has_answered(storage: Storage):
