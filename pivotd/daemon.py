@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pivotd import __version__, limits, log, sd
-from pivotd.app.registry import CONFIG, RUNTIME, Host
+from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.config import Config, load
 from pivotd.core.pivot import Pivot
 from pivotd.engine.converge import Converger
@@ -120,8 +120,10 @@ class Daemon:
             host = group.create_task(self._host.run(), name="host")
             watchdog = group.create_task(self._watchdog(), name="watchdog")
             await self._host.started()
-            self._add_domains()
+            others = self._add_open_domains()
             await self._recover()
+            await self._host.add_all(others)
+            await self._host.discover(self._config.discover)
             await self._serve()
             sd.notify("STOPPING=1", "STATUS=finishing pauses that are open")
             self._host.end()
@@ -129,19 +131,17 @@ class Daemon:
             watchdog.cancel()
         await self._journal.close()
 
-    def _add_domains(self) -> None:
-        """Domains with open pivots first: their guests may be waiting."""
+    def _add_open_domains(self) -> dict[str, tuple[str, str]]:
+        """Supervise the domains with open pivots, whose guests may be waiting; return path and origin of the others."""
         open_pivots: defaultdict[str, list[Pivot]] = defaultdict(list)
         for pivot in self._journal.open_pivots():
             open_pivots[pivot.domain].append(pivot)
-        known = {row.name: (row.qmp_path, RUNTIME) for row in self._journal.domains()}
-        known |= {name: (str(path), CONFIG) for name, path in self._config.domains.items()}
+        known = {name: (str(path), CONFIG) for name, path in self._config.domains.items()}
+        known |= {row.name: (row.qmp_path, RUNTIME) for row in self._journal.domains() if row.name not in known}
         for name, pivots in open_pivots.items():
-            path, origin = known.pop(name, (pivots[-1].qmp, RUNTIME))
+            path, origin = known.pop(name, (pivots[-1].qmp, DISCOVERED))
             self._host.add(name, path, origin, pivots)
-        for name, (path, origin) in known.items():
-            self._host.add(name, path, origin)
-        self._host.discover(self._config.discover)
+        return known
 
     async def _recover(self) -> None:
         """Wait until every open pivot was looked at; tell systemd that this may take its time."""
@@ -185,7 +185,7 @@ class Daemon:
     async def _discover(self, reloader: Any) -> None:
         while True:
             await asyncio.sleep(DISCOVER_INTERVAL_S)
-            self._host.discover(reloader.config.discover)
+            await self._host.discover(reloader.config.discover)
 
     async def _watchdog(self) -> None:
         """Tell systemd that the event loop turns and the journal is written; else it kills and starts us again."""

@@ -14,6 +14,10 @@ UNSENT_BYTES_MAX = 1 << 20
 """Commands waiting for a QEMU that does not read; beyond this no more are taken. One burst has a few KiB."""
 JOB_NAME_BYTES_MAX = 256
 """Longer job ids in events are nobody's of ours."""
+PLANNING_PATIENCE_S = 10.0
+"""A request waits so long for its turn at a domain; two that wait for a QEMU that hangs take about that."""
+DRIVER_STARTS_S = 1.0
+"""An open pivot without a driver for so long is reported; a driver starts within milliseconds of the record."""
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 5.0
 """Back-off of reconnecting to a monitor; 200 dead domains then cost 40 connects per second at most."""
@@ -55,6 +59,13 @@ ROLLBACK_TIMEOUT_S = 5.0
 """A reverse mirror copies nothing: 2-9 ms measured."""
 FILE_TIMEOUT_S = 5.0
 """stat() answers in microseconds unless the file system hangs."""
+OTHERS_FILE_TIMEOUT_S = 0.5
+"""For the images of other pivots: a request does not wait for storage that it has nothing to do with."""
+PATH_THREADS_MAX = 4
+MOUNT_THREADS_MAX = 16
+THREADS_MAX = 64
+"""Calls that storage may hold up, at once for one path and over all: a thread that hangs cannot be ended. One file
+system that hangs may not have them all, so that those beside it can still be looked at."""
 CONVERGE_CHECK_S = 0.1
 CONVERGE_PATIENCE_S = 2.0
 """How long a backlog may stay large before the mirror is told to copy each guest write at once."""
@@ -130,4 +141,5 @@ REQUEST_ID_LENGTH_MAX = 128
 
 assert RECONNECT_FIRST_S < RECONNECT_MAX_S
 assert PAUSE_MS_MIN <= PAUSE_MS_MAX_DEFAULT <= PAUSE_MS_LIMIT
+assert 0 < PATH_THREADS_MAX < MOUNT_THREADS_MAX < THREADS_MAX
 assert QUERY_TIMEOUT_S < COMMAND_TIMEOUT_S

@@ -34,7 +34,8 @@ class DomainView:
     """One domain as pivotd sees it now.
 
     ``connection`` is ``connected``, ``connecting``, ``unreachable`` or ``refused`` (QEMU too old); ``detail`` is one
-    sentence where it is not ``connected``. ``uptime_s`` is the age of the QEMU process, None where /proc hides it.
+    sentence where it is not ``connected``, or where a pivot of it fails again and again. ``uptime_s`` is the age of the
+    QEMU process, None where /proc hides it.
     """
 
     name: str

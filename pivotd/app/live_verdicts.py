@@ -45,10 +45,12 @@ class LiveVerdicts:
             return [v for _, v in chosen]
         try:
             named = await in_thread(
-                limits.FILE_TIMEOUT_S, lambda: [_names_image(v, self._last.get(key), image) for key, v in chosen]
+                limits.FILE_TIMEOUT_S,
+                lambda: [_names_image(v, self._last.get(key), image) for key, v in chosen],
+                paths=[image],
             )
-        except TimeoutError:
-            raise ConflictError(f"the storage of {image} does not answer: ask by domain and disk instead") from None
+        except TimeoutError as error:
+            raise ConflictError(f"{error}: ask by domain and disk instead") from None
         return [v for (_, v), wanted in zip(chosen, named, strict=True) if wanted]
 
     async def _check_domain(self, name: str, session: Session) -> None:
@@ -64,7 +66,7 @@ class LiveVerdicts:
             live = verdict.Live(await image_path(disk.filename, session), disk.format)
             self._found[key] = verdict.without_pivot(*key, live)
         else:
-            live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session)
+            live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=[disk.filename])
             self._found[key] = verdict.check(self._found[key], live, decided=is_decided(moved[0]))
             if live.same_qemu:
                 self._confirmed.add(key)
@@ -72,8 +74,9 @@ class LiveVerdicts:
 
 async def image_path(filename: str, session: Session) -> str:
     """Return the absolute path of an image; as QEMU writes it where the storage does not answer."""
+    directory = process.working_directory(session.pid)
     try:
-        file = await in_thread(limits.FILE_TIMEOUT_S, files.resolve, filename, process.working_directory(session.pid))
+        file = await in_thread(limits.FILE_TIMEOUT_S, files.resolve, filename, directory, paths=[filename])
     except TimeoutError:
         return filename
     return file.path or filename

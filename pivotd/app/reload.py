@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,7 +104,7 @@ class Reloader:
                 new = await asyncio.to_thread(load, self.path)
                 added = await self.journal.added_domains()
                 found = frozenset(await asyncio.to_thread(_matching, new))
-                told = self._apply(new, {row.name: row.qmp_path for row in added}, found)
+                told = await self._change(new, {row.name: row.qmp_path for row in added}, found)
             except PivotdError as error:
                 logger.warning("daemon.reload-refused", reason=error.message)
                 self._status(f"; reload refused: {error.message}")
@@ -122,10 +122,29 @@ class Reloader:
     def _status(self, more: str = "") -> None:
         sd.notify(f"STATUS=supervising {len(self.host.supervisors)} domains{more}")
 
-    def _apply(self, new: Config, added: Mapping[str, str], found: frozenset[str]) -> list[str]:
+    async def _change(self, new: Config, added: Mapping[str, str], found: frozenset[str]) -> list[str]:
+        """Take another configuration under the locks of the domains that it changes. Raises: PivotdError."""
+        old = self.config.domains
+        async with AsyncExitStack() as locks:
+            for name in sorted(
+                name for name in old.keys() | new.domains.keys() if old.get(name) != new.domains.get(name)
+            ):
+                await locks.enter_async_context(self.host.lock(name))
+            wanted = {name: path for name, (path, _) in self._changes(new, added, found).add.items()}
+            owners = await locks.enter_async_context(self.host.claim(wanted))
+            changes = self._changes(new, added, found)
+            changes.obstacles += [
+                f"{path} belongs to domain {owners[name]} already, by whatever name: remove that first"
+                for name, (path, _) in changes.add.items()
+                if name in owners and owners[name] not in changes.remove and not changes.obstacles
+            ]
+            told = self._apply(new, changes)
+        await self.host.discover(new.discover)
+        return told
+
+    def _apply(self, new: Config, changes: _Changes) -> list[str]:
         """Check and change in one turn of the loop: no request comes between. Raises: ConflictError."""
         old = self.config
-        changes = self._changes(new, added, found)
         for key in ("state_dir", "socket"):
             if getattr(new, key) != getattr(old, key):
                 stays = f"{key} stays {getattr(old, key)} while pivotd runs: restart it for {getattr(new, key)}"
@@ -141,7 +160,6 @@ class Reloader:
         self.access.operators, self.access.readers = new.access.operators, new.access.readers
         self.service.use(new)
         self.config = new
-        self.host.discover(new.discover)
         return [key for key in ("access", "pause", "discover") if getattr(new, key) != getattr(old, key)] + changes.told
 
     def _changes(self, new: Config, added: Mapping[str, str], found: frozenset[str]) -> _Changes:

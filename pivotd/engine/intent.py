@@ -55,7 +55,8 @@ async def look_for_destinations(state: DriverState, timeout_s: float) -> None:
     """Remember whether the name of each destination still leads to its file."""
     destinations = [disk.destination for disk in state.pivot.disks]
     with contextlib.suppress(TimeoutError):
-        state.remember(lost=await in_thread(timeout_s, lost, destinations))
+        names = [image.filename for image in destinations]
+        state.remember(lost=await in_thread(timeout_s, lost, destinations, paths=names))
 
 
 async def _record_intent(state: DriverState, session: Session, ready: Converged) -> Observation | None:

@@ -82,6 +82,7 @@ async def _with_file_ids(state: DriverState) -> tuple[PivotDisk, ...]:
         known = disk.destination.file_id  # of an image that was there when the pivot was planned
         if known is None:
             with contextlib.suppress(TimeoutError):
-                known = await in_thread(limits.FILE_TIMEOUT_S, file_id, disk.destination.filename)
+                name = disk.destination.filename
+                known = await in_thread(limits.FILE_TIMEOUT_S, file_id, name, paths=[name])
         found.append(replace(disk, destination=replace(disk.destination, file_id=known)))
     return tuple(found)

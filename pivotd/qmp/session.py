@@ -158,9 +158,12 @@ class Session:
                 "began, still lives",
             )
         try:
-            users = await in_thread(limits.FILE_TIMEOUT_S, self._uses, pivot, replies.disks(block))
-        except TimeoutError:
-            return Observation(Qemu.SILENT, detail="another QEMU answers, and the storage of an image does not")
+            shown = replies.disks(block)
+            paths = [disk.filename for disk in shown.values()]
+            paths += [image.filename for disk in pivot.disks for image in (disk.source, disk.destination)]
+            users = await in_thread(limits.FILE_TIMEOUT_S, self._uses, pivot, shown, paths=paths)
+        except TimeoutError as error:
+            return Observation(Qemu.SILENT, detail=f"another QEMU answers, but {error}")
         return replace(seen, qemu=Qemu.REPLACED, uses_source=users[0], uses_destination=users[1])
 
     def _same_process(self, pivot: Pivot) -> bool:

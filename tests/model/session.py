@@ -197,7 +197,7 @@ class _NoLoop:
         return ModelFuture()
 
 
-async def _at_once(_timeout_s: float, function: Callable[..., Any], *args: Any) -> Any:
+async def _at_once(_timeout_s: float, function: Callable[..., Any], *args: Any, **_paths: Any) -> Any:
     return function(*args)
 
 

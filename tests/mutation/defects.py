@@ -219,7 +219,7 @@ JUDGEMENT = (
         TABLE, of_table("every_state"),
     ),
     Defect(
-        "a retry with other disks passes for the same", "G7", "pivotd/app/service.py",
+        "a retry with other disks passes for the same", "G7", "pivotd/app/start.py",
         "    if not same or not all(disk is not None and _same_target(request.kind, disk, t) for disk, t in asked):\n",
         "    if not same:\n",
         "API", ("tests/api/test_api.py", "-k", "used_request_id"),
