@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ONLY_READ = {
     "pivotd/planning/adopting.py": "which kind a job of somebody else is",
     "pivotd/qmp/bitmaps.py": "bitmaps of the layers between",
-    "pivotd/app/service.py": "what is left out of a repeated request means something",
+    "pivotd/app/start.py": "what is left out of a repeated request means something",
 }
 """Files that name a kind and need no line for a new one, with the reason."""
 
