@@ -11,16 +11,17 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from pivotd import limits
 from pivotd.api import problems
 from pivotd.api.models import AdoptBody, BandwidthBody, Body, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
 from pivotd.api.ports import Service
+from pivotd.api.streams import Streams
 from pivotd.core.pivot import Record
 from pivotd.core.request import Requester
 from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
-from pivotd.errors import BadRequestError, ConflictError, TooLargeError
+from pivotd.errors import BadRequestError, TooLargeError
 
 T = TypeVar("T")
 HEARTBEAT_S = 15.0
@@ -29,6 +30,20 @@ SEND_TIMEOUT_S = 30.0
 
 class EventStream(StreamingResponse):
     """A stream whose reader is cut off if it does not read; it resumes by its last id."""
+
+    def __init__(self, call: Call, after: int) -> None:
+        """Raises: ConflictError: there are too many."""
+        call.streams.enter(call.who.uid, operator=call.operator)
+        self._call = call
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(_stream(call, after), media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and give its place back whatever happens."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._call.streams.leave(self._call.who.uid)
 
     async def stream_response(self, send: Send) -> None:
         """Send until the stream ends, the reader leaves, or it lets SEND_TIMEOUT_S pass."""
@@ -41,13 +56,6 @@ class EventStream(StreamingResponse):
             await super().stream_response(bounded)
 
 
-@dataclass(slots=True)
-class Streams:
-    """How many event streams are open."""
-
-    open: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Call:
     """Who calls, and what serves them."""
@@ -57,6 +65,8 @@ class Call:
     streams: Streams
     document: bytes
     """The OpenAPI document."""
+    operator: bool
+    """Whether the caller may change things."""
 
 
 def _json(value: Any, status: int = 200, **headers: str) -> Response:
@@ -257,15 +267,11 @@ async def events(call: Call, request: Request) -> Response:
     if not stream:
         limit = int(_number(request, "limit", 100, limits.EVENTS_PAGE_MAX))
         return _json([record_to_json(record) for record in await call.service.events_page(after, limit)])
-    if call.streams.open >= limits.STREAMS_MAX:
-        raise ConflictError(f"{limits.STREAMS_MAX} event streams are open already: close one first")
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventStream(_stream(call, after), media_type="text/event-stream", headers=headers)
+    return EventStream(call, after)
 
 
 async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
     """Yield events as they become durable. A client that does not read stops this, not the daemon: it pulls pages."""
-    call.streams.open += 1
     source = call.service.events(after)
     following: asyncio.Task[Record] | None = None
     try:
@@ -285,6 +291,5 @@ async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
             data = problems.encode(record_to_json(record)).decode()
             yield f"id: {record.seq}\nevent: {record.event}\ndata: {data}\n\n".encode()
     finally:
-        call.streams.open -= 1
         if following is not None:
             following.cancel()
