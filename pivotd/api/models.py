@@ -171,10 +171,13 @@ class CommitBody(Body, forbid_unknown_fields=True, kw_only=True):
 
 
 class PullBody(Body, forbid_unknown_fields=True, kw_only=True):
-    """A pull of what lies below into the active images; nothing is switched."""
+    """A pull of what lies below into the active images: nothing is switched, but the guest is paused for the merge."""
 
     disks: Annotated[list[PullDisk], msgspec.Meta(min_length=1, max_length=DISKS_MAX)]
     bandwidth_bytes_per_s: Bandwidth = 0
+    max_pause_ms: Pause | None = None
+    attempts: Attempts | None = None
+    pivot: bool = True
 
     kind = Kind.PULL
 

@@ -66,8 +66,9 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
 def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, top: str | None, **options: Any) -> None:
     """Write the layers of each DISK of DOMAIN, from --top down, into --base, which replaces them.
 
-    With the active layer among them the guest moves to the base: that is a switch, with a pause, all disks or none.
-    Without it the guest is not paused. The committed images stay where they are, and are stale.
+    With the active layer among them the guest moves to the base: that is a switch, all disks or none. Without it the
+    guest stays on its image. Either way the guest is paused at the end, for at most --max-pause. The committed images
+    stay where they are, and are stale.
 
     The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
     run again after any failure.
@@ -84,12 +85,15 @@ def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, t
 @click.argument("disks", metavar="DISK...", nargs=-1, required=True)
 @click.option("--base", type=AbsolutePath(), metavar="IMAGE", help="The layer that stays below.  [default: none]")
 @starting.bandwidth
+@starting.pausing
+@starting.holding
 @starting.common
 @pass_app
 def pull(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, **options: Any) -> None:
     """Copy what lies below the active image of each DISK of DOMAIN into it, so that it needs those layers no more.
 
-    The guest stays on the same image and is not paused.
+    The guest stays on the same image. It is paused at the end, while QEMU writes the image's tables to disk and takes
+    the layers out of the chain, for at most --max-pause.
 
     The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
     run again after any failure.
