@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,12 +15,22 @@ from starlette.types import Message, Receive, Scope, Send
 
 from pivotd import limits
 from pivotd.api import problems
-from pivotd.api.models import AdoptBody, BandwidthBody, Body, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
+from pivotd.api.models import pivot_request
 from pivotd.api.ports import Service
 from pivotd.api.streams import Streams
+from pivotd.client.requests import (
+    AdoptRequest,
+    BandwidthRequest,
+    CommitRequest,
+    CopyRequest,
+    DomainRequest,
+    NewPivot,
+    PullRequest,
+    SnapshotRequest,
+)
 from pivotd.core.pivot import Record
 from pivotd.core.request import Requester
-from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
+from pivotd.core.shapes import Pivot, PivotWithRecords
 from pivotd.errors import BadRequestError, TooLargeError
 
 T = TypeVar("T")
@@ -116,19 +126,19 @@ async def openapi(call: Call, request: Request) -> Response:
 
 async def domains(call: Call, request: Request) -> Response:
     """All domains."""
-    return _json([asdict(view) for view in await call.service.domains()])
+    return _json(await call.service.domains())
 
 
 async def domain(call: Call, request: Request) -> Response:
     """One domain."""
-    return _json(asdict(await call.service.domain(request.path_params["domain"])))
+    return _json(await call.service.domain(request.path_params["domain"]))
 
 
 async def add_domain(call: Call, request: Request) -> Response:
     """Add a domain."""
-    body = await _body(request, DomainBody)
+    body = await _body(request, DomainRequest)
     view = await call.service.add_domain(body.name, body.qmp, call.who)
-    return _json(asdict(view), 201, Location=f"/v1/domains/{view.name}")
+    return _json(view, 201, Location=f"/v1/domains/{view.name}")
 
 
 async def remove_domain(call: Call, request: Request) -> Response:
@@ -139,41 +149,41 @@ async def remove_domain(call: Call, request: Request) -> Response:
 
 async def disks(call: Call, request: Request) -> Response:
     """The disks of a domain."""
-    return _json([asdict(view) for view in await call.service.disks(request.path_params["domain"])])
+    return _json(await call.service.disks(request.path_params["domain"]))
 
 
-async def _start(call: Call, request: Request, model: type[Body]) -> Response:
+async def _start(call: Call, request: Request, model: type[NewPivot]) -> Response:
     """Start a pivot; the answer comes once the request is durable."""
     body = await _body(request, model)
     key = request.headers.get("Idempotency-Key")
-    wish = body.request(request.path_params["domain"], key, call.service.defaults)
+    wish = pivot_request(body, request.path_params["domain"], key, call.service.defaults)
     pivot = await call.service.start(wish, call.who)
-    return _json(pivot_to_json(pivot), 202, Location=f"/v1/pivots/{pivot.id}")
+    return _json(Pivot.of(pivot), 202, Location=f"/v1/pivots/{pivot.id}")
 
 
 async def copy(call: Call, request: Request) -> Response:
     """Copy disks and switch them."""
-    return await _start(call, request, CopyBody)
+    return await _start(call, request, CopyRequest)
 
 
 async def commit(call: Call, request: Request) -> Response:
     """Commit layers of disks."""
-    return await _start(call, request, CommitBody)
+    return await _start(call, request, CommitRequest)
 
 
 async def pull(call: Call, request: Request) -> Response:
     """Pull layers into the active images."""
-    return await _start(call, request, PullBody)
+    return await _start(call, request, PullRequest)
 
 
 async def snapshot(call: Call, request: Request) -> Response:
     """Put overlays on disks."""
-    return await _start(call, request, SnapshotBody)
+    return await _start(call, request, SnapshotRequest)
 
 
 async def adopt(call: Call, request: Request) -> Response:
     """Take over block jobs of somebody else."""
-    return await _start(call, request, AdoptBody)
+    return await _start(call, request, AdoptRequest)
 
 
 async def pivots(call: Call, request: Request) -> Response:
@@ -182,44 +192,44 @@ async def pivots(call: Call, request: Request) -> Response:
     if open_only not in {"true", "false"}:
         raise BadRequestError(f"open={open_only[:40]}: expected true or false")
     found = await call.service.pivots(request.query_params.get("domain"), open_only=open_only == "true")
-    return _json([pivot_to_json(pivot) for pivot in found])
+    return _json([Pivot.of(pivot) for pivot in found])
 
 
 async def pivot(call: Call, request: Request) -> Response:
     """One pivot with its records."""
     found = await call.service.pivot(request.path_params["pivot"])
-    return _json(pivot_to_json(found, await call.service.records(found.id)))
+    return _json(PivotWithRecords.of(found, records=tuple(await call.service.records(found.id))))
 
 
 async def complete(call: Call, request: Request) -> Response:
     """Switch a pivot that waits."""
     found = await call.service.complete(request.path_params["pivot"], call.who)
-    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(Pivot.of(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def cancel(call: Call, request: Request) -> Response:
     """Keep the source."""
     found = await call.service.cancel(request.path_params["pivot"], call.who)
-    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(Pivot.of(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def bandwidth(call: Call, request: Request) -> Response:
     """Change how fast a pivot copies."""
-    body = await _body(request, BandwidthBody)
+    body = await _body(request, BandwidthRequest)
     found = await call.service.set_bandwidth(request.path_params["pivot"], body.bandwidth_bytes_per_s, call.who)
-    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(Pivot.of(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def undo(call: Call, request: Request) -> Response:
     """Return to the old images."""
     found = await call.service.undo(request.path_params["pivot"], call.who)
-    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(Pivot.of(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def release(call: Call, request: Request) -> Response:
     """End the undo window."""
     found = await call.service.release(request.path_params["pivot"], call.who)
-    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(Pivot.of(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def wait(call: Call, request: Request) -> Response:
@@ -231,7 +241,7 @@ async def wait(call: Call, request: Request) -> Response:
         await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             return Response(status_code=204)  # nobody is there to read it
-        return _json(pivot_to_json(waiting.result()))
+        return _json(Pivot.of(waiting.result()))
     finally:
         waiting.cancel()
         leaving.cancel()
@@ -246,15 +256,14 @@ async def _gone(request: Request) -> None:
 async def progress(call: Call, request: Request) -> Response:
     """How far an open pivot is; null for a closed one."""
     found = await call.service.pivot(request.path_params["pivot"])
-    now = call.service.progress(found.id)
-    return _json(None if now is None else asdict(now))
+    return _json(call.service.progress(found.id))
 
 
 async def verdicts(call: Call, request: Request) -> Response:
     """Which image holds the data."""
     query = request.query_params
     found = await call.service.verdicts(query.get("domain"), query.get("disk"), query.get("image"))
-    return _json([verdict_to_json(verdict) for verdict in found])
+    return _json(found)
 
 
 async def events(call: Call, request: Request) -> Response:
@@ -266,7 +275,7 @@ async def events(call: Call, request: Request) -> Response:
     after = int(last) if last is not None else int(_number(request, "after", 0, 2**53))
     if not stream:
         limit = int(_number(request, "limit", 100, limits.EVENTS_PAGE_MAX))
-        return _json([record_to_json(record) for record in await call.service.events_page(after, limit)])
+        return _json(await call.service.events_page(after, limit))
     return EventStream(call, after)
 
 
@@ -288,7 +297,7 @@ async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
                 return
             finally:
                 following = None
-            data = problems.encode(record_to_json(record)).decode()
+            data = problems.encode(record).decode()
             yield f"id: {record.seq}\nevent: {record.event}\ndata: {data}\n\n".encode()
     finally:
         if following is not None:

@@ -12,7 +12,7 @@ from typing import Any
 from ulid import ULID
 
 from pivotd import __version__, limits
-from pivotd.api.ports import DiskView, DomainView, JobView, PivotRequest, Progress
+from pivotd.api.ports import PivotRequest
 from pivotd.app.live_verdicts import LiveVerdicts, image_path
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.config import Config
@@ -20,6 +20,7 @@ from pivotd.core import nbd, verdict
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk, Record
 from pivotd.core.request import CopyOptions, Kind, Requester, Target
+from pivotd.core.shapes import DiskView, DomainsHealth, DomainView, Health, JobView, JournalHealth, Progress
 from pivotd.core.undo import Undo, request_id
 from pivotd.core.verdict import Verdict
 from pivotd.engine.driver import Driver
@@ -402,26 +403,22 @@ class DaemonService:
             raise NotFoundError(f"no disk uses or used {image}", image=image)
         return result
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> Health:
         """Return what a monitoring system asks for."""
         supervisors = self._host.supervisors.values()
-        silent = [s.name for s in supervisors if s.session is None and s.drivers]
+        silent = tuple(s.name for s in supervisors if s.session is None and s.drivers)
         healthy = self._journal.healthy and not silent
-        return {
-            "status": "ok" if healthy else "degraded",
-            "version": __version__,
-            "journal": {
-                "path": str(self._journal.path),
-                "healthy": self._journal.healthy,
-                "last_seq": self._journal.last_seq,
-            },
-            "domains": {
-                "total": len(self._host.supervisors),
-                "connected": sum(s.session is not None for s in supervisors),
-                "with_open_pivots": sum(bool(s.drivers) for s in supervisors),
-                "silent_with_open_pivots": silent,
-            },
-        }
+        return Health(
+            status="ok" if healthy else "degraded",
+            version=__version__,
+            journal=JournalHealth(str(self._journal.path), self._journal.healthy, self._journal.last_seq),
+            domains=DomainsHealth(
+                total=len(self._host.supervisors),
+                connected=sum(s.session is not None for s in supervisors),
+                with_open_pivots=sum(bool(s.drivers) for s in supervisors),
+                silent_with_open_pivots=silent,
+            ),
+        )
 
 
 def _same_request(known: Pivot, request: PivotRequest) -> Pivot:

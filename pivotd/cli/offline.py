@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from pivotd.cli.errors import CtlError
 from pivotd.core import verdict
-from pivotd.core.pivot import Pivot
-from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
+from pivotd.core.pivot import Pivot as Known
+from pivotd.core.pivot import Record
+from pivotd.core.shapes import DomainView, Pivot, PivotWithRecords
 from pivotd.core.verdict import Verdict
+from pivotd.errors import NotFoundError
 from pivotd.host import files
 from pivotd.journal.reader import Reader
 
-JsonObject = dict[str, Any]
+UNSEEN = "read from the journal alone"
 
 
 class OfflineJournal:
-    """Implements app.Reads. Raises from every method: CtlError, JournalError and its subclasses."""
+    """Implements context.Reads. Raises from every method: NotFoundError, JournalError and its subclasses."""
 
     def __init__(self, state_dir: str) -> None:
         self.path = state_dir
@@ -29,27 +30,33 @@ class OfflineJournal:
         """Remove the private copy, if one was made."""
         self._reader.close()
 
-    def domains(self) -> list[JsonObject]:
+    def domains(self) -> list[DomainView]:
         """Return the domains added at run time, and those that have pivots."""
-        rows = {row.name: _domain(row.name, row.qmp_path, "runtime") for row in self._reader.domains()}
+        known: dict[str, tuple[str, str | None]] = {
+            row.name: (row.qmp_path, "runtime") for row in self._reader.domains()
+        }
+        open_pivots: defaultdict[str, list[str]] = defaultdict(list)
         for pivot in self._reader.disk_history():
-            row = rows.setdefault(pivot.domain, _domain(pivot.domain, pivot.qmp, None))
+            known.setdefault(pivot.domain, (pivot.qmp, None))
             if not pivot.closed_at:
-                row["open_pivots"].append(pivot.id)
-        return [rows[name] for name in sorted(rows)]
+                open_pivots[pivot.domain].append(pivot.id)
+        return [
+            DomainView(name, qmp, origin, None, UNSEEN, open_pivots=tuple(open_pivots[name]))
+            for name, (qmp, origin) in sorted(known.items())
+        ]
 
-    def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[JsonObject]:
+    def pivots(self, domain: str | None = None, *, open_only: bool = False, limit: int) -> list[Pivot]:
         """Return pivots, newest first."""
-        return [pivot_to_json(pivot) for pivot in self._reader.pivots(domain, open_only)]
+        return [Pivot.of(pivot) for pivot in self._reader.pivots(domain, open_only, limit)]
 
-    def pivot(self, pivot: str) -> JsonObject:
+    def pivot(self, pivot: str) -> PivotWithRecords:
         """Return one pivot with its records."""
         found = self._reader.pivot(pivot)
         if found is None:
-            raise CtlError("not-found", f"the journal in {self.path} holds no pivot {pivot}", pivot=pivot)
-        return pivot_to_json(found, self._reader.records(found.id))
+            raise NotFoundError(f"the journal in {self.path} holds no pivot {pivot}", pivot=pivot)
+        return PivotWithRecords.of(found, records=tuple(self._reader.records(found.id)))
 
-    def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[JsonObject]:
+    def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
         """Return what the journal says of the disks asked for."""
         history = self._reader.disk_history(domain, disk)
         found = [v for v in verdict.verdicts(history) if disk is None or v.disk == disk]
@@ -60,31 +67,16 @@ class OfflineJournal:
             found = [v for v in found if _names(v, history, image)]
             if not found:
                 message = f"the journal in {self.path} holds no pivot with image {image}; see `pivotctl verdict`"
-                raise CtlError("not-found", message, image=image)
+                raise NotFoundError(message, image=image)
         if domain is not None and disk is not None and not found:
             found = [_never_moved(domain, disk)]
-        return [verdict_to_json(v) for v in found]
+        return found
 
-    def events(self, after: int) -> Iterator[JsonObject]:
+    def events(self, after: int) -> Iterator[Record]:
         """Yield every record there is with seq > after."""
         while page := self._reader.events(after):
-            yield from map(record_to_json, page)
+            yield from page
             after = page[-1].seq
-
-
-def _domain(name: str, qmp: str, origin: str | None) -> JsonObject:
-    return {
-        "name": name,
-        "qmp": qmp,
-        "origin": origin,
-        "connection": None,
-        "detail": "read from the journal alone",
-        "run_state": None,
-        "qemu_version": None,
-        "pid": None,
-        "uptime_s": None,
-        "open_pivots": [],
-    }
 
 
 def _never_moved(domain: str, disk: str) -> Verdict:
@@ -93,7 +85,7 @@ def _never_moved(domain: str, disk: str) -> Verdict:
     return replace(live, image=None, format=None, reason=reason)
 
 
-def _names(found: Verdict, history: list[Pivot], image: str) -> bool:
+def _names(found: Verdict, history: list[Known], image: str) -> bool:
     """Return whether the disk's last pivot has this image on either side."""
     if found.image == image:
         return True

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pivotd import limits
-from pivotd.cli.errors import UsageError
+from pivotd.cli.complaints import UsageError
 from pivotd.core import nbd
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pivotd.cli.errors import UsageError
+from pivotd.cli.complaints import UsageError
 from pivotd.cli.values import AbsolutePath, Bandwidth, DiskImage, Milliseconds, Name, absolute
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from pivotd.cli import render
-from pivotd.cli.app import App, pass_app
+from pivotd.cli.context import App, pass_app
 from pivotd.cli.values import AbsolutePath, Name
+from pivotd.client import DomainView, JobView
 
 
 @click.group(short_help="Domains: connection, run state, QEMU, open pivots.")
@@ -33,12 +32,12 @@ def ls(app: App) -> None:
         ("DOMAIN", "CONNECTION", "RUN STATE", "QEMU", "UPTIME", "OPEN PIVOTS"),
         [
             (
-                row["name"],
-                row.get("connection"),
-                row.get("run_state"),
-                row.get("qemu_version"),
-                render.duration(row.get("uptime_s")),
-                " ".join(row.get("open_pivots") or ()),
+                row.name,
+                row.connection,
+                row.run_state,
+                row.qemu_version,
+                render.duration(row.uptime_s),
+                " ".join(row.open_pivots),
             )
             for row in found
         ],
@@ -86,25 +85,25 @@ def rm(app: App, name: str) -> None:
         print(f"domain {render.text(name)} is forgotten; its pivots stay in the journal")
 
 
-def _card(found: dict[str, Any]) -> None:
+def _card(found: DomainView) -> None:
     render.card(
-        found["name"],
+        found.name,
         (
-            ("connection", found.get("connection")),
-            ("detail", found.get("detail")),
-            ("run state", found.get("run_state")),
-            ("QEMU", found.get("qemu_version")),
-            ("pid", found.get("pid")),
-            ("uptime", render.duration(found.get("uptime_s")) if found.get("uptime_s") is not None else None),
-            ("QMP socket", found.get("qmp")),
-            ("known from", found.get("origin")),
-            ("open pivots", list(found.get("open_pivots") or ())),
-            ("others' jobs", [_job(job) for job in found.get("jobs") or ()]),
+            ("connection", found.connection),
+            ("detail", found.detail),
+            ("run state", found.run_state),
+            ("QEMU", found.qemu_version),
+            ("pid", found.pid),
+            ("uptime", None if found.uptime_s is None else render.duration(found.uptime_s)),
+            ("QMP socket", found.qmp),
+            ("known from", found.origin),
+            ("open pivots", list(found.open_pivots)),
+            ("others' jobs", [_job(job) for job in found.jobs or ()]),
         ),
     )
 
 
-def _job(job: dict[str, Any]) -> str:
-    where = f" of {job['disk']}" if job.get("disk") else ""
-    adopting = "can be adopted" if job.get("adoptable") else f"cannot be adopted: {job.get('reason')}"
-    return f"{job['id']}: {job['type']}{where}, {job['status']}; {adopting}"
+def _job(job: JobView) -> str:
+    where = f" of {job.disk}" if job.disk else ""
+    adopting = "can be adopted" if job.adoptable else f"cannot be adopted: {job.reason}"
+    return f"{job.id}: {job.type}{where}, {job.status}; {adopting}"

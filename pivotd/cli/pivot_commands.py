@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from itertools import islice
 
 import click
 
+from pivotd import limits
 from pivotd.cli import progress, render
-from pivotd.cli.app import App, pass_app
-from pivotd.cli.errors import CtlError
+from pivotd.cli.adopt_command import adopt
+from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.values import Bandwidth, Name
 from pivotd.cli.waiting import FOLLOW, wait_to_the_end
-from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN
+from pivotd.client import Phase, Pivot, PivotDisk, Record
+from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PhaseConflictError
 
 
 @click.group(short_help="Pivots: list, show, complete, cancel, undo, wait.")
@@ -24,30 +26,45 @@ def pivot() -> None:
     """
 
 
+pivot.add_command(adopt)
+
+
 @pivot.command("ls")
 @click.option("--domain", metavar="DOMAIN", type=Name(), help="Only pivots of this domain.")
 @click.option("--open", "open_only", is_flag=True, help="Only pivots that are not closed.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=limits.PIVOTS_LISTED_MAX,
+    show_default=True,
+    metavar="N",
+    help="Only the newest N.",
+)
 @pass_app
-def ls(app: App, domain: str | None, open_only: bool) -> None:
+def ls(app: App, domain: str | None, open_only: bool, limit: int) -> None:
     """List pivots, newest first."""
-    found = app.reads.pivots(domain, open_only=open_only)
+    found = list(islice(app.reads.pivots(domain, open_only=open_only, limit=limit + 1), limit + 1))
+    older = found[limit:]
+    del found[limit:]
     if render.answer(app, found):
         return
     render.table(
         ("PIVOT", "DOMAIN", "DISKS", "PHASE", "OUTCOME", "PAUSE", "CREATED"),
         [
             (
-                row["id"],
-                row["domain"],
-                " ".join(disk["disk"] for disk in row["disks"]),
-                row["phase"],
-                row["outcome"],
-                render.pause(row["pause_ms"]),
-                render.when(row["created"]),
+                row.id,
+                row.domain,
+                " ".join(disk.disk for disk in row.disks),
+                row.phase,
+                row.outcome,
+                render.pause(row.pause_ms),
+                render.when(row.created),
             )
             for row in found
         ],
     )
+    if older:
+        tell(f"there are more than {limit} pivots: see --limit")
 
 
 @pivot.command("show")
@@ -61,60 +78,60 @@ def show(app: App, pivot_id: str) -> None:
     found = app.reads.pivot(pivot_id)
     if render.answer(app, found):
         return
-    copying = app.offline is None and found["phase"] in {"copying", "ready"}
-    now = (app.client.progress(found["id"]) if copying else None) or {}
-    who = found["requested_by"]
-    tries = [f"{render.pause(p['pause_ms'])}, {p['ended']}" for p in found.get("pauses") or ()]
+    copying = app.offline is None and found.phase in {Phase.COPYING, Phase.READY}
+    now = app.client.progress(found.id) if copying else None
+    who = found.requested_by
+    tries = [f"{render.pause(each.pause_ms)}, {each.ended}" for each in found.pauses]
     render.card(
-        f"pivot {found['id']}",
+        f"pivot {found.id}",
         (
-            ("domain", found["domain"]),
-            ("kind", found["kind"]),
-            ("phase", found["phase"] + _waits_for(found)),
-            ("outcome", found["outcome"]),
-            ("error", found["error"]),
+            ("domain", found.domain),
+            ("kind", found.kind),
+            ("phase", found.phase + _waits_for(found)),
+            ("outcome", found.outcome),
+            ("error", found.error),
             ("copied", progress.copied(now)),
             ("rates", progress.rates(now)),
-            ("waits for", now.get("detail")),
-            *((f"disk {disk['disk']}", _sides(disk)) for disk in found["disks"]),
-            ("stale", [image for disk in found["disks"] for image in disk.get("stale") or ()]),
-            ("undo until", found.get("undo_until")),
+            ("waits for", now and now.detail),
+            *((f"disk {disk.disk}", _sides(disk)) for disk in found.disks),
+            ("stale", [image for disk in found.disks for image in disk.stale]),
+            ("undo until", found.undo_until),
             ("pauses", tries),
-            ("saved", _saved(found["records"])),
-            ("request id", found["request_id"]),
-            ("asked by", f"uid {who['uid']}, gid {who['gid']}, pid {who['pid']}"),
-            ("created", found["created"]),
-            ("closed", found["closed"]),
+            ("saved", _saved(found.records)),
+            ("request id", found.request_id),
+            ("asked by", f"uid {who.uid}, gid {who.gid}, pid {who.pid}"),
+            ("created", found.created),
+            ("closed", found.closed),
         ),
     )
     print("\nrecords")
-    for record in found["records"]:
-        facts = {key: value for key, value in (record.get("facts") or {}).items() if value not in (None, "", {}, [])}
-        print(f"  {record['seq']:>5}  {record['at']}  {render.text(record.get('event') or record['phase'])}")
+    for record in found.records:
+        facts = {key: value for key, value in record.facts.items() if value not in (None, "", {}, [])}
+        print(f"  {record.seq:>5}  {record.at}  {render.text(record.event)}")
         for key, value in facts.items():
             print(f"         {render.text(key)}: {render.text(value if isinstance(value, str) else json.dumps(value))}")
 
 
-def _waits_for(found: dict[str, Any]) -> str:
-    if found.get("undo_until"):
+def _waits_for(found: Pivot) -> str:
+    if found.undo_until:
         return ", can be undone"
-    return ", waits to be completed or cancelled" if found.get("hold") else ""
+    return ", waits to be completed or cancelled" if found.hold else ""
 
 
-def _saved(records: list[dict[str, Any]]) -> str | None:
+def _saved(records: tuple[Record, ...]) -> str | None:
     """Return what interruptions did not make necessary to copy again, None where there was none."""
-    facts = [record["facts"] for record in records if record.get("event") == "went-on"]
+    facts = [record.facts for record in records if record.event == "went-on"]
     if not facts:
         return None
     total = render.size(sum(fact["saved_bytes"] for fact in facts))
     return f"{total} not copied again after {len(facts)} interruption{'s' if len(facts) > 1 else ''}"
 
 
-def _sides(disk: dict[str, Any]) -> list[str]:
+def _sides(disk: PivotDisk) -> list[str]:
     return [
-        f"{disk['outcome'] or 'open'}",
-        f"source       {disk['source']} ({disk['source_format']})",
-        f"destination  {disk['destination']} ({disk['destination_format']})",
+        f"{disk.outcome or 'open'}",
+        f"source       {disk.source} ({disk.source_format})",
+        f"destination  {disk.destination} ({disk.destination_format})",
     ]
 
 
@@ -164,10 +181,10 @@ def release(app: App, pivot_id: str) -> None:
     app.status = EXIT_DONE
     if render.answer(app, found):
         return
-    if found.get("undo_until"):
-        print(f"pivot {found['id']} was asked to let the old images go, but QEMU does not answer yet")
+    if found.undo_until:
+        print(f"pivot {found.id} was asked to let the old images go, but QEMU does not answer yet")
     else:
-        print(f"pivot {found['id']}: the old images are not kept in sync any more")
+        print(f"pivot {found.id}: the old images are not kept in sync any more")
 
 
 @pivot.command("cancel")
@@ -179,18 +196,16 @@ def cancel(app: App, pivot_id: str) -> None:
     Returns once that is in the journal. A pivot that has switched already is not changed, and the exit status is 4.
     """
     found = app.client.cancel(pivot_id)
-    if found["outcome"] == "switched":
-        message = f"pivot {found['id']} had switched already; copy the disks back to return to the source"
-        raise CtlError("phase-conflict", message, pivot=found["id"])
-    app.status = EXIT_UNKNOWN if found["outcome"] in {"unknown", "split"} else EXIT_DONE
+    if found.outcome == "switched":
+        message = f"pivot {found.id} had switched already; copy the disks back to return to the source"
+        raise PhaseConflictError(message, pivot=found.id)
+    app.status = EXIT_UNKNOWN if found.outcome in {"unknown", "split"} else EXIT_DONE
     if render.answer(app, found):
         return
-    if found["phase"] in {"cancelling", "decided", "closed"}:
-        print(f"pivot {found['id']} is given up: the guest goes on with the source")
+    if found.phase in {Phase.CANCELLING, Phase.DECIDED, Phase.CLOSED}:
+        print(f"pivot {found.id} is given up: the guest goes on with the source")
     else:
-        print(
-            f"pivot {found['id']} was asked to give up, but QEMU does not answer yet; {FOLLOW.format(id=found['id'])}"
-        )
+        print(f"pivot {found.id} was asked to give up, but QEMU does not answer yet; {FOLLOW.format(id=found.id)}")
 
 
 @pivot.command("set")
@@ -205,4 +220,4 @@ def set_(app: App, pivot_id: str, bandwidth: int) -> None:
     found = app.client.set_bandwidth(pivot_id, bandwidth)
     if not render.answer(app, found):
         rate = f"at most {render.size(bandwidth)}/s" if bandwidth else "as fast as it can"
-        print(f"pivot {found['id']} copies {rate} from now on")
+        print(f"pivot {found.id} copies {rate} from now on")

@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from pivotd.cli import image_options, starting
-from pivotd.cli.app import App, pass_app
-from pivotd.cli.errors import UsageError
+from pivotd.cli.complaints import UsageError
+from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import DiskImage, Name, Seconds
+from pivotd.client import CopyDisk, CopyRequest
 
 COPY_MODES = ("auto", "background", "write-blocking")
 
@@ -48,7 +49,7 @@ EXAMPLES = (
 @starting.throttling
 @click.option("--keep-synced", is_flag=True, help="Afterwards keep the old images in sync, for `pivot undo`.")
 @click.option("--for", "keep_synced_s", type=Seconds(), metavar="TIME", help="For how long, like 1h.  [default: 1h]")
-@click.option("--resumable", is_flag=True, help="A destination that fails interrupts the copy, no more.")
+@click.option("--resumable", is_flag=True, help="A failing destination pauses the copy instead of ending it.")
 @starting.holding
 @starting.common
 @pass_app
@@ -78,7 +79,5 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     if options["keep_synced_s"] is not None and not options["keep_synced"]:
         raise UsageError("--for says how long --keep-synced lasts: give both; see `pivotctl copy --help`")
     image_format = options.pop("image_format")
-    disks = [
-        {"disk": disk, "image": image} | ({"format": image_format} if image_format else {}) for disk, image in targets
-    ]
-    starting.start(app, "copy", domain, disks, image_options.fold(options))
+    disks = [CopyDisk(disk=disk, image=image, format=image_format) for disk, image in targets]
+    starting.start(app, domain, CopyRequest, disks, image_options.fold(options))

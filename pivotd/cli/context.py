@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import click
 
-from pivotd.cli.client import Client
-from pivotd.cli.errors import UsageError
-
-JsonObject = dict[str, Any]
+from pivotd.cli.complaints import UsageError
+from pivotd.client import Client, DomainView, Pivot, PivotWithRecords, Record, Verdict
 
 
 class Reads(Protocol):
     """What can be read both from the daemon and from the journal alone."""
 
-    def domains(self) -> list[JsonObject]:
+    def domains(self) -> list[DomainView]:
         """Return every domain known."""
         ...
 
-    def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[JsonObject]:
+    def pivots(self, domain: str | None = None, *, open_only: bool = False, limit: int) -> Iterable[Pivot]:
         """Return pivots, newest first."""
         ...
 
-    def pivot(self, pivot: str) -> JsonObject:
+    def pivot(self, pivot: str) -> PivotWithRecords:
         """Return one pivot with its records."""
         ...
 
-    def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[JsonObject]:
+    def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
         """Return the verdicts asked for."""
         ...
 
-    def events(self, after: int) -> Iterator[JsonObject]:
+    def events(self, after: int) -> Iterator[Record]:
         """Yield every record there is with seq > after."""
         ...
+
+
+def tell(message: str) -> None:
+    """Say one thing that is no answer."""
+    if sys.stderr is not None:
+        print(f"pivotctl: {message}", file=sys.stderr, flush=True)
 
 
 @dataclass(slots=True)
@@ -56,7 +61,7 @@ class App:
         if self.offline is not None:
             command = click.get_current_context().command_path.partition(" ")[2]
             raise UsageError(f"`{command}` needs the daemon: leave --offline out", command=command)
-        return Client(self.socket)
+        return Client(self.socket, tell=tell)
 
     @property
     def reads(self) -> Reads:

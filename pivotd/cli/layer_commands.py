@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from pivotd.cli import image_options, starting
-from pivotd.cli.app import App, pass_app
+from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import AbsolutePath, DiskImage, Name
+from pivotd.client import CommitDisk, CommitRequest, PullDisk, PullRequest, SnapshotDisk, SnapshotRequest
 
 SNAPSHOT_EXAMPLES = (
     "pivotctl snapshot web1 disk0=/images/web1-monday.qcow2",
@@ -46,8 +47,8 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
     """
     for index, what in ((0, "disk"), (1, "overlay")):
         starting.check_twice(what, [target[index] for target in targets], "snapshot")
-    disks = [{"disk": disk, "image": image} for disk, image in targets]
-    starting.start(app, "snapshot", domain, disks, image_options.fold(options))
+    disks = [SnapshotDisk(disk=disk, image=image) for disk, image in targets]
+    starting.start(app, domain, SnapshotRequest, disks, image_options.fold(options))
 
 
 @click.command(cls=ExampleCommand, examples=COMMIT_EXAMPLES, short_help="Write layers into a layer below them.")
@@ -76,8 +77,7 @@ def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, t
     Ctrl-C stops the waiting, not the pivot.
     """
     starting.check_twice("disk", list(disks), "commit")
-    layers = {key: value for key, value in (("base", base), ("top", top)) if value is not None}
-    starting.start(app, "commit", domain, [{"disk": disk, **layers} for disk in disks], options)
+    starting.start(app, domain, CommitRequest, [CommitDisk(disk=disk, top=top, base=base) for disk in disks], options)
 
 
 @click.command(cls=ExampleCommand, examples=PULL_EXAMPLES, short_help="Copy what lies below into the active images.")
@@ -101,5 +101,4 @@ def pull(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, **o
     Ctrl-C stops the waiting, not the pivot.
     """
     starting.check_twice("disk", list(disks), "pull")
-    layers = {} if base is None else {"base": base}
-    starting.start(app, "pull", domain, [{"disk": disk, **layers} for disk in disks], options)
+    starting.start(app, domain, PullRequest, [PullDisk(disk=disk, base=base) for disk in disks], options)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import click
+import msgspec
 
 from pivotd.cli import render
-from pivotd.cli.app import App, pass_app
-from pivotd.cli.errors import EXIT_INTERRUPTED, UsageError
+from pivotd.cli.complaints import EXIT_INTERRUPTED, UsageError
+from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
+from pivotd.client import Record
 
 EXAMPLES = (
     "pivotctl events --after 1200",
@@ -46,21 +47,21 @@ def events(app: App, follow: bool, after: int) -> None:
         app.status = EXIT_INTERRUPTED
 
 
-def _records(app: App, after: int, follow: bool) -> Iterator[dict[str, Any]]:
+def _records(app: App, after: int, follow: bool) -> Iterator[Record]:
     if not follow:
         yield from app.reads.events(after)
         return
     client = app.client
     client.health()
-    yield from client.follow(after, lambda message: print(f"pivotctl: {message}", file=sys.stderr))
+    yield from client.events(after, follow=True)
 
 
-def _show(app: App, record: dict[str, Any], follow: bool) -> None:
+def _show(app: App, record: Record, follow: bool) -> None:
     if app.json:
-        print(json.dumps(record), flush=follow)
+        print(json.dumps(msgspec.to_builtins(record)), flush=follow)
         return
-    facts = " ".join(f"{key}={_fact(value)}" for key, value in (record.get("facts") or {}).items())
-    head = (record["seq"], record["at"], record.get("domain"), record.get("pivot"), record.get("event"))
+    facts = " ".join(f"{key}={_fact(value)}" for key, value in record.facts.items())
+    head = (record.seq, record.at, record.domain, record.pivot, record.event)
     print(
         f"{' '.join(render.text(value) for value in head)} {render.text(facts) if facts else ''}".rstrip(), flush=follow
     )

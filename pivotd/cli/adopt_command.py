@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from pivotd.cli import starting
-from pivotd.cli.app import App, pass_app
-from pivotd.cli.errors import UsageError
+from pivotd.cli.complaints import UsageError
+from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import Name, absolute
+from pivotd.client import AdoptDisk, AdoptRequest
 
 EXAMPLES = (
     "pivotctl pivot adopt web1 disk0=/new/web1.qcow2 --sync full",
@@ -49,9 +50,12 @@ def adopt(app: App, /, domain: str, targets: tuple[str, ...], jobs: tuple[str, .
     if options["sync"] is None and any(image for *_, image in named):
         raise UsageError("--sync is missing: say with which sync the mirror was started; see `pivot adopt --help`")
     disks = [
-        {what: name}
-        | ({"image": absolute(image)} if image else {})
-        | ({"format": image_format} if image and image_format else {})
+        AdoptDisk(
+            disk=name if what == "disk" else None,
+            job=name if what == "job" else None,
+            image=absolute(image) if image else None,
+            format=image_format if image else None,
+        )
         for what, name, _, image in named
     ]
-    starting.start(app, "adopt", domain, disks, options)
+    starting.start(app, domain, AdoptRequest, disks, options)
