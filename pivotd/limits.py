@@ -26,6 +26,8 @@ PAUSE_MS_LIMIT = 60_000
 """Guests lose network peers and watchdogs fire beyond this."""
 KEEP_SYNCED_S_MAX = 30 * 86_400
 """Each write of the guest waits for two images while the undo window is open: nobody wants that for ever."""
+LUKS_ITER_MS_MAX = 60_000
+"""QEMU does nothing else while it tries a passphrase."""
 ATTEMPTS_DEFAULT = 5
 ATTEMPTS_MAX = 100
 RETRY_FIRST_S = 0.2

@@ -18,6 +18,7 @@ from pivotd.api import problems
 from pivotd.api.models import pivot_request
 from pivotd.api.ports import Service
 from pivotd.api.streams import Streams
+from pivotd.client import shown
 from pivotd.client.requests import (
     AdoptRequest,
     BandwidthRequest,
@@ -30,7 +31,6 @@ from pivotd.client.requests import (
 )
 from pivotd.core.pivot import Record
 from pivotd.core.request import Requester
-from pivotd.core.shapes import Pivot, PivotWithRecords
 from pivotd.errors import BadRequestError, TooLargeError
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ async def _start(call: Call, request: Request, model: type[NewPivot]) -> Respons
     key = request.headers.get("Idempotency-Key")
     wish = pivot_request(body, request.path_params["domain"], key, call.service.defaults)
     pivot = await call.service.start(wish, call.who)
-    return _json(Pivot.of(pivot), 202, Location=f"/v1/pivots/{pivot.id}")
+    return _json(shown.pivot(pivot), 202, Location=f"/v1/pivots/{pivot.id}")
 
 
 async def copy(call: Call, request: Request) -> Response:
@@ -192,44 +192,44 @@ async def pivots(call: Call, request: Request) -> Response:
     if open_only not in {"true", "false"}:
         raise BadRequestError(f"open={open_only[:40]}: expected true or false")
     found = await call.service.pivots(request.query_params.get("domain"), open_only=open_only == "true")
-    return _json([Pivot.of(pivot) for pivot in found])
+    return _json([shown.pivot(pivot) for pivot in found])
 
 
 async def pivot(call: Call, request: Request) -> Response:
     """One pivot with its records."""
     found = await call.service.pivot(request.path_params["pivot"])
-    return _json(PivotWithRecords.of(found, records=tuple(await call.service.records(found.id))))
+    return _json(shown.pivot_with_records(found, await call.service.records(found.id)))
 
 
 async def complete(call: Call, request: Request) -> Response:
     """Switch a pivot that waits."""
     found = await call.service.complete(request.path_params["pivot"], call.who)
-    return _json(Pivot.of(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(shown.pivot(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def cancel(call: Call, request: Request) -> Response:
     """Keep the source."""
     found = await call.service.cancel(request.path_params["pivot"], call.who)
-    return _json(Pivot.of(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(shown.pivot(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def bandwidth(call: Call, request: Request) -> Response:
     """Change how fast a pivot copies."""
     body = await _body(request, BandwidthRequest)
     found = await call.service.set_bandwidth(request.path_params["pivot"], body.bandwidth_bytes_per_s, call.who)
-    return _json(Pivot.of(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(shown.pivot(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def undo(call: Call, request: Request) -> Response:
     """Return to the old images."""
     found = await call.service.undo(request.path_params["pivot"], call.who)
-    return _json(Pivot.of(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(shown.pivot(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def release(call: Call, request: Request) -> Response:
     """End the undo window."""
     found = await call.service.release(request.path_params["pivot"], call.who)
-    return _json(Pivot.of(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(shown.pivot(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def wait(call: Call, request: Request) -> Response:
@@ -241,7 +241,7 @@ async def wait(call: Call, request: Request) -> Response:
         await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             return Response(status_code=204)  # nobody is there to read it
-        return _json(Pivot.of(waiting.result()))
+        return _json(shown.pivot(waiting.result()))
     finally:
         waiting.cancel()
         leaving.cancel()

@@ -13,11 +13,13 @@ from pivotd import limits
 from pivotd.api.ports import PivotRequest
 from pivotd.client.requests import AdoptRequest, NewImage, NewPivot
 from pivotd.core.creation import ImageOptions
-from pivotd.core.request import CopyOptions, Target
+from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Sync, Target
 from pivotd.errors import BadRequestError
 
 REQUEST_ID = re.compile(r"[!-.0-~]+")
 """Printable ASCII but the slash: the id is also a way to address the pivot."""
+WORDS = {"sync": Sync, "copy_mode": CopyMode, "discard": Discard}
+"""Options that are one of a few words."""
 
 
 def pivot_request(body: NewPivot, domain: str, request_id: str | None, defaults: CopyOptions) -> PivotRequest:
@@ -35,9 +37,10 @@ def pivot_request(body: NewPivot, domain: str, request_id: str | None, defaults:
         options["adopted"] = True
     if isinstance(image := options.get("image_options"), NewImage):
         options["image_options"] = ImageOptions(**_given(image))
+    options |= {name: WORDS[name](value) for name, value in options.items() if name in WORDS}
     return PivotRequest(
         domain=domain,
-        kind=body.kind,
+        kind=Kind.COPY if isinstance(body, AdoptRequest) else Kind(body.verb),
         targets=targets,
         options=replace(defaults, **options),
         request_id=check_request_id(request_id),

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pivotd.client.answers import DiskView, DomainView, Health, Progress
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import CopyOptions, Kind, Requester, Target
-from pivotd.core.shapes import DiskView, DomainView, Health, Progress
 from pivotd.core.verdict import Verdict
 
 

@@ -11,10 +11,8 @@ from starlette.responses import Response
 
 from pivotd.api import handlers as h
 from pivotd.api.access import AccessClass
+from pivotd.client import answers as a
 from pivotd.client import requests as r
-from pivotd.core import shapes as a
-from pivotd.core.pivot import Record
-from pivotd.core.verdict import Verdict
 
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
 VERDICT_OF = ("domain", "disk", "image")
@@ -64,6 +62,6 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{P}/release", OPERATOR, h.release, "End its undo window", a.Pivot, status=202),
     Route("GET", f"{P}/wait", READER, h.wait, "Wait until a pivot rests", a.Pivot, query=("timeout_s",)),
     Route("GET", f"{P}/progress", READER, h.progress, "How far an open pivot is", a.Progress | None),
-    Route("GET", "/v1/verdicts", READER, h.verdicts, "Which image is right", list[Verdict], query=VERDICT_OF),
-    Route("GET", "/v1/events", READER, h.events, "The event log, or a stream", list[Record], query=PAGE),
+    Route("GET", "/v1/verdicts", READER, h.verdicts, "Which image is right", list[a.Verdict], query=VERDICT_OF),
+    Route("GET", "/v1/events", READER, h.events, "The event log, or a stream", list[a.Record], query=PAGE),
 )

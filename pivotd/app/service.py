@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from msgspec.structs import replace
 from ulid import ULID
 
 from pivotd import __version__, limits
 from pivotd.api.ports import PivotRequest
 from pivotd.app.live_verdicts import LiveVerdicts, image_path
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
+from pivotd.client.answers import DiskView, DomainsHealth, DomainView, Health, JobView, JournalHealth, Progress
 from pivotd.config import Config
 from pivotd.core import nbd, verdict
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk, Record
 from pivotd.core.request import CopyOptions, Kind, Requester, Target
-from pivotd.core.shapes import DiskView, DomainsHealth, DomainView, Health, JobView, JournalHealth, Progress
 from pivotd.core.undo import Undo, request_id
 from pivotd.core.verdict import Verdict
 from pivotd.engine.driver import Driver

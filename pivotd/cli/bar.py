@@ -19,7 +19,7 @@ from rich.text import Text
 
 from pivotd.cli import render
 from pivotd.cli.progress import BAR_INTERVAL_S
-from pivotd.client import Phase, Pivot, Progress
+from pivotd.client import Pivot, Progress
 
 
 class Bar:
@@ -67,7 +67,7 @@ class Bar:
         word = pivot.outcome or pivot.phase
         paused = "" if pivot.pause_ms is None else f"paused {render.pause(pivot.pause_ms)}"
         self._progress.update(self._task, description=_title(pivot, word), detail=paused)
-        if pivot.outcome == "switched" or pivot.phase is Phase.READY:
+        if pivot.outcome == "switched" or pivot.phase == "ready":
             total = self._progress.tasks[0].total or sum(disk.size_bytes for disk in pivot.disks)
             self._progress.update(self._task, total=total, completed=total)
 

@@ -68,7 +68,7 @@ class App:
         """Return the journal with ``--offline``, else the daemon."""
         if self.offline is None:
             return self.client
-        from pivotd.cli.offline import OfflineJournal  # noqa: PLC0415 - SQLite only where it is read
+        from pivotd.cli.journal_answers import OfflineJournal  # noqa: PLC0415 - SQLite only where it is read
 
         journal = OfflineJournal(self.offline)
         click.get_current_context().find_root().call_on_close(journal.close)

@@ -48,9 +48,9 @@ def ls(app: App) -> None:
 @click.argument("name", metavar="DOMAIN", type=Name())
 @pass_app
 def show(app: App, name: str) -> None:
-    """Show everything about one domain, also the block jobs that somebody else started.
+    """Show one domain, with the block jobs that other programs have started.
 
-    Those that `pivotctl pivot adopt` can take are marked, the others tell why it cannot.
+    Each job says whether `pivotctl pivot adopt` can take it over, and if not, why.
     """
     found = app.client.domain(name)
     if not render.answer(app, found):
@@ -64,8 +64,8 @@ def show(app: App, name: str) -> None:
 def add(app: App, name: str, qmp: str) -> None:
     """Add a domain; it is remembered across restarts of the daemon.
 
-    Adding the same domain with the same socket again is no error. pivotd keeps the socket's monitor to itself: give
-    QEMU a monitor of its own for pivotd.
+    Adding the same domain with the same socket again is not an error. pivotd occupies the monitor behind the socket:
+    give QEMU a separate monitor for pivotd.
     """
     found = app.client.add_domain(name, qmp)
     if not render.answer(app, found):
@@ -76,13 +76,13 @@ def add(app: App, name: str, qmp: str) -> None:
 @click.argument("name", metavar="DOMAIN", type=Name())
 @pass_app
 def rm(app: App, name: str) -> None:
-    """Forget a domain; QEMU runs on, and the journal keeps its pivots.
+    """Remove a domain; QEMU keeps running, and the journal keeps its pivots.
 
-    Refused while a pivot of the domain is open, and for a domain from the configuration.
+    Refused while a pivot of the domain is open, and for a domain that the configuration names.
     """
     app.client.remove_domain(name)
     if not render.answer(app, {"removed": name}):
-        print(f"domain {render.text(name)} is forgotten; its pivots stay in the journal")
+        print(f"domain {render.text(name)} was removed; its pivots stay in the journal")
 
 
 def _card(found: DomainView) -> None:
@@ -98,7 +98,7 @@ def _card(found: DomainView) -> None:
             ("QMP socket", found.qmp),
             ("known from", found.origin),
             ("open pivots", list(found.open_pivots)),
-            ("others' jobs", [_job(job) for job in found.jobs or ()]),
+            ("other jobs", [_job(job) for job in found.jobs or ()]),
         ),
     )
 

@@ -22,7 +22,7 @@ EXAMPLES = (
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="The durable event log, from any record on.")
-@click.option("--follow", "-f", is_flag=True, help="Go on with new records as they are made, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Continue with new records as they are written, until Ctrl-C.")
 @click.option(
     "--after",
     type=click.IntRange(min=0),
@@ -35,8 +35,8 @@ EXAMPLES = (
 def events(app: App, follow: bool, after: int) -> None:
     """Show the records of the journal, oldest first.
 
-    Each line starts with the record's sequence number. Come back with --after and the last one seen, and nothing is
-    missed or shown twice. --follow outlives a restart of the daemon.
+    Each line starts with the record's sequence number. To continue later without a gap or a repetition, give the last
+    number to --after. --follow continues across a restart of the daemon.
     """
     if follow and app.offline is not None:
         raise UsageError("`events --follow` needs the daemon: leave --offline or --follow out")

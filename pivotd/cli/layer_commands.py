@@ -40,10 +40,10 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
     From then on the guest writes to the overlays, and the images below stay as they were at that instant. The overlays
     are qcow2.
 
-    The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
-    run again after any failure.
+    Repeating a REQUEST_ID returns the pivot that it started instead of starting another one. A script that gives one
+    can be run again after any failure.
 
-    Ctrl-C stops the waiting, not the pivot.
+    Ctrl-C stops waiting; the pivot goes on.
     """
     for index, what in ((0, "disk"), (1, "overlay")):
         starting.check_twice(what, [target[index] for target in targets], "snapshot")
@@ -71,10 +71,10 @@ def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, t
     guest stays on its image. Either way the guest is paused at the end, for at most --max-pause. The committed images
     stay where they are, and are stale.
 
-    The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
-    run again after any failure.
+    Repeating a REQUEST_ID returns the pivot that it started instead of starting another one. A script that gives one
+    can be run again after any failure.
 
-    Ctrl-C stops the waiting, not the pivot.
+    Ctrl-C stops waiting; the pivot goes on.
     """
     starting.check_twice("disk", list(disks), "commit")
     starting.start(app, domain, CommitRequest, [CommitDisk(disk=disk, top=top, base=base) for disk in disks], options)
@@ -90,15 +90,15 @@ def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, t
 @starting.common
 @pass_app
 def pull(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, **options: Any) -> None:
-    """Copy what lies below the active image of each DISK of DOMAIN into it, so that it needs those layers no more.
+    """Copy the layers below the active image of each DISK of DOMAIN into it, so that it no longer needs them.
 
     The guest stays on the same image. It is paused at the end, while QEMU writes the image's tables to disk and takes
     the layers out of the chain, for at most --max-pause.
 
-    The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
-    run again after any failure.
+    Repeating a REQUEST_ID returns the pivot that it started instead of starting another one. A script that gives one
+    can be run again after any failure.
 
-    Ctrl-C stops the waiting, not the pivot.
+    Ctrl-C stops waiting; the pivot goes on.
     """
     starting.check_twice("disk", list(disks), "pull")
     starting.start(app, domain, PullRequest, [PullDisk(disk=disk, base=base) for disk in disks], options)

@@ -13,7 +13,7 @@ from pivotd.cli.adopt_command import adopt
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.values import Bandwidth, Name
 from pivotd.cli.waiting import FOLLOW, wait_to_the_end
-from pivotd.client import Phase, Pivot, PivotDisk, Record
+from pivotd.client import Pivot, PivotDisk, Record
 from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PhaseConflictError
 
 
@@ -71,14 +71,14 @@ def ls(app: App, domain: str | None, open_only: bool, limit: int) -> None:
 @click.argument("pivot_id", metavar="ID", type=Name())
 @pass_app
 def show(app: App, pivot_id: str) -> None:
-    """Show one pivot with every record: when it was made, and what was seen.
+    """Show one pivot with every record: when pivotd wrote it, and what it had seen.
 
-    While it copies also how far it is, what the guest writes and what the destination takes.
+    While the pivot copies, also show its progress, and how fast the guest writes and the destination takes data.
     """
     found = app.reads.pivot(pivot_id)
     if render.answer(app, found):
         return
-    copying = app.offline is None and found.phase in {Phase.COPYING, Phase.READY}
+    copying = app.offline is None and found.phase in {"copying", "ready"}
     now = app.client.progress(found.id) if copying else None
     who = found.requested_by
     tries = [f"{render.pause(each.pause_ms)}, {each.ended}" for each in found.pauses]
@@ -139,9 +139,9 @@ def _sides(disk: PivotDisk) -> list[str]:
 @click.argument("pivot_id", metavar="ID", type=Name())
 @pass_app
 def wait(app: App, pivot_id: str) -> None:
-    """Wait until a pivot is closed or waits at ready, and show how far it is.
+    """Wait until a pivot is closed or waits at ready, and show its progress.
 
-    Ctrl-C stops the waiting, not the pivot. A restart of the daemon does not end the waiting.
+    Ctrl-C stops waiting; the pivot goes on. Waiting continues across a restart of the daemon.
     """
     wait_to_the_end(app, app.client.pivot(pivot_id))
 
@@ -150,9 +150,9 @@ def wait(app: App, pivot_id: str) -> None:
 @click.argument("pivot_id", metavar="ID", type=Name())
 @pass_app
 def complete(app: App, pivot_id: str) -> None:
-    """Switch a pivot that waits at ready, and wait until that is done.
+    """Switch a pivot that waits at ready, and wait until it has switched.
 
-    A pivot waits at ready after `copy --no-pivot`, and after its attempts have failed: then this tries again.
+    A pivot waits at ready after `copy --no-pivot`, and after all its attempts have failed: this command tries again.
     """
     wait_to_the_end(app, app.client.complete(pivot_id))
 
@@ -161,10 +161,10 @@ def complete(app: App, pivot_id: str) -> None:
 @click.argument("pivot_id", metavar="ID", type=Name())
 @pass_app
 def undo(app: App, pivot_id: str) -> None:
-    """Return to the images before a pivot that was made with `copy --keep-synced`, and wait until that is done.
+    """Return to the images that a disk had before `copy --keep-synced`, and wait until it is on them.
 
-    The guest is paused as for the first switch. This is a pivot of its own; asked again, it is the same one. Once the
-    time of --keep-synced has passed there is nothing to return to, and the exit status is 4.
+    pivotd pauses the guest as for the first switch. The undo is a pivot of its own; repeating the command returns the
+    same one. After the time of --keep-synced the old images are out of date, and the exit status is 4.
     """
     wait_to_the_end(app, app.client.undo(pivot_id))
 
@@ -175,14 +175,14 @@ def undo(app: App, pivot_id: str) -> None:
 def release(app: App, pivot_id: str) -> None:
     """Stop keeping the old images in sync: from then on they are out of date.
 
-    Returns once that is in the journal. Where it has ended already nothing is changed.
+    The command returns once this is in the journal. It changes nothing if the window has ended already.
     """
     found = app.client.release(pivot_id)
     app.status = EXIT_DONE
     if render.answer(app, found):
         return
     if found.undo_until:
-        print(f"pivot {found.id} was asked to let the old images go, but QEMU does not answer yet")
+        print(f"pivot {found.id} will stop keeping the old images in sync as soon as QEMU answers")
     else:
         print(f"pivot {found.id}: the old images are not kept in sync any more")
 
@@ -191,21 +191,22 @@ def release(app: App, pivot_id: str) -> None:
 @click.argument("pivot_id", metavar="ID", type=Name())
 @pass_app
 def cancel(app: App, pivot_id: str) -> None:
-    """Give a pivot up: the guest goes on with the source images.
+    """Cancel a pivot: the guest goes on with the source images.
 
-    Returns once that is in the journal. A pivot that has switched already is not changed, and the exit status is 4.
+    The command returns once this is in the journal. A pivot that has switched already stays as it is, and the exit
+    status is 4.
     """
     found = app.client.cancel(pivot_id)
     if found.outcome == "switched":
-        message = f"pivot {found.id} had switched already; copy the disks back to return to the source"
+        message = f"pivot {found.id} has switched already; copy the disks back to return to the source"
         raise PhaseConflictError(message, pivot=found.id)
     app.status = EXIT_UNKNOWN if found.outcome in {"unknown", "split"} else EXIT_DONE
     if render.answer(app, found):
         return
-    if found.phase in {Phase.CANCELLING, Phase.DECIDED, Phase.CLOSED}:
-        print(f"pivot {found.id} is given up: the guest goes on with the source")
+    if found.phase in {"cancelling", "decided", "closed"}:
+        print(f"pivot {found.id} is cancelled: the guest goes on with the source")
     else:
-        print(f"pivot {found.id} was asked to give up, but QEMU does not answer yet; {FOLLOW.format(id=found.id)}")
+        print(f"pivot {found.id} will be cancelled as soon as QEMU answers; {FOLLOW.format(id=found.id)}")
 
 
 @pivot.command("set")
@@ -213,9 +214,9 @@ def cancel(app: App, pivot_id: str) -> None:
 @click.option("--bandwidth", type=Bandwidth(), metavar="RATE", required=True, help="Bytes per second; 0: no limit.")
 @pass_app
 def set_(app: App, pivot_id: str, bandwidth: int) -> None:
-    """Change how fast a pivot copies, from now on; it is in the journal when this returns.
+    """Change how fast a pivot copies; the new limit is in the journal when the command returns.
 
-    QEMU keeps to a limit until the copy is ready; what the guest writes after that follows without one.
+    QEMU applies the limit until the copy is ready. It copies what the guest writes after that without a limit.
     """
     found = app.client.set_bandwidth(pivot_id, bandwidth)
     if not render.answer(app, found):

@@ -37,7 +37,7 @@ def pausing(function: F) -> F:
         "--attempts",
         type=click.IntRange(1, limits.ATTEMPTS_MAX),
         metavar="N",
-        help="How often to try the switch within the longest pause.  [default: the daemon's]",
+        help="How many pauses to try before giving up.  [default: the daemon's]",
     )(function)
     return click.option(
         "--max-pause",
@@ -67,10 +67,12 @@ def throttling(function: F) -> F:
 
 def common(function: F) -> F:
     """Add the options of every request."""
-    function = click.option("--force", is_flag=True, help="Go on where a warning would refuse.")(function)
-    function = click.option("--id", "request_id", type=Name(), metavar="REQUEST_ID", help="Your own id, see above.")(
+    function = click.option("--force", is_flag=True, help="Continue where pivotd would refuse with a warning.")(
         function
     )
+    function = click.option(
+        "--id", "request_id", type=Name(), metavar="REQUEST_ID", help="An id of your own for this request, see above."
+    )(function)
     return click.option("--detach", "-d", is_flag=True, help="Do not wait.")(function)
 
 

@@ -23,15 +23,15 @@ EXAMPLES = (
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Which image holds the data of a disk, and why.")
 @click.argument("domain", metavar="[DOMAIN", type=Name(), required=False)
 @click.argument("disk", metavar="[DISK]]", type=Name(), required=False)
-@click.option("--image", type=AnyImage(), metavar="PATH", help="The disks that use or used this image.")
+@click.option("--image", type=AnyImage(), metavar="PATH", help="Only disks that use or used this image.")
 @pass_app
 def verdict(app: App, domain: str | None, disk: str | None, image: str | None) -> None:
     """Say which image holds the data of each disk, and why.
 
-    The daemon checks the journal against what QEMU shows now. With --offline the journal alone answers: that works
-    with the daemon, QEMU or both dead, and after a host crash.
+    The daemon checks the journal against what QEMU shows now. With --offline pivotctl reads the journal alone: this
+    works while the daemon or QEMU is dead, and after a host crash.
 
-    Exit status 6 if any verdict shown is unknown: then compare both images before either is trusted.
+    The exit status is 6 if any verdict shown is not certain: compare both images before you trust either.
     """
     if image is not None and domain is not None:
         raise UsageError("give a domain or --image, not both; see `pivotctl verdict --help`")

@@ -8,10 +8,10 @@ from pivotd.cli import render
 from pivotd.cli.complaints import InterruptError
 from pivotd.cli.context import App
 from pivotd.cli.progress import Display, display_for
-from pivotd.client import Client, Phase, Pivot
+from pivotd.client import Client, Pivot
 from pivotd.errors import EXIT_DONE, EXIT_KEPT, EXIT_UNKNOWN
 
-FOLLOW = "follow it with `pivotctl pivot wait {id}`, give it up with `pivotctl pivot cancel {id}`"
+FOLLOW = "follow it with `pivotctl pivot wait {id}`, cancel it with `pivotctl pivot cancel {id}`"
 
 
 def wait_to_the_end(app: App, pivot: Pivot) -> None:
@@ -48,7 +48,7 @@ def exit_status(pivot: Pivot) -> int:
             return EXIT_DONE
         case "kept":
             return EXIT_KEPT
-        case None if pivot.phase is Phase.READY:
+        case None if pivot.phase == "ready":
             return EXIT_DONE
         case _:
             return EXIT_UNKNOWN
@@ -57,10 +57,10 @@ def exit_status(pivot: Pivot) -> int:
 def complaint(pivot: Pivot) -> str:
     """Return what went wrong, why and what to do next."""
     name, why = f"pivot {pivot.id}", pivot.error or "no reason is recorded"
-    if pivot.phase is Phase.READY:
+    if pivot.phase == "ready":
         return (
             f"{name} could not switch and waits at ready: {why}; `pivotctl pivot complete {pivot.id}` tries again, "
-            f"`pivotctl pivot cancel {pivot.id}` gives it up"
+            f"`pivotctl pivot cancel {pivot.id}` cancels it"
         )
     if pivot.outcome == "kept":
         return f"{name} kept the source: {why}; see `pivotctl pivot show {pivot.id}`"
@@ -82,5 +82,5 @@ def _print_end(pivot: Pivot) -> None:
     if pivot.undo_until:
         until = render.when(pivot.undo_until)
         print(f"the old images are kept in sync until {until}: `pivotctl pivot undo {pivot.id}` returns to them")
-    if pivot.phase is Phase.READY and pivot.outcome is None:
+    if pivot.phase == "ready" and pivot.outcome is None:
         print(f"it waits at ready: `pivotctl pivot complete {pivot.id}` switches")

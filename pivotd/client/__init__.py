@@ -7,6 +7,21 @@ pivot = client.start("web1", CopyRequest(disks=[CopyDisk(disk="disk0", image="/n
 print(client.wait(pivot.id).outcome)
 """
 
+from pivotd.client.answers import (
+    DiskView,
+    DomainView,
+    Health,
+    JobView,
+    Pause,
+    Pivot,
+    PivotDisk,
+    PivotOptions,
+    PivotWithRecords,
+    Progress,
+    Record,
+    Requester,
+    Verdict,
+)
 from pivotd.client.daemon_client import DEFAULT_SOCKET, Client, new_request_id
 from pivotd.client.requests import (
     AdoptDisk,
@@ -22,59 +37,11 @@ from pivotd.client.requests import (
     SnapshotDisk,
     SnapshotRequest,
 )
-from pivotd.core.pivot import Outcome, Pause, Phase, Record
-from pivotd.core.request import CopyMode, Discard, Kind, Requester, Sync
-from pivotd.core.shapes import (
-    DiskView,
-    DomainView,
-    Health,
-    JobView,
-    Pivot,
-    PivotDisk,
-    PivotOptions,
-    PivotWithRecords,
-    Progress,
-)
-from pivotd.core.verdict import Verdict
 from pivotd.errors import ClientError, RefusedError, UnknownError, UnsentError
 
 __all__ = [
-    "DEFAULT_SOCKET",
-    "AdoptDisk",
-    "AdoptRequest",
-    "Client",
-    "ClientError",
-    "CommitDisk",
-    "CommitRequest",
-    "CopyDisk",
-    "CopyMode",
-    "CopyRequest",
-    "Discard",
-    "DiskView",
-    "DomainView",
-    "Health",
-    "JobView",
-    "Kind",
-    "NewImage",
-    "NewPivot",
-    "Outcome",
-    "Pause",
-    "Phase",
-    "Pivot",
-    "PivotDisk",
-    "PivotOptions",
-    "PivotWithRecords",
-    "Progress",
-    "PullDisk",
-    "PullRequest",
-    "Record",
-    "RefusedError",
-    "Requester",
-    "SnapshotDisk",
-    "SnapshotRequest",
-    "Sync",
-    "UnknownError",
-    "UnsentError",
-    "Verdict",
-    "new_request_id",
-]
+    "DEFAULT_SOCKET", "AdoptDisk", "AdoptRequest", "Client", "ClientError", "CommitDisk", "CommitRequest", "CopyDisk",
+    "CopyRequest", "DiskView", "DomainView", "Health", "JobView", "NewImage", "NewPivot", "Pause", "Pivot", "PivotDisk",
+    "PivotOptions", "PivotWithRecords", "Progress", "PullDisk", "PullRequest", "Record", "RefusedError", "Requester",
+    "SnapshotDisk", "SnapshotRequest", "UnknownError", "UnsentError", "Verdict", "new_request_id",
+]  # fmt: skip

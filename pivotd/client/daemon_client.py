@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from pivotd import limits
+from pivotd.client.answers import DiskView, DomainView, Health, Pivot, PivotWithRecords, Progress, Record, Verdict
 from pivotd.client.patience import PATIENCE_S, Patience, Tell
 from pivotd.client.requests import BandwidthRequest, DomainRequest, NewPivot
 from pivotd.client.transport import REQUEST_TIMEOUT_S, Transport
-from pivotd.core.pivot import Record
-from pivotd.core.shapes import DiskView, DomainView, Health, Pivot, PivotWithRecords, Progress
-from pivotd.core.verdict import Verdict
 from pivotd.errors import ClientError, UnknownError
 
 T = TypeVar("T")
@@ -23,8 +22,8 @@ T = TypeVar("T")
 DEFAULT_SOCKET = "/run/pivotd/pivotd.sock"
 SILENCE_S = 60.0
 """An event stream that is silent for so long is opened again where it ended."""
-PAGE = 1000
-"""Rows asked for at once."""
+PIVOTS_PAGE = 100
+"""A pivot is about 1 KiB of JSON: a page takes the daemon some milliseconds."""
 
 
 def new_request_id() -> str:
@@ -107,17 +106,17 @@ class Client:
         self, domain: str | None = None, *, open_only: bool = False, limit: int | None = None
     ) -> Iterator[Pivot]:
         """Yield pivots, newest first, at most ``limit``; pages are fetched as they are needed."""
-        left = float("inf") if limit is None else limit
+        left = sys.maxsize if limit is None else limit
         opened, before, last = "true" if open_only else None, None, frozenset[str]()
         while left > 0:
-            size = int(min(PAGE, left))
+            size = min(PIVOTS_PAGE, left)
             page = self._get("/v1/pivots", list[Pivot], domain=domain, open=opened, limit=size, before=before)
-            fresh = [pivot for pivot in page if pivot.id not in last]
-            yield from fresh[: size if limit is not None else None]
-            # A daemon that knows no pages answers with everything, each time.
-            if len(page) != size or not fresh:
+            fresh = [pivot for pivot in page if pivot.id not in last][:left]
+            yield from fresh
+            # A daemon that knows no pages gives everything each time.
+            if not fresh or len(page) > size:
                 return
-            left -= size
+            left -= len(fresh)
             before, last = page[-1].id, frozenset(pivot.id for pivot in page)
 
     def pivot(self, pivot: str) -> PivotWithRecords:
@@ -175,7 +174,7 @@ class Client:
         ``follow``: go on with new ones as they become durable, for ever, across restarts of the daemon. Whoever comes
         back with the ``seq`` of the last record that they have dealt with misses nothing and sees nothing twice.
         """
-        while not follow and (page := self._get("/v1/events", list[Record], after=after, limit=PAGE)):
+        while not follow and (page := self._get("/v1/events", list[Record], after=after, limit=limits.EVENTS_PAGE_MAX)):
             yield from page
             after = page[-1].seq
         patience = Patience(self.patience_s, self.tell)

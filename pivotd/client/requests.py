@@ -11,9 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 from pivotd import limits
-from pivotd.core.creation import LUKS_ITER_MS_MAX
 from pivotd.core.names import DISKS_MAX
-from pivotd.core.request import CopyMode, Discard, Kind, Sync
 
 # `$` alone would let a final newline through.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)"
@@ -30,6 +28,9 @@ Pause = Annotated[int, msgspec.Meta(ge=limits.PAUSE_MS_MIN, le=limits.PAUSE_MS_L
 Attempts = Annotated[int, msgspec.Meta(ge=1, le=limits.ATTEMPTS_MAX)]
 Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 WindowLength = Annotated[int, msgspec.Meta(ge=1, le=limits.KEEP_SYNCED_S_MAX)]
+Sync = Literal["full", "top"]
+CopyMode = Literal["auto", "background", "write-blocking"]
+Discard = Literal["unmap", "ignore"]
 DISKS = msgspec.Meta(min_length=1, max_length=DISKS_MAX)
 
 
@@ -104,7 +105,7 @@ class NewImage(Struct):
     lazy_refcounts: bool | None = None
     version: Literal["v2", "v3"] | None = None
     refcount_bits: Literal[1, 2, 4, 8, 16, 32, 64] | None = None
-    luks_iter_ms: Annotated[int, msgspec.Meta(ge=1, le=LUKS_ITER_MS_MAX)] | None = None
+    luks_iter_ms: Annotated[int, msgspec.Meta(ge=1, le=limits.LUKS_ITER_MS_MAX)] | None = None
 
 
 class NewPivot(Struct):
@@ -115,7 +116,6 @@ class NewPivot(Struct):
     force: bool = False
     """Go on where a warning would refuse."""
 
-    kind: ClassVar[Kind]
     verb: ClassVar[str]
     """The last part of the route that takes it."""
 
@@ -124,20 +124,19 @@ class CopyRequest(NewPivot, kw_only=True):
     """A copy of disks of one domain, switched as one pivot."""
 
     disks: Annotated[list[CopyDisk], DISKS]
-    sync: Sync = Sync.FULL
+    sync: Sync = "full"
     reuse: bool = False
     image_options: NewImage | None = None
     secret_file: Path | None = None
-    discard: Discard = Discard.UNMAP
+    discard: Discard = "unmap"
     bandwidth_bytes_per_s: Bandwidth = 0
-    copy_mode: CopyMode = CopyMode.AUTO
+    copy_mode: CopyMode = "auto"
     throttle: bool = True
     pivot: bool = True
     keep_synced: bool = False
     keep_synced_s: WindowLength | None = None
     resumable: bool = False
 
-    kind = Kind.COPY
     verb = "copy"
 
 
@@ -149,7 +148,6 @@ class CommitRequest(NewPivot, kw_only=True):
     throttle: bool = True
     pivot: bool = True
 
-    kind = Kind.COMMIT
     verb = "commit"
 
 
@@ -160,7 +158,6 @@ class PullRequest(NewPivot, kw_only=True):
     bandwidth_bytes_per_s: Bandwidth = 0
     pivot: bool = True
 
-    kind = Kind.PULL
     verb = "pull"
 
 
@@ -170,9 +167,8 @@ class SnapshotRequest(NewPivot, kw_only=True):
     disks: Annotated[list[SnapshotDisk], DISKS]
     image_options: NewImage | None = None
     secret_file: Path | None = None
-    discard: Discard = Discard.UNMAP
+    discard: Discard = "unmap"
 
-    kind = Kind.SNAPSHOT
     verb = "snapshot"
 
 
@@ -184,5 +180,4 @@ class AdoptRequest(NewPivot, kw_only=True):
     throttle: bool = True
     pivot: bool = True
 
-    kind = Kind.COPY
     verb = "adopt"

@@ -12,8 +12,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -21,6 +22,8 @@ import pytest
 from pivotd import limits
 from pivotd.api.access import AccessClass
 from pivotd.api.routes import ROUTES
+from pivotd.client import answers, requests
+from pivotd.core import pivot, request
 
 from .conftest import Api, Connection
 
@@ -414,6 +417,18 @@ def test_answers_have_the_fields_of_the_document_and_no_others(api: Api):
             assert json.loads(msgspec.json.encode(shaped)) == answer.json, route.path
     assert api.call("POST", f"/v1/pivots/{held['id']}/cancel").json.keys() == held.keys()
     api.call("GET", f"/v1/pivots/{held['id']}/wait?timeout_s=20")
+
+
+@pytest.mark.parametrize(
+    ("words", "enum"),
+    [
+        (answers.Kind, request.Kind), (answers.Phase, pivot.Phase), (answers.Outcome, pivot.Outcome),
+        (requests.Sync, request.Sync), (requests.CopyMode, request.CopyMode), (requests.Discard, request.Discard),
+    ],
+)  # fmt: skip
+def test_the_words_of_requests_and_answers_are_those_of_the_core(words: Any, enum: type[StrEnum]):
+    """The client library lists them without importing the core."""
+    assert list(get_args(words)) == [word.value for word in enum]
 
 
 def test_every_answer_is_in_the_document():

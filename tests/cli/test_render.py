@@ -8,16 +8,15 @@ import pytest
 from pivotd.cli import render
 from pivotd.cli.progress import describe
 from pivotd.cli.waiting import complaint, exit_status
-from pivotd.client import Pivot, Progress
-from pivotd.core import shapes
+from pivotd.client import Pivot, Progress, shown
 from pivotd.errors import EXIT_DONE, EXIT_KEPT, EXIT_UNKNOWN
 from tests.journal.samples import make_pivot
 
 
 def pivot(phase: str, outcome: str | None, *, hold: bool = False) -> Pivot:
-    shown = msgspec.to_builtins(shapes.Pivot.of(make_pivot(1)))
+    plain = msgspec.to_builtins(shown.pivot(make_pivot(1)))
     changed = {"id": "P1", "domain": "web1", "phase": phase, "outcome": outcome, "hold": hold, "error": "too slow"}
-    return msgspec.convert(shown | changed, Pivot)
+    return msgspec.convert(plain | changed, Pivot)
 
 
 @pytest.mark.parametrize(

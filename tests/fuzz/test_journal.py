@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from pivotd.app.registry import RUNTIME, Host
-from pivotd.cli.offline import OfflineJournal
+from pivotd.cli.journal_answers import OfflineJournal
 from pivotd.core.pivot import Pivot
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
+from pivotd.client import DomainView, Pivot, PivotWithRecords, Record, Verdict, shown
 from pivotd.core import verdict
 from pivotd.core.pivot import Pivot as Known
-from pivotd.core.pivot import Record
-from pivotd.core.shapes import DomainView, Pivot, PivotWithRecords
-from pivotd.core.verdict import Verdict
 from pivotd.errors import NotFoundError
 from pivotd.host import files
 from pivotd.journal.reader import Reader
@@ -47,14 +47,14 @@ class OfflineJournal:
 
     def pivots(self, domain: str | None = None, *, open_only: bool = False, limit: int) -> list[Pivot]:
         """Return pivots, newest first."""
-        return [Pivot.of(pivot) for pivot in self._reader.pivots(domain, open_only, limit)]
+        return [shown.pivot(pivot) for pivot in self._reader.pivots(domain, open_only, limit)]
 
     def pivot(self, pivot: str) -> PivotWithRecords:
         """Return one pivot with its records."""
         found = self._reader.pivot(pivot)
         if found is None:
             raise NotFoundError(f"the journal in {self.path} holds no pivot {pivot}", pivot=pivot)
-        return PivotWithRecords.of(found, records=tuple(self._reader.records(found.id)))
+        return shown.pivot_with_records(found, self._reader.records(found.id))
 
     def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
         """Return what the journal says of the disks asked for."""
@@ -70,22 +70,22 @@ class OfflineJournal:
                 raise NotFoundError(message, image=image)
         if domain is not None and disk is not None and not found:
             found = [_never_moved(domain, disk)]
-        return found
+        return msgspec.convert(found, list[Verdict], from_attributes=True)
 
     def events(self, after: int) -> Iterator[Record]:
         """Yield every record there is with seq > after."""
         while page := self._reader.events(after):
-            yield from page
+            yield from msgspec.convert(page, list[Record], from_attributes=True)
             after = page[-1].seq
 
 
-def _never_moved(domain: str, disk: str) -> Verdict:
+def _never_moved(domain: str, disk: str) -> verdict.Verdict:
     live = verdict.without_pivot(domain, disk, verdict.Live(image="", format=""))
     reason = "The journal holds no pivot of this disk; only QEMU can tell which image it uses."
     return replace(live, image=None, format=None, reason=reason)
 
 
-def _names(found: Verdict, history: list[Known], image: str) -> bool:
+def _names(found: verdict.Verdict, history: list[Known], image: str) -> bool:
     """Return whether the disk's last pivot has this image on either side."""
     if found.image == image:
         return True

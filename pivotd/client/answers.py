@@ -1,22 +1,81 @@
-"""What pivotd answers: one type each for the API, its OpenAPI document, pivotctl and the client library. Pure.
+"""What pivotd answers: one type each for the API, its OpenAPI document, pivotctl and the client library.
 
-Verdicts and records are shown as core has them: core.verdict.Verdict, core.pivot.Record.
+Times are UTC, RFC 3339 with microseconds. client.shown makes these of what the journal has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Literal
 
-from pivotd.core import pivot as core
-from pivotd.core import undo
-from pivotd.core.creation import ImageOptions
-from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Requester, Sync
-from pivotd.core.stale import stale
+from msgspec import Struct
+
+from pivotd.client.requests import CopyMode, Discard, Sync
+
+Kind = Literal["copy", "commit", "pull", "snapshot"]
+Phase = Literal["preparing", "copying", "ready", "pausing", "cancelling", "decided", "closed"]
+Outcome = Literal["switched", "kept", "merged", "unknown"]
+"""``switched``: the destination holds the data; ``kept``: the source does; ``merged``: the same image, on a shorter
+chain; ``unknown``: a person must look."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PivotOptions:
+class Requester(Struct, frozen=True):
+    """Who asked, as the kernel told it."""
+
+    uid: int
+    gid: int
+    pid: int
+
+
+class ImageOptions(Struct, frozen=True):
+    """Options of new images; null leaves one to QEMU."""
+
+    cluster_size: int | None = None
+    """Bytes."""
+    extended_l2: bool | None = None
+    preallocation: str | None = None
+    lazy_refcounts: bool | None = None
+    version: str | None = None
+    refcount_bits: int | None = None
+    luks_iter_ms: int | None = None
+
+
+class Pause(Struct, frozen=True):
+    """One pause of the guest: which attempt, how long, and how it ended (a phase)."""
+
+    attempt: int
+    pause_ms: float
+    ended: str
+
+
+class Record(Struct, frozen=True):
+    """One line of the journal. ``seq`` grows by one over all domains."""
+
+    seq: int
+    at: str
+    domain: str | None
+    pivot: str | None
+    event: str
+    phase: Phase | None
+    facts: dict[str, Any]
+
+
+class Verdict(Struct, frozen=True):
+    """Which image holds a disk's data, and why. ``certain`` is false exactly where a person must look or ask again."""
+
+    domain: str
+    disk: str
+    image: str | None
+    format: str | None
+    outcome: Outcome | None
+    """None: pivotd has never moved this disk."""
+    certain: bool
+    pivot: str | None
+    since: str | None
+    reason: str
+    evidence: tuple[str, ...]
+
+
+class PivotOptions(Struct, frozen=True):
     """What the requester chose, or the configuration where the request said nothing."""
 
     sync: Sync
@@ -41,14 +100,8 @@ class PivotOptions:
     adopted: bool
     """Somebody else had started the block jobs."""
 
-    @classmethod
-    def of(cls, options: CopyOptions) -> PivotOptions:
-        """Return what of the options is not pivotd's own book-keeping."""
-        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PivotDisk:
+class PivotDisk(Struct, frozen=True):
     """One disk of a pivot. ``top``, ``base`` and ``between``: the layers of a commit or a pull, by file name."""
 
     disk: str
@@ -61,38 +114,19 @@ class PivotDisk:
     between: tuple[str, ...]
     size_bytes: int
     job: str
-    outcome: core.Outcome | None
+    outcome: Outcome | None
     stale: tuple[str, ...]
     """Images that do not hold the disk's data any more."""
 
-    @classmethod
-    def of(cls, pivot: core.Pivot, disk: core.PivotDisk) -> PivotDisk:
-        """Return one disk of a pivot of the journal."""
-        return cls(
-            disk=disk.disk,
-            source=disk.source.filename,
-            source_format=disk.source.format,
-            destination=disk.destination.filename,
-            destination_format=disk.destination.format,
-            top=None if disk.top is None else disk.top.filename,
-            base=None if disk.base is None else disk.base.filename,
-            between=disk.between,
-            size_bytes=disk.size_bytes,
-            job=disk.job,
-            outcome=disk.outcome,
-            stale=tuple(stale(pivot, disk)),
-        )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pivot:
-    """One pivot. Times are UTC, RFC 3339 with microseconds; None: not yet."""
+class Pivot(Struct, frozen=True):
+    """One pivot. A time that is None has not come yet."""
 
     id: str
     request_id: str
     domain: str
     kind: Kind
-    phase: core.Phase
+    phase: Phase
     outcome: str | None
     """An outcome, ``split`` where the disks differ, None while it is open."""
     requested_by: Requester
@@ -107,54 +141,26 @@ class Pivot:
     run_state_before: str | None
     pause_ms: float | None
     """Length of the last pause, None if the guest was not paused."""
-    pauses: tuple[core.Pause, ...]
+    pauses: tuple[Pause, ...]
     created: str
     decided: str | None
     closed: str | None
     error: str | None
 
-    @classmethod
-    def of(cls, pivot: core.Pivot, **more: tuple[core.Record, ...]) -> Self:
-        """Return a pivot of the journal as it is shown. ``more``: the fields that a subclass adds."""
-        return cls(
-            id=pivot.id,
-            request_id=pivot.request_id,
-            domain=pivot.domain,
-            kind=pivot.kind,
-            phase=pivot.phase,
-            outcome=pivot.outcome,
-            requested_by=pivot.requested_by,
-            options=PivotOptions.of(pivot.options),
-            disks=tuple(PivotDisk.of(pivot, disk) for disk in pivot.disks),
-            hold=pivot.hold,
-            undo_until=undo.window_ends(pivot),
-            attempt=pivot.attempt,
-            run_state_before=pivot.run_state_before,
-            pause_ms=pivot.pause_ms,
-            pauses=pivot.pauses,
-            created=pivot.created_at,
-            decided=pivot.decided_at,
-            closed=pivot.closed_at,
-            error=pivot.error,
-            **more,
-        )
-
     @property
     def rests(self) -> bool:
         """Whether nothing more happens to it by itself."""
-        waits = (self.phase is core.Phase.READY and self.hold) or self.undo_until is not None
-        return self.phase is core.Phase.CLOSED or waits
+        waits = (self.phase == "ready" and self.hold) or self.undo_until is not None
+        return self.phase == "closed" or waits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PivotWithRecords(Pivot):
+class PivotWithRecords(Pivot, frozen=True):
     """One pivot with everything that the journal holds of it, oldest first."""
 
-    records: tuple[core.Record, ...]
+    records: tuple[Record, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class JobView:
+class JobView(Struct, frozen=True):
     """One block job that somebody else started. ``type`` and ``status`` are QEMU's words."""
 
     id: str
@@ -168,8 +174,7 @@ class JobView:
     """Why it cannot."""
 
 
-@dataclass(frozen=True, slots=True)
-class DomainView:
+class DomainView(Struct, frozen=True):
     """One domain as pivotd sees it now.
 
     ``connection`` is ``connected``, ``connecting``, ``unreachable`` or ``refused`` (QEMU too old); ``detail`` is one
@@ -192,8 +197,7 @@ class DomainView:
     """Block jobs that somebody else started; None in a list of domains, and where QEMU does not answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class DiskView:
+class DiskView(Struct, frozen=True):
     """One disk of a domain: what QEMU shows and what the journal says of it."""
 
     disk: str
@@ -214,8 +218,7 @@ class DiskView:
     outcome: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """How far the mirrors of an open pivot are; not durable. ``None`` fields are not known yet."""
 
     phase: str
@@ -235,8 +238,7 @@ class Progress:
     """Whether there has been no progress for a long time."""
 
 
-@dataclass(frozen=True, slots=True)
-class JournalHealth:
+class JournalHealth(Struct, frozen=True):
     """The journal of the daemon. ``healthy``: the last record could be written."""
 
     path: str
@@ -244,8 +246,7 @@ class JournalHealth:
     last_seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class DomainsHealth:
+class DomainsHealth(Struct, frozen=True):
     """How many domains there are. ``silent_with_open_pivots``: those with work to do whose QEMU is not reached."""
 
     total: int
@@ -254,8 +255,7 @@ class DomainsHealth:
     silent_with_open_pivots: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(Struct, frozen=True):
     """What a monitoring system asks for. ``status``: ``ok`` or ``degraded``."""
 
     status: str
