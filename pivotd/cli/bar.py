@@ -18,12 +18,12 @@ from rich.progress import (
 from rich.text import Text
 
 from pivotd.cli import render
-from pivotd.cli.progress import BAR_INTERVAL_S
+from pivotd.cli.progress import BAR_INTERVAL_S, Silent
 from pivotd.client import Pivot, Progress
 
 
-class Bar:
-    """A Display with rich."""
+class Bar(Silent):
+    """A bar of rich."""
 
     interval_s = BAR_INTERVAL_S
 

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import click
 
 from pivotd.cli.complaints import UsageError
-from pivotd.client import Client, DomainView, Pivot, PivotWithRecords, Record, Verdict
+from pivotd.client import Client
 
-
-class Reads(Protocol):
-    """What can be read both from the daemon and from the journal alone."""
-
-    def domains(self) -> list[DomainView]:
-        """Return every domain known."""
-        ...
-
-    def pivots(self, domain: str | None = None, *, open_only: bool = False, limit: int) -> Iterable[Pivot]:
-        """Return pivots, newest first."""
-        ...
-
-    def pivot(self, pivot: str) -> PivotWithRecords:
-        """Return one pivot with its records."""
-        ...
-
-    def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
-        """Return the verdicts asked for."""
-        ...
-
-    def events(self, after: int) -> Iterator[Record]:
-        """Yield every record there is with seq > after."""
-        ...
+if TYPE_CHECKING:
+    from pivotd.cli.journal_answers import OfflineJournal
 
 
 def tell(message: str) -> None:
@@ -64,7 +42,7 @@ class App:
         return Client(self.socket, tell=tell)
 
     @property
-    def reads(self) -> Reads:
+    def reads(self) -> Client | OfflineJournal:
         """Return the journal with ``--offline``, else the daemon."""
         if self.offline is None:
             return self.client

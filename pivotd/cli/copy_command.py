@@ -10,7 +10,7 @@ from pivotd.cli import image_options, starting
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import DiskImage, Name, Seconds
+from pivotd.cli.values import SECONDS, DiskImage, Name
 from pivotd.client import CopyDisk, CopyRequest
 
 COPY_MODES = ("auto", "background", "write-blocking")
@@ -51,7 +51,7 @@ EXAMPLES = (
 @click.option(
     "--for",
     "keep_synced_s",
-    type=Seconds(),
+    type=SECONDS,
     metavar="TIME",
     help="How long to keep them in sync, like 1h.  [default: 1h]",
 )
@@ -74,11 +74,6 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
 
     With --resumable a destination that fails or is full pauses the copy. pivotd tries again, and the copy goes on where
     it stopped; `pivotctl pivot show` says how much did not have to be copied again.
-
-    Repeating a REQUEST_ID returns the pivot that it started instead of starting another one. A script that gives one
-    can be run again after any failure.
-
-    Ctrl-C stops waiting; the pivot goes on.
     """
     for index, what in ((0, "disk"), (1, "image")):
         starting.check_twice(what, [target[index] for target in targets], "copy")

@@ -20,7 +20,7 @@ UNSEEN = "read from the journal alone"
 
 
 class OfflineJournal:
-    """Implements context.Reads. Raises from every method: NotFoundError, JournalError and its subclasses."""
+    """What of client.Client the journal alone can answer. Raises: NotFoundError, JournalError and its subclasses."""
 
     def __init__(self, state_dir: str) -> None:
         self.path = state_dir

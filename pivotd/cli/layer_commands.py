@@ -39,11 +39,6 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
 
     From then on the guest writes to the overlays, and the images below stay as they were at that instant. The overlays
     are qcow2.
-
-    Repeating a REQUEST_ID returns the pivot that it started instead of starting another one. A script that gives one
-    can be run again after any failure.
-
-    Ctrl-C stops waiting; the pivot goes on.
     """
     for index, what in ((0, "disk"), (1, "overlay")):
         starting.check_twice(what, [target[index] for target in targets], "snapshot")
@@ -70,11 +65,6 @@ def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, t
     With the active layer among them the guest moves to the base: that is a switch, all disks or none. Without it the
     guest stays on its image. Either way the guest is paused at the end, for at most --max-pause. The committed images
     stay where they are, and are stale.
-
-    Repeating a REQUEST_ID returns the pivot that it started instead of starting another one. A script that gives one
-    can be run again after any failure.
-
-    Ctrl-C stops waiting; the pivot goes on.
     """
     starting.check_twice("disk", list(disks), "commit")
     starting.start(app, domain, CommitRequest, [CommitDisk(disk=disk, top=top, base=base) for disk in disks], options)
@@ -94,11 +84,6 @@ def pull(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, **o
 
     The guest stays on the same image. It is paused at the end, while QEMU writes the image's tables to disk and takes
     the layers out of the chain, for at most --max-pause.
-
-    Repeating a REQUEST_ID returns the pivot that it started instead of starting another one. A script that gives one
-    can be run again after any failure.
-
-    Ctrl-C stops waiting; the pivot goes on.
     """
     starting.check_twice("disk", list(disks), "pull")
     starting.start(app, domain, PullRequest, [PullDisk(disk=disk, base=base) for disk in disks], options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from pivotd.cli import context, render
 from pivotd.cli.context import App
@@ -17,31 +17,7 @@ LINE_EVERY_S = 10.0
 """A copy of hours must not fill a log; a change of phase is told at once."""
 
 
-class Display(Protocol):
-    """Shows one pivot while it is waited for; a context manager. ``interval_s``: how often to show."""
-
-    interval_s: float
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def show(self, pivot: Pivot, progress: Progress | None) -> None:
-        """Show how far it is; ``progress`` None: nothing to tell."""
-        ...
-
-    def tell(self, message: str) -> None:
-        """Say one thing that is not progress."""
-        ...
-
-    def end(self, pivot: Pivot) -> None:
-        """Show that the pivot rests."""
-        ...
-
-
-def display_for(app: App) -> Display:
+def display_for(app: App) -> Silent:
     """Return what suits the place that stderr leads to."""
     if sys.stderr is None:
         return Silent()
@@ -55,9 +31,10 @@ def display_for(app: App) -> Display:
 
 
 class Silent:
-    """Says nothing but trouble."""
+    """Shows one pivot while it is waited for, as a context manager; this one says nothing but trouble."""
 
     interval_s = 60.0
+    """How often to show."""
 
     def __enter__(self) -> Self:
         return self

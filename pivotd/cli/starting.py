@@ -11,12 +11,19 @@ from pivotd import limits
 from pivotd.cli import render
 from pivotd.cli.complaints import InterruptError, UsageError
 from pivotd.cli.context import App
-from pivotd.cli.values import Bandwidth, Milliseconds, Name
+from pivotd.cli.values import MILLISECONDS, Bandwidth, Name
 from pivotd.cli.waiting import FOLLOW, wait_to_the_end
 from pivotd.client import NewPivot, Pivot, UnknownError, new_request_id
 from pivotd.errors import EXIT_DONE
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+AGAIN = """
+    Repeating a REQUEST_ID returns the pivot that it started instead of starting another one. A script that gives one
+    can be run again after any failure.
+
+    Ctrl-C stops waiting; the pivot goes on.
+"""
 
 
 def bandwidth(function: F) -> F:
@@ -42,7 +49,7 @@ def pausing(function: F) -> F:
     return click.option(
         "--max-pause",
         "max_pause_ms",
-        type=Milliseconds(),
+        type=MILLISECONDS,
         metavar="TIME",
         help="Longest pause of the guest, like 500ms or 1s.  [default: the daemon's]",
     )(function)
@@ -66,7 +73,8 @@ def throttling(function: F) -> F:
 
 
 def common(function: F) -> F:
-    """Add the options of every request."""
+    """Add the options of every request, and what its help says of waiting and of asking again."""
+    function.__doc__ = f"{function.__doc__}\n{AGAIN}"
     function = click.option("--force", is_flag=True, help="Continue where pivotd would refuse with a warning.")(
         function
     )

@@ -7,7 +7,7 @@ import sys
 from pivotd.cli import render
 from pivotd.cli.complaints import InterruptError
 from pivotd.cli.context import App
-from pivotd.cli.progress import Display, display_for
+from pivotd.cli.progress import Silent, display_for
 from pivotd.client import Client, Pivot
 from pivotd.errors import EXIT_DONE, EXIT_KEPT, EXIT_UNKNOWN
 
@@ -32,7 +32,7 @@ def wait_to_the_end(app: App, pivot: Pivot) -> None:
         print(f"pivotctl: {render.one_line(complaint(pivot))}", file=sys.stderr)
 
 
-def _wait(client: Client, pivot: Pivot, display: Display) -> Pivot:
+def _wait(client: Client, pivot: Pivot, display: Silent) -> Pivot:
     client.tell = display.tell
     while not pivot.rests:
         display.show(pivot, client.progress(pivot.id))
