@@ -45,9 +45,9 @@ def peer_groups(sock: socket.socket) -> frozenset[int]:
     return frozenset({gid, *(group for (group,) in struct.iter_unpack("I", found))})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Access:
-    """The ``[access]`` of the configuration."""
+    """The ``[access]`` of the configuration; a reload changes it."""
 
     operators: config.Principals
     readers: config.Principals

@@ -17,7 +17,7 @@ from pivotd.client import requests as r
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
 VERDICT_OF = ("domain", "disk", "image")
 PAGE = ("after", "limit")
-PIVOTS = ("domain", "open", "limit", "before")
+PIVOTS_PAGE = ("domain", "open", "limit", "before")
 D, P = "/v1/domains/{domain}", "/v1/pivots/{pivot}"
 Handler = Callable[[h.Call, Request], Awaitable[Response]]
 
@@ -53,7 +53,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{D}/pull", OPERATOR, h.pull, "Pull layers into the images", a.Pivot, r.PullRequest, 202),
     Route("POST", f"{D}/snapshot", OPERATOR, h.snapshot, "Make overlays", a.Pivot, r.SnapshotRequest, 202),
     Route("POST", f"{D}/adopt", OPERATOR, h.adopt, "Take over others' jobs", a.Pivot, r.AdoptRequest, 202),
-    Route("GET", "/v1/pivots", READER, h.pivots, "Pivots, newest first", list[a.Pivot], query=PIVOTS),
+    Route("GET", "/v1/pivots", READER, h.pivots, "Pivots, newest first", list[a.Pivot], query=PIVOTS_PAGE),
     Route("GET", P, READER, h.pivot, "One pivot with every record", a.PivotWithRecords),
     Route("POST", f"{P}/complete", OPERATOR, h.complete, "Switch one that waits", a.Pivot, status=202),
     Route("POST", f"{P}/cancel", OPERATOR, h.cancel, "Keep the source", a.Pivot, status=202),

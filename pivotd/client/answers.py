@@ -92,8 +92,6 @@ class PivotOptions(Struct, frozen=True):
     discard: Discard
     keep_synced: bool
     keep_synced_s: int
-    undo_of: str | None
-    """The pivot that this one takes back."""
     force: bool
     resumable: bool
     throttle: bool
@@ -124,6 +122,8 @@ class Pivot(Struct, frozen=True):
 
     id: str
     request_id: str
+    undo_of: str | None
+    """The pivot that this one takes back."""
     domain: str
     kind: Kind
     phase: Phase
@@ -178,7 +178,8 @@ class DomainView(Struct, frozen=True):
     """One domain as pivotd sees it now.
 
     ``connection`` is ``connected``, ``connecting``, ``unreachable`` or ``refused`` (QEMU too old); ``detail`` is one
-    sentence where it is not ``connected``. ``uptime_s`` is the age of the QEMU process, None where /proc hides it.
+    sentence where it is not ``connected``, or where a pivot of it fails again and again. ``uptime_s`` is the age of the
+    QEMU process, None where /proc hides it.
     The journal alone knows neither ``connection`` nor, of domains that it has not added, ``origin``.
     """
 
@@ -246,6 +247,20 @@ class JournalHealth(Struct, frozen=True):
     last_seq: int
 
 
+class FailingDomain(Struct, frozen=True):
+    """A domain with a pivot that fails again and again."""
+
+    domain: str
+    reason: str
+
+
+class SkippedMonitor(Struct, frozen=True):
+    """A monitor that was configured or found and belongs to no domain."""
+
+    qmp: str
+    reason: str
+
+
 class DomainsHealth(Struct, frozen=True):
     """How many domains there are. ``silent_with_open_pivots``: those with work to do whose QEMU is not reached."""
 
@@ -253,6 +268,10 @@ class DomainsHealth(Struct, frozen=True):
     connected: int
     with_open_pivots: int
     silent_with_open_pivots: tuple[str, ...]
+    failing: tuple[FailingDomain, ...]
+    pivots_without_driver: tuple[str, ...]
+    """Open in the journal, and nobody works on them."""
+    skipped: tuple[SkippedMonitor, ...]
 
 
 class Health(Struct, frozen=True):

@@ -11,10 +11,10 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 from pivotd import limits
-from pivotd.core.names import DISKS_MAX
+from pivotd.core.names import DISKS_MAX, DOMAIN_NAME
 
 # `$` alone would let a final newline through.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)"
+NAME_PATTERN = rf"^{DOMAIN_NAME}$(?!\n)"
 PATH_PATTERN = r"^/[^\x00\n\r]*$(?!\n)"
 DESTINATION_PATTERN = r"^(/|nbd://|nbd\+unix://)[^\x00\n\r]*$(?!\n)"
 IMAGE_LENGTH_MAX = 4096

@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 
 from pivotd.client import answers
-from pivotd.core import undo
+from pivotd.core import kinds, undo
 from pivotd.core.pivot import Pivot, PivotDisk, Record
-from pivotd.core.stale import stale
 
 
 def pivot(known: Pivot) -> answers.Pivot:
@@ -28,6 +27,7 @@ def _fields(known: Pivot) -> dict[str, Any]:
     return {
         "id": known.id,
         "request_id": known.request_id,
+        "undo_of": known.undo_of,
         "domain": known.domain,
         "kind": known.kind.value,
         "phase": known.phase.value,
@@ -61,5 +61,5 @@ def _disk(known: Pivot, disk: PivotDisk) -> answers.PivotDisk:
         size_bytes=disk.size_bytes,
         job=disk.job,
         outcome=None if disk.outcome is None else disk.outcome.value,
-        stale=tuple(stale(known, disk)),
+        stale=tuple(kinds.of(known).stale(known, disk)),
     )

@@ -20,7 +20,7 @@ WORKING = {"file", "host_device", "nbd"}
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One look at a domain. ``directory`` is QEMU's working directory, ``in_use`` what other open pivots write to."""
+    """One look at a domain. ``directory`` is QEMU's working directory, ``in_use`` marks what others write to."""
 
     pivot: str
     domain: str
@@ -28,7 +28,7 @@ class Scene:
     disks: dict[str, DiskSeen]
     graph: Graph
     directory: Path | None
-    in_use: tuple[Image, ...]
+    in_use: frozenset[str]
     force: bool = False
     opened: frozenset[str] | None = None
     """What QEMU has open, as Image.file_id; None where that may not be seen."""
@@ -102,5 +102,4 @@ class Scene:
 
     def is_taken(self, image: Image) -> bool:
         """Return whether an open pivot writes to this image, by whatever name."""
-        file = files.named(image.filename)
-        return any(files.same(used, file) for used in self.in_use)
+        return not self.in_use.isdisjoint(files.identities(image.filename))

@@ -8,10 +8,9 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from qemu.qmp import Message, QMPError
+from qemu.qmp import ConnectError, ExecInterruptedError, Message, QMPError, Runstate, StateError
 from qemu.qmp.models import Greeting
-from qemu.qmp.protocol import ConnectError, Runstate, StateError
-from qemu.qmp.qmp_client import ExecInterruptedError, GreetingError
+from qemu.qmp.qmp_client import GreetingError
 
 from pivotd import limits
 from pivotd.errors import (
@@ -23,7 +22,7 @@ from pivotd.errors import (
     UnsupportedQemuError,
 )
 from pivotd.host import process
-from pivotd.qmp.burst import Burst, Client, Command
+from pivotd.qmp.burst import Client, Command
 
 VERSION_MIN = (6, 2)
 """Older ones can abort, or hold a mirror that nobody can cancel. Source: docs/protocol.md, "Which QEMU"."""
@@ -44,41 +43,6 @@ def yank(node: str) -> Command:
     Source: QEMU QMP reference, yank; docs/interop/qmp-spec, "Out-of-band execution".
     """
     return {"exec-oob": "yank", "arguments": {"instances": [{"type": "block-node", "node-name": node}]}}
-
-
-class Asked:
-    """Commands that have left in one write. Wait for the replies or forget them: they are kept until then."""
-
-    def __init__(self, client: Client, burst: Burst, messages: Sequence[Command]) -> None:
-        self._client = client
-        self._burst = burst
-        self._messages = messages
-
-    @property
-    def moments(self) -> list[int]:
-        """The number of RESUME events at each reply so far."""
-        return self._burst.moments
-
-    async def replies(self, timeout_s: float) -> list[Any]:
-        """Return one value or QmpRefusedError for each, in order. Raises: QmpUnknownError: some may not have run."""
-        # In a pause this is asked four times: asyncio.timeout would cost more.
-        late = asyncio.get_running_loop().call_later(timeout_s, self._burst.fail, TimeoutError())
-        try:
-            replies = await self._burst.done
-        except ExecInterruptedError as error:
-            text = _names(self._messages)
-            raise QmpUnknownError(f"{text}: the monitor closed before the answer", command=text) from error
-        except TimeoutError as error:
-            text = _names(self._messages)
-            raise QmpUnknownError(f"{text}: no answer within {timeout_s:g} s", command=text) from error
-        finally:
-            late.cancel()
-            self.forget()
-        return [_value(reply, message) for reply, message in zip(replies, self._messages, strict=True)]
-
-    def forget(self) -> None:
-        """Ignore the replies that come from now on."""
-        self._client.forget(self._burst)
 
 
 class Monitor:
@@ -128,7 +92,7 @@ class Monitor:
             async with asyncio.timeout(limits.GREETING_TIMEOUT_S):
                 await client.connect(sock)
             version = _version(client.greeting)
-            self.out_of_band = _offers_out_of_band(client.greeting)
+            self.out_of_band = client.greeting is not None and "oob" in client.greeting.QMP.capabilities
         except TimeoutError as error:
             if client.greeting is None:
                 raise MonitorBusyError(
@@ -190,10 +154,8 @@ class Monitor:
             raise reply
         return reply
 
-    async def burst(self, messages: Sequence[Command], timeout_s: float, *, bare: bool = False) -> list[Any]:
+    async def burst(self, messages: Sequence[Command], timeout_s: float) -> list[Any]:
         """Run commands that leave in one write; return one value or QmpRefusedError for each, in order.
-
-        ``bare``: without ids, which are not worth their time in a pause.
 
         Raises: QmpUnsentError: none was sent. QmpUnknownError: some of them may not have run.
         """
@@ -201,12 +163,13 @@ class Monitor:
             return []
         if "exec-oob" not in messages[0] and not self._free.is_set():
             await self._wait_for_turn(messages, timeout_s)
-        return await self.ask(messages, bare=bare).replies(timeout_s)
+        replies, _ = await self._run(messages, timeout_s)
+        return replies
 
     async def alone(
         self, messages: Sequence[Command], timeout_s: float, leaving: Callable[[], None]
     ) -> tuple[list[Any], list[int]]:
-        """Run bare commands while all others wait; return the replies, and how many RESUME events came before each.
+        """Run commands while all others wait; return the replies, and how many RESUME events came before each.
 
         ``leaving`` is called when all but the first are about to leave. QEMU sends events and replies as things happen.
         Others wait, but for those out of band, because QEMU reads no further once eight wait to be run, and nothing
@@ -218,25 +181,34 @@ class Monitor:
             await self._wait_for_turn(messages, timeout_s)
         self._free.clear()
         try:
-            asked = self.ask(messages, bare=True, leaving=leaving)
-            return await asked.replies(timeout_s), asked.moments
+            return await self._run(messages, timeout_s, leaving)
         finally:
             self._free.set()
 
-    def ask(
-        self, messages: Sequence[Command], *, bare: bool = False, leaving: Callable[[], None] | None = None
-    ) -> Asked:
-        """Send commands now; the replies are waited for later, or never.
-
-        ``bare`` as in burst(); ``leaving`` is called when all but the first are about to leave.
-
-        Raises: QmpUnsentError.
-        """
+    async def _run(
+        self, messages: Sequence[Command], timeout_s: float, leaving: Callable[[], None] | None = None
+    ) -> tuple[list[Any], list[int]]:
+        """Send commands now; return their replies, and the number of RESUME events at each. Raises: as burst()."""
         try:
-            return Asked(self._client, self._client.send_burst(messages, bare=bare, leaving=leaving), messages)
+            burst = self._client.send_burst(messages, leaving)
         except StateError as error:
             text = _names(messages)
             raise QmpUnsentError(f"{text}: {error.error_message}", command=text) from error
+        # A pause has four bursts: asyncio.timeout would cost more.
+        late = asyncio.get_running_loop().call_later(timeout_s, burst.fail, TimeoutError())
+        try:
+            got = await burst.done
+        except ExecInterruptedError as error:
+            text = _names(messages)
+            raise QmpUnknownError(f"{text}: the monitor closed before the answer", command=text) from error
+        except TimeoutError as error:
+            text = _names(messages)
+            raise QmpUnknownError(f"{text}: no answer within {timeout_s:g} s", command=text) from error
+        finally:
+            late.cancel()
+            self._client.forget(burst)
+        values = [_value(reply, message) for (reply, _), message in zip(got, messages, strict=True)]
+        return values, [resumes for _, resumes in got]
 
     async def _wait_for_turn(self, messages: Sequence[Command], timeout_s: float) -> None:
         try:
@@ -301,17 +273,10 @@ def _value(reply: Message, message: Command) -> Any:
 def _version(greeting: Greeting | None) -> tuple[int, int, int]:
     """Return (major, minor, micro). Raises: GreetingError: there is none."""
     try:
-        qemu = cast("Any", greeting)._raw["QMP"]["version"]["qemu"]  # noqa: SLF001 - the model has no version fields
+        qemu = cast("Any", greeting).QMP.version["qemu"]
         return int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"])
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise GreetingError("the greeting names no version of QEMU", error) from error
-
-
-def _offers_out_of_band(greeting: Greeting | None) -> bool:
-    try:
-        return "oob" in cast("Any", greeting)._raw["QMP"]["capabilities"]  # noqa: SLF001 - as above
-    except (LookupError, TypeError):
-        return False
 
 
 async def _connect(path: str) -> socket.socket:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,11 +14,11 @@ from pivotd.core.dirty_bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, Observation, Qemu, Root
 from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk
 from pivotd.core.request import Limits
-from pivotd.errors import QmpRefusedError, QmpUnknownError, QmpUnsentError, UnsupportedQemuError
+from pivotd.errors import QmpRefusedError, QmpUnknownError, UnsupportedQemuError
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
 from pivotd.qmp import bitmaps, mirror_back, preparation, replies, rollback, secrets, throttle
-from pivotd.qmp.monitor import Asked, Monitor, command, yank
+from pivotd.qmp.monitor import Monitor, command, yank
 
 LOOK = (
     command("query-status"),
@@ -45,7 +43,6 @@ class Session:
         self._monitor = monitor
         self.path = path
         self.pid = monitor.pid
-        self._ahead: tuple[float, int, Asked] | None = None
 
     @classmethod
     async def connect(cls, path: str) -> Session:
@@ -161,9 +158,12 @@ class Session:
                 "began, still lives",
             )
         try:
-            users = await in_thread(limits.FILE_TIMEOUT_S, self._uses, pivot, replies.disks(block))
-        except TimeoutError:
-            return Observation(Qemu.SILENT, detail="another QEMU answers, and the storage of an image does not")
+            shown = replies.disks(block)
+            paths = [disk.filename for disk in shown.values()]
+            paths += [image.filename for disk in pivot.disks for image in (disk.source, disk.destination)]
+            users = await in_thread(limits.FILE_TIMEOUT_S, self._uses, pivot, shown, paths=paths)
+        except TimeoutError as error:
+            return Observation(Qemu.SILENT, detail=f"another QEMU answers, but {error}")
         return replace(seen, qemu=Qemu.REPLACED, uses_source=users[0], uses_destination=users[1])
 
     def _same_process(self, pivot: Pivot) -> bool:
@@ -265,7 +265,7 @@ class Session:
         positive also where finalizing has failed.
         """
         burst = [*(command("job-finalize", id=job) for job in jobs), command("query-block")]
-        (block,) = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, bare=True))[-1:])
+        (block,) = self._all((await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S))[-1:])
         return replies.roots(block, pivot)
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
@@ -280,34 +280,13 @@ class Session:
     async def resume(self) -> None:
         """Let the guest run. Raises: QmpRefusedError: it is in no pause any more."""
         await self._refuse_to_start()
-        (reply,) = await self._monitor.burst([command("cont")], limits.COMMAND_TIMEOUT_S, bare=True)
-        if isinstance(reply, QmpRefusedError):
-            raise reply
-
-    def look_ahead(self) -> None:
-        """Ask now what is asked before ``cont``, without waiting: while a record is written QEMU has nothing to do."""
-        if self._ahead is not None:
-            self._ahead[-1].forget()
-            self._ahead = None
-        with contextlib.suppress(QmpUnsentError):
-            self._ahead = time.monotonic(), self._monitor.resumes, self._monitor.ask(BEFORE_CONT)
-
-    async def _still_ahead(self) -> bool:
-        """Return whether what was asked ahead is new enough and lets the guest run; it counts once."""
-        if self._ahead is None:
-            return False
-        (asked_at, resumes, asked), self._ahead = self._ahead, None
-        migrate, status = self._all(await asked.replies(limits.QUERY_TIMEOUT_S))
-        known = time.monotonic() - asked_at <= limits.AHEAD_S and self._monitor.resumes == resumes
-        return known and not replies.migrating(migrate) and replies.run_state(status) in OUR_PAUSE
+        await self._monitor.execute(command("cont"))
 
     async def _refuse_to_start(self) -> None:
         """``cont`` starts a guest also after it was migrated away: look right before, whatever was seen earlier.
 
         Raises: QmpRefusedError.
         """
-        if await self._still_ahead():
-            return
         resumes = self._monitor.resumes
         for _ in range(limits.MIGRATION_LOOKS):
             migrate, status = self._all(await self._monitor.burst(BEFORE_CONT, limits.QUERY_TIMEOUT_S))
@@ -330,7 +309,7 @@ class Session:
             for disk in pivot.disks
         ]
         burst = [command("transaction", actions=actions), command("query-block")]
-        done, block = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S, bare=True)
+        done, block = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
         if isinstance(done, QmpRefusedError):
             raise done
         (block,) = self._all([block])
@@ -428,7 +407,7 @@ def _heads(pivot: Pivot, disk: PivotDisk) -> list[str]:
             return [names.reopened_source(pivot.id, disk.index), *_with_file(disk.source.node)]
         case Outcome.MERGED if disk.top is not None:
             return [disk.top.node]
-        case _ if pivot.options.undo_of is not None:
+        case _ if pivot.undo_of is not None:
             return _with_file(disk.destination.node)
     return []
 
