@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pivotd import limits
-from pivotd.api.ports import DiskView, DomainView, JobView
 from pivotd.app.live_verdicts import image_path
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
+from pivotd.client.answers import DiskView, DomainView, JobView
 from pivotd.core import verdict
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import Requester
