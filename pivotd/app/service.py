@@ -28,7 +28,7 @@ from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError, 
 from pivotd.host import process
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
-from pivotd.planning.adoptable_jobs import foreign
+from pivotd.planning.adoptable_jobs import adoptable_jobs
 from pivotd.planning.plan import Wish, plan
 from pivotd.qmp.session import Session
 
@@ -107,14 +107,13 @@ class DaemonService:
         try:
             if session is None:
                 return None
-            jobs = await session.block_jobs()
-            disks, graph = await session.disks(), await session.graph()
+            blocks = await session.blocks()
         except QmpError:
             return None
         pivots = [driver.pivot for driver in supervisor.drivers.values()]
         return tuple(
             JobView(one.id, one.job.kind, one.job.status, one.disk, one.obstacle is None, one.obstacle)
-            for one in foreign(jobs, disks, graph, pivots)
+            for one in adoptable_jobs(blocks, pivots)
         )
 
     async def _view(self, supervisor: Supervisor) -> DomainView:
@@ -180,13 +179,12 @@ class DaemonService:
     async def disks(self, domain: str) -> list[DiskView]:
         """Ask QEMU for the disks of a domain, and the journal what it says of each."""
         session = await self._session(domain)
-        seen = await session.disks()
-        graph = await session.graph()
+        blocks = await session.blocks()
         history = {v.disk: v for v in verdict.verdicts(await self._read(self._reader.disk_history, domain, None))}
         views = []
-        for name in sorted(seen):
-            disk, last = seen[name], history.get(name)
-            jobs = graph.jobs.get(disk.node, ())
+        for name, disk in sorted(blocks.disks.items()):
+            last = history.get(name)
+            jobs = blocks.graph.jobs.get(disk.node, ())
             views.append(
                 DiskView(
                     disk=name,

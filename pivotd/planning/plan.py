@@ -15,9 +15,9 @@ from pivotd.host import files, process
 from pivotd.host.threads import in_thread
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
-from pivotd.planning.domain_snapshot import Scene
+from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.layers import plan_commit, plan_pull
-from pivotd.qmp.replies import BlockJob, DiskSeen
+from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
 
 
@@ -36,7 +36,7 @@ class Wish:
     force: bool
 
 
-PLANS: dict[Kind, Callable[[Scene, int, Target, DiskSeen], PivotDisk]] = {
+PLANS: dict[Kind, Callable[[DomainSnapshot, int, Target, DiskSeen], PivotDisk]] = {
     Kind.COPY: plan_copy,
     Kind.COMMIT: plan_commit,
     Kind.PULL: plan_pull,
@@ -56,8 +56,7 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
     if await session.migrating():
         raise ConflictError(f"{wish.domain} is being migrated: try again when that has ended")
     options = replace(wish.options, force=wish.force)
-    disks = await session.disks()
-    graph = await session.graph()
+    blocks = await session.blocks()
     try:
         directory = await in_thread(limits.FILE_TIMEOUT_S, process.working_directory, session.pid)
         in_use = tuple(
@@ -67,12 +66,11 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
             for image in ((disk.source, disk.destination) if pivot.window_open else (disk.destination,))
         )
         opened = await in_thread(limits.FILE_TIMEOUT_S, files.opened, session.pid)
-        scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use, wish.force, opened)
+        scene = DomainSnapshot(wish.pivot, wish.domain, options, blocks, directory, in_use, wish.force, opened)
         busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
         kind = wish.kind
         if wish.options.adopted:
-            jobs = await session.block_jobs()
-            kind, planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_adopted, wish, scene, busy, jobs)
+            kind, planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_adopted, wish, scene, busy)
         else:
             planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
     except TimeoutError:
@@ -99,13 +97,13 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
     )
 
 
-def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
+def _plan_disks(wish: Wish, scene: DomainSnapshot, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
     """Return the disks of the pivot; looks at files, so it may block."""
     planned = []
     for index, target in enumerate(wish.targets):
         seen = scene.find(target.disk)
         _refuse_busy(wish, seen, busy)
-        jobs = scene.graph.jobs.get(seen.node, ())
+        jobs = scene.blocks.graph.jobs.get(seen.node, ())
         if jobs:
             raise DiskBusyError(
                 f"{seen.disk} is used by block job {jobs[0]}: wait for it or cancel it first",
@@ -119,19 +117,17 @@ def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[Pi
     return tuple(planned)
 
 
-def _plan_adopted(
-    wish: Wish, scene: Scene, busy: Mapping[str, Pivot], jobs: Mapping[str, BlockJob]
-) -> tuple[Kind, tuple[PivotDisk, ...]]:
+def _plan_adopted(wish: Wish, scene: DomainSnapshot, busy: Mapping[str, Pivot]) -> tuple[Kind, tuple[PivotDisk, ...]]:
     """Return what kind of pivot the jobs of somebody else make, and its disks; looks at files, so it may block."""
     kinds: set[Kind] = set()
     planned: list[PivotDisk] = []
     for index, target in enumerate(wish.targets):
-        seen = scene.find(target.disk) if target.job is None else find_by_job(scene, target.job, jobs)
+        seen = scene.find(target.disk) if target.job is None else find_by_job(scene, target.job)
         _refuse_busy(wish, seen, busy)
         if any(disk.disk == seen.disk for disk in planned):
             raise BadRequestError(f"disk {seen.disk} is named twice: name each once", disk=seen.disk)
         check_source(seen, force=wish.force)
-        kind, disk = plan_adopt(scene, index, target, seen, jobs)
+        kind, disk = plan_adopt(scene, index, target, seen)
         kinds.add(kind)
         planned.append(disk)
     if len(kinds) > 1:

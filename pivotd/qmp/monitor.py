@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from qemu.qmp import ConnectError, ExecInterruptedError, Message, QMPError, Runstate, StateError
 from qemu.qmp.models import Greeting
@@ -23,6 +23,9 @@ from pivotd.errors import (
 )
 from pivotd.host import process
 from pivotd.qmp.burst import Client, Command
+from pivotd.qmp.question import Question
+
+T = TypeVar("T")
 
 VERSION_MIN = (6, 2)
 """Older ones can abort, or hold a mirror that nobody can cancel. Source: docs/protocol.md, "Which QEMU"."""
@@ -35,14 +38,6 @@ def command(name: str, /, **arguments: Any) -> Command:
     if not arguments:
         return {"execute": name}
     return {"execute": name, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
-
-
-def yank(node: str) -> Command:
-    """Return the command that cuts the connection of one node, to be run out of band.
-
-    Source: QEMU QMP reference, yank; docs/interop/qmp-spec, "Out-of-band execution".
-    """
-    return {"exec-oob": "yank", "arguments": {"instances": [{"type": "block-node", "node-name": node}]}}
 
 
 class Monitor:
@@ -252,6 +247,11 @@ class Monitor:
     def _wake(self) -> None:
         for callback in self._callbacks:
             callback()
+
+
+async def ask(monitor: Monitor, question: Question[T]) -> T:
+    """Ask QEMU and return what it says. Raises: QmpUnsentError, QmpRefusedError, QmpUnknownError."""
+    return question(await monitor.execute(question.command, limits.QUERY_TIMEOUT_S))
 
 
 def _names(messages: Sequence[Command]) -> str:

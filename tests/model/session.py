@@ -11,9 +11,9 @@ import pivotd.engine.driver
 import pivotd.engine.ledger
 import pivotd.engine.pause
 import pivotd.engine.recording
+import pivotd.qmp.looking
 import pivotd.qmp.opening
 import pivotd.qmp.rollback
-import pivotd.qmp.session
 from pivotd.core.pivot import Identity
 from pivotd.errors import QmpRefusedError, QmpUnsentError
 from pivotd.qmp.monitor import Monitor
@@ -180,9 +180,9 @@ def model_kernel(
 
     ``loop``: there is an event loop, whatever its time is.
     """
-    session, rollback = pivotd.qmp.session, pivotd.qmp.rollback
+    looking, rollback = pivotd.qmp.looking, pivotd.qmp.rollback
     replaced = {
-        session: {"process": _Identity(host), "in_thread": _at_once},
+        looking: {"process": _Identity(host), "in_thread": _at_once},
         rollback: {"time": _Time(host), "_until": pause},
         pivotd.qmp.opening: {"in_thread": _at_once},
     }
