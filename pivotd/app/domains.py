@@ -18,7 +18,7 @@ from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import ConflictError, QmpError
 from pivotd.host import process
 from pivotd.journal.journal import Journal
-from pivotd.planning.adoptable_jobs import foreign
+from pivotd.planning.adoptable_jobs import adoptable_jobs
 
 Latest = Callable[[str], Awaitable[list[tuple[Pivot, PivotDisk]]]]
 """Returns the last pivot of each disk of a domain."""
@@ -92,8 +92,8 @@ class Domains:
         Raises: NotFoundError, DomainUnreachableError, QmpError.
         """
         session = await self._host.get(name).connected()
-        seen = await session.disks()
-        graph = await session.graph()
+        blocks = await session.blocks()
+        seen, graph = blocks.disks, blocks.graph
         said = {disk.disk: verdict.of_pivot(pivot, disk) for pivot, disk in await self._latest(name)}
         names = dict.fromkeys(layer.filename for disk in seen.values() for layer in disk.layers)
         # Side by side: where storage hangs, all its images are waited for together.
@@ -126,14 +126,13 @@ async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:
     try:
         if session is None:
             return None
-        jobs = await session.block_jobs()
-        disks, graph = await session.disks(), await session.graph()
+        blocks = await session.blocks()
     except QmpError:
         return None
     pivots = [driver.pivot for driver in supervisor.drivers.values()]
     return tuple(
         JobView(one.id, one.job.kind, one.job.status, one.disk, one.obstacle is None, one.obstacle)
-        for one in foreign(jobs, disks, graph, pivots)
+        for one in adoptable_jobs(blocks, pivots)
     )
 
 
