@@ -53,9 +53,11 @@ class Host:
         self._images += 1
         return self.directory / f"new{self._images}.qcow2"
 
-    def copy(self, domain: str, image: Path | str, disk: str = "disk0", *, more: Any = None, **headers: str) -> Answer:
-        body = {"disks": [{"disk": disk, "image": str(image)}], **(more or {})}
-        return self.call("POST", f"/v1/domains/{domain}/copy", body, **headers)
+    def copy(self, domain: str, image: Path | str, disk: str = "disk0", *, key: str = "", **options: Any) -> Answer:
+        """Ask for a copy; ``options`` are fields of the body, but ``format``, which is the disk's."""
+        disks = [{"disk": disk, "image": str(image), "format": options.pop("format", None)}]
+        headers = {"Idempotency_Key": key} if key else {}
+        return self.call("POST", f"/v1/domains/{domain}/copy", {"disks": disks, **options}, **headers)
 
     def closed(self, pivot: str) -> dict[str, Any]:
         found = self.call("GET", f"/v1/pivots/{pivot}/wait?timeout_s={WAIT_S}").json
