@@ -32,7 +32,8 @@ class Host:
         return self._stack.enter_context(Qemu(self.directory, images, name=name))
 
     def start(self, domains: dict[str, Path] | None = None, configuration: str = "") -> Daemon:
-        self.daemon = Daemon(self.directory, domains or {}, configuration=configuration)
+        tables = [f"[domains.{name}]\nqmp = {json.dumps(str(path))}" for name, path in (domains or {}).items()]
+        self.daemon = Daemon(self.directory, {}, configuration="\n".join([configuration, *tables]))
         return self._stack.enter_context(self.daemon)
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
