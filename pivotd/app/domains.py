@@ -85,25 +85,25 @@ class Domains:
             await self._journal.remove_domain(name, who.uid)
             self._host.remove(name)
 
-    async def disks(self, name: str) -> list[DiskView]:
+    async def disks(self, domain: str) -> list[DiskView]:
         """Ask QEMU for the disks of a domain, and then the journal what it says of each.
 
         Raises: NotFoundError, DomainUnreachableError, QmpError.
         """
-        session = await self._host.get(name).connected()
+        session = await self._host.get(domain).connected()
         seen = await session.disks()
         graph = await session.graph()
-        said = {v.disk: v for v in verdict.verdicts(await self._history(name))}
-        names = dict.fromkeys(layer.filename for disk in seen.values() for layer in disk.layers)
+        said = {v.disk: v for v in verdict.verdicts(await self._history(domain))}
+        names = {name for disk in seen.values() for name in (disk.filename, *(one.filename for one in disk.layers))}
         # Side by side: where storage hangs, all its images are waited for together.
-        paths = dict(zip(names, await asyncio.gather(*(image_path(name, session) for name in names)), strict=True))
+        paths = dict(zip(names, await asyncio.gather(*(image_path(path, session) for path in names)), strict=True))
         views = []
-        for disk_name in sorted(seen):
-            disk, last = seen[disk_name], said.get(disk_name)
+        for name in sorted(seen):
+            disk, last = seen[name], said.get(name)
             jobs = graph.jobs.get(disk.node, ())
             views.append(
                 DiskView(
-                    disk=disk_name,
+                    disk=name,
                     qdev=disk.qdev,
                     image=paths[disk.filename],
                     format=disk.format,

@@ -10,7 +10,7 @@ from typing import Any
 from ulid import ULID
 
 from pivotd import limits
-from pivotd.api.ports import DiskView, DomainView, PivotRequest, Progress
+from pivotd.api.ports import Progress
 from pivotd.app.domains import Domains
 from pivotd.app.health import Health
 from pivotd.app.live_verdicts import LiveVerdicts
@@ -41,9 +41,12 @@ class DaemonService:
         self._journal = journal
         self._reader = reader
         self._reading = asyncio.Lock()
-        self._domains = Domains(host, journal, lambda domain: self._read(reader.disk_history, domain, None))
-        self._starter = Starter(host, journal, lambda pivot: self._read(reader.pivot, pivot))
-        self._health = Health(host, journal, self._starter)
+        domains = Domains(host, journal, lambda domain: self._read(reader.disk_history, domain, None))
+        self.domains, self.domain, self.disks = domains.all, domains.one, domains.disks
+        self.add_domain, self.remove_domain = domains.add, domains.remove
+        starter = Starter(host, journal, lambda pivot: self._read(reader.pivot, pivot))
+        self.start = starter.start
+        self.health = Health(host, journal, starter).report
         self._ending = False
         self._unsubscribe = journal.subscribe(self._on_records)
         self._tick = asyncio.Event()
@@ -85,33 +88,7 @@ class DaemonService:
         self._ending = True
         self._tell()
 
-    # -- domains ------------------------------------------------------------------------------------------------
-
-    async def domains(self) -> list[DomainView]:
-        """Return all domains, sorted by name."""
-        return await self._domains.all()
-
-    async def domain(self, name: str) -> DomainView:
-        """Return one domain with the block jobs that somebody else started."""
-        return await self._domains.one(name)
-
-    async def add_domain(self, name: str, qmp: str, who: Requester) -> DomainView:
-        """Add a domain durably; the same name and path again is no error."""
-        return await self._domains.add(name, qmp, who)
-
-    async def remove_domain(self, name: str, who: Requester) -> None:
-        """Forget a domain durably; its pivots stay in the journal."""
-        await self._domains.remove(name, who)
-
-    async def disks(self, domain: str) -> list[DiskView]:
-        """Ask QEMU for the disks of a domain, and the journal what it says of each."""
-        return await self._domains.disks(domain)
-
     # -- pivots -------------------------------------------------------------------------------------------------
-
-    async def start(self, request: PivotRequest, who: Requester) -> Pivot:
-        """Check the request, make it durable and start it; a known request id returns its pivot."""
-        return await self._starter.start(request, who)
 
     async def complete(self, pivot: str, who: Requester) -> Pivot:
         """Let a pivot that waits at READY switch."""
@@ -277,7 +254,3 @@ class DaemonService:
         if image is not None and not result:
             raise NotFoundError(f"no disk uses or used {image}", image=image)
         return result
-
-    def health(self) -> dict[str, Any]:
-        """Return what a monitoring system asks for."""
-        return self._health.report()
