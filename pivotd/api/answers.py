@@ -59,10 +59,11 @@ class JournalHealth(msgspec.Struct):
     last_seq: int
 
 
-class FailingDomain(msgspec.Struct):
-    """A domain with a pivot that fails again and again."""
+class FailingPivot(msgspec.Struct):
+    """An open pivot whose work fails again and again."""
 
     domain: str
+    pivot: str
     reason: str
 
 
@@ -80,7 +81,7 @@ class DomainsHealth(msgspec.Struct):
     connected: int
     with_open_pivots: int
     silent_with_open_pivots: list[str]
-    failing: list[FailingDomain]
+    failing: list[FailingPivot]
     pivots_without_driver: list[str]
     """Open in the journal, and nobody works on them."""
     skipped: list[SkippedMonitor]

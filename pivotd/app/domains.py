@@ -138,18 +138,19 @@ async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:
 
 async def _view(supervisor: Supervisor) -> DomainView:
     session, connection, run_state = supervisor.session, supervisor.connection, None
-    detail: str | None = supervisor.detail
+    detail = [] if session else [supervisor.detail]
     if session is not None:
         try:
-            run_state, detail = await session.run_state(), failing(supervisor)
+            run_state = await session.run_state()
         except QmpError as error:
-            session, connection, detail = None, "unreachable", error.message
+            session, connection, detail = None, "unreachable", [error.message]
+    detail += [f"pivot {pivot}: {why}" for pivot, why in failing(supervisor).items()]
     return DomainView(
         name=supervisor.name,
         qmp=supervisor.path,
         origin=supervisor.origin,
         connection=connection,
-        detail=detail,
+        detail="; ".join(detail) or None,
         run_state=run_state,
         qemu_version=session.version_text if session else None,
         pid=session.pid if session else None,
@@ -158,10 +159,7 @@ async def _view(supervisor: Supervisor) -> DomainView:
     )
 
 
-def failing(supervisor: Supervisor) -> str | None:
-    """Return a sentence on the first pivot of the domain whose driver fails again and again, None where none does."""
-    for pivot, driver in sorted(supervisor.drivers.items()):
-        why: str | None = getattr(driver, "failing", None)
-        if why is not None:
-            return f"pivot {pivot}: {why}"
-    return None
+def failing(supervisor: Supervisor) -> dict[str, str]:
+    """Return a sentence for each open pivot whose driver fails again and again."""
+    found = {pivot: getattr(driver, "failing", None) for pivot, driver in sorted(supervisor.drivers.items())}
+    return {pivot: why for pivot, why in found.items() if why is not None}

@@ -41,7 +41,9 @@ class Health:
         """Return at least ``status``, ``ok`` or ``degraded``, and the facts behind it."""
         supervisors = self._host.supervisors.values()
         silent = [s.name for s in supervisors if s.session is None and s.drivers]
-        failed = [{"domain": s.name, "reason": why} for s in supervisors if (why := failing(s)) is not None]
+        failed = [
+            {"domain": s.name, "pivot": pivot, "reason": why} for s in supervisors for pivot, why in failing(s).items()
+        ]
         without_driver = self._without_driver()
         healthy = self._journal.healthy and not silent and not failed and not without_driver
         return {
