@@ -56,7 +56,7 @@ async def test_an_open_pivot_without_a_driver(
 
 
 async def test_a_driver_that_fails_again_and_again(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
-    """Its domain is listed with the reason, which the view of the domain has, too."""
+    """It is listed with the reason, which the view of its domain has, too."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
     health, domains = health_of(engine), Domains(engine.host, engine.journal, no_history)
@@ -65,10 +65,10 @@ async def test_a_driver_that_fails_again_and_again(engine: Engine, qemu_factory:
     assert (health.report()["status"], (await domains.one("web1")).detail) == ("ok", None)
     driver._failures.text = "the journal takes no record"
     report = health.report()
-    why = f"pivot {driver.pivot.id}: the journal takes no record"
-    assert (report["status"], report["domains"]["failing"]) == ("degraded", [{"domain": "web1", "reason": why}])
+    failing = {"domain": "web1", "pivot": driver.pivot.id, "reason": "the journal takes no record"}
+    assert (report["status"], report["domains"]["failing"]) == ("degraded", [failing])
     view = await domains.one("web1")
-    assert (view.connection, view.detail) == ("connected", why)
+    assert (view.connection, view.detail) == ("connected", f"pivot {driver.pivot.id}: the journal takes no record")
 
 
 async def test_a_domain_whose_qemu_is_gone_says_why(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):

@@ -226,6 +226,16 @@ JUDGEMENT = (
         "API", ("tests/api/test_api.py", "-k", "used_request_id"),
     ),
     Defect(
+        "a reservation is not looked at again", "G1", "pivotd/app/start.py",
+        "            if not taken.isdisjoint(marks_of):\n", "            if False:\n",
+        "API", ("tests/app/test_start.py", "-k", "for_many_at_once"),
+    ),
+    Defect(
+        "a pivot is accepted for a domain that is being removed", "G3", "pivotd/app/start.py",
+        "self._host.supervisors.get(planned.domain) is not supervisor or supervisor.ended", "False",
+        "API", ("tests/app/test_start.py", "-k", "removal_of_its_domain"),
+    ),
+    Defect(
         "nobody can have written to a disk that is gone", "G1", DRIVER,
         "state.remember(unwritten=state.attempt.unmoved == moment(session))",
         "state.remember(unwritten=True)",
