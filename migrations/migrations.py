@@ -149,3 +149,48 @@ def m003_layers_between(db: Database) -> None:
     """Make room for the names of all layers that a commit or a pull merges: a JSON list, empty where none was kept."""
     db.execute("ALTER TABLE pivot_disk ADD COLUMN between_filenames TEXT NOT NULL DEFAULT '[]'")
     db.execute("PRAGMA user_version = 3")
+
+
+M004_STATEMENTS = (
+    "ALTER TABLE pivot ADD COLUMN revision INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE pivot ADD COLUMN undo_of TEXT",
+    """
+    UPDATE pivot SET undo_of = json_extract(options, '$.undo_of')
+    WHERE json_valid(options) AND json_extract(options, '$.undo_of') IS NOT NULL
+    """,
+    "CREATE UNIQUE INDEX pivot_undo_of ON pivot (undo_of) WHERE undo_of IS NOT NULL",
+    """
+    CREATE TABLE disk_latest (
+        domain TEXT NOT NULL,
+        disk TEXT NOT NULL,
+        pivot TEXT NOT NULL REFERENCES pivot (id),
+        PRIMARY KEY (domain, disk)
+    ) STRICT, WITHOUT ROWID
+    """,
+    # With max(), SQLite takes the other columns from the row that has it.
+    """
+    INSERT INTO disk_latest (domain, disk, pivot)
+    SELECT domain, disk, id FROM (
+        SELECT domain, disk, id, max(number) FROM pivot JOIN pivot_disk ON pivot_disk.pivot = pivot.id
+        GROUP BY domain, disk
+    )
+    """,
+    """
+    CREATE TRIGGER pivot_disk_latest AFTER INSERT ON pivot_disk BEGIN
+        INSERT INTO disk_latest (domain, disk, pivot) SELECT domain, NEW.disk, id FROM pivot WHERE id = NEW.pivot
+        ON CONFLICT (domain, disk) DO UPDATE SET pivot = excluded.pivot;
+    END
+    """,
+    """
+    CREATE TRIGGER disk_latest_no_delete BEFORE DELETE ON disk_latest
+    BEGIN SELECT RAISE(ABORT, 'disk_latest rows are never deleted'); END
+    """,
+)
+
+
+@migrations()
+def m004_revisions(db: Database) -> None:
+    """Count the changes of each pivot, give undo a column of its own, and keep the last pivot of each disk at hand."""
+    for statement in M004_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 4")

@@ -9,6 +9,9 @@ PivotdError
 |   +-- ConflictError       right in itself, impossible now
 |       +-- DiskBusyError   another pivot or job has the disk
 |       +-- PhaseConflictError  the pivot has moved on
+|       |   +-- RevisionConflictError  somebody else recorded a change of it first
+|       +-- BusyError       the pivot's driver did not answer in time
++-- TooBusyError            too many readers ask at once; a retry is safe
 +-- DomainUnreachableError  QEMU's monitor does not answer
 |   +-- MonitorBusyError    another client holds the monitor
 +-- UnsupportedQemuError    QEMU is older than the protocol allows
@@ -109,6 +112,26 @@ class PhaseConflictError(ConflictError):
     """The pivot is not in the phase that the change starts from."""
 
     kind = "phase-conflict"
+
+
+class RevisionConflictError(PhaseConflictError):
+    """The pivot was changed since it was read: nothing was recorded. Fields: ``pivot``, ``phase``, ``revision``."""
+
+    kind = "revision-conflict"
+
+
+class BusyError(ConflictError):
+    """The pivot's driver has not answered in time: its QEMU or the journal keeps it waiting."""
+
+    kind = "busy"
+    http_status = 503
+
+
+class TooBusyError(PivotdError):
+    """More is asked at once than may wait; nothing was done."""
+
+    kind = "too-busy"
+    http_status = 503
 
 
 class DomainUnreachableError(PivotdError):

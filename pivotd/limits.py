@@ -14,6 +14,10 @@ UNSENT_BYTES_MAX = 1 << 20
 """Commands waiting for a QEMU that does not read; beyond this no more are taken. One burst has a few KiB."""
 JOB_NAME_BYTES_MAX = 256
 """Longer job ids in events are nobody's of ours."""
+PLANNING_PATIENCE_S = 10.0
+"""A request waits so long for its turn at a domain; two that wait for a QEMU that hangs take about that."""
+DRIVER_STARTS_S = 1.0
+"""An open pivot without a driver for so long is reported; a driver starts within milliseconds of the record."""
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 5.0
 """Back-off of reconnecting to a monitor; 200 dead domains then cost 40 connects per second at most."""
@@ -55,6 +59,13 @@ ROLLBACK_TIMEOUT_S = 5.0
 """A reverse mirror copies nothing: 2-9 ms measured."""
 FILE_TIMEOUT_S = 5.0
 """stat() answers in microseconds unless the file system hangs."""
+OTHERS_FILE_TIMEOUT_S = 0.5
+"""For the images of other pivots: a request does not wait for storage that it has nothing to do with."""
+PATH_THREADS_MAX = 4
+MOUNT_THREADS_MAX = 16
+THREADS_MAX = 64
+"""Calls that storage may hold up, at once for one path and over all: a thread that hangs cannot be ended. One file
+system that hangs may not have them all, so that those beside it can still be looked at."""
 CONVERGE_CHECK_S = 0.1
 CONVERGE_PATIENCE_S = 2.0
 """How long a backlog may stay large before the mirror is told to copy each guest write at once."""
@@ -84,21 +95,40 @@ SLOWED_WRITES_PER_S_MIN = 8
 """A guest is not slowed below this: its own timeouts would end it, and a destination so slow is of no use."""
 CANCEL_AGAIN_S = 0.2
 HOLD_LOOK_S = 5.0
-FAILED_LOOP_S = 1.0
-"""Before a driver that met an unexpected error looks again."""
+FAILED_FIRST_S = 0.5
+FAILED_PAUSED_MAX_S = 1.0
+FAILED_MAX_S = 30.0
+"""Back-off of a driver that fails again and again; a guest in its pause waits for no more than a second."""
+FAILED_BEFORE_END = 3
+"""A driver that has failed so often in a row leaves a pause open when the daemon ends; the next process goes on."""
+END_PATIENCE_S = 20.0
+"""How long beyond max_pause a QEMU that does not answer holds up the end of the daemon."""
 PIPELINE_PAUSE_MS_MIN = 100
 """From this max_pause on, and after a quick probe, ``stop`` and ``job-complete`` leave in one write."""
 BACKLOG_BYTES_MAX = 2 << 20
 """Pause only below this dirty backlog: about 1.4 ms per MiB inside the pause."""
+
+RELOAD_TIMEOUT_S = 50.0
+"""For the answer to a reload; the unit's TimeoutStartSec=60s, which bounds ExecReload=, is longer."""
 
 JOURNAL_BATCH_MAX = 256
 JOURNAL_QUEUE_MAX = 10_000
 JOURNAL_LOCK_TIMEOUT_S = 2.0
 """A client reading offline may hold the lock for milliseconds while it copies the file."""
 PIVOTS_LISTED_MAX = 1000
+PIVOTS_LISTED = 100
+"""Pivots of one answer: at most, and where the request says nothing."""
+READ_AT_ONCE = 20
+"""Pivots or disks that are read and encoded in one go: 1-2 ms during which a pause may begin, which then shares the
+interpreter with the rest of them. Source: bench/readers.py.
+"""
+RECORDS_AT_ONCE = 100
+"""The same of records."""
+READ_HELD_BACK_S = 0.1
+"""Reads wait so long for a pause to end; a guest that stays paused for longer does not keep readers away."""
+READS_WAITING_MAX = 256
+"""Reads in line before one, 0.2 s of work; who comes on top is told to ask again."""
 EVENTS_PAGE_MAX = 1000
-EVENT_QUEUE_MAX = 1000
-"""Records waiting for one slow stream client; beyond this it is cut off and resumes by its last id."""
 NEWS_DELAY_S = 0.03
 """News of records waits so long while a guest is in its pause: most pauses are over by then."""
 WAIT_TIMEOUT_S_MAX = 300.0
@@ -111,4 +141,5 @@ REQUEST_ID_LENGTH_MAX = 128
 
 assert RECONNECT_FIRST_S < RECONNECT_MAX_S
 assert PAUSE_MS_MIN <= PAUSE_MS_MAX_DEFAULT <= PAUSE_MS_LIMIT
+assert 0 < PATH_THREADS_MAX < MOUNT_THREADS_MAX < THREADS_MAX
 assert QUERY_TIMEOUT_S < COMMAND_TIMEOUT_S

@@ -29,9 +29,9 @@ def peer(sock: socket.socket) -> Requester:
     return Requester(uid=uid, gid=gid, pid=pid)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Access:
-    """The ``[access]`` of the configuration."""
+    """The ``[access]`` of the configuration; a reload changes it."""
 
     operators: config.Principals
     readers: config.Principals

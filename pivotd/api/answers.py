@@ -26,10 +26,14 @@ class PivotDisk(msgspec.Struct):
 
 
 class Pivot(msgspec.Struct):
-    """One pivot. ``outcome``: an outcome, ``split`` where disks differ, null while open."""
+    """One pivot. ``outcome``: an outcome, ``split`` where disks differ, null while open.
+
+    ``undo_of``: the pivot that this one takes back.
+    """
 
     id: str
     request_id: str
+    undo_of: str | None
     domain: str
     kind: Kind
     phase: Phase
@@ -59,6 +63,20 @@ class JournalHealth(msgspec.Struct):
     last_seq: int
 
 
+class FailingDomain(msgspec.Struct):
+    """A domain with a pivot that fails again and again."""
+
+    domain: str
+    reason: str
+
+
+class SkippedMonitor(msgspec.Struct):
+    """A monitor that was configured or found and belongs to no domain."""
+
+    qmp: str
+    reason: str
+
+
 class DomainsHealth(msgspec.Struct):
     """How many domains there are. ``silent_with_open_pivots``: those with work to do whose QEMU is not reached."""
 
@@ -66,6 +84,10 @@ class DomainsHealth(msgspec.Struct):
     connected: int
     with_open_pivots: int
     silent_with_open_pivots: list[str]
+    failing: list[FailingDomain]
+    pivots_without_driver: list[str]
+    """Open in the journal, and nobody works on them."""
+    skipped: list[SkippedMonitor]
 
 
 class Health(msgspec.Struct):

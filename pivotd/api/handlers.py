@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -17,9 +17,10 @@ from pivotd import limits
 from pivotd.api import problems
 from pivotd.api.models import AdoptBody, BandwidthBody, Body, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
 from pivotd.api.ports import Service
-from pivotd.core.pivot import Record
+from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import Requester
 from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
+from pivotd.core.verdict import Verdict
 from pivotd.errors import BadRequestError, ConflictError, TooLargeError
 
 T = TypeVar("T")
@@ -57,6 +58,27 @@ class Call:
     streams: Streams
     document: bytes
     """The OpenAPI document."""
+
+
+def _pivot(pivot: Pivot, records: Sequence[Record] | None = None) -> bytes:
+    return problems.encode(pivot_to_json(pivot, records))
+
+
+def _record(record: Record) -> bytes:
+    return problems.encode(record_to_json(record))
+
+
+def _frame(record: Record) -> bytes:
+    """Return a record as the event stream has it."""
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (record.seq, record.event.encode(), _record(record))
+
+
+def _verdict(verdict: Verdict) -> bytes:
+    return problems.encode(verdict_to_json(verdict))
+
+
+def _list(encoded: Sequence[bytes]) -> Response:
+    return Response(b"[%b]" % b",".join(encoded), media_type="application/json")
 
 
 def _json(value: Any, status: int = 200, **headers: str) -> Response:
@@ -171,14 +193,18 @@ async def pivots(call: Call, request: Request) -> Response:
     open_only = request.query_params.get("open", "false")
     if open_only not in {"true", "false"}:
         raise BadRequestError(f"open={open_only[:40]}: expected true or false")
-    found = await call.service.pivots(request.query_params.get("domain"), open_only=open_only == "true")
-    return _json([pivot_to_json(pivot) for pivot in found])
+    limit = int(_number(request, "limit", limits.PIVOTS_LISTED, limits.PIVOTS_LISTED_MAX))
+    query = request.query_params
+    found = await call.service.reads.pivots(
+        query.get("domain"), open_only=open_only == "true", limit=limit, before=query.get("before"), encode=_pivot
+    )
+    return _list(found)
 
 
 async def pivot(call: Call, request: Request) -> Response:
     """One pivot with its records."""
-    found = await call.service.pivot(request.path_params["pivot"])
-    return _json(pivot_to_json(found, await call.service.records(found.id)))
+    shown = await call.service.reads.shown(request.path_params["pivot"], _pivot)
+    return Response(shown, media_type="application/json")
 
 
 async def complete(call: Call, request: Request) -> Response:
@@ -215,7 +241,7 @@ async def release(call: Call, request: Request) -> Response:
 async def wait(call: Call, request: Request) -> Response:
     """Wait until a pivot rests."""
     timeout_s = _number(request, "timeout_s", 30.0, limits.WAIT_TIMEOUT_S_MAX)
-    waiting = asyncio.ensure_future(call.service.wait(request.path_params["pivot"], timeout_s))
+    waiting = asyncio.ensure_future(call.service.reads.wait(request.path_params["pivot"], timeout_s))
     leaving = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -235,7 +261,7 @@ async def _gone(request: Request) -> None:
 
 async def progress(call: Call, request: Request) -> Response:
     """How far an open pivot is; null for a closed one."""
-    found = await call.service.pivot(request.path_params["pivot"])
+    found = await call.service.reads.current(request.path_params["pivot"])
     now = call.service.progress(found.id)
     return _json(None if now is None else asdict(now))
 
@@ -243,8 +269,8 @@ async def progress(call: Call, request: Request) -> Response:
 async def verdicts(call: Call, request: Request) -> Response:
     """Which image holds the data."""
     query = request.query_params
-    found = await call.service.verdicts(query.get("domain"), query.get("disk"), query.get("image"))
-    return _json([verdict_to_json(verdict) for verdict in found])
+    found = await call.service.reads.verdicts(query.get("domain"), query.get("disk"), query.get("image"), _verdict)
+    return _list(found)
 
 
 async def events(call: Call, request: Request) -> Response:
@@ -256,7 +282,7 @@ async def events(call: Call, request: Request) -> Response:
     after = int(last) if last is not None else int(_number(request, "after", 0, 2**53))
     if not stream:
         limit = int(_number(request, "limit", 100, limits.EVENTS_PAGE_MAX))
-        return _json([record_to_json(record) for record in await call.service.events_page(after, limit)])
+        return _list(await call.service.reads.events_page(after, limit, _record))
     if call.streams.open >= limits.STREAMS_MAX:
         raise ConflictError(f"{limits.STREAMS_MAX} event streams are open already: close one first")
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -266,8 +292,8 @@ async def events(call: Call, request: Request) -> Response:
 async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
     """Yield events as they become durable. A client that does not read stops this, not the daemon: it pulls pages."""
     call.streams.open += 1
-    source = call.service.events(after)
-    following: asyncio.Task[Record] | None = None
+    source = call.service.reads.events(after, _frame)
+    following: asyncio.Task[list[bytes]] | None = None
     try:
         yield b": pivotd\n\n"
         while not call.service.shutting_down:
@@ -277,13 +303,12 @@ async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
                 yield b": still here\n\n"
                 continue
             try:
-                record = following.result()
+                frames = following.result()
             except StopAsyncIteration:
                 return
             finally:
                 following = None
-            data = problems.encode(record_to_json(record)).decode()
-            yield f"id: {record.seq}\nevent: {record.event}\ndata: {data}\n\n".encode()
+            yield b"".join(frames)
     finally:
         call.streams.open -= 1
         if following is not None:

@@ -12,12 +12,12 @@ import msgspec
 from pivotd import limits
 from pivotd.api.ports import PivotRequest
 from pivotd.core.creation import LUKS_ITER_MS_MAX, ImageOptions
-from pivotd.core.names import DISKS_MAX
+from pivotd.core.names import DISKS_MAX, DOMAIN_NAME
 from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Sync, Target
 from pivotd.errors import BadRequestError
 
 # `$` alone would let a final newline through.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)"
+NAME_PATTERN = rf"^{DOMAIN_NAME}$(?!\n)"
 PATH_PATTERN = r"^/[^\x00\n\r]*$(?!\n)"
 DESTINATION_PATTERN = r"^(/|nbd://|nbd\+unix://)[^\x00\n\r]*$(?!\n)"
 REQUEST_ID = re.compile(r"[!-.0-~]+")

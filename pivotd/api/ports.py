@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import CopyOptions, Kind, Requester, Target
 from pivotd.core.verdict import Verdict
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class DomainView:
     """One domain as pivotd sees it now.
 
     ``connection`` is ``connected``, ``connecting``, ``unreachable`` or ``refused`` (QEMU too old); ``detail`` is one
-    sentence where it is not ``connected``. ``uptime_s`` is the age of the QEMU process, None where /proc hides it.
+    sentence where it is not ``connected``, or where a pivot of it fails again and again. ``uptime_s`` is the age of the
+    QEMU process, None where /proc hides it.
     """
 
     name: str
@@ -106,6 +110,50 @@ class Progress:
     """Whether there has been no progress for a long time."""
 
 
+class Reads(Protocol):
+    """What is read and told. ``encode`` makes the answer of each, in a thread where there may be many of them.
+
+    Raises from every method: TooBusyError, JournalError.
+    """
+
+    @property
+    def door(self) -> AbstractAsyncContextManager[None]:
+        """Where readers wait for their turn, and for the end of a pause."""
+        ...
+
+    async def pivots(
+        self, domain: str | None, *, open_only: bool, limit: int, before: str | None, encode: Callable[[Pivot], T]
+    ) -> list[T]:
+        """Return pivots, newest first; ``before``: those accepted before this one. Raises: NotFoundError."""
+        ...
+
+    async def current(self, pivot: str) -> Pivot:
+        """Return one pivot by its id or its request id, an open one at once. Raises: NotFoundError."""
+        ...
+
+    async def shown(self, pivot: str, encode: Callable[[Pivot, list[Record]], T]) -> T:
+        """Return one pivot with every record, oldest first. Raises: NotFoundError."""
+        ...
+
+    async def wait(self, pivot: str, timeout_s: float) -> Pivot:
+        """Return the pivot as soon as it rests (closed, or waiting at READY), or as it is after timeout_s."""
+        ...
+
+    def events(self, after: int, encode: Callable[[Record], T]) -> AsyncIterator[list[T]]:
+        """Yield every durable record with seq > after, then new ones as they become durable, for ever."""
+        ...
+
+    async def events_page(self, after: int, limit: int, encode: Callable[[Record], T]) -> list[T]:
+        """Return up to limit records with seq > after, oldest first."""
+        ...
+
+    async def verdicts(
+        self, domain: str | None, disk: str | None, image: str | None, encode: Callable[[Verdict], T]
+    ) -> list[T]:
+        """Return verdicts of all disks known, narrowed by what is given. Raises: NotFoundError."""
+        ...
+
+
 class Service(Protocol):
     """The daemon behind the API. Every method raises PivotdError subclasses and nothing else on purpose."""
 
@@ -165,40 +213,17 @@ class Service(Protocol):
         """End the undo window of a pivot; no error where it has ended. Raises: NotFoundError, PhaseConflictError."""
         ...
 
-    async def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[Pivot]:
-        """Return pivots, newest first, at most limits.PIVOTS_LISTED_MAX."""
-        ...
-
-    async def pivot(self, pivot: str) -> Pivot:
-        """Return one pivot by its id or its request id. Raises: NotFoundError."""
-        ...
-
-    async def records(self, pivot: str) -> list[Record]:
-        """Return every record of one pivot, oldest first. Raises: NotFoundError."""
-        ...
-
-    async def wait(self, pivot: str, timeout_s: float) -> Pivot:
-        """Return the pivot as soon as it rests (closed, or waiting at READY), or as it is after timeout_s."""
-        ...
-
     def progress(self, pivot: str) -> Progress | None:
         """Return how far an open pivot is, None for a closed one."""
         ...
 
-    def events(self, after: int) -> AsyncIterator[Record]:
-        """Yield every durable record with seq > after, then new ones as they become durable, for ever."""
-        ...
-
-    async def events_page(self, after: int, limit: int) -> list[Record]:
-        """Return up to limit records with seq > after, oldest first."""
-        ...
-
-    async def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
-        """Return verdicts of all disks known, narrowed by what is given. Raises: NotFoundError."""
-        ...
-
     def health(self) -> dict[str, Any]:
         """Return at least ``status`` (``ok`` or ``degraded``), ``version``, ``journal`` and ``domains`` counts."""
+        ...
+
+    @property
+    def reads(self) -> Reads:
+        """What changes nothing."""
         ...
 
     @property

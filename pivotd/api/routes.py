@@ -20,6 +20,7 @@ from pivotd.core.verdict import Verdict
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
 VERDICT_OF = ("domain", "disk", "image")
 PAGE = ("after", "limit")
+PIVOTS_PAGE = ("domain", "open", "limit", "before")
 Handler = Callable[[h.Call, Request], Awaitable[Response]]
 
 
@@ -54,7 +55,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/domains/{domain}/pull", OPERATOR, h.pull, "Pull layers into the images", a.Pivot, PullBody, 202),
     Route("POST", "/v1/domains/{domain}/snapshot", OPERATOR, h.snapshot, "Make overlays", a.Pivot, SnapshotBody, 202),
     Route("POST", "/v1/domains/{domain}/adopt", OPERATOR, h.adopt, "Take over others' jobs", a.Pivot, AdoptBody, 202),
-    Route("GET", "/v1/pivots", READER, h.pivots, "Pivots, newest first", list[a.Pivot], query=("domain", "open")),
+    Route("GET", "/v1/pivots", READER, h.pivots, "Pivots, newest first", list[a.Pivot], query=PIVOTS_PAGE),
     Route("GET", "/v1/pivots/{pivot}", READER, h.pivot, "One pivot with every record", a.Pivot),
     Route("POST", "/v1/pivots/{pivot}/complete", OPERATOR, h.complete, "Switch one that waits", a.Pivot, status=202),
     Route("POST", "/v1/pivots/{pivot}/cancel", OPERATOR, h.cancel, "Keep the source", a.Pivot, status=202),

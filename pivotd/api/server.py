@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from pivotd import limits
 from pivotd.api import access as access_module
 from pivotd.api import openapi, problems
-from pivotd.api.access import Access
+from pivotd.api.access import Access, AccessClass
 from pivotd.api.handlers import Call, Streams
 from pivotd.api.ports import Service
 from pivotd.api.routes import ROUTES, Route
@@ -105,6 +105,9 @@ def application(service: Service, access: Access) -> Starlette:
                 groups = frozenset() if who.uid == 0 else await asyncio.to_thread(access_module.groups_of, who)
                 access.check(who, groups, route.access)
                 _check_query(request, route)
+                if route.access is AccessClass.READER:
+                    async with service.reads.door:
+                        await asyncio.sleep(0)  # one reader a turn of the loop: whoever has to be quick is in between
                 return await route.handler(Call(who, service, streams, document), request)
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody is there to read it

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from pivotd import limits
 from pivotd.core import verdict
-from pivotd.core.pivot import Pivot
+from pivotd.core.phases import is_decided
+from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.verdict import Verdict
 from pivotd.errors import ConflictError, QmpError
 from pivotd.host import files, process
@@ -17,17 +18,16 @@ from pivotd.qmp.session import Session
 
 Key = tuple[str, str]
 """Domain and disk."""
+Moved = tuple[Pivot, PivotDisk]
+"""The last pivot of a disk, and the disk in it."""
 
 
 class LiveVerdicts:
-    """What the journal says of each disk, checked against QEMU. ``history``: pivots, newest first."""
+    """What the journal says of each disk, checked against QEMU. ``latest``: the last pivot of each."""
 
-    def __init__(self, history: Sequence[Pivot]) -> None:
-        self._last: dict[Key, Pivot] = {}
-        for pivot in history:
-            for moved in pivot.disks:
-                self._last.setdefault((pivot.domain, moved.disk), pivot)
-        self._found: dict[Key, Verdict] = {(v.domain, v.disk): v for v in verdict.verdicts(history)}
+    def __init__(self, latest: Iterable[Moved]) -> None:
+        self._last: dict[Key, Moved] = {(pivot.domain, disk.disk): (pivot, disk) for pivot, disk in latest}
+        self._found: dict[Key, Verdict] = {key: verdict.of_pivot(*moved) for key, moved in self._last.items()}
         self._confirmed: set[Key] = set()
         """Disks that the pivot's own QEMU has shown: it lives, so nobody else starts the guest."""
 
@@ -37,7 +37,7 @@ class LiveVerdicts:
         Raises: ConflictError: the storage of ``image`` does not answer.
         """
         await asyncio.gather(*(self._check_domain(name, session) for name, session in sessions.items()))
-        for key, pivot in self._last.items():
+        for key, (pivot, _) in self._last.items():
             if verdict.may_be_overtaken(pivot) and key not in self._confirmed:
                 self._found[key] = verdict.provisional(self._found[key])
         chosen = [(key, v) for key, v in sorted(self._found.items()) if disk is None or v.disk == disk]
@@ -45,10 +45,12 @@ class LiveVerdicts:
             return [v for _, v in chosen]
         try:
             named = await in_thread(
-                limits.FILE_TIMEOUT_S, lambda: [_names_image(v, self._last.get(key), image) for key, v in chosen]
+                limits.FILE_TIMEOUT_S,
+                lambda: [_names_image(v, self._last.get(key), image) for key, v in chosen],
+                paths=[image],
             )
-        except TimeoutError:
-            raise ConflictError(f"the storage of {image} does not answer: ask by domain and disk instead") from None
+        except TimeoutError as error:
+            raise ConflictError(f"{error}: ask by domain and disk instead") from None
         return [v for (_, v), wanted in zip(chosen, named, strict=True) if wanted]
 
     async def _check_domain(self, name: str, session: Session) -> None:
@@ -59,28 +61,29 @@ class LiveVerdicts:
             return  # QEMU or the storage does not answer: the journal's word stands
 
     async def _check_disk(self, key: Key, disk: DiskSeen, session: Session) -> None:
-        pivot = self._last.get(key)
-        if pivot is None:
+        moved = self._last.get(key)
+        if moved is None:
             live = verdict.Live(await image_path(disk.filename, session), disk.format)
             self._found[key] = verdict.without_pivot(*key, live)
         else:
-            live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, pivot, session)
-            self._found[key] = verdict.check(self._found[key], live, decided=verdict.is_decided(pivot))
+            live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=[disk.filename])
+            self._found[key] = verdict.check(self._found[key], live, decided=is_decided(moved[0]))
             if live.same_qemu:
                 self._confirmed.add(key)
 
 
 async def image_path(filename: str, session: Session) -> str:
     """Return the absolute path of an image; as QEMU writes it where the storage does not answer."""
+    directory = process.working_directory(session.pid)
     try:
-        file = await in_thread(limits.FILE_TIMEOUT_S, files.resolve, filename, process.working_directory(session.pid))
+        file = await in_thread(limits.FILE_TIMEOUT_S, files.resolve, filename, directory, paths=[filename])
     except TimeoutError:
         return filename
     return file.path or filename
 
 
-def _live(disk: DiskSeen, pivot: Pivot, session: Session) -> verdict.Live:
-    moved = next(d for d in pivot.disks if d.disk == disk.disk)
+def _live(disk: DiskSeen, last: Moved, session: Session) -> verdict.Live:
+    pivot, moved = last
     known = pivot.identity
     same = (known.pid, known.start_ticks, known.boot_id) == (
         session.pid,
@@ -97,9 +100,8 @@ def _live(disk: DiskSeen, pivot: Pivot, session: Session) -> verdict.Live:
     )
 
 
-def _names_image(found: Verdict, pivot: Pivot | None, image: str) -> bool:
+def _names_image(found: Verdict, last: Moved | None, image: str) -> bool:
     file = files.named(image)
     if found.image == image:
         return True
-    sides = [side for d in pivot.disks if d.disk == found.disk for side in (d.source, d.destination)] if pivot else []
-    return any(files.same(side, file) for side in sides)
+    return last is not None and any(files.same(side, file) for side in (last[1].source, last[1].destination))

@@ -9,7 +9,6 @@ from typing import Any
 
 from pivotd.cli.errors import CtlError
 from pivotd.core import verdict
-from pivotd.core.pivot import Pivot
 from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
 from pivotd.core.verdict import Verdict
 from pivotd.host import files
@@ -32,9 +31,10 @@ class OfflineJournal:
     def domains(self) -> list[JsonObject]:
         """Return the domains added at run time, and those that have pivots."""
         rows = {row.name: _domain(row.name, row.qmp_path, "runtime") for row in self._reader.domains()}
-        for pivot in self._reader.disk_history():
+        for pivot, _ in self._reader.every_latest():
             row = rows.setdefault(pivot.domain, _domain(pivot.domain, pivot.qmp, None))
-            if not pivot.closed_at:
+            # An open pivot is the last one of each of its disks.
+            if not pivot.closed_at and pivot.id not in row["open_pivots"]:
                 row["open_pivots"].append(pivot.id)
         return [rows[name] for name in sorted(rows)]
 
@@ -51,16 +51,17 @@ class OfflineJournal:
 
     def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[JsonObject]:
         """Return what the journal says of the disks asked for."""
-        history = self._reader.disk_history(domain, disk)
-        found = [v for v in verdict.verdicts(history) if disk is None or v.disk == disk]
-        if self._reader.beside_daemon:
-            overtaken = {pivot.id for pivot in history if verdict.may_be_overtaken(pivot)}
-            found = [verdict.provisional(v) if v.pivot in overtaken else v for v in found]
-        if image is not None:
-            found = [v for v in found if _names(v, history, image)]
-            if not found:
-                message = f"the journal in {self.path} holds no pivot with image {image}; see `pivotctl verdict`"
-                raise CtlError("not-found", message, image=image)
+        file = None if image is None else files.named(image)
+        found = []
+        for pivot, moved in self._reader.every_latest(domain, disk):
+            one = verdict.of_pivot(pivot, moved)
+            sides = (moved.source, moved.destination)
+            if file is None or one.image == image or any(files.same(side, file) for side in sides):
+                doubtful = self._reader.beside_daemon and verdict.may_be_overtaken(pivot)
+                found.append(verdict.provisional(one) if doubtful else one)
+        if image is not None and not found:
+            message = f"the journal in {self.path} holds no pivot with image {image}; see `pivotctl verdict`"
+            raise CtlError("not-found", message, image=image)
         if domain is not None and disk is not None and not found:
             found = [_never_moved(domain, disk)]
         return [verdict_to_json(v) for v in found]
@@ -91,13 +92,3 @@ def _never_moved(domain: str, disk: str) -> Verdict:
     live = verdict.without_pivot(domain, disk, verdict.Live(image="", format=""))
     reason = "The journal holds no pivot of this disk; only QEMU can tell which image it uses."
     return replace(live, image=None, format=None, reason=reason)
-
-
-def _names(found: Verdict, history: list[Pivot], image: str) -> bool:
-    """Return whether the disk's last pivot has this image on either side."""
-    if found.image == image:
-        return True
-    file = files.named(image)
-    pivot = next(pivot for pivot in history if pivot.id == found.pivot)
-    moved = next(disk for disk in pivot.disks if disk.disk == found.disk)
-    return files.same(moved.source, file) or files.same(moved.destination, file)

@@ -140,6 +140,10 @@ class Pivot:
     disks: tuple[PivotDisk, ...]
     created_at: str
     identity: Identity
+    revision: int = 0
+    """Counts the changes; the next one is refused to whoever has not seen the last."""
+    undo_of: str | None = None
+    """The pivot that this one takes back, by the mirror that its window has kept running."""
     hold: bool = False
     """True: wait at READY until somebody completes or cancels, at DECIDED until the undo window ends."""
     attempt: int = 0
@@ -168,12 +172,7 @@ class Pivot:
     @property
     def family(self) -> tuple[str, ...]:
         """The ids that names in QEMU may carry: its own, and that of the pivot which it takes back."""
-        return (self.id,) if self.options.undo_of is None else (self.id, self.options.undo_of)
-
-    @property
-    def has_jobs(self) -> bool:
-        """Whether a block job works on each disk; a snapshot is one transaction."""
-        return self.kind is not Kind.SNAPSHOT
+        return (self.id,) if self.undo_of is None else (self.id, self.undo_of)
 
     @property
     def outcome(self) -> str | None:

@@ -90,8 +90,6 @@ class CopyOptions:
     """After the switch the source follows the destination until the window ends, so that `pivot undo` can return."""
     keep_synced_s: int = 3600
     """How long that window stays open."""
-    undo_of: str | None = None
-    """The pivot that this one takes back, by the mirror that its window has kept running."""
     force: bool = False
     """Go on where a warning would refuse."""
     resumable: bool = False

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from pivotd.core import undo
+from pivotd.core import kinds, undo
 from pivotd.core.pivot import JsonObject, Pivot, Record
-from pivotd.core.stale import stale
 from pivotd.core.verdict import Verdict
 
 
@@ -16,6 +15,7 @@ def pivot_to_json(pivot: Pivot, records: Iterable[Record] | None = None) -> Json
     shape: JsonObject = {
         "id": pivot.id,
         "request_id": pivot.request_id,
+        "undo_of": pivot.undo_of,
         "domain": pivot.domain,
         "kind": pivot.kind.value,
         "phase": pivot.phase.value,
@@ -35,7 +35,7 @@ def pivot_to_json(pivot: Pivot, records: Iterable[Record] | None = None) -> Json
                 "size_bytes": disk.size_bytes,
                 "job": disk.job,
                 "outcome": disk.outcome,
-                "stale": stale(pivot, disk),
+                "stale": kinds.of(pivot).stale(pivot, disk),
             }
             for disk in pivot.disks
         ],

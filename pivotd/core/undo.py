@@ -17,16 +17,10 @@ from pivotd.core.request import CopyMode, CopyOptions, Requester
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """Who asks, and the names of the pivot that takes back."""
+    """Who asks, and the id of the pivot that takes back; no client chooses it."""
 
     pivot: str
-    request_id: str
     who: Requester
-
-
-def request_id(pivot: str) -> str:
-    """Return the request id of the pivot that takes this one back: there is at most one."""
-    return f"undo-{pivot}"
 
 
 def window_left_s(pivot: Pivot, utc_now: str) -> float:
@@ -52,13 +46,13 @@ def successor(pivot: Pivot, undo: Undo, nodes: Collection[str], utc_now: str) ->
         max_pause_ms=pivot.options.max_pause_ms,
         attempts=pivot.options.attempts,
         copy_mode=CopyMode.WRITE_BLOCKING,
-        undo_of=pivot.id,
         force=pivot.options.force,
         nodes_below=pivot.options.nodes_below,
     )
     return Pivot(
         id=undo.pivot,
-        request_id=undo.request_id,
+        request_id=undo.pivot,
+        undo_of=pivot.id,
         domain=pivot.domain,
         qmp=pivot.qmp,
         kind=pivot.kind,

@@ -5,7 +5,6 @@ The rule: a durable ``switched`` names the destination, anything else the source
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk
@@ -40,15 +39,6 @@ class Live:
     same_qemu: bool = False
     is_source: bool = False
     is_destination: bool = False
-
-
-def verdicts(pivots: Iterable[Pivot]) -> list[Verdict]:
-    """Return one verdict for each (domain, disk), sorted, from pivots given newest first. Needs nothing but these."""
-    last: dict[tuple[str, str], Verdict] = {}
-    for pivot in pivots:
-        for disk in pivot.disks:
-            last.setdefault((pivot.domain, disk.disk), of_pivot(pivot, disk))
-    return [last[key] for key in sorted(last)]
 
 
 def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
@@ -146,8 +136,3 @@ def provisional(verdict: Verdict) -> Verdict:
         reason="pivotd is alive in the middle of this switch and may be about to record its outcome: ask again in a "
         "moment, or stop pivotd first.",
     )
-
-
-def is_decided(pivot: Pivot) -> bool:
-    """Return whether the outcome of a pivot is durable."""
-    return pivot.phase in {Phase.DECIDED, Phase.CLOSED}

@@ -28,6 +28,10 @@ class Journal(Protocol):
         """Close a pivot and accept its successor as one; return the closed one. Raises: as advance() and accept()."""
         ...
 
+    async def read(self, pivot: str) -> Pivot:
+        """Return a pivot as it is on disk. Raises: JournalError."""
+        ...
+
     async def note(
         self, event: str, facts: JsonObject, *, domain: str | None = None, pivot: str | None = None
     ) -> Record:

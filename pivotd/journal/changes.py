@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pivotd.core.pivot import JsonObject, Phase, Pivot, PivotDisk, Record
-from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, PhaseConflictError
+from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, RevisionConflictError
 from pivotd.journal.rows import SELECT_OPEN, DomainRow, disk_row, load_pivots, pause_row, pivot_row, to_json
 
 T = TypeVar("T")
@@ -19,8 +19,8 @@ _Whose = tuple[str | None, str | None, Phase | None]
 Change = Callable[[sqlite3.Connection], tuple[T, Sequence[Record]]]
 """Returns the answer for the caller and the records appended."""
 
-FIXED = frozenset({"id", "request_id", "domain", "qmp", "kind", "requested_by", "created_at"})
-"""What a pivot is; nothing may change it."""
+FIXED = frozenset({"id", "request_id", "undo_of", "domain", "qmp", "kind", "requested_by", "created_at", "revision"})
+"""What a pivot is, and what counts its changes: no caller may change it."""
 
 _INSERT_RECORD = "INSERT INTO record (at, domain, pivot, event, phase, facts) VALUES (?, ?, ?, ?, ?, ?)"
 
@@ -44,10 +44,10 @@ class _Update:
 
     @classmethod
     def between(
-        cls, table: str, before: dict[str, Any], after: dict[str, Any], where: dict[str, Any], keep: str
+        cls, table: str, before: dict[str, Any], after: dict[str, Any], where: dict[str, Any]
     ) -> _Update | None:
-        """Return the update, with column ``keep`` in it even if equal; None if nothing differs and keep is empty."""
-        changed = {name: value for name, value in after.items() if value != before[name] or name == keep}
+        """Return the update, None if nothing differs."""
+        changed = {name: value for name, value in after.items() if value != before[name]}
         if not changed:
             return None
         assignments = ", ".join(f"{name} = ?" for name in changed)
@@ -80,14 +80,13 @@ def accept(pivot: Pivot, facts: JsonObject) -> Change[tuple[Pivot, bool]]:
 
 
 def advance(before: Pivot, event: str, facts: JsonObject, changes: dict[str, Any]) -> Change[Pivot]:
-    """Move a pivot on from ``before.phase``; only what differs from ``before`` is written."""
+    """Change a pivot that is still what ``before`` says; only what differs from that is written."""
     if fixed := FIXED & changes.keys():
         raise TypeError(f"these fields of a pivot never change: {', '.join(sorted(fixed))}")
-    after = replace(before, **changes)
+    after = replace(before, **changes, revision=before.revision + 1)
     assert after.pauses[: len(before.pauses)] == before.pauses, "pauses only grow"
-    head = _Update.between(
-        "pivot", pivot_row(before), pivot_row(after), {"id": before.id, "phase": before.phase.value}, "phase"
-    )
+    where = {"id": before.id, "revision": before.revision}
+    head = _Update.between("pivot", pivot_row(before), pivot_row(after), where)
     assert head is not None
     updates = _disk_updates(before, after)
     pauses = [pause_row(after.id, number, pause) for number, pause in enumerate(after.pauses)][len(before.pauses) :]
@@ -95,7 +94,7 @@ def advance(before: Pivot, event: str, facts: JsonObject, changes: dict[str, Any
 
     def change(connection: sqlite3.Connection) -> tuple[Pivot, Sequence[Record]]:
         if connection.execute(head.sql, head.values).rowcount != 1:
-            raise _phase_conflict(connection, before, event)
+            raise _conflict(connection, before, event)
         for update in updates:
             assert connection.execute(update.sql, update.values).rowcount == 1, update
         for row in pauses:
@@ -177,6 +176,11 @@ def open_pivots(connection: sqlite3.Connection) -> list[Pivot]:
     return load_pivots(connection, SELECT_OPEN)
 
 
+def pivot(connection: sqlite3.Connection, pivot_id: str) -> Pivot:
+    """Return one pivot. Raises: LookupError."""
+    return load_pivots(connection, "SELECT * FROM pivot WHERE id = ?", (pivot_id,))[0]
+
+
 def domains(connection: sqlite3.Connection) -> list[DomainRow]:
     """Return the domains that were added at run time, by name."""
     rows = connection.execute("SELECT name, qmp_path FROM domain ORDER BY name")
@@ -223,7 +227,7 @@ def _disk_updates(before: Pivot, after: Pivot) -> list[_Update]:
     updates = []
     for old, new in zip(before.disks, after.disks, strict=True):
         where = {"pivot": after.id, "disk_index": new.index}
-        update = _Update.between("pivot_disk", disk_row(before.id, old), disk_row(after.id, new), where, "")
+        update = _Update.between("pivot_disk", disk_row(before.id, old), disk_row(after.id, new), where)
         if update is not None:
             updates.append(update)
     return updates
@@ -233,12 +237,14 @@ def _key(disk: PivotDisk) -> tuple[int, str]:
     return disk.index, disk.disk
 
 
-def _phase_conflict(connection: sqlite3.Connection, before: Pivot, event: str) -> PhaseConflictError:
-    row = connection.execute("SELECT phase FROM pivot WHERE id = ?", (before.id,)).fetchone()
-    now = "not in the journal" if row is None else row["phase"]
-    return PhaseConflictError(
-        f"pivot {before.id} is {now}, not {before.phase.value}: {event} was not recorded; look at the pivot again",
+def _conflict(connection: sqlite3.Connection, before: Pivot, event: str) -> RevisionConflictError:
+    row = connection.execute("SELECT phase, revision FROM pivot WHERE id = ?", (before.id,)).fetchone()
+    phase, revision = (None, None) if row is None else tuple(row)
+    now = "not in the journal" if row is None else f"{phase} at revision {revision}"
+    return RevisionConflictError(
+        f"pivot {before.id} is {now}, not {before.phase.value} at revision {before.revision}: {event} was not "
+        f"recorded; look at the pivot again",
         pivot=before.id,
-        phase=None if row is None else now,
-        expected=before.phase.value,
+        phase=phase,
+        revision=revision,
     )

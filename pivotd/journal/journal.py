@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pivotd import limits
 from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
 from pivotd.journal import changes, lock, schema, wal
@@ -27,7 +28,7 @@ class Journal:
     Every coroutine returns after its record is on disk (fsync) and subscribers have seen it. What an error says about
     the record: JournalWriteError, it may or may not be there (see ``settle``); any other error, it is certainly not.
 
-    One pivot has one driver: ``advance`` compares the phase and writes only what differs from ``before``.
+    ``advance`` compares the revision, so of two writers with one ``before`` the second is refused.
     """
 
     def __init__(self, path: Path, lock_descriptor: int) -> None:
@@ -72,6 +73,11 @@ class Journal:
         """False after a failed commit until the next one that succeeds."""
         return self._writer.healthy
 
+    @property
+    def alive(self) -> bool:
+        """False once the thread that writes has died: only a restart helps."""
+        return self._writer.alive
+
     def open_pivots(self) -> list[Pivot]:
         """Return every pivot that is not closed, oldest first. At start-up only: it blocks."""
         return self._start_up(changes.open_pivots)
@@ -90,20 +96,28 @@ class Journal:
         return await self._writer.submit(changes.accept(pivot, facts))
 
     async def advance(self, before: Pivot, event: str, facts: JsonObject, **new: Any) -> Pivot:
-        """Change fields of a pivot with one record, if it is still in ``before.phase``; return the new pivot.
+        """Change fields of a pivot with one record, if it is still at ``before.revision``; return the new pivot.
 
         ``new`` are fields of Pivot. ``disks`` may change in their images, job and outcome, ``pauses`` may only grow.
 
-        Raises: PhaseConflictError (nothing written), JournalError, TypeError for a field that never changes.
+        Raises: RevisionConflictError (nothing written), JournalError, TypeError for a field that never changes.
         """
         return await self._writer.submit(changes.advance(before, event, facts, new))
 
     async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
         """Close a pivot and make the one durable that goes on with its jobs and nodes, as one; return the closed one.
 
-        Raises: PhaseConflictError, ConflictError (nothing written), JournalError.
+        Raises: RevisionConflictError, ConflictError (nothing written), JournalError.
         """
         return await self._writer.submit(changes.hand_over(before, successor, facts, changes.utc_now()))
+
+    async def added_domains(self) -> list[DomainRow]:
+        """Return the domains that were added at run time, by name. Raises: JournalError."""
+        return await self._look(changes.domains)
+
+    async def read(self, pivot: str) -> Pivot:
+        """Return a pivot as it is on disk now, after every change that was submitted before. Raises: JournalError."""
+        return await self._look(lambda connection: changes.pivot(connection, pivot))
 
     async def note(
         self, event: str, facts: JsonObject, *, domain: str | None = None, pivot: str | None = None
@@ -138,8 +152,18 @@ class Journal:
 
         return unsubscribe
 
+    @property
+    def guest_paused(self) -> bool:
+        """Whether a guest is in its pause: somebody holds checkpoints."""
+        return self._writer.held
+
+    async def calm(self) -> None:
+        """Return once no guest is in its pause; at once if one stays paused longer than limits.READ_HELD_BACK_S."""
+        if self._writer.held:
+            await self._writer.released(limits.READ_HELD_BACK_S)
+
     def hold_checkpoints(self) -> None:
-        """Keep checkpoints away while a guest is in its pause; counted.
+        """Keep checkpoints, and readers, away while a guest is in its pause; counted.
 
         Call it before the record of the intent: that record then waits for a checkpoint that runs already, so none
         reaches into the pause.
@@ -159,12 +183,25 @@ class Journal:
         nothing is known yet: the storage still fails; ask again. A later change that succeeds has the same effect, as
         it overwrites the frames of the failed one.
         """
-        return await asyncio.shield(asyncio.wrap_future(self._writer.call(self._settle)))
+        try:
+            return await asyncio.shield(asyncio.wrap_future(self._writer.call(self._settle)))
+        except JournalError:  # the thread that could tell is gone
+            return False
 
     async def close(self) -> None:
         """Write what is queued, checkpoint, close, give the lock back. A second call does nothing."""
         with suppress(JournalError):
             await asyncio.shield(asyncio.wrap_future(self._writer.call(self._close, last=True)))
+        if not self._writer.alive and self._lock >= 0:
+            self._close_index()
+            lock.release(self._lock)
+            self._lock = -1
+
+    async def _look(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await asyncio.wrap_future(self._writer.call(function))
+        except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
+            raise on_read(error, self.path) from error
 
     def _start_up(self, function: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -217,6 +254,9 @@ class Journal:
         try:
             connection.close()
         finally:
-            if self._wal_index >= 0:
-                os.close(self._wal_index)
-                self._wal_index = -1
+            self._close_index()
+
+    def _close_index(self) -> None:
+        if self._wal_index >= 0:
+            os.close(self._wal_index)
+            self._wal_index = -1

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from pivotd import limits
-from pivotd.core.pivot import Pivot, Record
-from pivotd.errors import JournalError
+from pivotd.core.pivot import Pivot, PivotDisk, Record
+from pivotd.errors import JournalError, NotFoundError
 from pivotd.journal import offline, schema
 from pivotd.journal.changes import domains, last_seq
 from pivotd.journal.failures import on_read
-from pivotd.journal.rows import DomainRow, load_pivots, record
+from pivotd.journal.rows import DomainRow, load_latest, load_pivots, record
 
 T = TypeVar("T")
 
@@ -62,18 +62,40 @@ class Reader:
         return cls(path, connection, directory)
 
     def pivots(
-        self, domain: str | None = None, open_only: bool = False, limit: int = limits.PIVOTS_LISTED_MAX
+        self,
+        domain: str | None = None,
+        open_only: bool = False,
+        limit: int = limits.PIVOTS_LISTED_MAX,
+        before: str | None = None,
     ) -> list[Pivot]:
-        """Return pivots, newest first."""
-        terms, parameters = _where(("domain = ?", domain), ("phase <> 'closed'", open_only or None))
-        parameters = [value for value in parameters if value is not True]
-        query = f"SELECT * FROM pivot {terms} ORDER BY number DESC LIMIT ?"  # noqa: S608 - constants of ours
-        return self._load(query, (*parameters, limit))
+        """Return pivots, newest first; ``before``: only those that were accepted before the pivot with this id.
+
+        Raises: NotFoundError: there is no pivot ``before``.
+        """
+        terms, parameters = _where(
+            ("domain = ?", domain),
+            ("number < (SELECT number FROM pivot WHERE id = ?)", before),
+        )
+        # Literally: SQLite takes the index of open pivots for no other words.
+        table = "(SELECT * FROM pivot INDEXED BY pivot_open WHERE phase <> 'closed')" if open_only else "pivot"
+        query = f"SELECT * FROM {table} {terms} ORDER BY number DESC LIMIT ?"  # noqa: S608 - constants of ours
+
+        def look(connection: sqlite3.Connection) -> list[Pivot]:
+            if before and not connection.execute("SELECT 1 FROM pivot WHERE id = ?", (before,)).fetchone():
+                raise NotFoundError(f"there is no pivot {before} to go on from; begin without one", pivot=before)
+            return load_pivots(connection, query, (*parameters, limit))
+
+        return self._read(look)
 
     def pivot(self, id_or_request_id: str) -> Pivot | None:
         """Return one pivot by its id, else by its request id."""
         query = "SELECT * FROM pivot WHERE id = ?1 OR request_id = ?1 ORDER BY id <> ?1 LIMIT 1"
         found = self._load(query, (id_or_request_id,))
+        return found[0] if found else None
+
+    def undo(self, pivot_id: str) -> Pivot | None:
+        """Return the pivot that takes this one back, None if there is none."""
+        found = self._load("SELECT * FROM pivot WHERE undo_of = ?", (pivot_id,))
         return found[0] if found else None
 
     def records(self, pivot_id: str) -> list[Record]:
@@ -92,16 +114,24 @@ class Reader:
         """Return the domains that were added at run time, by name."""
         return self._read(domains)
 
-    def disk_history(self, domain: str | None = None, disk: str | None = None) -> list[Pivot]:
-        """Return every pivot that touches a disk, newest first by order of acceptance, not by the clock.
+    def latest(
+        self, domain: str | None = None, disk: str | None = None, after: tuple[str, str] = ("", "")
+    ) -> list[tuple[Pivot, PivotDisk]]:
+        """Return the last pivot of each disk and the disk in it, by domain and disk: up to limits.READ_AT_ONCE of them.
 
-        Without a bound on purpose: a verdict on a list that was cut could name the wrong image.
+        Last by order of acceptance, not by the clock. ``after``: domain and disk of the last one seen.
         """
-        terms, parameters = _where(
-            ("domain = ?", domain), ("id IN (SELECT pivot FROM pivot_disk WHERE disk = ?)", disk)
-        )
-        query = f"SELECT * FROM pivot {terms} ORDER BY number DESC"  # noqa: S608 - constants of ours
-        return self._load(query, parameters)
+        terms, parameters = _where(("(domain, disk) > (?, ?)", ""), ("domain = ?", domain), ("disk = ?", disk))
+        query = f"SELECT * FROM disk_latest {terms} ORDER BY domain, disk LIMIT ?"  # noqa: S608 - constants of ours
+        every = (*after, *parameters[1:], limits.READ_AT_ONCE)
+        return self._read(lambda connection: load_latest(connection, query, every))
+
+    def every_latest(self, domain: str | None = None, disk: str | None = None) -> Iterator[tuple[Pivot, PivotDisk]]:
+        """Yield the last pivot of every disk, as ``latest`` does; each page is a state of its own."""
+        after = ("", "")
+        while page := self.latest(domain, disk, after):
+            yield from page
+            after = (page[-1][0].domain, page[-1][1].disk)
 
     def check(self) -> list[str]:
         """Return what SQLite's quick_check and foreign_key_check find wrong; reads the whole file."""
@@ -138,7 +168,7 @@ class Reader:
                 finally:
                     if self._connection.in_transaction:
                         self._connection.execute("ROLLBACK")
-            except JournalError:
+            except (JournalError, NotFoundError):
                 raise
             except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
                 raise on_read(error, self.path) from error

@@ -16,7 +16,9 @@ from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Limits, Re
 
 Row = Mapping[str, Any]
 
-SELECT_OPEN = "SELECT * FROM pivot WHERE phase <> 'closed' ORDER BY number"
+SELECT_OPEN = "SELECT * FROM pivot INDEXED BY pivot_open WHERE phase <> 'closed' ORDER BY number"
+"""Without the hint SQLite reads all of history in the order of numbers."""
+_SELECT_NAMED = "SELECT * FROM pivot WHERE id IN (SELECT value FROM json_each(?))"
 _SELECT_DISKS = "SELECT * FROM pivot_disk WHERE pivot IN (SELECT value FROM json_each(?)) ORDER BY pivot, disk_index"
 _SELECT_PAUSES = "SELECT * FROM pause WHERE pivot IN (SELECT value FROM json_each(?)) ORDER BY pivot, number"
 
@@ -54,10 +56,12 @@ def pivot_row(pivot: Pivot) -> dict[str, Any]:
     return {
         "id": pivot.id,
         "request_id": pivot.request_id,
+        "undo_of": pivot.undo_of,
         "domain": pivot.domain,
         "qmp_path": pivot.qmp,
         "kind": pivot.kind.value,
         "phase": pivot.phase.value,
+        "revision": pivot.revision,
         "requested_by_uid": pivot.requested_by.uid,
         "requested_by_gid": pivot.requested_by.gid,
         "requested_by_pid": pivot.requested_by.pid,
@@ -137,6 +141,20 @@ def load_pivots(connection: sqlite3.Connection, query: str, parameters: Iterable
     return [_pivot(head, disks[head["id"]], pauses[head["id"]]) for head in heads]
 
 
+def load_latest(
+    connection: sqlite3.Connection, query: str, parameters: Iterable[object]
+) -> list[tuple[Pivot, PivotDisk]]:
+    """Return the last pivot of each disk, for a query that selects rows of ``disk_latest``, in its order.
+
+    Raises: LookupError: a row names a pivot that has no such disk.
+    """
+    rows = connection.execute(query, tuple(parameters)).fetchall()
+    ids = json.dumps(sorted({row["pivot"] for row in rows}))
+    pivots = {pivot.id: pivot for pivot in load_pivots(connection, _SELECT_NAMED, (ids,))}
+    disks = {(pivot.domain, disk.disk, pivot.id): disk for pivot in pivots.values() for disk in pivot.disks}
+    return [(pivots[row["pivot"]], disks[row["domain"], row["disk"], row["pivot"]]) for row in rows]
+
+
 def record(row: Row) -> Record:
     """Return the record of one row of table ``record``."""
     return Record(
@@ -154,10 +172,12 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
     return Pivot(
         id=row["id"],
         request_id=row["request_id"],
+        undo_of=row["undo_of"],
         domain=row["domain"],
         qmp=row["qmp_path"],
         kind=Kind(row["kind"]),
         phase=Phase(row["phase"]),
+        revision=row["revision"],
         requested_by=Requester(row["requested_by_uid"], row["requested_by_gid"], row["requested_by_pid"]),
         options=_options(_from_json(row["options"])),
         disks=tuple(disks),
@@ -193,6 +213,7 @@ def _options(stored: JsonObject) -> CopyOptions:
         "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
         "nodes_below": tuple(stored.get("nodes_below", ())),
     }
+    stored.pop("undo_of", None)  # it has a column since schema 4
     return CopyOptions(**stored | typed)
 
 

@@ -18,16 +18,21 @@ from typing import Any, TypeVar
 
 from pivotd import limits
 from pivotd.core.pivot import Record
-from pivotd.errors import JournalError, PivotdError
+from pivotd.errors import JournalError, JournalWriteError, PivotdError
 from pivotd.journal.changes import Change, last_seq
 from pivotd.journal.failures import is_refusal, may_leave_frames, on_write
+from pivotd.log import get_logger
 
+log = get_logger()
 T = TypeVar("T")
 
 CHECKPOINT_CHANGES = 1000
 """Checkpoint after so many changes even if busy: a WAL of about 20 MB, replayed in milliseconds after a kill."""
 CHECKPOINT_IDLE_S = 1.0
 """Checkpoint what is left once nothing was asked for this long."""
+
+_MAYBE = "the record may or may not be there"
+_RESTART = "restart pivotd"
 
 Announce = Callable[[list[Record]], None]
 
@@ -87,9 +92,15 @@ class Writer:
         self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._waiting = 0
         self._holds = 0
+        self._held_since = 0.0
+        self._free = asyncio.Event()
+        self._free.set()
         self._changes_since_checkpoint = 0
         self._closed = False
         self.healthy = True
+        self.alive = True
+        """False once an error that nobody foresaw has ended the thread: nothing is written any more."""
+        self._at_work: list[_Job | _Task] = []
         self.in_doubt = False
         """A commit has failed in a way that leaves its fate open, and none has succeeded since."""
         self.committed_seq = 0
@@ -105,10 +116,26 @@ class Writer:
 
         Commits then overwrite blocks that the file has: without a change of its size fdatasync takes half the time.
         """
-        if change > 0 and not self._holds and self._changes_since_checkpoint:
+        if change > 0 and not self._holds and self._changes_since_checkpoint and self.alive:
             self.call(self._checkpoint)
+        if not self._holds:
+            self._held_since = asyncio.get_running_loop().time()
+            self._free.clear()
         self._holds += change
         assert self._holds >= 0, "released more often than held"
+        if not self._holds:
+            self._free.set()
+
+    @property
+    def held(self) -> bool:
+        """Whether checkpoints are kept away."""
+        return self._holds > 0
+
+    async def released(self, patience_s: float) -> None:
+        """Return once nobody holds checkpoints, or they are held for longer than patience_s."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._held_since + patience_s):
+                await self._free.wait()
 
     async def submit(self, change: Change[T]) -> T:
         """Return the answer of a change once it is durable.
@@ -125,7 +152,7 @@ class Writer:
             )
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting += 1
-        self._queue.put(_Job(change, future))
+        self._put(_Job(change, future))
         return await future
 
     def call(self, function: Callable[[sqlite3.Connection], T], *, last: bool = False) -> concurrent.futures.Future[T]:
@@ -134,8 +161,13 @@ class Writer:
             raise JournalError(f"{self._path} is closed; start the daemon again")
         self._closed = last
         task = _Task(function, last=last)
-        self._queue.put(task)
+        self._put(task)
         return task.future
+
+    def _put(self, item: _Job | _Task) -> None:
+        self._queue.put(item)
+        if not self.alive:  # it may have died before this came, and after it looked for what is left
+            self._fail_queued()
 
     def _run(self) -> None:
         try:
@@ -146,19 +178,51 @@ class Writer:
             return
         self.committed_seq = seq
         self._opened.set_result(None)
+        try:
+            self._work(connection)
+        except BaseException as error:  # noqa: BLE001 - whatever it was, those who wait must be told
+            self._die(connection, error)
+
+    def _work(self, connection: sqlite3.Connection) -> None:
         while True:
             jobs, task = self._next()
+            self._at_work = [*jobs] if task is None else [*jobs, task]
             if jobs:
                 self._write(connection, jobs)
                 self._deliver(jobs)
                 self._changes_since_checkpoint += len(jobs)
+            self._at_work = [] if task is None else [task]
             if task is not None:
                 self._run_task(connection, task)
                 if task.last:
                     return
+            self._at_work = []
             idle = not jobs and task is None
             if self._changes_since_checkpoint >= (1 if idle else CHECKPOINT_CHANGES) and not self._holds:
                 self._checkpoint(connection)
+
+    def _die(self, connection: sqlite3.Connection, error: BaseException) -> None:
+        """Tell everybody who waits; what was being written may be on disk or not."""
+        self.alive = self.healthy = False
+        log.error("journal.writer-died", error=repr(error))
+        with suppress(Exception):
+            connection.close()
+        for item in self._at_work:
+            self._fail(item, JournalWriteError(f"{self._path}: its writer has died ({error!r}); {_MAYBE}; {_RESTART}"))
+        self._fail_queued()
+
+    def _fail_queued(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                item = self._queue.get_nowait()
+                self._fail(item, JournalError(f"{self._path}: its writer has died; nothing was recorded; {_RESTART}"))
+
+    def _fail(self, item: _Job | _Task, error: JournalError) -> None:
+        if isinstance(item, _Task):
+            item.future.set_exception(error)
+            return
+        item.records, item.error = (), error
+        self._deliver([item])
 
     def _next(self) -> tuple[list[_Job], _Task | None]:
         """Wait for work and take all of it that fits into one transaction, up to the next task."""

@@ -20,14 +20,14 @@ WORKING = {"file", "host_device", "nbd"}
 
 @dataclass(frozen=True, slots=True)
 class DomainSnapshot:
-    """One look at a domain. ``directory`` is QEMU's working directory, ``in_use`` what other open pivots write to."""
+    """One look at a domain. ``directory`` is QEMU's working directory, ``in_use`` marks what others write to."""
 
     pivot: str
     name: str
     options: CopyOptions
     blocks: Blocks
     directory: Path | None
-    in_use: tuple[Image, ...]
+    in_use: frozenset[str]
     force: bool = False
     opened: frozenset[str] | None = None
     """What QEMU has open, as Image.file_id; None where that may not be seen."""
@@ -99,5 +99,4 @@ class DomainSnapshot:
 
     def is_taken(self, image: Image) -> bool:
         """Return whether an open pivot writes to this image, by whatever name."""
-        file = files.named(image.filename)
-        return any(files.same(used, file) for used in self.in_use)
+        return not self.in_use.isdisjoint(files.identities(image.filename))

@@ -55,7 +55,7 @@ def _heads(pivot: Pivot, disk: PivotDisk) -> list[str]:
             return [names.reopened_source(pivot.id, disk.index), *_with_file(disk.source.node)]
         case Outcome.MERGED if disk.top is not None:
             return [disk.top.node]
-        case _ if pivot.options.undo_of is not None:
+        case _ if pivot.undo_of is not None:
             return _with_file(disk.destination.node)
     return []
 

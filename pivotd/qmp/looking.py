@@ -73,9 +73,11 @@ async def look(monitor: Monitor, path: str, pivot: Pivot) -> Observation:
             "still lives",
         )
     try:
-        users = await in_thread(limits.FILE_TIMEOUT_S, _uses, monitor.pid, pivot, shown.disks)
-    except TimeoutError:
-        return Observation(Qemu.SILENT, detail="another QEMU answers, and the storage of an image does not")
+        paths = [disk.filename for disk in shown.disks.values()]
+        paths += [image.filename for disk in pivot.disks for image in (disk.source, disk.destination)]
+        users = await in_thread(limits.FILE_TIMEOUT_S, _uses, monitor.pid, pivot, shown.disks, paths=paths)
+    except TimeoutError as error:
+        return Observation(Qemu.SILENT, detail=f"another QEMU answers, but {error}")
     return replace(seen, qemu=Qemu.REPLACED, uses_source=users[0], uses_destination=users[1])
 
 

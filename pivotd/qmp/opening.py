@@ -121,7 +121,7 @@ async def _refuse_backing(monitor: Monitor, disk: PivotDisk) -> None:
 async def _stat(filename: str) -> os.stat_result | None:
     """Return what is there, None where pivotd may not look. Raises: QmpRefusedError: the storage does not answer."""
     try:
-        return await in_thread(limits.FILE_TIMEOUT_S, os.stat, filename)
+        return await in_thread(limits.FILE_TIMEOUT_S, os.stat, filename, paths=[filename])
     except TimeoutError:
         raise QmpRefusedError(f"{filename}: its storage does not answer") from None
     except OSError:

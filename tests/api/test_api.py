@@ -213,6 +213,8 @@ def test_one_image_under_two_spellings_is_named_twice(api: Api):
         ("GET", "/v1/pivots/none/wait", 404, "not-found"),
         ("GET", "/v1/pivots?open=perhaps", 400, "bad-request"),
         ("GET", "/v1/pivots?opne=true", 400, "bad-request"),
+        ("GET", "/v1/pivots?limit=1001", 400, "bad-request"),
+        ("GET", "/v1/pivots?before=nobody", 404, "not-found"),
         ("GET", "/v1/domains/", 404, "not-found"),
         ("GET", "/v1/events?after=x", 400, "bad-request"),
         ("GET", "/v1/events?after=nan", 400, "bad-request"),
@@ -284,6 +286,15 @@ def test_pages_of_events_continue_one_another(api: Api):
     first = api.call("GET", "/v1/events?after=0&limit=2").json
     second = api.call("GET", f"/v1/events?after={first[-1]['seq']}&limit=2").json
     assert [r["seq"] for r in first + second] == [1, 2, 3, 4]
+
+
+def test_pages_of_pivots_continue_one_another(api: Api):
+    """By before and limit, newest first."""
+    made = [api.copied()["id"] for _ in range(3)]
+    first = api.call("GET", "/v1/pivots?domain=web1&limit=2").json
+    second = api.call("GET", f"/v1/pivots?domain=web1&limit=1&before={first[-1]['id']}").json
+    assert [pivot["id"] for pivot in first + second] == made[::-1]
+    assert [pivot["undo_of"] for pivot in first + second] == [None] * 3
 
 
 def test_too_many_streams_are_refused_and_ended_ones_make_room(api: Api):

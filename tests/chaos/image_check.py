@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pivotd.core.pivot import Pivot
-from pivotd.core.verdict import verdicts
 from pivotd.host import files
 from pivotd.qmp.blocks import disk_name
 from tests.chaos.plan import Heir, Plan
 from tests.chaos.process import journal
 from tests.chaos.world import BITMAP, STRIDE, World
+from tests.support.history import verdicts
 from tests.support.moves import Move
 from tests.support.proxy import Direction
 from tests.support.qemu import Qemu

@@ -80,12 +80,12 @@ def make_journal(state_dir: Path) -> None:
 
 
 def journal(state_dir: Path) -> list[Pivot]:
-    """Return the last pivot of each disk as the journal alone tells, none if there is no journal yet."""
+    """Return the pivots as the journal alone tells, newest first, none if there is no journal yet."""
     if not (state_dir / "journal.db").exists():
         return []
     reader = Reader.offline(state_dir)
     try:
-        return reader.disk_history()
+        return reader.pivots()
     finally:
         reader.close()
 

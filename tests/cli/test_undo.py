@@ -21,11 +21,26 @@ def test_keep_synced_and_undo(bench: Bench) -> None:
     assert pivot["disks"][0]["stale"] == []
     assert "can be undone" in bench.ctl("pivot", "show", "there").stdout
     back = bench.json("pivot", "undo", "there")
-    assert (back.status, back.json["outcome"], back.json["options"]["undo_of"]) == (0, "switched", pivot["id"])
+    assert (back.status, back.json["outcome"], back.json["undo_of"]) == (0, "switched", pivot["id"])
     assert bench.json("pivot", "undo", "there").json == back.json
     assert bench.qemu.root("disk0").filename == old
     assert back.json["disks"][0]["stale"] == [str(new)]
     assert bench.json("verdict", "web1", "disk0").json["image"] == old
+
+
+def test_no_request_id_of_a_client_stands_in_the_way_of_an_undo(bench: Bench) -> None:
+    """Whatever ids clients have used, the undo takes that pivot back, also once it is asked for again."""
+    old = bench.qemu.root("disk0").filename
+    bench.ctl("copy", "web1", f"disk0={bench.image()}", "--keep-synced", "--id", "there-again")
+    pivot = bench.json("pivot", "show", "there-again").json["id"]
+    for request_id in (f"undo-{pivot}", "undo-there-again"):
+        other = bench.json("copy", "web1", f"disk1={bench.image()}", "--id", request_id)
+        assert (other.status, other.json["undo_of"]) == (0, None)
+    back = bench.json("pivot", "undo", "there-again")
+    assert (back.status, back.json["outcome"], back.json["undo_of"]) == (0, "switched", pivot)
+    assert back.json["request_id"] == back.json["id"]
+    assert bench.qemu.root("disk0").filename == old
+    assert bench.json("pivot", "undo", pivot).json == back.json
 
 
 def test_release(bench: Bench) -> None:

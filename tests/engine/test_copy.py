@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from pivotd.core.pivot import Outcome, Phase
+from pivotd.core.request import Requester
+from pivotd.engine.inbox import Cancel
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image, default_binary
 
 from .conftest import Engine
 
+WHO = Requester(0, 0, 1)
 pytestmark = pytest.mark.qemu
 
 
@@ -199,7 +202,7 @@ async def test_a_deadline_that_cannot_be_met_keeps_source_and_mirror(
     assert qemu.run_state() == "running"
     assert qemu.jobs()[pivot.disks[0].job]["status"] == "ready"
     assert qemu.root("disk0").filename == str(tmp_path / "old.qcow2")
-    driver.cancel()
+    driver.state.inbox.post(Cancel(WHO))
     assert (await engine.closed(driver)).outcome == Outcome.KEPT
     assert_clean(qemu)
 
@@ -228,7 +231,7 @@ async def test_cancel_at_every_phase_leaves_the_guest_on_its_source_or_says_swit
     await engine.connect(qemu)
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, pivot=phase is not Phase.READY)
     await engine.until(driver, lambda pivot: pivot.phase is phase or pivot.phase is Phase.CLOSED)
-    driver.cancel()
+    driver.state.inbox.post(Cancel(WHO))
     pivot = await engine.closed(driver)
     name = {"kept": "old.qcow2", "switched": "new.qcow2"}[pivot.outcome or ""]
     assert qemu.root("disk0").filename == str(tmp_path / name)

@@ -78,6 +78,8 @@ PIVOTS = st.builds(
     ),
     created_at=TEXT,
     identity=st.builds(Identity, TEXT, NUMBER, st.none() | NUMBER, TEXT),
+    revision=NUMBER,
+    undo_of=optional(TEXT),
     hold=st.booleans(),
     attempt=NUMBER,
     run_state_before=optional(TEXT),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,22 @@ import pytest
 from hypothesis import given, settings
 
 from pivotd.core.pivot import Identity, Outcome, Pause, Phase, Pivot
-from pivotd.errors import ConflictError, DiskBusyError, JournalError, NotFoundError, PhaseConflictError
+from pivotd.errors import ConflictError, DiskBusyError, JournalError, NotFoundError, RevisionConflictError
 from pivotd.journal import changes, schema
 from pivotd.journal.changes import FIXED
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
-from pivotd.journal.rows import DomainRow, load_pivots
+from pivotd.journal.rows import SELECT_OPEN, DomainRow, load_pivots
 from tests.journal.samples import PIVOTS, make_pivot
+
+
+def steps(connection: sqlite3.Connection, look: Callable[[], object]) -> int:
+    """Return how many steps of its virtual machine SQLite takes for what ``look`` asks, in tens."""
+    taken: list[None] = []
+    connection.set_progress_handler(lambda: taken.append(None), 10)
+    look()
+    connection.set_progress_handler(None, 10)
+    return len(taken)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +74,7 @@ async def test_advance_writes_every_field_that_may_change(journal: Journal) -> N
     }
     assert new.keys() | FIXED == {field.name for field in fields(Pivot)}
     after = await journal.advance(before, "switched", {"seen": 1}, **new)
-    assert after == replace(before, **new)
+    assert after == replace(before, **new, revision=1)
     assert journal.open_pivots() == [after]
 
 
@@ -82,18 +91,36 @@ async def test_advance_appends_one_record_with_the_new_phase(journal: Journal) -
     ]
 
 
-async def test_lost_race_is_a_phase_conflict_and_writes_nothing(journal: Journal) -> None:
-    """A change from a phase that has passed raises PhaseConflictError and leaves rows and records alone."""
+async def test_lost_race_is_a_revision_conflict_and_writes_nothing(journal: Journal) -> None:
+    """A change from a phase that has passed raises RevisionConflictError and leaves rows and records alone."""
     before, _ = await journal.accept(make_pivot(1), {})
     now = await journal.advance(before, "copying", {}, phase=Phase.COPYING)
-    with pytest.raises(PhaseConflictError, match="is copying, not preparing"):
+    with pytest.raises(RevisionConflictError, match="is copying at revision 1, not preparing at revision 0"):
         await journal.advance(before, "ready", {}, phase=Phase.READY, error="x")
     assert (journal.open_pivots(), journal.last_seq) == ([now], 2)
 
 
+async def test_two_writers_of_one_pivot_never_overwrite_each_other(journal: Journal) -> None:
+    """Of two changes from one ``before`` in one phase the second is refused, and neither row nor record is written."""
+    before, _ = await journal.accept(make_pivot(1), {})
+    pauses = (Pause(1, 1.0, "kept"),)
+    first, second = await asyncio.gather(
+        journal.advance(before, "gave-up", {}, attempt=1, pauses=pauses),
+        journal.advance(before, "complete-requested", {}, attempt=0, pauses=pauses),
+        return_exceptions=True,
+    )
+    assert isinstance(first, Pivot)
+    assert isinstance(second, RevisionConflictError)
+    assert "is preparing at revision 1, not preparing at revision 0" in second.message
+    assert (journal.open_pivots(), journal.last_seq) == ([first], 2)
+    with pytest.raises(RevisionConflictError):
+        await journal.hand_over(before, make_pivot(2, disk="disk1"), {})
+    assert (journal.open_pivots(), journal.last_seq) == ([first], 2)
+
+
 async def test_a_pivot_that_is_not_there_cannot_advance(journal: Journal) -> None:
-    """Advancing a pivot that was never accepted is a PhaseConflictError, not a silent nothing."""
-    with pytest.raises(PhaseConflictError, match="not in the journal"):
+    """Advancing a pivot that was never accepted is a RevisionConflictError, not a silent nothing."""
+    with pytest.raises(RevisionConflictError, match="not in the journal"):
         await journal.advance(make_pivot(9), "ready", {}, phase=Phase.READY)
 
 
@@ -189,6 +216,7 @@ async def test_domain_conflicts(journal: Journal) -> None:
         "DELETE FROM pause",
         "DELETE FROM pivot_disk",
         "DELETE FROM pivot",
+        "DELETE FROM disk_latest",
     ],
 )
 async def test_history_cannot_be_changed(tmp_path: Path, statement: str) -> None:
@@ -202,17 +230,93 @@ async def test_history_cannot_be_changed(tmp_path: Path, statement: str) -> None
     connection.close()
 
 
-async def test_history_of_a_disk_is_by_acceptance_not_by_the_clock(journal: Journal) -> None:
-    """The newest pivot of a disk is the one accepted last, also after the clock went back."""
-    first, _ = await journal.accept(make_pivot(1, disk="disk0"), {})
+async def test_the_last_pivot_of_a_disk_is_kept_at_hand(journal: Journal) -> None:
+    """Each accepted pivot becomes the last one of its disks, in its own transaction, and of no other disk."""
+
+    def latest() -> dict[tuple[str, str], str]:
+        connection = sqlite3.connect(f"file:{journal.path}?mode=ro", uri=True)
+        rows = connection.execute("SELECT domain, disk, pivot FROM disk_latest").fetchall()
+        connection.close()
+        return {(domain, disk): pivot for domain, disk, pivot in rows}
+
+    first, _ = await journal.accept(make_pivot(2, disk="disk0"), {})
+    await journal.accept(make_pivot(3, disk="disk0", domain="db1"), {})
     await journal.advance(first, "closed", {}, phase=Phase.CLOSED)
-    await journal.accept(replace(make_pivot(2, disk="disk0"), created_at="1999-01-01T00:00:00.000000Z"), {})
+    with pytest.raises(DiskBusyError):
+        await journal.accept(make_pivot(4, disk="disk0", domain="db1"), {})
+    await journal.accept(make_pivot(1, disk="disk0"), {})
+    assert latest() == {("web1", "disk0"): "P0001", ("db1", "disk0"): "P0003"}
+
+
+async def test_the_last_pivot_of_a_disk_is_by_acceptance_not_by_the_clock(journal: Journal) -> None:
+    """The newest pivot of a disk is the one accepted last, also after the clock went back."""
+    first, _ = await journal.accept(make_pivot(2, disk="disk0"), {})
+    await journal.advance(first, "closed", {}, phase=Phase.CLOSED)
+    await journal.accept(replace(make_pivot(1, disk="disk0"), created_at="1999-01-01T00:00:00.000000Z"), {})
     await journal.accept(make_pivot(3, disk="disk1"), {})
+    await journal.accept(make_pivot(4, disk="disk0", domain="db1"), {})
     reader = Reader.attach(journal.path)
-    assert [pivot.id for pivot in reader.disk_history("web1", "disk0")] == ["P0002", "P0001"]
-    assert [pivot.id for pivot in reader.pivots(open_only=True)] == ["P0003", "P0002"]
-    assert [pivot.id for pivot in reader.pivots("web1", limit=1)] == ["P0003"]
-    assert reader.disk_history("db1") == []
+
+    def latest(*of: str | None) -> list[tuple[str, str]]:
+        return [(disk.disk, pivot.id) for pivot, disk in reader.every_latest(*of)]
+
+    assert latest("web1", "disk0") == [("disk0", "P0001")]
+    assert latest("web1") == [("disk0", "P0001"), ("disk1", "P0003")]
+    assert latest(None, "disk0") == [("disk0", "P0004"), ("disk0", "P0001")]
+    assert latest("db2") == []
+    reader.close()
+
+
+async def test_pivots_come_in_pages(journal: Journal) -> None:
+    """Newest first, each page from the last one seen on; only open ones, or of one domain, where asked for."""
+    for number in range(1, 8):
+        pivot, _ = await journal.accept(make_pivot(number, domain="web1" if number % 2 else "db1"), {})
+        if number in {3, 4}:
+            await journal.advance(pivot, "closed", {}, phase=Phase.CLOSED)
+    reader = Reader.attach(journal.path)
+
+    def page(**of: Any) -> list[str]:
+        return [pivot.id for pivot in reader.pivots(**of)]
+
+    assert page(limit=3) == ["P0007", "P0006", "P0005"]
+    assert page(limit=3, before="P0005") == ["P0004", "P0003", "P0002"]
+    assert page(limit=3, before="P0001") == []
+    assert page(open_only=True, limit=3, before="P0006") == ["P0005", "P0002", "P0001"]
+    assert page(open_only=True, domain="web1", before="P0007") == ["P0005", "P0001"]
+    assert page(domain="db1") == ["P0006", "P0004", "P0002"]
+    with pytest.raises(NotFoundError, match="P0009"):
+        page(before="P0009")
+    reader.close()
+
+
+async def test_no_look_reads_more_of_a_longer_history(journal: Journal) -> None:
+    """With ten times as many closed pivots SQLite takes as many steps for a verdict, a page, and a start."""
+    reader = Reader.attach(journal.path)
+
+    def looks() -> list[tuple[Callable[[], object], int]]:
+        connection = reader._connection
+        asked = [
+            lambda: list(reader.every_latest("web1", "disk0")),
+            lambda: list(reader.every_latest()),
+            lambda: reader.pivots(limit=5),
+            lambda: reader.pivots(open_only=True),
+            lambda: reader.pivots("web1", limit=5, before="P0006"),
+            lambda: reader.undo("P0003"),
+            lambda: load_pivots(connection, SELECT_OPEN),
+            lambda: schema._check_numbers(connection, journal.path),
+            lambda: schema.check_objects(connection, journal.path),
+        ]
+        return [(look, steps(connection, look)) for look in asked]
+
+    async def moved(first: int, last: int) -> None:
+        closed = (replace(make_pivot(n, disk=f"disk{n % 3}"), phase=Phase.CLOSED) for n in range(first, last))
+        await asyncio.gather(*(journal.accept(pivot, {}) for pivot in closed))
+
+    await moved(1, 20)
+    few = looks()
+    await moved(20, 200)
+    for (_, before), (look, after) in zip(few, looks(), strict=True):
+        assert after <= before + 5, look
     reader.close()
 
 

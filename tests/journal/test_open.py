@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlite_utils
 
 from pivotd import limits
+from pivotd.core.pivot import Phase, Pivot
 from pivotd.errors import JournalCorruptError, JournalError, JournalLockedError, JournalNewerError
 from pivotd.journal import schema
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
+from pivotd.journal.rows import disk_row, pivot_row
 from tests.journal.process import REPOSITORY, look, wait_for, working
 from tests.journal.samples import make_pivot
 
@@ -171,21 +176,53 @@ async def test_file_mode(tmp_path: Path, umask: int) -> None:
     assert modes == dict.fromkeys(["journal.db", "journal.db-wal", "journal.db-shm", "journal.lock"], 0o640)
 
 
+def make_older_journal(path: Path, last_step_before: str, pivots: list[tuple[Pivot, dict[str, object]]]) -> None:
+    """Build a journal as the steps before one left it; beside each pivot, options that its columns held then."""
+    connection = sqlite3.connect(path)
+    database = sqlite_utils.Database(connection, execute_plugins=False)
+    schema._load_migrations().migrations.apply(database, stop_before=last_step_before)
+    for pivot, options in pivots:
+        rows = [("pivot", pivot_row(pivot)), *(("pivot_disk", disk_row(pivot.id, disk)) for disk in pivot.disks)]
+        for table, row in rows:
+            columns = database[table].columns_dict
+            stored = {name: value for name, value in row.items() if name in columns}
+            if table == "pivot":
+                stored["options"] = json.dumps({**json.loads(row["options"]), **options})
+            database[table].insert(stored)
+    connection.close()
+
+
 def test_a_journal_of_schema_2_is_upgraded_with_its_pivots(tmp_path: Path) -> None:
     """Every pivot is what it was, offline too, once a daemon has opened it."""
-    path = make_journal(tmp_path)
-    sql(
-        path,
-        "ALTER TABLE pivot_disk DROP COLUMN between_filenames",
-        "DELETE FROM _sqlite_migrations WHERE name = 'm003_layers_between'",
-        "PRAGMA user_version = 2",
-    )
+    path = tmp_path / "journal.db"
+    make_older_journal(path, "m003_layers_between", [(make_pivot(1), {})])
     assert schema.inspect(path) == 2
     make_journal(tmp_path)
-    assert schema.inspect(path) == 3
+    assert schema.inspect(path) == schema.SCHEMA_VERSION
     reader = Reader.attach(tmp_path)
     assert reader.pivot("P0001") == make_pivot(1)
     reader.close()
+
+
+def test_a_journal_of_schema_3_is_upgraded_with_its_history(tmp_path: Path) -> None:
+    """An undo has its column, and the last pivot of each disk is the one accepted last, whatever its id and its clock."""
+    path = tmp_path / "journal.db"
+    closed = {"phase": Phase.CLOSED, "closed_at": "2026-11-23T09:00:03.000000Z"}
+    both = replace(make_pivot(7, disk="disk0"), **closed)
+    both = replace(both, disks=(*both.disks, replace(both.disks[0], disk="disk1", index=1, job="job71")))
+    undo = replace(make_pivot(3, disk="disk0"), **closed, request_id="undo-P0007", created_at="1999-01-01T00:00:00Z")
+    other = replace(make_pivot(5, disk="disk0", domain="db1"), **closed)
+    make_older_journal(path, "m004_revisions", [(both, {}), (undo, {"undo_of": "P0007"}), (other, {})])
+    assert schema.inspect(path) == 3
+    offline = Reader.offline(tmp_path)
+    asyncio.run(Journal.open(tmp_path).close())
+    for reader in (offline, Reader.attach(tmp_path)):
+        assert reader.pivot("P0003") == reader.undo("P0007") == replace(undo, undo_of="P0007")
+        reader.close()
+    connection = sqlite3.connect(path)
+    latest = connection.execute("SELECT domain, disk, pivot FROM disk_latest ORDER BY domain, disk").fetchall()
+    connection.close()
+    assert latest == [("db1", "disk0", "P0005"), ("web1", "disk0", "P0003"), ("web1", "disk1", "P0007")]
 
 
 def test_a_journal_that_cannot_be_upgraded_is_left_as_it_was(tmp_path: Path) -> None:

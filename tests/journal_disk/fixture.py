@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pivotd.core.verdict import verdicts
 from pivotd.journal.reader import Reader
 from tests.chaos.plan import Setup
 from tests.chaos.process import call
@@ -25,6 +24,7 @@ from tests.journal_disk.disk import Disk, put
 from tests.journal_disk.store import Contents, Store
 from tests.support import qemu as support
 from tests.support.daemon import Daemon
+from tests.support.history import verdicts
 from tests.support.proxy import Direction, Message, When
 
 COMPLETE = "every destination is complete"
@@ -132,7 +132,7 @@ class Ground:
         if "journal.db" in contents:
             reader = Reader.offline(place)
             problems = reader.check()
-            named |= {verdict.disk: verdict.image for verdict in verdicts(reader.disk_history())}
+            named |= {verdict.disk: verdict.image for verdict in verdicts(reader.pivots())}
             reader.close()
             assert problems == [], place
         shutil.rmtree(place.parent)

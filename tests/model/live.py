@@ -88,6 +88,9 @@ class LiveJournal:
     async def settle(self) -> bool:
         return await self.work(self.real.settle())
 
+    async def read(self, pivot: str) -> Pivot:
+        return await self.work(self.real.read(pivot))
+
     def hold_checkpoints(self) -> None:
         self.real.hold_checkpoints()
 

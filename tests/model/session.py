@@ -8,9 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import pivotd.engine.driver
-import pivotd.engine.ledger
-import pivotd.engine.pause
-import pivotd.engine.recording
+import pivotd.engine.driver_state
+import pivotd.engine.failures
+import pivotd.engine.inbox
+import pivotd.engine.intent
+import pivotd.engine.journal_failures
+import pivotd.engine.record_steps
+import pivotd.engine.steps
+import pivotd.engine.watchdog
 import pivotd.qmp.looking
 import pivotd.qmp.opening
 import pivotd.qmp.rollback
@@ -154,6 +159,28 @@ class _Silence:
         return lambda *_args, **_facts: None
 
 
+class ModelFuture:
+    """In place of a future where there is no loop: whoever awaits it gives up its turn for good."""
+
+    def __init__(self) -> None:
+        self.answer: object = None
+
+    def __await__(self) -> Iterator[ModelFuture]:
+        yield self
+
+    def done(self) -> bool:
+        return self.answer is not None
+
+    def set_result(self, answer: object) -> None:
+        self.answer = answer
+
+    def set_exception(self, answer: object) -> None:
+        self.answer = answer
+
+    def exception(self) -> object:
+        return self.answer
+
+
 class _NoLoop:
     """In place of asyncio where there is no loop: nothing takes time."""
 
@@ -163,12 +190,28 @@ class _NoLoop:
     def timeout(self, _timeout_s: float) -> contextlib.AbstractAsyncContextManager[None]:
         return contextlib.nullcontext()
 
+    def get_running_loop(self) -> _NoLoop:
+        return self
 
-async def _at_once(_timeout_s: float, function: Callable[..., Any], *args: Any) -> Any:
+    def create_future(self) -> ModelFuture:
+        return ModelFuture()
+
+
+async def _at_once(_timeout_s: float, function: Callable[..., Any], *args: Any, **_paths: Any) -> Any:
     return function(*args)
 
 
-DRIVER = (pivotd.engine.driver, pivotd.engine.recording, pivotd.engine.pause, pivotd.engine.ledger)
+DRIVER = (
+    pivotd.engine.driver,
+    pivotd.engine.driver_state,
+    pivotd.engine.failures,
+    pivotd.engine.inbox,
+    pivotd.engine.intent,
+    pivotd.engine.journal_failures,
+    pivotd.engine.record_steps,
+    pivotd.engine.steps,
+    pivotd.engine.watchdog,
+)
 """The modules of the driver, whose log, threads and event loop are the model's."""
 
 

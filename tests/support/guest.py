@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.guest_assets import MODULES, GuestAssets
+from tests.support.guest_assets import GuestAssets
 from tests.support.qemu import Disk, Qemu
 
 BLOCK_BYTES = 4096
@@ -66,7 +66,7 @@ class Guest:
         """
         name = options.get("name", "web1")
         names = expect if expect is not None else [disk.name or f"disk{i}" for i, disk in enumerate(disks)]
-        modules = dict.fromkeys(module for disk in disks for module in MODULES[disk.bus])
+        modules = dict.fromkeys(module for disk in disks for module in self.assets.modules[disk.bus])
         words = {
             "disks": ",".join(names), "modules": ",".join(modules), "write": self.write, "rate": self.rate_per_s,
             "batch": self.batch, "slots": self.slots, "flush": "on" if self.flush else "off",

@@ -1,0 +1,247 @@
+"""What is read and told: pivots, records, waits, the event stream, verdicts. Nothing here changes anything.
+
+A single look goes in one lane and long lists in another, so that neither waits for the other. Lists are read and
+encoded in pieces of limits.READ_AT_ONCE, each in a turn of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from pivotd import limits
+from pivotd.app.lanes import Door, Lane
+from pivotd.app.live_verdicts import LiveVerdicts
+from pivotd.app.registry import Host
+from pivotd.core.phases import is_resting
+from pivotd.core.pivot import Pivot, PivotDisk, Record
+from pivotd.core.verdict import Verdict
+from pivotd.errors import NotFoundError
+from pivotd.journal.journal import Journal
+from pivotd.journal.reader import Reader
+
+T = TypeVar("T")
+VERDICT_READS_MAX = 3
+"""A record that comes between the journal and the look at QEMU makes both stale: read both again."""
+
+
+class News:
+    """The records that were told at one moment; set once, then ``next`` is the news to wait for."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.records: list[Record] = []
+        self.next: News | None = None
+
+
+class Reads:
+    """Implements api.ports.Reads on the journal and the host's supervisors."""
+
+    def __init__(self, host: Host, journal: Journal, readers: Sequence[Reader]) -> None:
+        """Use ``attach``."""
+        self._host = host
+        self._journal = journal
+        self._single, self._lists = (Lane(reader, journal.calm) for reader in readers)
+        self.door = Door(journal.calm)
+        self._ending = False
+        self._news = News()
+        self._told_seq = journal.last_seq
+        self._late: asyncio.TimerHandle | None = None
+        self._unsubscribe = journal.subscribe(self._on_records)
+
+    @classmethod
+    async def attach(cls, state_dir: Path, host: Host, journal: Journal) -> Reads:
+        """Open what is needed to read the journal of this daemon. Raises: JournalError."""
+        return cls(host, journal, [await asyncio.to_thread(Reader.attach, state_dir) for _ in range(2)])
+
+    def end(self) -> None:
+        """Let streams and waits finish."""
+        self._ending = True
+        self._tell()
+
+    async def close(self) -> None:
+        """Close the connections, once nobody reads any more."""
+        self._unsubscribe()
+        for lane in (self._single, self._lists):
+            await asyncio.to_thread(lane.close)
+
+    # -- pivots -------------------------------------------------------------------------------------------------
+
+    async def pivots(
+        self,
+        domain: str | None,
+        *,
+        open_only: bool,
+        limit: int,
+        before: str | None,
+        encode: Callable[[Pivot], T],
+    ) -> list[T]:
+        """Return pivots, newest first, from the one after ``before`` on, each as ``encode`` makes it in the thread."""
+        found: list[T] = []
+        while len(found) < limit:
+            wanted = min(limits.READ_AT_ONCE, limit - len(found))
+            look = partial(Reader.pivots, domain=domain, open_only=open_only, limit=wanted, before=before)
+            page = await self._lists.read(_pivots, look, encode)
+            found += [encoded for _, encoded in page]
+            if len(page) < wanted:
+                break
+            before = page[-1][0]
+        return found
+
+    async def pivot(self, pivot: str) -> Pivot:
+        """Return one pivot by its id or its request id, as the journal has it."""
+        return await self._single.read(_pivot, pivot)
+
+    async def known(self, pivot: str) -> Pivot | None:
+        """Return one pivot by its id or its request id, None if there is none."""
+        return await self._single.read(Reader.pivot, pivot)
+
+    async def undo_of(self, pivot: str) -> Pivot | None:
+        """Return the pivot that takes this one back, None if there is none."""
+        return await self._single.read(Reader.undo, pivot)
+
+    async def current(self, pivot: str) -> Pivot:
+        """Return one pivot by its id or its request id; an open one as its driver has it, behind no reader."""
+        for supervisor in self._host.supervisors.values():
+            for driver in supervisor.drivers.values():
+                if pivot in {driver.pivot.id, driver.pivot.request_id}:
+                    return driver.pivot
+        return await self.pivot(pivot)
+
+    async def shown(self, pivot: str, encode: Callable[[Pivot, list[Record]], T]) -> T:
+        """Return one pivot with every record, oldest first, as ``encode`` makes it in the thread."""
+        return await self._single.read(_shown, encode, pivot)
+
+    async def wait(self, pivot: str, timeout_s: float) -> Pivot:
+        """Return the pivot as soon as it rests (closed, or waiting at READY), or as it is after timeout_s."""
+        deadline = asyncio.get_running_loop().time() + min(timeout_s, limits.WAIT_TIMEOUT_S_MAX)
+        while True:
+            news = self._news
+            found = await self.pivot(pivot)
+            if is_resting(found) or self._ending:
+                return found
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._news_of(found.id, news)
+            except TimeoutError:
+                return found
+
+    async def _news_of(self, pivot: str, news: News | None) -> None:
+        while news is not None:
+            await news.told.wait()
+            if self._ending or any(record.pivot == pivot for record in news.records):
+                return
+            news = news.next
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def _on_records(self, records: list[Record]) -> None:
+        """Tell whoever waits, but not in the middle of a pause: readers would take the processor from it."""
+        self._news.records += records
+        if not self._journal.guest_paused:
+            self._tell()
+        elif self._late is None:
+            self._late = asyncio.get_running_loop().call_later(limits.NEWS_DELAY_S, self._tell)
+
+    def _tell(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        news, self._news = self._news, News()
+        if news.records:
+            self._told_seq = news.records[-1].seq
+        news.next = self._news
+        news.told.set()
+
+    async def events(self, after: int, encode: Callable[[Record], T]) -> AsyncIterator[list[T]]:
+        """Yield every durable record with seq > after, then new ones as they are told, a list at a time."""
+        while not self._ending:
+            news = self._news
+            if after < self._told_seq:
+                page = await self._lists.read(_records, encode, after, limits.RECORDS_AT_ONCE)
+            else:
+                await news.told.wait()
+                # A look into the journal may have shown some of them before they were told.
+                page = [(record.seq, encode(record)) for record in news.records if record.seq > after]
+            if page:
+                after = page[-1][0]
+                yield [encoded for _, encoded in page]
+
+    async def events_page(self, after: int, limit: int, encode: Callable[[Record], T]) -> list[T]:
+        """Return up to ``limit`` records with seq > after, oldest first, each as ``encode`` makes it in the thread."""
+        found: list[T] = []
+        while len(found) < limit:
+            wanted = min(limits.RECORDS_AT_ONCE, limit - len(found))
+            page = await self._lists.read(_records, encode, after, wanted)
+            found += [encoded for _, encoded in page]
+            if len(page) < wanted:
+                break
+            after = page[-1][0]
+        return found
+
+    # -- verdicts -----------------------------------------------------------------------------------------------
+
+    async def latest(self, domain: str | None, disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
+        """Return the last pivot of each disk, and the disk in it, by domain and disk."""
+        found: list[tuple[Pivot, PivotDisk]] = []
+        after = ("", "")
+        while page := await self._lists.read(Reader.latest, domain, disk, after):
+            found += page
+            if len(page) < limits.READ_AT_ONCE:
+                break
+            after = (page[-1][0].domain, page[-1][1].disk)
+        return found
+
+    async def verdicts(
+        self, domain: str | None, disk: str | None, image: str | None, encode: Callable[[Verdict], T]
+    ) -> list[T]:
+        """Return verdicts of all disks known, checked against QEMU where it answers."""
+        for _ in range(VERDICT_READS_MAX):
+            before = self._journal.last_seq
+            latest = await self.latest(domain, disk)
+            if domain is not None and not latest:
+                self._host.get(domain)
+            names = [domain] if domain is not None else sorted(self._host.supervisors)
+            sessions = {n: s.session for n in names if (s := self._host.supervisors.get(n)) is not None and s.session}
+            result = await LiveVerdicts(latest).all(sessions, disk, image)
+            if self._journal.last_seq == before:
+                break
+        if disk is not None and not result:
+            raise NotFoundError(f"{domain} has no disk {disk}, neither in QEMU nor in the journal", disk=disk)
+        if image is not None and not result:
+            raise NotFoundError(f"no disk uses or used {image}", image=image)
+        encoded: list[T] = []
+        for first in range(0, len(result), limits.READ_AT_ONCE):
+            part = result[first : first + limits.READ_AT_ONCE]
+            encoded += await self._lists.read(_encoded, encode, part)
+        return encoded
+
+
+# -- what runs in the threads -----------------------------------------------------------------------------------
+
+
+def _pivots(reader: Reader, look: Callable[[Reader], list[Pivot]], encode: Callable[[Pivot], T]) -> list[tuple[str, T]]:
+    return [(pivot.id, encode(pivot)) for pivot in look(reader)]
+
+
+def _pivot(reader: Reader, pivot: str) -> Pivot:
+    found = reader.pivot(pivot)
+    if found is None:
+        raise NotFoundError(f"there is no pivot {pivot}; see `pivotctl pivot ls`", pivot=pivot)
+    return found
+
+
+def _shown(reader: Reader, encode: Callable[[Pivot, list[Record]], T], pivot: str) -> T:
+    found = _pivot(reader, pivot)
+    return encode(found, reader.records(found.id))
+
+
+def _records(reader: Reader, encode: Callable[[Record], T], after: int, limit: int) -> list[tuple[int, T]]:
+    return [(record.seq, encode(record)) for record in reader.events(after, limit)]
+
+
+def _encoded(_reader: Reader, encode: Callable[[Verdict], T], part: Sequence[Verdict]) -> list[T]:
+    return [encode(verdict) for verdict in part]
