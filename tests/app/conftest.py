@@ -12,11 +12,19 @@ from typing import Any
 
 import pytest
 
+from pivotd.core.request import Requester
 from tests.api.conftest import Answer, Connection
+from tests.engine.conftest import engine
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
 
+__all__ = ["engine"]
 WAIT_S = 20
+WHO = Requester(0, 0, 1)
+
+
+async def nothing(_: str) -> None:
+    """Find no pivot, whatever the request id is."""
 
 
 class Host:

@@ -12,19 +12,14 @@ from pivotd.app.health import Health
 from pivotd.app.start import Starter
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Pivot
-from pivotd.core.request import CopyOptions, Kind, Requester, Target
+from pivotd.core.request import CopyOptions, Kind, Target
 from pivotd.planning.plan import Wish, plan
+from tests.app.conftest import WHO, nothing
 from tests.conftest import QemuFactory
-from tests.engine.conftest import Engine, engine
+from tests.engine.conftest import Engine
 from tests.support.qemu import Disk, create_image
 
-__all__ = ["engine"]
 pytestmark = pytest.mark.qemu
-WHO = Requester(0, 0, 1)
-
-
-async def nothing(_: str) -> None:
-    return None
 
 
 async def no_history(_: str) -> list[Pivot]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -12,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from pivotd import limits
-from tests.app.conftest import Host, at_once
+from pivotd.api.ports import PivotRequest
+from pivotd.app.start import Starter
+from pivotd.core.request import Kind, Target
+from pivotd.errors import ConflictError
+from tests.app.conftest import WHO, Host, at_once, nothing
+from tests.conftest import QemuFactory
+from tests.engine.conftest import Engine
+from tests.support.qemu import Disk, create_image
 
 pytestmark = pytest.mark.qemu
 ROUNDS = 25
@@ -91,26 +99,45 @@ def test_one_request_id_many_times_at_once_is_one_pivot(host: Host):
     assert sorted(answer.status for answer in answers) in ([202] * 6 + [409] * 2, [202] * 2 + [409] * 6)
 
 
-def test_a_domain_removed_and_added_while_a_request_is_planned(host: Host):
-    """The request was for the QEMU that it had looked at; the name alone does not make it the same."""
-    one, two = host.qemu("web1"), host.qemu("web2")
-    host.start()
-    assert host.add("web", one.qmp).status == 201
-    one.kill(signal.SIGSTOP)
-    image = host.image()
-    answers = []
-    waiting = threading.Thread(target=lambda: answers.append(host.copy("web", image)))
-    waiting.start()
-    while host.call("GET", "/v1/health").status != 200:  # the request has been read before this one
-        pass
-    time.sleep(0.2)
-    assert host.call("DELETE", "/v1/domains/web").status == 204
-    assert host.add("web", two.qmp).status == 201
-    one.kill(signal.SIGCONT)
-    waiting.join()
-    (answer,) = answers
-    assert answer.status in {404, 409, 502, 503}, answer.body
-    assert host.call("GET", "/v1/pivots").json == []
+async def test_a_domain_removed_and_added_while_a_request_is_planned(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
+):
+    """The request was planned for another QEMU than the name leads to now: nothing is recorded."""
+    one, two = (qemu_factory([Disk(create_image(tmp_path / f"{name}.qcow2"))], name=name) for name in ("one", "two"))
+    await engine.connect(one, "web")
+    starter = Starter(engine.host, engine.journal, nothing)
+    request = PivotRequest("web", Kind.COPY, (Target("disk0", str(tmp_path / "new.qcow2")),))
+    lock = engine.host.lock("web")
+    async with lock:
+        started = asyncio.ensure_future(starter.start(request, WHO))
+        while not lock._waiters:  # it is planned, and waits to be recorded
+            await asyncio.sleep(0)
+        engine.host.remove("web")
+        await engine.connect(two, "web")
+    with pytest.raises(ConflictError, match="was removed meanwhile"):
+        await started
+    assert engine.journal.open_pivots() == []
+
+
+async def test_a_request_whose_caller_has_gone_is_recorded_and_driven(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
+):
+    """Between the record and the driver nothing comes, whoever is cancelled."""
+    supervisor = await engine.connect(qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))]), "web")
+    starter = Starter(engine.host, engine.journal, nothing)
+    request = PivotRequest("web", Kind.COPY, (Target("disk0", str(tmp_path / "new.qcow2")),))
+    lock = engine.host.lock("web")
+    async with lock:
+        started = asyncio.ensure_future(starter.start(request, WHO))
+        while not lock._waiters:
+            await asyncio.sleep(0)
+        started.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await started
+    while not supervisor.drivers:
+        await asyncio.sleep(0)
+    (driver,) = supervisor.drivers.values()
+    assert (await engine.closed(driver)).outcome == "switched"
 
 
 def by_one_name(image: Path) -> list[Path]:

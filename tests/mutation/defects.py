@@ -233,7 +233,7 @@ JUDGEMENT = (
     Defect(
         "a pivot is accepted for a domain that is being removed", "G3", "pivotd/app/start.py",
         "self._host.supervisors.get(planned.domain) is not supervisor or supervisor.ended", "False",
-        "API", ("tests/app/test_start.py", "-k", "removal_of_its_domain"),
+        "API", ("tests/app/test_start.py", "-k", "removed_and_added"),
     ),
     Defect(
         "nobody can have written to a disk that is gone", "G1", DRIVER,
