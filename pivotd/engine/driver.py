@@ -142,6 +142,8 @@ class Driver:
         inbox = self.state.inbox
         inbox.post(message)
         inbox.settle(self.pivot, self.successor)
+        if inbox.closed:
+            inbox.close(self.pivot)
         try:
             async with asyncio.timeout(limits.COMMAND_TIMEOUT_S):
                 return await message.future

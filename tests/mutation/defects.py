@@ -314,6 +314,11 @@ ONE_OWNER = (
         "real QEMU", ("tests/engine/test_requests.py", "-k", "any_moment"),
     ),
     Defect(
+        "a read does not wait for the end of a pause", "G4", "pivotd/app/lanes.py",
+        "            await self._calm()\n", "            pass\n",
+        "app", ("tests/app/test_reads.py", "-k", "nothing_is_read_in_a_pause"),
+    ),
+    Defect(
         "the last look before the intent decides nothing", "G2", INTENT,
         "    if state.inbox.interrupts or not isinstance(decide(state.pivot, now, state.attempt), actions.Converge):\n",
         "    if state.inbox.interrupts:\n",
