@@ -17,7 +17,7 @@ from pivotd.core.phases import is_decided
 from pivotd.core.pivot import JsonObject, Phase, Pivot
 from pivotd.core.request import Requester
 from pivotd.core.undo import Undo
-from pivotd.engine import intent, record_shapes, record_steps, watchdog
+from pivotd.engine import intent, progress_notes, record_shapes, record_steps, watchdog
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.failures import Failures
@@ -207,8 +207,7 @@ class Driver:
             state.remember(not_ours=None)
         await self._take_messages()
         seen = await self._look()
-        if self.pivot.phase in {Phase.COPYING, Phase.READY}:
-            await self._note_went_on(seen)
+        await progress_notes.went_on(state, seen)
         while True:
             self._take_wishes()
             state.attempt = state.attempt.at(self.pivot, state.clock.monotonic(), state.clock.utc_now())
@@ -281,7 +280,7 @@ class Driver:
             state.remember(deadline=state.clock.monotonic() + self.pivot.options.max_pause_ms / 1000)
         self._note_backlog(seen)
         if seen.qemu is Qemu.SAME:
-            await self._note_stall()
+            await progress_notes.stalled(state)
         return seen
 
     async def _perform(self, action: actions.Action, seen: Observation) -> Observation | None:
@@ -315,35 +314,9 @@ class Driver:
             await state.sleep(limits.RECONNECT_FIRST_S)
             return None
 
-    # -- what is measured ---------------------------------------------------------------------------------------
-
     def _note_backlog(self, seen: Observation) -> None:
         self.pace.note(self.pivot, seen, self.state.clock.monotonic())
         jobs = [seen.job(disk.job) for disk in self.pivot.disks]
         if all(job.backlog_bytes is not None for job in jobs):
             total = sum(disk.size_bytes for disk in self.pivot.disks)
             self.backlog = (sum(job.backlog_bytes or 0 for job in jobs), total)
-
-    async def _note_went_on(self, seen: Observation) -> None:
-        facts = self.state.retry_target.end(self.pivot, seen, self.state.clock.monotonic())
-        if facts is not None:
-            await self.state.note("went-on", facts)
-
-    async def _note_stall(self) -> None:
-        """Record that a copy makes no progress any more, and that it does again: nothing may last for ever unsaid."""
-        state = self.state
-        copying = self.pivot.phase is Phase.COPYING or (self.pivot.phase is Phase.READY and not self.pivot.hold)
-        if state.in_window or not copying:
-            return
-        stalled_s = self.pace.stalled_s(state.clock.monotonic())
-        if state.stalled == (stalled_s >= limits.STALL_S):
-            return
-        state.stalled = not state.stalled
-        facts = {
-            "stalled_s": round(stalled_s, 1),
-            "backlog_bytes": self.pace.backlog_bytes,
-            "dirty_bytes_per_s": self.pace.dirty_bytes_per_s,
-            "copy_bytes_per_s": self.pace.copy_bytes_per_s,
-            "waits_for": state.waits_for,
-        }
-        await state.note("stalled" if state.stalled else "moving-again", facts)

@@ -148,7 +148,8 @@ class Inbox:
         """Answer all that are left, and whatever comes from now on: the driver has left."""
         self.closed = True
         for message in self:
-            self.answered(message, PhaseConflictError(f"pivot {pivot.id} is {pivot.phase}, and nobody works on it now: ask again"))
+            gone = f"pivot {pivot.id} is {pivot.phase}, and nobody works on it now: ask again"
+            self.answered(message, PhaseConflictError(gone))
 
 
 def not_waiting(pivot: Pivot) -> PhaseConflictError | None:
