@@ -111,11 +111,12 @@ class Driver:
         return await self.ask(Complete(who))
 
     async def cancel(self, who: Requester) -> Pivot:
-        """Keep the source; return once that is decided, or the switch is. Raises: PhaseConflictError."""
+        """Keep the source; return once that is decided, or the switch is. Raises: PhaseConflictError, JournalError."""
         if is_decided(self.pivot):
             if refusal := too_late(self.pivot):
                 raise refusal
             return self.pivot
+        await self.state.note("cancel-requested", {"uid": who.uid})
         return await self.ask(Cancel(who), stays=True)
 
     async def set_bandwidth(self, bytes_per_s: int, who: Requester) -> Pivot:
@@ -126,7 +127,8 @@ class Driver:
         return await self.ask(SetBandwidth(who, bytes_per_s=bytes_per_s))
 
     async def release(self, who: Requester) -> Pivot:
-        """End the undo window; return once that is durable."""
+        """End the undo window; return once that is durable. Raises: JournalError."""
+        await self.state.note("release-requested", {"uid": who.uid})
         return await self.ask(Release(who), stays=True)
 
     async def undo(self, asked: Undo) -> Pivot:
