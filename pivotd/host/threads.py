@@ -82,8 +82,8 @@ async def in_thread(timeout_s: float, function: Callable[[*Ts], T], *args: *Ts, 
                 _start(call, result, function, *args)
                 return await result
             _wake()  # its turn, if it had one, is the next one's
-    except TimeoutError:
-        if result.done() and not result.cancelled():
+    except TimeoutError as error:
+        if result.done() and not result.cancelled() and result.exception() is error:
             raise  # function's own
         silent = f"the storage of {_named(call.held_by)} does not answer"
     raise TimeoutError(silent)
