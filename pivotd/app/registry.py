@@ -174,13 +174,11 @@ class Host:
 
         The file name without its suffix is the domain's name; a name that is taken stays with its owner.
         """
-        found: list[str] = []
-        if patterns:
-            try:
-                found = await in_thread(limits.FILE_TIMEOUT_S, _matching, patterns, paths=patterns)
-            except TimeoutError as error:
-                self._say({patterns[0]: f"{error}: nothing is discovered"})
-                return
+        try:
+            found = await self.matching(patterns)
+        except BadRequestError as error:
+            self._say({patterns[0]: f"{error.message}: nothing is discovered"})
+            return
         for supervisor in list(self.supervisors.values()):
             gone = supervisor.path not in found and supervisor.session is None and not supervisor.drivers
             if supervisor.origin == DISCOVERED and gone and not self.lock(supervisor.name).locked():
@@ -194,6 +192,15 @@ class Host:
                     # Whoever holds the lock decides on this name now: the next round shows how.
                     if name not in owners and name not in self.supervisors and not self.lock(name).locked():
                         self.add(name, path, DISCOVERED)
+
+    async def matching(self, patterns: Sequence[str]) -> list[str]:
+        """Return the sockets that match now. Raises: BadRequestError: their storage does not answer."""
+        if not patterns:
+            return []
+        try:
+            return await in_thread(limits.FILE_TIMEOUT_S, _matching, patterns, paths=patterns)
+        except TimeoutError as error:
+            raise BadRequestError(str(error)) from None
 
     def _new(self, found: Iterable[str]) -> dict[str, str]:
         """Return the path by name of each socket that is nobody's yet."""

@@ -8,7 +8,6 @@ nobody takes the answer to an earlier request for their own.
 from __future__ import annotations
 
 import asyncio
-import glob
 import os
 import socket
 import struct
@@ -103,7 +102,7 @@ class Reloader:
             try:
                 new = await asyncio.to_thread(load, self.path)
                 added = await self.journal.added_domains()
-                found = frozenset(await asyncio.to_thread(_matching, new))
+                found = frozenset(await self.host.matching(new.discover))
                 told = await self._change(new, {row.name: row.qmp_path for row in added}, found)
             except PivotdError as error:
                 logger.warning("daemon.reload-refused", reason=error.message)
@@ -126,9 +125,9 @@ class Reloader:
         """Take another configuration under the locks of the domains that it changes. Raises: PivotdError."""
         old = self.config.domains
         async with AsyncExitStack() as locks:
-            for name in sorted(
-                name for name in old.keys() | new.domains.keys() if old.get(name) != new.domains.get(name)
-            ):
+            names = sorted(old.keys() | new.domains.keys())
+            changed = [name for name in names if old.get(name) != new.domains.get(name)]
+            for name in changed:
                 await locks.enter_async_context(self.host.lock(name))
             wanted = {name: path for name, (path, _) in self._changes(new, added, found).add.items()}
             owners = await locks.enter_async_context(self.host.claim(wanted))
@@ -138,7 +137,11 @@ class Reloader:
                 for name, (path, _) in changes.add.items()
                 if name in owners and owners[name] not in changes.remove and not changes.obstacles
             ]
+            busy = [name for name in changes.remove if name not in changed and self.host.lock(name).locked()]
+            changes.obstacles += [f"domain {name} is just being changed by a request: try again" for name in busy]
             told = self._apply(new, changes)
+            for name in changed:
+                self.host.left_out.pop(name, None)
         await self.host.discover(new.discover)
         return told
 
@@ -199,11 +202,6 @@ class Reloader:
         if known is not None or path is not None:
             what = "added" if known is None else "removed" if path is None else "has another monitor"
             changes.told.append(f"domain {name} {what}")
-
-
-def _matching(config: Config) -> set[str]:
-    """Return the sockets that the patterns match now."""
-    return {path for pattern in config.discover for path in glob.glob(pattern)}  # noqa: PTH207
 
 
 # -- between the process that asks and the one that runs ----------------------------------------------------------
