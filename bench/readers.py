@@ -45,15 +45,17 @@ async def _read(socket: Path, target: str, *, stream: bool) -> None:
     reader, writer = await asyncio.open_unix_connection(socket)
     accept = "text/event-stream" if stream else "application/json"
     request = f"GET {target} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode()
-    while True:
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200"), head
-        if stream:
-            while await reader.read(1 << 16):
+    try:
+        while True:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+            while stream and await reader.read(1 << 16):
                 pass
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
-        await reader.readexactly(length)
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+            await reader.readexactly(length)
+    finally:
+        writer.close()
 
 
 def _readers(socket: Path, number: int, go: Event, stop: Event) -> None:

@@ -174,6 +174,7 @@ class Daemon:
         server: Any = await asyncio.to_thread(importlib.import_module, "pivotd.api.server")
         access_module: Any = importlib.import_module("pivotd.api.access")
         service: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.service")
+        sys.setswitchinterval(limits.SWITCH_INTERVAL_S)
         reads = await service.Reads.attach(self._config.state_dir, self._host, self._journal)
         daemon_service = service.DaemonService(self._config, self._host, self._journal, reads)
         access = access_module.Access.of(self._config.access)

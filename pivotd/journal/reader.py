@@ -18,6 +18,14 @@ from pivotd.journal.failures import on_read
 from pivotd.journal.rows import DomainRow, load_latest, load_pivots, record
 
 T = TypeVar("T")
+_WRONG_LATEST = """
+    WITH newest AS (
+        SELECT domain, disk, id, max(number) FROM pivot JOIN pivot_disk ON pivot_disk.pivot = pivot.id
+        GROUP BY domain, disk
+    )
+    SELECT domain, disk FROM newest LEFT JOIN disk_latest USING (domain, disk)
+    WHERE disk_latest.pivot IS NOT newest.id ORDER BY domain, disk
+"""
 
 
 class Reader:
@@ -133,13 +141,19 @@ class Reader:
             after = (page[-1][0].domain, page[-1][1].disk)
 
     def check(self) -> list[str]:
-        """Return what SQLite's quick_check and foreign_key_check find wrong; reads the whole file."""
+        """Return what SQLite's quick_check and foreign_key_check find wrong, and which disk's last pivot is not that.
+
+        Reads the whole file.
+        """
 
         def look(connection: sqlite3.Connection) -> list[str]:
             found = [row[0] for row in connection.execute("PRAGMA quick_check")]
             orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
-            return [line for line in found if line != "ok"] + [
-                f"{row[0]} row {row[1]} has no {row[2]}" for row in orphans
+            wrong = connection.execute(_WRONG_LATEST).fetchall()
+            return [
+                *(line for line in found if line != "ok"),
+                *(f"{row[0]} row {row[1]} has no {row[2]}" for row in orphans),
+                *(f"disk_latest does not name the last pivot of {row[0]} {row[1]}" for row in wrong),
             ]
 
         return self._read(look)

@@ -179,12 +179,12 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
         phase=Phase(row["phase"]),
         revision=row["revision"],
         requested_by=Requester(row["requested_by_uid"], row["requested_by_gid"], row["requested_by_pid"]),
-        options=_options(_from_json(row["options"])),
+        options=_options(row["options"]),
         disks=tuple(disks),
         created_at=row["created_at"],
         hold=bool(row["hold"]),
         attempt=row["attempt"],
-        identity=Identity(**_from_json(row["identity"])),
+        identity=_identity(row["identity"]),
         run_state_before=row["run_state_before"],
         owes_resume=bool(row["owes_resume"]),
         pausing_since=row["pausing_since"],
@@ -203,8 +203,16 @@ def _from_json(text: str) -> Any:
         raise ValueError("JSON nested too deep") from None
 
 
-def _options(stored: JsonObject) -> CopyOptions:
+@lru_cache(maxsize=256)
+def _identity(text: str) -> Identity:
+    """Return one object for the many rows that say the same: parsing is most of what a row costs."""
+    return Identity(**_from_json(text))
+
+
+@lru_cache(maxsize=256)
+def _options(text: str) -> CopyOptions:
     """Return options; one that did not exist when the row was written has its default."""
+    stored = _from_json(text)
     typed = {
         "sync": Sync(stored["sync"]),
         "copy_mode": CopyMode(stored["copy_mode"]),

@@ -20,7 +20,7 @@ from tests.journal.samples import make_pivot
 AT = "2026-11-23T09:00:01.000000Z"
 PAGE_BYTES = 4096
 WAL_HEADER_BYTES, FRAME_BYTES = 32, 24 + PAGE_BYTES
-TABLES = ("domain", "pivot", "pivot_disk", "pause", "record")
+TABLES = ("domain", "pivot", "pivot_disk", "disk_latest", "pause", "record")
 FILES = ("journal.db", "journal.db-wal")
 JSON_COLUMNS = {("pivot", "options"), ("pivot", "identity"), ("record", "facts")}
 WORDS = ["", "x", "copy", "closed", "pausing", "unknown", "\x00", "ü" * 300, "/dev/null", "null", "P0001", "1:1", "-1"]
@@ -162,8 +162,9 @@ def values(rng: random.Random, state_dir: Path) -> str:
 def _value(rng: random.Random, connection: sqlite3.Connection) -> str:
     table = rng.choice(TABLES)
     column, kind = rng.choice([(row[1], row[2]) for row in connection.execute(f"PRAGMA table_info({table})")])
-    (row,) = rng.choice(connection.execute(f"SELECT rowid FROM {table}").fetchall())
-    (old,) = connection.execute(f"SELECT {column} FROM {table} WHERE rowid = ?", (row,)).fetchone()
+    key = "domain || ' ' || disk" if table == "disk_latest" else "rowid"
+    (row,) = rng.choice(connection.execute(f"SELECT {key} FROM {table}").fetchall())
+    (old,) = connection.execute(f"SELECT {column} FROM {table} WHERE {key} = ?", (row,)).fetchone()
     if (table, column) in JSON_COLUMNS:
         new: Any = _document(rng, json.loads(old))
     elif kind == "TEXT":
@@ -171,7 +172,7 @@ def _value(rng: random.Random, connection: sqlite3.Connection) -> str:
     else:
         new = rng.choice([*NUMBERS, None])
     try:
-        connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (new, row))
+        connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (new, row))
     except sqlite3.Error as error:
         return f"{table}.{column} of row {row} does not take {new!r} ({error})"
     return f"{table}.{column} of row {row} = {str(new)[:100]!r}"

@@ -13,7 +13,14 @@ import pytest
 from hypothesis import given, settings
 
 from pivotd.core.pivot import Identity, Outcome, Pause, Phase, Pivot
-from pivotd.errors import ConflictError, DiskBusyError, JournalError, NotFoundError, RevisionConflictError
+from pivotd.errors import (
+    ConflictError,
+    DiskBusyError,
+    JournalCorruptError,
+    JournalError,
+    NotFoundError,
+    RevisionConflictError,
+)
 from pivotd.journal import changes, schema
 from pivotd.journal.changes import FIXED
 from pivotd.journal.journal import Journal
@@ -246,6 +253,26 @@ async def test_the_last_pivot_of_a_disk_is_kept_at_hand(journal: Journal) -> Non
         await journal.accept(make_pivot(4, disk="disk0", domain="db1"), {})
     await journal.accept(make_pivot(1, disk="disk0"), {})
     assert latest() == {("web1", "disk0"): "P0001", ("db1", "disk0"): "P0003"}
+
+
+async def test_a_wrong_last_pivot_is_noticed(tmp_path: Path) -> None:
+    """By the check of the whole file, and by the verdict itself where that pivot does not have the disk."""
+    journal = Journal.open(tmp_path)
+    first, _ = await journal.accept(make_pivot(1, disk="disk0"), {})
+    await journal.advance(first, "closed", {}, phase=Phase.CLOSED)
+    await journal.accept(make_pivot(2, disk="disk0"), {})
+    await journal.accept(make_pivot(3, disk="disk1"), {})
+    await journal.close()
+    reader = Reader.attach(tmp_path)
+    assert reader.check() == []
+    connection = sqlite3.connect(journal.path, isolation_level=None)
+    connection.execute("UPDATE disk_latest SET pivot = 'P0001' WHERE disk = 'disk0'")
+    assert reader.check() == ["disk_latest does not name the last pivot of web1 disk0"]
+    connection.execute("UPDATE disk_latest SET pivot = 'P0003' WHERE disk = 'disk0'")
+    with pytest.raises(JournalCorruptError):
+        reader.latest("web1", "disk0")
+    connection.close()
+    reader.close()
 
 
 async def test_the_last_pivot_of_a_disk_is_by_acceptance_not_by_the_clock(journal: Journal) -> None:
