@@ -10,6 +10,7 @@ from pivotd import limits
 from pivotd.app.domains import Domains
 from pivotd.app.health import Health
 from pivotd.app.start import Starter
+from pivotd.client.answers import FailingDomain
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Pivot
 from pivotd.core.request import CopyOptions, Kind, Requester, Target
@@ -50,9 +51,9 @@ async def test_an_open_pivot_without_a_driver(
     assert supervisor.session is not None
     pivot, _ = await engine.journal.accept(await plan(wish, supervisor.session, []), {})
     report = health.report()
-    assert (report["status"], report["domains"]["pivots_without_driver"]) == ("degraded", [pivot.id])
+    assert (report.status, report.domains.pivots_without_driver) == ("degraded", (pivot.id,))
     await engine.closed(supervisor.start(pivot))
-    assert health.report()["status"] == "ok"
+    assert health.report().status == "ok"
 
 
 async def test_a_driver_that_fails_again_and_again(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
@@ -62,11 +63,11 @@ async def test_a_driver_that_fails_again_and_again(engine: Engine, qemu_factory:
     health, domains = health_of(engine), Domains(engine.host, engine.journal, no_history)
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, pivot=False)
     await engine.until(driver, is_resting)
-    assert (health.report()["status"], (await domains.one("web1")).detail) == ("ok", None)
+    assert (health.report().status, (await domains.one("web1")).detail) == ("ok", None)
     driver.failing = "the journal takes no record"  # type: ignore[attr-defined]
     report = health.report()
     why = f"pivot {driver.pivot.id}: the journal takes no record"
-    assert (report["status"], report["domains"]["failing"]) == ("degraded", [{"domain": "web1", "reason": why}])
+    assert (report.status, report.domains.failing) == ("degraded", (FailingDomain("web1", why),))
     view = await domains.one("web1")
     assert (view.connection, view.detail) == ("connected", why)
 
