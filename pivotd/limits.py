@@ -110,6 +110,10 @@ PIPELINE_PAUSE_MS_MIN = 100
 BACKLOG_BYTES_MAX = 2 << 20
 """Pause only below this dirty backlog: about 1.4 ms per MiB inside the pause."""
 
+OPEN_FILES = 16_384
+"""A monitor for each domain, a connection for each client, a file for each flush. The unit has the same."""
+ALLOCATIONS_BETWEEN_COLLECTIONS = 50_000
+"""While recovering: walking over all that 1,000 drivers allocate, every 700 allocations, took a fifth of the time."""
 RELOAD_TIMEOUT_S = 50.0
 """For the answer to a reload; the unit's TimeoutStartSec=60s, which bounds ExecReload=, is longer."""
 

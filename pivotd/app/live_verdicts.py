@@ -13,7 +13,7 @@ from pivotd.core.verdict import Verdict
 from pivotd.errors import ConflictError, QmpError
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
-from pivotd.qmp.replies import DiskSeen
+from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
 
 Key = tuple[str, str]

@@ -14,7 +14,7 @@ from pathlib import Path
 from pivotd.core.pivot import Image
 from pivotd.errors import BadRequestError
 from pivotd.host.threads import look_at
-from pivotd.qmp.replies import DiskSeen
+from pivotd.qmp.blocks import DiskSeen
 
 _QCOW2 = struct.Struct(">4sIQIIQ")
 """Magic, version, backing file offset and size, cluster bits, virtual size. Source: docs/interop/qcow2.txt of QEMU."""

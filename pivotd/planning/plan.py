@@ -17,9 +17,9 @@ from pivotd.host import files, process
 from pivotd.host.threads import in_thread
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
-from pivotd.planning.domain_snapshot import Scene
+from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.layers import plan_commit, plan_pull
-from pivotd.qmp.replies import BlockJob, DiskSeen
+from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
 
 
@@ -38,7 +38,7 @@ class Wish:
     force: bool
 
 
-PLANS: dict[Kind, Callable[[Scene, int, Target, DiskSeen], PivotDisk]] = {
+PLANS: dict[Kind, Callable[[DomainSnapshot, int, Target, DiskSeen], PivotDisk]] = {
     Kind.COPY: plan_copy,
     Kind.COMMIT: plan_commit,
     Kind.PULL: plan_pull,
@@ -58,21 +58,19 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
     if await session.migrating():
         raise ConflictError(f"{wish.domain} is being migrated: try again when that has ended")
     options = replace(wish.options, force=wish.force)
-    disks = await session.disks()
-    graph = await session.graph()
-    jobs = await session.block_jobs() if wish.options.adopted else {}
+    blocks = await session.blocks()
     directory = process.working_directory(session.pid)
     in_use = await _in_use(others)
     busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
 
     def look() -> tuple[Kind, tuple[PivotDisk, ...]]:
         opened = files.opened(session.pid) if wish.options.adopted or wish.kind is Kind.COMMIT else None
-        scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use, wish.force, opened)
+        snapshot = DomainSnapshot(wish.pivot, wish.domain, options, blocks, directory, in_use, wish.force, opened)
         if wish.options.adopted:
-            return _plan_adopted(wish, scene, busy, jobs)
-        return wish.kind, _plan_disks(wish, scene, busy)
+            return _plan_adopted(wish, snapshot, busy)
+        return wish.kind, _plan_disks(wish, snapshot, busy)
 
-    paths = [layer.filename for seen in disks.values() for layer in seen.layers]
+    paths = [layer.filename for seen in blocks.disks.values() for layer in seen.layers]
     paths += [target.image for target in wish.targets if target.image]
     try:
         kind, planned = await in_thread(limits.FILE_TIMEOUT_S, look, paths=paths)
@@ -137,13 +135,13 @@ async def _in_use(others: Collection[Pivot]) -> frozenset[str]:
     return frozenset().union(*found, (image.file_id for image in images if image.file_id))
 
 
-def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
+def _plan_disks(wish: Wish, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
     """Return the disks of the pivot; looks at files, so it may block."""
     planned = []
     for index, target in enumerate(wish.targets):
-        seen = scene.find(target.disk)
+        seen = snapshot.find(target.disk)
         _refuse_busy(wish, seen, busy)
-        jobs = scene.graph.jobs.get(seen.node, ())
+        jobs = snapshot.blocks.graph.jobs.get(seen.node, ())
         if jobs:
             raise DiskBusyError(
                 f"{seen.disk} is used by block job {jobs[0]}: wait for it or cancel it first",
@@ -151,25 +149,25 @@ def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[Pi
                 job=jobs[0],
             )
         check_source(seen, force=wish.force)
-        planned.append(PLANS[wish.kind](scene, index, target, seen))
+        planned.append(PLANS[wish.kind](snapshot, index, target, seen))
     if any(disk.switches != planned[0].switches for disk in planned):
         raise BadRequestError("some disks would be switched and others not: commit them as two requests")
     return tuple(planned)
 
 
 def _plan_adopted(
-    wish: Wish, scene: Scene, busy: Mapping[str, Pivot], jobs: Mapping[str, BlockJob]
+    wish: Wish, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]
 ) -> tuple[Kind, tuple[PivotDisk, ...]]:
     """Return what kind of pivot the jobs of somebody else make, and its disks; looks at files, so it may block."""
     kinds: set[Kind] = set()
     planned: list[PivotDisk] = []
     for index, target in enumerate(wish.targets):
-        seen = scene.find(target.disk) if target.job is None else find_by_job(scene, target.job, jobs)
+        seen = snapshot.find(target.disk) if target.job is None else find_by_job(snapshot, target.job)
         _refuse_busy(wish, seen, busy)
         if any(disk.disk == seen.disk for disk in planned):
             raise BadRequestError(f"disk {seen.disk} is named twice: name each once", disk=seen.disk)
         check_source(seen, force=wish.force)
-        kind, disk = plan_adopt(scene, index, target, seen, jobs)
+        kind, disk = plan_adopt(snapshot, index, target, seen)
         kinds.add(kind)
         planned.append(disk)
     if len(kinds) > 1:

@@ -1,31 +1,22 @@
-"""One connection to one QMP socket: commands with time limits, and what QEMU's events have said so far."""
+"""One connection to one QEMU: each command with a time limit, each event reduced to what it changes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar
 
-from qemu.qmp import ConnectError, ExecInterruptedError, Message, QMPError, Runstate, StateError
-from qemu.qmp.models import Greeting
-from qemu.qmp.qmp_client import GreetingError
+from qemu.qmp import ExecInterruptedError, Message, Runstate, StateError
 
 from pivotd import limits
-from pivotd.errors import (
-    DomainUnreachableError,
-    MonitorBusyError,
-    QmpRefusedError,
-    QmpUnknownError,
-    QmpUnsentError,
-    UnsupportedQemuError,
-)
+from pivotd.errors import QmpRefusedError, QmpUnknownError, QmpUnsentError
 from pivotd.host import process
+from pivotd.qmp import connecting
 from pivotd.qmp.burst import Client, Command
+from pivotd.qmp.question import Question
 
-VERSION_MIN = (6, 2)
-"""Older ones can abort, or hold a mirror that nobody can cancel. Source: docs/protocol.md, "Which QEMU"."""
+T = TypeVar("T")
 
 JOBS_REMEMBERED_MAX = 4096
 
@@ -35,14 +26,6 @@ def command(name: str, /, **arguments: Any) -> Command:
     if not arguments:
         return {"execute": name}
     return {"execute": name, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
-
-
-def yank(node: str) -> Command:
-    """Return the command that cuts the connection of one node, to be run out of band.
-
-    Source: QEMU QMP reference, yank; docs/interop/qmp-spec, "Out-of-band execution".
-    """
-    return {"exec-oob": "yank", "arguments": {"instances": [{"type": "block-node", "node-name": node}]}}
 
 
 class Monitor:
@@ -59,11 +42,6 @@ class Monitor:
         """Last JOB_STATUS_CHANGE of each job; a hint to look, never the ground of a decision about the graph."""
         self.resumes = 0
         """RESUME events so far: somebody let the guest run."""
-        self.out_of_band = False
-        """Whether QEMU takes commands out of band on this connection: it reads them also while another one hangs.
-
-        qemu.qmp asks for that wherever QEMU offers it.
-        """
 
     @classmethod
     async def connect(cls, path: str) -> Monitor:
@@ -72,10 +50,10 @@ class Monitor:
         Raises: DomainUnreachableError (nobody listens, or QEMU is stuck), MonitorBusyError, UnsupportedQemuError.
         """
         monitor = cls()
-        sock = await _connect(path)
+        sock = await connecting.open_socket(path)
         try:
             monitor.pid = process.peer_pid(sock)
-            monitor.version = await monitor._negotiate(sock, path)
+            monitor.version = await connecting.negotiate(monitor._client, sock, path)
         except BaseException:
             # Begins the end before it waits, so that a second cancellation loses nothing.
             try:
@@ -85,36 +63,11 @@ class Monitor:
             raise
         return monitor
 
-    async def _negotiate(self, sock: socket.socket, path: str) -> tuple[int, int, int]:
-        """Return QEMU's version once it takes commands."""
-        client = self._client
-        try:
-            async with asyncio.timeout(limits.GREETING_TIMEOUT_S):
-                await client.connect(sock)
-            version = _version(client.greeting)
-            self.out_of_band = client.greeting is not None and "oob" in client.greeting.QMP.capabilities
-        except TimeoutError as error:
-            if client.greeting is None:
-                raise MonitorBusyError(
-                    f"{path}: no greeting: another client holds this monitor; give pivotd a QMP socket of its own",
-                    qmp=path,
-                ) from error
-            raise DomainUnreachableError(
-                f"{path}: QEMU greets but does not answer: its main loop is blocked, often by storage that hangs",
-                qmp=path,
-            ) from error
-        except (ConnectError, QMPError, OSError, EOFError, AssertionError) as error:
-            # AssertionError: qemu.qmp's own, when the connection ends in the turn of the loop after the negotiation.
-            why = str(error).splitlines()[0] if str(error) else "the connection was closed"
-            raise DomainUnreachableError(f"{path}: {why}; is this a QMP socket?", qmp=path) from error
-        if version[:2] < VERSION_MIN:
-            text = ".".join(map(str, version))
-            raise UnsupportedQemuError(
-                f"{path}: QEMU {text} is too old, pivotd needs 6.2 or later: "
-                "older ones can abort in the middle of a switch",
-                version=text,
-            )
-        return version
+    @property
+    def out_of_band(self) -> bool:
+        """Whether QEMU takes commands out of band on this connection: it reads them also while another one hangs."""
+        greeting = self._client.greeting
+        return greeting is not None and "oob" in greeting.QMP.capabilities
 
     @property
     def version_text(self) -> str:
@@ -254,6 +207,11 @@ class Monitor:
             callback()
 
 
+async def ask(monitor: Monitor, question: Question[T]) -> T:
+    """Ask QEMU and return what it says. Raises: QmpUnsentError, QmpRefusedError, QmpUnknownError."""
+    return question(await monitor.execute(question.command, limits.QUERY_TIMEOUT_S))
+
+
 def _names(messages: Sequence[Command]) -> str:
     return ", ".join(str(message.get("execute") or message["exec-oob"]) for message in messages)
 
@@ -268,44 +226,3 @@ def _value(reply: Message, message: Command) -> Any:
     if "error" in reply or "return" not in reply:
         raise QmpUnknownError(f"{name}: the answer is neither a value nor an error", command=name)
     return reply["return"]
-
-
-def _version(greeting: Greeting | None) -> tuple[int, int, int]:
-    """Return (major, minor, micro). Raises: GreetingError: there is none."""
-    try:
-        qemu = cast("Any", greeting).QMP.version["qemu"]
-        return int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"])
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise GreetingError("the greeting names no version of QEMU", error) from error
-
-
-async def _connect(path: str) -> socket.socket:
-    try:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    except OSError as error:
-        # No descriptor left: this monitor is out of reach for now, which is no reason to end the others.
-        raise DomainUnreachableError(f"{path}: {error.strerror}", qmp=path, errno=error.errno) from error
-    sock.setblocking(False)
-    try:
-        async with asyncio.timeout(limits.CONNECT_TIMEOUT_S):
-            await asyncio.get_running_loop().sock_connect(sock, path)
-    except (OSError, TimeoutError, ValueError) as error:
-        sock.close()
-        raise DomainUnreachableError(f"{path}: {_why(error)}", qmp=path, errno=getattr(error, "errno", None)) from error
-    except asyncio.CancelledError:
-        sock.close()
-        raise
-    return sock
-
-
-def _why(error: Exception) -> str:
-    match error:
-        case FileNotFoundError():
-            return "no such socket; is the guest running?"
-        case ConnectionRefusedError():
-            return "nobody listens on this socket; the QEMU that made it has ended"
-        case PermissionError():
-            return "permission denied; give pivotd's user access to the socket"
-        case BlockingIOError() | TimeoutError():
-            return "the socket does not take connections: other clients are waiting for it"
-    return str(error)

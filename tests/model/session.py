@@ -16,9 +16,9 @@ import pivotd.engine.journal_failures
 import pivotd.engine.record_steps
 import pivotd.engine.steps
 import pivotd.engine.watchdog
+import pivotd.qmp.looking
 import pivotd.qmp.opening
 import pivotd.qmp.rollback
-import pivotd.qmp.session
 from pivotd.core.pivot import Identity
 from pivotd.errors import QmpRefusedError, QmpUnsentError
 from pivotd.qmp.monitor import Monitor
@@ -223,9 +223,9 @@ def model_kernel(
 
     ``loop``: there is an event loop, whatever its time is.
     """
-    session, rollback = pivotd.qmp.session, pivotd.qmp.rollback
+    looking, rollback = pivotd.qmp.looking, pivotd.qmp.rollback
     replaced = {
-        session: {"process": _Identity(host), "in_thread": _at_once},
+        looking: {"process": _Identity(host), "in_thread": _at_once},
         rollback: {"time": _Time(host), "_until": pause},
         pivotd.qmp.opening: {"in_thread": _at_once},
     }

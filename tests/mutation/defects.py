@@ -38,6 +38,7 @@ PAUSING, NEW_IMAGE, ENDINGS = (
     "pivotd/core/rules/endings.py",
 )
 SESSION, PREPARATION = "pivotd/qmp/session.py", "pivotd/qmp/preparation.py"
+LOOKING, CLEANING = "pivotd/qmp/looking.py", "pivotd/qmp/cleaning.py"
 SEARCH, TABLE, ORDER = "exhaustive search", "decision table", "order of the commands"
 IN_ORDER = "tests/model/test_order.py::test_records_and_commands_come_in_the_order_of_the_protocol"
 
@@ -96,8 +97,8 @@ PROTOCOL = (
     ),
     Defect(
         "job-complete before stop", "G1", SESSION,
-        "        burst = [command(\"query-status\"), command(\"stop\"),",
-        "        await self.complete(complete)\n        burst = [command(\"query-status\"), command(\"stop\"),",
+        "        burst = [replies.run_state.command, command(\"stop\"),",
+        "        await self.complete(complete)\n        burst = [replies.run_state.command, command(\"stop\"),",
         ORDER, (f"{IN_ORDER}[copy]",),
     ),
     Defect(
@@ -155,9 +156,9 @@ JUDGEMENT = (
         SEARCH, searched(0, 1, 3),
     ),
     Defect(
-        "the graph is read before the jobs", "G2", SESSION,
-        '    command("query-jobs"),\n    command("query-block-jobs"),\n    command("query-block"),\n',
-        '    command("query-block"),\n    command("query-jobs"),\n    command("query-block-jobs"),\n',
+        "the graph is read before the jobs", "G2", LOOKING,
+        "        replies.jobs,\n        blocks.block_jobs,\n        blocks.disks,\n",
+        "        blocks.disks,\n        replies.jobs,\n        blocks.block_jobs,\n",
         "QMP", ("tests/qmp/test_identity.py",),
     ),
     Defect(
@@ -182,8 +183,8 @@ JUDGEMENT = (
         SEARCH, searched(2, 0, 2, Move.PULL),
     ),
     Defect(
-        "the nonce is not checked", "G2", SESSION,
-        "        if has_nonce or marks or own_nodes or self._same_process(pivot):\n", "        if True:\n",
+        "the nonce is not checked", "G2", LOOKING,
+        "    if marked or _same_process(monitor.pid, pivot):\n", "    if True:\n",
         SEARCH, searched(1, 1),
     ),
     Defect(
@@ -225,6 +226,16 @@ JUDGEMENT = (
         "API", ("tests/api/test_api.py", "-k", "used_request_id"),
     ),
     Defect(
+        "a reservation is not looked at again", "G1", "pivotd/app/start.py",
+        "            if not taken.isdisjoint(marks_of):\n", "            if False:\n",
+        "API", ("tests/app/test_start.py", "-k", "for_many_at_once"),
+    ),
+    Defect(
+        "a pivot is accepted for a domain that is being removed", "G3", "pivotd/app/start.py",
+        "self._host.supervisors.get(planned.domain) is not supervisor or supervisor.ended", "False",
+        "API", ("tests/app/test_start.py", "-k", "removed_and_added"),
+    ),
+    Defect(
         "nobody can have written to a disk that is gone", "G1", DRIVER,
         "state.remember(unwritten=state.attempt.unmoved == moment(session))",
         "state.remember(unwritten=True)",
@@ -246,8 +257,8 @@ JUDGEMENT = (
         "wire", ("tests/wire/test_stream.py", "-k", "second_answer"),
     ),
     Defect(
-        "what is below the images is not noted", "G5", SESSION,
-        "        found += pivot.options.nodes_below\n", "",
+        "what is below the images is not noted", "G5", CLEANING,
+        "    found += pivot.options.nodes_below\n", "",
         SEARCH, searched(2, 0, 1, Move.COMMIT, named=True),
     ),
     Defect(
@@ -267,8 +278,8 @@ JUDGEMENT = (
         TABLE, of_table("never_written_to"),
     ),
     Defect(
-        "nodes are left behind", "G5", SESSION,
-        "        doomed = await self._unwanted(pivot)\n", "        doomed: list[str] = []\n",
+        "nodes are left behind", "G5", CLEANING,
+        "    doomed = _unwanted(await blocks_of(monitor), pivot)\n", "    doomed: list[str] = []\n",
         "kill at every message", ("tests/chaos/test_moves.py", "-k", "order and copy"),
     ),
     Defect(
