@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.responses import Response
 
 from pivotd import limits
 from pivotd.api import problems
 from pivotd.api.models import pivot_request
 from pivotd.api.ports import Service
-from pivotd.api.streams import Streams
+from pivotd.api.streams import EventStream, Streams
 from pivotd.client import shown
 from pivotd.client.requests import (
     AdoptRequest,
@@ -36,35 +34,6 @@ from pivotd.errors import BadRequestError, TooLargeError
 
 T = TypeVar("T")
 HEARTBEAT_S = 15.0
-SEND_TIMEOUT_S = 30.0
-
-
-class EventStream(StreamingResponse):
-    """A stream whose reader is cut off if it does not read; it resumes by its last id."""
-
-    def __init__(self, call: Call, after: int) -> None:
-        """Raises: ConflictError: there are too many."""
-        call.streams.enter(call.who.uid, operator=call.operator)
-        self._call = call
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_stream(call, after), media_type="text/event-stream", headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, and give its place back whatever happens."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._call.streams.leave(self._call.who.uid)
-
-    async def stream_response(self, send: Send) -> None:
-        """Send until the stream ends, the reader leaves, or it lets SEND_TIMEOUT_S pass."""
-
-        async def bounded(message: Message) -> None:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send(message)
-
-        with contextlib.suppress(TimeoutError):
-            await super().stream_response(bounded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +271,7 @@ async def events(call: Call, request: Request) -> Response:
     if not stream:
         limit = int(_number(request, "limit", 100, limits.EVENTS_PAGE_MAX))
         return _list(await call.service.reads.events_page(after, limit, _record))
-    return EventStream(call, after)
+    return EventStream(call.streams, call.who.uid, _stream(call, after), operator=call.operator)
 
 
 async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:

@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
-if "http.client" not in sys.modules:
+if not {"http.client", "ssl"} & sys.modules.keys():
     # A Unix socket needs no OpenSSL, which http.client loads if it can: 7 ms of the 90 that a command takes.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     import_module("http.client")

@@ -14,8 +14,8 @@ from pivotd import limits
 from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
 from pivotd.journal import changes, lock, schema, wal
-from pivotd.journal.failures import READ_ERRORS, on_read
 from pivotd.journal.rows import DomainRow
+from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 from pivotd.journal.writer import Writer
 
 T = TypeVar("T")
