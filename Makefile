@@ -39,7 +39,7 @@ fuzz: setup  ## try more wrong input than the tests do: FUZZ=20 times as much, S
 	PIVOTD_FUZZ=$(FUZZ) PIVOTD_WIRE_ROUNDS=$$((60 * $(FUZZ))) .venv/bin/pytest -q -n 2 --timeout 0 \
 		tests/fuzz tests/wire/test_honesty.py
 
-trixie:  ## run demo and test on a fresh Debian 13 in .cache/trixie (as root, with debootstrap; 3 GB)
+trixie:  ## run demo and test on a fresh Debian 13 in .cache/trixie (as root, with debootstrap; 1 GB)
 	@tests/support/trixie.sh
 
 pins: setup  ## check that the pinned libraries can be installed on every Python that is supported

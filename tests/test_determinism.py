@@ -59,6 +59,7 @@ def test_the_search_finds(source: str) -> None:
     assert list(violations(source))
 
 
+@pytest.mark.timeout(400)
 def test_two_collections_are_the_same(tmp_path: Path) -> None:
     """The same tests with the same parameters, whatever the hashes of this process are."""
     collections = []

@@ -37,6 +37,9 @@ find "$checkout" -mindepth 1 -maxdepth 1 ! -name .venv ! -name .cache -exec rm -
 git ls-files -z --cached --others --exclude-standard | xargs -0 -r ls -d 2>/dev/null |
 	tar --create --files-from=- | tar --extract --no-same-owner --directory="$checkout"
 
+# As a boot does it: what an earlier run has left there is gigabytes.
+find "$tree/tmp" -mindepth 1 -delete
+
 [ "$#" -gt 0 ] || set -- 'make demo && make test'
 export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
 unset PYTHON PIVOTD_CACHE PIVOTD_TRIXIE PIVOTD_TEST_QEMUS VIRTUAL_ENV
