@@ -28,6 +28,7 @@ bench: setup  ## measure the pause beside a bare client, the recovery after a ki
 	.venv/bin/python -m bench.recovery
 	.venv/bin/python -m bench.recovery --domains 100 --rounds 3
 	.venv/bin/python -m bench.idle
+	.venv/bin/python -m bench.domains
 	.venv/bin/python -m bench.monitor
 
 FUZZ ?= 20

@@ -12,7 +12,7 @@ from pivotd.journal import schema
 from pivotd.journal.rows import disk_row, pause_row, pivot_row
 
 AT = "2026-11-23T09:00:00.123456Z"
-EVENTS = ("accepted", "copying", "ready", "pausing", "switched", "closed")
+EVENTS = ("accepted", "switched", "closed")
 FACTS = '{"backlog_bytes":0,"jobs":{"m01K9ABCDEFGHJKMNPQRSTVWXYZ":"concluded"},"roots":{"disk0":"destination"}}'
 # Of the numbers 0, 1, …: the pivot's id, and the disk that it moves.
 ID = "printf('01H%023d', n.value)"

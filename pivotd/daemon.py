@@ -7,6 +7,7 @@ import asyncio
 import gc
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -31,6 +32,8 @@ logger = log.get_logger()
 
 DISCOVER_INTERVAL_S = 5.0
 EXTEND_START_S = 30.0
+GC_THRESHOLDS = gc.get_threshold()
+"""What the interpreter begins with."""
 RETRY_START_S = 1.0
 """systemd starts us again at once; a journal that cannot be used must not make that a busy loop."""
 
@@ -66,6 +69,7 @@ def main() -> NoReturn:
     if options.check:
         print(f"{options.config}: ok")  # noqa: T201 - the answer to --check
         sys.exit(0)
+    _raise_limits()
     log.setup()
     sys.excepthook = lambda _kind, error, _trace: logger.error("daemon.died", error=repr(error))
     try:
@@ -78,6 +82,14 @@ def main() -> NoReturn:
         _fail(f"{config.state_dir}: {error.strerror}; make the directory usable for pivotd's user", EXIT_REFUSED)
     asyncio.run(Daemon(options.config, config, journal).run())
     sys.exit(0)
+
+
+def _raise_limits() -> None:
+    """Allow as many open files as many domains need, and have the collector of garbage wait for the recovery."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, limits.OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    gc.set_threshold(limits.ALLOCATIONS_BETWEEN_COLLECTIONS)
 
 
 def _reload(pid: int) -> NoReturn:
@@ -169,6 +181,7 @@ class Daemon:
         sock = _listener(self._config.socket)
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         api_stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             discovery = group.create_task(self._discover(reloader), name="discovery")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pivotd import limits
-from pivotd.api.ports import DiskView, DomainView, JobView
 from pivotd.app.live_verdicts import image_path
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
+from pivotd.client.answers import DiskView, DomainView, JobView
 from pivotd.core import verdict
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import Requester
@@ -92,14 +93,15 @@ class Domains:
         """
         session = await self._host.get(name).connected()
         blocks = await session.blocks()
+        seen, graph = blocks.disks, blocks.graph
         said = {disk.disk: verdict.of_pivot(pivot, disk) for pivot, disk in await self._latest(name)}
-        names = dict.fromkeys(layer.filename for disk in blocks.disks.values() for layer in disk.layers)
+        names = dict.fromkeys(layer.filename for disk in seen.values() for layer in disk.layers)
         # Side by side: where storage hangs, all its images are waited for together.
         paths = dict(zip(names, await asyncio.gather(*(image_path(name, session) for name in names)), strict=True))
         views = []
-        for disk_name, disk in sorted(blocks.disks.items()):
-            last = said.get(disk_name)
-            jobs = blocks.graph.jobs.get(disk.node, ())
+        for disk_name in sorted(seen):
+            disk, last = seen[disk_name], said.get(disk_name)
+            jobs = graph.jobs.get(disk.node, ())
             views.append(
                 DiskView(
                     disk=disk_name,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from pivotd import __version__, limits
 from pivotd.app.domains import failing
 from pivotd.app.registry import Host
 from pivotd.app.start import Starter
+from pivotd.client import answers
 from pivotd.core.pivot import Phase, Record
 from pivotd.journal.journal import Journal
 
@@ -37,28 +37,24 @@ class Health:
         before_s = time.monotonic() - limits.DRIVER_STARTS_S
         return sorted(pivot for pivot, since_s in self._open.items() if pivot not in driven and since_s < before_s)
 
-    def report(self) -> dict[str, Any]:
-        """Return at least ``status``, ``ok`` or ``degraded``, and the facts behind it."""
+    def report(self) -> answers.Health:
+        """Return ``ok`` or ``degraded``, and the facts behind it."""
         supervisors = self._host.supervisors.values()
-        silent = [s.name for s in supervisors if s.session is None and s.drivers]
-        failed = [{"domain": s.name, "reason": why} for s in supervisors if (why := failing(s)) is not None]
-        without_driver = self._without_driver()
+        silent = tuple(s.name for s in supervisors if s.session is None and s.drivers)
+        failed = tuple(answers.FailingDomain(s.name, why) for s in supervisors if (why := failing(s)) is not None)
+        without_driver = tuple(self._without_driver())
         healthy = self._journal.healthy and not silent and not failed and not without_driver
-        return {
-            "status": "ok" if healthy else "degraded",
-            "version": __version__,
-            "journal": {
-                "path": str(self._journal.path),
-                "healthy": self._journal.healthy,
-                "last_seq": self._journal.last_seq,
-            },
-            "domains": {
-                "total": len(self._host.supervisors),
-                "connected": sum(s.session is not None for s in supervisors),
-                "with_open_pivots": sum(bool(s.drivers) for s in supervisors),
-                "silent_with_open_pivots": silent,
-                "failing": failed,
-                "pivots_without_driver": without_driver,
-                "skipped": [{"qmp": path, "reason": reason} for path, reason in self._host.skipped],
-            },
-        }
+        return answers.Health(
+            status="ok" if healthy else "degraded",
+            version=__version__,
+            journal=answers.JournalHealth(str(self._journal.path), self._journal.healthy, self._journal.last_seq),
+            domains=answers.DomainsHealth(
+                total=len(self._host.supervisors),
+                connected=sum(s.session is not None for s in supervisors),
+                with_open_pivots=sum(bool(s.drivers) for s in supervisors),
+                silent_with_open_pivots=silent,
+                failing=failed,
+                pivots_without_driver=without_driver,
+                skipped=tuple(answers.SkippedMonitor(path, reason) for path, reason in self._host.skipped),
+            ),
+        )

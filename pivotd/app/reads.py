@@ -188,7 +188,7 @@ class Reads:
         """Return the last pivot of each disk, and the disk in it, by domain and disk."""
         found: list[tuple[Pivot, PivotDisk]] = []
         after = ("", "")
-        while page := await self._lists.read(Reader.latest, domain, disk, after):
+        while page := await self._lists.read(Reader.latest, domain, disk, after, limits.READ_AT_ONCE):
             found += page
             if len(page) < limits.READ_AT_ONCE:
                 break

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ulid import ULID
 
-from pivotd.api.ports import DiskView, DomainView, PivotRequest, Progress
+from pivotd.api.ports import PivotRequest
 from pivotd.app.domains import Domains
 from pivotd.app.health import Health
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.app.start import Starter
+from pivotd.client import answers
+from pivotd.client.answers import DiskView, DomainView, Progress
 from pivotd.config import Config
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Pivot
@@ -155,6 +155,6 @@ class DaemonService:
             driver.stalled,
         )
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> answers.Health:
         """Return what a monitoring system asks for."""
         return self._health.report()

@@ -161,7 +161,7 @@ class Pivot:
 
     @property
     def switches(self) -> bool:
-        """Whether the disks get another image; merging layers below an image switches nothing and needs no pause."""
+        """Whether the disks get another image; merging layers below an image switches nothing."""
         return any(disk.switches for disk in self.disks)
 
     @property

@@ -168,7 +168,7 @@ class DriverState:
                 await asyncio.wait([task], timeout=limits.CONVERGE_CHECK_S)
             return task.result()
         finally:
-            task.cancel()
+            await _cancelled(task)
 
     async def unless_late(
         self, work: Coroutine[Any, Any, T], timeout_s: float, late: Callable[[], Awaitable[None]]
@@ -181,4 +181,11 @@ class DriverState:
                 await late()
             return await task
         finally:
-            task.cancel()
+            await _cancelled(task)
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    """End a task whose result nobody wants any more; it lets go of what it holds before this returns."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])

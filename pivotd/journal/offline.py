@@ -6,6 +6,7 @@ import sqlite3
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pivotd import limits
@@ -16,7 +17,28 @@ from pivotd.journal.failures import READ_ERRORS, on_read
 _LIVE = "mode=ro&readonly_shm=1"
 """Without the second flag a reader would create or write ``journal.db-shm``."""
 
-Opened = tuple[Path, sqlite3.Connection, tempfile.TemporaryDirectory[str] | None]
+_ALONE = "mode=ro&immutable=1"
+"""Nobody has it open and its WAL is empty: SQLite then needs no file but this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A read-only connection to a journal, or to a private copy of one.
+
+    ``live``: a daemon has it open. ``held``: keeps daemons out of it, so it must not stay open for longer than a look.
+    """
+
+    connection: sqlite3.Connection
+    live: bool = False
+    copy: tempfile.TemporaryDirectory[str] | None = None
+    held: int = -1
+
+    def close(self) -> None:
+        """Close, let daemons in again, and remove the copy."""
+        self.connection.close()
+        lock.release(self.held)
+        if self.copy is not None:
+            self.copy.cleanup()
 
 
 def journal_path(state_dir_or_file: Path) -> Path:
@@ -25,7 +47,7 @@ def journal_path(state_dir_or_file: Path) -> Path:
 
 
 def open_journal(state_dir_or_file: Path) -> Opened:
-    """Return the path, a read-only connection and the private directory that the caller must remove, if any.
+    """Open a journal for one look, or a private copy where it cannot be read in its place without changing a byte.
 
     Raises: JournalError, JournalCorruptError, JournalNewerError, JournalLockedError.
     """
@@ -41,10 +63,7 @@ def open_journal(state_dir_or_file: Path) -> Opened:
             # A copy under another name never has a daemon.
             held = lock.try_shared(path) if path.name == schema.FILE_NAME else -1
             if held is not None:
-                try:
-                    return _open_copy(path)
-                finally:
-                    lock.release(held)
+                return _open_dead(path, held)
             if (opened := _open_live(path)) is not None:
                 return opened
             if last:
@@ -71,7 +90,7 @@ def _open_live(path: Path) -> Opened | None:
         if isinstance(error, sqlite3.OperationalError):
             return None
         raise
-    return path, connection, None
+    return Opened(connection, live=True)
 
 
 def _check_live(connection: sqlite3.Connection, path: Path) -> None:
@@ -81,17 +100,49 @@ def _check_live(connection: sqlite3.Connection, path: Path) -> None:
     schema.check_objects(connection, path)
 
 
-def _open_copy(path: Path) -> Opened:
-    directory = tempfile.TemporaryDirectory(prefix="pivotd-")
+def _open_dead(path: Path, held: int) -> Opened:
+    """Open a journal that no daemon has; ``held`` keeps them out, and is given back once there is a copy."""
     try:
         raw_files.check_header(path)
         _make_durable(path)
-        copy = raw_files.copy(path, Path(directory.name))
-        connection = _connect_copy(copy, path)
+        connection = _connect_in_place(path)
+        if connection is not None:
+            return Opened(connection, held=held)
+        directory = tempfile.TemporaryDirectory(prefix="pivotd-")
+        try:
+            copy = raw_files.copy(path, Path(directory.name))
+            opened = Opened(_connect_copy(copy, path), copy=directory)
+        except BaseException:
+            directory.cleanup()
+            raise
     except BaseException:
-        directory.cleanup()
+        lock.release(held)
         raise
-    return path, connection, directory
+    lock.release(held)
+    return opened
+
+
+def _connect_in_place(path: Path) -> sqlite3.Connection | None:
+    """Return None where SQLite would have to change something: an older schema, a rollback, a WAL without its index.
+
+    A WAL of a daemon that was killed is recovered in memory, as its index is there but nobody has it open.
+    """
+    frames = raw_files.wal_holds_frames(path)
+    others = {suffix: path.with_name(path.name + suffix).exists() for suffix in ("-journal", "-shm")}
+    if others["-journal"] or frames is None or (frames and not others["-shm"]):
+        return None
+    connection = schema.connect_read_only(path, _LIVE if frames else _ALONE)
+    try:
+        raw_files.check_size(connection, path, path)
+        current = schema.check_version(connection, path) == schema.SCHEMA_VERSION
+        if current:
+            schema.check_objects(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    if not current:
+        connection.close()
+    return connection if current else None
 
 
 def _make_durable(path: Path) -> None:

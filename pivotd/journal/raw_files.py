@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import struct
 from pathlib import Path
 
 from pivotd.errors import JournalCorruptError
@@ -12,6 +13,7 @@ from pivotd.errors import JournalCorruptError
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
 _WAL_HEADER_BYTES = 32
+_WAL_MAGIC = b"\x37\x7f\x06"
 _FRAME_HEADER_BYTES = 24
 _COPIED = ("", "-wal", "-journal")
 """Never ``-shm``: it describes the locks and the memory of processes that do not use the copy."""
@@ -48,6 +50,27 @@ def check_size(connection: sqlite3.Connection, path: Path, name: Path) -> None:
     # stat, not open: closing any descriptor of the file would drop SQLite's locks.
     if path.stat().st_size + frames * page_bytes < pages * page_bytes:
         raise _damaged(name, f"{pages} pages are named, the file and its WAL hold fewer")
+
+
+def wal_holds_frames(path: Path) -> bool | None:
+    """Return whether there may be records in the WAL of a journal that nobody has open, None if its header is damaged.
+
+    Source: "Database File Format", sections 4.1 (header) and 4.2 (checksum).
+    """
+    try:
+        with path.with_name(path.name + "-wal").open("rb") as file:
+            header, more = file.read(_WAL_HEADER_BYTES), file.read(1)
+    except FileNotFoundError:
+        return False
+    if not more:
+        return False
+    order = ">" if header[3] & 1 else "<"
+    words, (first, second) = struct.unpack(f"{order}6I", header[:24]), struct.unpack(">2I", header[24:])
+    one = two = 0
+    for index in range(0, 6, 2):
+        one = (one + words[index] + two) & 0xFFFFFFFF
+        two = (two + words[index + 1] + one) & 0xFFFFFFFF
+    return True if header[:3] == _WAL_MAGIC and (one, two) == (first, second) else None
 
 
 def copy(path: Path, directory: Path) -> Path:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,26 +26,20 @@ class Reader:
     Raises from every method: JournalError and its subclasses.
     """
 
-    def __init__(
-        self, path: Path, connection: sqlite3.Connection, directory: tempfile.TemporaryDirectory[str] | None = None
-    ) -> None:
+    def __init__(self, path: Path, opened: offline.Opened | None = None) -> None:
         """Use ``attach`` or ``offline``."""
         self.path = path
-        self._connection = connection
-        self._directory = directory
+        self._opened = opened
         self._mutex = threading.Lock()
-
-    @property
-    def beside_daemon(self) -> bool:
-        """Whether a daemon owned the journal when it was opened: more records may come."""
-        return self._directory is None
+        self.beside_daemon = opened is not None
+        """Whether a daemon owned the journal at the last look: more records may come."""
 
     @classmethod
     def attach(cls, state_dir_or_file: Path) -> Reader:
         """Read the live journal from inside the daemon, after ``Journal.open``. Raises: JournalError."""
         path = offline.journal_path(state_dir_or_file)
         try:
-            return cls(path, schema.connect_read_only(path))
+            return cls(path, offline.Opened(schema.connect_read_only(path), live=True))
         except sqlite3.Error as error:
             raise on_read(error, path) from error
 
@@ -53,13 +47,14 @@ class Reader:
     def offline(cls, state_dir_or_file: Path) -> Reader:
         """Read a journal, or a copy of one, without creating or changing anything beside it.
 
-        While a daemon owns it: the live file, read only, not even its shared memory is written. Otherwise: a private
-        copy that is gone after ``close``, with the daemon kept out for the moment of copying.
+        It is opened anew for each look, which keeps a daemon from starting for just that long. Where SQLite could not
+        read it so, a private copy is made, which is gone after ``close``.
 
         Raises: JournalError, JournalCorruptError, JournalNewerError.
         """
-        path, connection, directory = offline.open_journal(state_dir_or_file)
-        return cls(path, connection, directory)
+        reader = cls(offline.journal_path(state_dir_or_file))
+        reader.last_seq()
+        return reader
 
     def pivots(
         self,
@@ -115,15 +110,19 @@ class Reader:
         return self._read(domains)
 
     def latest(
-        self, domain: str | None = None, disk: str | None = None, after: tuple[str, str] = ("", "")
+        self,
+        domain: str | None = None,
+        disk: str | None = None,
+        after: tuple[str, str] = ("", ""),
+        limit: int = limits.PIVOTS_LISTED_MAX,
     ) -> list[tuple[Pivot, PivotDisk]]:
-        """Return the last pivot of each disk and the disk in it, by domain and disk: up to limits.READ_AT_ONCE of them.
+        """Return the last pivot of each disk and the disk in it, by domain and disk, up to ``limit`` of them.
 
         Last by order of acceptance, not by the clock. ``after``: domain and disk of the last one seen.
         """
         terms, parameters = _where(("(domain, disk) > (?, ?)", ""), ("domain = ?", domain), ("disk = ?", disk))
         query = f"SELECT * FROM disk_latest {terms} ORDER BY domain, disk LIMIT ?"  # noqa: S608 - constants of ours
-        every = (*after, *parameters[1:], limits.READ_AT_ONCE)
+        every = (*after, *parameters[1:], limit)
         return self._read(lambda connection: load_latest(connection, query, every))
 
     def every_latest(self, domain: str | None = None, disk: str | None = None) -> Iterator[tuple[Pivot, PivotDisk]]:
@@ -148,9 +147,8 @@ class Reader:
     def close(self) -> None:
         """Close, and remove the private copy if there is one."""
         with self._mutex:
-            self._connection.close()
-            if self._directory is not None:
-                self._directory.cleanup()
+            if self._opened is not None:
+                self._opened.close()
 
     def _load(self, query: str, parameters: Iterable[object]) -> list[Pivot]:
         return self._read(lambda connection: load_pivots(connection, query, parameters))
@@ -161,17 +159,23 @@ class Reader:
     def _read(self, look: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``look`` over one snapshot, and end the snapshot: an old one would keep the WAL from being emptied."""
         with self._mutex:
+            opened = self._opened or offline.open_journal(self.path)
+            self.beside_daemon = opened.live
             try:
-                self._connection.execute("BEGIN")
-                try:
-                    return look(self._connection)
-                finally:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
+                opened.connection.execute("BEGIN")
+                return look(opened.connection)
             except (JournalError, NotFoundError):
                 raise
             except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
                 raise on_read(error, self.path) from error
+            finally:
+                with suppress(sqlite3.Error):
+                    if opened.connection.in_transaction:
+                        opened.connection.execute("ROLLBACK")
+                if opened.copy is not None:
+                    self._opened = opened  # worth keeping: each would be as dear as the first
+                elif self._opened is None:
+                    opened.close()
 
 
 def _where(*terms: tuple[str, object | None]) -> tuple[str, list[object]]:

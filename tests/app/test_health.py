@@ -63,7 +63,7 @@ async def test_a_driver_that_fails_again_and_again(engine: Engine, qemu_factory:
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, pivot=False)
     await engine.until(driver, is_resting)
     assert (health.report()["status"], (await domains.one("web1")).detail) == ("ok", None)
-    driver.failing = "the journal takes no record"  # type: ignore[attr-defined]
+    driver._failures.text = "the journal takes no record"
     report = health.report()
     why = f"pivot {driver.pivot.id}: the journal takes no record"
     assert (report["status"], report["domains"]["failing"]) == ("degraded", [{"domain": "web1", "reason": why}])

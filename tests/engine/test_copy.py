@@ -191,14 +191,14 @@ async def test_a_guest_that_was_never_started_is_not_started(engine: Engine, qem
 async def test_a_deadline_that_cannot_be_met_keeps_source_and_mirror(
     engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
 ):
-    """No time at all: kept, waiting at ready, the mirror in place; the guest was never held for long."""
+    """No time at all: kept, waiting at ready, the mirror in place."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, max_pause_ms=0, attempts=2)
     pivot = await engine.resting(driver)
     assert (pivot.phase, pivot.outcome) == (Phase.READY, "kept"), pivot.error
     assert len(pivot.pauses) == 2
-    assert all(pause.pause_ms < 50 for pause in pivot.pauses), pivot.pauses
+    assert [pause.ended for pause in pivot.pauses] == ["ready", "kept"]
     assert qemu.run_state() == "running"
     assert qemu.jobs()[pivot.disks[0].job]["status"] == "ready"
     assert qemu.root("disk0").filename == str(tmp_path / "old.qcow2")

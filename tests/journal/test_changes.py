@@ -294,7 +294,8 @@ async def test_no_look_reads_more_of_a_longer_history(journal: Journal) -> None:
     reader = Reader.attach(journal.path)
 
     def looks() -> list[tuple[Callable[[], object], int]]:
-        connection = reader._connection
+        assert reader._opened is not None
+        connection = reader._opened.connection
         asked = [
             lambda: list(reader.every_latest("web1", "disk0")),
             lambda: list(reader.every_latest()),

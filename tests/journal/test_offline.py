@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from pivotd.core.pivot import Phase
 from pivotd.errors import JournalCorruptError, JournalError
-from pivotd.journal import offline
+from pivotd.journal import offline, raw_files
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from tests.journal.process import look, wait_for, working
 
 WAL_HEADER_BYTES = 32
+SQLITE_WAITS_S = 10
 EVENTS = [(1, "accepted"), (2, "copying")]
 
 
@@ -48,6 +50,51 @@ def test_killed_daemon(tmp_path: Path) -> None:
     before = look(tmp_path)
     assert events(tmp_path) == EVENTS
     assert look(tmp_path) == before
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_no_copy_is_made_of_a_journal_that_can_be_read_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Neither after an orderly end nor after kill -9: a journal may be as long as all of history."""
+    with working(tmp_path, "hold") as process:
+        wait_for(process, "held")
+    if not killed:
+        asyncio.run(Journal.open(tmp_path).close())
+    monkeypatch.setattr(raw_files, "copy", None)
+    before = look(tmp_path)
+    assert events(tmp_path) == EVENTS
+    assert look(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", [0, 12, 25])
+def test_a_wal_with_a_damaged_header_is_read_as_sqlite_reads_it(tmp_path: Path, place: int) -> None:
+    """As empty, and without the ten seconds for which SQLite waits where it may not write."""
+    asyncio.run(Journal.open(tmp_path).close())
+    with working(tmp_path, "hold") as process:
+        wait_for(process, "held")
+    with (tmp_path / "journal.db-wal").open("r+b") as file:
+        file.seek(place)
+        file.write(b"\xa5")
+    began_s = time.monotonic()
+    reader = Reader.offline(tmp_path)
+    assert reader.events(0) == []
+    reader.close()
+    assert time.monotonic() - began_s < SQLITE_WAITS_S
+
+
+async def test_an_open_reader_keeps_no_daemon_out_and_sees_what_it_writes(tmp_path: Path) -> None:
+    """Each look is one of its own: before a daemon starts, while it runs, and after it has ended."""
+    await Journal.open(tmp_path).close()
+    reader = Reader.offline(tmp_path)
+    assert (reader.last_seq(), reader.beside_daemon) == (0, False)
+    journal = Journal.open(tmp_path)
+    await journal.note("n", {})
+    assert (reader.last_seq(), reader.beside_daemon) == (1, True)
+    await journal.note("n", {})
+    await journal.close()
+    assert (reader.last_seq(), reader.beside_daemon) == (2, False)
+    reader.close()
 
 
 @pytest.mark.long

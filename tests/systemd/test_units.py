@@ -91,6 +91,11 @@ def test_a_reload_is_answered_before_systemd_gives_up() -> None:
     assert seconds("pivotd.service", "TimeoutStartSec") > limits.RELOAD_TIMEOUT_S
 
 
+def test_the_unit_allows_the_files_that_the_daemon_wants() -> None:
+    """As many domains under systemd as without it."""
+    assert settings("pivotd.service")["LimitNOFILE"] == str(limits.OPEN_FILES)
+
+
 def test_units_and_defaults_mean_the_same_places() -> None:
     """Socket, state directory and configuration file are where the program looks for them by itself."""
     service, listening = settings("pivotd.service"), settings("pivotd.socket")

@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from pivotd.cli import image_options, starting
-from pivotd.cli.app import App, pass_app
+from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import AbsolutePath, DiskImage, Name
+from pivotd.client import CommitDisk, CommitRequest, PullDisk, PullRequest, SnapshotDisk, SnapshotRequest
 
 SNAPSHOT_EXAMPLES = (
     "pivotctl snapshot web1 disk0=/images/web1-monday.qcow2",
@@ -38,16 +39,11 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
 
     From then on the guest writes to the overlays, and the images below stay as they were at that instant. The overlays
     are qcow2.
-
-    The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
-    run again after any failure.
-
-    Ctrl-C stops the waiting, not the pivot.
     """
     for index, what in ((0, "disk"), (1, "overlay")):
         starting.check_twice(what, [target[index] for target in targets], "snapshot")
-    disks = [{"disk": disk, "image": image} for disk, image in targets]
-    starting.start(app, "snapshot", domain, disks, image_options.fold(options))
+    disks = [SnapshotDisk(disk=disk, image=image) for disk, image in targets]
+    starting.start(app, domain, SnapshotRequest, disks, image_options.fold(options))
 
 
 @click.command(cls=ExampleCommand, examples=COMMIT_EXAMPLES, short_help="Write layers into a layer below them.")
@@ -66,17 +62,12 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
 def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, top: str | None, **options: Any) -> None:
     """Write the layers of each DISK of DOMAIN, from --top down, into --base, which replaces them.
 
-    With the active layer among them the guest moves to the base: that is a switch, with a pause, all disks or none.
-    Without it the guest is not paused. The committed images stay where they are, and are stale.
-
-    The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
-    run again after any failure.
-
-    Ctrl-C stops the waiting, not the pivot.
+    With the active layer among them the guest moves to the base: that is a switch, all disks or none. Without it the
+    guest stays on its image. Either way the guest is paused at the end, for at most --max-pause. The committed images
+    stay where they are, and are stale.
     """
     starting.check_twice("disk", list(disks), "commit")
-    layers = {key: value for key, value in (("base", base), ("top", top)) if value is not None}
-    starting.start(app, "commit", domain, [{"disk": disk, **layers} for disk in disks], options)
+    starting.start(app, domain, CommitRequest, [CommitDisk(disk=disk, top=top, base=base) for disk in disks], options)
 
 
 @click.command(cls=ExampleCommand, examples=PULL_EXAMPLES, short_help="Copy what lies below into the active images.")
@@ -84,18 +75,15 @@ def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, t
 @click.argument("disks", metavar="DISK...", nargs=-1, required=True)
 @click.option("--base", type=AbsolutePath(), metavar="IMAGE", help="The layer that stays below.  [default: none]")
 @starting.bandwidth
+@starting.pausing
+@starting.holding
 @starting.common
 @pass_app
 def pull(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, **options: Any) -> None:
-    """Copy what lies below the active image of each DISK of DOMAIN into it, so that it needs those layers no more.
+    """Copy the layers below the active image of each DISK of DOMAIN into it, so that it no longer needs them.
 
-    The guest stays on the same image and is not paused.
-
-    The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
-    run again after any failure.
-
-    Ctrl-C stops the waiting, not the pivot.
+    The guest stays on the same image. It is paused at the end, while QEMU writes the image's tables to disk and takes
+    the layers out of the chain, for at most --max-pause.
     """
     starting.check_twice("disk", list(disks), "pull")
-    layers = {} if base is None else {"base": base}
-    starting.start(app, "pull", domain, [{"disk": disk, **layers} for disk in disks], options)
+    starting.start(app, domain, PullRequest, [PullDisk(disk=disk, base=base) for disk in disks], options)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import click
+import msgspec
 
 from pivotd.cli import render
-from pivotd.cli.app import App, pass_app
-from pivotd.cli.errors import EXIT_INTERRUPTED, UsageError
+from pivotd.cli.complaints import EXIT_INTERRUPTED, UsageError
+from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
+from pivotd.client import Record
 
 EXAMPLES = (
     "pivotctl events --after 1200",
@@ -21,7 +22,7 @@ EXAMPLES = (
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="The durable event log, from any record on.")
-@click.option("--follow", "-f", is_flag=True, help="Go on with new records as they are made, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Continue with new records as they are written, until Ctrl-C.")
 @click.option(
     "--after",
     type=click.IntRange(min=0),
@@ -34,8 +35,8 @@ EXAMPLES = (
 def events(app: App, follow: bool, after: int) -> None:
     """Show the records of the journal, oldest first.
 
-    Each line starts with the record's sequence number. Come back with --after and the last one seen, and nothing is
-    missed or shown twice. --follow outlives a restart of the daemon.
+    Each line starts with the record's sequence number. To continue later without a gap or a repetition, give the last
+    number to --after. --follow continues across a restart of the daemon.
     """
     if follow and app.offline is not None:
         raise UsageError("`events --follow` needs the daemon: leave --offline or --follow out")
@@ -46,21 +47,21 @@ def events(app: App, follow: bool, after: int) -> None:
         app.status = EXIT_INTERRUPTED
 
 
-def _records(app: App, after: int, follow: bool) -> Iterator[dict[str, Any]]:
+def _records(app: App, after: int, follow: bool) -> Iterator[Record]:
     if not follow:
         yield from app.reads.events(after)
         return
     client = app.client
     client.health()
-    yield from client.follow(after, lambda message: print(f"pivotctl: {message}", file=sys.stderr))
+    yield from client.events(after, follow=True)
 
 
-def _show(app: App, record: dict[str, Any], follow: bool) -> None:
+def _show(app: App, record: Record, follow: bool) -> None:
     if app.json:
-        print(json.dumps(record), flush=follow)
+        print(json.dumps(msgspec.to_builtins(record)), flush=follow)
         return
-    facts = " ".join(f"{key}={_fact(value)}" for key, value in (record.get("facts") or {}).items())
-    head = (record["seq"], record["at"], record.get("domain"), record.get("pivot"), record.get("event"))
+    facts = " ".join(f"{key}={_fact(value)}" for key, value in record.facts.items())
+    head = (record.seq, record.at, record.domain, record.pivot, record.event)
     print(
         f"{' '.join(render.text(value) for value in head)} {render.text(facts) if facts else ''}".rstrip(), flush=follow
     )

@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from pivotd.cli import image_options, starting
-from pivotd.cli.app import App, pass_app
-from pivotd.cli.errors import UsageError
+from pivotd.cli.complaints import UsageError
+from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import DiskImage, Name, Seconds
+from pivotd.cli.values import SECONDS, DiskImage, Name
+from pivotd.client import CopyDisk, CopyRequest
 
 COPY_MODES = ("auto", "background", "write-blocking")
 
@@ -27,7 +28,7 @@ EXAMPLES = (
 @click.argument("domain", metavar="DOMAIN", type=Name())
 @click.argument("targets", metavar="DISK=IMAGE...", type=DiskImage(), nargs=-1, required=True)
 @click.option("--format", "image_format", metavar="FORMAT", help="Format of the new images.  [default: the source's]")
-@click.option("--reuse", is_flag=True, help="The images exist already, and are overwritten.")
+@click.option("--reuse", is_flag=True, help="The images exist already; overwrite them.")
 @click.option(
     "--sync",
     type=click.Choice(("full", "top")),
@@ -43,42 +44,41 @@ EXAMPLES = (
     type=click.Choice(COPY_MODES),
     default="auto",
     show_default=True,
-    help="How writes of the guest follow.",
+    help="When guest writes reach the new image.",
 )
 @starting.throttling
-@click.option("--keep-synced", is_flag=True, help="Afterwards keep the old images in sync, for `pivot undo`.")
-@click.option("--for", "keep_synced_s", type=Seconds(), metavar="TIME", help="For how long, like 1h.  [default: 1h]")
-@click.option("--resumable", is_flag=True, help="A destination that fails interrupts the copy, no more.")
+@click.option("--keep-synced", is_flag=True, help="Keep the old images in sync after the switch, for `pivot undo`.")
+@click.option(
+    "--for",
+    "keep_synced_s",
+    type=SECONDS,
+    metavar="TIME",
+    help="How long to keep them in sync, like 1h.  [default: 1h]",
+)
+@click.option("--resumable", is_flag=True, help="A failing destination pauses the copy instead of ending it.")
 @starting.holding
 @starting.common
 @pass_app
 def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **options: Any) -> None:
     """Mirror each DISK of DOMAIN to a new IMAGE and switch all of them as one pivot: all or none.
 
-    The guest runs on, and is paused only for the switch. If the switch cannot be made within the longest pause, the
-    guest goes on with the source, and the next attempt follows.
+    The guest keeps running; pivotd pauses it only for the switch. If the switch takes longer than --max-pause, the
+    guest goes on with the source, and pivotd tries again.
 
     IMAGE is a path, or with --reuse also a block device or an NBD export: nbd://HOST:PORT/EXPORT,
-    nbd+unix:///EXPORT?socket=/PATH. With --sync top the new image is backed by what backs the source.
+    nbd+unix:///EXPORT?socket=/PATH. With --sync top the new image has the backing image of the source.
 
-    With --keep-synced a mirror back keeps the old images in sync for a while: `pivotctl pivot undo ID` returns to
-    them at once, `pivotctl pivot release ID` ends that early. Until then each write of the guest waits for both
-    images. The mirror lives in QEMU: if QEMU ends, the old images are out of date.
+    With --keep-synced QEMU mirrors every write back to the old images for a while: `pivotctl pivot undo ID` returns to
+    them at once, `pivotctl pivot release ID` ends this early. Meanwhile each guest write waits for both images. If QEMU
+    ends, the mirrors end, and the old images are out of date.
 
-    With --resumable a destination that fails or is full does not end the copy. It waits, tries again, and goes on
-    where it was; `pivotctl pivot show` says how much was saved.
-
-    The same REQUEST_ID again returns the same pivot instead of starting another one: give one, and a script can be
-    run again after any failure.
-
-    Ctrl-C stops the waiting, not the pivot.
+    With --resumable a destination that fails or is full pauses the copy. pivotd tries again, and the copy goes on where
+    it stopped; `pivotctl pivot show` says how much did not have to be copied again.
     """
     for index, what in ((0, "disk"), (1, "image")):
         starting.check_twice(what, [target[index] for target in targets], "copy")
     if options["keep_synced_s"] is not None and not options["keep_synced"]:
         raise UsageError("--for says how long --keep-synced lasts: give both; see `pivotctl copy --help`")
     image_format = options.pop("image_format")
-    disks = [
-        {"disk": disk, "image": image} | ({"format": image_format} if image_format else {}) for disk, image in targets
-    ]
-    starting.start(app, "copy", domain, disks, image_options.fold(options))
+    disks = [CopyDisk(disk=disk, image=image, format=image_format) for disk, image in targets]
+    starting.start(app, domain, CopyRequest, disks, image_options.fold(options))

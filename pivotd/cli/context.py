@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
-from pivotd.cli.client import Client
-from pivotd.cli.errors import UsageError
+from pivotd.cli.complaints import UsageError
+from pivotd.client import Client
 
-JsonObject = dict[str, Any]
+if TYPE_CHECKING:
+    from pivotd.cli.journal_answers import OfflineJournal
 
 
-class Reads(Protocol):
-    """What can be read both from the daemon and from the journal alone."""
-
-    def domains(self) -> list[JsonObject]:
-        """Return every domain known."""
-        ...
-
-    def pivots(self, domain: str | None = None, *, open_only: bool = False) -> list[JsonObject]:
-        """Return pivots, newest first."""
-        ...
-
-    def pivot(self, pivot: str) -> JsonObject:
-        """Return one pivot with its records."""
-        ...
-
-    def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[JsonObject]:
-        """Return the verdicts asked for."""
-        ...
-
-    def events(self, after: int) -> Iterator[JsonObject]:
-        """Yield every record there is with seq > after."""
-        ...
+def tell(message: str) -> None:
+    """Say one thing that is no answer."""
+    if sys.stderr is not None:
+        print(f"pivotctl: {message}", file=sys.stderr, flush=True)
 
 
 @dataclass(slots=True)
@@ -56,14 +39,14 @@ class App:
         if self.offline is not None:
             command = click.get_current_context().command_path.partition(" ")[2]
             raise UsageError(f"`{command}` needs the daemon: leave --offline out", command=command)
-        return Client(self.socket)
+        return Client(self.socket, tell=tell)
 
     @property
-    def reads(self) -> Reads:
+    def reads(self) -> Client | OfflineJournal:
         """Return the journal with ``--offline``, else the daemon."""
         if self.offline is None:
             return self.client
-        from pivotd.cli.offline import OfflineJournal  # noqa: PLC0415 - SQLite only where it is read
+        from pivotd.cli.journal_answers import OfflineJournal  # noqa: PLC0415 - SQLite only where it is read
 
         journal = OfflineJournal(self.offline)
         click.get_current_context().find_root().call_on_close(journal.close)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import click
 
 from pivotd.cli import render
-from pivotd.cli.app import App, pass_app
+from pivotd.cli.context import App, pass_app
 from pivotd.cli.values import Name
+from pivotd.client import DiskView
 
 
-def _layers(row: dict[str, Any]) -> list[str]:
-    chain, formats = row.get("backing_chain") or (), row.get("backing_formats") or ()
-    return [f"{image} ({form})" if form else image for image, form in itertools.zip_longest(chain, formats)]
+def _layers(row: DiskView) -> list[str]:
+    layers = itertools.zip_longest(row.backing_chain, row.backing_formats)
+    return [f"{image} ({form})" if form else image for image, form in layers]
 
 
 @click.group(short_help="Disks of a domain: image, backing chain, job, journal.")
@@ -31,17 +31,17 @@ def ls(app: App, domain: str) -> None:
     if render.answer(app, found):
         return
     for row in found:
-        journal = f"{row['outcome']} by pivot {row['pivot']}" if row.get("pivot") else "never moved by pivotd"
+        journal = f"{row.outcome} by pivot {row.pivot}" if row.pivot else "never moved by pivotd"
         render.card(
-            f"{row['disk']}  {render.text(row.get('image'))}",
+            f"{row.disk}  {render.text(row.image)}",
             (
-                ("format", row.get("format")),
-                ("size", render.size(row.get("size_bytes"))),
-                ("access", "read-only" if row.get("read_only") else None),
+                ("format", row.format),
+                ("size", render.size(row.size_bytes)),
+                ("access", "read-only" if row.read_only else None),
                 ("backing", _layers(row)),
-                ("device", row.get("qdev")),
-                ("node", row.get("node")),
-                ("job", row.get("job")),
+                ("device", row.qdev),
+                ("node", row.node),
+                ("job", row.job),
                 ("journal", journal),
             ),
         )
