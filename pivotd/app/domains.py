@@ -86,25 +86,25 @@ class Domains:
             await self._journal.remove_domain(name, who.uid)
             self._host.remove(name)
 
-    async def disks(self, name: str) -> list[DiskView]:
+    async def disks(self, domain: str) -> list[DiskView]:
         """Ask QEMU for the disks of a domain, and then the journal what it says of each.
 
         Raises: NotFoundError, DomainUnreachableError, QmpError.
         """
-        session = await self._host.get(name).connected()
+        session = await self._host.get(domain).connected()
         blocks = await session.blocks()
         seen, graph = blocks.disks, blocks.graph
-        said = {disk.disk: verdict.of_pivot(pivot, disk) for pivot, disk in await self._latest(name)}
-        names = dict.fromkeys(layer.filename for disk in seen.values() for layer in disk.layers)
+        said = {disk.disk: verdict.of_pivot(pivot, disk) for pivot, disk in await self._latest(domain)}
+        names = {name for disk in seen.values() for name in (disk.filename, *(one.filename for one in disk.layers))}
         # Side by side: where storage hangs, all its images are waited for together.
-        paths = dict(zip(names, await asyncio.gather(*(image_path(name, session) for name in names)), strict=True))
+        paths = dict(zip(names, await asyncio.gather(*(image_path(path, session) for path in names)), strict=True))
         views = []
-        for disk_name in sorted(seen):
-            disk, last = seen[disk_name], said.get(disk_name)
+        for name in sorted(seen):
+            disk, last = seen[name], said.get(name)
             jobs = graph.jobs.get(disk.node, ())
             views.append(
                 DiskView(
-                    disk=disk_name,
+                    disk=name,
                     qdev=disk.qdev,
                     image=paths[disk.filename],
                     format=disk.format,
@@ -138,18 +138,19 @@ async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:
 
 async def _view(supervisor: Supervisor) -> DomainView:
     session, connection, run_state = supervisor.session, supervisor.connection, None
-    detail: str | None = supervisor.detail
+    detail = [] if session else [supervisor.detail]
     if session is not None:
         try:
-            run_state, detail = await session.run_state(), failing(supervisor)
+            run_state = await session.run_state()
         except QmpError as error:
-            session, connection, detail = None, "unreachable", error.message
+            session, connection, detail = None, "unreachable", [error.message]
+    detail += [f"pivot {pivot}: {why}" for pivot, why in failing(supervisor).items()]
     return DomainView(
         name=supervisor.name,
         qmp=supervisor.path,
         origin=supervisor.origin,
         connection=connection,
-        detail=detail,
+        detail="; ".join(detail) or None,
         run_state=run_state,
         qemu_version=session.version_text if session else None,
         pid=session.pid if session else None,
@@ -158,9 +159,7 @@ async def _view(supervisor: Supervisor) -> DomainView:
     )
 
 
-def failing(supervisor: Supervisor) -> str | None:
-    """Return a sentence on the first pivot of the domain whose driver fails again and again, None where none does."""
-    for pivot, driver in sorted(supervisor.drivers.items()):
-        if driver.failing is not None:
-            return f"pivot {pivot}: {driver.failing}"
-    return None
+def failing(supervisor: Supervisor) -> dict[str, str]:
+    """Return a sentence for each open pivot whose driver fails again and again."""
+    found = {pivot: driver.failing for pivot, driver in sorted(supervisor.drivers.items())}
+    return {pivot: why for pivot, why in found.items() if why is not None}

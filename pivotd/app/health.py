@@ -41,7 +41,9 @@ class Health:
         """Return ``ok`` or ``degraded``, and the facts behind it."""
         supervisors = self._host.supervisors.values()
         silent = tuple(s.name for s in supervisors if s.session is None and s.drivers)
-        failed = tuple(answers.FailingDomain(s.name, why) for s in supervisors if (why := failing(s)) is not None)
+        failed = tuple(
+            answers.FailingPivot(s.name, pivot, why) for s in supervisors for pivot, why in failing(s).items()
+        )
         without_driver = tuple(self._without_driver())
         healthy = self._journal.healthy and not silent and not failed and not without_driver
         return answers.Health(

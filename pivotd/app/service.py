@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from ulid import ULID
 
-from pivotd.api.ports import PivotRequest
 from pivotd.app.domains import Domains
 from pivotd.app.health import Health
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.app.start import Starter
-from pivotd.client import answers
-from pivotd.client.answers import DiskView, DomainView, Progress
+from pivotd.client.answers import Progress
 from pivotd.config import Config
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Pivot
@@ -30,9 +28,11 @@ class DaemonService:
         self._config = config
         self._host = host
         self._journal = journal
-        self._domains = Domains(host, journal, reads.latest)
-        self._starter = Starter(host, journal, reads.known)
-        self._health = Health(host, journal, self._starter)
+        domains, starter = Domains(host, journal, reads.latest), Starter(host, journal, reads.known)
+        self.domains, self.domain, self.disks = domains.all, domains.one, domains.disks
+        self.add_domain, self.remove_domain = domains.add, domains.remove
+        self.start = starter.start
+        self.health = Health(host, journal, starter).report
         self._ending = False
 
     def use(self, config: Config) -> None:
@@ -54,33 +54,7 @@ class DaemonService:
         self._ending = True
         self.reads.end()
 
-    # -- domains ------------------------------------------------------------------------------------------------
-
-    async def domains(self) -> list[DomainView]:
-        """Return all domains, sorted by name."""
-        return await self._domains.all()
-
-    async def domain(self, name: str) -> DomainView:
-        """Return one domain with the block jobs that somebody else started."""
-        return await self._domains.one(name)
-
-    async def add_domain(self, name: str, qmp: str, who: Requester) -> DomainView:
-        """Add a domain durably; the same name and path again is no error."""
-        return await self._domains.add(name, qmp, who)
-
-    async def remove_domain(self, name: str, who: Requester) -> None:
-        """Forget a domain durably; its pivots stay in the journal."""
-        await self._domains.remove(name, who)
-
-    async def disks(self, domain: str) -> list[DiskView]:
-        """Ask QEMU for the disks of a domain, and the journal what it says of each."""
-        return await self._domains.disks(domain)
-
     # -- pivots -------------------------------------------------------------------------------------------------
-
-    async def start(self, request: PivotRequest, who: Requester) -> Pivot:
-        """Check the request, make it durable and start it; a known request id returns its pivot."""
-        return await self._starter.start(request, who)
 
     async def complete(self, pivot: str, who: Requester) -> Pivot:
         """Let a pivot that waits at READY switch."""
@@ -154,7 +128,3 @@ class DaemonService:
             pace.expected_pause_ms,
             driver.stalled,
         )
-
-    def health(self) -> answers.Health:
-        """Return what a monitoring system asks for."""
-        return self._health.report()

@@ -56,7 +56,7 @@ class Starter:
             known = await self._find(key)
             started = await self._start(request, who) if known is None else _same_request(known, request)
         except BaseException as error:
-            given_up = ConflictError(f"request {key} was given up before it was planned: send it again")
+            given_up = ConflictError(f"request {key} was given up on the way: send it again")
             done.set_exception(error if isinstance(error, PivotdError) else given_up)
             done.exception()  # there need not be anybody who waits for it
             raise

@@ -247,10 +247,11 @@ class JournalHealth(Struct, frozen=True):
     last_seq: int
 
 
-class FailingDomain(Struct, frozen=True):
-    """A domain with a pivot that fails again and again."""
+class FailingPivot(Struct, frozen=True):
+    """An open pivot whose work fails again and again."""
 
     domain: str
+    pivot: str
     reason: str
 
 
@@ -268,7 +269,7 @@ class DomainsHealth(Struct, frozen=True):
     connected: int
     with_open_pivots: int
     silent_with_open_pivots: tuple[str, ...]
-    failing: tuple[FailingDomain, ...]
+    failing: tuple[FailingPivot, ...]
     pivots_without_driver: tuple[str, ...]
     """Open in the journal, and nobody works on them."""
     skipped: tuple[SkippedMonitor, ...]

@@ -17,7 +17,7 @@ from pivotd.core.phases import is_decided
 from pivotd.core.pivot import JsonObject, Phase, Pivot
 from pivotd.core.request import Requester
 from pivotd.core.undo import Undo
-from pivotd.engine import intent, record_shapes, record_steps, watchdog
+from pivotd.engine import intent, progress_notes, record_shapes, record_steps, watchdog
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.failures import Failures
@@ -111,11 +111,12 @@ class Driver:
         return await self.ask(Complete(who))
 
     async def cancel(self, who: Requester) -> Pivot:
-        """Keep the source; return once that is decided, or the switch is. Raises: PhaseConflictError."""
+        """Keep the source; return once that is decided, or the switch is. Raises: PhaseConflictError, JournalError."""
         if is_decided(self.pivot):
             if refusal := too_late(self.pivot):
                 raise refusal
             return self.pivot
+        await self.state.note("cancel-requested", {"uid": who.uid})
         return await self.ask(Cancel(who), stays=True)
 
     async def set_bandwidth(self, bytes_per_s: int, who: Requester) -> Pivot:
@@ -126,7 +127,8 @@ class Driver:
         return await self.ask(SetBandwidth(who, bytes_per_s=bytes_per_s))
 
     async def release(self, who: Requester) -> Pivot:
-        """End the undo window; return once that is durable."""
+        """End the undo window; return once that is durable. Raises: JournalError."""
+        await self.state.note("release-requested", {"uid": who.uid})
         return await self.ask(Release(who), stays=True)
 
     async def undo(self, asked: Undo) -> Pivot:
@@ -142,6 +144,8 @@ class Driver:
         inbox = self.state.inbox
         inbox.post(message)
         inbox.settle(self.pivot, self.successor)
+        if inbox.closed:
+            inbox.close(self.pivot)
         try:
             async with asyncio.timeout(limits.COMMAND_TIMEOUT_S):
                 return await message.future
@@ -205,8 +209,7 @@ class Driver:
             state.remember(not_ours=None)
         await self._take_messages()
         seen = await self._look()
-        if self.pivot.phase in {Phase.COPYING, Phase.READY}:
-            await self._note_went_on(seen)
+        await progress_notes.went_on(state, seen)
         while True:
             self._take_wishes()
             state.attempt = state.attempt.at(self.pivot, state.clock.monotonic(), state.clock.utc_now())
@@ -279,7 +282,7 @@ class Driver:
             state.remember(deadline=state.clock.monotonic() + self.pivot.options.max_pause_ms / 1000)
         self._note_backlog(seen)
         if seen.qemu is Qemu.SAME:
-            await self._note_stall()
+            await progress_notes.stalled(state)
         return seen
 
     async def _perform(self, action: actions.Action, seen: Observation) -> Observation | None:
@@ -313,35 +316,9 @@ class Driver:
             await state.sleep(limits.RECONNECT_FIRST_S)
             return None
 
-    # -- what is measured ---------------------------------------------------------------------------------------
-
     def _note_backlog(self, seen: Observation) -> None:
         self.pace.note(self.pivot, seen, self.state.clock.monotonic())
         jobs = [seen.job(disk.job) for disk in self.pivot.disks]
         if all(job.backlog_bytes is not None for job in jobs):
             total = sum(disk.size_bytes for disk in self.pivot.disks)
             self.backlog = (sum(job.backlog_bytes or 0 for job in jobs), total)
-
-    async def _note_went_on(self, seen: Observation) -> None:
-        facts = self.state.retry_target.end(self.pivot, seen, self.state.clock.monotonic())
-        if facts is not None:
-            await self.state.note("went-on", facts)
-
-    async def _note_stall(self) -> None:
-        """Record that a copy makes no progress any more, and that it does again: nothing may last for ever unsaid."""
-        state = self.state
-        copying = self.pivot.phase is Phase.COPYING or (self.pivot.phase is Phase.READY and not self.pivot.hold)
-        if state.in_window or not copying:
-            return
-        stalled_s = self.pace.stalled_s(state.clock.monotonic())
-        if state.stalled == (stalled_s >= limits.STALL_S):
-            return
-        state.stalled = not state.stalled
-        facts = {
-            "stalled_s": round(stalled_s, 1),
-            "backlog_bytes": self.pace.backlog_bytes,
-            "dirty_bytes_per_s": self.pace.dirty_bytes_per_s,
-            "copy_bytes_per_s": self.pace.copy_bytes_per_s,
-            "waits_for": state.waits_for,
-        }
-        await state.note("stalled" if state.stalled else "moving-again", facts)

@@ -95,6 +95,8 @@ class Inbox:
         """Set by every message, and by whatever else makes the driver look again."""
         self.ending = False
         """The daemon ends: the driver leaves as soon as the guest is not in a pause of its own."""
+        self.closed = False
+        """The driver has left: nobody acts on a message any more."""
         self.posted = 0
         """How many messages have come so far."""
         self._messages: list[Message] = []
@@ -143,9 +145,11 @@ class Inbox:
                 self.answered(message, answer)
 
     def close(self, pivot: Pivot) -> None:
-        """Answer all that are left: the driver ends."""
+        """Answer all that are left, and whatever comes from now on: the driver has left."""
+        self.closed = True
         for message in self:
-            self.answered(message, PhaseConflictError(f"pivot {pivot.id} is {pivot.phase}, and pivotd is ending"))
+            gone = f"pivot {pivot.id} is {pivot.phase}, and nobody works on it now: ask again"
+            self.answered(message, PhaseConflictError(gone))
 
 
 def not_waiting(pivot: Pivot) -> PhaseConflictError | None:

@@ -44,8 +44,7 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, attempt: At
             changes = {"phase": Phase.DECIDED, "disks": disks, "decided_at": utc_now, "error": error, "hold": hold}
             return event, facts(pivot, seen, attempt, reason), changes
         case actions.EndWindow(reason):
-            by = {} if attempt.released_by is None else {"released_by_uid": attempt.released_by.uid}
-            return "window-ended", {"reason": reason, **by}, {"phase": Phase.DECIDED, "hold": False}
+            return "window-ended", {"reason": reason}, {"phase": Phase.DECIDED, "hold": False}
     raise AssertionError(action)
 
 
@@ -66,7 +65,6 @@ def facts(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> Jso
     carried = {disk: [bitmap.name for bitmap in bitmaps] for disk, bitmaps in (attempt.carried or {}).items()}
     return {
         **({"bitmaps": carried} if carried else {}),
-        **({} if attempt.cancelled_by is None else {"cancelled_by_uid": attempt.cancelled_by.uid}),
         "reason": reason,
         "qemu": seen.qemu.value,
         "run_state": seen.run_state,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 
 from pivotd import limits
@@ -11,6 +12,7 @@ from pivotd.core.pivot import Identity, Phase, Pivot
 from pivotd.engine.driver import Driver
 from pivotd.errors import DomainUnreachableError, UnsupportedQemuError
 from pivotd.host import process
+from pivotd.host.threads import in_thread
 from pivotd.log import get_logger
 from pivotd.qmp.session import Session
 
@@ -117,7 +119,12 @@ class Supervisor:
             self._settled.clear()
             self._hurry.clear()
             try:
+                # connect() of a name whose storage hangs would stop the event loop.
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                    await in_thread(limits.CONNECT_TIMEOUT_S, os.stat, self.path, paths=[self.path])
                 session = await Session.connect(self.path)
+            except TimeoutError as error:
+                self._lost("unreachable", str(error))
             except (DomainUnreachableError, UnsupportedQemuError) as error:
                 self._lost("refused" if isinstance(error, UnsupportedQemuError) else "unreachable", error.message)
             except Exception as error:

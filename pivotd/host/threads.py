@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -49,8 +50,6 @@ _running: set[_Call] = set()
 """Threads take themselves out: copy it before you go through it."""
 _waiting: dict[_Call, asyncio.Future[None]] = {}
 """Calls whose paths have no thread left for them, in the order in which they came."""
-
-
 _here = threading.local()
 
 
@@ -83,8 +82,8 @@ async def in_thread(timeout_s: float, function: Callable[[*Ts], T], *args: *Ts, 
                 _start(call, result, function, *args)
                 return await result
             _wake()  # its turn, if it had one, is the next one's
-    except TimeoutError:
-        if result.done() and not result.cancelled():
+    except TimeoutError as error:
+        if result.done() and not result.cancelled() and result.exception() is error:
             raise  # function's own
         silent = f"the storage of {_named(call.held_by)} does not answer"
     raise TimeoutError(silent)
@@ -165,11 +164,15 @@ def _start(call: _Call, result: asyncio.Future[T], function: Callable[[*Ts], T],
         else:
             resolve = lambda: result.set_result(value)  # noqa: E731
         _running.discard(call)
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(end, resolve)
 
     _running.add(call)
-    threading.Thread(target=work, name=getattr(function, "__name__", "call"), daemon=True).start()
+    try:
+        threading.Thread(target=work, name=getattr(function, "__name__", "call"), daemon=True).start()
+    except RuntimeError:  # this host gives pivotd no more threads
+        _running.discard(call)
+        raise
 
 
 def _named(paths: Sequence[str]) -> str:

@@ -12,11 +12,19 @@ from typing import Any
 
 import pytest
 
+from pivotd.core.request import Requester
 from tests.api.conftest import Answer, Connection
+from tests.engine.conftest import engine
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
 
+__all__ = ["engine"]
 WAIT_S = 20
+WHO = Requester(0, 0, 1)
+
+
+async def nothing(_: str) -> None:
+    """Find no pivot, whatever the request id is."""
 
 
 class Host:
@@ -32,7 +40,8 @@ class Host:
         return self._stack.enter_context(Qemu(self.directory, images, name=name))
 
     def start(self, domains: dict[str, Path] | None = None, configuration: str = "") -> Daemon:
-        self.daemon = Daemon(self.directory, domains or {}, configuration=configuration)
+        tables = [f"[domains.{name}]\nqmp = {json.dumps(str(path))}" for name, path in (domains or {}).items()]
+        self.daemon = Daemon(self.directory, {}, configuration="\n".join([configuration, *tables]))
         return self._stack.enter_context(self.daemon)
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
@@ -53,9 +62,11 @@ class Host:
         self._images += 1
         return self.directory / f"new{self._images}.qcow2"
 
-    def copy(self, domain: str, image: Path | str, disk: str = "disk0", *, more: Any = None, **headers: str) -> Answer:
-        body = {"disks": [{"disk": disk, "image": str(image)}], **(more or {})}
-        return self.call("POST", f"/v1/domains/{domain}/copy", body, **headers)
+    def copy(self, domain: str, image: Path | str, disk: str = "disk0", *, key: str = "", **options: Any) -> Answer:
+        """Ask for a copy; ``options`` are fields of the body, but ``format``, which is the disk's."""
+        disks = [{"disk": disk, "image": str(image), "format": options.pop("format", None)}]
+        headers = {"Idempotency_Key": key} if key else {}
+        return self.call("POST", f"/v1/domains/{domain}/copy", {"disks": disks, **options}, **headers)
 
     def closed(self, pivot: str) -> dict[str, Any]:
         found = self.call("GET", f"/v1/pivots/{pivot}/wait?timeout_s={WAIT_S}").json

@@ -10,21 +10,17 @@ from pivotd import limits
 from pivotd.app.domains import Domains
 from pivotd.app.health import Health
 from pivotd.app.start import Starter
+from pivotd.client.answers import FailingPivot
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Pivot
-from pivotd.core.request import CopyOptions, Kind, Requester, Target
+from pivotd.core.request import CopyOptions, Kind, Target
 from pivotd.planning.plan import Wish, plan
+from tests.app.conftest import WHO, nothing
 from tests.conftest import QemuFactory
-from tests.engine.conftest import Engine, engine
+from tests.engine.conftest import Engine
 from tests.support.qemu import Disk, create_image
 
-__all__ = ["engine"]
 pytestmark = pytest.mark.qemu
-WHO = Requester(0, 0, 1)
-
-
-async def nothing(_: str) -> None:
-    return None
 
 
 async def no_history(_: str) -> list[Pivot]:
@@ -50,25 +46,25 @@ async def test_an_open_pivot_without_a_driver(
     assert supervisor.session is not None
     pivot, _ = await engine.journal.accept(await plan(wish, supervisor.session, []), {})
     report = health.report()
-    assert (report["status"], report["domains"]["pivots_without_driver"]) == ("degraded", [pivot.id])
+    assert (report.status, report.domains.pivots_without_driver) == ("degraded", (pivot.id,))
     await engine.closed(supervisor.start(pivot))
-    assert health.report()["status"] == "ok"
+    assert health.report().status == "ok"
 
 
 async def test_a_driver_that_fails_again_and_again(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
-    """Its domain is listed with the reason, which the view of the domain has, too."""
+    """It is listed with the reason, which the view of its domain has, too."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
     health, domains = health_of(engine), Domains(engine.host, engine.journal, no_history)
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, pivot=False)
     await engine.until(driver, is_resting)
-    assert (health.report()["status"], (await domains.one("web1")).detail) == ("ok", None)
+    assert (health.report().status, (await domains.one("web1")).detail) == ("ok", None)
     driver._failures.text = "the journal takes no record"
     report = health.report()
-    why = f"pivot {driver.pivot.id}: the journal takes no record"
-    assert (report["status"], report["domains"]["failing"]) == ("degraded", [{"domain": "web1", "reason": why}])
+    failing = FailingPivot("web1", driver.pivot.id, "the journal takes no record")
+    assert (report.status, report.domains.failing) == ("degraded", (failing,))
     view = await domains.one("web1")
-    assert (view.connection, view.detail) == ("connected", why)
+    assert (view.connection, view.detail) == ("connected", f"pivot {driver.pivot.id}: the journal takes no record")
 
 
 async def test_a_domain_whose_qemu_is_gone_says_why(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.app.conftest import Host, at_once
 from tests.support.qemu import Qemu
 
 pytestmark = pytest.mark.qemu
-ROUNDS = 10
+ROUNDS = 5
 
 
 def test_the_same_domain_twice_at_once_is_no_error(host: Host):
@@ -22,7 +23,7 @@ def test_the_same_domain_twice_at_once_is_no_error(host: Host):
     host.start()
     for number in range(ROUNDS):
         name = f"d{number}"
-        answers = at_once([lambda name=name: host.add(name, qemu.qmp)] * 3)  # type: ignore[misc]
+        answers = at_once([partial(host.add, name, qemu.qmp)] * 3)
         assert [answer.status for answer in answers] == [201] * 3, [answer.body for answer in answers]
         assert host.call("DELETE", f"/v1/domains/{name}").status == 204
 
@@ -139,3 +140,13 @@ def test_a_socket_whose_name_is_no_domain_name_is_skipped_and_said_once(host: Ho
     host.daemon.terminate()
     lines = host.daemon.log_path.read_text(errors="replace").splitlines()
     assert sum("domain.skipped" in line for line in lines) == len(BAD_NAMES), lines
+
+
+def test_one_name_for_two_monitors_at_once(host: Host):
+    """One gets the name, the other hears that it exists."""
+    monitors = [host.qemu("web1").qmp, host.qemu("web2").qmp]
+    host.start()
+    for _ in range(ROUNDS):
+        answers = at_once([partial(host.add, "a", path) for path in monitors])
+        assert sorted(answer.status for answer in answers) == [201, 409], [answer.body for answer in answers]
+        assert host.call("DELETE", "/v1/domains/a").status == 204

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 
 import pytest
@@ -41,3 +43,27 @@ def test_reads_of_disks_on_storage_that_hangs(host: Host):
         deadline_s = time.monotonic() + RECOVERED_S
         while (answer := host.copy("hung", host.image())).status != 202:  # as soon as the last thread has come back
             assert time.monotonic() < deadline_s, answer.body
+
+
+def test_monitors_on_storage_that_hangs(host: Host):
+    """Neither configuration nor discovery nor a request holds up the daemon; what is found later is adopted then."""
+    place = host.directory / "nfs"
+    place.mkdir()
+    os.link(host.qemu("web1").qmp, place / "found.qmp")
+    pattern = json.dumps(str(place / "*.qmp"))
+    with HungStorage(place) as storage:
+        host.start({"hung": place / "hung.qmp", "well": host.qemu("well").qmp}, f"discover = [{pattern}]")
+        assert host.copy("well", host.image()).status == 202
+        refused = host.add("more", place / "more.qmp")
+        assert refused.status == 400, refused.body
+        assert f"the storage of {place}" in refused.json["detail"]
+        hung = host.domains()["hung"]
+        assert hung["connection"] == "unreachable"
+        assert f"the storage of {place}/hung.qmp does not answer" in hung["detail"]
+        (skipped,) = host.health()["domains"]["skipped"]
+        assert f"the storage of {place}" in skipped["reason"]
+        storage.release()
+    deadline_s = time.monotonic() + RECOVERED_S
+    while "found" not in host.domains():
+        assert time.monotonic() < deadline_s, host.health()
+    assert host.health()["domains"]["skipped"] == []

@@ -149,3 +149,13 @@ async def test_a_call_says_which_of_its_paths_it_looks_at(storage: Storage):
     with pytest.raises(TimeoutError, match=r"^the storage of /nfs/b does not answer$"):
         await in_thread(SHORT_S, look, paths=["/well/a", "/nfs/b"])
     assert await in_thread(60, lambda: "seen", paths=["/well/a"]) == "seen"
+
+
+async def test_a_time_limit_of_the_function_s_own_is_raised():
+    """NFS that gives up says so by itself."""
+
+    def fail() -> None:
+        raise TimeoutError("Connection timed out")
+
+    with pytest.raises(TimeoutError, match="Connection timed out"):
+        await in_thread(60, fail, paths=["/nfs/a"])

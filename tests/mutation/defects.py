@@ -226,6 +226,16 @@ JUDGEMENT = (
         "API", ("tests/api/test_api.py", "-k", "used_request_id"),
     ),
     Defect(
+        "a reservation is not looked at again", "G1", "pivotd/app/start.py",
+        "            if not taken.isdisjoint(marks_of):\n", "            if False:\n",
+        "API", ("tests/app/test_start.py", "-k", "for_many_at_once"),
+    ),
+    Defect(
+        "a pivot is accepted for a domain that is being removed", "G3", "pivotd/app/start.py",
+        "self._host.supervisors.get(planned.domain) is not supervisor or supervisor.ended", "False",
+        "API", ("tests/app/test_start.py", "-k", "removed_and_added"),
+    ),
+    Defect(
         "nobody can have written to a disk that is gone", "G1", DRIVER,
         "state.remember(unwritten=state.attempt.unmoved == moment(session))",
         "state.remember(unwritten=True)",
@@ -302,6 +312,11 @@ ONE_OWNER = (
         "        self._messages.append(message)\n",
         "        if self.woken.is_set():\n            return\n        self._messages.append(message)\n",
         "real QEMU", ("tests/engine/test_requests.py", "-k", "any_moment"),
+    ),
+    Defect(
+        "a read does not wait for the end of a pause", "G4", "pivotd/app/lanes.py",
+        "            await self._calm()\n", "            pass\n",
+        "app", ("tests/app/test_reads.py", "-k", "nothing_is_read_in_a_pause"),
     ),
     Defect(
         "the last look before the intent decides nothing", "G2", INTENT,
