@@ -1,4 +1,4 @@
-.PHONY: help setup test test-long lint demo bench fuzz trixie qemus chaos chaos-libvirt powercut mutation clean
+.PHONY: help setup test test-long lint demo bench fuzz trixie pins qemus chaos chaos-libvirt powercut mutation clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,25 +28,32 @@ bench: setup  ## measure the pause beside a bare client and with readers, the re
 	.venv/bin/python -m bench.recovery
 	.venv/bin/python -m bench.recovery --domains 100 --rounds 3
 	.venv/bin/python -m bench.idle
+	.venv/bin/python -m bench.domains
 	.venv/bin/python -m bench.monitor
 	.venv/bin/python -m bench.readers
 	.venv/bin/python -m bench.history
 
 FUZZ ?= 20
 fuzz: setup  ## try more wrong input than the tests do: FUZZ=20 times as much, SEED=n to repeat
-	PIVOTD_FUZZ=$(FUZZ) PIVOTD_WIRE_ROUNDS=$$((60 * $(FUZZ))) $(if $(SEED),PIVOTD_SEED=$(SEED)) .venv/bin/pytest -q -n 2 --timeout 0 \
+	@export PIVOTD_SEED=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')} && echo "seed $$PIVOTD_SEED" && \
+	PIVOTD_FUZZ=$(FUZZ) PIVOTD_WIRE_ROUNDS=$$((60 * $(FUZZ))) .venv/bin/pytest -q -n 2 --timeout 0 \
 		tests/fuzz tests/wire/test_honesty.py
 
-trixie:  ## make a Debian 13 in .cache/trixie, for the tests of its systemd (as root, with debootstrap; 0.5 GB)
-	debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,python3,python3-venv,qemu-system-x86,qemu-utils,util-linux,procps trixie .cache/trixie
+trixie:  ## run demo and test on a fresh Debian 13 in .cache/trixie (as root, with debootstrap; 1 GB)
+	@tests/support/trixie.sh
+
+pins: setup  ## check that the pinned libraries can be installed on every Python that is supported
+	@for version in 3.11 3.12 3.13 3.14; do \
+		.venv/bin/pip install --quiet --dry-run --no-deps --only-binary=:all: --python-version $$version --target .cache/none \
+			-r requirements.txt && echo "$$version: ok" || exit 1; done
 
 ROUNDS = 60
-SEED = 0
+export SEED
 chaos: setup  ## kill pivotd and QEMU at random under a writing guest: ROUNDS=1000 SEED=7
-	.venv/bin/python -m tests.chaos.guest_rounds --rounds $(ROUNDS) --seed $(SEED)
+	.venv/bin/python -m tests.chaos.guest_rounds --rounds $(ROUNDS) --seed $(or $(SEED),0)
 
 chaos-libvirt: setup  ## the same question asked of libvirt, if it is installed: ROUNDS=20 SEED=7
-	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(SEED)
+	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(or $(SEED),0)
 
 qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
 	@tests/support/qemus.sh

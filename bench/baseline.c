@@ -1,11 +1,11 @@
 /*
- * The least that any program can need to pivot one disk: the commands of the pause, one after the other over a plain
+ * The least that any program can need to pivot disks: the commands of the pause, one after the other over a plain
  * blocking socket, with no journal and no look at what they did. What it measures is QEMU's own share of a pause.
  *
- *     baseline QMP_SOCKET JOB
+ *     baseline QMP_SOCKET JOB...
  *
- * JOB is a mirror in READY with auto-finalize off. Prints one line of JSON: milliseconds of each step, and the total
- * from right before "stop" is sent to the reply of "cont".
+ * Each JOB is a mirror in READY with auto-finalize off. Prints one line of JSON: milliseconds of each step, and the
+ * total from right before "stop" is sent to the reply of "cont".
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,12 +17,14 @@
 
 #define LINE_BYTES_MAX (1 << 20)
 #define LINES_MAX 10000 /* events read while waiting for one line */
+#define JOBS_MAX 16
 
 static int monitor;
 static char received[LINE_BYTES_MAX + 1];
 static size_t received_bytes;
 static char line[LINE_BYTES_MAX + 1];
-static char job_id[160];
+static char job_ids[JOBS_MAX][160];
+static int jobs;
 static int pending_seen;
 
 static void fail(const char *what)
@@ -55,8 +57,9 @@ static void read_line(void)
     line[length] = 0;
     received_bytes -= length;
     memmove(received, end + 1, received_bytes);
-    if (strstr(line, "\"JOB_STATUS_CHANGE\"") && strstr(line, "\"pending\"") && strstr(line, job_id))
-        pending_seen = 1;
+    if (strstr(line, "\"JOB_STATUS_CHANGE\"") && strstr(line, "\"pending\""))
+        for (int i = 0; i < jobs; i++)
+            pending_seen += strstr(line, job_ids[i]) != NULL;
 }
 
 /* Send one command and return the milliseconds to its reply; events in between are noted. */
@@ -77,27 +80,39 @@ static double run(const char *command)
     return 0;
 }
 
+static double run_on_jobs(const char *command)
+{
+    double start = now_ms();
+    char message[256];
+    for (int i = 0; i < jobs; i++) {
+        snprintf(message, sizeof message, "{\"execute\": \"%s\", \"arguments\": {%s}}\n", command, job_ids[i]);
+        run(message);
+    }
+    return now_ms() - start;
+}
+
 static double wait_pending(void)
 {
     double start = now_ms();
-    for (int i = 0; i < LINES_MAX && !pending_seen; i++)
+    for (int i = 0; i < LINES_MAX && pending_seen < jobs; i++)
         read_line();
-    if (!pending_seen)
-        fail("the job never became pending");
+    if (pending_seen < jobs)
+        fail("a job never became pending");
     return now_ms() - start;
 }
 
 int main(int argc, char **argv)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    char complete[256], finalize[256];
 
-    if (argc != 3 || strlen(argv[1]) >= sizeof(address.sun_path) || strlen(argv[2]) > 128)
-        fail("usage: baseline QMP_SOCKET JOB");
+    if (argc < 3 || argc - 2 > JOBS_MAX || strlen(argv[1]) >= sizeof(address.sun_path))
+        fail("usage: baseline QMP_SOCKET JOB...");
     strcpy(address.sun_path, argv[1]);
-    snprintf(job_id, sizeof job_id, "\"id\": \"%s\"", argv[2]);
-    snprintf(complete, sizeof complete, "{\"execute\": \"job-complete\", \"arguments\": {%s}}\n", job_id);
-    snprintf(finalize, sizeof finalize, "{\"execute\": \"job-finalize\", \"arguments\": {%s}}\n", job_id);
+    for (jobs = 0; jobs < argc - 2; jobs++) {
+        if (strlen(argv[jobs + 2]) > 128)
+            fail("the name of a job is too long");
+        snprintf(job_ids[jobs], sizeof job_ids[jobs], "\"id\": \"%s\"", argv[jobs + 2]);
+    }
     monitor = socket(AF_UNIX, SOCK_STREAM, 0);
     if (connect(monitor, (struct sockaddr *)&address, sizeof address))
         fail("cannot connect");
@@ -106,9 +121,9 @@ int main(int argc, char **argv)
 
     double start = now_ms();
     double stop_ms = run("{\"execute\": \"stop\"}\n");
-    double complete_ms = run(complete);
+    double complete_ms = run_on_jobs("job-complete");
     double pending_ms = wait_pending();
-    double finalize_ms = run(finalize);
+    double finalize_ms = run_on_jobs("job-finalize");
     double query_ms = run("{\"execute\": \"query-block\"}\n");
     double cont_ms = run("{\"execute\": \"cont\"}\n");
     double total_ms = now_ms() - start;

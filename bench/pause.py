@@ -1,10 +1,11 @@
 """How long pivotd pauses a guest, beside the least a program can do: both in turn on one QEMU, ratio by ratio.
 
-python -m bench.pause [--rounds 30] [--dirty-mib 750] [--json]
+python -m bench.pause [--scene idle] [--rounds 30] [--dirty-mib 750] [--json]
 
-The floor is baseline.c: the same commands, no journal, no checks. With ``--dirty-mib`` the images are cached by the
-host, and right before each pause so much is written to the disk without a flush: ``stop`` and the mirror's completion
-then write it all inside the pause, unless somebody flushes before.
+The floor is baseline.c: the same commands, no journal, no checks. The scenes: an idle guest with one disk, one with
+four, and a Linux guest that writes as fast as it can and flushes (both copy write-blocking then). With ``--dirty-mib``
+the image of an idle guest is cached by the host, and right before each pause so much is written to the disk without a
+flush: ``stop`` and the mirror's completion then write it all inside the pause, unless somebody flushes before.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ import argparse
 import http.client
 import json
 import math
+import os
 import socket
 import statistics
 import subprocess
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from bench.qmp import DISK, Guest
+from bench.qmp import Bed
 from tests.support.daemon import Daemon
+from tests.support.guest import Guest
+from tests.support.guest_assets import build
 
 SOURCE = Path(__file__).with_name("baseline.c")
 CLOSE_TIMEOUT_S = 120
 DISK_MIB = 64
+BOUNDS = {"idle": "1.7 x the floor", "busy": "6 ms", "four disks": "18 ms"}
+"""What the median of pivotd's pauses may be in each scene."""
 
 Times = dict[str, float]
-"""Step -> milliseconds, one pivot; ``total_ms`` is the pause."""
+"""What was measured -> milliseconds, or a ratio."""
 
 
 def compile_baseline(directory: Path) -> Path:
@@ -38,17 +45,13 @@ def compile_baseline(directory: Path) -> Path:
     return program
 
 
-def bare_pivot(program: Path, guest: Guest, job: str, dirty_mib: int) -> Times:
-    """Mirror the disk, let the program switch it, and return its times."""
-    guest.mirror(job)
-    guest.dirty(dirty_mib)
-    run = subprocess.run([program, guest.monitor, job], check=True, stdout=subprocess.PIPE)
-    before = guest.node
-    guest.clean_up(job)
-    if guest.node == before:
-        raise RuntimeError(f"{job}: the disk did not switch")
-    times: Times = json.loads(run.stdout)
-    return times
+def bare_pivot(program: Path, bed: Bed, name: str, dirty_mib: int) -> float:
+    """Mirror the disks and let the program switch them; return the pause in milliseconds."""
+    before, jobs = bed.roots, bed.mirror(name)
+    bed.dirty(dirty_mib)
+    run = subprocess.run([program, bed.monitor, *jobs], check=True, stdout=subprocess.PIPE)
+    bed.clean_up(jobs, before)
+    return float(json.loads(run.stdout)["total_ms"])
 
 
 class Client:
@@ -68,39 +71,51 @@ class Client:
         return answer
 
 
-def pivot(client: Client, guest: Guest, name: str, dirty_mib: int = 0) -> float:
-    """Let pivotd copy the disk and switch it; return the pause in milliseconds."""
-    image = guest.directory / f"{name}.qcow2"
-    body = {"disks": [{"disk": DISK, "image": str(image), "format": "qcow2"}], "pivot": not dirty_mib}
+def pivot(client: Client, bed: Bed, name: str, dirty_mib: int = 0) -> float:
+    """Let pivotd copy the disks and switch them; return the pause in milliseconds."""
+    before = bed.roots
+    disks = [
+        {"disk": disk, "image": str(bed.qemu.directory / f"{name}-{disk}.qcow2"), "format": "qcow2"} for disk in before
+    ]
+    body = {"disks": disks, "pivot": not dirty_mib, "copy_mode": bed.copy_mode}
     started = client("POST", "/v1/domains/bench/copy", body)
     if "id" not in started:
         raise RuntimeError(f"the copy was refused: {started}")
     wait = f"/v1/pivots/{started['id']}/wait?timeout_s={CLOSE_TIMEOUT_S}"
     ended = client("GET", wait)
     if dirty_mib:
-        guest.dirty(dirty_mib)
+        bed.dirty(dirty_mib)
         client("POST", f"/v1/pivots/{started['id']}/complete")
         ended = client("GET", wait)
     if ended["outcome"] != "switched":
         raise RuntimeError(f"{name}: {ended['outcome']}: {ended['error']}")
-    guest.moved_to(image)
+    bed.moved(before)
     return float(ended["pause_ms"])
 
 
-def measure(rounds: int, dirty_mib: int) -> dict[str, list[float]]:
-    """Return the pauses of so many rounds, after one that is not counted: floor, pivotd, and floor without cache."""
+def bed_of(scene: str, dirty_mib: int) -> AbstractContextManager[Bed]:
+    """Return the QEMU of a scene, not yet started."""
+    match scene:
+        case "busy":
+            return Bed.started(guest=Guest(build(), write="both"))
+        case "four disks":
+            return Bed.started(disks=4)
+    return Bed.started(size_mib=max(DISK_MIB, dirty_mib), cached=dirty_mib > 0)
+
+
+def measure(scene: str, rounds: int, dirty_mib: int = 0) -> dict[str, list[float]]:
+    """Return the pauses of so many rounds, after one that is not counted: those of the floor, and pivotd's."""
     pauses: dict[str, list[float]] = {"floor": [], "pivotd": []}
-    size_mib = max(DISK_MIB, dirty_mib)
     with (
         tempfile.TemporaryDirectory() as name,
-        Guest.started(size_mib=size_mib, cached=dirty_mib > 0) as guest,
-        Daemon(guest.directory, {"bench": guest.pivotd}) as daemon,
+        bed_of(scene, dirty_mib) as bed,
+        Daemon(bed.qemu.directory, {"bench": bed.qemu.qmp}) as daemon,
     ):
         program = compile_baseline(Path(name))
         client = Client(daemon.socket)
         for number in range(rounds + 1):
-            pauses["floor"].append(bare_pivot(program, guest, f"m{number}", dirty_mib)["total_ms"])
-            pauses["pivotd"].append(pivot(client, guest, f"p{number}", dirty_mib))
+            pauses["floor"].append(bare_pivot(program, bed, f"m{number}", dirty_mib))
+            pauses["pivotd"].append(pivot(client, bed, f"p{number}", dirty_mib))
     return {kind: values[1:] for kind, values in pauses.items()}
 
 
@@ -121,17 +136,22 @@ def table(pauses: dict[str, list[float]]) -> dict[str, Times]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure pivotd's pause beside QEMU's own share of it.")
+    parser.add_argument("--scene", action="append", choices=list(BOUNDS), help="default: all")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--dirty-mib", type=int, default=0, help="unwritten page cache behind the images")
+    parser.add_argument("--dirty-mib", type=int, default=0, help="unwritten page cache behind the image; scene idle")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    result = table(measure(options.rounds, options.dirty_mib))
-    if options.json:
-        print(json.dumps({"rounds": options.rounds, "dirty_mib": options.dirty_mib, "ms": result}))
-        return
-    print(f"{'pause':<16}{'median ms':>10}{'p99 ms':>10}{'min ms':>10}   n={options.rounds}")
-    for name, figures in result.items():
-        print(f"{name:<16}" + "".join(f"{figures[key]:>10.3f}" for key in ("median", "p99", "min")))
+    scenes = options.scene or (["idle"] if options.dirty_mib else list(BOUNDS))
+    for scene in scenes:
+        result = table(measure(scene, options.rounds, options.dirty_mib))
+        if options.json:
+            print(json.dumps({"scene": scene, "rounds": options.rounds, "dirty_mib": options.dirty_mib, "ms": result}))
+            continue
+        bound = f"; pivotd: at most {BOUNDS[scene]}" if not options.dirty_mib else ""
+        print(f"{scene}: {options.rounds} rounds, load {os.getloadavg()[0]:.1f}{bound}")
+        print(f"{'':<16}" + "".join(f"{word:>10}" for word in ("median ms", "p99 ms", "min ms")))
+        for name, figures in result.items():
+            print(f"  {name:<14}" + "".join(f"{figures[key]:>10.3f}" for key in ("median", "p99", "min")), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pivotd import __version__, limits, log, sd
-from pivotd.app.registry import CONFIG, RUNTIME, Host
+from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.config import Config, load
 from pivotd.core.pivot import Pivot
 from pivotd.engine.converge import Converger
@@ -31,6 +32,8 @@ logger = log.get_logger()
 
 DISCOVER_INTERVAL_S = 5.0
 EXTEND_START_S = 30.0
+GC_THRESHOLDS = gc.get_threshold()
+"""What the interpreter begins with."""
 RETRY_START_S = 1.0
 """systemd starts us again at once; a journal that cannot be used must not make that a busy loop."""
 
@@ -52,8 +55,13 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="pivotd", description="Moves the disks of running QEMU guests.")
     parser.add_argument("--config", type=Path, default=Path("/etc/pivotd/pivotd.toml"), metavar="FILE")
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--reload", type=int, metavar="PID", help="have a running pivotd read its configuration again")
     parser.add_argument("--version", action="version", version=f"pivotd {__version__}")
     options = parser.parse_args()
+    if options.reload is not None:
+        _reload(options.reload)
+    # Until there is a loop to obey it: by itself it would end the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         config = load(options.config)
     except ConfigError as error:
@@ -61,6 +69,7 @@ def main() -> NoReturn:
     if options.check:
         print(f"{options.config}: ok")  # noqa: T201 - the answer to --check
         sys.exit(0)
+    _raise_limits()
     log.setup()
     sys.excepthook = lambda _kind, error, _trace: logger.error("daemon.died", error=repr(error))
     try:
@@ -71,7 +80,23 @@ def main() -> NoReturn:
         _fail(error.message, EXIT_REFUSED)
     except OSError as error:
         _fail(f"{config.state_dir}: {error.strerror}; make the directory usable for pivotd's user", EXIT_REFUSED)
-    asyncio.run(Daemon(config, journal).run())
+    asyncio.run(Daemon(options.config, config, journal).run())
+    sys.exit(0)
+
+
+def _raise_limits() -> None:
+    """Allow as many open files as many domains need, and have the collector of garbage wait for the recovery."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, limits.OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    gc.set_threshold(limits.ALLOCATIONS_BETWEEN_COLLECTIONS)
+
+
+def _reload(pid: int) -> NoReturn:
+    status, said = importlib.import_module("pivotd.app.reload").ask(pid)
+    if status:
+        _fail(said, status)
+    print(said)  # noqa: T201 - the answer
     sys.exit(0)
 
 
@@ -83,13 +108,15 @@ def _fail(message: str, status: int) -> NoReturn:
 class Daemon:
     """Everything of one process, started and ended in order."""
 
-    def __init__(self, config: Config, journal: Journal) -> None:
+    def __init__(self, path: Path, config: Config, journal: Journal) -> None:
+        self._path = path
         self._config = config
         self._journal = journal
         self._clock = SystemClock()
         self._flusher = Flusher()
         self._host = Host(self._make_driver)
         self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
 
     def _make_driver(self, pivot: Pivot, domain: Domain) -> Driver:
         return Driver(pivot, domain, self._journal, self._clock, Converger(self._flusher, self._clock))
@@ -99,12 +126,16 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         async with asyncio.TaskGroup() as group:
             host = group.create_task(self._host.run(), name="host")
             watchdog = group.create_task(self._watchdog(), name="watchdog")
             await self._host.started()
-            self._add_domains()
+            others = self._add_open_domains()
             await self._recover()
+            await self._host.add_all(others)
+            await self._host.discover(self._config.discover)
             await self._serve()
             sd.notify("STOPPING=1", "STATUS=finishing pauses that are open")
             self._host.end()
@@ -112,19 +143,17 @@ class Daemon:
             watchdog.cancel()
         await self._journal.close()
 
-    def _add_domains(self) -> None:
-        """Domains with open pivots first: their guests may be waiting."""
+    def _add_open_domains(self) -> dict[str, tuple[str, str]]:
+        """Supervise the domains with open pivots, whose guests may be waiting; return path and origin of the others."""
         open_pivots: defaultdict[str, list[Pivot]] = defaultdict(list)
         for pivot in self._journal.open_pivots():
             open_pivots[pivot.domain].append(pivot)
-        known = {row.name: (row.qmp_path, RUNTIME) for row in self._journal.domains()}
-        known |= {name: (str(path), CONFIG) for name, path in self._config.domains.items()}
+        known = {name: (str(path), CONFIG) for name, path in self._config.domains.items()}
+        known |= {row.name: (row.qmp_path, RUNTIME) for row in self._journal.domains() if row.name not in known}
         for name, pivots in open_pivots.items():
-            path, origin = known.pop(name, (pivots[-1].qmp, RUNTIME))
+            path, origin = known.pop(name, (pivots[-1].qmp, DISCOVERED))
             self._host.add(name, path, origin, pivots)
-        for name, (path, origin) in known.items():
-            self._host.add(name, path, origin)
-        self._host.discover(self._config.discover)
+        return known
 
     async def _recover(self) -> None:
         """Wait until every open pivot was looked at; tell systemd that this may take its time."""
@@ -138,34 +167,39 @@ class Daemon:
 
     async def _serve(self) -> None:
         """Import the API in a thread, serve it until told to stop."""
+        reload: Any = importlib.import_module("pivotd.app.reload")
+        reload_listener = reload.listen()
         sd.notify("READY=1", f"STATUS=supervising {len(self._host.supervisors)} domains")
         await asyncio.to_thread(log.load)
         server: Any = await asyncio.to_thread(importlib.import_module, "pivotd.api.server")
-        access: Any = importlib.import_module("pivotd.api.access")
+        access_module: Any = importlib.import_module("pivotd.api.access")
         service: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.service")
         sys.setswitchinterval(limits.SWITCH_INTERVAL_S)
         reads = await service.Reads.attach(self._config.state_dir, self._host, self._journal)
         daemon_service = service.DaemonService(self._config, self._host, self._journal, reads)
+        access = access_module.Access.of(self._config.access)
+        reloader = reload.Reloader(self._path, self._config, self._host, self._journal, access, daemon_service)
         sock = _listener(self._config.socket)
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         api_stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            discovery = group.create_task(self._discover(), name="discovery")
-            api = group.create_task(
-                server.serve(daemon_service, access.Access.of(self._config.access), sock, api_stop), name="api"
-            )
+            discovery = group.create_task(self._discover(reloader), name="discovery")
+            reloading = group.create_task(reloader.run(self._hangup, reload_listener), name="reload")
+            api = group.create_task(server.serve(daemon_service, access, sock, api_stop), name="api")
             await self._stop.wait()
             daemon_service.end()
             api_stop.set()
             discovery.cancel()
+            reloading.cancel()
             await api
         await reads.close()
 
-    async def _discover(self) -> None:
-        while self._config.discover:
+    async def _discover(self, reloader: Any) -> None:
+        while True:
             await asyncio.sleep(DISCOVER_INTERVAL_S)
-            self._host.discover(self._config.discover)
+            await self._host.discover(reloader.config.discover)
 
     async def _watchdog(self) -> None:
         """Tell systemd that the event loop turns and the journal is written; else it kills and starts us again."""

@@ -9,7 +9,8 @@ PivotdError
 |   +-- ConflictError       right in itself, impossible now
 |       +-- DiskBusyError   another pivot or job has the disk
 |       +-- PhaseConflictError  the pivot has moved on
-|           +-- RevisionConflictError  somebody else recorded a change of it first
+|       |   +-- RevisionConflictError  somebody else recorded a change of it first
+|       +-- BusyError       the pivot's driver did not answer in time
 +-- TooBusyError            too many readers ask at once; a retry is safe
 +-- DomainUnreachableError  QEMU's monitor does not answer
 |   +-- MonitorBusyError    another client holds the monitor
@@ -18,6 +19,10 @@ PivotdError
 |   +-- QmpUnsentError      never left: a retry is safe
 |   +-- QmpRefusedError     QEMU answered no
 |   +-- QmpUnknownError     no answer: it may or may not have happened
++-- ClientError             a request of pivotd.client; see what is known about its effect
+|   +-- UnsentError         never reached the daemon: a retry is safe
+|   +-- RefusedError        the daemon said no: nothing was changed
+|   +-- UnknownError        no answer that tells: it may or may not have happened
 +-- JournalError            the journal cannot be used
     +-- JournalLockedError  another daemon has it
     +-- JournalCorruptError not a journal, or damaged
@@ -41,9 +46,9 @@ EXIT_UNKNOWN = 6
 class PivotdError(Exception):
     """Base of all; ``message`` is one line: what, why, what next. ``fields`` carry the facts."""
 
-    kind: ClassVar[str] = "internal"
+    kind: str = "internal"
     http_status: ClassVar[int] = 500
-    exit_status: ClassVar[int] = EXIT_REFUSED
+    exit_status: int = EXIT_REFUSED
 
     def __init__(self, message: str, **fields: Any) -> None:
         # Names come from callers and texts from QEMU: neither may break the line.
@@ -119,6 +124,13 @@ class RevisionConflictError(PhaseConflictError):
     kind = "revision-conflict"
 
 
+class BusyError(ConflictError):
+    """The pivot's driver has not answered in time: its QEMU or the journal keeps it waiting."""
+
+    kind = "busy"
+    http_status = 503
+
+
 class TooBusyError(PivotdError):
     """More is asked at once than may wait; nothing was done."""
 
@@ -170,6 +182,29 @@ class QmpUnknownError(QmpError):
     """No answer came: look at QEMU before anything else."""
 
     kind = "qmp-unknown"
+
+
+class ClientError(PivotdError):
+    """One request to the daemon did not succeed; the subclass says what is known about its effect.
+
+    ``kind`` is stable; ``fields`` are the facts that the daemon gave with its answer.
+    """
+
+    def __init__(self, kind: str, message: str, exit_status: int = EXIT_UNREACHABLE, **fields: Any) -> None:
+        super().__init__(message)
+        self.kind, self.exit_status, self.fields = kind, exit_status, fields
+
+
+class UnsentError(ClientError):
+    """The request never reached the daemon: sending it again is safe."""
+
+
+class RefusedError(ClientError):
+    """The daemon said no: nothing was recorded and nothing was changed."""
+
+
+class UnknownError(ClientError):
+    """No answer came, or none that tells: ask again with the same request id, or look."""
 
 
 class JournalError(PivotdError):

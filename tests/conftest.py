@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import settings
 
 from tests.support.guest import Guest
 from tests.support.guest_assets import GuestAssets, build
@@ -16,6 +17,10 @@ from tests.support.qemu import Disk, Qemu
 from tests.support.tiny_guest import TinyGuest
 
 LONG = os.environ.get("PIVOTD_LONG") == "1"
+
+# The same examples in every run, and nothing remembered from the last one.
+settings.register_profile("fixed", derandomize=True, database=None)
+settings.load_profile("fixed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pivotd import limits
 from pivotd.journal.reader import Reader
 from tests.chaos.rounds import call
 from tests.conftest import QemuFactory
@@ -144,6 +145,15 @@ def test_a_handed_over_socket_is_served_and_kept(tmp_path: Path):
                 daemon.terminate()
                 daemon.wait()
         assert path.exists()
+
+
+def test_as_many_files_may_be_open_as_the_host_permits(tmp_path: Path):
+    """The soft limit that a shell or a supervisor hands down would end with the thousandth monitor."""
+    limited = ["bash", "-c", 'ulimit -Sn 100; exec "$0" "$@"', str(Path(sys.executable).parent / "pivotd")]
+    with Daemon(tmp_path, {}, command=limited) as daemon:
+        row = next(row for row in Path(f"/proc/{daemon.pid}/limits").read_text().splitlines() if "open files" in row)
+        soft, hard = row.split()[3:5]
+        assert int(soft) == min(int(hard), limits.OPEN_FILES)
 
 
 # -- with a guest in its hands ------------------------------------------------------------------------------------

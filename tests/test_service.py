@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pivotd.api.ports import PivotRequest
-from pivotd.app.service import _same_request
+from pivotd.app.start import _same_request
 from pivotd.core.pivot import Image, Phase, Pivot
 from pivotd.core.request import Kind, Target
 from pivotd.errors import ConflictError

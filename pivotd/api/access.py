@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import socket
 import struct
 from dataclasses import dataclass
@@ -14,6 +12,10 @@ from pivotd.core.request import Requester
 from pivotd.errors import NotAllowedError
 
 _UCRED = struct.Struct("3i")
+_SO_PEERGROUPS = 59
+"""Not in the socket module. Source: asm-generic/socket.h, Linux 4.13 and later."""
+_GROUPS_BYTES_MAX = 1024
+"""What Python's getsockopt() takes: 256 groups."""
 
 
 class AccessClass(StrEnum):
@@ -29,9 +31,23 @@ def peer(sock: socket.socket) -> Requester:
     return Requester(uid=uid, gid=gid, pid=pid)
 
 
-@dataclass(frozen=True, slots=True)
+def peer_groups(sock: socket.socket) -> frozenset[int]:
+    """Return every group of the process on the other side, as it was when it connected.
+
+    What the user database says does not count: a process may have dropped groups. Of a process with more than 256
+    supplementary groups only the primary one counts.
+    """
+    gid = peer(sock).gid
+    try:
+        found = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES_MAX)
+    except OSError:
+        found = b""
+    return frozenset({gid, *(group for (group,) in struct.iter_unpack("I", found))})
+
+
+@dataclass(slots=True)
 class Access:
-    """The ``[access]`` of the configuration."""
+    """The ``[access]`` of the configuration; a reload changes it."""
 
     operators: config.Principals
     readers: config.Principals
@@ -41,27 +57,21 @@ class Access:
         """Return what the configuration says."""
         return cls(access.operators, access.readers)
 
+    def may(self, who: Requester, groups: frozenset[int], needed: AccessClass) -> bool:
+        """Return whether the caller is of this class; root is of every class."""
+        if who.uid == 0 or _among(self.operators, who.uid, groups):
+            return True
+        return needed is AccessClass.READER and _among(self.readers, who.uid, groups)
+
     def check(self, who: Requester, groups: frozenset[int], needed: AccessClass) -> None:
         """Return if the caller may. Raises: NotAllowedError."""
-        if who.uid == 0 or _among(self.operators, who.uid, groups):
-            return
-        if needed is AccessClass.READER and _among(self.readers, who.uid, groups):
-            return
-        raise NotAllowedError(
-            f"uid {who.uid} is no {needed}: name the user or a group of theirs in [access] "
-            f"{'operators' if needed is AccessClass.OPERATOR else 'readers or operators'} of pivotd.toml",
-            uid=who.uid,
-        )
+        if not self.may(who, groups, needed):
+            raise NotAllowedError(
+                f"uid {who.uid} is no {needed}: name the user or a group of theirs in [access] "
+                f"{'operators' if needed is AccessClass.OPERATOR else 'readers or operators'} of pivotd.toml",
+                uid=who.uid,
+            )
 
 
 def _among(principals: config.Principals, uid: int, groups: frozenset[int]) -> bool:
     return uid in principals.uids or bool(principals.gids & groups)
-
-
-def groups_of(who: Requester) -> frozenset[int]:
-    """Return primary and supplementary groups: SO_PEERCRED tells only the primary one. May block: the user database."""
-    try:
-        name = pwd.getpwuid(who.uid).pw_name
-    except KeyError:
-        return frozenset({who.gid})
-    return frozenset({who.gid, *os.getgrouplist(name, who.gid)})

@@ -3,50 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Message, Send
+from starlette.responses import Response
 
 from pivotd import limits
 from pivotd.api import problems
-from pivotd.api.models import AdoptBody, BandwidthBody, Body, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
+from pivotd.api.models import pivot_request
 from pivotd.api.ports import Service
+from pivotd.api.streams import EventStream, Streams
+from pivotd.client import shown
+from pivotd.client.requests import (
+    AdoptRequest,
+    BandwidthRequest,
+    CommitRequest,
+    CopyRequest,
+    DomainRequest,
+    NewPivot,
+    PullRequest,
+    SnapshotRequest,
+)
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import Requester
-from pivotd.core.shapes import pivot_to_json, record_to_json, verdict_to_json
 from pivotd.core.verdict import Verdict
-from pivotd.errors import BadRequestError, ConflictError, TooLargeError
+from pivotd.errors import BadRequestError, TooLargeError
 
 T = TypeVar("T")
 HEARTBEAT_S = 15.0
-SEND_TIMEOUT_S = 30.0
-
-
-class EventStream(StreamingResponse):
-    """A stream whose reader is cut off if it does not read; it resumes by its last id."""
-
-    async def stream_response(self, send: Send) -> None:
-        """Send until the stream ends, the reader leaves, or it lets SEND_TIMEOUT_S pass."""
-
-        async def bounded(message: Message) -> None:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send(message)
-
-        with contextlib.suppress(TimeoutError):
-            await super().stream_response(bounded)
-
-
-@dataclass(slots=True)
-class Streams:
-    """How many event streams are open."""
-
-    open: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +45,16 @@ class Call:
     streams: Streams
     document: bytes
     """The OpenAPI document."""
+    operator: bool
+    """Whether the caller may change things."""
 
 
 def _pivot(pivot: Pivot, records: Sequence[Record] | None = None) -> bytes:
-    return problems.encode(pivot_to_json(pivot, records))
+    return problems.encode(shown.pivot(pivot) if records is None else shown.pivot_with_records(pivot, records))
 
 
 def _record(record: Record) -> bytes:
-    return problems.encode(record_to_json(record))
+    return problems.encode(record)
 
 
 def _frame(record: Record) -> bytes:
@@ -74,7 +63,7 @@ def _frame(record: Record) -> bytes:
 
 
 def _verdict(verdict: Verdict) -> bytes:
-    return problems.encode(verdict_to_json(verdict))
+    return problems.encode(verdict)
 
 
 def _list(encoded: Sequence[bytes]) -> Response:
@@ -128,19 +117,19 @@ async def openapi(call: Call, request: Request) -> Response:
 
 async def domains(call: Call, request: Request) -> Response:
     """All domains."""
-    return _json([asdict(view) for view in await call.service.domains()])
+    return _json(await call.service.domains())
 
 
 async def domain(call: Call, request: Request) -> Response:
     """One domain."""
-    return _json(asdict(await call.service.domain(request.path_params["domain"])))
+    return _json(await call.service.domain(request.path_params["domain"]))
 
 
 async def add_domain(call: Call, request: Request) -> Response:
     """Add a domain."""
-    body = await _body(request, DomainBody)
+    body = await _body(request, DomainRequest)
     view = await call.service.add_domain(body.name, body.qmp, call.who)
-    return _json(asdict(view), 201, Location=f"/v1/domains/{view.name}")
+    return _json(view, 201, Location=f"/v1/domains/{view.name}")
 
 
 async def remove_domain(call: Call, request: Request) -> Response:
@@ -151,41 +140,41 @@ async def remove_domain(call: Call, request: Request) -> Response:
 
 async def disks(call: Call, request: Request) -> Response:
     """The disks of a domain."""
-    return _json([asdict(view) for view in await call.service.disks(request.path_params["domain"])])
+    return _json(await call.service.disks(request.path_params["domain"]))
 
 
-async def _start(call: Call, request: Request, model: type[Body]) -> Response:
+async def _start(call: Call, request: Request, model: type[NewPivot]) -> Response:
     """Start a pivot; the answer comes once the request is durable."""
     body = await _body(request, model)
     key = request.headers.get("Idempotency-Key")
-    wish = body.request(request.path_params["domain"], key, call.service.defaults)
+    wish = pivot_request(body, request.path_params["domain"], key, call.service.defaults)
     pivot = await call.service.start(wish, call.who)
-    return _json(pivot_to_json(pivot), 202, Location=f"/v1/pivots/{pivot.id}")
+    return _json(shown.pivot(pivot), 202, Location=f"/v1/pivots/{pivot.id}")
 
 
 async def copy(call: Call, request: Request) -> Response:
     """Copy disks and switch them."""
-    return await _start(call, request, CopyBody)
+    return await _start(call, request, CopyRequest)
 
 
 async def commit(call: Call, request: Request) -> Response:
     """Commit layers of disks."""
-    return await _start(call, request, CommitBody)
+    return await _start(call, request, CommitRequest)
 
 
 async def pull(call: Call, request: Request) -> Response:
     """Pull layers into the active images."""
-    return await _start(call, request, PullBody)
+    return await _start(call, request, PullRequest)
 
 
 async def snapshot(call: Call, request: Request) -> Response:
     """Put overlays on disks."""
-    return await _start(call, request, SnapshotBody)
+    return await _start(call, request, SnapshotRequest)
 
 
 async def adopt(call: Call, request: Request) -> Response:
     """Take over block jobs of somebody else."""
-    return await _start(call, request, AdoptBody)
+    return await _start(call, request, AdoptRequest)
 
 
 async def pivots(call: Call, request: Request) -> Response:
@@ -203,39 +192,39 @@ async def pivots(call: Call, request: Request) -> Response:
 
 async def pivot(call: Call, request: Request) -> Response:
     """One pivot with its records."""
-    shown = await call.service.reads.shown(request.path_params["pivot"], _pivot)
-    return Response(shown, media_type="application/json")
+    found = await call.service.reads.shown(request.path_params["pivot"], _pivot)
+    return Response(found, media_type="application/json")
 
 
 async def complete(call: Call, request: Request) -> Response:
     """Switch a pivot that waits."""
     found = await call.service.complete(request.path_params["pivot"], call.who)
-    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(shown.pivot(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def cancel(call: Call, request: Request) -> Response:
     """Keep the source."""
     found = await call.service.cancel(request.path_params["pivot"], call.who)
-    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(shown.pivot(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def bandwidth(call: Call, request: Request) -> Response:
     """Change how fast a pivot copies."""
-    body = await _body(request, BandwidthBody)
+    body = await _body(request, BandwidthRequest)
     found = await call.service.set_bandwidth(request.path_params["pivot"], body.bandwidth_bytes_per_s, call.who)
-    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(shown.pivot(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def undo(call: Call, request: Request) -> Response:
     """Return to the old images."""
     found = await call.service.undo(request.path_params["pivot"], call.who)
-    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(shown.pivot(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def release(call: Call, request: Request) -> Response:
     """End the undo window."""
     found = await call.service.release(request.path_params["pivot"], call.who)
-    return _json(pivot_to_json(found), 202, Location=f"/v1/pivots/{found.id}")
+    return _json(shown.pivot(found), 202, Location=f"/v1/pivots/{found.id}")
 
 
 async def wait(call: Call, request: Request) -> Response:
@@ -247,7 +236,7 @@ async def wait(call: Call, request: Request) -> Response:
         await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             return Response(status_code=204)  # nobody is there to read it
-        return _json(pivot_to_json(waiting.result()))
+        return _json(shown.pivot(waiting.result()))
     finally:
         waiting.cancel()
         leaving.cancel()
@@ -262,8 +251,7 @@ async def _gone(request: Request) -> None:
 async def progress(call: Call, request: Request) -> Response:
     """How far an open pivot is; null for a closed one."""
     found = await call.service.reads.current(request.path_params["pivot"])
-    now = call.service.progress(found.id)
-    return _json(None if now is None else asdict(now))
+    return _json(call.service.progress(found.id))
 
 
 async def verdicts(call: Call, request: Request) -> Response:
@@ -283,15 +271,11 @@ async def events(call: Call, request: Request) -> Response:
     if not stream:
         limit = int(_number(request, "limit", 100, limits.EVENTS_PAGE_MAX))
         return _list(await call.service.reads.events_page(after, limit, _record))
-    if call.streams.open >= limits.STREAMS_MAX:
-        raise ConflictError(f"{limits.STREAMS_MAX} event streams are open already: close one first")
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventStream(_stream(call, after), media_type="text/event-stream", headers=headers)
+    return EventStream(call.streams, call.who.uid, _stream(call, after), operator=call.operator)
 
 
 async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
     """Yield events as they become durable. A client that does not read stops this, not the daemon: it pulls pages."""
-    call.streams.open += 1
     source = call.service.reads.events(after, _frame)
     following: asyncio.Task[list[bytes]] | None = None
     try:
@@ -310,6 +294,5 @@ async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
                 following = None
             yield b"".join(frames)
     finally:
-        call.streams.open -= 1
         if following is not None:
             following.cancel()

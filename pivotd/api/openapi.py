@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the route table and the models."""
+"""The OpenAPI 3.1 document, made from the route table and the types of requests and answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,29 @@ from typing import Any
 
 import msgspec
 
-from pivotd import __version__
-from pivotd.api.models import Body
+from pivotd import __version__, limits
 from pivotd.api.routes import ROUTES, Route
+from pivotd.client.requests import NewPivot
+
+Schema = dict[str, Any]
 
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
+TEXT: Schema = {"type": "string"}
+PARAMETERS: dict[str, tuple[str, Schema]] = {
+    "pivot": ("The id of a pivot, or the request id under which it was started.", TEXT),
+    "domain": ("The name of a domain.", TEXT),
+    "disk": ("The name of a disk of the domain.", TEXT),
+    "image": ("The absolute path or NBD address of an image: the disks that use or used it.", TEXT),
+    "open": ("true: only pivots that are not closed.", {"type": "boolean", "default": False}),
+    "limit": ("The most rows to return.", {"type": "integer", "minimum": 0, "maximum": limits.EVENTS_PAGE_MAX}),
+    "before": ("The id of a pivot: only older ones, to go on where a page ended.", TEXT),
+    "after": ("Only records with a larger sequence number.", {"type": "integer", "minimum": 0, "maximum": 2**53}),
+    "timeout_s": (
+        "How long to wait, in seconds; then the pivot is returned as it is.",
+        {"type": "number", "minimum": 0, "maximum": limits.WAIT_TIMEOUT_S_MAX, "default": 30.0},
+    ),
+}
+"""What each parameter means, and its schema; a name means the same wherever it is taken."""
 
 
 def document() -> bytes:
@@ -25,15 +43,15 @@ def document() -> bytes:
         "description": "RFC 9457 problem; further members carry the facts.",
         "required": ["type", "title", "status", "detail", "kind"],
         "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
+            "type": TEXT,
+            "title": TEXT,
             "status": {"type": "integer"},
             "detail": {"type": "string", "description": "what, why, what next, in one line"},
             "kind": {"type": "string", "description": "stable name of the error"},
             "exit_status": {"type": "integer", "description": "what pivotctl exits with"},
         },
     }
-    paths: dict[str, Any] = {}
+    paths: Schema = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
     return msgspec.json.encode(
@@ -46,8 +64,8 @@ def document() -> bytes:
     )
 
 
-def _operation(route: Route, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
-    success: dict[str, Any] = {"description": route.summary}
+def _operation(route: Route, schema_of: Mapping[Any, Any]) -> Schema:
+    success: Schema = {"description": route.summary}
     if route.status != 204:
         shape = {} if route.answer is None else {"schema": schema_of[route.answer]}
         success["content"] = {"application/json": shape}
@@ -57,28 +75,25 @@ def _operation(route: Route, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
         "description": "The request was not carried out.",
         "content": {"application/problem+json": {"schema": PROBLEM}},
     }
-    operation: dict[str, Any] = {
+    operation: Schema = {
         "summary": route.summary,
         "operationId": route.handler.__name__,
         "x-access-class": route.access.value,
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in re.findall(r"{(\w+)}", route.path)
-        ]
-        + [{"name": name, "in": "query", "required": False, "schema": {"type": "string"}} for name in route.query],
+            *(_parameter(name, "path") for name in re.findall(r"{(\w+)}", route.path)),
+            *(_parameter(name, "query") for name in route.query),
+        ],
         "responses": {str(route.status): success, "default": errors},
     }
-    if route.body is not None and issubclass(route.body, Body):
-        operation["parameters"].append(
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "required": False,
-                "schema": {"type": "string"},
-                "description": "The request id: the same one returns the same pivot.",
-            }
-        )
     if route.body is not None:
         content = {"application/json": {"schema": schema_of[route.body]}}
         operation["requestBody"] = {"required": True, "content": content}
+        if issubclass(route.body, NewPivot):
+            key = {"description": "The request id: the same one returns the same pivot.", "schema": TEXT}
+            operation["parameters"].append({"name": "Idempotency-Key", "in": "header", "required": False, **key})
     return operation
+
+
+def _parameter(name: str, place: str) -> Schema:
+    description, schema = PARAMETERS[name]
+    return {"name": name, "in": place, "required": place == "path", "description": description, "schema": schema}

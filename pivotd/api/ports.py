@@ -5,73 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from pivotd.client.answers import DiskView, DomainView, Health, Progress
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import CopyOptions, Kind, Requester, Target
 from pivotd.core.verdict import Verdict
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class JobView:
-    """One block job that somebody else started. ``type`` and ``status`` are QEMU's words."""
-
-    id: str
-    type: str
-    status: str
-    disk: str | None
-    """The disk on whose image it works, None for none."""
-    adoptable: bool
-    """Whether `pivot adopt` can take it."""
-    reason: str | None = None
-    """Why it cannot."""
-
-
-@dataclass(frozen=True, slots=True)
-class DomainView:
-    """One domain as pivotd sees it now.
-
-    ``connection`` is ``connected``, ``connecting``, ``unreachable`` or ``refused`` (QEMU too old); ``detail`` is one
-    sentence where it is not ``connected``. ``uptime_s`` is the age of the QEMU process, None where /proc hides it.
-    """
-
-    name: str
-    qmp: str
-    origin: str
-    """``config``, ``runtime`` or ``discovered``."""
-    connection: str
-    detail: str | None = None
-    run_state: str | None = None
-    qemu_version: str | None = None
-    pid: int | None = None
-    uptime_s: float | None = None
-    open_pivots: tuple[str, ...] = ()
-    jobs: tuple[JobView, ...] | None = None
-    """Block jobs that somebody else started; None in a list of domains, and where QEMU does not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiskView:
-    """One disk of a domain: what QEMU shows and what the journal says of it."""
-
-    disk: str
-    qdev: str
-    image: str | None
-    format: str | None
-    size_bytes: int | None
-    node: str | None
-    read_only: bool
-    backing_chain: tuple[str, ...] = ()
-    """Images below the root image, nearest first."""
-    backing_formats: tuple[str, ...] = ()
-    """The format of each of them."""
-    job: str | None = None
-    """The block job that has the disk, if any."""
-    pivot: str | None = None
-    """The last pivot of this disk in the journal."""
-    outcome: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,27 +27,6 @@ class PivotRequest:
     """The client's own id: the same id returns the same pivot. None: pivotd makes one up."""
     force: bool = False
     """Go on where a warning would refuse (``cache=unsafe``)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the mirrors of an open pivot are; not durable. ``None`` fields are not known yet."""
-
-    phase: str
-    copied_bytes: int | None
-    total_bytes: int | None
-    detail: str | None = None
-    """One sentence on what the pivot waits for, e.g. "QEMU does not answer for 12 s"."""
-    backlog_bytes: int | None = None
-    """What is left to copy now; it grows again where the guest writes."""
-    dirty_bytes_per_s: int | None = None
-    """How fast the guest adds to that."""
-    copy_bytes_per_s: int | None = None
-    """How fast it is copied, measured while there was enough of it."""
-    expected_pause_ms: float | None = None
-    """How long the guest would be paused if it were now; only once the copy is ready."""
-    stalled: bool = False
-    """Whether there has been no progress for a long time."""
 
 
 class Reads(Protocol):
@@ -216,8 +136,8 @@ class Service(Protocol):
         """Return how far an open pivot is, None for a closed one."""
         ...
 
-    def health(self) -> dict[str, Any]:
-        """Return at least ``status`` (``ok`` or ``degraded``), ``version``, ``journal`` and ``domains`` counts."""
+    def health(self) -> Health:
+        """Return what a monitoring system asks for."""
         ...
 
     @property

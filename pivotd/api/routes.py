@@ -9,18 +9,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pivotd.api import answers as a
 from pivotd.api import handlers as h
 from pivotd.api.access import AccessClass
-from pivotd.api.models import AdoptBody, BandwidthBody, CommitBody, CopyBody, DomainBody, PullBody, SnapshotBody
-from pivotd.api.ports import DiskView, DomainView, Progress
-from pivotd.core.pivot import Record
-from pivotd.core.verdict import Verdict
+from pivotd.client import answers as a
+from pivotd.client import requests as r
 
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
 VERDICT_OF = ("domain", "disk", "image")
 PAGE = ("after", "limit")
 PIVOTS_PAGE = ("domain", "open", "limit", "before")
+D, P = "/v1/domains/{domain}", "/v1/pivots/{pivot}"
 Handler = Callable[[h.Call, Request], Awaitable[Response]]
 
 
@@ -45,25 +43,25 @@ class Route:
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/health", READER, h.health, "State of the daemon, its journal and its domains", a.Health),
     Route("GET", "/v1/openapi.json", READER, h.openapi, "This document"),
-    Route("GET", "/v1/domains", READER, h.domains, "All domains", list[DomainView]),
-    Route("POST", "/v1/domains", OPERATOR, h.add_domain, "Add a domain", DomainView, DomainBody, 201),
-    Route("GET", "/v1/domains/{domain}", READER, h.domain, "One domain, with others' block jobs", DomainView),
-    Route("DELETE", "/v1/domains/{domain}", OPERATOR, h.remove_domain, "Forget a domain", status=204),
-    Route("GET", "/v1/domains/{domain}/disks", READER, h.disks, "The disks of a domain", list[DiskView]),
-    Route("POST", "/v1/domains/{domain}/copy", OPERATOR, h.copy, "Copy disks, switch as one", a.Pivot, CopyBody, 202),
-    Route("POST", "/v1/domains/{domain}/commit", OPERATOR, h.commit, "Commit disks' layers", a.Pivot, CommitBody, 202),
-    Route("POST", "/v1/domains/{domain}/pull", OPERATOR, h.pull, "Pull layers into the images", a.Pivot, PullBody, 202),
-    Route("POST", "/v1/domains/{domain}/snapshot", OPERATOR, h.snapshot, "Make overlays", a.Pivot, SnapshotBody, 202),
-    Route("POST", "/v1/domains/{domain}/adopt", OPERATOR, h.adopt, "Take over others' jobs", a.Pivot, AdoptBody, 202),
+    Route("GET", "/v1/domains", READER, h.domains, "All domains", list[a.DomainView]),
+    Route("POST", "/v1/domains", OPERATOR, h.add_domain, "Add a domain", a.DomainView, r.DomainRequest, 201),
+    Route("GET", D, READER, h.domain, "One domain, with others' block jobs", a.DomainView),
+    Route("DELETE", D, OPERATOR, h.remove_domain, "Forget a domain", status=204),
+    Route("GET", f"{D}/disks", READER, h.disks, "The disks of a domain", list[a.DiskView]),
+    Route("POST", f"{D}/copy", OPERATOR, h.copy, "Copy disks, switch as one", a.Pivot, r.CopyRequest, 202),
+    Route("POST", f"{D}/commit", OPERATOR, h.commit, "Commit disks' layers", a.Pivot, r.CommitRequest, 202),
+    Route("POST", f"{D}/pull", OPERATOR, h.pull, "Pull layers into the images", a.Pivot, r.PullRequest, 202),
+    Route("POST", f"{D}/snapshot", OPERATOR, h.snapshot, "Make overlays", a.Pivot, r.SnapshotRequest, 202),
+    Route("POST", f"{D}/adopt", OPERATOR, h.adopt, "Take over others' jobs", a.Pivot, r.AdoptRequest, 202),
     Route("GET", "/v1/pivots", READER, h.pivots, "Pivots, newest first", list[a.Pivot], query=PIVOTS_PAGE),
-    Route("GET", "/v1/pivots/{pivot}", READER, h.pivot, "One pivot with every record", a.Pivot),
-    Route("POST", "/v1/pivots/{pivot}/complete", OPERATOR, h.complete, "Switch one that waits", a.Pivot, status=202),
-    Route("POST", "/v1/pivots/{pivot}/cancel", OPERATOR, h.cancel, "Keep the source", a.Pivot, status=202),
-    Route("POST", "/v1/pivots/{pivot}/bandwidth", OPERATOR, h.bandwidth, "Set bandwidth", a.Pivot, BandwidthBody, 202),
-    Route("POST", "/v1/pivots/{pivot}/undo", OPERATOR, h.undo, "Return to the images before it", a.Pivot, status=202),
-    Route("POST", "/v1/pivots/{pivot}/release", OPERATOR, h.release, "End its undo window", a.Pivot, status=202),
-    Route("GET", "/v1/pivots/{pivot}/wait", READER, h.wait, "Wait until a pivot rests", a.Pivot, query=("timeout_s",)),
-    Route("GET", "/v1/pivots/{pivot}/progress", READER, h.progress, "How far an open pivot is", Progress | None),
-    Route("GET", "/v1/verdicts", READER, h.verdicts, "Which image is right", list[Verdict], query=VERDICT_OF),
-    Route("GET", "/v1/events", READER, h.events, "The event log, or a stream", list[Record], query=PAGE),
+    Route("GET", P, READER, h.pivot, "One pivot with every record", a.PivotWithRecords),
+    Route("POST", f"{P}/complete", OPERATOR, h.complete, "Switch one that waits", a.Pivot, status=202),
+    Route("POST", f"{P}/cancel", OPERATOR, h.cancel, "Keep the source", a.Pivot, status=202),
+    Route("POST", f"{P}/bandwidth", OPERATOR, h.bandwidth, "Set bandwidth", a.Pivot, r.BandwidthRequest, 202),
+    Route("POST", f"{P}/undo", OPERATOR, h.undo, "Return to the images before it", a.Pivot, status=202),
+    Route("POST", f"{P}/release", OPERATOR, h.release, "End its undo window", a.Pivot, status=202),
+    Route("GET", f"{P}/wait", READER, h.wait, "Wait until a pivot rests", a.Pivot, query=("timeout_s",)),
+    Route("GET", f"{P}/progress", READER, h.progress, "How far an open pivot is", a.Progress | None),
+    Route("GET", "/v1/verdicts", READER, h.verdicts, "Which image is right", list[a.Verdict], query=VERDICT_OF),
+    Route("GET", "/v1/events", READER, h.events, "The event log, or a stream", list[a.Record], query=PAGE),
 )

@@ -20,9 +20,10 @@ from pivotd import limits
 from pivotd.api import access as access_module
 from pivotd.api import openapi, problems
 from pivotd.api.access import Access, AccessClass
-from pivotd.api.handlers import Call, Streams
+from pivotd.api.handlers import Call
 from pivotd.api.ports import Service
 from pivotd.api.routes import ROUTES, Route
+from pivotd.api.streams import Streams
 from pivotd.core.request import Requester
 from pivotd.errors import BadRequestError
 
@@ -42,13 +43,14 @@ class PeerProtocol(HttpToolsProtocol):
     _uid: int | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Read SO_PEERCRED once per connection; a client cannot change it afterwards."""
+        """Read who connects once per connection; a client cannot change it afterwards."""
         super().connection_made(transport)
         self._head_bytes = 0
-        peer = access_module.peer(transport.get_extra_info("socket"))
+        sock = transport.get_extra_info("socket")
+        peer = access_module.peer(sock)
         self._uid = peer.uid
         self._connected[peer.uid] += 1
-        self.app_state = {**self.app_state, "peer": peer}
+        self.app_state = {**self.app_state, "peer": peer, "groups": access_module.peer_groups(sock)}
         if peer.uid != 0 and self._connected[peer.uid] > CONNECTIONS_PER_UID_MAX:
             transport.abort()
 
@@ -102,13 +104,14 @@ def application(service: Service, access: Access) -> Starlette:
         async def call(request: Request) -> Response:
             try:
                 who: Requester = request.state.peer
-                groups = frozenset() if who.uid == 0 else await asyncio.to_thread(access_module.groups_of, who)
+                groups: frozenset[int] = request.state.groups
                 access.check(who, groups, route.access)
                 _check_query(request, route)
                 if route.access is AccessClass.READER:
                     async with service.reads.door:
                         await asyncio.sleep(0)  # one reader a turn of the loop: whoever has to be quick is in between
-                return await route.handler(Call(who, service, streams, document), request)
+                operator = access.may(who, groups, AccessClass.OPERATOR)
+                return await route.handler(Call(who, service, streams, document, operator), request)
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody is there to read it
             except Exception as error:  # noqa: BLE001 - one broken handler must not end the connection mute

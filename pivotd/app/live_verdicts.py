@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 
 from pivotd import limits
 from pivotd.core import verdict
+from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.verdict import Verdict
 from pivotd.errors import ConflictError, QmpError
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
-from pivotd.qmp.replies import DiskSeen
+from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
 
 Key = tuple[str, str]
@@ -44,10 +45,12 @@ class LiveVerdicts:
             return [v for _, v in chosen]
         try:
             named = await in_thread(
-                limits.FILE_TIMEOUT_S, lambda: [_names_image(v, self._last.get(key), image) for key, v in chosen]
+                limits.FILE_TIMEOUT_S,
+                lambda: [_names_image(v, self._last.get(key), image) for key, v in chosen],
+                paths=[image],
             )
-        except TimeoutError:
-            raise ConflictError(f"the storage of {image} does not answer: ask by domain and disk instead") from None
+        except TimeoutError as error:
+            raise ConflictError(f"{error}: ask by domain and disk instead") from None
         return [v for (_, v), wanted in zip(chosen, named, strict=True) if wanted]
 
     async def _check_domain(self, name: str, session: Session) -> None:
@@ -63,16 +66,17 @@ class LiveVerdicts:
             live = verdict.Live(await image_path(disk.filename, session), disk.format)
             self._found[key] = verdict.without_pivot(*key, live)
         else:
-            live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session)
-            self._found[key] = verdict.check(self._found[key], live, decided=verdict.is_decided(moved[0]))
+            live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=[disk.filename])
+            self._found[key] = verdict.check(self._found[key], live, decided=is_decided(moved[0]))
             if live.same_qemu:
                 self._confirmed.add(key)
 
 
 async def image_path(filename: str, session: Session) -> str:
     """Return the absolute path of an image; as QEMU writes it where the storage does not answer."""
+    directory = process.working_directory(session.pid)
     try:
-        file = await in_thread(limits.FILE_TIMEOUT_S, files.resolve, filename, process.working_directory(session.pid))
+        file = await in_thread(limits.FILE_TIMEOUT_S, files.resolve, filename, directory, paths=[filename])
     except TimeoutError:
         return filename
     return file.path or filename

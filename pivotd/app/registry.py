@@ -1,21 +1,35 @@
-"""All domains of this host: their supervisors, what was configured, what was added, what was discovered."""
+"""All domains of this host: their supervisors, and who owns which monitor.
+
+What changes the registry happens under the lock of the domain's name: adding, removing, the start of a pivot. Nothing
+that QEMU or storage can hold up is done under a lock that two domains share.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import glob
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from pivotd import limits
+from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
 from pivotd.core.pivot import Pivot
 from pivotd.engine.driver import Driver
 from pivotd.engine.supervisor import DriverFactory, Supervisor
-from pivotd.errors import NotFoundError
+from pivotd.errors import BadRequestError, NotFoundError
+from pivotd.host import files
+from pivotd.host.threads import in_thread, look_at
+from pivotd.log import get_logger
+
+log = get_logger()
 
 CONFIG = "config"
 RUNTIME = "runtime"
 DISCOVERED = "discovered"
+T = TypeVar("T")
 
 
 class Host:
@@ -23,7 +37,12 @@ class Host:
 
     def __init__(self, make_driver: DriverFactory) -> None:
         self.supervisors: dict[str, Supervisor] = {}
+        self.left_out: dict[str, tuple[str, str]] = {}
+        """Domains of configuration and journal that have no monitor of their own, by name: its path, and why."""
+        self._not_adopted: dict[str, str] = {}
         self._make_driver = make_driver
+        self._claims: list[tuple[str, str]] = []
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._group: asyncio.TaskGroup | None = None
         self._ended = asyncio.Event()
         self._started = asyncio.Event()
@@ -45,6 +64,28 @@ class Host:
         """Let run() return."""
         self._ended.set()
 
+    def lock(self, name: str) -> asyncio.Lock:
+        """Return the lock of a domain name, whether or not there is such a domain."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what work returns; it comes to its end also where the caller is cancelled."""
+        assert self._group is not None, "run() has begun"
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def run() -> None:
+            try:
+                value = await work
+            except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
+                if not result.done():
+                    result.set_exception(error)
+            else:
+                if not result.done():
+                    result.set_result(value)
+
+        self._group.create_task(run())
+        return await result
+
     def add(self, name: str, path: str, origin: str, pivots: Iterable[Pivot] = ()) -> Supervisor:
         """Begin to supervise a domain."""
         assert self._group is not None, "run() has begun"
@@ -52,6 +93,8 @@ class Host:
         supervisor = Supervisor(name, path, origin, self._make_driver)
         self.supervisors[name] = supervisor
         self._group.create_task(supervisor.run(list(pivots)), name=f"domain {name}")
+        if self._ended.is_set():
+            supervisor.end()
         return supervisor
 
     def remove(self, name: str) -> None:
@@ -66,30 +109,148 @@ class Host:
             known = ", ".join(sorted(self.supervisors)[:10]) or "none"
             raise NotFoundError(f"there is no domain {name}; known are: {known}", domain=name) from None
 
+    def drivers(self) -> dict[str, Driver]:
+        """Return the drivers of all open pivots by id."""
+        return {pivot: driver for s in self.supervisors.values() for pivot, driver in s.drivers.items()}
+
     def driver(self, pivot: str) -> Driver | None:
         """Return the driver of an open pivot."""
-        for supervisor in self.supervisors.values():
-            if pivot in supervisor.drivers:
-                return supervisor.drivers[pivot]
-        return None
+        return next((s.drivers[pivot] for s in self.supervisors.values() if pivot in s.drivers), None)
 
-    def discover(self, patterns: Iterable[str]) -> None:
+    @asynccontextmanager
+    async def claim(self, wanted: Mapping[str, str]) -> AsyncIterator[dict[str, str]]:
+        """Keep monitors, by domain name, for the caller; yield the owners of those that another domain has already.
+
+        One monitor is one socket, by whatever path. Of two that are wanted the first counts.
+
+        Raises: BadRequestError: a storage does not answer.
+        """
+        while True:
+            known = self._owned()
+            paths = {path for _, path in known} | set(wanted.values())
+            try:
+                marks = await in_thread(limits.FILE_TIMEOUT_S, _marks, paths, paths=sorted(paths))
+            except TimeoutError as error:
+                raise BadRequestError(f"{error}: try again when it does") from None
+            if known == self._owned():  # else somebody else has added or removed one meanwhile
+                break
+        owner = {mark: name for name, path in known for mark in marks[path]}
+        owners: dict[str, str] = {}
+        claims = []
+        for name, path in wanted.items():
+            other = next((owner[mark] for mark in marks[path] if owner.get(mark, name) != name), None)
+            if other is None:
+                claims.append((name, path))
+                owner |= dict.fromkeys(marks[path], name)
+            else:
+                owners[name] = other
+        self._claims += claims
+        try:
+            yield owners
+        finally:
+            for claim in claims:
+                self._claims.remove(claim)
+
+    def _owned(self) -> list[tuple[str, str]]:
+        return [(supervisor.name, supervisor.path) for supervisor in self.supervisors.values()] + self._claims
+
+    async def add_all(self, wanted: Mapping[str, tuple[str, str]]) -> None:
+        """Add the domains of configuration and journal, path and origin by name; leave out who has no own monitor."""
+        try:
+            async with self.claim({name: path for name, (path, _) in wanted.items()}) as owners:
+                for name, (path, origin) in wanted.items():
+                    if name not in owners:
+                        self.add(name, path, origin)
+                    else:
+                        self.left_out[name] = path, f"domain {name} is left out: this monitor belongs to {owners[name]}"
+                        log.warning("domain.skipped", qmp=path, reason=self.left_out[name][1])
+        except BadRequestError as error:  # better two that get into each other's way than none
+            log.warning("domain.unchecked", reason=error.message)
+            for name, (path, origin) in wanted.items():
+                self.add(name, path, origin)
+
+    async def discover(self, patterns: Sequence[str]) -> None:
         """Adopt sockets that match and forget discovered domains whose socket is gone and that have nothing open.
 
         The file name without its suffix is the domain's name; a name that is taken stays with its owner.
         """
-        found = {Path(path).stem: path for pattern in patterns for path in sorted(glob.glob(pattern))}  # noqa: PTH207
-        known = {supervisor.path for supervisor in self.supervisors.values()}
-        for name, path in found.items():
-            if name not in self.supervisors and path not in known and len(name) <= limits.NAME_LENGTH_MAX:
-                self.add(name, path, DISCOVERED)
+        try:
+            found = await self.matching(patterns)
+        except BadRequestError as error:
+            self._say({patterns[0]: f"{error.message}: nothing is discovered"})
+            return
         for supervisor in list(self.supervisors.values()):
-            gone = supervisor.name not in found and supervisor.session is None
-            if supervisor.origin == DISCOVERED and gone and not supervisor.drivers:
+            gone = supervisor.path not in found and supervisor.session is None and not supervisor.drivers
+            if supervisor.origin == DISCOVERED and gone and not self.lock(supervisor.name).locked():
                 self.remove(supervisor.name)
+        new = self._new(found)
+        if not new:
+            return
+        with suppress(BadRequestError):  # the next round asks again
+            async with self.claim(new) as owners:
+                for name, path in new.items():
+                    # Whoever holds the lock decides on this name now: the next round shows how.
+                    if name not in owners and name not in self.supervisors and not self.lock(name).locked():
+                        self.add(name, path, DISCOVERED)
+
+    async def matching(self, patterns: Sequence[str]) -> list[str]:
+        """Return the sockets that match now. Raises: BadRequestError: their storage does not answer."""
+        if not patterns:
+            return []
+        try:
+            return await in_thread(limits.FILE_TIMEOUT_S, _matching, patterns, paths=patterns)
+        except TimeoutError as error:
+            raise BadRequestError(str(error)) from None
+
+    def _new(self, found: Iterable[str]) -> dict[str, str]:
+        """Return the path by name of each socket that is nobody's yet."""
+        known = {supervisor.path for supervisor in self.supervisors.values()}
+        new: dict[str, str] = {}
+        skipped: dict[str, str] = {}
+        for path in found:
+            name = Path(path).stem
+            owner = self.supervisors.get(name)
+            if path in known or self.lock(name).locked():
+                continue
+            if not is_domain_name(name):
+                skipped[path] = f"{name} is no domain name: expected {DOMAIN_NAME_WORDS}"
+            elif owner is not None or name in new:
+                skipped[path] = f"the name {name} belongs to the monitor {new[name] if owner is None else owner.path}"
+            else:
+                new[name] = path
+        self._say(skipped)
+        return new
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Monitors that were configured, added or found and are not supervised: the path, and a sentence on why."""
+        return [*self.left_out.values(), *self._not_adopted.items()]
+
+    def _say(self, not_adopted: Mapping[str, str]) -> None:
+        """Remember what is not adopted, and log what was not among it before."""
+        now = {_printable(path): _printable(reason) for path, reason in not_adopted.items()}
+        for path, reason in now.items() - self._not_adopted.items():
+            log.warning("domain.skipped", qmp=path, reason=reason)
+        self._not_adopted = now
 
     async def all_looked(self) -> None:
         """Wait until every open pivot was looked at, or was found silent and that was told."""
-        drivers = [driver for supervisor in self.supervisors.values() for driver in supervisor.drivers.values()]
-        for driver in drivers:
+        for driver in self.drivers().values():
             await driver.looked.wait()
+
+
+def _marks(paths: Iterable[str]) -> dict[str, frozenset[str]]:
+    return {path: files.identities(path) for path in paths}
+
+
+def _matching(patterns: Sequence[str]) -> list[str]:
+    """Return the paths that match, each once, in the order of the patterns."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        look_at(pattern)
+        found |= dict.fromkeys(sorted(glob.glob(pattern)))  # noqa: PTH207
+    return list(found)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

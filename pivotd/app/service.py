@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
-
 from ulid import ULID
 
-from pivotd import __version__, limits
-from pivotd.api.ports import DiskView, DomainView, JobView, PivotRequest, Progress
-from pivotd.app.live_verdicts import image_path
+from pivotd.app.domains import Domains
+from pivotd.app.health import Health
 from pivotd.app.reads import Reads
-from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
+from pivotd.app.registry import Host
+from pivotd.app.start import Starter
+from pivotd.client.answers import Progress
 from pivotd.config import Config
-from pivotd.core import nbd, verdict
-from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk
-from pivotd.core.request import CopyOptions, Kind, Requester, Target
+from pivotd.core.phases import is_decided
+from pivotd.core.pivot import Pivot
+from pivotd.core.request import CopyOptions, Requester
 from pivotd.core.undo import Undo
-from pivotd.engine.driver import Driver
-from pivotd.engine.supervisor import Supervisor
-from pivotd.errors import ConflictError, DomainUnreachableError, PhaseConflictError, QmpError
-from pivotd.host import process
+from pivotd.engine.inbox import too_late
+from pivotd.errors import PhaseConflictError
 from pivotd.journal.journal import Journal
-from pivotd.planning.adoptable_jobs import foreign
-from pivotd.planning.plan import Wish, plan
-from pivotd.qmp.session import Session
 
 
 class DaemonService:
@@ -39,8 +28,16 @@ class DaemonService:
         self._config = config
         self._host = host
         self._journal = journal
-        self._accepting = asyncio.Lock()
+        domains, starter = Domains(host, journal, reads.latest), Starter(host, journal, reads.known)
+        self.domains, self.domain, self.disks = domains.all, domains.one, domains.disks
+        self.add_domain, self.remove_domain = domains.add, domains.remove
+        self.start = starter.start
+        self.health = Health(host, journal, starter).report
         self._ending = False
+
+    def use(self, config: Config) -> None:
+        """Take the defaults of a reloaded configuration."""
+        self._config = config
 
     @property
     def defaults(self) -> CopyOptions:
@@ -57,155 +54,7 @@ class DaemonService:
         self._ending = True
         self.reads.end()
 
-    # -- domains ------------------------------------------------------------------------------------------------
-
-    async def domains(self) -> list[DomainView]:
-        """Return all domains, sorted by name."""
-        # Side by side: one QEMU that hangs must not hold up what is known of the others.
-        supervisors = [self._host.supervisors[name] for name in sorted(self._host.supervisors)]
-        return list(await asyncio.gather(*map(self._view, supervisors)))
-
-    async def domain(self, name: str) -> DomainView:
-        """Return one domain with the block jobs that somebody else started."""
-        supervisor = self._host.get(name)
-        view = await self._view(supervisor)
-        return replace(view, jobs=await self._jobs(supervisor)) if view.run_state is not None else view
-
-    @staticmethod
-    async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:
-        session = supervisor.session
-        try:
-            if session is None:
-                return None
-            jobs = await session.block_jobs()
-            disks, graph = await session.disks(), await session.graph()
-        except QmpError:
-            return None
-        pivots = [driver.pivot for driver in supervisor.drivers.values()]
-        return tuple(
-            JobView(one.id, one.job.kind, one.job.status, one.disk, one.obstacle is None, one.obstacle)
-            for one in foreign(jobs, disks, graph, pivots)
-        )
-
-    async def _view(self, supervisor: Supervisor) -> DomainView:
-        session = supervisor.session
-        connected = session is not None
-        run_state = None
-        if session is not None:
-            try:
-                run_state = await session.run_state()
-            except QmpError as error:
-                connected, session, supervisor.detail = False, None, error.message
-        return DomainView(
-            name=supervisor.name,
-            qmp=supervisor.path,
-            origin=supervisor.origin,
-            connection=supervisor.connection if connected or supervisor.session is None else "unreachable",
-            detail=None if connected else supervisor.detail,
-            run_state=run_state,
-            qemu_version=session.version_text if session else None,
-            pid=session.pid if session else None,
-            uptime_s=process.uptime_s(session.pid) if session else None,
-            open_pivots=tuple(sorted(supervisor.drivers)),
-        )
-
-    async def add_domain(self, name: str, qmp: str, who: Requester) -> DomainView:
-        """Add a domain durably; the same name and path again is no error."""
-        known = self._host.supervisors.get(name)
-        if known is not None and known.path == qmp:
-            return await self._view(known)
-        if known is not None:
-            raise ConflictError(f"domain {name} exists with {known.path}; remove it first", domain=name)
-        owner = next((s.name for s in self._host.supervisors.values() if s.path == qmp), None)
-        if owner is not None:
-            raise ConflictError(f"{qmp} belongs to domain {owner} already: a monitor has one owner", domain=owner)
-        await self._journal.add_domain(name, qmp, who.uid)
-        supervisor = self._host.add(name, qmp, RUNTIME)
-        await supervisor.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
-        return await self._view(supervisor)
-
-    async def remove_domain(self, name: str, who: Requester) -> None:
-        """Forget a domain durably; its pivots stay in the journal."""
-        supervisor = self._host.get(name)
-        if supervisor.drivers:
-            pivot = next(iter(supervisor.drivers))
-            raise ConflictError(f"domain {name} has an open pivot, {pivot}: cancel it or wait for it", pivot=pivot)
-        if supervisor.origin == CONFIG:
-            raise ConflictError(f"domain {name} stands in the configuration: remove it there and restart pivotd")
-        if supervisor.origin == DISCOVERED:
-            raise ConflictError(f"domain {name} was discovered by its socket {supervisor.path}: it goes with that")
-        await self._journal.remove_domain(name, who.uid)
-        self._host.remove(name)
-
-    async def _session(self, name: str) -> Session:
-        """Return the connection, after one more try where there is none."""
-        supervisor = self._host.get(name)
-        if supervisor.session is None:
-            supervisor.hurry()
-            await supervisor.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
-        if supervisor.session is None:
-            raise DomainUnreachableError(f"domain {name}: {supervisor.detail}", domain=name)
-        return supervisor.session
-
-    async def disks(self, domain: str) -> list[DiskView]:
-        """Ask QEMU for the disks of a domain, and the journal what it says of each."""
-        session = await self._session(domain)
-        seen = await session.disks()
-        graph = await session.graph()
-        history = {last.disk: verdict.of_pivot(pivot, last) for pivot, last in await self.reads.latest(domain)}
-        views = []
-        for name in sorted(seen):
-            disk, last = seen[name], history.get(name)
-            jobs = graph.jobs.get(disk.node, ())
-            views.append(
-                DiskView(
-                    disk=name,
-                    qdev=disk.qdev,
-                    image=await image_path(disk.filename, session),
-                    format=disk.format,
-                    size_bytes=disk.size_bytes,
-                    node=disk.node,
-                    read_only=disk.read_only,
-                    backing_chain=tuple([await image_path(layer.filename, session) for layer in disk.layers[1:]]),
-                    backing_formats=tuple(layer.format for layer in disk.layers[1:]),
-                    job=jobs[0] if jobs else None,
-                    pivot=last.pivot if last else None,
-                    outcome=last.outcome if last else None,
-                )
-            )
-        return views
-
     # -- pivots -------------------------------------------------------------------------------------------------
-
-    async def start(self, request: PivotRequest, who: Requester) -> Pivot:
-        """Check the request, make it durable and start it; a known request id returns its pivot."""
-        if request.request_id is not None:
-            known = await self.reads.known(request.request_id)
-            if known is not None:
-                return _same_request(known, request)
-        pivot = str(ULID())
-        supervisor = self._host.get(request.domain)
-        wish = Wish(
-            pivot=pivot,
-            request_id=request.request_id or pivot,
-            domain=request.domain,
-            kind=request.kind,
-            targets=request.targets,
-            options=request.options,
-            who=who,
-            created_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            force=request.force,
-        )
-        # One at a time: two requests for one destination must not both pass the check.
-        async with self._accepting:
-            drivers = (driver for s in self._host.supervisors.values() for driver in s.drivers.values())
-            others = [driver.pivot for driver in drivers]
-            planned = await plan(wish, await self._session(request.domain), others)
-            accepted, new = await self._journal.accept(planned, {"force": request.force})
-            if not new:
-                return _same_request(accepted, request)
-            supervisor.start(accepted)
-        return accepted
 
     async def complete(self, pivot: str, who: Requester) -> Pivot:
         """Let a pivot that waits at READY switch."""
@@ -215,25 +64,17 @@ class DaemonService:
             raise PhaseConflictError(
                 f"pivot {found.id} is {found.phase}: only one that waits at ready can be completed"
             )
-        await driver.complete(who)
-        return driver.pivot
+        return await driver.complete(who)
 
     async def cancel(self, pivot: str, who: Requester) -> Pivot:
         """Ask a pivot to keep the source; returns once that is durable or the outcome is known."""
         found = await self.reads.current(pivot)
         driver = self._host.driver(found.id)
-        if driver is None or verdict.is_decided(driver.pivot):
-            if found.outcome == Outcome.KEPT.value:
-                return found
-            undoable = "; `pivot undo` returns to the old images" if found.window_open else ""
-            raise PhaseConflictError(
-                f"pivot {found.id} is {found.phase} with outcome {found.outcome}: too late to cancel{undoable}"
-            )
-        await self._journal.note("cancel-requested", {"uid": who.uid}, domain=found.domain, pivot=found.id)
-        driver.cancel()
-        ended = {Phase.CANCELLING, Phase.DECIDED, Phase.CLOSED}
-        await self._until(driver, lambda: driver.pivot.phase in ended)
-        return driver.pivot
+        if driver is not None:
+            return await driver.cancel(who)
+        if refusal := too_late(found):
+            raise refusal
+        return found
 
     async def undo(self, pivot: str, who: Requester) -> Pivot:
         """Take a pivot back while its window is open: return the pivot that does it, the same one if asked again."""
@@ -248,33 +89,17 @@ class DaemonService:
             raise PhaseConflictError(
                 f"pivot {found.id} has no open undo window: the old images are out of date; copy the disks back"
             )
-        driver.undo(Undo(str(ULID()), who))
-        await self._until(driver, lambda: driver.successor is not None or not driver.pivot.window_open)
-        if driver.successor is None:
-            why = "QEMU does not answer yet: ask again" if driver.pivot.window_open else "its window has just ended"
-            raise PhaseConflictError(f"pivot {found.id} cannot be taken back now: {why}")
-        return driver.successor
+        return await driver.undo(Undo(str(ULID()), who))
 
     async def release(self, pivot: str, who: Requester) -> Pivot:
         """End the undo window of a pivot; the old images are out of date from then on."""
         found = await self.reads.current(pivot)
         driver = self._host.driver(found.id)
         if driver is None or not driver.pivot.window_open:
-            if found.options.keep_synced and verdict.is_decided(found):
+            if found.options.keep_synced and is_decided(found):
                 return found
             raise PhaseConflictError(f"pivot {found.id} has no undo window")
-        await self._journal.note("release-requested", {"uid": who.uid}, domain=found.domain, pivot=found.id)
-        driver.release()
-        await self._until(driver, lambda: not driver.pivot.window_open)
-        return driver.pivot
-
-    @staticmethod
-    async def _until(driver: Driver, done: Callable[[], bool]) -> None:
-        """Wait for a record of the driver that makes it so, as long as a command may take."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.COMMAND_TIMEOUT_S):
-                while not done():
-                    await driver.advanced.wait()
+        return await driver.release(who)
 
     async def set_bandwidth(self, pivot: str, bytes_per_s: int, who: Requester) -> Pivot:
         """Change how fast an open pivot copies; returns once that is durable."""
@@ -282,8 +107,7 @@ class DaemonService:
         driver = self._host.driver(found.id)
         if driver is None:
             raise PhaseConflictError(f"pivot {found.id} is {found.phase}: nothing is copied any more")
-        await driver.set_bandwidth(bytes_per_s, who)
-        return driver.pivot
+        return await driver.set_bandwidth(bytes_per_s, who)
 
     def progress(self, pivot: str) -> Progress | None:
         """Return how far an open pivot is, None for a closed one."""
@@ -304,56 +128,3 @@ class DaemonService:
             pace.expected_pause_ms,
             driver.stalled,
         )
-
-    def health(self) -> dict[str, Any]:
-        """Return what a monitoring system asks for."""
-        supervisors = self._host.supervisors.values()
-        silent = [s.name for s in supervisors if s.session is None and s.drivers]
-        healthy = self._journal.healthy and not silent
-        return {
-            "status": "ok" if healthy else "degraded",
-            "version": __version__,
-            "journal": {
-                "path": str(self._journal.path),
-                "healthy": self._journal.healthy,
-                "last_seq": self._journal.last_seq,
-            },
-            "domains": {
-                "total": len(self._host.supervisors),
-                "connected": sum(s.session is not None for s in supervisors),
-                "with_open_pivots": sum(bool(s.drivers) for s in supervisors),
-                "silent_with_open_pivots": silent,
-            },
-        }
-
-
-def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
-    """A retry is safe; another request under a used id is a mistake that must not look like success."""
-    had = {disk.disk: disk for disk in known.disks}
-    same = (
-        known.domain == request.domain
-        and known.options.adopted is request.options.adopted
-        and (known.options.adopted or known.kind is request.kind)
-    )
-    same = same and len(had) == len(request.targets)
-    by_job = {disk.job: disk for disk in known.disks}
-    asked = [(had.get(t.disk) if t.job is None else by_job.get(t.job), t) for t in request.targets]
-    if not same or not all(disk is not None and _same_target(request.kind, disk, t) for disk, t in asked):
-        raise ConflictError(
-            f"request id {known.request_id} belongs to pivot {known.id} with other disks or images: use a new id",
-            pivot=known.id,
-        )
-    return known
-
-
-def _same_target(kind: Kind, had: PivotDisk, asked: Target) -> bool:
-    wanted = ((asked.image, had.destination), (asked.top, had.top), (asked.base, had.base))
-    named = all(
-        not name or (image is not None and image.filename in {name, nbd.canonical(name)}) for name, image in wanted
-    )
-    # What is left out means something too: the active layer for a commit, all layers for a pull.
-    if kind is Kind.COMMIT and asked.top is None:
-        return named and had.switches
-    if kind is Kind.PULL and asked.base is None:
-        return named and had.base is None
-    return named

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+import rich.progress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -18,18 +18,17 @@ from rich.progress import (
 from rich.text import Text
 
 from pivotd.cli import render
-from pivotd.cli.progress import BAR_INTERVAL_S
+from pivotd.cli.progress import BAR_INTERVAL_S, Silent
+from pivotd.client import Pivot, Progress
 
-JsonObject = dict[str, Any]
 
-
-class Bar:
-    """A Display with rich."""
+class Bar(Silent):
+    """A bar of rich."""
 
     interval_s = BAR_INTERVAL_S
 
     def __init__(self) -> None:
-        self._progress = Progress(
+        self._progress = rich.progress.Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             DownloadColumn(binary_units=True),
@@ -49,31 +48,30 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def show(self, pivot: JsonObject, progress: JsonObject | None) -> None:
+    def show(self, pivot: Pivot, progress: Progress | None) -> None:
         """Move the bar."""
-        known = progress or {}
         self._progress.update(
             self._task,
-            description=_title(pivot, pivot["phase"]),
-            completed=known.get("copied_bytes") or 0,
-            total=known.get("total_bytes"),
-            detail=render.one_line(known.get("detail") or ""),
+            description=_title(pivot, pivot.phase),
+            completed=(progress and progress.copied_bytes) or 0,
+            total=progress.total_bytes if progress else None,
+            detail=render.one_line((progress and progress.detail) or ""),
         )
 
     def tell(self, message: str) -> None:
         """Print above the bar."""
         self._progress.console.print(Text(f"pivotctl: {render.one_line(message)}", style="yellow"))
 
-    def end(self, pivot: JsonObject) -> None:
+    def end(self, pivot: Pivot) -> None:
         """Leave the bar full after a switch, and say how long the guest was paused."""
-        word = pivot["outcome"] or pivot["phase"]
-        paused = "" if pivot["pause_ms"] is None else f"paused {render.pause(pivot['pause_ms'])}"
+        word = pivot.outcome or pivot.phase
+        paused = "" if pivot.pause_ms is None else f"paused {render.pause(pivot.pause_ms)}"
         self._progress.update(self._task, description=_title(pivot, word), detail=paused)
-        if pivot["outcome"] == "switched" or pivot["phase"] == "ready":
-            total = self._progress.tasks[0].total or sum(disk.get("size_bytes") or 0 for disk in pivot["disks"])
+        if pivot.outcome == "switched" or pivot.phase == "ready":
+            total = self._progress.tasks[0].total or sum(disk.size_bytes for disk in pivot.disks)
             self._progress.update(self._task, total=total, completed=total)
 
 
-def _title(pivot: JsonObject, word: str) -> str:
-    disks = " ".join(disk["disk"] for disk in pivot["disks"])
-    return render.text(f"{pivot['domain']} {disks} {word}")
+def _title(pivot: Pivot, word: str) -> str:
+    disks = " ".join(disk.disk for disk in pivot.disks)
+    return render.text(f"{pivot.domain} {disks} {word}")

@@ -34,18 +34,18 @@ SECTIONS = (
             ("pull DOMAIN DISK...", "copy lower layers into the image"),
             ("pivot wait ID", "wait for a pivot, show how far it is"),
             ("pivot complete ID", "switch one that waits at ready"),
-            ("pivot adopt DOMAIN DISK[=IMAGE]...", "take over somebody's block jobs"),
+            ("pivot adopt DOMAIN DISK[=IMAGE]...", "take over other programs' block jobs"),
             ("pivot set ID --bandwidth RATE", "copy slower or faster from now on"),
             ("pivot cancel ID", "give one up, keep the source"),
             ("pivot undo ID", "return to images that were kept in sync"),
-            ("pivot release ID", "let the old images go out of date"),
+            ("pivot release ID", "stop keeping the old images in sync"),
         ),
     ),
     (
         "Set up",
         (
-            ("domain add DOMAIN --qmp PATH", "let pivotd look after a QEMU"),
-            ("domain rm DOMAIN", "forget it; QEMU runs on"),
+            ("domain add DOMAIN --qmp PATH", "let pivotd manage a QEMU"),
+            ("domain rm DOMAIN", "remove it; QEMU keeps running"),
         ),
     ),
 )
@@ -53,21 +53,21 @@ SECTIONS = (
 EXAMPLES = (
     ("Copy a disk and switch to it:", "pivotctl copy web1 disk0=/new/web1.qcow2"),
     ("Two disks, as one pivot:", "pivotctl copy web1 disk0=a.raw disk1=b.raw --format raw"),
-    ("Copy now, switch when it suits:", "pivotctl copy web1 disk0=/new/web1.qcow2 --no-pivot"),
+    ("Copy now, switch later:", "pivotctl copy web1 disk0=/new/web1.qcow2 --no-pivot"),
     ("", "pivotctl pivot complete ID"),
-    ("Which image is right, with everything dead:", "pivotctl --offline /var/lib/pivotd verdict"),
-    ("Every record as it is made, for a program:", "pivotctl --json events --follow"),
+    ("Which image is right, while nothing runs:", "pivotctl --offline /var/lib/pivotd verdict"),
+    ("Every record as it is written, for a program:", "pivotctl --json events --follow"),
 )
 
 EXIT_STATUSES = (
-    ("0", "done: switched, merged, or waiting at ready as asked for"),
-    ("1", "the answer could not be written, as to a full file system"),
-    ("2", "usage: the command line makes no sense"),
-    ("3", "the daemon cannot be reached"),
+    ("0", "done: switched, merged, or waiting at ready as requested"),
+    ("1", "the answer could not be written, for example to a full file system"),
+    ("2", "usage: the command line is wrong"),
+    ("3", "the daemon cannot be reached, or does not answer"),
     ("4", "refused: bad input, conflict, not found or not allowed"),
     ("5", "the pivot ended kept: the guest goes on with the source image"),
     ("6", "an outcome is unknown, or differs between the disks: a person must look"),
-    ("130", "interrupted; a pivot that was waited for goes on"),
+    ("130", "interrupted; the pivot goes on"),
 )
 
 

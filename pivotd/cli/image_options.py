@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from pivotd.cli.values import SUFFIXES, AbsolutePath
+from pivotd.client import NewImage
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,6 +96,6 @@ def creating(function: F) -> F:
 
 
 def fold(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a request with those of images as one object; None says nothing."""
+    """Return the options of a request with those of images as one object, None where there are none."""
     given = dict(options.pop("image_options"))
-    return options | {"image_options": given or None}
+    return options | {"image_options": NewImage(**given) if given else None}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
-from pivotd.cli import render
-from pivotd.cli.app import App
-
-JsonObject = dict[str, Any]
+from pivotd.cli import context, render
+from pivotd.cli.context import App
+from pivotd.client import Pivot, Progress
 
 BAR_INTERVAL_S = 0.1
 LINES_INTERVAL_S = 2.0
@@ -18,31 +17,7 @@ LINE_EVERY_S = 10.0
 """A copy of hours must not fill a log; a change of phase is told at once."""
 
 
-class Display(Protocol):
-    """Shows one pivot while it is waited for; a context manager. ``interval_s``: how often to show."""
-
-    interval_s: float
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def show(self, pivot: JsonObject, progress: JsonObject | None) -> None:
-        """Show how far it is; ``progress`` None: nothing to tell."""
-        ...
-
-    def tell(self, message: str) -> None:
-        """Say one thing that is not progress."""
-        ...
-
-    def end(self, pivot: JsonObject) -> None:
-        """Show that the pivot rests."""
-        ...
-
-
-def display_for(app: App) -> Display:
+def display_for(app: App) -> Silent:
     """Return what suits the place that stderr leads to."""
     if sys.stderr is None:
         return Silent()
@@ -56,9 +31,10 @@ def display_for(app: App) -> Display:
 
 
 class Silent:
-    """Says nothing but trouble."""
+    """Shows one pivot while it is waited for, as a context manager; this one says nothing but trouble."""
 
     interval_s = 60.0
+    """How often to show."""
 
     def __enter__(self) -> Self:
         return self
@@ -68,15 +44,14 @@ class Silent:
     ) -> None:
         """Nothing to end."""
 
-    def show(self, pivot: JsonObject, progress: JsonObject | None) -> None:
+    def show(self, pivot: Pivot, progress: Progress | None) -> None:
         """Show nothing."""
 
     def tell(self, message: str) -> None:
         """Say it."""
-        if sys.stderr is not None:
-            print(f"pivotctl: {message}", file=sys.stderr, flush=True)
+        context.tell(message)
 
-    def end(self, pivot: JsonObject) -> None:
+    def end(self, pivot: Pivot) -> None:
         """Show nothing."""
 
 
@@ -90,35 +65,35 @@ class Lines(Silent):
         self._phase = ""
         self._at = 0.0
 
-    def show(self, pivot: JsonObject, progress: JsonObject | None) -> None:
+    def show(self, pivot: Pivot, progress: Progress | None) -> None:
         """Print a line if the phase is new, or the last line is old and another one would differ."""
         line = describe(pivot, progress)
         now = time.monotonic()
-        if line == self._said or (pivot["phase"] == self._phase and now < self._at + LINE_EVERY_S):
+        if line == self._said or (pivot.phase == self._phase and now < self._at + LINE_EVERY_S):
             return
-        self._said, self._phase, self._at = line, pivot["phase"], now
-        print(f"pivot {pivot['id']}: {line}", file=sys.stderr, flush=True)
+        self._said, self._phase, self._at = line, pivot.phase, now
+        print(f"pivot {pivot.id}: {line}", file=sys.stderr, flush=True)
 
 
-def describe(pivot: JsonObject, progress: JsonObject | None) -> str:
+def describe(pivot: Pivot, progress: Progress | None) -> str:
     """Return phase, bytes and what is waited for, in one line."""
-    known = progress or {}
-    parts = [pivot["phase"], copied(known), *rates(known), known.get("detail")]
+    parts = [pivot.phase, copied(progress), *rates(progress), progress and progress.detail]
     return render.one_line(", ".join(str(part) for part in parts if part))
 
 
-def copied(progress: JsonObject) -> str | None:
+def copied(progress: Progress | None) -> str | None:
     """Return how much is copied, None where that is not known."""
-    done, total = progress.get("copied_bytes"), progress.get("total_bytes")
-    if done is None or not total:
+    if progress is None or progress.copied_bytes is None or not progress.total_bytes:
         return None
+    done, total = progress.copied_bytes, progress.total_bytes
     return f"{render.size(done)} of {render.size(total)} ({100 * done // total} %)"
 
 
-def rates(progress: JsonObject) -> list[str]:
+def rates(progress: Progress | None) -> list[str]:
     """Return what was measured: how fast the guest writes, how fast that is copied, what a pause would cost."""
-    written, taken = progress.get("dirty_bytes_per_s"), progress.get("copy_bytes_per_s")
-    pause_ms = progress.get("expected_pause_ms")
+    if progress is None:
+        return []
+    written, taken, pause_ms = progress.dirty_bytes_per_s, progress.copy_bytes_per_s, progress.expected_pause_ms
     return [
         *([] if written is None else [f"the guest writes {render.size(written)}/s"]),
         *([] if taken is None else [f"the destination takes {render.size(taken)}/s"]),

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pivotd.cli.app import App
+import msgspec
 
-JsonObject = dict[str, Any]
+from pivotd.cli.context import App
+
 NOTHING = "-"
 STYLES = {
     "switched": "green",
@@ -28,7 +29,8 @@ STYLES = {
 def emit_json(document: Any) -> None:
     """Print one document: indented on a terminal, else on one line."""
     indent = 2 if _is_terminal() else None
-    print(json.dumps(document, indent=indent, ensure_ascii=not _is_terminal()), flush=indent is None)
+    plain = msgspec.to_builtins(document)
+    print(json.dumps(plain, indent=indent, ensure_ascii=not _is_terminal()), flush=indent is None)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

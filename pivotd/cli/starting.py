@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,20 +9,32 @@ import click
 
 from pivotd import limits
 from pivotd.cli import render
-from pivotd.cli.app import App
-from pivotd.cli.client import persistently
-from pivotd.cli.errors import EXIT_INTERRUPTED, CtlError, LostError, UsageError
-from pivotd.cli.values import Bandwidth, Milliseconds, Name
+from pivotd.cli.complaints import InterruptError, UsageError
+from pivotd.cli.context import App
+from pivotd.cli.values import MILLISECONDS, Bandwidth, Name
 from pivotd.cli.waiting import FOLLOW, wait_to_the_end
+from pivotd.client import NewPivot, Pivot, UnknownError, new_request_id
 from pivotd.errors import EXIT_DONE
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+AGAIN = """
+    Repeating a REQUEST_ID returns the pivot that it started instead of starting another one. A script that gives one
+    can be run again after any failure.
+
+    Ctrl-C stops waiting; the pivot goes on.
+"""
 
 
 def bandwidth(function: F) -> F:
     """Add the option that limits how fast bytes are copied."""
     return click.option(
-        "--bandwidth", type=Bandwidth(), default=0, metavar="RATE", help="Bytes per second, like 10M or 1G."
+        "--bandwidth",
+        "bandwidth_bytes_per_s",
+        type=Bandwidth(),
+        default=0,
+        metavar="RATE",
+        help="Bytes per second, like 10M or 1G.",
     )(function)
 
 
@@ -34,37 +44,43 @@ def pausing(function: F) -> F:
         "--attempts",
         type=click.IntRange(1, limits.ATTEMPTS_MAX),
         metavar="N",
-        help="How often to try the switch within the longest pause.  [default: the daemon's]",
+        help="How many pauses to try before giving up.  [default: the daemon's]",
     )(function)
     return click.option(
         "--max-pause",
         "max_pause_ms",
-        type=Milliseconds(),
+        type=MILLISECONDS,
         metavar="TIME",
         help="Longest pause of the guest, like 500ms or 1s.  [default: the daemon's]",
     )(function)
 
 
+def _denied(_context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+    """Return what a flag that says no means for the request."""
+    return not value
+
+
 def holding(function: F) -> F:
     """Add the option to stop before the switch."""
-    return click.option("--no-pivot", is_flag=True, help="Stop at ready; `pivotctl pivot complete ID` switches.")(
-        function
-    )
+    said = "Stop at ready; `pivotctl pivot complete ID` switches."
+    return click.option("--no-pivot", "pivot", is_flag=True, callback=_denied, help=said)(function)
 
 
 def throttling(function: F) -> F:
     """Add the option to leave the guest's writes as fast as they are."""
-    return click.option(
-        "--no-throttle", is_flag=True, help="Never slow the guest's writes, even if the copy cannot keep up."
-    )(function)
+    said = "Never slow the guest's writes, even if the copy cannot keep up."
+    return click.option("--no-throttle", "throttle", is_flag=True, callback=_denied, help=said)(function)
 
 
 def common(function: F) -> F:
-    """Add the options of every request."""
-    function = click.option("--force", is_flag=True, help="Go on where a warning would refuse.")(function)
-    function = click.option("--id", "request_id", type=Name(), metavar="REQUEST_ID", help="Your own id, see above.")(
+    """Add the options of every request, and what its help says of waiting and of asking again."""
+    function.__doc__ = f"{function.__doc__}\n{AGAIN}"
+    function = click.option("--force", is_flag=True, help="Continue where pivotd would refuse with a warning.")(
         function
     )
+    function = click.option(
+        "--id", "request_id", type=Name(), metavar="REQUEST_ID", help="An id of your own for this request, see above."
+    )(function)
     return click.option("--detach", "-d", is_flag=True, help="Do not wait.")(function)
 
 
@@ -75,41 +91,30 @@ def check_twice(what: str, names: list[str], command: str) -> None:
         raise UsageError(f"{what} {twice} is named twice; see `pivotctl {command} --help`")
 
 
-def start(app: App, kind: str, domain: str, disks: list[dict[str, Any]], options: dict[str, Any]) -> None:
+def start(app: App, domain: str, request: Callable[..., NewPivot], disks: list[Any], options: dict[str, Any]) -> None:
     """Send the request, and wait for the end of the pivot unless told not to.
 
-    What was not given is left out of the request, and the daemon's own setting counts.
+    ``options``: fields of the request by name, with ``request_id`` and ``detach``.
     """
-    names = {"bandwidth": "bandwidth_bytes_per_s"}
-    body = {names.get(key, key): value for key, value in options.items()}
-    request_id = body.pop("request_id") or os.urandom(16).hex()
-    detach = body.pop("detach")
-    if "no_pivot" in body:
-        body["pivot"] = not body.pop("no_pivot")
-    if "no_throttle" in body:
-        body["throttle"] = not body.pop("no_throttle")
-    given = {key: value for key, value in body.items() if value is not None}
-    pivot = _send(app, kind, domain, {"disks": disks, **given}, request_id)
+    request_id = options.pop("request_id") or new_request_id()
+    detach = options.pop("detach")
+    pivot = _send(app, domain, request(disks=disks, **options), request_id)
     if not detach:
         wait_to_the_end(app, pivot)
         return
     app.status = EXIT_DONE
     if not render.answer(app, pivot):
-        print(f"pivot {pivot['id']} runs; {FOLLOW.format(id=pivot['id'])}")
+        print(f"pivot {pivot.id} runs; {FOLLOW.format(id=pivot.id)}")
 
 
-def _send(app: App, kind: str, domain: str, body: dict[str, Any], request_id: str) -> dict[str, Any]:
-    """Return the pivot. Sent again after a lost connection: the request id makes that safe."""
-    client = app.client
+def _send(app: App, domain: str, request: NewPivot, request_id: str) -> Pivot:
+    """Return the pivot; whatever interrupts this says with which id to ask again."""
     again = f"see `pivotctl pivot show {request_id}`, or send it again with --id {request_id}"
     try:
-        try:
-            return client.start(kind, domain, body, request_id)
-        except LostError:
-            return persistently(
-                lambda: client.start(kind, domain, body, request_id),
-                lambda message: print(f"pivotctl: {message}", file=sys.stderr),
-            )
+        return app.client.start(domain, request, request_id=request_id)
+    except UnknownError as failure:
+        failure.message += f"; pivotd may have taken the request: {again}"
+        raise
     except KeyboardInterrupt:
         message = f"interrupted; pivotd may have taken the request: {again}"
-        raise CtlError("interrupted", message, EXIT_INTERRUPTED, request_id=request_id) from None
+        raise InterruptError(message, request_id=request_id) from None

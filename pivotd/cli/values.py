@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from pivotd import limits
-from pivotd.cli.errors import UsageError
+from pivotd.cli.complaints import UsageError
 from pivotd.core import nbd
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-UNITS_MS = {"": 1.0, "ms": 1.0, "s": 1000.0, "min": 60_000.0}
-UNITS_S = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86_400}
+UNITS_MS: dict[str, float] = {"": 1, "ms": 1, "s": 1000, "min": 60_000}
+UNITS_S: dict[str, float] = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 _NUMBER = re.compile(r"(\d{1,19}(?:\.\d{1,6})?)\s*([a-zA-Z/]*)", re.ASCII)
 
 
@@ -84,38 +84,29 @@ class Bandwidth(click.ParamType[int]):
         return result
 
 
-class Milliseconds(click.ParamType[int]):
-    """A length of time: plain milliseconds, or with ms, s or min."""
+class Length(click.ParamType[int]):
+    """A length of time as a whole number of one unit: a plain number, or with a unit of ``units``."""
 
     name = "time"
 
+    def __init__(self, units: dict[str, float], whole: str, like: str, most: int | None = None) -> None:
+        self.units, self.whole, self.like, self.most = units, whole, like, most
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return whole milliseconds."""
+        """Return the length in the unit."""
         number, unit = _split(str(value))
-        if number is None or unit not in UNITS_MS:
-            self.fail(f"{value!r} is no length of time: give milliseconds, or 500ms or 1s", param, ctx)
-        result = number * UNITS_MS[unit]
+        if number is None or unit not in self.units:
+            self.fail(f"{value!r} is no length of time: give {self.whole}, or {self.like}", param, ctx)
+        result = number * self.units[unit]
         if result != int(result):
-            self.fail(f"{value!r} is no whole number of milliseconds", param, ctx)
+            self.fail(f"{value!r} is no whole number of {self.whole}", param, ctx)
+        if self.most is not None and not 1 <= result <= self.most:
+            self.fail(f"{value!r}: give 1s to {self.most // int(UNITS_S['d'])}d", param, ctx)
         return int(result)
 
 
-class Seconds(click.ParamType[int]):
-    """A length of time in whole seconds: plain seconds, or with s, min, h or d."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return whole seconds."""
-        number, unit = _split(str(value))
-        if number is None or unit not in UNITS_S:
-            self.fail(f"{value!r} is no length of time: give seconds, or 90s, 30min, 1h or 2d", param, ctx)
-        result = number * UNITS_S[unit]
-        if result != int(result):
-            self.fail(f"{value!r} is no whole number of seconds", param, ctx)
-        if not 1 <= result <= limits.KEEP_SYNCED_S_MAX:
-            self.fail(f"{value!r}: give 1s to {limits.KEEP_SYNCED_S_MAX // UNITS_S['d']}d", param, ctx)
-        return int(result)
+MILLISECONDS = Length(UNITS_MS, "milliseconds", "500ms or 1s")
+SECONDS = Length(UNITS_S, "seconds", "90s, 30min, 1h or 2d", limits.KEEP_SYNCED_S_MAX)
 
 
 def absolute(path: str) -> str:

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from pivotd.cli import render
-from pivotd.cli.app import App
-from pivotd.cli.client import Client, persistently
-from pivotd.cli.errors import EXIT_INTERRUPTED, CtlError
-from pivotd.cli.progress import Display, display_for
+from pivotd.cli.complaints import InterruptError
+from pivotd.cli.context import App
+from pivotd.cli.progress import Silent, display_for
+from pivotd.client import Client, Pivot
 from pivotd.errors import EXIT_DONE, EXIT_KEPT, EXIT_UNKNOWN
 
-FOLLOW = "follow it with `pivotctl pivot wait {id}`, give it up with `pivotctl pivot cancel {id}`"
-JsonObject = dict[str, Any]
+FOLLOW = "follow it with `pivotctl pivot wait {id}`, cancel it with `pivotctl pivot cancel {id}`"
 
 
-def wait_to_the_end(app: App, pivot: JsonObject) -> None:
+def wait_to_the_end(app: App, pivot: Pivot) -> None:
     """Wait until the pivot rests, show how far it is, print its end and set the exit status."""
     client = app.client
     try:
         with display_for(app) as display:
             pivot = _wait(client, pivot, display)
     except KeyboardInterrupt:
-        message = f"pivot {pivot['id']} goes on; {FOLLOW.format(id=pivot['id'])}"
-        raise CtlError("interrupted", message, EXIT_INTERRUPTED, pivot=pivot["id"]) from None
+        message = f"pivot {pivot.id} goes on; {FOLLOW.format(id=pivot.id)}"
+        raise InterruptError(message, pivot=pivot.id) from None
     app.status = exit_status(pivot)
     if render.answer(app, pivot):
         return
@@ -34,61 +32,55 @@ def wait_to_the_end(app: App, pivot: JsonObject) -> None:
         print(f"pivotctl: {render.one_line(complaint(pivot))}", file=sys.stderr)
 
 
-def _wait(client: Client, pivot: JsonObject, display: Display) -> JsonObject:
-    pivot_id = pivot["id"]
-    while not rests(pivot):
-        display.show(pivot, persistently(lambda: client.progress(pivot_id), display.tell))
-        pivot = persistently(lambda: client.wait(pivot_id, display.interval_s), display.tell)
+def _wait(client: Client, pivot: Pivot, display: Silent) -> Pivot:
+    client.tell = display.tell
+    while not pivot.rests:
+        display.show(pivot, client.progress(pivot.id))
+        pivot = client.wait(pivot.id, display.interval_s)
     display.end(pivot)
     return pivot
 
 
-def rests(pivot: JsonObject) -> bool:
-    """Return whether nothing more happens to the pivot by itself."""
-    waits = (pivot["phase"] == "ready" and bool(pivot["hold"])) or bool(pivot.get("undo_until"))
-    return pivot["phase"] == "closed" or waits
-
-
-def exit_status(pivot: JsonObject) -> int:
+def exit_status(pivot: Pivot) -> int:
     """Return the exit status of a pivot that rests; one that waits at ready as asked for is done."""
-    match pivot["outcome"]:
+    match pivot.outcome:
         case "switched" | "merged":
             return EXIT_DONE
         case "kept":
             return EXIT_KEPT
-        case None if pivot["phase"] == "ready":
+        case None if pivot.phase == "ready":
             return EXIT_DONE
         case _:
             return EXIT_UNKNOWN
 
 
-def complaint(pivot: JsonObject) -> str:
+def complaint(pivot: Pivot) -> str:
     """Return what went wrong, why and what to do next."""
-    name, why = f"pivot {pivot['id']}", pivot["error"] or "no reason is recorded"
-    if pivot["phase"] == "ready":
+    name, why = f"pivot {pivot.id}", pivot.error or "no reason is recorded"
+    if pivot.phase == "ready":
         return (
-            f"{name} could not switch and waits at ready: {why}; `pivotctl pivot complete {pivot['id']}` tries again, "
-            f"`pivotctl pivot cancel {pivot['id']}` gives it up"
+            f"{name} could not switch and waits at ready: {why}; `pivotctl pivot complete {pivot.id}` tries again, "
+            f"`pivotctl pivot cancel {pivot.id}` cancels it"
         )
-    if pivot["outcome"] == "kept":
-        return f"{name} kept the source: {why}; see `pivotctl pivot show {pivot['id']}`"
-    if pivot["outcome"] == "split":
-        return f"{name} ended differently for its disks: {why}; see `pivotctl verdict {pivot['domain']}`"
-    return f"{name} has an unknown outcome: {why}; compare the images, see `pivotctl verdict {pivot['domain']}`"
+    if pivot.outcome == "kept":
+        return f"{name} kept the source: {why}; see `pivotctl pivot show {pivot.id}`"
+    if pivot.outcome == "split":
+        return f"{name} ended differently for its disks: {why}; see `pivotctl verdict {pivot.domain}`"
+    return f"{name} has an unknown outcome: {why}; compare the images, see `pivotctl verdict {pivot.domain}`"
 
 
-def _print_end(pivot: JsonObject) -> None:
-    for disk in pivot["disks"]:
-        outcome = disk["outcome"] or "ready"
-        image = disk["destination" if outcome == "switched" else "source"]
+def _print_end(pivot: Pivot) -> None:
+    for disk in pivot.disks:
+        outcome = disk.outcome or "ready"
+        image = disk.destination if outcome == "switched" else disk.source
         where = "a person must look" if outcome == "unknown" else f"its data is in {render.text(image)}"
-        print(f"{render.text(pivot['domain'])} {render.text(disk['disk'])}: {outcome}, {where}")
+        print(f"{render.text(pivot.domain)} {render.text(disk.disk)}: {outcome}, {where}")
     paused = "the guest was not paused"
-    if pivot["pause_ms"] is not None:
-        paused = f"the guest was paused for {render.pause(pivot['pause_ms'])}"
-    print(f"pivot {pivot['id']}: {paused}")
-    if pivot.get("undo_until"):
-        until = render.when(pivot["undo_until"])
-        print(f"the old images are kept in sync until {until}: `pivotctl pivot undo {pivot['id']}` returns to them")
-    if pivot["phase"] == "ready" and pivot["outcome"] is None:
-        print(f"it waits at ready: `pivotctl pivot complete {pivot['id']}` switches")
+    if pivot.pause_ms is not None:
+        paused = f"the guest was paused for {render.pause(pivot.pause_ms)}"
+    print(f"pivot {pivot.id}: {paused}")
+    if pivot.undo_until:
+        until = render.when(pivot.undo_until)
+        print(f"the old images are kept in sync until {until}: `pivotctl pivot undo {pivot.id}` returns to them")
+    if pivot.phase == "ready" and pivot.outcome is None:
+        print(f"it waits at ready: `pivotctl pivot complete {pivot.id}` switches")

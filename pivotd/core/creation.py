@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from pivotd.limits import LUKS_ITER_MS_MAX
+
 PREALLOCATIONS = ("off", "metadata", "falloc", "full")
 RAW_PREALLOCATIONS = ("off", "falloc", "full")
 VERSIONS = ("v2", "v3")
@@ -13,7 +15,6 @@ CLUSTER_BYTES_MIN = 512
 CLUSTER_BYTES_MAX = 2 << 20
 EXTENDED_L2_CLUSTER_BYTES_MIN = 16 << 10
 REFCOUNT_BITS = (1, 2, 4, 8, 16, 32, 64)
-LUKS_ITER_MS_MAX = 60_000
 
 
 @dataclass(frozen=True, slots=True)

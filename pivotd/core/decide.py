@@ -1,4 +1,4 @@
-"""The decision: one pure, total function from (journal record, observation) to the next action.
+"""The decision: one pure, total function from (journal record, observation, attempt) to the next action.
 
 It drives a normal pivot and a recovery alike. Every rule of docs/protocol.md is one case below, and nothing else in
 pivotd decides anything about a pivot. The rule behind all cases: without a durable ``switched`` the source holds the
@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pivotd.core.actions import Action, AskAgain, Done, RestoreLimits, SetBandwidth
+from pivotd.core.attempt import Attempt
 from pivotd.core.observation import STATUS_READY, Observation, Qemu
 from pivotd.core.pivot import Outcome, Phase, Pivot
+from pivotd.core.rules.cancelling import cancelling
 from pivotd.core.rules.copying import copying, ready
-from pivotd.core.rules.decided import cancelling, decided
+from pivotd.core.rules.decided import decided
 from pivotd.core.rules.endings import record_all
 from pivotd.core.rules.pausing import pausing
 from pivotd.core.rules.preparing import preparing
 
 
-def decide(pivot: Pivot, seen: Observation) -> Action:
+def decide(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """Return the next action; total over every phase and everything QEMU can show.
 
     Source: docs/protocol.md, the decision table.
@@ -31,12 +33,12 @@ def decide(pivot: Pivot, seen: Observation) -> Action:
     if seen.qemu is Qemu.SAME and (owed := _owed(pivot, seen)) is not None:
         return owed
     if pivot.phase is Phase.DECIDED:
-        return decided(pivot, seen)
+        return decided(pivot, seen, attempt)
     if seen.qemu is Qemu.GONE:
         return record_all(pivot, Outcome.KEPT, "QEMU is gone and no switch was recorded: the source has every write")
     if seen.qemu is Qemu.REPLACED:
         return _replaced(pivot, seen)
-    return _PHASES[pivot.phase](pivot, seen)
+    return _PHASES[pivot.phase](pivot, seen, attempt)
 
 
 def _owed(pivot: Pivot, seen: Observation) -> Action | None:
@@ -63,7 +65,7 @@ def _replaced(pivot: Pivot, seen: Observation) -> Action:
     return record_all(pivot, Outcome.KEPT, f"another QEMU process answers and uses {where}; no switch was recorded")
 
 
-_PHASES: dict[Phase, Callable[[Pivot, Observation], Action]] = {
+_PHASES: dict[Phase, Callable[[Pivot, Observation, Attempt], Action]] = {
     Phase.PREPARING: preparing,
     Phase.COPYING: copying,
     Phase.READY: ready,

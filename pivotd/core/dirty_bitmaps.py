@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pivotd.core.pivot import Image, Pivot, PivotDisk
-from pivotd.core.request import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,6 @@ def ends(disk: PivotDisk) -> tuple[Image, Image]:
 
 def owed(pivot: Pivot, found: Bitmaps) -> Bitmaps:
     """Return the bitmaps that must have come along before the switch or the merge; only qcow2 keeps any."""
-    if pivot.kind is Kind.PULL:
-        return {}
     qcow2 = {disk.disk: ends(disk)[1].format == "qcow2" for disk in pivot.disks}
     return {
         disk: kept
@@ -47,13 +44,12 @@ def owed(pivot: Pivot, found: Bitmaps) -> Bitmaps:
     }
 
 
-def wrong(pivot: Pivot, carried: Bitmaps, found: Bitmaps) -> str | None:
+def wrong(carried: Bitmaps, found: Bitmaps, *, may_differ: bool) -> str | None:
     """Return what a destination lacks of the bitmaps that were carried to it, None for nothing.
 
-    It may mark more than the source did, where it had a bitmap of that name before: a backup then copies too much. The
-    base of a commit keeps the granularity of such a bitmap, and its persistence.
+    It may mark more than the source did, where it had a bitmap of that name before: a backup then copies too much.
+    ``may_differ``: it keeps the granularity and the persistence of such a bitmap.
     """
-    may_differ = pivot.kind is Kind.COMMIT
     for disk, bitmaps in carried.items():
         there = {bitmap.name: bitmap for bitmap in found.get(disk, ())}
         for bitmap in bitmaps:

@@ -10,10 +10,19 @@ from __future__ import annotations
 
 import re
 
+from pivotd import limits
+
 NODE_NAME_LENGTH_MAX = 31
 JOB_ID_CHARACTERS = 10
 DISKS_MAX = 64
+DOMAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+DOMAIN_NAME_WORDS = f"at most {limits.NAME_LENGTH_MAX} of A-Z a-z 0-9 . _ - that starts with a letter or digit"
 _DESTINATION = re.compile(r"p[0-9A-Z]{26}-\d+")
+
+
+def is_domain_name(name: str) -> bool:
+    """Return whether a domain may have this name, wherever it comes from: DOMAIN_NAME_WORDS."""
+    return len(name) <= limits.NAME_LENGTH_MAX and re.fullmatch(DOMAIN_NAME, name) is not None
 
 
 def _job(pivot: str, index: int, suffix: str) -> str:

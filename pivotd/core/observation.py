@@ -74,7 +74,7 @@ STATUS_FOLLOWING = frozenset({"created", "running", "ready", "standby"})
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One look at QEMU for one pivot, and what this process remembers of its own last moments.
+    """One look at QEMU for one pivot: what QEMU shows, and nothing else.
 
     ``jobs`` and ``nodes`` hold only names that belong to the pivot; ``roots`` is by disk.
     ``uses_source`` and ``uses_destination`` are facts on a REPLACED process: it has that file of any disk as a root.
@@ -95,41 +95,8 @@ class Observation:
     migrating: bool = False
     uses_source: bool = False
     uses_destination: bool = False
-    stop_sent: bool | None = None
-    """Whether this process sent ``stop`` under the present intent; None: an earlier process may have."""
-    completing: frozenset[str] | None = frozenset()
-    """Jobs to which ``job-complete`` was sent under the present intent; None: an earlier process may have."""
-    unwritten: bool = False
-    """Whether this process has watched the guest without a gap since it stood still, before any job had ended.
-
-    Whatever a job has moved since, the guest has written nothing there.
-    """
-    deadline_passed: bool = False
-    cancel_requested: bool = False
-    clean_up_failed: bool = False
-    """True once QEMU has refused to let go of something of ours; it is named in the last record."""
-    rollback_failed: bool = False
-    """True once a reverse mirror under the present intent has ended in an error."""
     bitmaps: Bitmaps = field(default_factory=dict)
     """The dirty bitmaps of the present roots that can be used."""
-    carried: Bitmaps | None = None
-    """The bitmaps that this process has carried to the destinations under the present intent."""
-    carry_refused: str | None = None
-    """Why they could not be."""
-    rolled_back: str | None = None
-    """Why a finished switch was taken back under the present intent."""
-    back_started: bool = False
-    """Whether this process has started the mirrors back under the present intent, before anybody could write."""
-    back_failed: str | None = None
-    """Why the mirrors back to the sources cannot be started under the present intent."""
-    window_over: bool = False
-    """Whether the time of the undo window has passed."""
-    release_requested: bool = False
-    undo_requested: bool = False
-    lost: str | None = None
-    """What has become of the file of a destination, if its name leads there no more."""
-    quick: bool = False
-    """Whether the flush right before the intent was quick, so that ``stop`` will return long before the deadline."""
     detail: str | None = None
     """One sentence for people, e.g. why QEMU is silent."""
 

@@ -42,6 +42,11 @@ def is_resting(pivot: Pivot) -> bool:
     return pivot.phase is Phase.CLOSED or (waits and not pivot.owes_resume)
 
 
+def is_decided(pivot: Pivot) -> bool:
+    """Return whether the outcome of a pivot is durable."""
+    return pivot.phase in {Phase.DECIDED, Phase.CLOSED}
+
+
 def diagram() -> str:
     """Return the table as a Mermaid state diagram."""
     lines = ["stateDiagram-v2", "    [*] --> preparing: accepted"]

@@ -161,7 +161,7 @@ class Pivot:
 
     @property
     def switches(self) -> bool:
-        """Whether the disks get another image; merging layers below an image switches nothing and needs no pause."""
+        """Whether the disks get another image; merging layers below an image switches nothing."""
         return any(disk.switches for disk in self.disks)
 
     @property
@@ -173,11 +173,6 @@ class Pivot:
     def family(self) -> tuple[str, ...]:
         """The ids that names in QEMU may carry: its own, and that of the pivot which it takes back."""
         return (self.id,) if self.undo_of is None else (self.id, self.undo_of)
-
-    @property
-    def has_jobs(self) -> bool:
-        """Whether a block job works on each disk; a snapshot is one transaction."""
-        return self.kind is not Kind.SNAPSHOT
 
     @property
     def outcome(self) -> str | None:

@@ -136,8 +136,3 @@ def provisional(verdict: Verdict) -> Verdict:
         reason="pivotd is alive in the middle of this switch and may be about to record its outcome: ask again in a "
         "moment, or stop pivotd first.",
     )
-
-
-def is_decided(pivot: Pivot) -> bool:
-    """Return whether the outcome of a pivot is durable."""
-    return pivot.phase in {Phase.DECIDED, Phase.CLOSED}

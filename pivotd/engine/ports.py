@@ -28,6 +28,10 @@ class Journal(Protocol):
         """Close a pivot and accept its successor as one; return the closed one. Raises: as advance() and accept()."""
         ...
 
+    async def read(self, pivot: str) -> Pivot:
+        """Return a pivot as it is on disk. Raises: JournalError."""
+        ...
+
     async def note(
         self, event: str, facts: JsonObject, *, domain: str | None = None, pivot: str | None = None
     ) -> Record:
@@ -157,10 +161,6 @@ class Session(Protocol):
 
     async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
         """Cut the connections to NBD destinations of disks, out of band; return whether that was done."""
-        ...
-
-    def look_ahead(self) -> None:
-        """Ask now what has to be known right before the guest is let run, without waiting for the answer."""
         ...
 
     async def resume(self) -> None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from pivotd.core import actions
+from pivotd.core.attempt import Attempt
 from pivotd.core.observation import Observation, Root
 from pivotd.core.pivot import Image, JsonObject, Outcome, Phase, Pivot, PivotDisk, outcome_of
-from pivotd.core.request import Kind
 
 RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.EndWindow)
 """After these QEMU is as it was: the same observation serves the next decision."""
@@ -16,7 +16,7 @@ RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.Record
 Written = tuple[str, JsonObject, dict[str, Any]]
 
 
-def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: str) -> Written:
+def written(pivot: Pivot, action: actions.Action, seen: Observation, attempt: Attempt, utc_now: str) -> Written:
     """Return (event, facts, changes) of a RECORD_ONLY action."""
     match action:
         case actions.Advance(phase):
@@ -30,9 +30,9 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: st
             if hold:
                 kept = tuple(replace(disk, outcome=Outcome.KEPT) for disk in pivot.disks)
                 changes |= {"disks": kept, "error": reason}
-            return "gave-up", facts(pivot, seen, reason), changes
+            return "gave-up", facts(pivot, seen, attempt, reason), changes
         case actions.Abandon(reason):
-            return "cancelling", facts(pivot, seen, reason), {"phase": Phase.CANCELLING, "error": reason}
+            return "cancelling", facts(pivot, seen, attempt, reason), {"phase": Phase.CANCELLING, "error": reason}
         case actions.RecordOutcome(outcomes, reason, hold):
             outcome_by_disk = dict(outcomes)
             disks = tuple(
@@ -42,16 +42,16 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, utc_now: st
             assert event is not None, "every disk has one"
             error = None if event == Outcome.SWITCHED.value else reason
             changes = {"phase": Phase.DECIDED, "disks": disks, "decided_at": utc_now, "error": error, "hold": hold}
-            return event, facts(pivot, seen, reason), changes
+            return event, facts(pivot, seen, attempt, reason), changes
         case actions.EndWindow(reason):
             return "window-ended", {"reason": reason}, {"phase": Phase.DECIDED, "hold": False}
     raise AssertionError(action)
 
 
 def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:
-    """An adopted destination has its name from a person; once it is the disk's root QEMU shows which image it is."""
-    if not pivot.options.adopted or pivot.kind is not Kind.COPY or seen.roots.get(disk.disk) is not Root.DESTINATION:
-        return disk
+    """An adopted mirror's destination has its name from a person; as the disk's root QEMU shows which image it is."""
+    if not pivot.options.adopted or disk.base is not None or seen.roots.get(disk.disk) is not Root.DESTINATION:
+        return disk  # the base of a commit is in the chain that was seen
     filename, image_format = seen.images.get(disk.disk, (disk.destination.filename, disk.destination.format))
     image_format = "raw" if image_format in {"file", "host_device"} else image_format
     known = disk.destination
@@ -59,10 +59,10 @@ def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:
     return replace(disk, destination=Image(filename, image_format, known.node, file_id))
 
 
-def facts(pivot: Pivot, seen: Observation, reason: str) -> JsonObject:
+def facts(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> JsonObject:
     """Return what was seen, for people and for the evidence of a verdict."""
     jobs = {disk.job: seen.job(disk.job) for disk in pivot.disks}
-    carried = {disk: [bitmap.name for bitmap in bitmaps] for disk, bitmaps in (seen.carried or {}).items()}
+    carried = {disk: [bitmap.name for bitmap in bitmaps] for disk, bitmaps in (attempt.carried or {}).items()}
     return {
         **({"bitmaps": carried} if carried else {}),
         "reason": reason,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 
 from pivotd import limits
@@ -11,6 +12,7 @@ from pivotd.core.pivot import Identity, Phase, Pivot
 from pivotd.engine.driver import Driver
 from pivotd.errors import DomainUnreachableError, UnsupportedQemuError
 from pivotd.host import process
+from pivotd.host.threads import in_thread
 from pivotd.log import get_logger
 from pivotd.qmp.session import Session
 
@@ -27,6 +29,8 @@ class Supervisor:
         self.path = path
         self.origin = origin
         self.window = asyncio.Lock()
+        self.planning = asyncio.Lock()
+        """Requests for this domain are planned one by one: what one plans must not change under it."""
         self.drivers: dict[str, Driver] = {}
         self.session: Session | None = None
         self.connection = "connecting"
@@ -57,6 +61,7 @@ class Supervisor:
     def start(self, pivot: Pivot) -> Driver:
         """Drive a pivot."""
         assert self._group is not None, "the supervisor runs"
+        assert not self.ended, "nobody would tell the driver to end"
         driver = self._make_driver(pivot, self)
         self.drivers[pivot.id] = driver
         task = self._group.create_task(driver.run(), name=f"pivot {pivot.id}")
@@ -65,11 +70,16 @@ class Supervisor:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self.drivers.pop(pivot.id, None)
-            if driver.successor is not None and not self._ended.is_set():
+            if driver.successor is not None and not self.ended:
                 self.start(driver.successor)
 
         task.add_done_callback(ended)
         return driver
+
+    @property
+    def ended(self) -> bool:
+        """Whether end() was called: no further pivot is driven here."""
+        return self._ended.is_set()
 
     def end(self) -> None:
         """Let run() return: drivers leave as soon as no pause of theirs is open."""
@@ -80,6 +90,15 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._settled.wait()
+
+    async def connected(self) -> Session:
+        """Return the connection, after one more try where there is none. Raises: DomainUnreachableError."""
+        if self.session is None:
+            self.hurry()
+            await self.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
+        if self.session is None:
+            raise DomainUnreachableError(f"domain {self.name}: {self.detail}", domain=self.name)
+        return self.session
 
     def process_gone(self, known: Identity) -> bool:
         """Return whether that QEMU process has certainly ended."""
@@ -100,7 +119,12 @@ class Supervisor:
             self._settled.clear()
             self._hurry.clear()
             try:
+                # connect() of a name whose storage hangs would stop the event loop.
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                    await in_thread(limits.CONNECT_TIMEOUT_S, os.stat, self.path, paths=[self.path])
                 session = await Session.connect(self.path)
+            except TimeoutError as error:
+                self._lost("unreachable", str(error))
             except (DomainUnreachableError, UnsupportedQemuError) as error:
                 self._lost("refused" if isinstance(error, UnsupportedQemuError) else "unreachable", error.message)
             except Exception as error:

@@ -5,82 +5,69 @@ Only while every disk concerned has its source as root: then nothing but the cop
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Awaitable, Coroutine, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from pivotd import limits
-from pivotd.core import actions, nbd
+from pivotd.core import actions, kinds, nbd
 from pivotd.core.observation import Observation, Root
 from pivotd.core.pivot import Pivot, PivotDisk
-from pivotd.core.request import Kind
-from pivotd.engine.ports import Clock
+from pivotd.engine.driver_state import DriverState
 from pivotd.errors import QmpError
+from pivotd.log import get_logger
 
 T = TypeVar("T")
+log = get_logger()
 
 
-class Cut(Protocol):
-    """How the connections to the exports of disks are cut; ``hangs``: because they do not answer."""
+async def bound(state: DriverState, work: Coroutine[Any, Any, T], action: actions.Action, seen: Observation) -> T:
+    """Return what the work for an action returns; where it takes too long, the connections are cut first."""
+    disks = _exports(state.pivot, seen)
+    if disks and isinstance(action, actions.CancelJobs):
+        # At once: QEMU 7.2 does not always let go of a mirror that was cancelled before its server was cut off.
+        with contextlib.suppress(QmpError):
+            await _cut(state, disks)
+        return await work
+    patience_s = _patience_s(state, action) if disks else None
+    if patience_s is None:
+        return await work
+    return await state.unless_late(work, patience_s, lambda: _cut_off(state, disks))
 
-    def __call__(self, disks: Sequence[PivotDisk], *, hangs: bool) -> Awaitable[None]:
-        """Cut them. Raises: QmpError."""
-        ...
+
+def _patience_s(state: DriverState, action: actions.Action) -> float | None:
+    """Return how long an action may take; None: as long as it takes."""
+    match action:
+        case actions.Prepare():
+            return limits.PREPARE_PATIENCE_S
+        case actions.Stop():
+            return state.pivot.options.max_pause_ms / 1000 + limits.YANK_GRACE_S
+        case actions.Complete():
+            left_s = (state.attempt.deadline or 0.0) - state.clock.monotonic()
+            return limits.YANK_GRACE_S + max(0.0, left_s)
+    # What comes after a job-finalize is left alone: the guest may depend on the destination by then.
+    return None
 
 
-class Watchdog:
-    """Bounds what one pivot does to a QEMU that may hang on a destination."""
+async def _cut(state: DriverState, disks: Sequence[PivotDisk]) -> bool:
+    session = state.domain.session
+    return session is not None and await session.cut(state.pivot, disks)
 
-    def __init__(self, clock: Clock, cut: Cut) -> None:
-        self._clock = clock
-        self._cut = cut
 
-    async def bound(
-        self,
-        work: Coroutine[Any, Any, T],
-        pivot: Pivot,
-        action: actions.Action,
-        seen: Observation,
-        deadline: float | None,
-    ) -> T:
-        """Return what work returns; if it does not come to its end in time, the connections are cut first."""
-        disks = _exports(pivot, seen)
-        if disks and isinstance(action, actions.CancelJobs):
-            # At once: QEMU 7.2 does not always let go of a mirror that was cancelled before its server was cut off.
-            with contextlib.suppress(QmpError):
-                await self._cut(disks, hangs=False)
-            return await work
-        patience_s = self._patience_s(pivot, action, deadline) if disks else None
-        if patience_s is None:
-            return await work
-        task = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait([task], timeout=patience_s)
-            if not task.done():
-                with contextlib.suppress(QmpError):
-                    await self._cut(disks, hangs=True)
-            return await task
-        finally:
-            task.cancel()
-
-    def _patience_s(self, pivot: Pivot, action: actions.Action, deadline: float | None) -> float | None:
-        now = self._clock.monotonic()
-        left_s = limits.YANK_GRACE_S + (0.0 if deadline is None else max(0.0, deadline - now))
-        match action:
-            case actions.Prepare():
-                return limits.PREPARE_PATIENCE_S
-            case actions.Stop():
-                return pivot.options.max_pause_ms / 1000 + limits.YANK_GRACE_S
-            case actions.Complete():
-                return left_s
-        # What comes after a job-finalize is left alone: the guest may depend on the destination by then.
-        return None
+async def _cut_off(state: DriverState, disks: Sequence[PivotDisk]) -> None:
+    """Cut the connections to exports that do not answer; their copy ends in an error by that."""
+    done = False
+    with contextlib.suppress(QmpError):
+        done = await _cut(state, disks)
+    exports = [disk.destination.filename for disk in disks]
+    state.remember(lost=f"{exports[0]} does not answer: it was cut off")
+    log.error("destination.hangs", pivot=state.pivot.id, exports=exports, cut=done)
+    await state.note_in_time("destination-hangs", {"exports": exports, "cut": done})
 
 
 def _exports(pivot: Pivot, seen: Observation) -> list[PivotDisk]:
     """Return the disks that are copied to an export and are still on their source."""
-    if pivot.kind is not Kind.COPY:
+    if not kinds.of(pivot).may_hang:
         return []
     return [
         disk

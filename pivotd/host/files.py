@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pivotd.core import nbd
 from pivotd.core.pivot import Image
+from pivotd.host.threads import look_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,26 @@ def file_id(path: str) -> str | None:
 
     None where there is no such file or pivotd may not look.
     """
+    look_at(path)
     try:
         return _identify(os.stat(path))  # noqa: PTH116 - one system call, no object
     except (OSError, ValueError):
         return None
+
+
+def identities(name: str) -> frozenset[str]:
+    """Return marks of the image behind a name, there or not yet: two names of one image share at least one.
+
+    Of a file its real path, its place in its directory, and itself; NBD exports have their address.
+    """
+    export = nbd.canonical(name)
+    if export is not None:
+        return frozenset({export})
+    look_at(name)
+    path = os.path.realpath(name)
+    directory, itself = file_id(os.path.dirname(path)), file_id(path)  # noqa: PTH120
+    place = None if directory is None else f"{directory}/{os.path.basename(path)}"  # noqa: PTH119
+    return frozenset(filter(None, (path, place, itself)))
 
 
 def _identify(found: os.stat_result) -> str:
@@ -93,6 +110,7 @@ def opened(pid: int) -> frozenset[str] | None:
     try:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                look_at(str(entry.readlink()))
                 found.add(_identify(entry.stat()))
     except OSError:
         return None
@@ -108,6 +126,7 @@ def lost(images: Iterable[Image]) -> str | None:
     for image in images:
         if not image.filename.startswith("/"):
             continue
+        look_at(image.filename)
         try:
             found = os.stat(image.filename)  # noqa: PTH116 - one system call, no object
         except (FileNotFoundError, NotADirectoryError):

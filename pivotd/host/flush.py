@@ -16,10 +16,7 @@ from pivotd.host.threads import in_thread
 
 
 class Flusher:
-    """Flushes files, each at most once at a time: one that hangs is not piled upon."""
-
-    def __init__(self) -> None:
-        self._busy: set[str] = set()
+    """Flushes files. One that hangs is not piled upon: its path has no thread left."""
 
     async def flush(self, paths: Sequence[str], timeout_s: float = limits.PROBE_TIMEOUT_S) -> float | None:
         """Flush all files side by side; return the milliseconds it took, None where pivotd may not open one.
@@ -27,19 +24,9 @@ class Flusher:
         Raises: TimeoutError: the storage does not answer in time. OSError: it reported an I/O error.
         """
         started = time.monotonic()
-        distinct = list(dict.fromkeys(paths))
-        busy = next((path for path in distinct if path in self._busy), None)
-        if busy is not None:
-            raise TimeoutError(f"an earlier flush of {busy} has not ended yet")
-        readable = await asyncio.gather(*(in_thread(timeout_s, self._flush, path) for path in distinct))
+        distinct = dict.fromkeys(paths)
+        readable = await asyncio.gather(*(in_thread(timeout_s, _fdatasync, path, paths=[path]) for path in distinct))
         return (time.monotonic() - started) * 1000 if all(readable) else None
-
-    def _flush(self, path: str) -> bool:
-        self._busy.add(path)
-        try:
-            return _fdatasync(path)
-        finally:
-            self._busy.discard(path)
 
 
 def _fdatasync(path: str) -> bool:

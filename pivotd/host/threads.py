@@ -1,41 +1,182 @@
-"""Calls that storage may hold up for ever: each in a thread of its own, so that a hung one blocks nobody else."""
+"""Calls that storage may hold up for ever: each in a thread of its own, and few threads for each path.
+
+A thread that hangs in the kernel cannot be ended. So a path with a call that hangs gets no further thread until that
+call has come back, and whoever asks for one is told at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import threading
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
-P = ParamSpec("P")
+from pivotd import limits
+
+Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
 
-async def in_thread(timeout_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return what function returns. A thread that hangs stays behind, alone, until the storage answers.
+@dataclass(eq=False, slots=True)
+class _Call:
+    """One call that has a thread, also after whoever made it has given up."""
 
-    Raises: TimeoutError: no answer within timeout_s. Whatever function raises.
+    paths: tuple[str, ...]
+    patience_s: float
+    started_s: float = field(default_factory=time.monotonic)
+    at: str | None = None
+    """Which of them it looks at now, as far as it says."""
+
+    @property
+    def hangs(self) -> bool:
+        """A short patience is the caller's own affair: it does not show that the storage hangs."""
+        return time.monotonic() - self.started_s >= max(self.patience_s, limits.FILE_TIMEOUT_S)
+
+    @property
+    def held_by(self) -> tuple[str, ...]:
+        """Whose storage does not answer, if it hangs."""
+        return self.paths if self.at is None else (self.at,)
+
+
+_running: set[_Call] = set()
+"""Threads take themselves out: copy it before you go through it."""
+_waiting: dict[_Call, asyncio.Future[None]] = {}
+"""Calls whose paths have no thread left for them, in the order in which they came."""
+_here = threading.local()
+
+
+def look_at(path: str) -> None:
+    """Say what this thread looks at next: if that hangs, it is the storage of this path that does not answer."""
+    call: _Call | None = getattr(_here, "call", None)
+    if call is not None:
+        call.at = path
+
+
+def running() -> int:
+    """Return how many calls have a thread now."""
+    return len(_running)
+
+
+async def in_thread(timeout_s: float, function: Callable[[*Ts], T], *args: *Ts, paths: Sequence[str]) -> T:
+    """Return what function returns, which looks at the storage of ``paths``.
+
+    Raises: TimeoutError: the storage does not answer within timeout_s, or an earlier call still hangs there; the
+    message is one line with the path. Whatever function raises.
     """
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
+    call = _Call(tuple(paths), timeout_s)
+    result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    try:
+        async with asyncio.timeout(timeout_s):
+            while (silent := _refusal(call)) is None and not _has_room(call):
+                await _turn(call)
+            if silent is None:
+                call.started_s = time.monotonic()
+                _start(call, result, function, *args)
+                return await result
+            _wake()  # its turn, if it had one, is the next one's
+    except TimeoutError as error:
+        if result.done() and not result.cancelled() and result.exception() is error:
+            raise  # function's own
+        silent = f"the storage of {_named(call.held_by)} does not answer"
+    raise TimeoutError(silent)
 
-    def resolve(value: Any, error: BaseException | None) -> None:
-        if result.done():
-            return
-        if error is None:
-            result.set_result(value)
-        else:
-            result.set_exception(error)
+
+def _refusal(call: _Call) -> str | None:
+    """Return why the call would only hang too, None where it may not."""
+    hanging = [other for other in list(_running) if other.hangs]
+    silent = [path for other in hanging for path in other.held_by if path in call.paths]
+    if silent:
+        return f"the storage of {_named(silent)} does not answer"
+    held = [path for other in sorted(hanging, key=lambda other: other.started_s) for path in other.held_by]
+    if len(hanging) >= limits.MOUNT_THREADS_MAX:
+        mounts = _mounts()
+        own = {_mount(path, mounts) for path in call.paths}
+        same = [path for path in held if _mount(path, mounts) in own]
+        if len(same) >= limits.MOUNT_THREADS_MAX:
+            return f"the storage of {_named(same)} does not answer, and {_named(call.paths)} is on the same"
+    if len(hanging) >= limits.THREADS_MAX:
+        return f"the storage of {_named(held)} does not answer; no thread is left to look at {_named(call.paths)}"
+    return None
+
+
+def _mounts() -> list[str]:
+    """Return the mount points of this host, without a look at any of them. Source: proc(5), mountinfo."""
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    return [os.fsdecode(re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), line.split()[4])) for line in lines]
+
+
+def _mount(path: str, mounts: Sequence[str]) -> str:
+    """Return where the file system of a path is mounted; what is in /dev are devices, each a storage of its own."""
+    if path.startswith("/dev/"):
+        return path
+    return max((mount for mount in mounts if f"{path}/".startswith(f"{mount.rstrip('/')}/")), key=len, default=path)
+
+
+def _has_room(call: _Call) -> bool:
+    others = list(_running)
+    taken = Counter(path for other in others for path in other.paths)
+    return len(others) < limits.THREADS_MAX and all(taken[path] < limits.PATH_THREADS_MAX for path in call.paths)
+
+
+async def _turn(call: _Call) -> None:
+    """Wait until there may be a thread for the call."""
+    woken = _waiting[call] = asyncio.get_running_loop().create_future()
+    try:
+        await woken
+    except asyncio.CancelledError:
+        if _waiting.pop(call, None) is None:
+            _wake()  # its turn is the next one's
+        raise
+
+
+def _wake() -> None:
+    """Let as many calls look again as there are threads for."""
+    free = limits.THREADS_MAX - len(_running)
+    for call in list(islice(filter(_has_room, _waiting), max(0, free))):
+        woken = _waiting.pop(call)
+        if not woken.done():
+            woken.set_result(None)
+
+
+def _start(call: _Call, result: asyncio.Future[T], function: Callable[[*Ts], T], *args: *Ts) -> None:
+    loop = result.get_loop()
+
+    def end(resolve: Callable[[], None]) -> None:
+        if not result.done():
+            resolve()
+        _wake()
 
     def work() -> None:
-        value, error = None, None
+        _here.call = call
         try:
-            value = function(*args, **kwargs)
-        except Exception as failure:  # noqa: BLE001 - it is raised where it was asked for
-            error = failure
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(resolve, value, error)
+            value = function(*args)
+        except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
+            failure = error
+            resolve = lambda: result.set_exception(failure)  # noqa: E731
+        else:
+            resolve = lambda: result.set_result(value)  # noqa: E731
+        _running.discard(call)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(end, resolve)
 
-    threading.Thread(target=work, name=getattr(function, "__name__", "call"), daemon=True).start()
-    async with asyncio.timeout(timeout_s):
-        return await result
+    _running.add(call)
+    try:
+        threading.Thread(target=work, name=getattr(function, "__name__", "call"), daemon=True).start()
+    except RuntimeError:  # this host gives pivotd no more threads
+        _running.discard(call)
+        raise
+
+
+def _named(paths: Sequence[str]) -> str:
+    """Return the first path, and how many others there are."""
+    distinct = list(dict.fromkeys(paths))
+    more = f" and {len(distinct) - 1} other{'s'[: len(distinct) - 2]}" if len(distinct) > 1 else ""
+    return f"{distinct[0] if distinct else 'an image'}{more}"

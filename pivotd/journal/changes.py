@@ -176,6 +176,11 @@ def open_pivots(connection: sqlite3.Connection) -> list[Pivot]:
     return load_pivots(connection, SELECT_OPEN)
 
 
+def pivot(connection: sqlite3.Connection, pivot_id: str) -> Pivot:
+    """Return one pivot. Raises: LookupError."""
+    return load_pivots(connection, "SELECT * FROM pivot WHERE id = ?", (pivot_id,))[0]
+
+
 def domains(connection: sqlite3.Connection) -> list[DomainRow]:
     """Return the domains that were added at run time, by name."""
     rows = connection.execute("SELECT name, qmp_path FROM domain ORDER BY name")

@@ -14,8 +14,8 @@ from pivotd import limits
 from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
 from pivotd.journal import changes, lock, schema, wal
-from pivotd.journal.failures import READ_ERRORS, on_read
 from pivotd.journal.rows import DomainRow
+from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 from pivotd.journal.writer import Writer
 
 T = TypeVar("T")
@@ -111,6 +111,14 @@ class Journal:
         """
         return await self._writer.submit(changes.hand_over(before, successor, facts, changes.utc_now()))
 
+    async def added_domains(self) -> list[DomainRow]:
+        """Return the domains that were added at run time, by name. Raises: JournalError."""
+        return await self._look(changes.domains)
+
+    async def read(self, pivot: str) -> Pivot:
+        """Return a pivot as it is on disk now, after every change that was submitted before. Raises: JournalError."""
+        return await self._look(lambda connection: changes.pivot(connection, pivot))
+
     async def note(
         self, event: str, facts: JsonObject, *, domain: str | None = None, pivot: str | None = None
     ) -> Record:
@@ -188,6 +196,12 @@ class Journal:
             self._close_index()
             lock.release(self._lock)
             self._lock = -1
+
+    async def _look(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await asyncio.wrap_future(self._writer.call(function))
+        except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
+            raise on_read(error, self.path) from error
 
     def _start_up(self, function: Callable[[sqlite3.Connection], T]) -> T:
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pivotd import limits
 from pivotd.errors import JournalLockedError
-from pivotd.journal.failures import on_read
+from pivotd.journal.sqlite_failures import on_read
 
 FILE_MODE = 0o640
 RETRY_S = 0.01

@@ -12,7 +12,7 @@ from pathlib import Path
 from pivotd import limits
 from pivotd.errors import JournalError, JournalLockedError
 from pivotd.journal import lock, raw_files, schema
-from pivotd.journal.failures import READ_ERRORS, on_read
+from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 
 _LIVE = "mode=ro&readonly_shm=1"
 """Without the second flag a reader would create or write ``journal.db-shm``."""

@@ -14,8 +14,8 @@ from pivotd.core.pivot import Pivot, PivotDisk, Record
 from pivotd.errors import JournalError, NotFoundError
 from pivotd.journal import offline, schema
 from pivotd.journal.changes import domains, last_seq
-from pivotd.journal.failures import on_read
 from pivotd.journal.rows import DomainRow, load_latest, load_pivots, record
+from pivotd.journal.sqlite_failures import on_read
 
 T = TypeVar("T")
 _WRONG_LATEST = """

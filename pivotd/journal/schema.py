@@ -19,8 +19,8 @@ from urllib.parse import quote
 import pivotd
 from pivotd.errors import JournalCorruptError, JournalError, JournalNewerError
 from pivotd.journal import raw_files
-from pivotd.journal.failures import READ_ERRORS, on_read
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
+from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 
 SCHEMA_VERSION = 4
 """The number of the last step in migrations/migrations.py."""

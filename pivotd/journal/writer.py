@@ -20,7 +20,7 @@ from pivotd import limits
 from pivotd.core.pivot import Record
 from pivotd.errors import JournalError, JournalWriteError, PivotdError
 from pivotd.journal.changes import Change, last_seq
-from pivotd.journal.failures import is_refusal, may_leave_frames, on_write
+from pivotd.journal.sqlite_failures import is_refusal, may_leave_frames, on_write
 from pivotd.log import get_logger
 
 log = get_logger()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from pivotd import limits
@@ -10,8 +9,8 @@ from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import Kind, Target
 from pivotd.errors import BadRequestError, ConflictError, NotFoundError
 from pivotd.host import files
-from pivotd.planning.domain_snapshot import WORKING, Scene
-from pivotd.qmp.replies import BlockJob, DiskSeen, Graph
+from pivotd.planning.domain_snapshot import WORKING, DomainSnapshot
+from pivotd.qmp.blocks import Blocks, DiskSeen
 
 FORMATS = {"qcow2", "raw", *WORKING}
 """A root that is a filter could stay while what is below it is replaced: then no node tells what happened."""
@@ -20,55 +19,50 @@ NO_DISK = "it does not work on the image of a disk"
 KINDS = {"mirror": Kind.COPY, "commit": Kind.COMMIT}
 
 
-def plan_adopt(
-    scene: Scene, index: int, target: Target, seen: DiskSeen, jobs: Mapping[str, BlockJob]
-) -> tuple[Kind, PivotDisk]:
+def plan_adopt(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen) -> tuple[Kind, PivotDisk]:
     """Return the disk with the job that works on it, and what kind of pivot that makes.
 
     Raises: NotFoundError (no job), ConflictError (a job that cannot be adopted), BadRequestError (image).
     """
-    names = [name for name in scene.graph.jobs.get(seen.node, ()) if name in jobs]
+    blocks = domain.blocks
+    names = [name for name in blocks.graph.jobs.get(seen.node, ()) if name in blocks.jobs]
     if not names:
         raise NotFoundError(f"no block job works on {seen.disk}: there is nothing to adopt", disk=seen.disk)
     name = target.job or names[0]
-    job, node = jobs[name], scene.graph.targets.get(name)
-    if (why := obstacle(name, job, node, seen)) is not None:
+    job, node = blocks.jobs[name], blocks.graph.targets.get(name)
+    if (why := obstacle(name, blocks, seen)) is not None:
         raise ConflictError(f"job {name} of {seen.disk} cannot be adopted: {why}", disk=seen.disk, job=name)
     assert node is not None
-    disk = replace(scene.disk(index, seen), job=name)
+    disk = replace(domain.disk(index, seen), job=name)
     if KINDS[job.kind] is Kind.COPY:
-        destination = _destination(scene, target, seen, node)
-        scene.refuse_to_lose(seen.bitmaps, destination.format, seen.disk)
+        destination = _destination(domain, target, seen, node)
+        domain.refuse_to_lose(seen.bitmaps, destination.format, seen.disk)
         return Kind.COPY, replace(disk, destination=destination)
     if target.image:
         raise BadRequestError(f"job {name} commits into a layer of {seen.disk}: name the disk alone", disk=seen.disk)
-    chain = scene.chain(seen)
+    chain = domain.chain(seen)
     base = next((image for image in chain[1:] if image.node == node), None)
     if base is None:
         raise ConflictError(f"job {name} of {seen.disk} commits into a node that is not in its chain", job=name)
-    scene.refuse_to_lose(seen.bitmaps, base.format, seen.disk)
+    domain.refuse_to_lose(seen.bitmaps, base.format, seen.disk)
     between = tuple(image.filename for image in chain[1 : chain.index(base)])
     return Kind.COMMIT, replace(disk, destination=base, top=chain[0], base=base, between=between)
 
 
-def disk_of(job: str, disks: Mapping[str, DiskSeen], graph: Graph) -> DiskSeen | None:
-    """Return the disk on whose image a block job works, None for a job that works on no disk's."""
-    return next((seen for seen in disks.values() if job in graph.jobs.get(seen.node, ())), None)
-
-
-def find_by_job(scene: Scene, job: str, jobs: Mapping[str, BlockJob]) -> DiskSeen:
+def find_by_job(domain: DomainSnapshot, job: str) -> DiskSeen:
     """Return the disk on which a block job works. Raises: NotFoundError, ConflictError."""
-    if job not in jobs:
-        known = ", ".join(sorted(jobs)) or "none"
-        raise NotFoundError(f"{scene.domain} has no block job {job}; its block jobs are: {known}", job=job)
-    seen = disk_of(job, scene.disks, scene.graph)
+    if job not in domain.blocks.jobs:
+        known = ", ".join(sorted(domain.blocks.jobs)) or "none"
+        raise NotFoundError(f"{domain.name} has no block job {job}; its block jobs are: {known}", job=job)
+    seen = domain.blocks.disk_of_job(job)
     if seen is None:
         raise ConflictError(f"job {job} cannot be adopted: {NO_DISK}", job=job)
     return seen
 
 
-def obstacle(name: str, job: BlockJob, node: str | None, seen: DiskSeen) -> str | None:
+def obstacle(name: str, blocks: Blocks, seen: DiskSeen) -> str | None:
     """Return why the protocol cannot be kept with this job, None if it can."""
+    job, node = blocks.jobs[name], blocks.graph.targets.get(name)
     if job.kind not in KINDS:
         return f"it is a {job.kind} job, which switches nothing"
     if job.auto_finalize:
@@ -90,17 +84,17 @@ def obstacle(name: str, job: BlockJob, node: str | None, seen: DiskSeen) -> str 
     return None
 
 
-def _destination(scene: Scene, target: Target, seen: DiskSeen, node: str) -> Image:
+def _destination(domain: DomainSnapshot, target: Target, seen: DiskSeen, node: str) -> Image:
     """Return the image that the requester names. After the switch QEMU shows it, and that is recorded."""
     if not target.image:
         raise BadRequestError(
             f"QEMU does not show which image the mirror of {seen.disk} writes: name it as {seen.disk}=IMAGE",
             disk=seen.disk,
         )
-    file = files.resolve(target.image, scene.directory)
-    image = Image(file.path or target.image, target.format or scene.source(seen).format, node, file.file_id)
-    scene.refuse_if_used(image, seen.disk)
-    if scene.opened is not None and image.file_id not in scene.opened:
+    file = files.resolve(target.image, domain.directory)
+    image = Image(file.path or target.image, target.format or domain.source(seen).format, node, file.file_id)
+    domain.refuse_if_used(image, seen.disk)
+    if domain.opened is not None and image.file_id not in domain.opened:
         raise BadRequestError(
             f"QEMU has not opened {image.filename}: the mirror of {seen.disk} writes another image", disk=seen.disk
         )

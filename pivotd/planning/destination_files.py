@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pivotd.core.pivot import Image
 from pivotd.errors import BadRequestError
-from pivotd.qmp.replies import DiskSeen
+from pivotd.host.threads import look_at
+from pivotd.qmp.blocks import DiskSeen
 
 _QCOW2 = struct.Struct(">4sIQIIQ")
 """Magic, version, backing file offset and size, cluster bits, virtual size. Source: docs/interop/qcow2.txt of QEMU."""
@@ -23,6 +24,7 @@ _MAGIC = b"QFI\xfb"
 def check_path(image: Image, seen: DiskSeen, *, reuse: bool) -> None:
     """Refuse early what can be seen to be wrong. Raises: BadRequestError."""
     path = Path(image.filename)
+    look_at(image.filename)
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -84,6 +86,7 @@ def _check_content(path: Path, image_format: str, seen: DiskSeen) -> None:
 
 def missing(path: str | Path) -> bool:
     """Return whether there is certainly nothing of this name."""
+    look_at(str(path))
     try:
         os.stat(path)  # noqa: PTH116 - one system call, no object
     except FileNotFoundError:

@@ -10,43 +10,43 @@ from pivotd.core.request import CopyMode, CopyOptions, Discard, Sync, Target
 from pivotd.errors import BadRequestError
 from pivotd.host import files
 from pivotd.planning import destination_files
-from pivotd.planning.domain_snapshot import Scene
-from pivotd.qmp.replies import DiskSeen
+from pivotd.planning.domain_snapshot import DomainSnapshot
+from pivotd.qmp.blocks import DiskSeen
 
 FORMATS = ("qcow2", "raw")
 
 
-def plan_copy(scene: Scene, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
+def plan_copy(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
     """Return the disk with the image that it is copied to. Raises: BadRequestError, DiskBusyError."""
-    disk = scene.disk(index, seen)
+    disk = domain.disk(index, seen)
     wanted = target.format or disk.source.format
     if wanted not in FORMATS:
         raise BadRequestError(f"format {wanted}: pivotd creates {' and '.join(FORMATS)}; name one with --format")
-    scene.refuse_to_lose(seen.bitmaps, wanted, seen.disk)
-    if scene.options.sync is Sync.TOP:
-        disk = _shallow(scene, seen, disk, target.image, wanted)
-    elif would_wipe(scene.options):
-        _refuse_wiping(scene, seen)
-    return replace(disk, destination=_checked(scene, index, seen, Image(target.image, wanted, "")))
+    domain.refuse_to_lose(seen.bitmaps, wanted, seen.disk)
+    if domain.options.sync is Sync.TOP:
+        disk = _shallow(domain, seen, disk, target.image, wanted)
+    elif would_wipe(domain.options):
+        _refuse_wiping(domain, seen)
+    return replace(disk, destination=_checked(domain, index, seen, Image(target.image, wanted, "")))
 
 
-def plan_snapshot(scene: Scene, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
+def plan_snapshot(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
     """Return the disk with its new overlay, which only qcow2 can be. Raises: BadRequestError, DiskBusyError."""
-    disk = scene.disk(index, seen)
+    disk = domain.disk(index, seen)
     if nbd.is_uri(target.image):
         raise BadRequestError(f"{target.image} cannot become an overlay: pivotd creates overlays as image files")
-    overlay = _checked(scene, index, seen, Image(target.image, "qcow2", ""))
+    overlay = _checked(domain, index, seen, Image(target.image, "qcow2", ""))
     return replace(disk, destination=overlay, backing_file=disk.source.filename)
 
 
-def _shallow(scene: Scene, seen: DiskSeen, disk: PivotDisk, image: str, image_format: str) -> PivotDisk:
+def _shallow(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, image: str, image_format: str) -> PivotDisk:
     """Return the disk whose active layer alone is copied: the new image is backed by what backs the source."""
-    if scene.options.reuse:
+    if domain.options.reuse:
         # What a file names as its backing file says nothing on whether QEMU's words and ours lead to the same image.
         raise BadRequestError("--sync top makes a new image: --reuse cannot prove that the one there is backed alike")
     if image_format != "qcow2":
         raise BadRequestError(f"--sync top needs qcow2: a {image_format} image cannot name a backing file")
-    chain = scene.chain(seen)
+    chain = domain.chain(seen)
     if len(chain) == 1:
         return disk
     written = seen.layers[0].backing_file
@@ -65,13 +65,13 @@ def would_wipe(options: CopyOptions) -> bool:
     return at_once and options.sync is Sync.FULL and options.discard is Discard.UNMAP
 
 
-def _refuse_wiping(scene: Scene, seen: DiskSeen) -> None:
+def _refuse_wiping(domain: DomainSnapshot, seen: DiskSeen) -> None:
     """Raises: BadRequestError: the destination has to be wiped, or sync=top would not copy all of the source.
 
     Source: measured on 7.2 (docs/reliability.md); block/mirror.c, mirror_iteration_done() clears the marks of
     writes that are under way when the wiping ends, so that older data can be copied over them.
     """
-    if scene.options.reuse or len(seen.layers) > 1:
+    if domain.options.reuse or len(seen.layers) > 1:
         raise BadRequestError(
             f"--copy-mode write-blocking from the start would let QEMU lose writes while it wipes the image for "
             f"{seen.disk} first, as it does with --reuse and below a source with a backing file: "
@@ -80,21 +80,21 @@ def _refuse_wiping(scene: Scene, seen: DiskSeen) -> None:
         )
 
 
-def _checked(scene: Scene, index: int, seen: DiskSeen, image: Image) -> Image:
+def _checked(domain: DomainSnapshot, index: int, seen: DiskSeen, image: Image) -> Image:
     """Return the image with the node that it will have."""
     image = replace(image, filename=_name(image.filename))
-    _check_options(scene.options, image.format, force=scene.force)
-    scene.refuse_if_used(image, seen.disk)
-    if scene.options.resumable and nbd.is_uri(image.filename):
+    _check_options(domain.options, image.format, force=domain.force)
+    domain.refuse_if_used(image, seen.disk)
+    if domain.options.resumable and nbd.is_uri(image.filename):
         raise BadRequestError(
             f"{image.filename}: a copy to an NBD export is not resumable; a server that comes back does not say "
             "whether it still has what it had taken and not yet flushed"
         )
     if not nbd.is_uri(image.filename):
-        destination_files.check_path(image, seen, reuse=scene.options.reuse)
+        destination_files.check_path(image, seen, reuse=domain.options.reuse)
     else:
-        _check_export(image.filename, reuse=scene.options.reuse)
-    return replace(image, node=names.destination_node(scene.pivot, index), file_id=None)
+        _check_export(image.filename, reuse=domain.options.reuse)
+    return replace(image, node=names.destination_node(domain.pivot, index), file_id=None)
 
 
 def _name(name: str) -> str:

@@ -12,41 +12,38 @@ from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyOptions
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from pivotd.host import files
-from pivotd.qmp.replies import DiskSeen, Graph
+from pivotd.qmp.blocks import Blocks, DiskSeen
 
 WORKING = {"file", "host_device", "nbd"}
 """Protocol drivers that QEMU shows as the format of a disk without a format layer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """One look at a domain. ``directory`` is QEMU's working directory, ``in_use`` what other open pivots write to."""
+class DomainSnapshot:
+    """One look at a domain. ``directory`` is QEMU's working directory, ``in_use`` marks what others write to."""
 
     pivot: str
-    domain: str
+    name: str
     options: CopyOptions
-    disks: dict[str, DiskSeen]
-    graph: Graph
+    blocks: Blocks
     directory: Path | None
-    in_use: tuple[Image, ...]
+    in_use: frozenset[str]
     force: bool = False
     opened: frozenset[str] | None = None
     """What QEMU has open, as Image.file_id; None where that may not be seen."""
 
     def find(self, name: str) -> DiskSeen:
         """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""
-        same = (disk for disk in self.disks.values() if name and name in {disk.device, disk.qdev})
-        found = self.disks.get(name) or next(same, None)
+        same = (disk for disk in self.blocks.disks.values() if name and name in {disk.device, disk.qdev})
+        found = self.blocks.disks.get(name) or next(same, None)
         if found is None:
-            known = ", ".join(sorted(self.disks)) or "none"
-            raise NotFoundError(
-                f"{self.domain} has no disk {name}; its disks are: {known}", domain=self.domain, disk=name
-            )
+            known = ", ".join(sorted(self.blocks.disks)) or "none"
+            raise NotFoundError(f"{self.name} has no disk {name}; its disks are: {known}", domain=self.name, disk=name)
         return found
 
     def chain(self, seen: DiskSeen) -> list[Image]:
         """Return the images of a disk, the active one first. Raises: BadRequestError: it has filters."""
-        nodes = self.graph.chain(seen.node)
+        nodes = self.blocks.graph.chain(seen.node)
         if len(nodes) != len(seen.layers):
             raise BadRequestError(f"{seen.disk} has filter nodes in its chain: pivotd cannot tell its layers apart")
         return [self.image(layer.filename, layer.format, node) for layer, node in zip(seen.layers, nodes, strict=True)]
@@ -78,7 +75,7 @@ class Scene:
         """Return the disks that have this file somewhere in their chain."""
         return [
             other.disk
-            for other in self.disks.values()
+            for other in self.blocks.disks.values()
             if any(files.same(image, files.resolve(layer.filename, self.directory)) for layer in other.layers)
         ]
 
@@ -102,5 +99,4 @@ class Scene:
 
     def is_taken(self, image: Image) -> bool:
         """Return whether an open pivot writes to this image, by whatever name."""
-        file = files.named(image.filename)
-        return any(files.same(used, file) for used in self.in_use)
+        return not self.in_use.isdisjoint(files.identities(image.filename))

@@ -8,29 +8,29 @@ from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import Target
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from pivotd.host import files
-from pivotd.planning.domain_snapshot import Scene
-from pivotd.qmp.replies import DiskSeen
+from pivotd.planning.domain_snapshot import DomainSnapshot
+from pivotd.qmp.blocks import DiskSeen
 
 
-def plan_commit(scene: Scene, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
+def plan_commit(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
     """Return the disk whose layers from ``top`` down are written into ``base``.
 
     With the active layer as ``top`` the disk moves to the base. Raises: NotFoundError, BadRequestError, DiskBusyError.
     """
-    chain = _chain(scene, seen)
-    top = 0 if target.top is None else _find(scene, chain, target.top, seen)
-    base = len(chain) - 1 if target.base is None else _find(scene, chain, target.base, seen)
+    chain = _chain(domain, seen)
+    top = 0 if target.top is None else _find(domain, chain, target.top, seen)
+    base = len(chain) - 1 if target.base is None else _find(domain, chain, target.base, seen)
     if base <= top:
         raise BadRequestError(f"{chain[base].filename} is not below {chain[top].filename}: nothing can be committed")
     _refuse_short(seen, chain, top, base)
-    _refuse_lost(scene, chain, base)
+    _refuse_lost(domain, chain, base)
     # Everything from below top down to base is wrong by itself once base has been written to.
     for image in chain[top + 1 : base + 1]:
-        _refuse_shared(scene, image, seen.disk)
+        _refuse_shared(domain, image, seen.disk)
     inner = top > 0
-    scene.refuse_to_lose(seen.layers[top].bitmaps if inner else seen.bitmaps, chain[base].format, seen.disk)
+    domain.refuse_to_lose(seen.layers[top].bitmaps if inner else seen.bitmaps, chain[base].format, seen.disk)
     return replace(
-        scene.disk(index, seen),
+        domain.disk(index, seen),
         destination=chain[0] if inner else chain[base],
         top=chain[top],
         base=chain[base],
@@ -39,19 +39,19 @@ def plan_commit(scene: Scene, index: int, target: Target, seen: DiskSeen) -> Piv
     )
 
 
-def plan_pull(scene: Scene, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
+def plan_pull(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
     """Return the disk whose active image takes in what lies between it and ``base``, or everything.
 
     Raises: NotFoundError, BadRequestError.
     """
-    chain = _chain(scene, seen)
-    base = None if target.base is None else _find(scene, chain, target.base, seen)
+    chain = _chain(domain, seen)
+    base = None if target.base is None else _find(domain, chain, target.base, seen)
     if base is not None and base < 2:
         raise BadRequestError(f"{chain[base].filename} is {('the active image', 'next to it')[base]}: nothing to pull")
     if base is not None:
         _refuse_short(seen, chain, 1, base)
     return replace(
-        scene.disk(index, seen),
+        domain.disk(index, seen),
         top=chain[1],
         base=None if base is None else chain[base],
         between=_names(chain[2:base]),
@@ -59,8 +59,8 @@ def plan_pull(scene: Scene, index: int, target: Target, seen: DiskSeen) -> Pivot
     )
 
 
-def _chain(scene: Scene, seen: DiskSeen) -> list[Image]:
-    chain = scene.chain(seen)
+def _chain(domain: DomainSnapshot, seen: DiskSeen) -> list[Image]:
+    chain = domain.chain(seen)
     if len(chain) == 1:
         raise BadRequestError(f"{seen.disk} has no backing chain: {chain[0].filename} stands alone", disk=seen.disk)
     return chain
@@ -70,8 +70,8 @@ def _names(images: list[Image]) -> tuple[str, ...]:
     return tuple(image.filename for image in images)
 
 
-def _find(scene: Scene, chain: list[Image], name: str, seen: DiskSeen) -> int:
-    wanted = files.resolve(name, scene.directory)
+def _find(domain: DomainSnapshot, chain: list[Image], name: str, seen: DiskSeen) -> int:
+    wanted = files.resolve(name, domain.directory)
     for index, image in enumerate(chain):
         if image.filename == name or files.same(image, wanted):
             return index
@@ -100,13 +100,13 @@ def _refuse_short(seen: DiskSeen, chain: list[Image], top: int, base: int) -> No
         )
 
 
-def _refuse_lost(scene: Scene, chain: list[Image], base: int) -> None:
+def _refuse_lost(domain: DomainSnapshot, chain: list[Image], base: int) -> None:
     """Refuse to write into a file whose name is gone, or another file's by now: it ends with QEMU.
 
     Raises: BadRequestError.
     """
     lost = files.lost([chain[base]])
-    opened = scene.opened
+    opened = domain.opened
     # A process that has not even opened the active image is not QEMU, but who listened in its place.
     if lost is None and opened is not None and chain[0].file_id in opened and chain[base].file_id is not None:
         lost = None if chain[base].file_id in opened else f"{chain[base].filename} was replaced by another file"
@@ -114,11 +114,11 @@ def _refuse_lost(scene: Scene, chain: list[Image], base: int) -> None:
         raise BadRequestError(f"{lost}: QEMU still has it open, and what is written into it ends with QEMU")
 
 
-def _refuse_shared(scene: Scene, image: Image, disk: str) -> None:
-    other = next((user for user in scene.users(image) if user != disk), None)
+def _refuse_shared(domain: DomainSnapshot, image: Image, disk: str) -> None:
+    other = next((user for user in domain.users(image) if user != disk), None)
     if other is not None:
         raise BadRequestError(f"{image.filename} is also below {other}: a commit into it would change that disk")
-    if scene.is_taken(image):
+    if domain.is_taken(image):
         raise DiskBusyError(f"{image.filename} belongs to another open pivot", disk=disk)
 
 

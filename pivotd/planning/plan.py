@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from pivotd import limits
-from pivotd.core import names
+from pivotd.core import names, nbd
 from pivotd.core.observation import PAUSABLE
-from pivotd.core.pivot import Identity, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Identity, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import CopyOptions, Kind, Requester, Sync, Target
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
-from pivotd.planning.domain_snapshot import Scene
+from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.layers import plan_commit, plan_pull
-from pivotd.qmp.replies import BlockJob, DiskSeen
+from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
 
 
@@ -36,7 +38,7 @@ class Wish:
     force: bool
 
 
-PLANS: dict[Kind, Callable[[Scene, int, Target, DiskSeen], PivotDisk]] = {
+PLANS: dict[Kind, Callable[[DomainSnapshot, int, Target, DiskSeen], PivotDisk]] = {
     Kind.COPY: plan_copy,
     Kind.COMMIT: plan_commit,
     Kind.PULL: plan_pull,
@@ -56,27 +58,24 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
     if await session.migrating():
         raise ConflictError(f"{wish.domain} is being migrated: try again when that has ended")
     options = replace(wish.options, force=wish.force)
-    disks = await session.disks()
-    graph = await session.graph()
-    try:
-        directory = await in_thread(limits.FILE_TIMEOUT_S, process.working_directory, session.pid)
-        in_use = tuple(
-            image
-            for pivot in others
-            for disk in pivot.disks
-            for image in ((disk.source, disk.destination) if pivot.window_open else (disk.destination,))
-        )
-        opened = await in_thread(limits.FILE_TIMEOUT_S, files.opened, session.pid)
-        scene = Scene(wish.pivot, wish.domain, options, disks, graph, directory, in_use, wish.force, opened)
-        busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
-        kind = wish.kind
+    blocks = await session.blocks()
+    directory = process.working_directory(session.pid)
+    in_use = await _in_use(others)
+    busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
+
+    def look() -> tuple[Kind, tuple[PivotDisk, ...]]:
+        opened = files.opened(session.pid) if wish.options.adopted or wish.kind is Kind.COMMIT else None
+        snapshot = DomainSnapshot(wish.pivot, wish.domain, options, blocks, directory, in_use, wish.force, opened)
         if wish.options.adopted:
-            jobs = await session.block_jobs()
-            kind, planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_adopted, wish, scene, busy, jobs)
-        else:
-            planned = await in_thread(limits.FILE_TIMEOUT_S, _plan_disks, wish, scene, busy)
-    except TimeoutError:
-        raise BadRequestError("the storage of an image does not answer: try again when it does") from None
+            return _plan_adopted(wish, snapshot, busy)
+        return wish.kind, _plan_disks(wish, snapshot, busy)
+
+    paths = [layer.filename for seen in blocks.disks.values() for layer in seen.layers]
+    paths += [target.image for target in wish.targets if target.image]
+    try:
+        kind, planned = await in_thread(limits.FILE_TIMEOUT_S, look, paths=paths)
+    except TimeoutError as error:
+        raise BadRequestError(f"{error}: try again when it does") from None
     if kind is Kind.COPY and would_wipe(options):
         options = replace(options, sync=Sync.TOP)
     return Pivot(
@@ -99,13 +98,50 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
     )
 
 
-def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
+def written(pivot: Pivot) -> list[Image]:
+    """Return the images that an open pivot may write to."""
+    found = [disk.destination for disk in pivot.disks]
+    if pivot.kind is Kind.COMMIT:
+        found += [disk.base for disk in pivot.disks if disk.base is not None]
+    if pivot.window_open:
+        found += [disk.source for disk in pivot.disks]
+    return found
+
+
+async def marks(images: Collection[Image]) -> list[frozenset[str]]:
+    """Return what each image is known by, files.identities(). Raises: BadRequestError: a storage does not answer."""
+    names = [image.filename for image in images]
+    try:
+        look = (in_thread(limits.FILE_TIMEOUT_S, files.identities, name, paths=[name]) for name in names)
+        return list(await asyncio.gather(*look))
+    except TimeoutError as error:
+        raise BadRequestError(f"{error}: try again when it does") from None
+
+
+async def _in_use(others: Collection[Pivot]) -> frozenset[str]:
+    """Return the marks of what others write to.
+
+    Storage of theirs that does not answer holds nobody up: an image that can be looked at now is not on it.
+    """
+
+    async def known(image: Image) -> frozenset[str]:
+        name = image.filename
+        with contextlib.suppress(TimeoutError):
+            return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, files.identities, name, paths=[name])
+        return frozenset({nbd.canonical(name) or name})
+
+    images = [image for pivot in others for image in written(pivot)]
+    found = await asyncio.gather(*map(known, images))
+    return frozenset().union(*found, (image.file_id for image in images if image.file_id))
+
+
+def _plan_disks(wish: Wish, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
     """Return the disks of the pivot; looks at files, so it may block."""
     planned = []
     for index, target in enumerate(wish.targets):
-        seen = scene.find(target.disk)
+        seen = snapshot.find(target.disk)
         _refuse_busy(wish, seen, busy)
-        jobs = scene.graph.jobs.get(seen.node, ())
+        jobs = snapshot.blocks.graph.jobs.get(seen.node, ())
         if jobs:
             raise DiskBusyError(
                 f"{seen.disk} is used by block job {jobs[0]}: wait for it or cancel it first",
@@ -113,25 +149,25 @@ def _plan_disks(wish: Wish, scene: Scene, busy: Mapping[str, Pivot]) -> tuple[Pi
                 job=jobs[0],
             )
         check_source(seen, force=wish.force)
-        planned.append(PLANS[wish.kind](scene, index, target, seen))
+        planned.append(PLANS[wish.kind](snapshot, index, target, seen))
     if any(disk.switches != planned[0].switches for disk in planned):
         raise BadRequestError("some disks would be switched and others not: commit them as two requests")
     return tuple(planned)
 
 
 def _plan_adopted(
-    wish: Wish, scene: Scene, busy: Mapping[str, Pivot], jobs: Mapping[str, BlockJob]
+    wish: Wish, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]
 ) -> tuple[Kind, tuple[PivotDisk, ...]]:
     """Return what kind of pivot the jobs of somebody else make, and its disks; looks at files, so it may block."""
     kinds: set[Kind] = set()
     planned: list[PivotDisk] = []
     for index, target in enumerate(wish.targets):
-        seen = scene.find(target.disk) if target.job is None else find_by_job(scene, target.job, jobs)
+        seen = snapshot.find(target.disk) if target.job is None else find_by_job(snapshot, target.job)
         _refuse_busy(wish, seen, busy)
         if any(disk.disk == seen.disk for disk in planned):
             raise BadRequestError(f"disk {seen.disk} is named twice: name each once", disk=seen.disk)
         check_source(seen, force=wish.force)
-        kind, disk = plan_adopt(scene, index, target, seen, jobs)
+        kind, disk = plan_adopt(snapshot, index, target, seen)
         kinds.add(kind)
         planned.append(disk)
     if len(kinds) > 1:

@@ -10,8 +10,9 @@ from pivotd.core.dirty_bitmaps import Bitmap, Bitmaps, ends, owed
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import Kind
 from pivotd.errors import QmpRefusedError
-from pivotd.qmp import replies
+from pivotd.qmp import of_pivot
 from pivotd.qmp.burst import Command
+from pivotd.qmp.looking import blocks_of
 from pivotd.qmp.monitor import Monitor, command
 
 EXISTS = "Bitmap already exists"
@@ -23,13 +24,11 @@ async def carry(monitor: Monitor, pivot: Pivot) -> Bitmaps:
     Of a commit: the base those of the uppermost committed layer, with what the bitmaps of the same names of the layers
     between them mark. Doing it twice is doing it once. Raises: QmpRefusedError: not all could be carried.
     """
-    queries = [command("query-block"), command("x-debug-query-block-graph")]
-    block, shown = await monitor.burst(queries, limits.QUERY_TIMEOUT_S)
-    graph = replies.graph(shown)
-    found = owed(pivot, replies.bitmaps(block, graph, pivot))
+    shown = await blocks_of(monitor)
+    found = owed(pivot, of_pivot.bitmaps(shown, pivot))
     adds, actions = [], []
     for disk in pivot.disks:
-        below = replies.between(block, graph, disk) if pivot.kind is Kind.COMMIT else {}
+        below = of_pivot.between(shown, disk) if pivot.kind is Kind.COMMIT else {}
         for bitmap in found.get(disk.disk, ()):
             adds.append(_add(disk, bitmap))
             actions += _merge(disk, bitmap, (node for node, names in below.items() if bitmap.name in names))

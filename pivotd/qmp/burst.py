@@ -3,8 +3,11 @@
 qemu.qmp renders every message as indented JSON for its debug log even where that log is off, and hands every event to
 listeners that keep a history for ever. Both hooks are taken over here.
 
+This is the only module that uses private names of qemu.qmp. They are those of the pinned version:
+tests/qmp/test_library.py lists them and fails if one of them, or the version, is another.
+
 QEMU reads its monitor byte by byte, at about 3 microseconds each (bench/monitor.py): commands are written without
-white space, and those that are sent while a guest is paused without an id.
+white space and with short ids.
 """
 
 from __future__ import annotations
@@ -12,13 +15,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from qemu.qmp import Message, QMPClient
-from qemu.qmp.protocol import Runstate, StateError
-from qemu.qmp.qmp_client import ExecInterruptedError, ServerParseError
+from qemu.qmp import ExecInterruptedError, Message, QMPClient, Runstate, StateError
 
 from pivotd import limits
 
@@ -30,27 +30,23 @@ Command = dict[str, Any]
 
 
 class Burst:
-    """The replies to come to commands that left together. ``done`` gives them in the order of the commands.
+    """The replies to come to commands that left together, and what ``moment()`` said as each of them came.
 
-    ``moments``: what ``moment()`` said as each reply came, to tell the events before it from those after.
+    ``done`` gives both in the order of the commands; a moment tells the events before its reply from those after.
     """
 
     def __init__(self, size: int, moment: Callable[[], int]) -> None:
-        self.moments: list[int] = []
         self.names: list[int] = []
-        """The ids of its commands, where they have any."""
-        self.done: asyncio.Future[list[Message]] = asyncio.get_running_loop().create_future()
+        """The ids of its commands."""
+        self.done: asyncio.Future[list[tuple[Message, int]]] = asyncio.get_running_loop().create_future()
         self._size = size
         self._moment = moment
-        self._replies: dict[int, Message] = {}
+        self._replies: dict[int, tuple[Message, int]] = {}
 
     def take(self, index: int, reply: Message) -> None:
-        """Note the reply to one command."""
-        if self.done.done():
-            return
-        self._replies[index] = reply
-        self.moments.append(self._moment())
-        if len(self._replies) == self._size:
+        """Note the reply to one command; a second one is ignored."""
+        self._replies.setdefault(index, (reply, self._moment()))
+        if len(self._replies) == self._size and not self.done.done():
             self.done.set_result([self._replies[index] for index in range(self._size)])
 
     def fail(self, error: Exception) -> None:
@@ -63,65 +59,17 @@ class Burst:
 class _Slot:
     """Stands where qemu.qmp keeps a queue per command: whoever waits is woken once for the whole burst."""
 
-    def __init__(self, burst: Burst, index: int, check: Callable[[Message], None]) -> None:
+    def __init__(self, burst: Burst, index: int) -> None:
         self._burst = burst
         self._index = index
-        self._check = check
 
     async def put(self, reply: Message) -> None:
-        """Take a reply from the reader. Raises: ServerParseError."""
-        self._check(reply)
+        """Take a reply from the reader."""
         self._burst.take(self._index, reply)
 
     def put_nowait(self, error: ExecInterruptedError) -> None:
         """Take the news of a lost connection."""
         self._burst.fail(error)
-
-
-class _Bare:
-    """Stands where qemu.qmp keeps the queue of commands without an id: the next reply belongs to the oldest of them.
-
-    Source: QEMU, docs/interop/qmp-spec: replies come in the order of the commands, but for those out of band.
-    """
-
-    def __init__(self) -> None:
-        self._came = 0
-        self._waiting: deque[tuple[Burst, int]] = deque()
-
-    def expect(self, burst: Burst, index: int) -> None:
-        """Expect one more reply."""
-        self._waiting.append((burst, index))
-
-    def check(self) -> Callable[[Message], None]:
-        """Return what is to be called with the reply to a command with an id that is about to be sent.
-
-        Where that comes and the replies to those before have not, or there were more, one of them may have been taken
-        for another: it raises ServerParseError, which ends the connection.
-        """
-        due = self._came + len(self._waiting)
-
-        def check(reply: Message) -> None:
-            if self._came != due:
-                raise ServerParseError(f"{self._came} replies without an id have come before, not {due}", reply)
-
-        return check
-
-    async def put(self, reply: Message) -> None:
-        """Take a reply from the reader. Raises: ServerParseError: no command waits for it; that ends the connection."""
-        if not self._waiting:
-            raise ServerParseError("a reply without an id, and no command waits for one", reply)
-        self._came += 1
-        burst, index = self._waiting.popleft()
-        burst.take(index, reply)
-
-    def put_nowait(self, error: ExecInterruptedError) -> None:
-        """Take the news of a lost connection."""
-        for burst, _ in self._waiting:
-            burst.fail(error)
-
-
-def _no_check(_reply: Message) -> None:
-    """A reply out of band may come before those that are due."""
 
 
 class Client(QMPClient):
@@ -130,7 +78,6 @@ class Client(QMPClient):
     def __init__(self, on_event: Callable[[Message], None], moment: Callable[[], int]) -> None:
         super().__init__()
         self._moment = moment
-        self._bare = _Bare()
         self._next_id = 0
 
         def take(event: Message) -> bool:
@@ -161,13 +108,8 @@ class Client(QMPClient):
         self._pending.clear()
         super()._cleanup()
 
-    def send_burst(
-        self, commands: Sequence[Command], *, bare: bool = False, leaving: Callable[[], None] | None = None
-    ) -> Burst:
+    def send_burst(self, commands: Sequence[Command], leaving: Callable[[], None] | None = None) -> Burst:
         """Send commands in one write; with ``leaving`` the first has one of its own, and it is called after that.
-
-        ``bare``: without ids, which QEMU would have to read. That no reply was taken for another shows as soon as one
-        with an id comes.
 
         Raises: StateError: nothing was sent.
         """
@@ -175,28 +117,20 @@ class Client(QMPClient):
             raise StateError("the monitor is not connected", self.runstate, Runstate.RUNNING)
         if self._writer.transport.get_write_buffer_size() > limits.UNSENT_BYTES_MAX:
             raise StateError("QEMU does not read its monitor", self.runstate, Runstate.RUNNING)
-        queues: dict[int | None, Any] = cast("Any", self._pending)
+        queues: dict[int, Any] = cast("Any", self._pending)
         burst = Burst(len(commands), self._moment)
-        if bare:
-            queues[None] = self._bare
-            for index in range(len(commands)):
-                self._bare.expect(burst, index)
-        else:
-            commands = [self._named(command, burst, index, queues) for index, command in enumerate(commands)]
-        lines = [json.dumps(command, separators=(",", ":")) for command in commands]
+        lines = []
+        for index, command in enumerate(commands):
+            name = self._next_id
+            self._next_id += 1
+            burst.names.append(name)
+            queues[name] = _Slot(burst, index)
+            lines.append(json.dumps({**command, "id": name}, separators=(",", ":")))
         if leaving is not None:
             self._writer.write(f"{lines.pop(0)}\n".encode())
             leaving()
         self._writer.write("\n".join([*lines, ""]).encode())
         return burst
-
-    def _named(self, command: Command, burst: Burst, index: int, queues: dict[int | None, Any]) -> Command:
-        """Return a command with an id, and expect its reply."""
-        name = self._next_id
-        self._next_id += 1
-        burst.names.append(name)
-        queues[name] = _Slot(burst, index, _no_check if "exec-oob" in command else self._bare.check())
-        return {**command, "id": name}
 
     def forget(self, burst: Burst) -> None:
         """Drop commands that nobody waits for any more; their replies are ignored when they come."""

@@ -12,7 +12,7 @@ from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError
 from pivotd.qmp import replies, rollback
 from pivotd.qmp.burst import Command
-from pivotd.qmp.monitor import Monitor, command
+from pivotd.qmp.monitor import Monitor, ask, command
 
 
 async def start(monitor: Monitor, pivot: Pivot, resumes: int) -> str | None:
@@ -23,15 +23,15 @@ async def start(monitor: Monitor, pivot: Pivot, resumes: int) -> str | None:
     """
     dismissals = [command("job-dismiss", id=disk.job) for disk in pivot.disks]
     mirrors = [_mirror(pivot, disk, disk.source.node) for disk in pivot.disks]
-    status = command("query-status")
-    got = (await monitor.burst([*dismissals, *mirrors, status], limits.ROLLBACK_TIMEOUT_S))[len(dismissals) :]
+    burst = [*dismissals, *mirrors, replies.run_state.command]
+    got = (await monitor.burst(burst, limits.ROLLBACK_TIMEOUT_S))[len(dismissals) :]
     for disk, reply in zip(pivot.disks, got, strict=False):
         if isinstance(reply, QmpRefusedError) and not await _under_way(monitor, pivot, disk):
             try:
                 await _on_reopened(monitor, pivot, disk)
             except QmpRefusedError as error:
                 return error.message
-    run_state = replies.run_state(await monitor.execute(status, limits.QUERY_TIMEOUT_S))
+    run_state = await ask(monitor, replies.run_state)
     if monitor.resumes != resumes or run_state in EXECUTING:
         return "somebody resumed the guest before the mirrors back were running"
     return None
@@ -53,8 +53,7 @@ def _mirror(pivot: Pivot, disk: PivotDisk, target: str) -> Command:
 
 async def _under_way(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> bool:
     """Return whether an earlier process has started this mirror."""
-    jobs = replies.jobs(await monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
-    job = jobs.get(names.back_job(pivot.id, disk.index))
+    job = (await ask(monitor, replies.jobs)).get(names.back_job(pivot.id, disk.index))
     return job is not None and job.status not in STATUS_ENDED
 
 

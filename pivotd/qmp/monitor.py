@@ -1,32 +1,22 @@
-"""One connection to one QMP socket: commands with time limits, and what QEMU's events have said so far."""
+"""One connection to one QEMU: each command with a time limit, each event reduced to what it changes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar
 
-from qemu.qmp import Message, QMPError
-from qemu.qmp.models import Greeting
-from qemu.qmp.protocol import ConnectError, Runstate, StateError
-from qemu.qmp.qmp_client import ExecInterruptedError, GreetingError
+from qemu.qmp import ExecInterruptedError, Message, Runstate, StateError
 
 from pivotd import limits
-from pivotd.errors import (
-    DomainUnreachableError,
-    MonitorBusyError,
-    QmpRefusedError,
-    QmpUnknownError,
-    QmpUnsentError,
-    UnsupportedQemuError,
-)
+from pivotd.errors import QmpRefusedError, QmpUnknownError, QmpUnsentError
 from pivotd.host import process
-from pivotd.qmp.burst import Burst, Client, Command
+from pivotd.qmp import connecting
+from pivotd.qmp.burst import Client, Command
+from pivotd.qmp.question import Question
 
-VERSION_MIN = (6, 2)
-"""Older ones can abort, or hold a mirror that nobody can cancel. Source: docs/protocol.md, "Which QEMU"."""
+T = TypeVar("T")
 
 JOBS_REMEMBERED_MAX = 4096
 
@@ -36,49 +26,6 @@ def command(name: str, /, **arguments: Any) -> Command:
     if not arguments:
         return {"execute": name}
     return {"execute": name, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
-
-
-def yank(node: str) -> Command:
-    """Return the command that cuts the connection of one node, to be run out of band.
-
-    Source: QEMU QMP reference, yank; docs/interop/qmp-spec, "Out-of-band execution".
-    """
-    return {"exec-oob": "yank", "arguments": {"instances": [{"type": "block-node", "node-name": node}]}}
-
-
-class Asked:
-    """Commands that have left in one write. Wait for the replies or forget them: they are kept until then."""
-
-    def __init__(self, client: Client, burst: Burst, messages: Sequence[Command]) -> None:
-        self._client = client
-        self._burst = burst
-        self._messages = messages
-
-    @property
-    def moments(self) -> list[int]:
-        """The number of RESUME events at each reply so far."""
-        return self._burst.moments
-
-    async def replies(self, timeout_s: float) -> list[Any]:
-        """Return one value or QmpRefusedError for each, in order. Raises: QmpUnknownError: some may not have run."""
-        # In a pause this is asked four times: asyncio.timeout would cost more.
-        late = asyncio.get_running_loop().call_later(timeout_s, self._burst.fail, TimeoutError())
-        try:
-            replies = await self._burst.done
-        except ExecInterruptedError as error:
-            text = _names(self._messages)
-            raise QmpUnknownError(f"{text}: the monitor closed before the answer", command=text) from error
-        except TimeoutError as error:
-            text = _names(self._messages)
-            raise QmpUnknownError(f"{text}: no answer within {timeout_s:g} s", command=text) from error
-        finally:
-            late.cancel()
-            self.forget()
-        return [_value(reply, message) for reply, message in zip(replies, self._messages, strict=True)]
-
-    def forget(self) -> None:
-        """Ignore the replies that come from now on."""
-        self._client.forget(self._burst)
 
 
 class Monitor:
@@ -95,11 +42,6 @@ class Monitor:
         """Last JOB_STATUS_CHANGE of each job; a hint to look, never the ground of a decision about the graph."""
         self.resumes = 0
         """RESUME events so far: somebody let the guest run."""
-        self.out_of_band = False
-        """Whether QEMU takes commands out of band on this connection: it reads them also while another one hangs.
-
-        qemu.qmp asks for that wherever QEMU offers it.
-        """
 
     @classmethod
     async def connect(cls, path: str) -> Monitor:
@@ -108,10 +50,10 @@ class Monitor:
         Raises: DomainUnreachableError (nobody listens, or QEMU is stuck), MonitorBusyError, UnsupportedQemuError.
         """
         monitor = cls()
-        sock = await _connect(path)
+        sock = await connecting.open_socket(path)
         try:
             monitor.pid = process.peer_pid(sock)
-            monitor.version = await monitor._negotiate(sock, path)
+            monitor.version = await connecting.negotiate(monitor._client, sock, path)
         except BaseException:
             # Begins the end before it waits, so that a second cancellation loses nothing.
             try:
@@ -121,36 +63,11 @@ class Monitor:
             raise
         return monitor
 
-    async def _negotiate(self, sock: socket.socket, path: str) -> tuple[int, int, int]:
-        """Return QEMU's version once it takes commands."""
-        client = self._client
-        try:
-            async with asyncio.timeout(limits.GREETING_TIMEOUT_S):
-                await client.connect(sock)
-            version = _version(client.greeting)
-            self.out_of_band = _offers_out_of_band(client.greeting)
-        except TimeoutError as error:
-            if client.greeting is None:
-                raise MonitorBusyError(
-                    f"{path}: no greeting: another client holds this monitor; give pivotd a QMP socket of its own",
-                    qmp=path,
-                ) from error
-            raise DomainUnreachableError(
-                f"{path}: QEMU greets but does not answer: its main loop is blocked, often by storage that hangs",
-                qmp=path,
-            ) from error
-        except (ConnectError, QMPError, OSError, EOFError, AssertionError) as error:
-            # AssertionError: qemu.qmp's own, when the connection ends in the turn of the loop after the negotiation.
-            why = str(error).splitlines()[0] if str(error) else "the connection was closed"
-            raise DomainUnreachableError(f"{path}: {why}; is this a QMP socket?", qmp=path) from error
-        if version[:2] < VERSION_MIN:
-            text = ".".join(map(str, version))
-            raise UnsupportedQemuError(
-                f"{path}: QEMU {text} is too old, pivotd needs 6.2 or later: "
-                "older ones can abort in the middle of a switch",
-                version=text,
-            )
-        return version
+    @property
+    def out_of_band(self) -> bool:
+        """Whether QEMU takes commands out of band on this connection: it reads them also while another one hangs."""
+        greeting = self._client.greeting
+        return greeting is not None and "oob" in greeting.QMP.capabilities
 
     @property
     def version_text(self) -> str:
@@ -190,10 +107,8 @@ class Monitor:
             raise reply
         return reply
 
-    async def burst(self, messages: Sequence[Command], timeout_s: float, *, bare: bool = False) -> list[Any]:
+    async def burst(self, messages: Sequence[Command], timeout_s: float) -> list[Any]:
         """Run commands that leave in one write; return one value or QmpRefusedError for each, in order.
-
-        ``bare``: without ids, which are not worth their time in a pause.
 
         Raises: QmpUnsentError: none was sent. QmpUnknownError: some of them may not have run.
         """
@@ -201,12 +116,13 @@ class Monitor:
             return []
         if "exec-oob" not in messages[0] and not self._free.is_set():
             await self._wait_for_turn(messages, timeout_s)
-        return await self.ask(messages, bare=bare).replies(timeout_s)
+        replies, _ = await self._run(messages, timeout_s)
+        return replies
 
     async def alone(
         self, messages: Sequence[Command], timeout_s: float, leaving: Callable[[], None]
     ) -> tuple[list[Any], list[int]]:
-        """Run bare commands while all others wait; return the replies, and how many RESUME events came before each.
+        """Run commands while all others wait; return the replies, and how many RESUME events came before each.
 
         ``leaving`` is called when all but the first are about to leave. QEMU sends events and replies as things happen.
         Others wait, but for those out of band, because QEMU reads no further once eight wait to be run, and nothing
@@ -218,25 +134,34 @@ class Monitor:
             await self._wait_for_turn(messages, timeout_s)
         self._free.clear()
         try:
-            asked = self.ask(messages, bare=True, leaving=leaving)
-            return await asked.replies(timeout_s), asked.moments
+            return await self._run(messages, timeout_s, leaving)
         finally:
             self._free.set()
 
-    def ask(
-        self, messages: Sequence[Command], *, bare: bool = False, leaving: Callable[[], None] | None = None
-    ) -> Asked:
-        """Send commands now; the replies are waited for later, or never.
-
-        ``bare`` as in burst(); ``leaving`` is called when all but the first are about to leave.
-
-        Raises: QmpUnsentError.
-        """
+    async def _run(
+        self, messages: Sequence[Command], timeout_s: float, leaving: Callable[[], None] | None = None
+    ) -> tuple[list[Any], list[int]]:
+        """Send commands now; return their replies, and the number of RESUME events at each. Raises: as burst()."""
         try:
-            return Asked(self._client, self._client.send_burst(messages, bare=bare, leaving=leaving), messages)
+            burst = self._client.send_burst(messages, leaving)
         except StateError as error:
             text = _names(messages)
             raise QmpUnsentError(f"{text}: {error.error_message}", command=text) from error
+        # A pause has four bursts: asyncio.timeout would cost more.
+        late = asyncio.get_running_loop().call_later(timeout_s, burst.fail, TimeoutError())
+        try:
+            got = await burst.done
+        except ExecInterruptedError as error:
+            text = _names(messages)
+            raise QmpUnknownError(f"{text}: the monitor closed before the answer", command=text) from error
+        except TimeoutError as error:
+            text = _names(messages)
+            raise QmpUnknownError(f"{text}: no answer within {timeout_s:g} s", command=text) from error
+        finally:
+            late.cancel()
+            self._client.forget(burst)
+        values = [_value(reply, message) for (reply, _), message in zip(got, messages, strict=True)]
+        return values, [resumes for _, resumes in got]
 
     async def _wait_for_turn(self, messages: Sequence[Command], timeout_s: float) -> None:
         try:
@@ -282,6 +207,11 @@ class Monitor:
             callback()
 
 
+async def ask(monitor: Monitor, question: Question[T]) -> T:
+    """Ask QEMU and return what it says. Raises: QmpUnsentError, QmpRefusedError, QmpUnknownError."""
+    return question(await monitor.execute(question.command, limits.QUERY_TIMEOUT_S))
+
+
 def _names(messages: Sequence[Command]) -> str:
     return ", ".join(str(message.get("execute") or message["exec-oob"]) for message in messages)
 
@@ -296,51 +226,3 @@ def _value(reply: Message, message: Command) -> Any:
     if "error" in reply or "return" not in reply:
         raise QmpUnknownError(f"{name}: the answer is neither a value nor an error", command=name)
     return reply["return"]
-
-
-def _version(greeting: Greeting | None) -> tuple[int, int, int]:
-    """Return (major, minor, micro). Raises: GreetingError: there is none."""
-    try:
-        qemu = cast("Any", greeting)._raw["QMP"]["version"]["qemu"]  # noqa: SLF001 - the model has no version fields
-        return int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"])
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise GreetingError("the greeting names no version of QEMU", error) from error
-
-
-def _offers_out_of_band(greeting: Greeting | None) -> bool:
-    try:
-        return "oob" in cast("Any", greeting)._raw["QMP"]["capabilities"]  # noqa: SLF001 - as above
-    except (LookupError, TypeError):
-        return False
-
-
-async def _connect(path: str) -> socket.socket:
-    try:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    except OSError as error:
-        # No descriptor left: this monitor is out of reach for now, which is no reason to end the others.
-        raise DomainUnreachableError(f"{path}: {error.strerror}", qmp=path, errno=error.errno) from error
-    sock.setblocking(False)
-    try:
-        async with asyncio.timeout(limits.CONNECT_TIMEOUT_S):
-            await asyncio.get_running_loop().sock_connect(sock, path)
-    except (OSError, TimeoutError, ValueError) as error:
-        sock.close()
-        raise DomainUnreachableError(f"{path}: {_why(error)}", qmp=path, errno=getattr(error, "errno", None)) from error
-    except asyncio.CancelledError:
-        sock.close()
-        raise
-    return sock
-
-
-def _why(error: Exception) -> str:
-    match error:
-        case FileNotFoundError():
-            return "no such socket; is the guest running?"
-        case ConnectionRefusedError():
-            return "nobody listens on this socket; the QEMU that made it has ended"
-        case PermissionError():
-            return "permission denied; give pivotd's user access to the socket"
-        case BlockingIOError() | TimeoutError():
-            return "the socket does not take connections: other clients are waiting for it"
-    return str(error)

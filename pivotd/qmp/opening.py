@@ -12,8 +12,8 @@ from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import Discard, Kind
 from pivotd.errors import QmpRefusedError
 from pivotd.host.threads import in_thread
-from pivotd.qmp import replies
-from pivotd.qmp.monitor import Monitor, command
+from pivotd.qmp import blocks
+from pivotd.qmp.monitor import Monitor, ask, command
 
 TOO_SMALL = "actual size of the containing file"
 """In QEMU's words for a raw image that ends before the size that it is opened with."""
@@ -92,8 +92,8 @@ async def open_format(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
 
 async def _detect_zeroes(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str:
     """Return the source's setting; where space may not be given back, ``unmap`` becomes ``on``."""
-    block = await monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
-    found = replies.detect_zeroes(block, disk.disk)
+    seen = blocks.find(await ask(monitor, blocks.disks), disk)
+    found = "off" if seen is None else seen.detect_zeroes
     return "on" if found == "unmap" and pivot.options.discard is not Discard.UNMAP else found
 
 
@@ -111,8 +111,7 @@ async def _size(disk: PivotDisk) -> dict[str, int]:
 
 async def _refuse_backing(monitor: Monitor, disk: PivotDisk) -> None:
     """A full copy onto an image with a backing file would end with another chain than anybody asked for."""
-    graph = replies.graph(await monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S))
-    if disk.destination.node in graph.backing:
+    if disk.destination.node in (await ask(monitor, blocks.graph)).backing:
         await monitor.execute(command("blockdev-del", node_name=disk.destination.node))
         raise QmpRefusedError(
             f"{disk.destination.filename} has a backing file: a full copy needs an image that stands alone"
@@ -122,7 +121,7 @@ async def _refuse_backing(monitor: Monitor, disk: PivotDisk) -> None:
 async def _stat(filename: str) -> os.stat_result | None:
     """Return what is there, None where pivotd may not look. Raises: QmpRefusedError: the storage does not answer."""
     try:
-        return await in_thread(limits.FILE_TIMEOUT_S, os.stat, filename)
+        return await in_thread(limits.FILE_TIMEOUT_S, os.stat, filename, paths=[filename])
     except TimeoutError:
         raise QmpRefusedError(f"{filename}: its storage does not answer") from None
     except OSError:

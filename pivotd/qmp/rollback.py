@@ -12,8 +12,8 @@ from pivotd.core.observation import STATUS_ENDED, JobSeen
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import Kind
 from pivotd.errors import QmpRefusedError
-from pivotd.qmp import opening, replies
-from pivotd.qmp.monitor import Monitor, command
+from pivotd.qmp import blocks, opening, replies
+from pivotd.qmp.monitor import Monitor, ask, command
 
 
 async def take_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
@@ -60,7 +60,7 @@ async def _mirror_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes:
 
 async def source_node(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str:
     """Return the node of the source, opened again if a legacy -drive has deleted it. Raises: QmpRefusedError."""
-    present = (await _graph(monitor)).nodes
+    present = (await ask(monitor, blocks.graph)).nodes
     if disk.source.node in present:
         return disk.source.node
     again = names.reopened_source(pivot.id, disk.index)
@@ -85,7 +85,7 @@ async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resu
     closed too: QEMU puts nothing on a node that is the backing of another one.
     """
     again = names.reopened_source(pivot.id, disk.index)
-    graph = await _graph(monitor)
+    graph = await ask(monitor, blocks.graph)
     lost = dict.fromkeys([*graph.below(disk.source.node), *pivot.options.nodes_below])
     kept = {node for other in pivot.disks for node in graph.below(other.destination.node)}
     closing = [node for node in lost if node in graph.nodes and node not in kept]
@@ -104,10 +104,6 @@ async def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
     return command("blockdev-add", driver=disk.source.format, node_name=node, file=inner, cache=cache)
 
 
-async def _graph(monitor: Monitor) -> replies.Graph:
-    return replies.graph(await monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S))
-
-
 async def _run(monitor: Monitor, job: str, start: dict[str, object], resumes: int) -> None:
     await monitor.execute(start)
     if monitor.resumes == resumes and await await_job(monitor, job, {"ready"}):
@@ -123,8 +119,7 @@ async def await_job(monitor: Monitor, job: str, wanted: set[str]) -> bool:
     try:
         while time.monotonic() < deadline:
             changed.clear()
-            jobs = replies.jobs(await monitor.execute(command("query-jobs"), limits.QUERY_TIMEOUT_S))
-            status = jobs.get(job, JobSeen("null")).status
+            status = (await ask(monitor, replies.jobs)).get(job, JobSeen("null")).status
             if status in wanted:
                 return True
             if status in STATUS_ENDED:

@@ -11,8 +11,8 @@ from pivotd import limits
 from pivotd.core import names
 from pivotd.core.pivot import Pivot
 from pivotd.errors import QmpRefusedError
-from pivotd.qmp import replies
-from pivotd.qmp.monitor import Monitor, command
+from pivotd.qmp import blocks, replies
+from pivotd.qmp.monitor import Monitor, ask, command
 
 DUPLICATE = "duplicate property"
 
@@ -38,11 +38,11 @@ def _refused(reply: Any) -> bool:
 
 async def remove_unused(monitor: Monitor, pivot: Pivot) -> None:
     """Remove passphrases whose pivots have neither a node nor, but for this one that ends, a nonce any more."""
-    objects = replies.object_names(await monitor.execute(command("qom-list", path="/objects"), limits.QUERY_TIMEOUT_S))
+    objects = await ask(monitor, replies.object_names)
     owners = {owner: name for name in objects if (owner := names.pivot_of_secret(name)) is not None}
     if not owners:
         return
-    graph = replies.graph(await monitor.execute(command("x-debug-query-block-graph"), limits.QUERY_TIMEOUT_S))
+    graph = await ask(monitor, blocks.graph)
     unused = [
         name
         for owner, name in owners.items()

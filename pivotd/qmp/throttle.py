@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pivotd import limits
 from pivotd.core.pivot import Pivot
 from pivotd.core.request import Limits
 from pivotd.errors import QmpRefusedError
-from pivotd.qmp import replies
-from pivotd.qmp.monitor import Monitor, command
+from pivotd.qmp import blocks, replies
+from pivotd.qmp.monitor import Monitor, ask
 
 NONE: Limits = (("bps", 0), ("bps_rd", 0), ("bps_wr", 0), ("iops", 0), ("iops_rd", 0), ("iops_wr", 0))
 """What QEMU wants to be told in any case; all zero: no limits."""
@@ -21,8 +20,7 @@ async def read(monitor: Monitor, pivot: Pivot) -> Mapping[str, Limits]:
 
     A disk in a group that others are in too is left out: its limits are not its own.
     """
-    block = await monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S)
-    found = replies.io_limits(block)
+    found = await _limits(monitor)
     groups = [dict(values).get("group") for values in found.values()]
     return {
         disk.qdev: found[disk.qdev]
@@ -33,7 +31,7 @@ async def read(monitor: Monitor, pivot: Pivot) -> Mapping[str, Limits]:
 
 async def writes(monitor: Monitor, pivot: Pivot) -> Mapping[str, tuple[int, int]]:
     """Return the bytes and the number of writes of the guest so far, by QOM path."""
-    found = replies.writes(await monitor.execute(command("query-blockstats"), limits.QUERY_TIMEOUT_S))
+    found = await ask(monitor, replies.writes)
     return {disk.qdev: found[disk.qdev] for disk in pivot.disks if disk.qdev in found}
 
 
@@ -45,7 +43,7 @@ async def place(monitor: Monitor, pivot: Pivot) -> None:
 
 async def restore(monitor: Monitor, pivot: Pivot) -> list[str]:
     """Put the limits from before back; return the disks that have others by now, or are gone: they stay so."""
-    found = replies.io_limits(await monitor.execute(command("query-block"), limits.QUERY_TIMEOUT_S))
+    found = await _limits(monitor)
     left = []
     for limit in pivot.options.write_limits:
         present = found.get(limit.qdev)
@@ -58,6 +56,12 @@ async def restore(monitor: Monitor, pivot: Pivot) -> list[str]:
         except QmpRefusedError:
             left.append(limit.qdev)
     return left
+
+
+async def _limits(monitor: Monitor) -> dict[str, Limits]:
+    """Return the limits of each disk's I/O by its QOM path."""
+    disks = await ask(monitor, blocks.disks)
+    return {seen.qdev: seen.limits for seen in disks.values() if seen.qdev}
 
 
 def _same(present: Limits, placed: Limits) -> bool:

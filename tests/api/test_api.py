@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import json
 import os
 import pwd
@@ -9,8 +11,10 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -18,6 +22,8 @@ import pytest
 from pivotd import limits
 from pivotd.api.access import AccessClass
 from pivotd.api.routes import ROUTES
+from pivotd.client import answers, requests
+from pivotd.core import pivot, request
 
 from .conftest import Api, Connection
 
@@ -25,8 +31,8 @@ pytestmark = pytest.mark.qemu
 
 CALL_AS = """
 import http.client, os, socket, sys
-path, uid, gid, method, target = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
-os.setgroups([]); os.setgid(gid); os.setuid(uid)
+path, uid, gid, groups, method, target = sys.argv[1:]
+os.setgroups([int(g) for g in groups.split()]); os.setgid(int(gid)); os.setuid(int(uid))
 connection = http.client.HTTPConnection("localhost")
 connection.sock = socket.socket(socket.AF_UNIX)
 connection.sock.connect(path)
@@ -35,12 +41,16 @@ print(connection.getresponse().status)
 """
 
 
-def status_as(api: Api, user: str, method: str, target: str) -> int:
+def status_as(
+    api: Api, user: str, method: str, target: str, *, gid: int | None = None, groups: tuple[int, ...] = ()
+) -> int:
+    """Return the status of one call of a process with this user's uid, and no groups but those given."""
     if os.geteuid() != 0:
         pytest.skip("needs root to become another user")
     found = pwd.getpwnam(user)
+    who = [str(found.pw_uid), str(found.pw_gid if gid is None else gid), " ".join(map(str, groups))]
     done = subprocess.run(
-        [sys.executable, "-c", CALL_AS, str(api.daemon.socket), str(found.pw_uid), str(found.pw_gid), method, target],
+        [sys.executable, "-c", CALL_AS, str(api.daemon.socket), *who, method, target],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return int(done.stdout)
@@ -54,6 +64,14 @@ def test_access_goes_by_peer_credentials(api: Api, user: str, look: int, change:
     """A stranger may nothing, a reader may look, an operator may change (and is told that the body is empty)."""
     assert status_as(api, user, "GET", "/v1/domains") == look
     assert status_as(api, user, "POST", "/v1/domains/web1/copy") == change
+
+
+def test_groups_are_those_that_the_process_has(api: Api):
+    """The kernel's word counts: a group given to the process lets it in, one that it has dropped does not."""
+    mail, nogroup = grp.getgrnam("mail").gr_gid, grp.getgrnam("nogroup").gr_gid
+    assert status_as(api, "nobody", "GET", "/v1/domains", groups=(mail,)) == 200
+    assert status_as(api, "nobody", "GET", "/v1/domains", groups=(*range(70000, 70200), mail)) == 200
+    assert status_as(api, "mail", "GET", "/v1/domains", gid=nogroup) == 403
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
@@ -315,6 +333,62 @@ def test_too_many_streams_are_refused_and_ended_ones_make_room(api: Api):
             connection.close()
 
 
+HOLD = """
+import http.client, os, socket, sys
+path, uid, gid, wanted = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+os.setgroups([]); os.setgid(gid); os.setuid(uid)
+held, said = [], []
+for _ in range(wanted):
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(path)
+    connection.request("GET", "/v1/events", headers={"Accept": "text/event-stream"})
+    answer = connection.getresponse()
+    said.append(answer.status)
+    held.append((connection, answer))
+print(*said, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def holding_streams(api: Api, uid: int, gid: int, wanted: int) -> Iterator[list[int]]:
+    """Open event streams in a process of another user; yield the status of each."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    command = [sys.executable, "-c", HOLD, str(api.daemon.socket), str(uid), str(gid), str(wanted)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        yield [int(word) for word in process.stdout.readline().split()]
+        process.stdin.close()
+
+
+def test_one_reader_has_a_share_of_the_streams(api: Api):
+    """The 17th stream of one user is refused, another reader is let in, and so is the first one after leaving."""
+    mail = grp.getgrnam("mail").gr_gid
+    share = limits.STREAMS_PER_UID_MAX
+    with holding_streams(api, 71001, mail, share + 1) as said, holding_streams(api, 71002, mail, 1) as other:
+        assert said == [200] * share + [409]
+        assert other == [200]
+    with holding_streams(api, 71001, mail, 1) as again:
+        assert again == [200]
+
+
+def test_readers_leave_room_for_operators_and_root(api: Api):
+    """However many readers there are: what is reserved is not theirs."""
+    mail, operator = grp.getgrnam("mail").gr_gid, pwd.getpwnam("daemon")
+    share, total = limits.STREAMS_PER_UID_MAX, limits.STREAMS_MAX - limits.STREAMS_RESERVED
+    with contextlib.ExitStack() as stack:
+        said = []
+        for number in range(-(-total // share) + 1):
+            said += stack.enter_context(holding_streams(api, 71001 + number, mail, share))
+        assert said.count(200) == total
+        assert set(said) == {200, 409}
+        assert stack.enter_context(holding_streams(api, operator.pw_uid, operator.pw_gid, 1)) == [200]
+        assert stack.enter_context(holding_streams(api, 0, 0, 1)) == [200]
+
+
 @pytest.mark.parametrize("size_bytes", [limits.REQUEST_BODY_BYTES_MAX + 1, 150 << 10, 190 << 10, 3 << 20])
 def test_a_body_that_is_too_large_is_told_so(api: Api, size_bytes: int):
     """Also where most of it comes in one piece."""
@@ -354,6 +428,18 @@ def test_answers_have_the_fields_of_the_document_and_no_others(api: Api):
             assert json.loads(msgspec.json.encode(shaped)) == answer.json, route.path
     assert api.call("POST", f"/v1/pivots/{held['id']}/cancel").json.keys() == held.keys()
     api.call("GET", f"/v1/pivots/{held['id']}/wait?timeout_s=20")
+
+
+@pytest.mark.parametrize(
+    ("words", "enum"),
+    [
+        (answers.Kind, request.Kind), (answers.Phase, pivot.Phase), (answers.Outcome, pivot.Outcome),
+        (requests.Sync, request.Sync), (requests.CopyMode, request.CopyMode), (requests.Discard, request.Discard),
+    ],
+)  # fmt: skip
+def test_the_words_of_requests_and_answers_are_those_of_the_core(words: Any, enum: type[StrEnum]):
+    """The client library lists them without importing the core."""
+    assert list(get_args(words)) == [word.value for word in enum]
 
 
 def test_every_answer_is_in_the_document():

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import random
 import sys
 import time
@@ -26,6 +25,7 @@ from tests.chaos.plan import SYSCALLS, Heir, Plan, Point, Setup, Victims
 from tests.chaos.rounds import Result, run_round
 from tests.support.moves import Move
 from tests.support.proxy import Direction, When
+from tests.support.seeds import drawn
 
 WORKERS = 2
 """Rounds wait about as long as they compute."""
@@ -253,13 +253,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stride", type=int, default=1, help="only every nth system call")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the parts whose name contains this")
     parser.add_argument("--random", type=int, default=0, metavar="N", help="N rounds with everything chosen at random")
-    parser.add_argument("--seed", type=int, default=int(os.environ.get("PIVOTD_SEED", "0")), help="of --random")
+    parser.add_argument("--seed", type=int, default=0, help="of --random; 0 draws one")
     options = parser.parse_args(arguments)
     setup = Setup(disks=options.disks, paused=options.paused, legacy=options.legacy)
     moves = [options.move] if options.move else list(Move)
     if options.random:
-        seed = options.seed or random.SystemRandom().randrange(1, 1 << 32)
-        print(f"seed {seed}", flush=True)
+        seed = drawn(options.seed)
         parts = {f"random, seed {seed}": lambda: run(random_plans(seed, options.random))}
     else:
         parts = {}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import random
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from tests.support.guest import LostWritesError
 from tests.support.guest_assets import build
 from tests.support.history import verdicts
 from tests.support.moves import Move
+from tests.support.seeds import drawn
 
 CLOSE_TIMEOUT_S = 90.0
 POLL_S = 0.005
@@ -274,9 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="0 takes PIVOTD_SEED, or one at random")
     parser.add_argument("--keep", type=Path, help="where failed rounds are kept")
     options = parser.parse_args(arguments)
-    seed = options.seed or int(os.environ.get("PIVOTD_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+    seed = drawn(options.seed)
     keep = options.keep or Path(tempfile.mkdtemp(prefix="pivotd-chaos-"))
-    print(f"seed {seed}", flush=True)
     started_s = time.monotonic()
     summary = campaign(options.rounds, seed, keep)
     print(summary)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pivotd.core.pivot import Pivot
 from pivotd.host import files
-from pivotd.qmp.replies import disk_name
+from pivotd.qmp.blocks import disk_name
 from tests.chaos.plan import Heir, Plan
 from tests.chaos.process import journal
 from tests.chaos.world import BITMAP, STRIDE, World

@@ -12,7 +12,6 @@ started again and asked which image the domain has: that one must hold the guest
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import sys
@@ -27,8 +26,9 @@ from xml.sax.saxutils import escape
 
 from tests.chaos.libvirt_host import Libvirtd, kill_qemu, missing
 from tests.support.guest import KERNEL_OPTIONS, MEMORY_MIB, GuestJudge, serial_log
-from tests.support.guest_assets import MODULES, GuestAssets, build
+from tests.support.guest_assets import GuestAssets, build
 from tests.support.qemu import create_image
+from tests.support.seeds import drawn
 
 ACK_TIMEOUT_S = 90.0
 OPERATION_TIMEOUT_S = 90.0
@@ -93,7 +93,8 @@ class LibvirtWorld:
         log.unlink(missing_ok=True)
         create_image(self.source)
         xml = self.directory / "domain.xml"
-        words = f"{KERNEL_OPTIONS} pivotd.disks=disk0 pivotd.modules={','.join(MODULES['virtio-blk'])}"
+        modules = ",".join(self._assets.modules["virtio-blk"])
+        words = f"{KERNEL_OPTIONS} pivotd.disks=disk0 pivotd.modules={modules}"
         xml.write_text(
             XML.format(
                 name=DOMAIN, memory=MEMORY_MIB, kernel=self._assets.kernel, initrd=self._assets.initramfs,
@@ -209,8 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (why := missing()) is not None:
         print(f"skipped: {why}")
         return 0
-    seed = options.seed or int(os.environ.get("PIVOTD_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
-    print(f"seed {seed}", flush=True)
+    seed = drawn(options.seed)
     started_s = time.monotonic()
     words = campaign(options.rounds, seed)
     for word, times in sorted(words.items()):

@@ -5,7 +5,6 @@ A cancelled mirror and a completed one leave the same job behind, so the journal
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import pytest
@@ -16,6 +15,7 @@ from tests.chaos.rounds import Result
 from tests.chaos.test_kill import assert_kept
 from tests.conftest import LONG
 from tests.support.moves import Move
+from tests.support.seeds import rng
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -65,13 +65,13 @@ def test_three_disks_killed_between_the_cancels():
 def test_other_pivots_killed_on_the_way(setup: Setup):
     """At any moment, with QEMU alive or killed too: kept, or what had been switched or merged; nothing is left.
 
-    Another moment and other messages in every run; PIVOTD_LONG=1 plays every moment, the campaign every message.
+    Some moments and some messages; PIVOTD_LONG=1 plays every moment, the campaign every message.
     """
-    plans = []
-    for moment in setup.cancels if LONG else random.sample(setup.cancels, MOMENTS_IN_CI):
+    plans, chance = [], rng(setup)
+    for moment in setup.cancels if LONG else chance.sample(setup.cancels, MOMENTS_IN_CI):
         at = replace(setup, cancel=moment)
         messages = campaign.after_cancel(cancelled(at))
         points = campaign.points(messages, thin=True)
         plans += [Plan(at, point, victims) for point in points for victims in (Victims.PIVOTD, Victims.BOTH)]
-    chosen = plans[::6] if LONG else random.sample(plans, ROUNDS_IN_CI)
+    chosen = plans[::6] if LONG else chance.sample(plans, ROUNDS_IN_CI)
     assert_kept(chosen, struck_min=len(chosen) * 9 // 10)

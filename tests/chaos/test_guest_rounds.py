@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import tempfile
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 
 from tests.chaos.guest_plan import Aim, GuestRound, Kind, Summary
 from tests.chaos.guest_rounds import campaign, rounds_on
+from tests.support.seeds import seed
 
 pytestmark = [pytest.mark.guest, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
@@ -22,9 +21,7 @@ ROUNDS = 60
 
 def test_random_kills_under_writes_with_fsync():
     """No verdict is wrong and no guest is left paused, on guests with one, two and three disks."""
-    seed = int(os.environ.get("PIVOTD_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
-    print(f"PIVOTD_SEED={seed}")  # noqa: T201 - shown by pytest when the test fails
-    summary = campaign(ROUNDS, seed, Path(tempfile.mkdtemp(prefix="pivotd-chaos-")))
+    summary = campaign(ROUNDS, seed(), Path(tempfile.mkdtemp(prefix="pivotd-chaos-")))
     print(summary)  # noqa: T201 - the same
     assert (summary.wrong, summary.broken) == ([], [])
     assert sum(summary.rounds.values()) == ROUNDS

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from tests.chaos import campaign
@@ -15,6 +13,7 @@ from tests.chaos.test_kill import assert_kept
 from tests.conftest import LONG
 from tests.support.proxy import Direction, When
 from tests.support.qemus import number, qemus
+from tests.support.seeds import rng
 
 WRITE_BLOCKING_FROM = (8, 2)
 OLD = next((binary for version, binary in qemus().items() if number(version) < WRITE_BLOCKING_FROM), None)
@@ -47,7 +46,7 @@ RESTORED = [
 def test_switched():
     """Killed where the limits were placed or put back: switched, and they are what they were."""
     setup = Setup(outrun=True, binary=OLD)
-    points = PLACED + RESTORED if LONG else [random.choice(PLACED), random.choice(RESTORED)]
+    points = PLACED + RESTORED if LONG else [rng("slowed").choice(PLACED), rng("slowed").choice(RESTORED)]
     assert_kept([Plan(setup, point) for point in points], struck_min=len(points))
 
 
@@ -57,7 +56,7 @@ def test_kept():
     plans = campaign.message_plans(setup, thin=True)
     late = [plan for plan in plans if plan.point is not None and plan.point.label.endswith(THROTTLE)]
     assert late
-    chosen = plans[::4] + late if LONG else random.sample(late, 1)
+    chosen = plans[::4] + late if LONG else rng("kept").sample(late, 1)
     assert_kept(chosen, struck_min=len(chosen) * 9 // 10)
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import msgspec
 import pytest
 
 from pivotd.cli import render
 from pivotd.cli.progress import describe
-from pivotd.cli.waiting import complaint, exit_status, rests
+from pivotd.cli.waiting import complaint, exit_status
+from pivotd.client import Pivot, Progress, shown
 from pivotd.errors import EXIT_DONE, EXIT_KEPT, EXIT_UNKNOWN
+from tests.journal.samples import make_pivot
 
 
-def pivot(phase: str, outcome: str | None, *, hold: bool = False) -> dict[str, Any]:
-    return {"id": "P1", "domain": "web1", "phase": phase, "outcome": outcome, "hold": hold, "error": "too slow"}
+def pivot(phase: str, outcome: str | None, *, hold: bool = False) -> Pivot:
+    plain = msgspec.to_builtins(shown.pivot(make_pivot(1)))
+    changed = {"id": "P1", "domain": "web1", "phase": phase, "outcome": outcome, "hold": hold, "error": "too slow"}
+    return msgspec.convert(plain | changed, Pivot)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,7 @@ def pivot(phase: str, outcome: str | None, *, hold: bool = False) -> dict[str, A
 def test_exit_status(phase: str, outcome: str | None, hold: bool, status: int) -> None:
     """The exit status follows from how the pivot rests."""
     found = pivot(phase, outcome, hold=hold)
-    assert rests(found)
+    assert found.rests
     assert exit_status(found) == status
 
 
@@ -40,7 +43,7 @@ def test_exit_status(phase: str, outcome: str | None, hold: bool, status: int) -
 )
 def test_not_at_rest(phase: str, hold: bool) -> None:
     """Ready on its way to the pause, and decided but not closed, is not the end."""
-    assert not rests(pivot(phase, None, hold=hold))
+    assert not pivot(phase, None, hold=hold).rests
 
 
 def test_failed_attempts_can_be_tried_again() -> None:
@@ -74,10 +77,10 @@ def test_hostile_name() -> None:
 
 def test_describe() -> None:
     """A line of progress has the phase, the bytes and what is waited for."""
-    progress = {"copied_bytes": 1 << 20, "total_bytes": 4 << 20, "detail": "QEMU is silent"}
+    progress = Progress("copying", 1 << 20, 4 << 20, "QEMU is silent")
     assert describe(pivot("copying", None), progress) == "copying, 1 MiB of 4 MiB (25 %), QEMU is silent"
     assert describe(pivot("preparing", None), None) == "preparing"
-    measured = {"dirty_bytes_per_s": 0, "copy_bytes_per_s": 3 << 20, "expected_pause_ms": 4.25}
+    measured = Progress("ready", None, None, dirty_bytes_per_s=0, copy_bytes_per_s=3 << 20, expected_pause_ms=4.25)
     said = "ready, the guest writes 0 B/s, the destination takes 3 MiB/s, expected pause 4.2 ms"
     assert describe(pivot("ready", None), measured) == said
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.cli.transport import _not_connected
+from pivotd.client.transport import not_connected
 from pivotd.errors import EXIT_REFUSED
 from tests.cli.ctl import complaint, ctl
 
@@ -80,7 +80,7 @@ def test_path_too_long(tmp_path: Path) -> None:
 
 def test_permission() -> None:
     """Permission denied is a refusal, and the line names the groups to ask for."""
-    error = _not_connected("/run/p.sock", PermissionError(13, "denied"))
+    error = not_connected("/run/p.sock", PermissionError(13, "denied"))
     assert (error.kind, error.exit_status) == ("not-allowed", EXIT_REFUSED)
     assert "pivotd-ro" in error.message
 

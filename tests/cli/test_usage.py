@@ -14,7 +14,9 @@ WIDTH = 80
 
 def leaves(group: click.Group, prefix: str = "") -> list[str]:
     found = []
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         path = f"{prefix}{name}"
         found += leaves(command, f"{path} ") if isinstance(command, click.Group) else [path]
     return found
@@ -46,7 +48,9 @@ def test_help_of_each_command(path: str) -> None:
     command: click.Command = cli
     for name in path.split():
         assert isinstance(command, click.Group)
-        command = command.commands[name]
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        command = found
     text = command.get_help(click.Context(command, info_name=path))
     assert command.help
     assert not {"vm", "drive", "task"} & set(text.lower().split())

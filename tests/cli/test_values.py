@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from pivotd.cli.errors import UsageError
-from pivotd.cli.values import AbsolutePath, Bandwidth, DiskImage, Milliseconds, Name, absolute
+from pivotd.cli.complaints import UsageError
+from pivotd.cli.values import MILLISECONDS, AbsolutePath, Bandwidth, DiskImage, Name, absolute
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def test_bad_bandwidth(text: str) -> None:
 )
 def test_milliseconds(text: str, expected: int) -> None:
     """A length of time is milliseconds unless a unit follows."""
-    assert Milliseconds().convert(text, None, None) == expected
+    assert MILLISECONDS.convert(text, None, None) == expected
 
 
 @pytest.mark.parametrize("text", ["", "s", "-5", "0.5", "1h", "500 MS"])
 def test_bad_milliseconds(text: str) -> None:
     """Other units and fractions of a millisecond are refused."""
     with pytest.raises(click.UsageError):
-        Milliseconds().convert(text, None, None)
+        MILLISECONDS.convert(text, None, None)
 
 
 def test_disk_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

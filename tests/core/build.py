@@ -1,16 +1,42 @@
-"""Pivots and observations in one line, for tests of the decision."""
+"""Pivots, and what a process sees and remembers, in one line, for tests of the decision."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from pivotd.core import names
+from pivotd.core import actions, names
+from pivotd.core import decide as rules
+from pivotd.core.attempt import Attempt
 from pivotd.core.observation import JobSeen, Observation, Qemu, Root
 from pivotd.core.pivot import Identity, Image, Outcome, Phase, Pivot, PivotDisk
 from pivotd.core.request import CopyOptions, Kind, Requester
 
 PIVOT = "01K9ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+ASKED = Requester(0, 0, 1)
+REMEMBERED = {one.name for one in fields(Attempt)}
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a process sees of QEMU and what it remembers."""
+
+    seen: Observation
+    attempt: Attempt = field(default_factory=Attempt)
+
+    def but(self, **changes: Any) -> Known:
+        """Return the same with changes of either."""
+        of_attempt = {name: value for name, value in changes.items() if name in REMEMBERED}
+        of_seen = {name: value for name, value in changes.items() if name not in REMEMBERED}
+        return Known(replace(self.seen, **of_seen), replace(self.attempt, **of_attempt))
+
+
+def decide(pivot: Pivot, known: Known | Observation) -> actions.Action:
+    """Return what is decided; of an observation alone with nothing remembered."""
+    known = known if isinstance(known, Known) else Known(known)
+    return rules.decide(pivot, known.seen, known.attempt)
 
 
 def disk(index: int, outcome: Outcome | None = None) -> PivotDisk:
@@ -51,8 +77,8 @@ def seen(
     roots: str | list[str] = "source",
     n: int = 1,
     **rest: Any,
-) -> Observation:
-    """Return an observation; one word for all disks or one for each. A job "failed" is concluded with an error."""
+) -> Known:
+    """Return what is known; one word for all disks or one for each. A job "failed" is concluded with an error."""
     statuses = [jobs] * n if isinstance(jobs, str) else jobs
     places = [roots] * len(statuses) if isinstance(roots, str) else roots
     by_name = {}
@@ -67,7 +93,7 @@ def seen(
         jobs=by_name,
         roots={f"disk{index}": Root(place) for index, place in enumerate(places)},
     )
-    return replace(base, **rest)
+    return Known(base).but(**rest)
 
 
 def jobs(*indexes: int) -> tuple[str, ...]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 
 from pivotd.core import actions as a
 from pivotd.core import names
-from pivotd.core.decide import decide
 from pivotd.core.observation import JobSeen, Observation, Qemu, Root
 from pivotd.core.phases import is_allowed
 from pivotd.core.pivot import Outcome, Phase
 from pivotd.core.request import CopyOptions
 
-from .build import PIVOT, disk, jobs, pivot, seen
+from .build import ASKED, PIVOT, decide, disk, jobs, pivot, seen
 
 RECOVERED = {"stop_sent": None, "completing": None}
 UNKNOWN_2 = Observation(Qemu.REPLACED, uses_destination=True)
@@ -135,14 +133,14 @@ def test_a_reverse_mirror_that_lives_is_cancelled_before_any_outcome(phase: Phas
     """It was left by a process that died, or was too slow, and could move the root back under a `switched` record."""
     reverse = names.reverse_job(PIVOT, 0)
     found = seen(run_state, "concluded", "destination", **RECOVERED)
-    found = replace(found, jobs={**found.jobs, reverse: JobSeen(status)})
+    found = found.but(jobs={**found.seen.jobs, reverse: JobSeen(status)})
     assert decide(pivot(phase, owes_resume=True), found) == a.CancelJobs((reverse,), resume=False)
 
 
 def test_a_reverse_mirror_that_has_ended_is_in_nobodys_way():
     """The root says what it did."""
     found = seen("paused", "concluded", "destination", **RECOVERED)
-    found = replace(found, jobs={**found.jobs, names.reverse_job(PIVOT, 0): JobSeen("concluded", "Operation canceled")})
+    found = found.but(jobs={**found.seen.jobs, names.reverse_job(PIVOT, 0): JobSeen("concluded", "Operation canceled")})
     assert outcomes(decide(pivot(Phase.PAUSING), found)) == [Outcome.SWITCHED]
 
 
@@ -255,24 +253,24 @@ def test_preparation_takes_the_steps_in_order_and_only_once():
         names.destination_node(PIVOT, 0),
     )
     assert decide(before, bare) == a.PlaceNonce()
-    found = replace(bare, has_nonce=True)
+    found = bare.but(has_nonce=True)
     assert decide(before, found) == a.Prepare(0, a.Step.CREATE_FILE)
-    found = replace(found, jobs={c: JobSeen("concluded")})
+    found = found.but(jobs={c: JobSeen("concluded")})
     assert decide(before, found) == a.Prepare(0, a.Step.OPEN_FILE)
-    found = replace(found, nodes=frozenset({f}))
+    found = found.but(nodes=frozenset({f}))
     assert decide(before, found) == a.Prepare(0, a.Step.CREATE_FORMAT)
-    found = replace(found, jobs={c: JobSeen("concluded"), q: JobSeen("concluded")})
+    found = found.but(jobs={c: JobSeen("concluded"), q: JobSeen("concluded")})
     assert decide(before, found) == a.Prepare(0, a.Step.OPEN_FORMAT)
-    found = replace(found, nodes=frozenset({f, d}))
+    found = found.but(nodes=frozenset({f, d}))
     assert decide(before, found) == a.Prepare(0, a.Step.START_JOB)
-    found = replace(found, jobs={**found.jobs, jobs(0)[0]: JobSeen("running")})
+    found = found.but(jobs={**found.seen.jobs, jobs(0)[0]: JobSeen("running")})
     assert decide(before, found) == a.Advance(Phase.COPYING)
 
 
 def test_a_failed_creation_is_an_end():
     """QEMU could not create the destination: its words are the reason."""
     found = seen(jobs="gone", has_nonce=True)
-    found = replace(found, jobs={names.create_file_job(PIVOT, 0): JobSeen("concluded", "No space left on device")})
+    found = found.but(jobs={names.create_file_job(PIVOT, 0): JobSeen("concluded", "No space left on device")})
     action = decide(pivot(Phase.PREPARING), found)
     assert isinstance(action, a.Abandon)
     assert "No space left" in action.reason
@@ -336,7 +334,7 @@ def every_observation():
         {"stop_sent": True, "completing": frozenset(jobs(0, 1))},
         {"stop_sent": True, "completing": frozenset(jobs(0, 1)), "deadline_passed": True},
         {"stop_sent": True, "completing": frozenset(), "deadline_passed": True},
-        {"stop_sent": True, "completing": frozenset(), "cancel_requested": True},
+        {"stop_sent": True, "completing": frozenset(), "cancelled_by": ASKED},
         {"stop_sent": True, "completing": frozenset(jobs(0)), "rollback_failed": True},
     ]
     for state, pair, roots, memory in itertools.product(
@@ -378,8 +376,8 @@ def test_every_state_has_a_decision_and_none_breaks_the_rules():
         pivot(Phase.CANCELLING, 2, owes_resume=True),
         pivot(Phase.DECIDED, 2, owes_resume=True, disks=(disk(0, Outcome.SWITCHED), disk(1, Outcome.SWITCHED))),
     ]
-    for before, observation in itertools.product(pivots, found):
-        action = decide(before, observation)
+    for before, known in itertools.product(pivots, found):
+        action, observation = decide(before, known), known.seen
         count += 1
         after = phase_after(action)
         assert after is None or (after is not before.phase and is_allowed(before.phase, after)), (before, observation)

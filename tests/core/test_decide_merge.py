@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pivotd.core.actions import Finalize, RecordOutcome, Stop
-from pivotd.core.decide import decide
 from pivotd.core.observation import Qemu
 from pivotd.core.pivot import Image, Outcome, Phase, Pivot
 from pivotd.core.request import Kind
-from tests.core.build import disk, jobs, pivot, seen
+from tests.core.build import decide, disk, jobs, pivot, seen
 
 
 def pull(phase: Phase) -> Pivot:

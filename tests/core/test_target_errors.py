@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from pivotd.core import names
 from pivotd.core.actions import Abandon, Finalize, GoOn, Retreat, Wait
-from pivotd.core.decide import decide
 from pivotd.core.observation import JobSeen, Observation
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.request import CopyOptions
 
-from .build import PIVOT, pivot, seen
+from .build import ASKED, PIVOT, decide, pivot, seen
 
 JOB = names.mirror_job(PIVOT, 0)
 
@@ -23,7 +20,7 @@ def resumable(phase: Phase, **changes: object) -> Pivot:
 
 
 def interrupted(status: str = "paused", io_status: str = "nospace", backlog: int = 1, **rest: object) -> Observation:
-    return replace(seen(**rest), jobs={JOB: JobSeen(status, None, backlog, 5, io_status)})  # type: ignore[arg-type]
+    return seen(**rest).but(jobs={JOB: JobSeen(status, None, backlog, 5, io_status)})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("io_status", ["nospace", "failed"])
@@ -64,7 +61,7 @@ def test_a_flush_that_failed_ends_the_copy():
 
 def test_a_failure_before_anything_is_copied_is_no_failed_flush():
     """While a mirror fills the image with zeroes it shows no bytes at all."""
-    now = replace(seen(), jobs={JOB: JobSeen("paused", None, 0, 0, "failed")})
+    now = seen().but(jobs={JOB: JobSeen("paused", None, 0, 0, "failed")})
     assert isinstance(decide(resumable(Phase.COPYING), now), GoOn)
 
 
@@ -75,7 +72,7 @@ def test_a_full_disk_at_a_flush_does_not_end_the_copy():
 
 def test_a_cancelled_copy_is_not_told_to_go_on():
     """Cancelling comes first."""
-    assert isinstance(decide(resumable(Phase.COPYING), replace(interrupted(), cancel_requested=True)), Abandon)
+    assert isinstance(decide(resumable(Phase.COPYING), interrupted().but(cancelled_by=ASKED)), Abandon)
 
 
 def test_a_guest_is_not_kept_waiting_in_its_pause():
@@ -87,7 +84,7 @@ def test_a_guest_is_not_kept_waiting_in_its_pause():
 
 def test_a_copy_that_was_told_to_complete_is_given_up():
     """It could go to pending at any time, and then hold the writes of a running guest."""
-    now = replace(interrupted("standby", run_state="paused"), completing=frozenset({JOB}))
+    now = interrupted("standby", run_state="paused").but(completing=frozenset({JOB}))
     assert isinstance(decide(resumable(Phase.PAUSING), now), Abandon)
 
 

@@ -179,3 +179,25 @@ async def test_a_bitmap_that_comes_along_wrongly_takes_the_switch_back(
     assert qemu.run_state() == "running"
     assert qemu.root("disk0").filename == str(tmp_path / "old.qcow2")
     assert_clean(qemu)
+
+
+async def test_two_devices_of_one_name_keep_their_bitmaps(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+    """A device without an id is known by its drive's, which may be another device's too: the QOM path tells them apart."""
+    disk = Disk(create_image(tmp_path / "old.qcow2"))
+    other = create_image(tmp_path / "other.qcow2")
+    drive = [
+        "-drive",
+        f"if=none,id=disk0,format=qcow2,cache=none,file={other}",
+        "-device",
+        "virtio-blk-pci,drive=disk0",
+    ]
+    qemu = qemu_factory([disk], guest=[], extra=drive)
+    supervisor = await engine.connect(qemu)
+    assert supervisor.session is not None
+    (name,) = [name for name, seen in (await supervisor.session.disks()).items() if seen.node == "src0"]
+    touch(qemu, 1, "0")
+    qemu.spy("block-dirty-bitmap-add", node="src0", name="backup", persistent=True)
+    touch(qemu, 2, "1M")
+    pivot = await engine.closed(await engine.copy("web1", {name: tmp_path / "new.qcow2"}))
+    assert pivot.outcome == Outcome.SWITCHED, pivot.error
+    assert bitmaps(qemu)["backup"]["count"] == 65536

@@ -10,7 +10,8 @@ import pytest
 
 from pivotd.core.creation import ImageOptions
 from pivotd.core.pivot import Outcome
-from pivotd.core.request import CopyMode, Discard, Kind, Sync, Target
+from pivotd.core.request import CopyMode, Discard, Kind, Requester, Sync, Target
+from pivotd.engine.inbox import Cancel
 from pivotd.errors import BadRequestError
 from tests.conftest import QemuFactory
 from tests.support.proxy import Recorder
@@ -20,6 +21,7 @@ from .conftest import Engine
 from .storage import LoopDevice, NbdServer, allocated_bytes, header_chain, info, shown_chain
 from .test_copy import assert_clean, content, write
 
+WHO = Requester(0, 0, 1)
 pytestmark = pytest.mark.qemu
 
 MIB = 1 << 20
@@ -106,7 +108,7 @@ async def test_a_shallow_copy_that_is_taken_back_has_the_old_chain(
     await engine.connect(qemu)
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, sync=Sync.TOP, pivot=False)
     await engine.resting(driver)
-    driver.cancel()
+    driver.state.inbox.post(Cancel(WHO))
     assert (await engine.closed(driver)).outcome == Outcome.KEPT
     assert [name for name, _ in shown_chain(qemu.spy("query-block"), "src0")] == [
         str(top),
@@ -318,7 +320,7 @@ async def test_an_encrypted_copy_that_is_cancelled_leaves_no_passphrase(
         driver = await engine.copy("web1", {"disk0": tmp_path / f"new{number}.qcow2"}, pivot=False, **options)
         if BUSY not in ((await engine.resting(driver)).error or ""):
             break
-    driver.cancel()
+    driver.state.inbox.post(Cancel(WHO))
     pivot = await engine.closed(driver)
     assert (pivot.outcome, pivot.error) == (Outcome.KEPT, "cancelled")
     assert (secrets(qemu), len(qemu.nodes())) == ([], 2)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pivotd.core import kinds
 from pivotd.core.pivot import Outcome, Phase
-from pivotd.core.request import Kind, Target
-from pivotd.core.stale import stale
+from pivotd.core.request import Kind, Requester, Target
+from pivotd.engine.inbox import Cancel
 from pivotd.errors import BadRequestError, NotFoundError
 from pivotd.host import files
 from tests.conftest import QemuFactory
@@ -21,6 +22,7 @@ from tests.support.qemu import Disk, Qemu, create_image
 from .conftest import Engine
 from .test_copy import assert_clean, content, write
 
+WHO = Requester(0, 0, 1)
 pytestmark = pytest.mark.qemu
 
 LAYERS = ("base", "one", "two", "top")
@@ -69,7 +71,7 @@ async def test_the_active_layer_is_committed_and_the_guest_moves_to_the_base(
     assert pivot.outcome == Outcome.SWITCHED, pivot.error
     assert pivot.pause_ms is not None
     assert shown_chain(qemu) == ["base.qcow2"]
-    assert stale(pivot, pivot.disks[0]) == [str(image) for image in reversed(images[1:])]
+    assert kinds.of(pivot).stale(pivot, pivot.disks[0]) == [str(image) for image in reversed(images[1:])]
     assert qemu.run_state() == "running"
     assert_clean(qemu)
     assert content(images[0], "qcow2") == before
@@ -103,7 +105,7 @@ async def test_a_commit_that_is_taken_back_leaves_no_layer_behind(
     session = engine.host.get("web1").session
     assert session is not None
     driver.end()  # the rest of the pause is played without it
-    while not driver._done() or engine.host.get("web1").drivers:
+    while engine.host.get("web1").drivers:
         await asyncio.sleep(0)
     qemu.spy("stop")
     qemu.spy("job-complete", id=disk.job)
@@ -139,7 +141,7 @@ async def test_inner_layers_are_committed(engine: Engine, qemu_factory: QemuFact
     pivot = await engine.closed(await engine.start(Kind.COMMIT, "web1", target))
     assert pivot.outcome == Outcome.MERGED, pivot.error
     assert shown_chain(qemu) == ["top.qcow2", "base.qcow2"]
-    assert stale(pivot, pivot.disks[0]) == [str(images[2]), str(images[1])]
+    assert kinds.of(pivot).stale(pivot, pivot.disks[0]) == [str(images[2]), str(images[1])]
     assert written_backing_file(images[-1]) == ("base.qcow2" if relative else str(images[0]))
     assert qemu.jobs() == {}
     assert qemu.run_state() == "running"
@@ -236,7 +238,7 @@ async def test_a_cancelled_merge_leaves_the_chain_as_it_was(
     await engine.connect(qemu)
     driver = await engine.start(kind, "web1", Target("disk0"), bandwidth_bytes_per_s=1)
     await engine.until(driver, lambda pivot: pivot.phase is Phase.COPYING)
-    driver.cancel()
+    driver.state.inbox.post(Cancel(WHO))
     pivot = await engine.closed(driver)
     assert pivot.outcome == Outcome.KEPT
     assert shown_chain(qemu) == ["top.qcow2", "two.qcow2", "one.qcow2", "base.qcow2"]

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pivotd.core.pivot import Outcome, Phase
-from pivotd.core.request import Kind, Target
+from pivotd.core.request import Kind, Requester, Target
 from pivotd.engine.driver import Driver
+from pivotd.engine.inbox import Cancel
 from tests.conftest import QemuFactory
 from tests.support.proxy import Direction, Message, When
 from tests.support.qemu import Disk, Qemu, create_image
@@ -21,6 +22,7 @@ from .conftest import Engine
 from .storage import NbdServer
 from .test_copy import assert_clean, content, write
 
+WHO = Requester(0, 0, 1)
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
 
 MAX_PAUSE_MS = 300
@@ -147,7 +149,7 @@ async def test_a_cancel_of_a_copy_to_a_server_that_hangs(
     await engine.resting(driver)
     server.hang()
     write(qemu, "disk0", 7)
-    driver.cancel()
+    driver.state.inbox.post(Cancel(WHO))
     try:
         async with asyncio.timeout(5):
             await engine.closed(driver)

@@ -12,8 +12,9 @@ import pytest
 
 from pivotd import limits
 from pivotd.core.pivot import Outcome, Phase
-from pivotd.core.request import Kind, Target
+from pivotd.core.request import Kind, Requester, Target
 from pivotd.engine.driver import Driver
+from pivotd.engine.inbox import Cancel
 from pivotd.errors import BadRequestError
 from pivotd.journal.reader import Reader
 from tests.conftest import QemuFactory
@@ -26,6 +27,7 @@ from tests.support.qemu import Disk, Qemu, create_image
 from .conftest import Engine
 from .test_copy import assert_clean, content, write
 
+WHO = Requester(0, 0, 1)
 pytestmark = pytest.mark.qemu
 
 DISK_BYTES = 64 << 20
@@ -216,7 +218,7 @@ async def test_an_interrupted_copy_can_be_cancelled(
     await until(driver, "fails")
     if sound:
         storage.fail()
-    driver.cancel()
+    driver.state.inbox.post(Cancel(WHO))
     pivot = await engine.closed(driver)
     assert pivot.outcome == Outcome.KEPT
     assert_clean(qemu)

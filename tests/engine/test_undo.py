@@ -12,6 +12,7 @@ from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.core.request import Requester
 from pivotd.core.undo import Undo
 from pivotd.engine.driver import Driver
+from pivotd.engine.inbox import Cancel, Release, TakeBack
 from pivotd.errors import DiskBusyError
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image
@@ -19,6 +20,7 @@ from tests.support.qemu import Disk, Qemu, create_image
 from .conftest import TIMEOUT_S, Engine
 from .test_copy import assert_clean, content, write
 
+WHO = Requester(0, 0, 1)
 pytestmark = pytest.mark.qemu
 
 UNDO = "01K9ABCDEFGHJKMNPQRSTVUND{}"
@@ -33,7 +35,7 @@ async def in_window(engine: Engine, driver: Driver) -> Pivot:
 
 async def undone(engine: Engine, driver: Driver, name: str = "web1") -> Driver:
     """Take a pivot back; return the driver of the pivot that does it."""
-    driver.undo(Undo(UNDO.format(0), Requester(0, 0, 1)))
+    driver.state.inbox.post(TakeBack(WHO, undo=Undo(UNDO.format(0), WHO)))
     await engine.closed(driver)
     assert driver.successor is not None
     async with asyncio.timeout(TIMEOUT_S):
@@ -87,7 +89,7 @@ async def test_a_release_ends_the_window(engine: Engine, qemu_factory: QemuFacto
     await engine.connect(qemu)
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, keep_synced=True)
     await in_window(engine, driver)
-    driver.release()
+    driver.state.inbox.post(Release(WHO))
     pivot = await engine.closed(driver)
     assert pivot.outcome == Outcome.SWITCHED
     assert engine.events(pivot)[-2:] == ["window-ended", "closed"]
@@ -148,7 +150,7 @@ async def test_an_undo_without_its_mirror_keeps_the_new_image(
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, keep_synced=True)
     pivot = await in_window(engine, driver)
     qemu.spy("job-cancel", id=names.back_job(pivot.id, 0))
-    driver.undo(Undo(UNDO.format(0), Requester(0, 0, 1)))
+    driver.state.inbox.post(TakeBack(WHO, undo=Undo(UNDO.format(0), WHO)))
     closed = await engine.closed(driver)
     assert closed.outcome == Outcome.SWITCHED
     assert qemu.root("disk0").filename == str(tmp_path / "new.qcow2")
@@ -165,7 +167,7 @@ async def test_an_undo_that_is_cancelled_keeps_the_new_image(engine: Engine, qem
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, keep_synced=True)
     await in_window(engine, driver)
     back = await undone(engine, driver)
-    back.cancel()
+    back.state.inbox.post(Cancel(WHO))
     pivot = await engine.closed(back)
     where = {"kept": "new.qcow2", "switched": "old.qcow2"}[pivot.outcome or ""]
     assert qemu.root("disk0").filename == str(tmp_path / where)

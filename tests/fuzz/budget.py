@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, settings
+from hypothesis import seed as with_seed
+
+from tests.support.seeds import seed
 
 FACTOR = float(os.environ.get("PIVOTD_FUZZ", "1"))
-SEED = int(os.environ.get("PIVOTD_SEED", random.SystemRandom().randrange(1 << 32)))
+SEED = seed()
 
 
 def examples(number: int) -> int:
@@ -29,6 +31,6 @@ def fuzz(number: int) -> Callable[[Any], Any]:
             print_blob=True,
             suppress_health_check=list(HealthCheck),
         )(test)
-        return seed(SEED)(configured)
+        return with_seed(SEED)(configured)
 
     return decorate

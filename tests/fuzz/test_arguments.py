@@ -12,7 +12,7 @@ from io import StringIO
 import pytest
 
 from pivotd.cli import main as cli
-from pivotd.cli.app import App
+from pivotd.cli.context import App
 from tests.cli.ctl import ctl
 from tests.fuzz.budget import SEED, examples
 

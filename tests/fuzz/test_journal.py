@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pivotd.app.registry import RUNTIME, Host
-from pivotd.cli.errors import CtlError
-from pivotd.cli.offline import OfflineJournal
+from pivotd.cli.journal_answers import OfflineJournal
 from pivotd.core.pivot import Pivot
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
-from pivotd.errors import EXIT_REFUSED, JournalCorruptError, JournalError
+from pivotd.errors import EXIT_REFUSED, JournalCorruptError, JournalError, NotFoundError
 from pivotd.host.flush import Flusher
 from pivotd.journal.journal import Journal
 from tests.cli.ctl import ctl
@@ -49,13 +49,17 @@ def _contents(state_dir: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in state_dir.iterdir() if path.name not in ours}
 
 
+def _shown(answer: Any) -> str:
+    return json.dumps(msgspec.to_builtins(answer))
+
+
 def _read_all(state_dir: Path) -> None:
     """Read everything that pivotctl can show, as it would be shown."""
     journal = OfflineJournal(str(state_dir))
     try:
-        for pivot in journal.pivots():
-            json.dumps(journal.pivot(pivot["id"]))
-        json.dumps([journal.domains(), journal.verdicts(None, None, None), list(journal.events(0))])
+        for pivot in journal.pivots(limit=1000):
+            _shown(journal.pivot(pivot.id))
+        _shown([journal.domains(), journal.verdicts(None, None, None), list(journal.events(0))])
     finally:
         journal.close()
 
@@ -123,7 +127,7 @@ def test_reading_a_damaged_journal_is_a_typed_error_or_an_answer(sound: tuple[Pa
             _read_all(state_dir)
         except JournalError as error:
             _check_line(error.message, what)
-        except CtlError:
+        except NotFoundError:
             pass  # "not found": the client makes one line of it when it is shown
         except Exception as error:
             error.add_note(what)

@@ -17,9 +17,10 @@ from pivotd.core import names, observation
 from pivotd.core.observation import JobSeen, Observation, Root
 from pivotd.core.pivot import Image, Phase, Pivot, PivotDisk
 from pivotd.errors import QmpError, QmpUnknownError
-from pivotd.qmp import replies
+from pivotd.qmp import blocks, replies
+from pivotd.qmp.looking import LOOK
 from pivotd.qmp.monitor import Monitor
-from pivotd.qmp.session import LOOK, Session
+from pivotd.qmp.session import Session
 from tests.core.build import PIVOT, pivot
 from tests.fuzz.budget import fuzz
 from tests.fuzz.mutate import ANY, mutated
@@ -188,7 +189,7 @@ def test_every_other_question_takes_changed_answers_alike(wire: Wire, recorded: 
     uses: list[Callable[[Session], Coroutine[Any, Any, Any]]] = [
         lambda session: session.run_state(),
         lambda session: session.disks(),
-        lambda session: session.graph(),
+        lambda session: session.blocks(),
         lambda session: session.migrating(),
     ]
     for use in uses:
@@ -202,13 +203,11 @@ def test_every_other_question_takes_changed_answers_alike(wire: Wire, recorded: 
 @given(value=ANY)
 def test_any_answer_at_all_is_a_typed_error_or_understood(value: Any):
     """The functions that read an answer, each with any JSON."""
-    of = pivot(Phase.PAUSING, disks=(_disk(0),))
     for read in (
-        replies.disks,
-        lambda reply: replies.roots(reply, of),
+        blocks.disks,
+        blocks.block_jobs,
+        blocks.graph,
         replies.jobs,
-        lambda reply: replies.jobs([], reply),
-        replies.graph,
         replies.run_state,
         replies.object_names,
         replies.migrating,
@@ -223,10 +222,6 @@ def test_any_answer_at_all_is_a_typed_error_or_understood(value: Any):
 @pytest.mark.parametrize("wrong", [{}, "", None, 0, {"a": 1}])
 def test_no_list_where_one_is_due_is_not_an_empty_one(wrong: Any):
     """No disk and no job are strong claims: a root that is absent, a job that is gone."""
-    for read in (
-        replies.disks,
-        replies.jobs,
-        lambda reply: replies.roots(reply, pivot(Phase.PAUSING, disks=(_disk(0),))),
-    ):
+    for read in (blocks.disks, blocks.block_jobs, replies.jobs):
         with pytest.raises(QmpUnknownError):
             read(wrong)

@@ -10,6 +10,7 @@ import pytest
 from pivotd.core.pivot import Outcome, Phase
 from pivotd.core.request import Kind, Target
 from pivotd.engine.driver import Driver
+from pivotd.engine.inbox import Cancel
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, NotFoundError
 from tests.ported_cases.fixture import Bed
 from tests.support.qemu import Disk, create_image
@@ -86,7 +87,7 @@ async def test_a_job_id_that_leads_to_no_pivot(bed: Bed):
     with pytest.raises(BadRequestError, match="disk0 is named twice"):
         await bed.engine.start(Kind.COPY, "web1", *twice, adopted=True)
     assert bed.engine.journal.last_seq == before
-    own.cancel()
+    own.state.inbox.post(Cancel(own.pivot.requested_by))
     await bed.engine.closed(own)
 
 

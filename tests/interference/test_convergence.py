@@ -9,13 +9,16 @@ import pytest
 
 from pivotd import limits
 from pivotd.core.pivot import Outcome, Phase, Pivot, Record
+from pivotd.core.request import Requester
 from pivotd.engine.driver import Driver
+from pivotd.engine.inbox import Cancel
 from tests.ported_cases.fixture import Bed
 from tests.support.proxy import Cut, Direction, Message, When
 from tests.support.qemu import Disk, Qemu
 from tests.support.qemus import number, qemus
 from tests.support.throttle import LIMITS, limits_of, slow_down
 
+WHO = Requester(0, 0, 1)
 pytestmark = pytest.mark.qemu
 
 WRITE_BLOCKING_FROM = (8, 2)
@@ -119,7 +122,7 @@ async def test_limits_that_somebody_sets_meanwhile_stay(bed: Bed, version: str):
     driver = await too_fast(bed, version)
     await driver.complete(driver.pivot.requested_by)
     await until_said(driver, "slowed")
-    driver.cancel()
+    driver.state.inbox.post(Cancel(WHO))
     bed.qemu.spy("block_set_io_throttle", {"id": QDEV, **LIMITS})
     theirs = limits_of(bed.qemu)
     pivot = await bed.engine.closed(driver)
@@ -222,5 +225,5 @@ async def test_a_new_bandwidth_is_on_disk_when_it_is_answered(bed: Bed):
     driver = await bed.engine.copy("web1", {"disk0": bed.target()}, bandwidth_bytes_per_s=1)
     await bed.until(driver, lambda pivot: pivot.phase is Phase.COPYING and bool(asked))
     assert await asked[0] == 2
-    driver.cancel()
+    driver.state.inbox.post(Cancel(WHO))
     await bed.engine.closed(driver)

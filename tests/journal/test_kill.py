@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from pivotd.core.pivot import Phase
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from tests.journal.process import wait_for, working
+from tests.support.seeds import rng
 
 ROUNDS = 12
 
@@ -20,9 +19,7 @@ ROUNDS = 12
 @pytest.mark.chaos
 def test_every_acknowledged_record_survives_kill_9(tmp_path: Path) -> None:
     """After each of many kills of a writer every acknowledged record is there, and the file is whole."""
-    seed = int(os.environ.get("PIVOTD_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
-    print(f"PIVOTD_SEED={seed}")  # noqa: T201 - shown by pytest when the test fails
-    chance = random.Random(seed)
+    chance = rng("journal kill")
     acknowledged: dict[int, tuple[str, str]] = {}
     for _ in range(ROUNDS):
         with working(tmp_path) as process:

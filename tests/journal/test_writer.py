@@ -14,9 +14,9 @@ from pivotd import limits
 from pivotd.core.pivot import Phase, Record
 from pivotd.errors import JournalError, JournalWriteError, PhaseConflictError
 from pivotd.journal import writer as writer_module
-from pivotd.journal.failures import on_write
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
+from pivotd.journal.sqlite_failures import on_write
 from tests.journal.samples import make_pivot
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import random
 import select
 import subprocess
 import sys
@@ -117,13 +116,6 @@ class Disk:
             except BrokenPipeError as error:
                 raise EOFError from error
             return pickle.load(self._process.stdout)
-
-
-def seed() -> int:
-    """Return the seed of this run, PIVOTD_SEED or a new one, and say it: pytest shows it when the test fails."""
-    chosen = int(os.environ.get("PIVOTD_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
-    print(f"PIVOTD_SEED={chosen}")  # noqa: T201
-    return chosen
 
 
 def put(contents: Contents, directory: Path) -> None:

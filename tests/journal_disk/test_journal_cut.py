@@ -14,9 +14,10 @@ import pytest
 
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
-from tests.journal_disk.disk import Disk, seed
+from tests.journal_disk.disk import Disk
 from tests.journal_disk.store import Change, Contents, Mark, Name, Store, Sync, replay
 from tests.journal_disk.workload import Promises, Told, Work, judge
+from tests.support.seeds import seed
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 

@@ -21,10 +21,11 @@ from pivotd.core.pivot import Phase
 from pivotd.errors import JournalFullError, JournalWriteError
 from pivotd.journal.journal import Journal
 from tests.journal.samples import make_pivot
-from tests.journal_disk.disk import Disk, put, seed
+from tests.journal_disk.disk import Disk, put
 from tests.journal_disk.server import Fault
 from tests.journal_disk.store import Contents, Store, replay
 from tests.journal_disk.workload import Promises, Work, judge, stored
+from tests.support.seeds import seed
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 

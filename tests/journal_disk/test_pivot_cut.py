@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.journal_disk.disk import Disk, seed
+from tests.journal_disk.disk import Disk
 from tests.journal_disk.fixture import COMPLETE, RESUMES, WAIT_S, Ground, variants
 from tests.journal_disk.server import Fault
 from tests.journal_disk.store import Mark, replay
+from tests.support.seeds import seed
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(400)]
 

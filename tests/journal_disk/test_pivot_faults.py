@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.journal_disk.disk import Disk, seed
+from tests.journal_disk.disk import Disk
 from tests.journal_disk.fixture import COMPLETE, WAIT_S, Ground, until
 from tests.journal_disk.server import Fault
 from tests.journal_disk.store import Mark
 from tests.support.proxy import Message
+from tests.support.seeds import seed
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(300)]
 

@@ -265,8 +265,10 @@ def query_jobs(qemu: Qemu, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
 @handles("query-block-jobs")
 def query_block_jobs(qemu: Qemu, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the mirrors; one that is not ready has all before it."""
+    flags = {"auto-finalize": False, "auto-dismiss": False}
     return [
-        {"device": name, "len": SIZE_BYTES, "offset": 0 if job.status == "running" else SIZE_BYTES}
+        {"device": name, "type": job.kind, "status": job.status, "len": SIZE_BYTES, **flags}
+        | {"offset": 0 if job.status == "running" else SIZE_BYTES}
         for name, job in qemu.jobs.items()
         if job.kind != "create"
     ]

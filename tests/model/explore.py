@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from pivotd.core import names
-from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Identity, Phase, Pivot
 from pivotd.core.request import CopyOptions, Requester
 from tests.model import stepped
@@ -49,12 +48,16 @@ class Bounds:
     keep_synced: bool = False
     move: Move = Move.COPY
     adopted: bool = False
+    hold: bool = False
+    """The pivot waits at READY for a person."""
+    bandwidth: bool = False
+    """Somebody may set the bandwidth at any moment, too."""
 
     def __str__(self) -> str:
         return (
             f"{self.move}, {self.disks} disk(s), {self.crashes} crash(es), {self.faults} fault(s), "
             f"found {self.run_state}, from {self.from_phase}, {'one write' if self.quick else 'answer by answer'}"
-            f"{', legacy -drive' * self.legacy}{', named nodes' * self.named}{', kept in sync and undone' * self.keep_synced}{', adopted' * self.adopted}"
+            f"{', legacy -drive' * self.legacy}{', named nodes' * self.named}{', kept in sync and undone' * self.keep_synced}{', adopted' * self.adopted}{', waits for a person' * self.hold}{', bandwidth set' * self.bandwidth}"
         )
 
 
@@ -93,12 +96,14 @@ def first_world(bounds: Bounds) -> World:
         kind=bounds.move.kind,
         phase=Phase.PREPARING,
         requested_by=Requester(0, 0, 1),
-        options=CopyOptions(attempts=bounds.attempts, keep_synced=bounds.keep_synced, adopted=bounds.adopted),
+        options=CopyOptions(
+            attempts=bounds.attempts, keep_synced=bounds.keep_synced, adopted=bounds.adopted, pivot=not bounds.hold
+        ),
         disks=tuple(disks),
         created_at="2026-11-23T09:00:00.000000Z",
         identity=Identity("boot", 100, 100, names.nonce_object(PIVOT)),
     )
-    world = World(pivot, qemu, quick=bounds.quick)
+    world = World(pivot, qemu, quick=bounds.quick, bandwidth=bounds.bandwidth)
     _advance_to(world, bounds.from_phase)
     world.crashes, world.faults = bounds.crashes, bounds.faults
     return world
@@ -133,7 +138,7 @@ class Search:
             self.found.phases.add(world.durable.phase)
             undo = "undo " if world.durable.undo_of is not None else ""
             self.found.outcomes |= {f"{undo}{world.durable.outcome}"} - {"None", "undo None"}
-            if world.driver is not None and is_resting(world.durable) and not world.down:
+            if stepped.resting(world):
                 self._rests.add(number)
                 if world.durable.phase is Phase.CLOSED:
                     continue
@@ -255,6 +260,8 @@ def main() -> None:
     parser.add_argument("--move", type=Move, default=Move.COPY, choices=list(Move))
     parser.add_argument("--keep-synced", action="store_true", help="with the undo window, and an undo or a release")
     parser.add_argument("--adopted", action="store_true", help="the jobs and nodes are somebody else's")
+    parser.add_argument("--hold", action="store_true", help="the pivot waits at ready for a person")
+    parser.add_argument("--bandwidth", action="store_true", help="somebody may set the bandwidth at any moment")
     parser.add_argument("--from-phase", type=Phase, default=Phase.PREPARING, choices=list(Phase))
     options = parser.parse_args()
     chosen = vars(options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,6 +88,9 @@ class LiveJournal:
     async def settle(self) -> bool:
         return await self.work(self.real.settle())
 
+    async def read(self, pivot: str) -> Pivot:
+        return await self.work(self.real.read(pivot))
+
     def hold_checkpoints(self) -> None:
         self.real.hold_checkpoints()
 
@@ -147,15 +150,6 @@ class LiveWorld(World):
         if "query-status" in commands:
             self.ghost.told(self, commands, replies[commands.index("query-status")]["status"])
         return replies
-
-    def begin(self, work: Coroutine[Any, Any, T]) -> Callable[[], Awaitable[T]]:
-        task = self.loop.create_task(work)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # there may be nobody who waits
-
-        async def wait() -> T:
-            return await task
-
-        return wait
 
     def disconnect(self) -> None:
         """Break the connection of pivotd."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
-from pivotd.core.pivot import JsonObject
+from pivotd.core.attempt import Attempt
+from pivotd.core.pivot import JsonObject, Phase
+from pivotd.engine.inbox import STAYED
+from pivotd.errors import PivotdError
 from tests.model import invariants
+from tests.model.messages import NAMES, asked
 from tests.model.points import GUEST, OTHER, SOMEBODY, Alternative, Died
 from tests.model.qemu import ENDED, EXECUTING, IO_ERROR, Qemu
 
@@ -56,16 +61,69 @@ class Mischief:
 
     def meddling(self) -> list[Alternative]:
         """Return what others, the guest, the storage and the user may do now."""
+        found = self.asked_in_time()
         if not self.faults:
-            return []
-        found = []
-        if self.cancel is not None:
-            found.append(Alternative("the user cancels", self.cancel))
-        if self.end is not None:
-            found.append(Alternative("the daemon is told to end", self.end))
+            return found
+        found += [Alternative("the user asks:", self.ask, (name,)) for name in self._askable()]
         if self.qemu is None:
             return found
         return found + self._others(self.qemu) + self._guest(self.qemu)
+
+    def _askable(self) -> list[str]:
+        """Return what a person may ask now; what the driver refuses at once changes nothing, and is not tried."""
+        if self.down or self.driver is None or (self.stepping and self.asked is None):
+            return []
+        messages, attempt, ending = self._waiting()
+        phase = self.durable.phase
+        found = []
+        if "cancel" not in messages and attempt.cancelled_by is None and phase not in STAYED:
+            found.append("cancel")
+        if "set-bandwidth" not in messages and phase in {Phase.READY, Phase.PAUSING} and self.bandwidth:
+            found.append("set-bandwidth")
+        if not ending:
+            found.append("end")
+        return found
+
+    def _waiting(self) -> tuple[tuple[str, ...], Attempt, bool]:
+        """Return the messages that the driver has not answered, its attempt, and whether it was told to end."""
+        if self.asked is None:
+            assert self.driver is not None
+            return self.driver.messages, self.driver.attempt, self.driver.ending
+        inbox = self.asked.state.inbox
+        return tuple(NAMES[type(one)] for one in inbox), self.asked.state.attempt, inbox.ending
+
+    def asked_in_time(self) -> list[Alternative]:
+        """Return what a person is expected to ask: the switch of a pivot that waits, the end of an undo window."""
+        if self.down or self.driver is None or (self.stepping and self.asked is None):
+            return []
+        pivot, messages = self.durable, self._waiting()[0]
+        names: tuple[str, ...] = ()
+        if pivot.phase is Phase.READY and pivot.hold and "complete" not in messages:
+            names = ("complete",)
+        elif pivot.window_open and not pivot.owes_resume and not {"undo", "release"} & set(messages):
+            names = ("undo", "release")
+        return [Alternative("the user asks:", self.ask, (name,), 0, 0) for name in names]
+
+    def ask(self, name: str) -> None:
+        """Send a message to the driver, wherever it is in its work."""
+        if self.asked is not None:
+            if name == "end":
+                self.asked.end()
+                return
+            request, driver = asked(self.asked, name), self.asked
+            self.asked = None  # one request at a time
+            try:
+                with contextlib.suppress(StopIteration, PivotdError):
+                    request.send(None)
+                    self.requests.append(request)
+            finally:
+                self.asked = driver
+            return
+        assert self.driver is not None
+        if name == "end":
+            self.driver = replace(self.driver, ending=True)
+        else:
+            self.driver = replace(self.driver, messages=(*self.driver.messages, name))
 
     def _others(self, qemu: Qemu) -> list[Alternative]:
         state = qemu.run_state

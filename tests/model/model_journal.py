@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from pivotd.core.pivot import JsonObject, Phase, Pivot, Record
-from pivotd.errors import JournalFullError, JournalWriteError, PhaseConflictError
+from pivotd.errors import JournalFullError, JournalWriteError, RevisionConflictError
 from tests.model import invariants
 from tests.model.points import Alternative, nothing
 
@@ -16,7 +16,7 @@ class Ledger:
 
     async def advance(self, before: Pivot, event: str, facts: JsonObject, **changes: Any) -> Pivot:
         """Record, or fail to."""
-        return self._write(before, replace(before, **changes), event)
+        return self._write(before, replace(before, **changes, revision=before.revision + 1), event)
 
     async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
         """Record the end of one pivot and the beginning of the next as one, or fail to."""
@@ -30,8 +30,8 @@ class Ledger:
                 Alternative("no record may be written: an I/O", self._journal, ("error",)),
                 *self.meddling(),
             ])  # fmt: skip
-        if self.durable.phase is not before.phase:
-            raise PhaseConflictError(f"{self.durable.phase} is not {before.phase}")
+        if self.durable.revision != before.revision:
+            raise RevisionConflictError(f"{self.durable.phase} is not {before.phase}")
         self.say(
             f" record: {event} {after.phase}{'' if self.journal_fails is None else ' FAILED: ' + self.journal_fails}"
         )
@@ -49,6 +49,10 @@ class Ledger:
 
     def _journal(self, how: str) -> None:
         self.journal_fails = how
+
+    async def read(self, pivot: str) -> Pivot:
+        """Return what is on disk."""
+        return self.durable
 
     async def note(self, event: str, facts: JsonObject, **_whose: Any) -> Record:
         """Record something that changes no pivot."""

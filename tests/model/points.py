@@ -45,7 +45,7 @@ def nothing() -> None:
 
 def canonical(pivot: Pivot) -> Pivot:
     """Return the pivot without what no decision looks at."""
-    return replace(pivot, pauses=(), pausing_since=None, error=None, decided_at=None, closed_at=None)
+    return replace(pivot, revision=0, pauses=(), pausing_since=None, error=None, decided_at=None, closed_at=None)
 
 
 def short(arguments: JsonObject) -> str:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, cast
 
 import pivotd.engine.driver
-import pivotd.engine.ledger
-import pivotd.engine.pause
-import pivotd.engine.recording
+import pivotd.engine.driver_state
+import pivotd.engine.failures
+import pivotd.engine.inbox
+import pivotd.engine.intent
+import pivotd.engine.journal_failures
+import pivotd.engine.record_steps
+import pivotd.engine.steps
+import pivotd.engine.watchdog
+import pivotd.qmp.looking
 import pivotd.qmp.opening
 import pivotd.qmp.rollback
-import pivotd.qmp.session
 from pivotd.core.pivot import Identity
 from pivotd.errors import QmpRefusedError, QmpUnsentError
 from pivotd.qmp.monitor import Monitor
 from pivotd.qmp.session import Session
 from tests.model.qemu import RefusedError
 
-T = TypeVar("T")
 Message = dict[str, Any]
 
 
@@ -34,30 +38,9 @@ class Wire(Protocol):
         """
         ...
 
-    def ask(self, monitor: ModelMonitor, messages: Sequence[Message]) -> Callable[[], list[Any] | None]:
-        """Begin a burst; call what is returned for its replies, None where they have not come."""
-        ...
-
-    def begin(self, work: Coroutine[Any, Any, T]) -> Callable[[], Awaitable[T]]:
-        """Start a burst; what is returned waits for its replies."""
-        ...
-
     async def pause(self, changed: asyncio.Event, timeout_s: float) -> None:
         """Wait for an event of QEMU inside one step of a pivot."""
         ...
-
-
-class ModelAsked:
-    """What pivotd.qmp.monitor.Asked is to a Session."""
-
-    def __init__(self, wait: Callable[[], Awaitable[list[Any]]]) -> None:
-        self._wait = wait
-
-    async def replies(self, _timeout_s: float) -> list[Any]:
-        return await self._wait()
-
-    def forget(self) -> None:
-        """Nothing is kept."""
 
 
 class ModelMonitor:
@@ -79,7 +62,7 @@ class ModelMonitor:
             raise reply
         return reply
 
-    async def burst(self, messages: Sequence[Message], timeout_s: float, *, bare: bool = False) -> list[Any]:
+    async def burst(self, messages: Sequence[Message], timeout_s: float) -> list[Any]:
         replies, _ = await self.alone(messages, timeout_s, lambda: None)
         return replies
 
@@ -94,11 +77,6 @@ class ModelMonitor:
         resumes_at: list[int] = []
         replies = await self.wire.burst(self, messages, resumes_at)
         return [_value(reply, message) for reply, message in zip(replies, messages, strict=True)], resumes_at
-
-    def ask(self, messages: Sequence[Message]) -> ModelAsked:
-        if not self.connected:
-            raise QmpUnsentError("the monitor is not connected")
-        return ModelAsked(self.wire.begin(self.burst(messages, 0)))
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         self._callbacks.append(callback)
@@ -181,6 +159,28 @@ class _Silence:
         return lambda *_args, **_facts: None
 
 
+class ModelFuture:
+    """In place of a future where there is no loop: whoever awaits it gives up its turn for good."""
+
+    def __init__(self) -> None:
+        self.answer: object = None
+
+    def __await__(self) -> Iterator[ModelFuture]:
+        yield self
+
+    def done(self) -> bool:
+        return self.answer is not None
+
+    def set_result(self, answer: object) -> None:
+        self.answer = answer
+
+    def set_exception(self, answer: object) -> None:
+        self.answer = answer
+
+    def exception(self) -> object:
+        return self.answer
+
+
 class _NoLoop:
     """In place of asyncio where there is no loop: nothing takes time."""
 
@@ -193,15 +193,25 @@ class _NoLoop:
     def get_running_loop(self) -> _NoLoop:
         return self
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        callback()
+    def create_future(self) -> ModelFuture:
+        return ModelFuture()
 
 
-async def _at_once(_timeout_s: float, function: Callable[..., Any], *args: Any) -> Any:
+async def _at_once(_timeout_s: float, function: Callable[..., Any], *args: Any, **_paths: Any) -> Any:
     return function(*args)
 
 
-DRIVER = (pivotd.engine.driver, pivotd.engine.recording, pivotd.engine.pause, pivotd.engine.ledger)
+DRIVER = (
+    pivotd.engine.driver,
+    pivotd.engine.driver_state,
+    pivotd.engine.failures,
+    pivotd.engine.inbox,
+    pivotd.engine.intent,
+    pivotd.engine.journal_failures,
+    pivotd.engine.record_steps,
+    pivotd.engine.steps,
+    pivotd.engine.watchdog,
+)
 """The modules of the driver, whose log, threads and event loop are the model's."""
 
 
@@ -213,9 +223,9 @@ def model_kernel(
 
     ``loop``: there is an event loop, whatever its time is.
     """
-    session, rollback = pivotd.qmp.session, pivotd.qmp.rollback
+    looking, rollback = pivotd.qmp.looking, pivotd.qmp.rollback
     replaced = {
-        session: {"process": _Identity(host), "in_thread": _at_once, "time": _Time(host)},
+        looking: {"process": _Identity(host), "in_thread": _at_once},
         rollback: {"time": _Time(host), "_until": pause},
         pivotd.qmp.opening: {"in_thread": _at_once},
     }

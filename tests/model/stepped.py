@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pivotd.core.actions import Action, RecordOutcome
-from pivotd.core.observation import Observation, Root
+from pivotd import limits
+from pivotd.core.attempt import Attempt
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Phase
-from pivotd.core.request import Requester
-from pivotd.core.undo import Undo
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
-from pivotd.engine.memory import Memory
+from pivotd.engine.driver_state import DriverState
 from pivotd.errors import JournalError, PhaseConflictError, QmpError
 from pivotd.qmp.session import Session
 from tests.model.invariants import ViolationError, at_every_instant, at_rest
+from tests.model.messages import NAMES, message
 from tests.model.points import Alternative, Died, canonical, nothing
 from tests.model.world import Remembered, World
 
 T = TypeVar("T")
-UNDO = "01K9ABCDEFGHJKMNPQRSTVUND0"
-"""The pivot that takes the first one back."""
-MEMORY_KEPT = (
-    "stop_sent", "completing", "deadline", "quick", "not_ours", "rollback_failed", "clean_up_failed", "cancel_requested",
-    "back_started", "back_failed", "release_requested", "undo",
-)  # fmt: skip
-"""What a decision can depend on; the rest of Memory only measures."""
 
 
 class Domain:
@@ -67,28 +59,37 @@ class ModelFlusher:
         return 1.0 if self.world.quick else None
 
 
-class SteppedDriver(Driver):
-    """Only what needs an event loop is replaced: sleeping, waiting for a flush beside a cancel, a record that hangs."""
+class SteppedState(DriverState):
+    """Only what needs an event loop is replaced: sleeping, waiting beside a cancel, a record that hangs."""
 
     world: World
 
-    async def _sleep(self, timeout_s: float) -> None:
-        await self.world.pause(self._woken, timeout_s)
+    async def sleep(self, timeout_s: float) -> None:
+        await self.world.pause(self.inbox.woken, timeout_s)
 
-    async def _perform_record_in_time(self, action: Action, seen: Observation) -> None:
-        """The storage of the journal answers at once, or only after the deadline of the pause."""
-        moved = isinstance(action, RecordOutcome) or Root.DESTINATION in seen.roots.values()
-        hangs = Alternative("the journal does not answer before the deadline", nothing)
-        if self.pivot.owes_resume and not moved and self.world.faults and self.world.point([hangs]):
-            await self._without_record(seen, JournalError("the storage of the journal does not answer"))
-        await self._perform_record(action, seen)
-
-    async def _note_in_time(self, event: str, facts: dict[str, Any]) -> None:
+    async def note_in_time(self, event: str, facts: dict[str, Any]) -> None:
         with contextlib.suppress(JournalError):
             await self.world.note(event, facts)
 
-    async def _unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
+    async def unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
         return await work
+
+    async def unless_late(
+        self, work: Coroutine[Any, Any, T], timeout_s: float, late: Callable[[], Awaitable[None]]
+    ) -> T:
+        """The storage of the journal answers at once, or only after the deadline of the pause."""
+        hangs = Alternative("the journal does not answer before the deadline", nothing)
+        if self.world.faults and self.world.point([hangs]):
+            await late()
+        return await work
+
+
+def driver_on(world: World) -> Driver:
+    """Return the real driver of the world's pivot."""
+    driver = Driver(world.durable, Domain(world), world, world, Converger(ModelFlusher(world), world))
+    driver.state = SteppedState(world.durable, driver.state.domain, world, world, Converger(ModelFlusher(world), world))
+    driver.state.world = world
+    return driver
 
 
 def step(world: World) -> None:
@@ -100,14 +101,17 @@ def step(world: World) -> None:
     except Died:
         _down(world)
     finally:
-        world.monitor = world.session = None
+        world.monitor = world.session = world.asked = None
+        world.stepping = False
+        for request in world.requests:
+            request.close()
     at_rest(world)
 
 
 def _before_step(world: World) -> bool:
     """Between steps anybody may die, meddle or start; return whether that is all for now."""
     moving = world.qemu.moving() if world.qemu is not None and world.down else []
-    alternatives = [*world.crash_alternatives(), *_asked_in_window(world), *_between_steps(world)]
+    alternatives = [*world.crash_alternatives(), *_between_steps(world)]
     if moving:
         alternatives.append(Alternative("jobs go on without pivotd", world.qemu.settle, (), 0, 0))
     if world.point(alternatives):
@@ -121,51 +125,8 @@ def _before_step(world: World) -> bool:
     return False
 
 
-def _asked_in_window(world: World) -> list[Alternative]:
-    """What a person may ask of an open undo window; neither is a fault."""
-    if world.down or world.driver is None or not world.durable.window_open or world.durable.owes_resume:
-        return []
-    undo = Undo(UNDO, Requester(0, 0, 1))
-    return [
-        Alternative("the user undoes", lambda: _remember(world, undo=undo), (), 0, 0),
-        Alternative("the user releases", lambda: _remember(world, release_requested=True), (), 0, 0),
-    ]
-
-
 def _between_steps(world: World) -> list[Alternative]:
-    if not world.faults:
-        return []
-    found = world.replacements()
-    pivot = world.durable
-    if world.driver is None or world.down:
-        return found + world.meddling()
-    if is_resting(pivot) and pivot.phase is Phase.READY:
-        found.append(Alternative("the user completes", _complete, (world,)))
-    world.cancel = lambda: _remember(world, cancel_requested=True)
-    world.end = lambda: setattr(world, "driver", _ending(world))
-    found += world.meddling()
-    world.cancel = world.end = None
-    return found
-
-
-def _remember(world: World, **changes: Any) -> None:
-    assert world.driver is not None
-    memory = dict(zip(MEMORY_KEPT, world.driver.memory, strict=True)) | changes
-    old = world.driver
-    world.driver = Remembered(old.pivot, tuple(memory.values()), old.has_window, old.ending)
-
-
-def _ending(world: World) -> Remembered:
-    assert world.driver is not None
-    return Remembered(world.driver.pivot, world.driver.memory, world.driver.has_window, True)
-
-
-def _complete(world: World) -> None:
-    disks = tuple(replace(disk, outcome=None) for disk in world.durable.disks)
-    world.durable = replace(world.durable, hold=False, attempt=0, disks=disks)
-    old = world.driver
-    assert old is not None
-    world.driver = Remembered(canonical(world.durable), old.memory, old.has_window, old.ending)
+    return world.replacements() * bool(world.faults) + world.meddling()
 
 
 def _down(world: World) -> None:
@@ -181,13 +142,13 @@ def _start(world: World) -> None:
     world.read_journal()
     world.down = False
     pivot = world.durable
-    memory = Memory.of_earlier_process() if pivot.phase is Phase.PAUSING else Memory()
     in_window = pivot.phase is Phase.PAUSING or pivot.owes_resume
-    world.driver = Remembered(canonical(pivot), _memory_of(memory, world), in_window)
+    world.driver = Remembered(canonical(pivot), _relative(Attempt.at_start(pivot), world), has_window=in_window)
 
 
 def _drive(world: World) -> None:
-    driver, memory = _revive(world)
+    driver = _revive(world)
+    state = driver.state
     if driver._done():
         _down(world)
         return
@@ -195,48 +156,69 @@ def _drive(world: World) -> None:
         _finish(driver._step())
     except (JournalError, PhaseConflictError, QmpError) as error:
         world.say(f"  error: {error}")
+        driver._failures.in_a_row += 1
     except (ViolationError, Died):
         raise
     except Exception as error:
         raise ViolationError(f"no decision: {error!r}") from error
+    else:
+        driver._failures.ended()
     world.heard = tuple(sorted(world.monitor.job_status.items())) if world.monitor is not None else ()
     if world.qemu is not None:
         world.qemu.events.clear()
-    world.driver = Remembered(canonical(driver.pivot), _memory_of(memory, world), driver._has_window, driver._ending)
+    world.driver = Remembered(
+        canonical(driver.pivot),
+        _relative(state.attempt, world),
+        tuple(NAMES[type(one)] for one in state.inbox),
+        state._has_window,
+        state.inbox.ending,
+        min(driver._failures.in_a_row, limits.FAILED_BEFORE_END),
+    )
     if world.monitor is None:
         world.heard = ()
-    if driver.successor is not None and not driver._ending:
-        world.driver = Remembered(canonical(driver.successor), _memory_of(Memory(), world), False)
+    if driver.successor is not None and not state.inbox.ending:
+        world.driver = Remembered(canonical(driver.successor), _relative(Attempt(), world))
     elif driver._done() and (driver.pivot.phase is not Phase.CLOSED or driver.successor is not None):
         _down(world)
 
 
-def _revive(world: World) -> tuple[SteppedDriver, Memory]:
+def _revive(world: World) -> Driver:
     remembered = world.driver
     assert remembered is not None
     world.connect()
     if world.monitor is not None:
         world.monitor.job_status.update(world.heard)
-    domain = Domain(world)
-    driver = SteppedDriver(world.durable, domain, world, world, Converger(ModelFlusher(world), world))
-    driver.world = world
-    memory = Memory(**dict(zip(MEMORY_KEPT, remembered.memory, strict=True)))
-    if memory.deadline is not None:
-        memory.deadline += world.now_s
-    driver._memory = memory
-    driver._ending = remembered.ending
+    driver = driver_on(world)
+    state = driver.state
+    deadline = remembered.attempt.deadline
+    state.attempt = replace(remembered.attempt, deadline=None if deadline is None else world.now_s + deadline)
+    driver._failures.in_a_row = remembered.failures
+    for name in remembered.messages:
+        state.inbox.post(message(name))
+    state.inbox.ending = remembered.ending
     if remembered.has_window:
-        _finish(driver._enter_window())
-    world.cancel = None if memory.cancel_requested else driver.cancel
-    world.end = None if remembered.ending else driver.end
-    return driver, memory
+        _finish(state.enter_window())
+    world.asked, world.stepping = driver, True
+    return driver
 
 
-def _memory_of(memory: Memory, world: World) -> tuple[Any, ...]:
-    kept = {name: getattr(memory, name) for name in MEMORY_KEPT}
-    if memory.deadline is not None:
-        kept["deadline"] = -1.0 if memory.deadline <= world.now_s else 0.5
-    return tuple(kept.values())
+def _relative(attempt: Attempt, world: World) -> Attempt:
+    """Return the attempt without what only measures, and with the deadline counted from now.
+
+    A connection ends with the step of the model, and with it what was counted on it.
+    """
+    deadline = attempt.deadline
+    return replace(
+        attempt,
+        deadline=None if deadline is None else -1.0 if deadline <= world.now_s else 0.5,
+        deadline_passed=False, window_over=False, paused_at=None, resumed_at=None, retry_at=0.0,
+        looked=None, intended=None, unmoved=None, unwritten=False,
+    )  # fmt: skip
+
+
+def resting(world: World) -> bool:
+    """Return whether nothing goes on by itself: the pivot rests, and nobody has asked for anything."""
+    return world.driver is not None and not world.down and is_resting(world.durable) and not world.driver.messages
 
 
 def _finish(work: Coroutine[Any, Any, None]) -> None:

@@ -6,7 +6,6 @@ One QEMU of each version serves all cases; each case has a disk of its own, plug
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from tests.model.storage import Storage
 from tests.support.qemu import Qemu as RealQemu
 from tests.support.qemus import number, qemus
 from tests.support.qmp_spy import SpyError
+from tests.support.seeds import rng
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
@@ -76,7 +76,7 @@ class Real:
         self.directory = directory
         self.qemu = RealQemu(directory, binary=qemus()[version], paused=True, extra=["-device", "virtio-scsi-pci"])
         for name in ("src", "dst", "spare"):
-            (directory / name).write_bytes(os.urandom(SIZE_BYTES))
+            (directory / name).write_bytes(rng(name).randbytes(SIZE_BYTES))
         (directory / "small").write_bytes(bytes(SIZE_BYTES // 2))
 
     def plug(self, target: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pivotd.qmp import replies
+from pivotd.qmp import blocks
 from tests.model.qemu import Disk, Node, Qemu, RefusedError
 from tests.model.storage import Storage
 from tests.support.qemu import Qemu as RealQemu
@@ -69,7 +69,7 @@ class Shown(NamedTuple):
 def shown(jobs: list[dict[str, Any]], root: str, graph: Any) -> Shown:
     job = next((job for job in jobs if job["id"] == "job"), {"status": "null"})
     # While a job runs QEMU has filters of its own in the chain, which no name is given to.
-    chain = (name for name in replies.graph(graph).chain(root) if not name.startswith("#"))
+    chain = (name for name in blocks.graph(graph).chain(root) if not name.startswith("#"))
     return Shown(job["status"], "error" in job, tuple(chain))
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from pivotd.core.pivot import JsonObject
-from pivotd.errors import QmpError, QmpUnknownError
+from pivotd.errors import QmpUnknownError
 from tests.model import invariants
 from tests.model.points import CHANGING, FOREIGN_PID, QUIET, Alternative, nothing
 from tests.model.qemu import RefusedError
 from tests.model.session import Message, ModelMonitor, session_on
 
-T = TypeVar("T")
 REFUSABLE = frozenset({"transaction", "blockdev-snapshot", "block-commit", "block-stream"})
 
 
@@ -46,24 +45,6 @@ class Wire:
         if "query-status" in commands:
             self.ghost.told(self, commands, replies[commands.index("query-status")]["status"])
         return replies
-
-    def begin(self, work: Coroutine[Any, Any, T]) -> Callable[[], Awaitable[T]]:
-        """Run a burst at once: whatever its replies say may be old when they are waited for."""
-        error: QmpError | None = None
-        try:
-            work.send(None)
-            raise AssertionError("a burst waits for nothing here")
-        except StopIteration as done:
-            replies: T = done.value
-        except QmpError as found:
-            error = found
-
-        async def wait() -> T:
-            if error is not None:
-                raise error
-            return replies
-
-        return wait
 
     def _before(self, name: str, arguments: JsonObject, rest: Sequence[Message]) -> None:
         if not self.faults:

@@ -7,11 +7,13 @@ special". Others cost a crash or a fault; a world has so many of each left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pivotd.core.attempt import Attempt
 from pivotd.core.pivot import Identity, JsonObject, Pivot
+from pivotd.engine.driver import Driver
 from pivotd.qmp.session import Session
 from tests.model import invariants
 from tests.model.mischief import Mischief
@@ -25,18 +27,20 @@ from tests.model.wire import Wire
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What a living pivotd has in memory between two steps, with times reduced to what they mean."""
+    """What a living pivotd has in memory between two steps. ``messages``: what its driver was asked and has not taken."""
 
     pivot: Pivot
-    memory: tuple[Any, ...]
-    has_window: bool
+    attempt: Attempt
+    messages: tuple[str, ...] = ()
+    has_window: bool = False
     ending: bool = False
+    failures: int = 0
 
 
 class World(Wire, Ledger, Mischief):
     """All of it. The search owns ``path``; ``ghost`` holds what only the judge knows."""
 
-    def __init__(self, pivot: Pivot, qemu: Qemu, *, quick: bool = True, crashes: int = 0, faults: int = 0) -> None:
+    def __init__(self, pivot: Pivot, qemu: Qemu, *, quick: bool = True, bandwidth: bool = False) -> None:
         self.storage: Storage = qemu.storage
         self.qemu: Qemu | None = qemu
         self.original = True
@@ -49,8 +53,8 @@ class World(Wire, Ledger, Mischief):
         self.down = True
         self.late: tuple[tuple[str, str], ...] = ()
         self.heard: tuple[tuple[str, str], ...] = ()
-        self.quick = quick
-        self.crashes, self.faults = crashes, faults
+        self.quick, self.bandwidth = quick, bandwidth
+        self.crashes = self.faults = 0
         self.ghost = invariants.Ghost(pause_of=OTHER if qemu.run_state != "running" else None)
         self.refresh(())
 
@@ -61,8 +65,12 @@ class World(Wire, Ledger, Mischief):
         self.now_s = START_S
         self.monitor: ModelMonitor | None = None
         self.session: Session | None = None
-        self.cancel: Callable[[], None] | None = None
-        self.end: Callable[[], None] | None = None
+        self.asked: Driver | None = None
+        """The driver that works at this moment, and can be asked."""
+        self.stepping = False
+        """A driver is at work, and answers one request at a time."""
+        self.requests: list[Coroutine[Any, Any, Pivot]] = []
+        """Those that wait for its answer."""
         self.journal_fails: str | None = None
         self.refuses = False
         """QEMU says no to the next command."""
@@ -76,7 +84,8 @@ class World(Wire, Ledger, Mischief):
         other.original, other.began_in_this = self.original, self.began_in_this
         other.durable, other.maybe = self.durable, self.maybe
         other.driver, other.down = self.driver, self.down
-        other.late, other.heard, other.quick = self.late, self.heard, self.quick
+        other.late, other.heard = self.late, self.heard
+        other.quick, other.bandwidth = self.quick, self.bandwidth
         other.crashes, other.faults = self.crashes, self.faults
         other.ghost = replace(self.ghost)
         other.refresh(path)

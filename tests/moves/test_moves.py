@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import subprocess
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.support.guest import Guest, GuestJudge
 from tests.support.guest_assets import GuestAssets
 from tests.support.proxy import Direction, KillAt, Message, When
 from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.seeds import rng
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
@@ -110,17 +110,13 @@ def test_a_guest_that_dirties_as_fast_as_it_can_is_moved(
     assert missing(judge, {"disk0": tmp_path / "new.qcow2"}, last) == {}
 
 
-SEED = random.SystemRandom().randrange(1 << 32)
-
-
 @pytest.mark.chaos
 @pytest.mark.parametrize("number", range(6))
 def test_killed_at_random_with_qemu_the_journal_names_the_right_image(
     qemu_factory: QemuFactory, guest_assets: GuestAssets, tmp_path: Path, number: int
 ):
     """Both killed at a random message of a pivot under a writing guest; 2 disks every other time."""
-    print(f"seed {SEED}")
-    rng = random.Random(f"{SEED}-{number}")
+    chance = rng("moves", number)
     disks = 1 + number % 2
     old = {f"disk{i}": create_image(tmp_path / f"old{i}.qcow2") for i in range(disks)}
     new = {disk: tmp_path / f"new{disk}.qcow2" for disk in old}
@@ -131,7 +127,7 @@ def test_killed_at_random_with_qemu_the_journal_names_the_right_image(
     judge.await_ready()
     with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
         judge.await_acks("disk0", more_than=ACKS)
-        label = rng.choice(
+        label = chance.choice(
             [
                 "return:stop",
                 "command:job-complete",
@@ -142,7 +138,7 @@ def test_killed_at_random_with_qemu_the_journal_names_the_right_image(
                 "return:blockdev-del",
             ]
         )
-        strike = KillAt(lambda: [daemon.pid, qemu.pid], rng.choice(list(When)), label=label)
+        strike = KillAt(lambda: [daemon.pid, qemu.pid], chance.choice(list(When)), label=label)
         proxy.on_message = strike
         body = {"disks": [{"disk": disk, "image": str(path)} for disk, path in new.items()]}
         call(daemon, "POST", "/v1/domains/web1/copy", body)
@@ -152,7 +148,7 @@ def test_killed_at_random_with_qemu_the_journal_names_the_right_image(
     acks = {disk: judge.last_ack(disk) for disk in new}
     named = {verdict["disk"]: Path(verdict["image"]) for verdict in verdicts}
     assert set(named) == set(old)
-    assert missing(judge, named, acks) == {}, f"seed {SEED}, {label}"
+    assert missing(judge, named, acks) == {}, label
 
 
 @pytest.mark.chaos

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from pivotd.core.pivot import Outcome, Phase, Pivot
-from pivotd.core.request import Kind, Target
+from pivotd.core.request import Kind, Requester, Target
 from pivotd.engine.driver import Driver
+from pivotd.engine.inbox import Cancel
 from pivotd.host import files
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
@@ -27,6 +28,7 @@ from tests.support.qemu import Disk, Qemu, create_image
 from tests.support.qmp_spy import SpyError
 from tests.support.tiny_guest import PAUSE_MS_DEFAULT, TinyGuest, TinyJudge
 
+WHO = Requester(0, 0, 1)
 FILLED_FROM = "32M"
 """The guest writes below; from here on images can be given something to copy."""
 
@@ -151,7 +153,7 @@ class Bed:
 
     async def cancel(self, driver: Driver) -> Pivot:
         """Cancel a pivot, and return it closed."""
-        driver.cancel()
+        driver.state.inbox.post(Cancel(WHO))
         return await self.engine.closed(driver)
 
     async def refused(self, error: type[Exception], *targets: Path, **options: Any) -> str:

@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from pivotd.core.pivot import Outcome, Phase
+from pivotd.core.request import Requester
+from pivotd.engine.inbox import Cancel
 from pivotd.errors import PhaseConflictError
 from tests.ported_cases.fixture import Bed, assert_sound, content, fill_image, meanwhile, small_file_system
 from tests.support.qemu import Disk, create_image, popen_tied
 from tests.support.qmp_spy import SpyError
 from tests.support.tiny_guest import SPREAD_SECTORS
 
+WHO = Requester(0, 0, 1)
 pytestmark = pytest.mark.qemu
 
 CANCEL_S = 5.0
@@ -185,7 +188,7 @@ async def test_264_the_source_s_server_dies(bed: Bed, delay_s: int):
         process.kill()
         process.wait()
         started_s = time.monotonic()
-        driver.cancel()
+        driver.state.inbox.post(Cancel(WHO))
         pivot = await bed.until(driver, lambda pivot: pivot.outcome is not None)
         took_s = time.monotonic() - started_s
     assert pivot.outcome == Outcome.KEPT, pivot.error

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from pivotd.core.pivot import Phase
+from pivotd.core.request import Requester
+from pivotd.engine.inbox import Cancel
 from pivotd.errors import PhaseConflictError
 from tests.ported_cases.fixture import Bed
 from tests.support.qmp_spy import SpyError
 
+WHO = Requester(0, 0, 1)
 pytestmark = pytest.mark.qemu
 
 
@@ -146,6 +149,6 @@ async def test_219_own_verbs_in_every_phase(bed: Bed):
     bed.assert_switched(pivot)
     with pytest.raises(PhaseConflictError, match="closed"):
         await driver.complete(pivot.requested_by)
-    driver.cancel()
+    driver.state.inbox.post(Cancel(WHO))
     assert driver.pivot == pivot
     bed.assert_switched(driver.pivot)

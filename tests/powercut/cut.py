@@ -99,7 +99,7 @@ class Host:
         self.guest_serial = directory / f"{mode}.guest"
         self.console_path = directory / f"{mode}.console"
         self._said = b""
-        words = f"pivotd.mode={mode} pivotd.disks={disks}"
+        words = f"pivotd.mode={mode} pivotd.disks={disks} pivotd.modules={','.join(world.modules)}"
         read_end, write_end = os.pipe()
         command = [
             *default_binary(), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(MEMORY_MIB),

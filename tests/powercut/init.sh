@@ -3,7 +3,12 @@
 
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t proc proc /proc
-for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do
+for word in $(/bin/busybox cat /proc/cmdline); do
+	case $word in
+	pivotd.modules=*) modules=$(echo "${word#*=}" | /bin/busybox tr , ' ') ;;
+	esac
+done
+for module in $modules; do
 	/bin/busybox insmod "/lib/modules/$module.ko"
 done
 tries=100

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 from pathlib import Path
 
 import pytest
 
 from tests.powercut.cut import Plan, Result, judge, run_cut
 from tests.powercut.world import build_world
+from tests.support.seeds import rng, seed
 
 
 @pytest.mark.chaos
@@ -18,11 +17,11 @@ from tests.powercut.world import build_world
 @pytest.mark.timeout(1200)
 def test_a_cut_in_the_pause_loses_no_flushed_write(tmp_path: Path):
     """After the boot the verdict names images with every number that the guest was told is flushed."""
-    seed = int(os.environ.get("PIVOTD_SEED") or random.SystemRandom().randrange(1 << 24))
-    delay_ms = round(random.Random(seed).uniform(0, 150), 1)
-    plan = Plan(seed, disks=2, point="STOP", nth=1, delay_ms=delay_ms)
+    chosen = seed()
+    delay_ms = round(rng("power cut").uniform(0, 150), 1)
+    plan = Plan(chosen, disks=2, point="STOP", nth=1, delay_ms=delay_ms)
     result = run_cut(plan, build_world(), keep=lambda directory: directory.rename(tmp_path / "kept"))
-    assert result.problems == [], f"PIVOTD_SEED={seed}: {result.row()}; everything is in {tmp_path}/kept"
+    assert result.problems == [], f"PIVOTD_SEED={chosen}: {result.row()}; everything is in {tmp_path}/kept"
     assert result.last_ack > 0, "the guest wrote before the cut"
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.guest_assets import CHECKOUT, archive, build, cache_directory, static_busybox
+from tests.support.guest_assets import CHECKOUT, GuestAssets, archive, build, cache_directory, static_busybox
 from tests.support.tiny_guest import TinyGuest
 
 HERE = Path(__file__).parent
@@ -43,6 +43,8 @@ class World:
 
     kernel: Path
     initramfs: Path
+    modules: tuple[str, ...]
+    """Of the initramfs, in the order of loading."""
     root: Path
 
 
@@ -50,8 +52,9 @@ def build_world() -> World:
     """Return the host, building what is missing; several processes may do this at the same time."""
     base = cache_directory() / "powercut"
     base.mkdir(parents=True, exist_ok=True)
-    kernel = build().kernel
-    key = _key()
+    guest = build()
+    kernel = guest.kernel
+    key = _key(guest)
     initramfs, root = base / f"initramfs-{key}.cpio", base / f"root-{key}.raw"
     if not (initramfs.exists() and root.exists()):
         with tempfile.TemporaryDirectory(dir=base) as name:
@@ -68,12 +71,12 @@ def build_world() -> World:
             for old in base.glob("*-*.*"):
                 if key not in old.name and time.time() - old.stat().st_mtime > KEEP_S:
                     old.unlink(missing_ok=True)
-    return World(kernel, initramfs, root)
+    return World(kernel, initramfs, guest.modules["ext4 on virtio-blk"], root)
 
 
-def _key() -> str:
+def _key(guest: GuestAssets) -> str:
     """Return what tells one content from another: our own files, and versions of the others."""
-    digest = hashlib.sha256(sys.version.encode())
+    digest = hashlib.sha256(f"{sys.version} {guest.initramfs.name}".encode())
     for directory in ("pivotd", "migrations", "tests/powercut", "tests/support"):
         for path in sorted((CHECKOUT / directory).rglob("*.*")):
             # cut.py and what is above it stay outside.

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pivotd.errors import QmpError
+from pivotd.qmp.looking import LOOK
 from pivotd.qmp.monitor import Monitor, command
-from pivotd.qmp.session import LOOK
 from tests.conftest import QemuFactory
 
 pytestmark = pytest.mark.qemu

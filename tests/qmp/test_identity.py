@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pivotd.host import process
-from pivotd.qmp.session import LOOK
+from pivotd.qmp.looking import LOOK
 
 
 def test_a_pid_that_was_given_to_another_process_is_gone():

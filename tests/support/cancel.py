@@ -200,5 +200,4 @@ def _descriptors() -> frozenset[tuple[str, str]]:
 
 def replies_due(monitor: Monitor) -> int:
     """Return how many replies a connection still expects, also where nobody waits for them."""
-    client = monitor._client
-    return len(client._bare._waiting) + sum(name is not None for name in client._pending)
+    return len(monitor._client._pending)

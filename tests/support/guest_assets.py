@@ -11,22 +11,25 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.kernel_modules import NoModuleError, load_order, unpack
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 BUSYBOX = Path("/bin/busybox")
 INIT = Path(__file__).with_name("guest_init.sh")
 CHECKOUT = Path(__file__).parents[2]
-VIRTIO = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci")
-SCSI = ("scsi_common", "scsi_mod", "sd_mod")
-MODULES = {
-    "virtio-blk": (*VIRTIO, "virtio_blk"),
-    "virtio-scsi": (*VIRTIO, *SCSI, "virtio_scsi"),
-    "ide": (*SCSI, "libata", "ata_piix"),
-    "nvme": (),
+VIRTIO_BLK = ("virtio_pci", "virtio_blk")
+DRIVERS = {
+    "virtio-blk": VIRTIO_BLK,
+    "virtio-scsi": ("virtio_pci", "virtio_scsi", "sd_mod"),
+    "ide": ("ata_piix", "sd_mod"),
+    "nvme": ("nvme",),
+    "ext4 on virtio-blk": (*VIRTIO_BLK, "ext4"),
 }
-"""What each bus needs, in the order of loading: a module before its users. NVMe is part of the kernel."""
+"""What each bus of a disk needs, and the root disk of tests/powercut. A driver may be part of the kernel."""
 
 
 class GuestBuildError(Exception):
@@ -35,10 +38,14 @@ class GuestBuildError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GuestAssets:
-    """A kernel and an initramfs that belong together."""
+    """A kernel and an initramfs that belong together.
+
+    ``modules`` maps each key of DRIVERS to the modules in the initramfs that it needs, in the order of loading.
+    """
 
     kernel: Path
     initramfs: Path
+    modules: Mapping[str, tuple[str, ...]]
 
 
 def cache_directory() -> Path:
@@ -53,14 +60,15 @@ def build() -> GuestAssets:
     kernels = sorted(base.glob("kernel-*"))
     kernel = kernels[-1] if kernels else _fetch_kernel(base)
     busybox = static_busybox()
-    content = [busybox, INIT.read_bytes(), kernel.name.encode(), repr(MODULES).encode()]
+    content = [busybox, INIT.read_bytes(), kernel.name.encode()]
     key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in content)).hexdigest()[:16]
     initramfs = base / f"initramfs-{key}.cpio"
     if not initramfs.exists():
         with tempfile.NamedTemporaryFile(dir=base, delete=False) as file:
             file.write(archive(kernel, busybox, INIT))
         Path(file.name).replace(initramfs)
-    return GuestAssets(kernel / "vmlinuz", initramfs)
+    modules = {bus: load_order(kernel, drivers) for bus, drivers in DRIVERS.items()}
+    return GuestAssets(kernel / "vmlinuz", initramfs, modules)
 
 
 def _fetch_kernel(base: Path) -> Path:
@@ -74,11 +82,10 @@ def _fetch_kernel(base: Path) -> Path:
         whole = work / "whole"
         whole.mkdir()
         shutil.move(next(work.glob("tree/boot/vmlinuz-*")), whole / "vmlinuz")
-        for module in sorted({module for modules in MODULES.values() for module in modules}):
-            found = list(work.glob(f"tree/lib/modules/*/kernel/**/{module}.ko"))
-            if not found:
-                raise GuestBuildError(f"{package} has no module {module}")
-            shutil.move(found[0], whole / f"{module}.ko")
+        try:
+            unpack(work / "tree", (driver for drivers in DRIVERS.values() for driver in drivers), whole)
+        except NoModuleError as error:
+            raise GuestBuildError(f"{package}: {error}") from error
         kernel = base / f"kernel-{version}"
         try:
             whole.rename(kernel)

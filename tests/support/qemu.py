@@ -285,7 +285,7 @@ class Qemu:
             while time.monotonic() < deadline_s:
                 try:
                     return Spy(self.spy_path)
-                except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
+                except (FileNotFoundError, ConnectionError):
                     if poll.poll(CONNECT_RETRY_MS):
                         break
         finally:

@@ -14,12 +14,7 @@ fail() {
 	echo "qemus: $*" >&2
 	exit 1
 }
-mirror() {
-	[ -z "${PIVOTD_MIRROR:-}" ] || { echo "$PIVOTD_MIRROR"; return; }
-	# The archive that this host itself was installed from: the one that offers main without -security.
-	apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' |
-		awk '$2 !~ /security|updates|backports/ && $1 ~ /debian/ { print $1; exit }'
-}
+. tests/support/mirror.sh
 
 fetch() {
 	suite=$1 tree=$cache/$1 state=$cache/$1.apt

@@ -6,7 +6,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 
-packages='qemu-system-x86 qemu-utils busybox-static binutils e2fsprogs python3-venv strace systemd-container'
+packages='qemu-system-x86 qemu-utils busybox-static binutils e2fsprogs python3-venv strace systemd-container zstd'
 python=${PYTHON:-/usr/bin/python3}
 
 say() { echo "setup: $*"; }

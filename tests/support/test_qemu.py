@@ -72,6 +72,27 @@ def test_a_wrong_argument_shows_qemus_reason(tmp_path: Path) -> None:
         Qemu(tmp_path, extra=["-device", "nonesuch"]).start()
 
 
+DEAF_AT_FIRST = r"""
+import re, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(re.search("path=([^ ]*spy.qmp)", " ".join(sys.argv))[1])
+listener.listen()
+first, _ = listener.accept()
+first.shutdown(socket.SHUT_RD)
+first.sendall(b'{"QMP": {}}\n')
+second, _ = listener.accept()
+second.sendall(b'{"QMP": {}}\n{"return": {}}\n')
+second.recv(1000)
+second.recv(1000)
+"""
+
+
+def test_a_monitor_that_closes_behind_its_greeting_is_tried_again(tmp_path: Path) -> None:
+    """A broken pipe is as good as a refusal while the process lives."""
+    with Qemu(tmp_path, binary=[sys.executable, "-c", DEAF_AT_FIRST]) as qemu:
+        assert qemu.returncode is None
+
+
 def test_an_exception_leaves_no_process(tmp_path: Path) -> None:
     """Leaving the context by an exception kills QEMU."""
     qemu = Qemu(tmp_path)

@@ -86,7 +86,7 @@ def test_kill_in_the_pause_gives_the_guest_back_in_time(host: Host) -> None:
 
 def test_stuck_daemon_is_restarted_by_the_watchdog(host: Host) -> None:
     """A daemon that stops turning in the middle of a pause is ended by systemd, and its successor frees the guest."""
-    drop_in = host.container.inside / "run/systemd/system/pivotd.app.service.d"
+    drop_in = host.container.inside / "run/systemd/system/pivotd.service.d"
     drop_in.mkdir(parents=True)
     (drop_in / "test.conf").write_text(f"[Service]\nWatchdogSec={WATCHDOG_S}s\n")
     host.container.run("systemctl", "daemon-reload")
@@ -132,7 +132,7 @@ def test_no_number_of_kills_makes_systemd_give_up(host: Host) -> None:
     for _ in range(KILLS_IN_A_ROW):
         assert until(lambda: host.main_pid() != 0)
         pid = host.main_pid()
-        host.container.run("kill", "-9", str(pid), check=False)
+        host.container.run("sh", "-c", f"kill -9 {pid}", check=False)
         assert until(lambda pid=pid: host.main_pid() != pid)  # type: ignore[misc]
     assert until(lambda: host.domain()["connection"] == "connected")
     assert host.container.property_of("pivotd", "ActiveState") == "active"
@@ -161,6 +161,36 @@ def test_only_those_named_in_the_configuration_get_in(host: Host) -> None:
     assert host.ctl("domain", "add", "web2", "--qmp", "/run/qemu/web2.qmp", user="bob")[0] == REFUSED
     assert host.ctl("domain", "add", "web2", "--qmp", "/run/qemu/web2.qmp", user="alice")[0] == 0
     assert host.ctl("domain", "rm", "web2", user="alice")[0] == 0
+
+
+def test_reload_takes_a_changed_file_and_says_so(host: Host) -> None:
+    """``systemctl reload`` in the sandbox of the unit: the same process has another domain."""
+    assert until(lambda: host.domain()["connection"] == "connected")
+    extra = host.container.inside / "etc/pivotd/pivotd.toml.d/more.toml"
+    pid = host.main_pid()
+    extra.write_text('[domains.web3]\nqmp = "/run/qemu/web3.sock"\n')
+    host.container.run("systemctl", "reload", "pivotd")
+    assert {row["name"]: row["origin"] for row in host.ctl("domain", "ls")[1]}["web3"] == "config"
+    extra.unlink()
+    host.container.run("systemctl", "reload", "pivotd")
+    assert "web3" not in [row["name"] for row in host.ctl("domain", "ls")[1]]
+    assert host.main_pid() == pid
+
+
+def test_reload_of_a_bad_file_fails_and_changes_nothing(host: Host) -> None:
+    """The command fails, the status and the log of the unit say why, and the daemon goes on."""
+    extra = host.container.inside / "etc/pivotd/pivotd.toml.d/bad.toml"
+    pid = host.main_pid()
+    extra.write_text("nonsense = 1\n")
+    done = host.container.run("systemctl", "reload", "pivotd", check=False)
+    extra.unlink()
+    assert done.returncode != 0
+    assert "nonsense: found an unknown key" in host.container.property_of("pivotd", "StatusText")
+    log = host.container.run("journalctl", "--no-pager", "-u", "pivotd").stdout
+    assert "reload refused, nothing has changed: /etc/pivotd/pivotd.toml.d/bad.toml: nonsense" in log
+    assert host.container.property_of("pivotd", "ActiveState") == "active"
+    assert host.main_pid() == pid
+    assert host.domain()["connection"] == "connected"
 
 
 def test_bad_configuration_waits_for_a_person_and_is_then_started_as_documented(host: Host) -> None:

@@ -33,11 +33,11 @@ def seconds(unit: str, name: str) -> float:
 
 def test_units_are_valid(tmp_path: Path) -> None:
     """There is nothing for systemd to say about them; an installed daemon is stood in for by another program."""
-    for unit in ("pivotd.app.service", "pivotd.socket"):
+    for unit in ("pivotd.service", "pivotd.socket"):
         text = (UNITS / unit).read_text()
         (tmp_path / unit).write_text(text.replace("/opt/pivotd/bin/pivotd", sys.executable))
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", tmp_path / "pivotd.app.service", tmp_path / "pivotd.socket"],
+        ["systemd-analyze", "verify", "--man=no", tmp_path / "pivotd.service", tmp_path / "pivotd.socket"],
         check=False,
         capture_output=True,
         text=True,
@@ -49,7 +49,7 @@ def test_units_are_valid(tmp_path: Path) -> None:
 def test_exposure_is_low() -> None:
     """The score that systemd gives the sandbox is at most what is promised."""
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", UNITS / "pivotd.app.service"],
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", UNITS / "pivotd.service"],
         capture_output=True,
         text=True,
         check=True,
@@ -61,34 +61,44 @@ def test_exposure_is_low() -> None:
 
 def test_clients_keep_their_uid_and_the_boot_id_is_readable() -> None:
     """Two hardening settings would break what pivotd rests on, so they must stay out."""
-    assert not {"PrivateUsers", "ProcSubset"} & set(settings("pivotd.app.service"))
+    assert not {"PrivateUsers", "ProcSubset"} & set(settings("pivotd.service"))
 
 
 def test_dead_daemon_comes_back_at_once_and_always() -> None:
     """No delay, no limit; only a bad configuration, which another start would not mend, is left to a person."""
-    unit = settings("pivotd.app.service")
+    unit = settings("pivotd.service")
     assert (unit["Restart"], unit["RestartSec"], unit["StartLimitIntervalSec"]) == ("always", "0", "0")
     assert unit["RestartPreventExitStatus"] == str(errors.ConfigError.exit_status)
 
 
 def test_only_the_daemon_is_ever_signalled() -> None:
     """Whatever else may be in the control group survives a stop."""
-    assert settings("pivotd.app.service")["KillMode"] == "process"
+    assert settings("pivotd.service")["KillMode"] == "process"
 
 
 def test_stop_waits_longer_than_the_longest_pause() -> None:
     """A guest in its pause is resumed before systemd loses patience."""
-    assert seconds("pivotd.app.service", "TimeoutStopSec") > limits.PAUSE_MS_LIMIT / 1000 + limits.COMMAND_TIMEOUT_S
+    assert seconds("pivotd.service", "TimeoutStopSec") > limits.PAUSE_MS_LIMIT / 1000 + limits.COMMAND_TIMEOUT_S
 
 
 def test_watchdog_does_not_fire_within_a_query() -> None:
     """A daemon that waits for one answer of QEMU is alive."""
-    assert seconds("pivotd.app.service", "WatchdogSec") > limits.QUERY_TIMEOUT_S
+    assert seconds("pivotd.service", "WatchdogSec") > limits.QUERY_TIMEOUT_S
+
+
+def test_a_reload_is_answered_before_systemd_gives_up() -> None:
+    """ExecReload= is bounded by TimeoutStartSec=."""
+    assert seconds("pivotd.service", "TimeoutStartSec") > limits.RELOAD_TIMEOUT_S
+
+
+def test_the_unit_allows_the_files_that_the_daemon_wants() -> None:
+    """As many domains under systemd as without it."""
+    assert settings("pivotd.service")["LimitNOFILE"] == str(limits.OPEN_FILES)
 
 
 def test_units_and_defaults_mean_the_same_places() -> None:
     """Socket, state directory and configuration file are where the program looks for them by itself."""
-    service, listening = settings("pivotd.app.service"), settings("pivotd.socket")
+    service, listening = settings("pivotd.service"), settings("pivotd.socket")
     default = config.Config()
     assert listening["ListenStream"] == str(default.socket)
     assert f"/run/{service['RuntimeDirectory']}" == str(default.socket.parent)
@@ -106,6 +116,6 @@ def test_sysusers_makes_every_name_that_units_and_example_use(tmp_path: Path) ->
     )
     users = [line.split(":")[0] for line in (tmp_path / "etc/passwd").read_text().splitlines()]
     groups = [line.split(":")[0] for line in (tmp_path / "etc/group").read_text().splitlines()]
-    unit = settings("pivotd.app.service")
+    unit = settings("pivotd.service")
     assert unit["User"] in users
     assert {unit["Group"], *re.findall(r'"@([\w-]+)"', (UNITS / "pivotd.toml").read_text())} <= set(groups)

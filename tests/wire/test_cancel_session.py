@@ -49,7 +49,8 @@ def replies() -> Callable[[Json], Coroutine[Any, Any, Json]]:
                 value = [{"id": DISK.job, "type": "mirror", "status": STATES[asked % 2]}]
                 asked += 1
             case "query-block-jobs":
-                value = [{"device": DISK.job, "len": 10, "offset": 5}]
+                flags = {"auto-finalize": False, "auto-dismiss": False}
+                value = [{"device": DISK.job, "type": "mirror", "status": "running", "len": 10, "offset": 5, **flags}]
             case "query-block":
                 value = [{"device": "", "qdev": DISK.qdev, "inserted": inserted}]
             case "x-debug-query-block-graph":

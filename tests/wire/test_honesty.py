@@ -12,6 +12,7 @@ from typing import Any
 from pivotd.errors import DomainUnreachableError, QmpRefusedError, QmpUnknownError, QmpUnsentError
 from pivotd.qmp.monitor import Monitor, command
 from tests.support.cancel import Leftovers
+from tests.support.seeds import seed
 from tests.wire.server import FakeQemu, Json, event, line
 
 ROUNDS = int(os.environ.get("PIVOTD_WIRE_ROUNDS", "60"))
@@ -97,18 +98,17 @@ class Conversation:
 
 async def test_an_error_never_claims_more_than_is_true():
     """Unsent: it never arrived. Refused: QEMU refused it. A value: it ran, and it is its own. Else: unknown."""
-    seed = int(os.environ.get("PIVOTD_SEED", random.SystemRandom().randrange(2**32)))
-    print(f"PIVOTD_SEED={seed}")  # noqa: T201
+    chosen = seed()
     for number in range(ROUNDS):
         with tempfile.TemporaryDirectory(prefix="pw") as directory:
-            conversation = Conversation(random.Random(f"{seed}/{number}"), Path(directory) / "q")
+            conversation = Conversation(random.Random(f"{chosen}/{number}"), Path(directory) / "q")
             left = Leftovers()
             try:
                 async with asyncio.timeout(60):
                     await conversation.hold()
                 await left.nothing()
             except (AssertionError, DomainUnreachableError, TimeoutError) as error:
-                error.add_note(f"PIVOTD_SEED={seed}, round {number}\n" + "\n".join(conversation.log))
+                error.add_note(f"PIVOTD_SEED={chosen}, round {number}\n" + "\n".join(conversation.log))
                 raise
 
 

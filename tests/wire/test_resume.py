@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from pivotd import limits
-from pivotd.errors import QmpError, QmpRefusedError
+from pivotd.errors import QmpRefusedError, QmpUnknownError
 from pivotd.qmp.session import Session
-from tests.support.cancel import replies_due
 from tests.wire.server import FakeQemu, Json, event
 
 Use = Callable[[Session], Coroutine[Any, Any, None]]
@@ -62,77 +59,25 @@ async def test_a_guest_in_its_pause_runs_on(fake: FakeQemu, session: Session, us
     assert fake.executed[-1] == "cont"
 
 
-async def test_what_was_asked_ahead_is_not_asked_again(
-    fake: FakeQemu, session: Session, use: Use, monkeypatch: pytest.MonkeyPatch
-):
-    """Once; the second time is another pause."""
-    monkeypatch.setattr(limits, "AHEAD_S", 10.0)  # whatever this machine is busy with
-    migration(fake, ("none", "paused"))
-    session.look_ahead()
-    await use(session)
-    await use(session)
-    assert [name for name in fake.executed if name != "job-cancel"] == ["query-migrate", "query-status", "cont"] * 2
-
-
-async def test_what_was_asked_long_ago_does_not_count(fake: FakeQemu, session: Session, use: Use):
-    """The guest may have been migrated away since."""
+async def test_the_question_before_cont_is_asked_every_time(fake: FakeQemu, session: Session, use: Use):
+    """What an earlier one has found says nothing of now: a guest may be migrated away within milliseconds."""
     migration(fake, ("none", "paused"), ("completed", "postmigrate"))
-    session.look_ahead()
-    await asyncio.sleep(10 * limits.AHEAD_S)
+    await use(session)
     with pytest.raises(QmpRefusedError, match="postmigrate"):
         await use(session)
-    assert fake.executed == ["query-migrate", "query-status"] * 2
+    assert fake.executed.count("cont") == 1
 
 
-@pytest.mark.parametrize("ahead", [("active", "paused"), ("none", "io-error")])
-async def test_what_was_seen_ahead_and_forbids_it_is_asked_again(
-    fake: FakeQemu, session: Session, use: Use, monkeypatch: pytest.MonkeyPatch, ahead: tuple[str, str]
-):
-    """Only what allows it counts."""
-    monkeypatch.setattr(limits, "AHEAD_S", 10.0)
-    migration(fake, ahead, ("completed", "postmigrate"))
-    session.look_ahead()
-    with pytest.raises(QmpRefusedError, match="postmigrate"):
-        await use(session)
-    assert fake.executed == ["query-migrate", "query-status"] * 2
-
-
-async def test_a_resume_by_somebody_else_since_what_was_asked_ahead(
-    fake: FakeQemu, session: Session, use: Use, monkeypatch: pytest.MonkeyPatch
-):
-    """It is asked again, as if nothing had been asked."""
-    monkeypatch.setattr(limits, "AHEAD_S", 10.0)
-    migration(fake, ("none", "paused"), ("none", "io-error"))
-    session.look_ahead()
-    while len(fake.executed) < 2:
-        await asyncio.sleep(0)
-    fake.push(event("RESUME"))
-    with pytest.raises(QmpRefusedError, match="io-error"):
-        await use(session)
-    assert fake.executed == ["query-migrate", "query-status"] * 2
-
-
-async def test_a_connection_lost_after_asking_ahead(
-    fake: FakeQemu, session: Session, use: Use, caplog: pytest.LogCaptureFixture
-):
-    """Nobody waits for the answer yet; the loop does not complain of it, and nothing runs."""
+async def test_a_connection_that_is_lost_before_the_answer_lets_nothing_run(fake: FakeQemu, session: Session, use: Use):
+    """Without an answer nobody knows whether the guest is still here."""
     fake.gate.clear()
-    session.look_ahead()
+    asked = asyncio.ensure_future(use(session))
+    while len(fake.received) < 2:
+        await asyncio.sleep(0)
     fake.hang_up()
-    await session.closed()
-    with pytest.raises(QmpError):
-        await use(session)
-    assert "cont" not in fake.executed
-    session.look_ahead()  # of a connection that is gone: nothing to ask
-    gc.collect()
-    assert not [record for record in caplog.records if record.name == "asyncio"]
-
-
-async def test_what_was_asked_ahead_and_not_used_is_forgotten(fake: FakeQemu, session: Session):
-    """At most one such question is kept, however often a pause ends in another way."""
-    for _ in range(100):
-        session.look_ahead()
-    assert replies_due(session._monitor) == 2
+    with pytest.raises(QmpUnknownError):
+        await asked
+    assert "cont" not in fake.received
 
 
 async def test_a_migration_that_is_about_to_end_is_waited_for(fake: FakeQemu, session: Session, use: Use):

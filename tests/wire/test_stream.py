@@ -106,9 +106,27 @@ async def test_the_second_answer_to_one_command_is_ignored(fake: FakeQemu):
     first, second = kept
     for number, one in ((1, first), (2, first), (3, second), (4, second)):
         fake.push(line({"return": number, "id": one["id"]}))
-    got = await waiting
-    assert got[1] == 3
-    assert len(got) == 2
+    assert await waiting == [1, 3]
+    assert monitor.connected
+    await monitor.close()
+
+
+async def test_a_late_answer_is_not_taken_for_the_next(fake: FakeQemu):
+    """Nobody waits for it any more."""
+
+    async def echo(asked: Json) -> Json:
+        return {"return": asked["execute"]}
+
+    fake.answer = echo
+    monitor = await Monitor.connect(fake.path)
+    fake.gate.clear()
+    with pytest.raises(QmpUnknownError, match="no answer within"):
+        await monitor.burst([command("a"), command("b")], 0.02)
+    again = asyncio.ensure_future(monitor.execute(command("c"), 5))
+    while len(fake.received) < 3:
+        await asyncio.sleep(0)
+    fake.gate.set()
+    assert await again == "c"
     assert monitor.connected
     await monitor.close()
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pivotd.core import kinds
 from pivotd.core.actions import Abandon, Action, Advance, Converge, Wait
+from pivotd.core.attempt import Attempt
 from pivotd.core.observation import PAUSABLE, STATUS_ENDED, STATUS_PENDING, Observation, Root
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.rules import target_errors
 from pivotd.core.rules.endings import NO_JOB, by_chains, by_roots, resume, root
 
 
-def copying(pivot: Pivot, seen: Observation) -> Action:
+def copying(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """Return the action while data is copied or layers are merged and not every job waits for the switch."""
-    trouble = _trouble(pivot, seen) or target_errors.go_on(pivot, seen)
+    trouble = _trouble(pivot, seen, attempt) or target_errors.go_on(pivot, seen)
     if trouble is not None:
         return trouble
     if _all_ready(pivot, seen):
@@ -27,12 +29,12 @@ def _all_ready(pivot: Pivot, seen: Observation) -> bool:
     At standby somebody has paused it: a guest paused now would wait in vain for its last bytes.
     """
     wanted = "ready" if pivot.switches else STATUS_PENDING
-    return not pivot.has_jobs or all(seen.job(disk.job).status == wanted for disk in pivot.disks)
+    return not kinds.of(pivot).has_jobs or all(seen.job(disk.job).status == wanted for disk in pivot.disks)
 
 
-def ready(pivot: Pivot, seen: Observation) -> Action:
+def ready(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """Return the action while every job waits for the switch and the guest runs."""
-    trouble = _trouble(pivot, seen)
+    trouble = _trouble(pivot, seen, attempt)
     if trouble is not None:
         return trouble
     if pivot.owes_resume:
@@ -51,14 +53,14 @@ def ready(pivot: Pivot, seen: Observation) -> Action:
     return Converge()
 
 
-def _trouble(pivot: Pivot, seen: Observation) -> Action | None:
+def _trouble(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action | None:
     """Return what to do where the copy cannot go on, None where it can. Common to COPYING and READY."""
     if any(root(seen, disk) is Root.DESTINATION for disk in pivot.disks):
-        return by_roots(pivot, seen, "the disk was switched by somebody else")
+        return by_roots(pivot, seen, attempt, "the disk was switched by somebody else")
     if seen.merged == {disk.disk for disk in pivot.disks}:
         return by_chains(pivot, seen, "the jobs were finalized by somebody else")
     for disk in pivot.disks:
-        job = seen.job(disk.job) if pivot.has_jobs else NO_JOB
+        job = seen.job(disk.job) if kinds.of(pivot).has_jobs else NO_JOB
         if job.status in STATUS_ENDED:
             return Abandon(f"the copy of {disk.disk} ended: {job.error or 'its job was cancelled by somebody else'}")
         if root(seen, disk) is not Root.SOURCE:
@@ -67,8 +69,8 @@ def _trouble(pivot: Pivot, seen: Observation) -> Action | None:
             return Abandon(f"the job of {disk.disk} was completed by somebody else")
     if seen.run_state == "postmigrate":
         return Abandon("the guest has been migrated away")
-    if seen.lost is not None:
-        return Abandon(seen.lost)
-    if seen.cancel_requested:
+    if attempt.lost is not None:
+        return Abandon(attempt.lost)
+    if attempt.cancelled_by:
         return Abandon("cancelled")
     return None

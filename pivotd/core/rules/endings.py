@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pivotd.core import kinds, names
 from pivotd.core.actions import Action, NoteResumed, RecordOutcome, Resume, Retreat
+from pivotd.core.attempt import Attempt
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, JobSeen, Observation, Root
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk
 
@@ -24,27 +26,30 @@ def root(seen: Observation, disk: PivotDisk) -> Root:
     return seen.roots.get(disk.disk, Root.ABSENT)
 
 
-def by_roots(pivot: Pivot, seen: Observation, reason: str) -> RecordOutcome:
+def reversing(pivot: Pivot, seen: Observation) -> tuple[str, ...]:
+    """Return the reverse mirrors that may still move a root: no outcome can be told before they have ended."""
+    jobs = (names.reverse_job(pivot.id, disk.index) for disk in pivot.disks)
+    return tuple(job for job in jobs if seen.job(job).status not in STATUS_ENDED)
+
+
+def by_roots(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> RecordOutcome:
     """Record each disk as the graph shows it; only valid once no job of the pivot can still move a root."""
-    outcome = {Root.SOURCE: Outcome.KEPT, Root.DESTINATION: Outcome.SWITCHED}
-    return RecordOutcome(
-        tuple(
-            (
-                disk.disk,
-                Outcome.KEPT if _never_moved(pivot, seen, disk) else outcome.get(root(seen, disk), Outcome.UNKNOWN),
-            )
-            for disk in pivot.disks
-        ),
-        reason,
-    )
+    return RecordOutcome(tuple((disk.disk, _outcome(pivot, seen, attempt, disk)) for disk in pivot.disks), reason)
 
 
-def lost_sight(pivot: Pivot, seen: Observation) -> bool:
+def _outcome(pivot: Pivot, seen: Observation, attempt: Attempt, disk: PivotDisk) -> Outcome:
+    if _never_moved(pivot, seen, attempt, disk):
+        return Outcome.KEPT
+    by_root = {Root.SOURCE: Outcome.KEPT, Root.DESTINATION: Outcome.SWITCHED}
+    return by_root.get(root(seen, disk), Outcome.UNKNOWN)
+
+
+def lost_sight(pivot: Pivot, seen: Observation, attempt: Attempt) -> bool:
     """Return whether a disk was unplugged of which nobody can tell on which image the guest wrote last."""
-    return any(root(seen, disk) is Root.ABSENT and not _never_moved(pivot, seen, disk) for disk in pivot.disks)
+    return any(root(seen, disk) is Root.ABSENT and not _never_moved(pivot, seen, attempt, disk) for disk in pivot.disks)
 
 
-def _never_moved(pivot: Pivot, seen: Observation, disk: PivotDisk) -> bool:
+def _never_moved(pivot: Pivot, seen: Observation, attempt: Attempt, disk: PivotDisk) -> bool:
     """Return whether an unplugged disk was on its source to the end.
 
     It was if its job has not ended, or has ended in an error. After any other end it was on the destination for a
@@ -52,10 +57,10 @@ def _never_moved(pivot: Pivot, seen: Observation, disk: PivotDisk) -> bool:
     """
     if root(seen, disk) is not Root.ABSENT:
         return False
-    if seen.unwritten and not seen.executing:
+    if attempt.unwritten and not seen.executing:
         return True
-    if not pivot.has_jobs:
-        return seen.stop_sent is False or Root.SOURCE in seen.roots.values()
+    if not kinds.of(pivot).has_jobs:
+        return attempt.stop_sent is False or Root.SOURCE in seen.roots.values()
     job = seen.job(disk.job)
     if job.status not in STATUS_ENDED or job.error is not None:
         return True

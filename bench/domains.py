@@ -1,0 +1,166 @@
+"""Many domains at once: how soon all are connected, what they cost when idle, how soon open pivots are reconciled.
+
+python -m bench.domains [--domains 1000] [--seconds 20]
+
+The QEMUs are the tests' model behind real QMP sockets (bench/fake_qemus.py). The journal with the open pivots is
+written by pivotd's own code: each is in its pause, the intent recorded, the job pending. Times count from the start of
+the daemon's process; its own processor time is shown beside them, which depends less on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bench.fake_qemus import images_of, monitor_of, pivot_of
+from bench.idle import cpu_s, resident_mb
+from pivotd.core import names
+from pivotd.core.pivot import Identity, Image, Phase, Pivot, PivotDisk
+from pivotd.core.request import CopyOptions, Kind, Requester
+from pivotd.host import files, process
+from pivotd.journal.journal import Journal
+from tests.support.daemon import Daemon
+
+CREATED_AT = "2026-11-23T09:00:00.000000Z"
+SIZE_BYTES = 1 << 30
+SETTLE_S = 3.0
+"""After the last domain is connected: the API's import and the first look at the sockets are not idling."""
+
+
+class Fakes:
+    """The process of the monitors."""
+
+    def __init__(self, running: subprocess.Popen[str]) -> None:
+        self._process = running
+        self.pid = running.pid
+
+    def await_word(self, word: str) -> float:
+        """Return the monotonic clock of when it was so."""
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline().split()
+        assert said[:1] == [word], f"the monitors said {said} instead of {word}"
+        return float(said[1])
+
+
+@contextmanager
+def fakes(directory: Path, count: int, *options: str) -> Iterator[Fakes]:
+    """Run the monitors."""
+    command = [sys.executable, "-m", "bench.fake_qemus", str(directory), str(count), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            found = Fakes(running)
+            found.await_word("ready")
+            yield found
+        finally:
+            running.kill()
+
+
+def daemon(directory: Path, count: int) -> Daemon:
+    return Daemon(directory, {f"d{number}": monitor_of(directory, number) for number in range(count)})
+
+
+def idle(count: int, seconds: float) -> None:
+    """Measure connecting and idling."""
+    with tempfile.TemporaryDirectory(prefix="pb", dir="/var/tmp") as name, fakes(Path(name), count) as monitors:
+        pivotd = daemon(Path(name), count)
+        try:
+            began_s = time.monotonic()
+            pivotd.start(wait=False)
+            connected_s = monitors.await_word("connected") - began_s
+            connecting_cpu_s = cpu_s(pivotd.pid)
+            pivotd.await_ready(timeout_s=60)
+            time.sleep(SETTLE_S)
+            before_s, began_s = cpu_s(pivotd.pid), time.monotonic()
+            time.sleep(seconds)
+            percent = 100 * (cpu_s(pivotd.pid) - before_s) / (time.monotonic() - began_s)
+            memory_mb = resident_mb(pivotd.pid)
+            print(f"{count} domains: connected after {connected_s:.2f} s ({connecting_cpu_s:.2f} s of a processor)")
+            print(f"{count} domains, nothing to do: {percent:.2f} % of a core, {memory_mb:.0f} MB resident")
+        finally:
+            pivotd.kill()
+
+
+def paused_pivot(directory: Path, number: int, identity: Identity) -> Pivot:
+    """Return the pivot whose intent is recorded last."""
+    pivot, (old, new) = pivot_of(number), images_of(directory, number)
+    for image in (old, new):
+        image.touch()
+    disk = PivotDisk(
+        disk="disk0", index=0, qdev="/machine/peripheral/disk0/virtio-backend", size_bytes=SIZE_BYTES,
+        source=Image(str(old), "qcow2", "src0", files.file_id(str(old))),
+        destination=Image(str(new), "qcow2", names.destination_node(pivot, 0), files.file_id(str(new))),
+        job=names.mirror_job(pivot, 0),
+    )  # fmt: skip
+    return Pivot(
+        id=pivot, request_id=pivot, domain=f"d{number}", qmp=str(monitor_of(directory, number)), kind=Kind.COPY,
+        phase=Phase.PREPARING, requested_by=Requester(0, 0, 1), options=CopyOptions(), disks=(disk,),
+        created_at=CREATED_AT, identity=replace(identity, nonce=names.nonce_object(pivot)),
+    )  # fmt: skip
+
+
+async def write_journal(directory: Path, count: int, pid: int) -> None:
+    """Record the intents."""
+    state = directory / "state"
+    state.mkdir()
+    journal = Journal.open(state)
+    identity = Identity(process.boot_id(), pid, process.start_ticks(pid), "")
+
+    async def record(number: int) -> None:
+        pivot, _ = await journal.accept(paused_pivot(directory, number, identity), {})
+        for phase in (Phase.COPYING, Phase.READY):
+            pivot = await journal.advance(pivot, phase.value, {}, phase=phase)
+        await journal.advance(
+            pivot, "pausing", {}, phase=Phase.PAUSING, run_state_before="running", owes_resume=True, attempt=1,
+            pausing_since=CREATED_AT,
+        )  # fmt: skip
+
+    await asyncio.gather(*map(record, range(count)))
+    await journal.close()
+
+
+def reconcile(count: int) -> None:
+    """Measure the recovery of one open intent in each domain."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pb", dir="/var/tmp") as name,
+        fakes(Path(name), count, "--pivots") as monitors,
+    ):
+        asyncio.run(write_journal(Path(name), count, monitors.pid))
+        pivotd = daemon(Path(name), count)
+        try:
+            began_s = time.monotonic()
+            pivotd.start(wait=False)
+            monitors.await_word("connected")
+            resumed_s = monitors.await_word("resumed") - began_s
+            used_s = cpu_s(pivotd.pid)
+            pivotd.await_ready(timeout_s=60)
+            outcomes = {pivot["outcome"] for pivot in pivotd.ctl("pivot", "ls").json}
+            assert outcomes == {"switched"}, outcomes
+            memory_mb = resident_mb(pivotd.pid)
+            cost = f"{resumed_s:.2f} s ({used_s:.2f} s of a processor)"
+            print(f"{count} open intents: the last guest runs again after {cost}")
+            print(f"{count} open intents, reconciled and served: {memory_mb:.0f} MB resident")
+        finally:
+            pivotd.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure pivotd with many domains.")
+    parser.add_argument("--domains", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    options = parser.parse_args()
+    print(f"load {os.getloadavg()[0]:.1f}")
+    idle(options.domains, options.seconds)
+    reconcile(options.domains)
+
+
+if __name__ == "__main__":
+    main()

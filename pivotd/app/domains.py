@@ -1,0 +1,165 @@
+"""Domains as requests see them: what is known of each, adding and forgetting them, their disks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from msgspec.structs import replace
+
+from pivotd import limits
+from pivotd.app.live_verdicts import image_path
+from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
+from pivotd.client.answers import DiskView, DomainView, JobView
+from pivotd.core import verdict
+from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.request import Requester
+from pivotd.engine.supervisor import Supervisor
+from pivotd.errors import ConflictError, QmpError
+from pivotd.host import process
+from pivotd.journal.journal import Journal
+from pivotd.planning.adoptable_jobs import adoptable_jobs
+
+Latest = Callable[[str], Awaitable[list[tuple[Pivot, PivotDisk]]]]
+"""Returns the last pivot of each disk of a domain."""
+
+
+class Domains:
+    """The domains of this host, for whoever asks."""
+
+    def __init__(self, host: Host, journal: Journal, latest: Latest) -> None:
+        self._host = host
+        self._journal = journal
+        self._latest = latest
+
+    async def all(self) -> list[DomainView]:
+        """Return all domains, sorted by name."""
+        # Side by side: one QEMU that hangs must not hold up what is known of the others.
+        supervisors = [self._host.supervisors[name] for name in sorted(self._host.supervisors)]
+        return list(await asyncio.gather(*map(_view, supervisors)))
+
+    async def one(self, name: str) -> DomainView:
+        """Return one domain with the block jobs that somebody else started. Raises: NotFoundError."""
+        supervisor = self._host.get(name)
+        view = await _view(supervisor)
+        return replace(view, jobs=await _jobs(supervisor)) if view.run_state is not None else view
+
+    async def add(self, name: str, qmp: str, who: Requester) -> DomainView:
+        """Add a domain durably; the same name and path again is no error. Raises: BadRequestError, ConflictError."""
+        supervisor = await self._host.finish(self._add(name, qmp, who))
+        await supervisor.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
+        return await _view(supervisor)
+
+    async def _add(self, name: str, qmp: str, who: Requester) -> Supervisor:
+        async with self._host.lock(name):
+            known = self._host.supervisors.get(name)
+            if known is not None and known.path == qmp:
+                return known
+            if known is not None:
+                raise ConflictError(f"domain {name} exists with {known.path}; remove it first", domain=name)
+            async with self._host.claim({name: qmp}) as owners:
+                if name in owners:
+                    raise ConflictError(
+                        f"{qmp} belongs to domain {owners[name]} already: a monitor has one owner", domain=owners[name]
+                    )
+                await self._journal.add_domain(name, qmp, who.uid)
+                return self._host.add(name, qmp, RUNTIME)
+
+    async def remove(self, name: str, who: Requester) -> None:
+        """Forget a domain durably; its pivots stay in the journal. Raises: NotFoundError, ConflictError."""
+        await self._host.finish(self._remove(name, who))
+
+    async def _remove(self, name: str, who: Requester) -> None:
+        async with self._host.lock(name):
+            if self._host.left_out.get(name) and name not in self._host.supervisors:
+                await self._journal.remove_domain(name, who.uid)
+                del self._host.left_out[name]
+                return
+            supervisor = self._host.get(name)
+            if supervisor.drivers:
+                pivot = next(iter(supervisor.drivers))
+                raise ConflictError(f"domain {name} has an open pivot, {pivot}: cancel it or wait for it", pivot=pivot)
+            if supervisor.origin == CONFIG:
+                raise ConflictError(f"domain {name} stands in the configuration: remove it there and restart pivotd")
+            if supervisor.origin == DISCOVERED:
+                raise ConflictError(f"domain {name} was discovered by its socket {supervisor.path}: it goes with that")
+            await self._journal.remove_domain(name, who.uid)
+            self._host.remove(name)
+
+    async def disks(self, domain: str) -> list[DiskView]:
+        """Ask QEMU for the disks of a domain, and then the journal what it says of each.
+
+        Raises: NotFoundError, DomainUnreachableError, QmpError.
+        """
+        session = await self._host.get(domain).connected()
+        blocks = await session.blocks()
+        seen, graph = blocks.disks, blocks.graph
+        said = {disk.disk: verdict.of_pivot(pivot, disk) for pivot, disk in await self._latest(domain)}
+        names = {name for disk in seen.values() for name in (disk.filename, *(one.filename for one in disk.layers))}
+        # Side by side: where storage hangs, all its images are waited for together.
+        paths = dict(zip(names, await asyncio.gather(*(image_path(path, session) for path in names)), strict=True))
+        views = []
+        for name in sorted(seen):
+            disk, last = seen[name], said.get(name)
+            jobs = graph.jobs.get(disk.node, ())
+            views.append(
+                DiskView(
+                    disk=name,
+                    qdev=disk.qdev,
+                    image=paths[disk.filename],
+                    format=disk.format,
+                    size_bytes=disk.size_bytes,
+                    node=disk.node,
+                    read_only=disk.read_only,
+                    backing_chain=tuple(paths[layer.filename] for layer in disk.layers[1:]),
+                    backing_formats=tuple(layer.format for layer in disk.layers[1:]),
+                    job=jobs[0] if jobs else None,
+                    pivot=last.pivot if last else None,
+                    outcome=last.outcome if last else None,
+                )
+            )
+        return views
+
+
+async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:
+    session = supervisor.session
+    try:
+        if session is None:
+            return None
+        blocks = await session.blocks()
+    except QmpError:
+        return None
+    pivots = [driver.pivot for driver in supervisor.drivers.values()]
+    return tuple(
+        JobView(one.id, one.job.kind, one.job.status, one.disk, one.obstacle is None, one.obstacle)
+        for one in adoptable_jobs(blocks, pivots)
+    )
+
+
+async def _view(supervisor: Supervisor) -> DomainView:
+    session, connection, run_state = supervisor.session, supervisor.connection, None
+    detail = [] if session else [supervisor.detail]
+    if session is not None:
+        try:
+            run_state = await session.run_state()
+        except QmpError as error:
+            session, connection, detail = None, "unreachable", [error.message]
+    detail += [f"pivot {pivot}: {why}" for pivot, why in failing(supervisor).items()]
+    return DomainView(
+        name=supervisor.name,
+        qmp=supervisor.path,
+        origin=supervisor.origin,
+        connection=connection,
+        detail="; ".join(detail) or None,
+        run_state=run_state,
+        qemu_version=session.version_text if session else None,
+        pid=session.pid if session else None,
+        uptime_s=process.uptime_s(session.pid) if session else None,
+        open_pivots=tuple(sorted(supervisor.drivers)),
+    )
+
+
+def failing(supervisor: Supervisor) -> dict[str, str]:
+    """Return a sentence for each open pivot whose driver fails again and again."""
+    found = {pivot: driver.failing for pivot, driver in sorted(supervisor.drivers.items())}
+    return {pivot: why for pivot, why in found.items() if why is not None}

@@ -1,0 +1,186 @@
+"""From a request to a driver: plan without a lock, keep the destinations, make it durable, start it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from ulid import ULID
+
+from pivotd import limits
+from pivotd.api.ports import PivotRequest
+from pivotd.app.registry import Host
+from pivotd.core import nbd
+from pivotd.core.pivot import Image, Pivot, PivotDisk
+from pivotd.core.request import Kind, Requester, Target
+from pivotd.engine.supervisor import Supervisor
+from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, DomainUnreachableError, PivotdError
+from pivotd.journal.journal import Journal
+from pivotd.planning.plan import Wish, marks, plan, written
+from pivotd.qmp.session import Session
+
+Find = Callable[[str], Awaitable[Pivot | None]]
+"""Returns the pivot with a request id, None where there is none."""
+Marked = Sequence[tuple[Image, frozenset[str]]]
+"""Images, and what each is known by: files.identities()."""
+
+
+class Starter:
+    """Accepts requests for pivots."""
+
+    def __init__(self, host: Host, journal: Journal, find: Find) -> None:
+        self._host = host
+        self._journal = journal
+        self._find = find
+        self._under_way: dict[str, tuple[PivotRequest, asyncio.Future[Pivot]]] = {}
+        self.accepting: set[str] = set()
+        """Pivots that are being recorded: they have no driver yet."""
+        self._reserved: dict[str, Marked] = {}
+        """What pivots of this process write to, from before they are recorded."""
+
+    async def start(self, request: PivotRequest, who: Requester) -> Pivot:
+        """Return the new pivot once it is durable, or the one that has this request id already.
+
+        Raises: RequestError and subclasses (nothing recorded), DomainUnreachableError, QmpError, JournalError.
+        """
+        key = request.request_id
+        if key is None:
+            return await self._start(request, who)
+        if key in self._under_way:
+            return await self._join(key, request)
+        done: asyncio.Future[Pivot] = asyncio.get_running_loop().create_future()
+        self._under_way[key] = request, done
+        try:
+            known = await self._find(key)
+            started = await self._start(request, who) if known is None else _same_request(known, request)
+        except BaseException as error:
+            given_up = ConflictError(f"request {key} was given up on the way: send it again")
+            done.set_exception(error if isinstance(error, PivotdError) else given_up)
+            done.exception()  # there need not be anybody who waits for it
+            raise
+        else:
+            done.set_result(started)
+            return started
+        finally:
+            del self._under_way[key]
+
+    async def _join(self, key: str, request: PivotRequest) -> Pivot:
+        """Wait for the request that came first under this id, and share what comes of it."""
+        first, done = self._under_way[key]
+        try:
+            return _same_request(await asyncio.shield(done), request)
+        except PivotdError:
+            if done.exception() is None or request == first:
+                raise
+            raise ConflictError(f"request id {key} was under way with another request: use a new id") from None
+
+    async def _start(self, request: PivotRequest, who: Requester) -> Pivot:
+        pivot = str(ULID())
+        supervisor = self._host.get(request.domain)
+        wish = Wish(
+            pivot=pivot,
+            request_id=request.request_id or pivot,
+            domain=request.domain,
+            kind=request.kind,
+            targets=request.targets,
+            options=request.options,
+            who=who,
+            created_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            force=request.force,
+        )
+        async with _turn(supervisor):
+            session = await supervisor.connected()
+            planned = await plan(wish, session, [driver.pivot for driver in self._host.drivers().values()])
+            images = written(planned)
+            marked = list(zip(images, await marks(images), strict=True))
+            accepted, new = await self._host.finish(self._accept(planned, marked, supervisor, session))
+        return accepted if new else _same_request(accepted, request)
+
+    async def _accept(
+        self, planned: Pivot, marked: Marked, supervisor: Supervisor, session: Session
+    ) -> tuple[Pivot, bool]:
+        """Record and start what was planned, unless what it was planned from has changed."""
+        async with self._host.lock(planned.domain):
+            if self._host.supervisors.get(planned.domain) is not supervisor or supervisor.ended:
+                raise ConflictError(f"domain {planned.domain} was removed meanwhile: add it and try again")
+            if supervisor.session is not session:
+                raise DomainUnreachableError(f"domain {planned.domain}: QEMU has closed the monitor; try again")
+            self._reserve(planned, marked)
+            try:
+                accepted, new = await self._journal.accept(planned, {"force": planned.options.force})
+                if new and not supervisor.ended:
+                    supervisor.start(accepted)
+            finally:
+                self.accepting.discard(planned.id)
+        return accepted, new
+
+    def _reserve(self, planned: Pivot, marked: Marked) -> None:
+        """Keep what the pivot writes to, by file and by name, as long as it is open.
+
+        No await comes between the look and the mark: of many requests for one image, one gets it.
+
+        Raises: DiskBusyError, BadRequestError.
+        """
+        kept = self.accepting | self._host.drivers().keys()
+        self._reserved = {pivot: images for pivot, images in self._reserved.items() if pivot in kept}
+        taken = {mark for images in self._reserved.values() for _, marks_of in images for mark in marks_of}
+        own: dict[str, str] = {}
+        for image, marks_of in marked:
+            if not taken.isdisjoint(marks_of):
+                raise DiskBusyError(f"{image.filename} is the destination of another open pivot")
+            twice = next((own[mark] for mark in marks_of if own.get(mark, image.filename) != image.filename), None)
+            if twice is not None:
+                raise BadRequestError(f"{twice} and {image.filename} are one image: name two")
+            own |= dict.fromkeys(marks_of, image.filename)
+        self.accepting.add(planned.id)
+        self._reserved[planned.id] = marked
+
+
+@asynccontextmanager
+async def _turn(supervisor: Supervisor) -> AsyncIterator[None]:
+    """Wait until no other request for the domain is being planned. Raises: DomainUnreachableError."""
+    try:
+        async with asyncio.timeout(limits.PLANNING_PATIENCE_S):
+            await supervisor.planning.acquire()
+    except TimeoutError:
+        raise DomainUnreachableError(
+            f"domain {supervisor.name} has not answered earlier requests yet: try again later", domain=supervisor.name
+        ) from None
+    try:
+        yield
+    finally:
+        supervisor.planning.release()
+
+
+def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
+    """A retry is safe; another request under a used id is a mistake that must not look like success."""
+    had = {disk.disk: disk for disk in known.disks}
+    same = (
+        known.domain == request.domain
+        and known.options.adopted is request.options.adopted
+        and (known.options.adopted or known.kind is request.kind)
+    )
+    same = same and len(had) == len(request.targets)
+    by_job = {disk.job: disk for disk in known.disks}
+    asked = [(had.get(t.disk) if t.job is None else by_job.get(t.job), t) for t in request.targets]
+    if not same or not all(disk is not None and _same_target(request.kind, disk, t) for disk, t in asked):
+        raise ConflictError(
+            f"request id {known.request_id} belongs to pivot {known.id} with other disks or images: use a new id",
+            pivot=known.id,
+        )
+    return known
+
+
+def _same_target(kind: Kind, had: PivotDisk, asked: Target) -> bool:
+    wanted = ((asked.image, had.destination), (asked.top, had.top), (asked.base, had.base))
+    named = all(
+        not name or (image is not None and image.filename in {name, nbd.canonical(name)}) for name, image in wanted
+    )
+    # What is left out means something too: the active layer for a commit, all layers for a pull.
+    if kind is Kind.COMMIT and asked.top is None:
+        return named and had.switches
+    if kind is Kind.PULL and asked.base is None:
+        return named and had.base is None
+    return named

@@ -1,0 +1,84 @@
+"""The command that copies disks to new images and switches to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pivotd.cli import image_options, starting
+from pivotd.cli.complaints import UsageError
+from pivotd.cli.context import App, pass_app
+from pivotd.cli.help import ExampleCommand
+from pivotd.cli.values import SECONDS, DiskImage, Name
+from pivotd.client import CopyDisk, CopyRequest
+
+COPY_MODES = ("auto", "background", "write-blocking")
+
+EXAMPLES = (
+    "pivotctl copy web1 disk0=/new/web1.qcow2",
+    "pivotctl copy web1 disk0=a.raw disk1=b.raw --format raw --bandwidth 200M",
+    "pivotctl copy web1 disk0=/new/web1.qcow2 --keep-synced --for 1h",
+    "pivotctl copy web1 disk0=/new/web1.qcow2 --id move-42 --detach",
+    "pivotctl copy web1 disk0=nbd://store:10809/web1 --format raw --reuse",
+)
+
+
+@click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Copy disks to new images, switch as one pivot.")
+@click.argument("domain", metavar="DOMAIN", type=Name())
+@click.argument("targets", metavar="DISK=IMAGE...", type=DiskImage(), nargs=-1, required=True)
+@click.option("--format", "image_format", metavar="FORMAT", help="Format of the new images.  [default: the source's]")
+@click.option("--reuse", is_flag=True, help="The images exist already; overwrite them.")
+@click.option(
+    "--sync",
+    type=click.Choice(("full", "top")),
+    default="full",
+    show_default=True,
+    help="Copy all layers, or the active one alone.",
+)
+@image_options.creating
+@starting.bandwidth
+@starting.pausing
+@click.option(
+    "--copy-mode",
+    type=click.Choice(COPY_MODES),
+    default="auto",
+    show_default=True,
+    help="When guest writes reach the new image.",
+)
+@starting.throttling
+@click.option("--keep-synced", is_flag=True, help="Keep the old images in sync after the switch, for `pivot undo`.")
+@click.option(
+    "--for",
+    "keep_synced_s",
+    type=SECONDS,
+    metavar="TIME",
+    help="How long to keep them in sync, like 1h.  [default: 1h]",
+)
+@click.option("--resumable", is_flag=True, help="A failing destination pauses the copy instead of ending it.")
+@starting.holding
+@starting.common
+@pass_app
+def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **options: Any) -> None:
+    """Mirror each DISK of DOMAIN to a new IMAGE and switch all of them as one pivot: all or none.
+
+    The guest keeps running; pivotd pauses it only for the switch. If the switch takes longer than --max-pause, the
+    guest goes on with the source, and pivotd tries again.
+
+    IMAGE is a path, or with --reuse also a block device or an NBD export: nbd://HOST:PORT/EXPORT,
+    nbd+unix:///EXPORT?socket=/PATH. With --sync top the new image has the backing image of the source.
+
+    With --keep-synced QEMU mirrors every write back to the old images for a while: `pivotctl pivot undo ID` returns to
+    them at once, `pivotctl pivot release ID` ends this early. Meanwhile each guest write waits for both images. If QEMU
+    ends, the mirrors end, and the old images are out of date.
+
+    With --resumable a destination that fails or is full pauses the copy. pivotd tries again, and the copy goes on where
+    it stopped; `pivotctl pivot show` says how much did not have to be copied again.
+    """
+    for index, what in ((0, "disk"), (1, "image")):
+        starting.check_twice(what, [target[index] for target in targets], "copy")
+    if options["keep_synced_s"] is not None and not options["keep_synced"]:
+        raise UsageError("--for says how long --keep-synced lasts: give both; see `pivotctl copy --help`")
+    image_format = options.pop("image_format")
+    disks = [CopyDisk(disk=disk, image=image, format=image_format) for disk, image in targets]
+    starting.start(app, domain, CopyRequest, disks, image_options.fold(options))

@@ -1,0 +1,47 @@
+"""Commands on disks: the guest devices of a domain."""
+
+from __future__ import annotations
+
+import itertools
+
+import click
+
+from pivotd.cli import render
+from pivotd.cli.context import App, pass_app
+from pivotd.cli.values import Name
+from pivotd.client import DiskView
+
+
+def _layers(row: DiskView) -> list[str]:
+    layers = itertools.zip_longest(row.backing_chain, row.backing_formats)
+    return [f"{image} ({form})" if form else image for image, form in layers]
+
+
+@click.group(short_help="Disks of a domain: image, backing chain, job, journal.")
+def disk() -> None:
+    """Look at the disks of a domain."""
+
+
+@disk.command("ls")
+@click.argument("domain", metavar="DOMAIN", type=Name())
+@pass_app
+def ls(app: App, domain: str) -> None:
+    """List every disk of DOMAIN: what QEMU shows, and what the journal says."""
+    found = app.client.disks(domain)
+    if render.answer(app, found):
+        return
+    for row in found:
+        journal = f"{row.outcome} by pivot {row.pivot}" if row.pivot else "never moved by pivotd"
+        render.card(
+            f"{row.disk}  {render.text(row.image)}",
+            (
+                ("format", row.format),
+                ("size", render.size(row.size_bytes)),
+                ("access", "read-only" if row.read_only else None),
+                ("backing", _layers(row)),
+                ("device", row.qdev),
+                ("node", row.node),
+                ("job", row.job),
+                ("journal", journal),
+            ),
+        )

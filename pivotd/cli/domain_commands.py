@@ -1,0 +1,109 @@
+"""Commands on domains: the running QEMU processes that pivotd looks after."""
+
+from __future__ import annotations
+
+import click
+
+from pivotd.cli import render
+from pivotd.cli.context import App, pass_app
+from pivotd.cli.values import AbsolutePath, Name
+from pivotd.client import DomainView, JobView
+
+
+@click.group(short_help="Domains: connection, run state, QEMU, open pivots.")
+def domain() -> None:
+    """Look at domains, add them and remove them.
+
+    A domain is one running QEMU process with a QMP Unix socket.
+    """
+
+
+@domain.command("ls")
+@pass_app
+def ls(app: App) -> None:
+    """List every domain.
+
+    With --offline: the domains that the journal knows, without what only a running daemon can see.
+    """
+    found = app.reads.domains()
+    if render.answer(app, found):
+        return
+    render.table(
+        ("DOMAIN", "CONNECTION", "RUN STATE", "QEMU", "UPTIME", "OPEN PIVOTS"),
+        [
+            (
+                row.name,
+                row.connection,
+                row.run_state,
+                row.qemu_version,
+                render.duration(row.uptime_s),
+                " ".join(row.open_pivots),
+            )
+            for row in found
+        ],
+    )
+
+
+@domain.command("show")
+@click.argument("name", metavar="DOMAIN", type=Name())
+@pass_app
+def show(app: App, name: str) -> None:
+    """Show one domain, with the block jobs that other programs have started.
+
+    Each job says whether `pivotctl pivot adopt` can take it over, and if not, why.
+    """
+    found = app.client.domain(name)
+    if not render.answer(app, found):
+        _card(found)
+
+
+@domain.command("add")
+@click.argument("name", metavar="DOMAIN", type=Name())
+@click.option("--qmp", type=AbsolutePath(), metavar="PATH", required=True, help="QMP socket of the QEMU process.")
+@pass_app
+def add(app: App, name: str, qmp: str) -> None:
+    """Add a domain; it is remembered across restarts of the daemon.
+
+    Adding the same domain with the same socket again is not an error. pivotd occupies the monitor behind the socket:
+    give QEMU a separate monitor for pivotd.
+    """
+    found = app.client.add_domain(name, qmp)
+    if not render.answer(app, found):
+        _card(found)
+
+
+@domain.command("rm")
+@click.argument("name", metavar="DOMAIN", type=Name())
+@pass_app
+def rm(app: App, name: str) -> None:
+    """Remove a domain; QEMU keeps running, and the journal keeps its pivots.
+
+    Refused while a pivot of the domain is open, and for a domain that the configuration names.
+    """
+    app.client.remove_domain(name)
+    if not render.answer(app, {"removed": name}):
+        print(f"domain {render.text(name)} was removed; its pivots stay in the journal")
+
+
+def _card(found: DomainView) -> None:
+    render.card(
+        found.name,
+        (
+            ("connection", found.connection),
+            ("detail", found.detail),
+            ("run state", found.run_state),
+            ("QEMU", found.qemu_version),
+            ("pid", found.pid),
+            ("uptime", None if found.uptime_s is None else render.duration(found.uptime_s)),
+            ("QMP socket", found.qmp),
+            ("known from", found.origin),
+            ("open pivots", list(found.open_pivots)),
+            ("other jobs", [_job(job) for job in found.jobs or ()]),
+        ),
+    )
+
+
+def _job(job: JobView) -> str:
+    where = f" of {job.disk}" if job.disk else ""
+    adopting = "can be adopted" if job.adoptable else f"cannot be adopted: {job.reason}"
+    return f"{job.id}: {job.type}{where}, {job.status}; {adopting}"

@@ -1,0 +1,224 @@
+"""Commands on pivots: look at them, switch one that waits, give one up, wait."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+import click
+
+from pivotd import limits
+from pivotd.cli import progress, render
+from pivotd.cli.adopt_command import adopt
+from pivotd.cli.context import App, pass_app, tell
+from pivotd.cli.values import Bandwidth, Name
+from pivotd.cli.waiting import FOLLOW, wait_to_the_end
+from pivotd.client import Pivot, PivotDisk, Record
+from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PhaseConflictError
+
+
+@click.group(short_help="Pivots: list, show, complete, cancel, undo, wait.")
+def pivot() -> None:
+    """Look at pivots and decide what becomes of them.
+
+    A pivot is one journalled switch of one or several disks of one domain. ID is its id, or the request id that was
+    given with `copy --id`.
+    """
+
+
+pivot.add_command(adopt)
+
+
+@pivot.command("ls")
+@click.option("--domain", metavar="DOMAIN", type=Name(), help="Only pivots of this domain.")
+@click.option("--open", "open_only", is_flag=True, help="Only pivots that are not closed.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=limits.PIVOTS_LISTED_MAX,
+    show_default=True,
+    metavar="N",
+    help="Only the newest N.",
+)
+@pass_app
+def ls(app: App, domain: str | None, open_only: bool, limit: int) -> None:
+    """List pivots, newest first."""
+    found = list(islice(app.reads.pivots(domain, open_only=open_only, limit=limit + 1), limit + 1))
+    older = found[limit:]
+    del found[limit:]
+    if render.answer(app, found):
+        return
+    render.table(
+        ("PIVOT", "DOMAIN", "DISKS", "PHASE", "OUTCOME", "PAUSE", "CREATED"),
+        [
+            (
+                row.id,
+                row.domain,
+                " ".join(disk.disk for disk in row.disks),
+                row.phase,
+                row.outcome,
+                render.pause(row.pause_ms),
+                render.when(row.created),
+            )
+            for row in found
+        ],
+    )
+    if older:
+        tell(f"there are more than {limit} pivots: see --limit")
+
+
+@pivot.command("show")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def show(app: App, pivot_id: str) -> None:
+    """Show one pivot with every record: when pivotd wrote it, and what it had seen.
+
+    While the pivot copies, also show its progress, and how fast the guest writes and the destination takes data.
+    """
+    found = app.reads.pivot(pivot_id)
+    if render.answer(app, found):
+        return
+    copying = app.offline is None and found.phase in {"copying", "ready"}
+    now = app.client.progress(found.id) if copying else None
+    who = found.requested_by
+    tries = [f"{render.pause(each.pause_ms)}, {each.ended}" for each in found.pauses]
+    render.card(
+        f"pivot {found.id}",
+        (
+            ("domain", found.domain),
+            ("kind", found.kind),
+            ("phase", found.phase + _waits_for(found)),
+            ("outcome", found.outcome),
+            ("error", found.error),
+            ("copied", progress.copied(now)),
+            ("rates", progress.rates(now)),
+            ("waits for", now and now.detail),
+            *((f"disk {disk.disk}", _sides(disk)) for disk in found.disks),
+            ("stale", [image for disk in found.disks for image in disk.stale]),
+            ("undo until", found.undo_until),
+            ("pauses", tries),
+            ("saved", _saved(found.records)),
+            ("request id", found.request_id),
+            ("asked by", f"uid {who.uid}, gid {who.gid}, pid {who.pid}"),
+            ("created", found.created),
+            ("closed", found.closed),
+        ),
+    )
+    print("\nrecords")
+    for record in found.records:
+        facts = {key: value for key, value in record.facts.items() if value not in (None, "", {}, [])}
+        print(f"  {record.seq:>5}  {record.at}  {render.text(record.event)}")
+        for key, value in facts.items():
+            print(f"         {render.text(key)}: {render.text(value if isinstance(value, str) else json.dumps(value))}")
+
+
+def _waits_for(found: Pivot) -> str:
+    if found.undo_until:
+        return ", can be undone"
+    return ", waits to be completed or cancelled" if found.hold else ""
+
+
+def _saved(records: tuple[Record, ...]) -> str | None:
+    """Return what interruptions did not make necessary to copy again, None where there was none."""
+    facts = [record.facts for record in records if record.event == "went-on"]
+    if not facts:
+        return None
+    total = render.size(sum(fact["saved_bytes"] for fact in facts))
+    return f"{total} not copied again after {len(facts)} interruption{'s' if len(facts) > 1 else ''}"
+
+
+def _sides(disk: PivotDisk) -> list[str]:
+    return [
+        f"{disk.outcome or 'open'}",
+        f"source       {disk.source} ({disk.source_format})",
+        f"destination  {disk.destination} ({disk.destination_format})",
+    ]
+
+
+@pivot.command("wait")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def wait(app: App, pivot_id: str) -> None:
+    """Wait until a pivot is closed or waits at ready, and show its progress.
+
+    Ctrl-C stops waiting; the pivot goes on. Waiting continues across a restart of the daemon.
+    """
+    wait_to_the_end(app, app.client.pivot(pivot_id))
+
+
+@pivot.command("complete")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def complete(app: App, pivot_id: str) -> None:
+    """Switch a pivot that waits at ready, and wait until it has switched.
+
+    A pivot waits at ready after `copy --no-pivot`, and after all its attempts have failed: this command tries again.
+    """
+    wait_to_the_end(app, app.client.complete(pivot_id))
+
+
+@pivot.command("undo")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def undo(app: App, pivot_id: str) -> None:
+    """Return to the images that a disk had before `copy --keep-synced`, and wait until it is on them.
+
+    pivotd pauses the guest as for the first switch. The undo is a pivot of its own; repeating the command returns the
+    same one. After the time of --keep-synced the old images are out of date, and the exit status is 4.
+    """
+    wait_to_the_end(app, app.client.undo(pivot_id))
+
+
+@pivot.command("release")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def release(app: App, pivot_id: str) -> None:
+    """Stop keeping the old images in sync: from then on they are out of date.
+
+    The command returns once this is in the journal. It changes nothing if the window has ended already.
+    """
+    found = app.client.release(pivot_id)
+    app.status = EXIT_DONE
+    if render.answer(app, found):
+        return
+    if found.undo_until:
+        print(f"pivot {found.id} will stop keeping the old images in sync as soon as QEMU answers")
+    else:
+        print(f"pivot {found.id}: the old images are not kept in sync any more")
+
+
+@pivot.command("cancel")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@pass_app
+def cancel(app: App, pivot_id: str) -> None:
+    """Cancel a pivot: the guest goes on with the source images.
+
+    The command returns once this is in the journal. A pivot that has switched already stays as it is, and the exit
+    status is 4.
+    """
+    found = app.client.cancel(pivot_id)
+    if found.outcome == "switched":
+        message = f"pivot {found.id} has switched already; copy the disks back to return to the source"
+        raise PhaseConflictError(message, pivot=found.id)
+    app.status = EXIT_UNKNOWN if found.outcome in {"unknown", "split"} else EXIT_DONE
+    if render.answer(app, found):
+        return
+    if found.phase in {"cancelling", "decided", "closed"}:
+        print(f"pivot {found.id} is cancelled: the guest goes on with the source")
+    else:
+        print(f"pivot {found.id} will be cancelled as soon as QEMU answers; {FOLLOW.format(id=found.id)}")
+
+
+@pivot.command("set")
+@click.argument("pivot_id", metavar="ID", type=Name())
+@click.option("--bandwidth", type=Bandwidth(), metavar="RATE", required=True, help="Bytes per second; 0: no limit.")
+@pass_app
+def set_(app: App, pivot_id: str, bandwidth: int) -> None:
+    """Change how fast a pivot copies; the new limit is in the journal when the command returns.
+
+    QEMU applies the limit until the copy is ready. It copies what the guest writes after that without a limit.
+    """
+    found = app.client.set_bandwidth(pivot_id, bandwidth)
+    if not render.answer(app, found):
+        rate = f"at most {render.size(bandwidth)}/s" if bandwidth else "as fast as it can"
+        print(f"pivot {found.id} copies {rate} from now on")

@@ -1,0 +1,47 @@
+"""A client of pivotd: synchronous, typed, over the daemon's Unix socket. docs/api.md says what of it is stable.
+
+from pivotd.client import Client, CopyDisk, CopyRequest
+
+client = Client()
+pivot = client.start("web1", CopyRequest(disks=[CopyDisk(disk="disk0", image="/new/web1.qcow2")]))
+print(client.wait(pivot.id).outcome)
+"""
+
+from pivotd.client.answers import (
+    DiskView,
+    DomainView,
+    Health,
+    JobView,
+    Pause,
+    Pivot,
+    PivotDisk,
+    PivotOptions,
+    PivotWithRecords,
+    Progress,
+    Record,
+    Requester,
+    Verdict,
+)
+from pivotd.client.daemon_client import DEFAULT_SOCKET, Client, new_request_id
+from pivotd.client.requests import (
+    AdoptDisk,
+    AdoptRequest,
+    CommitDisk,
+    CommitRequest,
+    CopyDisk,
+    CopyRequest,
+    NewImage,
+    NewPivot,
+    PullDisk,
+    PullRequest,
+    SnapshotDisk,
+    SnapshotRequest,
+)
+from pivotd.errors import ClientError, RefusedError, UnknownError, UnsentError
+
+__all__ = [
+    "DEFAULT_SOCKET", "AdoptDisk", "AdoptRequest", "Client", "ClientError", "CommitDisk", "CommitRequest", "CopyDisk",
+    "CopyRequest", "DiskView", "DomainView", "Health", "JobView", "NewImage", "NewPivot", "Pause", "Pivot", "PivotDisk",
+    "PivotOptions", "PivotWithRecords", "Progress", "PullDisk", "PullRequest", "Record", "RefusedError", "Requester",
+    "SnapshotDisk", "SnapshotRequest", "UnknownError", "UnsentError", "Verdict", "new_request_id",
+]  # fmt: skip

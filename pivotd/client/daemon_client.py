@@ -1,0 +1,234 @@
+"""The daemon's API as Python: one method per route, typed requests and answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+from pivotd import limits
+from pivotd.client.answers import DiskView, DomainView, Health, Pivot, PivotWithRecords, Progress, Record, Verdict
+from pivotd.client.patience import PATIENCE_S, Patience, Tell
+from pivotd.client.requests import BandwidthRequest, DomainRequest, NewPivot
+from pivotd.client.transport import REQUEST_TIMEOUT_S, Transport
+from pivotd.errors import ClientError, UnknownError
+
+T = TypeVar("T")
+
+DEFAULT_SOCKET = "/run/pivotd/pivotd.sock"
+SILENCE_S = 60.0
+"""An event stream that is silent for so long is opened again where it ended."""
+PIVOTS_PAGE = 100
+"""A pivot is about 1 KiB of JSON: a page takes the daemon some milliseconds."""
+
+
+def new_request_id() -> str:
+    """Return a request id that nobody else has."""
+    return os.urandom(16).hex()
+
+
+class Client:
+    """One daemon. Each call is a connection of its own; a Client may be shared by threads.
+
+    ``socket``: its path; None takes PIVOTCTL_SOCKET from the environment, else /run/pivotd/pivotd.sock.
+    ``patience_s``: how long start(), wait(), progress() and events(follow=True) try again while the daemon is away.
+    ``tell``: called with one line when such a time begins and when it ends.
+
+    Every method raises a ClientError: UnsentError (it never reached the daemon: a retry is safe), RefusedError (the
+    daemon said no: nothing was changed; see ``kind``, ``message`` and ``fields``), or UnknownError (no answer that
+    tells). A ``pivot`` is named by its id or by its request id.
+    """
+
+    def __init__(
+        self, socket: str | None = None, *, patience_s: float = PATIENCE_S, tell: Tell = lambda _line: None
+    ) -> None:
+        self.socket = socket or os.environ.get("PIVOTCTL_SOCKET") or DEFAULT_SOCKET
+        self.patience_s = patience_s
+        self.tell = tell
+        self._transport = Transport(self.socket)
+
+    def health(self) -> Health:
+        """Return how the daemon, its journal and its domains are."""
+        return self._get("/v1/health", Health)
+
+    # -- domains and disks
+
+    def domains(self) -> list[DomainView]:
+        """Return every domain, sorted by name; one that hangs is shown as unreachable."""
+        return self._get("/v1/domains", list[DomainView])
+
+    def domain(self, name: str) -> DomainView:
+        """Return one domain, with the block jobs that somebody else started in it."""
+        return self._get(f"/v1/domains/{_part(name)}", DomainView)
+
+    def add_domain(self, name: str, qmp: str) -> DomainView:
+        """Add a domain by the absolute path of its QMP socket; the same again is no error."""
+        return self._post("/v1/domains", DomainView, DomainRequest(name=name, qmp=qmp))
+
+    def remove_domain(self, name: str) -> None:
+        """Forget a domain; QEMU runs on. Refused while one of its pivots is open, and if it was configured."""
+        self._transport.request("DELETE", f"/v1/domains/{_part(name)}")
+
+    def disks(self, domain: str) -> list[DiskView]:
+        """Return the disks of a domain: what QEMU shows, and what the journal says."""
+        return self._get(f"/v1/domains/{_part(domain)}/disks", list[DiskView])
+
+    # -- pivots
+
+    def start(self, domain: str, request: NewPivot, *, request_id: str | None = None) -> Pivot:
+        """Start a pivot, and return it as soon as it is in the journal; wait() waits for its end.
+
+        The same ``request_id`` again returns the same pivot instead of starting another one. So a lost connection is
+        tried again here; an UnknownError has the id in its ``fields``, to ask again later.
+        """
+        key = request_id or new_request_id()
+        target = f"/v1/domains/{_part(domain)}/{request.verb}"
+        patience = Patience(self.patience_s, self.tell)
+        reached = False
+        while True:
+            try:
+                pivot = self._post(target, Pivot, request, headers={"Idempotency-Key": key})
+            except ClientError as failure:
+                reached = reached or isinstance(failure, UnknownError)
+                if not reached:
+                    raise
+                failure.fields = {**failure.fields, "request_id": key}
+                patience.spend(failure)
+            else:
+                patience.rest()
+                return pivot
+
+    def pivots(
+        self, domain: str | None = None, *, open_only: bool = False, limit: int | None = None
+    ) -> Iterator[Pivot]:
+        """Yield pivots, newest first, at most ``limit``; pages are fetched as they are needed."""
+        left = sys.maxsize if limit is None else limit
+        opened, before, last = "true" if open_only else None, None, frozenset[str]()
+        while left > 0:
+            size = min(PIVOTS_PAGE, left)
+            page = self._get("/v1/pivots", list[Pivot], domain=domain, open=opened, limit=size, before=before)
+            fresh = [pivot for pivot in page if pivot.id not in last][:left]
+            yield from fresh
+            # A daemon that knows no pages gives everything each time.
+            if not fresh or len(page) > size:
+                return
+            left -= len(fresh)
+            before, last = page[-1].id, frozenset(pivot.id for pivot in page)
+
+    def pivot(self, pivot: str) -> PivotWithRecords:
+        """Return one pivot with every record of it."""
+        return self._get(f"/v1/pivots/{_part(pivot)}", PivotWithRecords)
+
+    def complete(self, pivot: str) -> Pivot:
+        """Let a pivot that waits at ready switch; returns once that is in the journal."""
+        return self._post(f"/v1/pivots/{_part(pivot)}/complete", Pivot)
+
+    def cancel(self, pivot: str) -> Pivot:
+        """Ask a pivot to keep the source; one that has switched already is returned as it is."""
+        return self._post(f"/v1/pivots/{_part(pivot)}/cancel", Pivot)
+
+    def set_bandwidth(self, pivot: str, bytes_per_s: int) -> Pivot:
+        """Change how fast an open pivot copies; 0: no limit."""
+        body = BandwidthRequest(bandwidth_bytes_per_s=bytes_per_s)
+        return self._post(f"/v1/pivots/{_part(pivot)}/bandwidth", Pivot, body)
+
+    def undo(self, pivot: str) -> Pivot:
+        """Return to the images before a pivot, while its undo window is open; the pivot that does it."""
+        return self._post(f"/v1/pivots/{_part(pivot)}/undo", Pivot)
+
+    def release(self, pivot: str) -> Pivot:
+        """End the undo window of a pivot: the old images are out of date from then on."""
+        return self._post(f"/v1/pivots/{_part(pivot)}/release", Pivot)
+
+    def wait(self, pivot: str, timeout_s: float = float("inf")) -> Pivot:
+        """Return the pivot once it rests (see Pivot.rests), or as it is after ``timeout_s`` seconds.
+
+        A daemon that is restarted meanwhile is waited for, up to ``patience_s`` beyond that time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, min(deadline - time.monotonic(), limits.WAIT_TIMEOUT_S_MAX))
+            target = f"/v1/pivots/{_part(pivot)}/wait?{urlencode({'timeout_s': left_s})}"
+            found: Pivot = self._persistently(target, Pivot, left_s + REQUEST_TIMEOUT_S)
+            if found.rests or time.monotonic() >= deadline:
+                return found
+
+    def progress(self, pivot: str) -> Progress | None:
+        """Return how far an open pivot is, None for a closed one."""
+        found: Progress | None = self._persistently(f"/v1/pivots/{_part(pivot)}/progress", Progress | None)
+        return found
+
+    # -- verdicts and events
+
+    def verdicts(self, domain: str | None = None, disk: str | None = None, image: str | None = None) -> list[Verdict]:
+        """Return which image holds the data of each disk, and why; all disks, or those asked for."""
+        return self._get("/v1/verdicts", list[Verdict], domain=domain, disk=disk, image=image)
+
+    def events(self, after: int = 0, *, follow: bool = False) -> Iterator[Record]:
+        """Yield every record with a sequence number above ``after``, oldest first.
+
+        ``follow``: go on with new ones as they become durable, for ever, across restarts of the daemon. Whoever comes
+        back with the ``seq`` of the last record that they have dealt with misses nothing and sees nothing twice.
+        """
+        while not follow and (page := self._get("/v1/events", list[Record], after=after, limit=limits.EVENTS_PAGE_MAX)):
+            yield from page
+            after = page[-1].seq
+        patience = Patience(self.patience_s, self.tell)
+        while follow:
+            try:
+                for record in self._stream(after):
+                    patience.rest()
+                    after = record.seq
+                    yield record
+            except ClientError as failure:
+                patience.spend(failure)
+
+    def _stream(self, after: int) -> Iterator[Record]:
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        data: list[str] = []
+        for line in self._transport.lines("/v1/events", headers=headers, timeout_s=SILENCE_S):
+            if line.startswith("data:"):
+                data.append(line[5:].strip())
+            elif not line and data:
+                record: Record = self._transport.shaped(_json("\n".join(data)), Record)
+                data = []
+                if record.seq > after:
+                    yield record
+
+    # -- how
+
+    def _get(self, target: str, answer: type[T], **query: str | int | None) -> T:
+        given = {key: value for key, value in query.items() if value is not None}
+        document = self._transport.request("GET", f"{target}?{urlencode(given)}" if given else target)
+        found: T = self._transport.shaped(document, answer)
+        return found
+
+    def _post(self, target: str, answer: type[T], body: Any = None, **options: Any) -> T:
+        found: T = self._transport.shaped(self._transport.request("POST", target, body, **options), answer)
+        return found
+
+    def _persistently(self, target: str, answer: Any, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
+        patience = Patience(self.patience_s, self.tell)
+        while True:
+            try:
+                document = self._transport.request("GET", target, timeout_s=timeout_s)
+            except ClientError as failure:
+                patience.spend(failure)
+            else:
+                patience.rest()
+                return self._transport.shaped(document, answer)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")

@@ -1,0 +1,183 @@
+"""What can be asked of pivotd: one type each for the API, its OpenAPI document, pivotctl and the client library.
+
+None leaves a choice to the daemon's configuration. The API checks types and bounds as it decodes; what goes together
+is checked by the daemon.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+
+from pivotd import limits
+from pivotd.core.names import DISKS_MAX, DOMAIN_NAME
+
+# `$` alone would let a final newline through.
+NAME_PATTERN = rf"^{DOMAIN_NAME}$(?!\n)"
+PATH_PATTERN = r"^/[^\x00\n\r]*$(?!\n)"
+DESTINATION_PATTERN = r"^(/|nbd://|nbd\+unix://)[^\x00\n\r]*$(?!\n)"
+IMAGE_LENGTH_MAX = 4096
+INTEGER_MAX = 2**63 - 1
+
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
+Path = Annotated[str, msgspec.Meta(pattern=PATH_PATTERN, max_length=IMAGE_LENGTH_MAX)]
+Destination = Annotated[str, msgspec.Meta(pattern=DESTINATION_PATTERN, max_length=IMAGE_LENGTH_MAX)]
+DiskName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Pause = Annotated[int, msgspec.Meta(ge=limits.PAUSE_MS_MIN, le=limits.PAUSE_MS_LIMIT)]
+Attempts = Annotated[int, msgspec.Meta(ge=1, le=limits.ATTEMPTS_MAX)]
+Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
+WindowLength = Annotated[int, msgspec.Meta(ge=1, le=limits.KEEP_SYNCED_S_MAX)]
+Sync = Literal["full", "top"]
+CopyMode = Literal["auto", "background", "write-blocking"]
+Discard = Literal["unmap", "ignore"]
+DISKS = msgspec.Meta(min_length=1, max_length=DISKS_MAX)
+
+
+class Struct(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Base of all: what is as the API's default has it is not sent."""
+
+
+class DomainRequest(Struct):
+    """A domain to add: its name, and the absolute path of its QMP socket."""
+
+    name: Name
+    qmp: Path
+
+
+class BandwidthRequest(Struct):
+    """How fast an open pivot may copy from now on; 0 means no limit."""
+
+    bandwidth_bytes_per_s: Bandwidth
+
+
+class CopyDisk(Struct):
+    """One disk and the image that it moves to; ``format`` null means that of the source."""
+
+    disk: DiskName
+    image: Destination
+    format: Literal["qcow2", "raw"] | None = None
+
+
+class CommitDisk(Struct):
+    """One disk and the layers to commit, by file name.
+
+    ``top`` null means the active layer, ``base`` null the lowest one.
+    """
+
+    disk: DiskName
+    top: Path | None = None
+    base: Path | None = None
+
+
+class PullDisk(Struct):
+    """One disk and the layer that stays below it, by file name; null: none stays."""
+
+    disk: DiskName
+    base: Path | None = None
+
+
+class SnapshotDisk(Struct):
+    """One disk and its new overlay."""
+
+    disk: DiskName
+    image: Path
+
+
+class AdoptDisk(Struct):
+    """One disk with a block job, named by the disk or by the id of the job.
+
+    ``image`` is what a mirror writes, and left out for a commit.
+    """
+
+    disk: DiskName | None = None
+    job: DiskName | None = None
+    image: Path | None = None
+    format: Literal["qcow2", "raw"] | None = None
+
+
+class NewImage(Struct):
+    """Options of the images that pivotd creates; what goes together is checked against their format."""
+
+    cluster_size: Annotated[int, msgspec.Meta(ge=512, le=2 << 20)] | None = None
+    extended_l2: bool | None = None
+    preallocation: Literal["off", "metadata", "falloc", "full"] | None = None
+    lazy_refcounts: bool | None = None
+    version: Literal["v2", "v3"] | None = None
+    refcount_bits: Literal[1, 2, 4, 8, 16, 32, 64] | None = None
+    luks_iter_ms: Annotated[int, msgspec.Meta(ge=1, le=limits.LUKS_ITER_MS_MAX)] | None = None
+
+
+class NewPivot(Struct):
+    """What every request for a pivot may say: its bounds for the pause of the guest, and ``force``."""
+
+    max_pause_ms: Pause | None = None
+    attempts: Attempts | None = None
+    force: bool = False
+    """Go on where a warning would refuse."""
+
+    verb: ClassVar[str]
+    """The last part of the route that takes it."""
+
+
+class CopyRequest(NewPivot, kw_only=True):
+    """A copy of disks of one domain, switched as one pivot."""
+
+    disks: Annotated[list[CopyDisk], DISKS]
+    sync: Sync = "full"
+    reuse: bool = False
+    image_options: NewImage | None = None
+    secret_file: Path | None = None
+    discard: Discard = "unmap"
+    bandwidth_bytes_per_s: Bandwidth = 0
+    copy_mode: CopyMode = "auto"
+    throttle: bool = True
+    pivot: bool = True
+    keep_synced: bool = False
+    keep_synced_s: WindowLength | None = None
+    resumable: bool = False
+
+    verb = "copy"
+
+
+class CommitRequest(NewPivot, kw_only=True):
+    """A commit of layers of disks into layers below them; with the active layer a switch, as one pivot."""
+
+    disks: Annotated[list[CommitDisk], DISKS]
+    bandwidth_bytes_per_s: Bandwidth = 0
+    throttle: bool = True
+    pivot: bool = True
+
+    verb = "commit"
+
+
+class PullRequest(NewPivot, kw_only=True):
+    """A pull of what lies below into the active images: nothing is switched, but the guest is paused for the merge."""
+
+    disks: Annotated[list[PullDisk], DISKS]
+    bandwidth_bytes_per_s: Bandwidth = 0
+    pivot: bool = True
+
+    verb = "pull"
+
+
+class SnapshotRequest(NewPivot, kw_only=True):
+    """New overlays for disks of one domain, all at one instant."""
+
+    disks: Annotated[list[SnapshotDisk], DISKS]
+    image_options: NewImage | None = None
+    secret_file: Path | None = None
+    discard: Discard = "unmap"
+
+    verb = "snapshot"
+
+
+class AdoptRequest(NewPivot, kw_only=True):
+    """Block jobs of somebody else that become one pivot. ``sync`` is what mirrors were started with."""
+
+    disks: Annotated[list[AdoptDisk], DISKS]
+    sync: Sync | None = None
+    throttle: bool = True
+    pivot: bool = True
+
+    verb = "adopt"

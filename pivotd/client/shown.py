@@ -1,0 +1,65 @@
+"""Pivots of the journal as the API and pivotctl show them: without what is pivotd's own book-keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from pivotd.client import answers
+from pivotd.core import kinds, undo
+from pivotd.core.pivot import Pivot, PivotDisk, Record
+
+
+def pivot(known: Pivot) -> answers.Pivot:
+    """Return a pivot of the journal without its records."""
+    return answers.Pivot(**_fields(known))
+
+
+def pivot_with_records(known: Pivot, records: Iterable[Record]) -> answers.PivotWithRecords:
+    """Return a pivot of the journal with its records, oldest first."""
+    told = msgspec.convert(tuple(records), tuple[answers.Record, ...], from_attributes=True)
+    return answers.PivotWithRecords(**_fields(known), records=told)
+
+
+def _fields(known: Pivot) -> dict[str, Any]:
+    return {
+        "id": known.id,
+        "request_id": known.request_id,
+        "undo_of": known.undo_of,
+        "domain": known.domain,
+        "kind": known.kind.value,
+        "phase": known.phase.value,
+        "outcome": known.outcome,
+        "requested_by": msgspec.convert(known.requested_by, answers.Requester, from_attributes=True),
+        "options": msgspec.convert(known.options, answers.PivotOptions, from_attributes=True),
+        "disks": tuple(_disk(known, disk) for disk in known.disks),
+        "hold": known.hold,
+        "undo_until": undo.window_ends(known),
+        "attempt": known.attempt,
+        "run_state_before": known.run_state_before,
+        "pause_ms": known.pause_ms,
+        "pauses": msgspec.convert(known.pauses, tuple[answers.Pause, ...], from_attributes=True),
+        "created": known.created_at,
+        "decided": known.decided_at,
+        "closed": known.closed_at,
+        "error": known.error,
+    }
+
+
+def _disk(known: Pivot, disk: PivotDisk) -> answers.PivotDisk:
+    return answers.PivotDisk(
+        disk=disk.disk,
+        source=disk.source.filename,
+        source_format=disk.source.format,
+        destination=disk.destination.filename,
+        destination_format=disk.destination.format,
+        top=None if disk.top is None else disk.top.filename,
+        base=None if disk.base is None else disk.base.filename,
+        between=disk.between,
+        size_bytes=disk.size_bytes,
+        job=disk.job,
+        outcome=None if disk.outcome is None else disk.outcome.value,
+        stale=tuple(kinds.of(known).stale(known, disk)),
+    )

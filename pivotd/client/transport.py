@@ -1,0 +1,178 @@
+"""HTTP over the Unix socket: one connection per request, and errors that say what is known."""
+
+from __future__ import annotations
+
+import errno
+import json
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
+from typing import Any
+
+import msgspec
+
+from pivotd.errors import EXIT_REFUSED, ClientError, RefusedError, UnknownError, UnsentError
+
+CONNECT_TIMEOUT_S = 5
+REQUEST_TIMEOUT_S = 60.0
+"""Longer than the slowest answer that is no long poll: a command to a QEMU whose storage hangs, 20 s."""
+ANSWER_BYTES_MAX = 64 << 20
+"""A page of pivots stays far below; more is not an answer of pivotd."""
+MEDIA_PROBLEM = "application/problem+json"
+LOST = "connection-lost"
+UNREACHABLE = "unreachable"
+TELLS_NOTHING = frozenset({"internal", "qmp", "qmp-unknown", "journal", "journal-write"})
+"""Kinds of problem after which the request may or may not have been carried out. Every other kind is a refusal."""
+
+
+class UnixConnection(HTTPConnection):
+    """An HTTP connection to a Unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("pivotd", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect. Raises: UnsentError."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # settimeout() would make connect() fail at once where the queue is full for a moment; this one waits.
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(CONNECT_TIMEOUT_S), 0))
+        try:
+            self.sock.connect(self._path)
+        except OSError as error:
+            self.sock.close()
+            raise not_connected(self._path, error) from None
+        self.sock.settimeout(self.timeout)
+
+
+def not_connected(path: str, error: OSError) -> UnsentError:
+    """Say why there is no connection, and what to check."""
+    other = "or name its socket with --socket or PIVOTCTL_SOCKET"
+    if isinstance(error, PermissionError):
+        return UnsentError(
+            "not-allowed",
+            f"you may not open {path}: ask to be put into one of the groups under [access] in pivotd.toml, "
+            "usually pivotd (operators) or pivotd-ro (readers)",
+            EXIT_REFUSED,
+        )
+    match error.errno:
+        case errno.ENOENT:
+            why = f"there is no {path}: is pivotd running? See `systemctl status pivotd`, {other}"
+        case errno.ECONNREFUSED:
+            why = f"nobody listens at {path}: see `systemctl status pivotd`, {other}"
+        case errno.EAGAIN:
+            why = f"pivotd takes no more connections at {path}: see `journalctl -u pivotd`"
+        case _:
+            why = f"cannot connect to {path}: {error.strerror or error}; check --socket"
+    return UnsentError(UNREACHABLE, why)
+
+
+class Transport:
+    """Requests to one daemon. Every method raises ClientError and its subclasses, nothing else."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def request(
+        self,
+        method: str,
+        target: str,
+        body: msgspec.Struct | None = None,
+        *,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Any:
+        """Return the JSON document of the answer, None if it has no body; shaped() makes a type of it."""
+        with closing(UnixConnection(self.path, timeout_s)) as connection:
+            response = self._send(connection, method, target, body, {"Accept": "application/json", **(headers or {})})
+            return self._document(response)
+
+    def lines(self, target: str, *, headers: dict[str, str], timeout_s: float) -> Iterator[str]:
+        """Yield the lines of an endless answer. Raises UnknownError at its end, however it ends."""
+        with closing(UnixConnection(self.path, timeout_s)) as connection:
+            response = self._send(connection, "GET", target, None, headers)
+            if response.status != 200 or not _media_type(response).startswith("text/event-stream"):
+                self._document(response)
+                raise self._not_pivotd("no event stream")
+            while True:
+                try:
+                    line = response.readline()
+                except (OSError, HTTPException) as error:
+                    raise _lost(error) from None
+                if not line.endswith(b"\n"):
+                    raise UnknownError(LOST, "pivotd ended the event stream")
+                yield line.decode(errors="replace").rstrip("\r\n")
+
+    def shaped(self, document: Any, answer: Any) -> Any:
+        """Return a JSON document as a type. Fields that the type does not know are left out."""
+        try:
+            return msgspec.convert(document, answer)
+        except msgspec.ValidationError as error:
+            raise self._not_pivotd(f"an answer of another shape: {error}") from None
+
+    def _send(
+        self, connection: UnixConnection, method: str, target: str, body: Any, headers: dict[str, str]
+    ) -> HTTPResponse:
+        # msgspec refuses file names that are no text, json escapes them.
+        content = None if body is None else json.dumps(msgspec.to_builtins(body)).encode()
+        if content is not None:
+            headers = {"Content-Type": "application/json", **headers}
+        try:
+            connection.request(method, target, content, {"Connection": "close", **headers})
+            return connection.getresponse()
+        except (OSError, IncompleteRead) as error:
+            raise _lost(error) from None
+        except (HTTPException, ValueError) as error:
+            raise self._not_pivotd(f"no HTTP: {type(error).__name__}") from None
+
+    def _document(self, response: HTTPResponse) -> Any:
+        try:
+            content = response.read(ANSWER_BYTES_MAX)
+        except (OSError, HTTPException) as error:
+            raise _lost(error) from None
+        if response.length and len(content) < ANSWER_BYTES_MAX:
+            raise UnknownError(LOST, "pivotd ended the connection in the middle of an answer: try again")
+        try:
+            document = json.loads(content) if content else None
+        except ValueError:
+            raise self._not_pivotd(f"status {response.status} without JSON") from None
+        if response.status < 300:
+            return document
+        if _media_type(response) != MEDIA_PROBLEM or not isinstance(document, dict) or "kind" not in document:
+            raise self._not_pivotd(f"status {response.status} without a reason")
+        raise _problem(document)
+
+    def _not_pivotd(self, why: str) -> UnknownError:
+        return UnknownError(
+            "not-pivotd",
+            f"what answers at {self.path} is not pivotd, or another version of it ({why}); "
+            "check --socket and PIVOTCTL_SOCKET",
+        )
+
+
+def _media_type(response: HTTPResponse) -> str:
+    return (response.getheader("Content-Type") or "").split(";")[0].strip().lower()
+
+
+def _lost(error: Exception) -> UnknownError:
+    if isinstance(error, TimeoutError):
+        return UnknownError(LOST, "pivotd took the request and does not answer: see `journalctl -u pivotd`")
+    return UnknownError(
+        LOST, "pivotd ended the connection without an answer: see `systemctl status pivotd`, then try again"
+    )
+
+
+def _problem(document: dict[str, Any]) -> ClientError:
+    """Return an RFC 9457 problem as the failure that it describes."""
+    shown = {"type", "title", "status", "detail", "kind", "exit_status", "instance"}
+    status = document.get("exit_status")
+    kind = str(document["kind"])
+    failure = (UnknownError if kind in TELLS_NOTHING else RefusedError)(
+        kind,
+        " ".join(str(document.get("detail") or document.get("title") or kind).split()),
+        status if isinstance(status, int) else EXIT_REFUSED,
+    )
+    failure.fields = {key: value for key, value in document.items() if key not in shown}
+    return failure

@@ -1,0 +1,9 @@
+"""A pull copies what lies below into the active image, which then needs those layers no more; no switch. Pure."""
+
+from __future__ import annotations
+
+from pivotd.core.kinds.commit import start_job
+from pivotd.core.kinds.kind_rules import KindRules, nothing_is_stale
+
+PULL = KindRules(start_job, nothing_is_stale, carries_bitmaps=False)
+"""The layers that were pulled hold what they held."""

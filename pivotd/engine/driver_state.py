@@ -1,0 +1,191 @@
+"""What one driver knows: the pivot as the journal has it, and its attempt. Only the driver's own task changes either.
+
+Every step of a driver gets this object: it is the only way to record, to wait and to take the place in the queue of
+pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from pivotd import limits
+from pivotd.core import phases
+from pivotd.core.attempt import Attempt, Moment
+from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.undo import window_left_s
+from pivotd.engine.converge import Converger
+from pivotd.engine.inbox import Inbox
+from pivotd.engine.ports import Clock, Domain, Journal, Session
+from pivotd.engine.retry_target import Interruptions
+from pivotd.errors import JournalError
+
+T = TypeVar("T")
+
+
+def moment(session: Session) -> Moment:
+    """Return this moment on a connection."""
+    return session, session.resumes
+
+
+class DriverState:
+    """``pivot`` is always what the journal holds, ``attempt`` what this process remembers beside it."""
+
+    def __init__(self, pivot: Pivot, domain: Domain, journal: Journal, clock: Clock, converger: Converger) -> None:
+        self.pivot = pivot
+        self.attempt = Attempt.at_start(pivot)
+        self.successor: Pivot | None = None
+        """The pivot that takes this one back."""
+        self.inbox = Inbox()
+        self.looked = asyncio.Event()
+        """Set once QEMU has answered the first look, or its silence was reported."""
+        self.advanced = asyncio.Event()
+        """Set, and replaced by a new one, at each record."""
+        self.waits_for = "its first look at QEMU"
+        self.stalled = False
+        self.domain = domain
+        self.journal = journal
+        self.clock = clock
+        self.converger = converger
+        self.retry_target = Interruptions()
+        self._silent_for_s = limits.RECONNECT_FIRST_S
+        self._has_window = False
+
+    @property
+    def in_window(self) -> bool:
+        """Whether the guest may be in a pause of this pivot."""
+        return self.pivot.phase is Phase.PAUSING or self.pivot.owes_resume
+
+    def remember(self, **changes: Any) -> None:
+        """Replace fields of the attempt; what a step remembers before it sends anything outlives its failure."""
+        self.attempt = replace(self.attempt, **changes)
+
+    # -- the journal --------------------------------------------------------------------------------------------
+
+    async def record(self, event: str, facts: dict[str, Any], **changes: Any) -> None:
+        """Record an event with changes of the pivot. Raises: PhaseConflictError, JournalError."""
+        before = self.pivot
+        assert phases.is_allowed(before.phase, changes.get("phase", before.phase)), (before.phase, changes)
+        self.recorded(await self.journal.advance(before, event, facts, **changes))
+
+    def recorded(self, pivot: Pivot) -> None:
+        """Go on with a pivot as it was just recorded, and answer whoever waits for that."""
+        self.pivot = pivot
+        self.remember(switch_in_doubt=False)
+        advanced, self.advanced = self.advanced, asyncio.Event()
+        advanced.set()
+        self.inbox.settle(pivot, self.successor)
+        if not self.in_window:
+            self.leave_window()
+
+    def read_again(self, pivot: Pivot) -> None:
+        """Go on with what the journal holds; of QEMU nothing is remembered, of what people have asked everything."""
+        asked = self.attempt
+        self.attempt = replace(
+            Attempt.at_start(pivot), cancelled_by=asked.cancelled_by, released_by=asked.released_by, undo=asked.undo
+        )
+        self.recorded(pivot)
+
+    async def note(self, event: str, facts: dict[str, Any]) -> None:
+        """Append a record that changes no pivot. Raises: JournalError."""
+        await self.journal.note(event, facts, domain=self.domain.name, pivot=self.pivot.id)
+
+    async def note_in_time(self, event: str, facts: dict[str, Any]) -> None:
+        """Append a record that no decision rests on: the guest waits for it no longer than RECORD_PATIENCE_S."""
+        with contextlib.suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(limits.RECORD_PATIENCE_S):
+                await self.note(event, facts)
+
+    # -- pauses, one at a time for each domain --------------------------------------------------------------------
+
+    async def enter_window(self) -> None:
+        """Wait for the domain's other pauses to end, and keep checkpoints of the journal away."""
+        if not self._has_window:
+            await self.domain.window.acquire()
+            self.journal.hold_checkpoints()
+            self._has_window = True
+
+    def leave_window(self) -> None:
+        """Let the next pause begin."""
+        self.remember(deadline=None)
+        if self._has_window:
+            self._has_window = False
+            self.journal.release_checkpoints()
+            self.domain.window.release()
+
+    # -- waiting ------------------------------------------------------------------------------------------------
+
+    async def wait(self, reason: str, timeout_s: float | None = None) -> None:
+        """Wait for an event or a message, and say what for; without a time, until it is worth while to look again."""
+        self.waits_for = reason
+        if self.stalled:
+            self.waits_for += f"; no progress for {self.converger.pace.stalled_s(self.clock.monotonic()):.0f} s"
+        if timeout_s is None:
+            idle = phases.is_resting(self.pivot)
+            left_s = window_left_s(self.pivot, self.clock.utc_now())
+            timeout_s = max(0.0, min(limits.HOLD_LOOK_S if idle else limits.LOOK_AGAIN_S, left_s))
+        if self.attempt.deadline is not None:
+            timeout_s = min(timeout_s, max(0.0, self.attempt.deadline - self.clock.monotonic()))
+        await self.sleep(timeout_s)
+
+    async def ask_again(self, reason: str) -> None:
+        """Wait before the next look at a QEMU that does not answer, longer each time."""
+        self.waits_for = f"{reason}; nothing is decided until QEMU answers"
+        if self._silent_for_s >= 1:
+            self.looked.set()
+        await self.sleep(self._silent_for_s)
+        self._silent_for_s = min(self._silent_for_s * 2, limits.RECONNECT_MAX_S)
+
+    def heard(self) -> None:
+        """QEMU has answered."""
+        self._silent_for_s = limits.RECONNECT_FIRST_S
+
+    async def sleep(self, timeout_s: float) -> None:
+        """Sleep until something has changed since the last look began, at most timeout_s."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.inbox.woken.wait()
+
+    async def back_off(self, timeout_s: float) -> None:
+        """Sleep after a failure, whatever QEMU does meanwhile; a new message or the end of the daemon ends it."""
+        until, posted, ending = self.clock.monotonic() + timeout_s, self.inbox.posted, self.inbox.ending
+        while (left_s := until - self.clock.monotonic()) > 0:
+            if (self.inbox.posted, self.inbox.ending) != (posted, ending):
+                return
+            self.inbox.woken.clear()
+            await self.sleep(left_s)
+
+    async def unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Return what work returns, None if the pivot is cancelled or the daemon ends meanwhile: flushes take long."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                if self.inbox.interrupts:
+                    return None
+                await asyncio.wait([task], timeout=limits.CONVERGE_CHECK_S)
+            return task.result()
+        finally:
+            await _cancelled(task)
+
+    async def unless_late(
+        self, work: Coroutine[Any, Any, T], timeout_s: float, late: Callable[[], Awaitable[None]]
+    ) -> T:
+        """Return what work returns; where it has not ended in time, do what ``late`` does first."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([task], timeout=timeout_s)
+            if not task.done():
+                await late()
+            return await task
+        finally:
+            await _cancelled(task)
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    """End a task whose result nobody wants any more; it lets go of what it holds before this returns."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])

@@ -1,0 +1,79 @@
+"""The step before a pause: wait for a small backlog, flush outside the pause, record the intent."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, replace
+
+from pivotd import limits
+from pivotd.core import actions
+from pivotd.core.decide import decide
+from pivotd.core.observation import Observation
+from pivotd.core.pivot import Phase
+from pivotd.engine.converge import Converged, NotYet, Slow
+from pivotd.engine.driver_state import DriverState, moment
+from pivotd.engine.ports import Session
+from pivotd.host.files import lost
+from pivotd.host.threads import in_thread
+
+
+async def converge(
+    state: DriverState, session: Session, _action: actions.Converge, seen: Observation
+) -> Observation | None:
+    """Record the intent as soon as the pause can be short; return what QEMU showed right before."""
+    if state.inbox.ending:
+        return None
+    wait_s = state.attempt.retry_at - state.clock.monotonic()
+    if wait_s > 0:
+        await state.wait("the next attempt", wait_s)
+        return None
+    ready = await state.unless_told(state.converger.step(session, state.pivot, seen))
+    match ready:
+        case None:
+            return None
+        case Slow(write_limits):
+            # What was there before is on disk before anything is changed.
+            options = replace(state.pivot.options, write_limits=write_limits)
+            await state.record("slowing", {"write_limits": list(map(asdict, write_limits))}, options=options)
+            await session.place_limits(state.pivot)
+            return None
+        case NotYet(reason, wait_s):
+            await state.wait(reason, wait_s)
+            return None
+    await look_for_destinations(state, limits.FILE_TIMEOUT_S)
+    if state.attempt.lost is not None:
+        return None
+    await state.enter_window()
+    try:
+        return await _record_intent(state, session, ready)
+    finally:
+        if not state.in_window:
+            state.leave_window()
+
+
+async def look_for_destinations(state: DriverState, timeout_s: float) -> None:
+    """Remember whether the name of each destination still leads to its file."""
+    destinations = [disk.destination for disk in state.pivot.disks]
+    with contextlib.suppress(TimeoutError):
+        names = [image.filename for image in destinations]
+        state.remember(lost=await in_thread(timeout_s, lost, destinations, paths=names))
+
+
+async def _record_intent(state: DriverState, session: Session, ready: Converged) -> Observation | None:
+    """Record the intent if a new look allows it; nothing follows it but ``stop``."""
+    chardevs = await session.chardevs()
+    before = moment(session)  # before the look: a resume in the middle of it must not pass for seen
+    now = await session.look(state.pivot)
+    if state.inbox.interrupts or not isinstance(decide(state.pivot, now, state.attempt), actions.Converge):
+        return None  # a job that has just failed, or a guest that has just stopped, needs another decision
+    state.attempt = state.attempt.begin(quick=ready.quick, moment=before)
+    await state.record(
+        "pausing",
+        ready.facts | {"run_state": now.run_state, "chardevs": chardevs},
+        phase=Phase.PAUSING,
+        attempt=state.pivot.attempt + 1,
+        run_state_before=now.run_state,
+        owes_resume=now.run_state == "running",
+        pausing_since=state.clock.utc_now(),
+    )
+    return now

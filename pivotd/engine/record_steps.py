@@ -1,0 +1,88 @@
+"""The steps that are a record and nothing else: after them QEMU is as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+from pivotd import limits
+from pivotd.core import actions, undo
+from pivotd.core.observation import Observation, Root
+from pivotd.core.pivot import Outcome, Phase, PivotDisk
+from pivotd.engine import record_shapes
+from pivotd.engine.driver_state import DriverState
+from pivotd.engine.journal_failures import without_record
+from pivotd.engine.pause_steps import note_resumed
+from pivotd.errors import JournalError, JournalWriteError
+from pivotd.host.files import file_id
+from pivotd.host.threads import in_thread
+
+
+async def record(state: DriverState, action: actions.Action, seen: Observation) -> None:
+    """Make an action durable that is a record; if that fails the guest goes back to its source where that is safe."""
+    try:
+        match action:
+            case actions.Close():
+                await state.record("closed", {}, phase=Phase.CLOSED, closed_at=state.clock.utc_now())
+            case actions.HandOver():
+                await _hand_over(state, seen)
+            case actions.NoteResumed(run_state):
+                await note_resumed(state, "resume-not-needed", {"run_state": run_state})
+            case _:
+                await _in_time(state, action, seen)
+    except JournalError as error:
+        if isinstance(action, actions.RecordOutcome) and isinstance(error, JournalWriteError):
+            in_doubt = Outcome.SWITCHED in dict(action.outcomes).values()
+            state.remember(switch_in_doubt=state.attempt.switch_in_doubt or in_doubt)
+        if isinstance(action, record_shapes.RECORD_ONLY):
+            await without_record(state, seen, error)
+        raise
+
+
+async def _hand_over(state: DriverState, seen: Observation) -> None:
+    """Record the pivot that takes this one back, and the end of this one, as one."""
+    assert state.attempt.undo is not None
+    successor = undo.successor(state.pivot, state.attempt.undo, seen.nodes, state.clock.utc_now())
+    facts = {"undo": successor.id, "uid": successor.requested_by.uid}
+    closed = await state.journal.hand_over(state.pivot, successor, facts)
+    state.successor = successor
+    state.recorded(closed)
+
+
+async def _in_time(state: DriverState, action: actions.Action, seen: Observation) -> None:
+    """Record; if the storage hangs beyond the deadline of a pause, let the guest run first where nothing moved.
+
+    A ``switched`` that hangs has to be waited for: it may be on disk or not, and the guest can run on neither.
+    """
+    moved = isinstance(action, actions.RecordOutcome | actions.EndWindow) or Root.DESTINATION in seen.roots.values()
+    work = _write(state, action, seen)
+    if moved or not state.pivot.owes_resume:
+        await work
+        return
+    left_s = (state.attempt.deadline or 0.0) - state.clock.monotonic()
+    hangs = JournalError("the storage of the journal does not answer")
+    await state.unless_late(work, max(left_s, limits.RECORD_PATIENCE_S), lambda: without_record(state, seen, hangs))
+
+
+async def _write(state: DriverState, action: actions.Action, seen: Observation) -> None:
+    """Write the record of an action. Raises: PhaseConflictError, JournalError."""
+    event, facts, changes = record_shapes.written(state.pivot, action, seen, state.attempt, state.clock.utc_now())
+    if changes["phase"] is Phase.COPYING:
+        changes["disks"] = await _with_file_ids(state)
+    await state.record(event, facts, **changes)
+    if isinstance(action, actions.Retreat):
+        delay_s = min(limits.RETRY_FIRST_S * 2 ** (state.pivot.attempt - 1), limits.RETRY_MAX_S)
+        state.remember(retry_at=state.clock.monotonic() + delay_s)
+
+
+async def _with_file_ids(state: DriverState) -> tuple[PivotDisk, ...]:
+    """Return the disks with what identifies each destination file, now that it is there."""
+    found = []
+    for disk in state.pivot.disks:
+        known = disk.destination.file_id  # of an image that was there when the pivot was planned
+        if known is None:
+            with contextlib.suppress(TimeoutError):
+                name = disk.destination.filename
+                known = await in_thread(limits.FILE_TIMEOUT_S, file_id, name, paths=[name])
+        found.append(replace(disk, destination=replace(disk.destination, file_id=known)))
+    return tuple(found)

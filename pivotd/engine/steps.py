@@ -1,0 +1,98 @@
+"""The table from action to step, and the steps that are not part of a pause.
+
+A step carries out one action over one connection. It returns what is known of QEMU then, None to look again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from pivotd.core import actions
+from pivotd.core.observation import Observation
+from pivotd.engine import intent, pause_steps
+from pivotd.engine.driver_state import DriverState
+from pivotd.engine.ports import Session
+from pivotd.log import get_logger
+
+log = get_logger()
+Seen = Observation | None
+Step = Callable[[DriverState, Session, Any, Observation], Coroutine[Any, Any, Seen]]
+
+
+async def place_nonce(state: DriverState, session: Session, _action: actions.PlaceNonce, _seen: Observation) -> Seen:
+    """Put the nonce object into the QEMU process."""
+    await session.place_nonce(state.pivot)
+    return None
+
+
+async def prepare(state: DriverState, session: Session, action: actions.Prepare, _seen: Observation) -> Seen:
+    """Do one step of the preparation of one disk."""
+    await session.prepare(state.pivot, state.pivot.disks[action.index], action.step)
+    return None
+
+
+async def go_on(state: DriverState, session: Session, action: actions.GoOn, seen: Observation) -> Seen:
+    """Record the interruption, and let the jobs try again with back-off."""
+    facts = state.retry_target.begin(state.pivot, action.jobs, seen, state.clock.monotonic())
+    if facts is not None:
+        await state.note("interrupted", facts | {"reason": action.reason})
+    wait_s = state.retry_target.wait_s(state.clock.monotonic())
+    if wait_s > 0:
+        await state.wait(action.reason, wait_s)
+    else:
+        await session.go_on(action.jobs)
+    return None
+
+
+async def set_bandwidth(
+    state: DriverState, session: Session, _action: actions.SetBandwidth, _seen: Observation
+) -> Seen:
+    """Tell the jobs the bandwidth that was asked for."""
+    await session.set_bandwidth(state.pivot)
+    state.converger.pace.begin_again(state.clock.monotonic())
+    await state.record("bandwidth-set", {}, options=replace(state.pivot.options, bandwidth_due=False))
+    return None
+
+
+async def restore_limits(
+    state: DriverState, session: Session, _action: actions.RestoreLimits, _seen: Observation
+) -> Seen:
+    """Put back the limits of the guest's writes."""
+    others = await session.restore_limits(state.pivot)
+    options = replace(state.pivot.options, write_limits=())
+    await state.record("limits-restored", {"left_alone": others}, options=options)
+    return None
+
+
+async def clean_up(state: DriverState, session: Session, _action: actions.CleanUp, _seen: Observation) -> Seen:
+    """Dismiss jobs, remove nodes and the nonce."""
+    left = await session.clean_up(state.pivot)
+    state.remember(clean_up_failed=bool(left))
+    if left:
+        log.warning("pivot.leftovers", pivot=state.pivot.id, names=left)
+        await state.note("leftovers", {"names": left})
+    return None
+
+
+STEPS: dict[type[actions.Action], Step] = {
+    actions.PlaceNonce: place_nonce,
+    actions.Prepare: prepare,
+    actions.GoOn: go_on,
+    actions.Converge: intent.converge,
+    actions.Stop: pause_steps.stop,
+    actions.Complete: pause_steps.complete,
+    actions.CarryBitmaps: pause_steps.carry_bitmaps,
+    actions.Finalize: pause_steps.finalize,
+    actions.Snapshot: pause_steps.snapshot,
+    actions.KeepSynced: pause_steps.keep_synced,
+    actions.RollBack: pause_steps.roll_back,
+    actions.CancelJobs: pause_steps.cancel_jobs,
+    actions.Resume: pause_steps.resume,
+    actions.SetBandwidth: set_bandwidth,
+    actions.RestoreLimits: restore_limits,
+    actions.CleanUp: clean_up,
+}
+REFUSABLE = (actions.Prepare, actions.PlaceNonce, actions.Snapshot)
+"""Where QEMU says no to one of these, nothing was changed and the pivot is given up with QEMU's words."""

@@ -1,0 +1,252 @@
+"""The disks of one QEMU at one moment, with the graph below them and the jobs that work on them.
+
+This is the only place that reads query-block, x-debug-query-block-graph (unstable by name, the same on 4.2 to 11.1)
+and query-block-jobs. Shapes: QEMU QAPI reference. Pure: no connection, no decision.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pivotd.core.dirty_bitmaps import Bitmap
+from pivotd.core.pivot import PivotDisk
+from pivotd.core.request import Limits
+from pivotd.qmp.question import asks, of
+
+PERIPHERAL = "/machine/peripheral/"
+BACKING_DEPTH_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One image of a backing chain; ``backing_file`` is what it names as the one below, as it is written in it."""
+
+    filename: str
+    format: str
+    size_bytes: int
+    backing_file: str | None = None
+    bitmaps: tuple[Bitmap, ...] = ()
+    """Those that its file names: all that a layer below the active one can have. How much they mark is not shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSeen:
+    """One disk with a medium; ``filename`` as QEMU writes it, perhaps relative or ``json:``."""
+
+    disk: str
+    device: str
+    qdev: str
+    node: str
+    filename: str
+    format: str
+    size_bytes: int
+    read_only: bool
+    cache_direct: bool
+    cache_no_flush: bool
+    detect_zeroes: str
+    limits: Limits
+    layers: tuple[Layer, ...]
+    """The active image first."""
+    bitmaps: tuple[Bitmap, ...] = ()
+    """Those of the root in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockJob:
+    """One block job of anybody; ``io_status`` is QEMU's BlockDeviceIoStatus."""
+
+    kind: str
+    status: str
+    auto_finalize: bool
+    auto_dismiss: bool
+    left_bytes: int
+    copied_bytes: int
+    io_status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """All nodes; by node the names of its children, the one that backs it, and the block jobs that use it."""
+
+    nodes: frozenset[str] = frozenset()
+    children: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    backing: Mapping[str, str] = field(default_factory=dict)
+    jobs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    targets: Mapping[str, str] = field(default_factory=dict)
+    """Job id -> the node that it writes."""
+
+    def chain(self, root: str) -> list[str]:
+        """Return root and the nodes that back it, downwards."""
+        order = [root]
+        while (below := self.backing.get(order[-1])) is not None and below not in order:
+            order.append(below)
+        return order
+
+    def below(self, root: str) -> list[str]:
+        """Return root and every node under it, each before its children."""
+        order: list[str] = []
+        queue = [root]
+        while queue:
+            name = queue.pop(0)
+            if name in order:
+                continue
+            order.append(name)
+            queue.extend(self.children.get(name, ()))
+        return order
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """What one QEMU shows of its disks by name, its graph, and its block jobs by id: none where they were not asked."""
+
+    disks: Mapping[str, DiskSeen]
+    graph: Graph
+    jobs: Mapping[str, BlockJob] = field(default_factory=dict)
+
+    def disk_of_job(self, job: str) -> DiskSeen | None:
+        """Return the disk on whose image a block job works, None for a job that works on no disk's."""
+        return next((seen for seen in self.disks.values() if job in self.graph.jobs.get(seen.node, ())), None)
+
+
+def find(disks: Mapping[str, DiskSeen], disk: PivotDisk) -> DiskSeen | None:
+    """Return a pivot's disk by its QOM path, which no two have; one without such a path by its name."""
+    wanted = disk.qdev or disk.disk
+    return next((seen for seen in disks.values() if (seen.qdev or seen.disk) == wanted), None)
+
+
+def disk_name(entry: Mapping[str, Any]) -> str:
+    """Return the name by which people know the disk of a query-block entry: its device id.
+
+    virtio-blk shows ``/machine/peripheral/disk0/virtio-backend``, SCSI, IDE and NVMe show the id itself; a device
+    without an id is known by its legacy drive id, else by its QOM path.
+    """
+    qdev = of(str, entry.get("qdev", ""))
+    if qdev.startswith(PERIPHERAL):
+        return qdev[len(PERIPHERAL) :].split("/", 1)[0]
+    if qdev and not qdev.startswith("/"):
+        return qdev
+    return of(str, entry.get("device", "")) or qdev
+
+
+@asks("query-block")
+def disks(answer: Any) -> dict[str, DiskSeen]:
+    """Return every disk with a medium by its name; two devices of one name are known by their QOM paths."""
+    entries = [of(dict, entry) for entry in of(list, answer)]
+    taken = Counter(disk_name(entry) for entry in entries)
+    found = {}
+    for entry in entries:
+        if "inserted" in entry:
+            shared = taken[disk_name(entry)] > 1 and entry.get("qdev")
+            seen = _disk(entry["qdev"] if shared else disk_name(entry), entry, of(dict, entry["inserted"]))
+            found[seen.disk] = seen
+    return found
+
+
+def _disk(name: str, entry: Mapping[str, Any], inserted: Mapping[str, Any]) -> DiskSeen:
+    image = inserted["image"]
+    limits = {name: value for name, value in inserted.items() if name.startswith(("bps", "iops")) or name == "group"}
+    kinds: dict[str, type[int | str]] = {"group": str}
+    return DiskSeen(
+        disk=name,
+        device=of(str, entry.get("device", "")),
+        qdev=of(str, entry.get("qdev", "")),
+        node=of(str, inserted["node-name"]),
+        filename=of(str, image["filename"]),
+        format=of(str, inserted["drv"]),
+        size_bytes=of(int, image["virtual-size"]),
+        read_only=of(bool, inserted["ro"]),
+        cache_direct=of(bool, inserted["cache"]["direct"]),
+        cache_no_flush=of(bool, inserted["cache"]["no-flush"]),
+        detect_zeroes=of(str, inserted.get("detect_zeroes", "off")),
+        limits=tuple((name, of(kinds.get(name, int), limits[name])) for name in sorted(limits)),
+        layers=tuple(_layers(image)),
+        bitmaps=_bitmaps(inserted),
+    )
+
+
+def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
+    for _ in range(BACKING_DEPTH_MAX):
+        written = of(str, image["backing-filename"]) if "backing-filename" in image else None
+        size_bytes = of(int, image["virtual-size"])
+        yield Layer(of(str, image["filename"]), of(str, image["format"]), size_bytes, written, _stored(image))
+        if "backing-image" not in image:
+            return
+        image = of(dict, image["backing-image"])
+
+
+def _stored(image: Mapping[str, Any]) -> tuple[Bitmap, ...]:
+    """Return the bitmaps that a qcow2 file names; one that is in use is of memory, or of a QEMU that has crashed."""
+    shown = of(dict, image["format-specific"]) if "format-specific" in image else {}
+    if shown.get("type") != "qcow2":
+        return ()
+    return tuple(
+        Bitmap(
+            name=of(str, bitmap["name"]),
+            granularity_bytes=of(int, bitmap["granularity"]),
+            persistent=True,
+            recording="auto" in of(list, bitmap["flags"]),
+            dirty_bytes=0,
+        )
+        for bitmap in of(list, shown["data"].get("bitmaps", []))
+        if "in-use" not in bitmap["flags"]
+    )
+
+
+def _bitmaps(inserted: Mapping[str, Any]) -> tuple[Bitmap, ...]:
+    """Return named bitmaps: those without a name are of jobs, inconsistent ones are good for nothing any more."""
+    return tuple(
+        Bitmap(
+            name=of(str, bitmap["name"]),
+            granularity_bytes=of(int, bitmap["granularity"]),
+            persistent=of(bool, bitmap["persistent"]),
+            recording=of(bool, bitmap["recording"]),
+            dirty_bytes=of(int, bitmap["count"]),
+        )
+        for bitmap in of(list, inserted.get("dirty-bitmaps", []))
+        if bitmap.get("name") and not bitmap.get("inconsistent", False)
+    )
+
+
+@asks("query-block-jobs")
+def block_jobs(answer: Any) -> dict[str, BlockJob]:
+    """Return every block job by its id."""
+    return {
+        of(str, job["device"]): BlockJob(
+            kind=of(str, job["type"]),
+            status=of(str, job["status"]),
+            auto_finalize=of(bool, job["auto-finalize"]),
+            auto_dismiss=of(bool, job["auto-dismiss"]),
+            left_bytes=of(int, job["len"]) - of(int, job["offset"]),
+            copied_bytes=job["offset"],
+            io_status=of(str, job.get("io-status", "ok")),
+        )
+        for job in of(list, answer)
+    }
+
+
+@asks("x-debug-query-block-graph")
+def graph(answer: Any) -> Graph:
+    """Return the block graph."""
+    nodes = of(list, answer["nodes"])
+    named = {of(int, node["id"]): of(str, node["name"]) for node in nodes}
+    kinds = {node["id"]: of(str, node["type"]) for node in nodes}
+    children: dict[str, tuple[str, ...]] = {}
+    users: dict[str, tuple[str, ...]] = {}
+    backing: dict[str, str] = {}
+    targets: dict[str, str] = {}
+    for edge in of(list, answer["edges"]):
+        kind = kinds[edge["parent"]]
+        parent, child = named[edge["parent"]], named[edge["child"]]
+        if kind == "block-driver":
+            children[parent] = (*children.get(parent, ()), child)
+            if edge["name"] == "backing":
+                backing[parent] = child
+        elif kind == "block-job":
+            users[child] = (*users.get(child, ()), parent)
+            if edge["name"] == "target":
+                targets[parent] = child
+    drivers = frozenset(named[number] for number, kind in kinds.items() if kind == "block-driver")
+    return Graph(drivers, children, backing, users, targets)

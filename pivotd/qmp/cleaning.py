@@ -1,0 +1,72 @@
+"""What a decided pivot leaves in QEMU goes: jobs, nodes that are no disk's any more, objects."""
+
+from __future__ import annotations
+
+from pivotd import limits
+from pivotd.core import names
+from pivotd.core.observation import STATUS_ENDED
+from pivotd.core.pivot import Outcome, Pivot, PivotDisk
+from pivotd.qmp import blocks, exports, of_pivot, replies, rollback, secrets
+from pivotd.qmp.blocks import Blocks
+from pivotd.qmp.looking import blocks_of
+from pivotd.qmp.monitor import Monitor, ask, command
+
+
+async def clean_up(monitor: Monitor, pivot: Pivot) -> list[str]:
+    """Dismiss jobs, delete the nodes that are no longer a disk's, remove the nonce; each may be done already.
+
+    Returns: names that QEMU did not let go of.
+    """
+    jobs = await ask(monitor, replies.jobs)
+    own = of_pivot.jobs(jobs, await blocks_of(monitor), pivot)
+    live = [name for name, job in own.items() if job.status not in STATUS_ENDED]
+    if live:
+        await monitor.burst([command("job-cancel", id=name) for name in live], limits.COMMAND_TIMEOUT_S)
+        for name in live:
+            await rollback.await_job(monitor, name, {"concluded"})
+    await monitor.burst([command("job-dismiss", id=name) for name in own], limits.COMMAND_TIMEOUT_S)
+    doomed = _unwanted(await blocks_of(monitor), pivot)
+    # An export is cut off, too: to close it in order would wait for its server.
+    await exports.cut(monitor, pivot, [disk for disk in pivot.disks if names.file_node(pivot.id, disk.index) in doomed])
+    await monitor.burst([command("blockdev-del", node_name=node) for node in doomed], limits.COMMAND_TIMEOUT_S)
+    await secrets.remove_unused(monitor, pivot)
+    await monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
+    left = (await ask(monitor, blocks.graph)).nodes
+    jobs = await ask(monitor, replies.jobs)
+    ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, *pivot.family)}
+    return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs]
+
+
+def _unwanted(shown: Blocks, pivot: Pivot) -> list[str]:
+    """Return the nodes that no disk needs any more, each before its children."""
+    used = {node for disk in shown.disks.values() for node in shown.graph.below(disk.node)}
+    found: list[str] = []
+    for disk in pivot.disks:
+        heads = _heads(pivot, disk)
+        found += [node for head in heads for node in shown.graph.below(head)] if heads else _own(pivot, disk)
+    found += pivot.options.nodes_below
+    return [node for node in dict.fromkeys(found) if node in shown.graph.nodes and node not in used]
+
+
+def _heads(pivot: Pivot, disk: PivotDisk) -> list[str]:
+    """Return the nodes that a disk has lost, by name: they go, and what is below them."""
+    match disk.outcome:
+        case Outcome.SWITCHED:
+            return [names.reopened_source(pivot.id, disk.index), *_with_file(disk.source.node)]
+        case Outcome.MERGED if disk.top is not None:
+            return [disk.top.node]
+        case _ if pivot.undo_of is not None:
+            return _with_file(disk.destination.node)
+    return []
+
+
+def _own(pivot: Pivot, disk: PivotDisk) -> list[str]:
+    """Return the nodes of a destination, as far as they are pivotd's."""
+    own = [disk.destination.node, names.file_node(pivot.id, disk.index)]
+    return [node for node in own if names.belongs_to(node, pivot.id)]
+
+
+def _with_file(node: str) -> list[str]:
+    """Return a node and the file of an earlier pivot's image, whose node may be gone already."""
+    file = names.file_below(node)
+    return [node, file] if file is not None else [node]

@@ -1,0 +1,123 @@
+"""What the disks, the graph and the jobs of one QEMU say of one pivot. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pivotd.core import names
+from pivotd.core.dirty_bitmaps import Bitmap, ends
+from pivotd.core.observation import STATUS_ENDED, JobSeen, Root
+from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.errors import QmpUnknownError
+from pivotd.qmp.blocks import Blocks, DiskSeen, Graph, Layer, find
+
+
+def roots(disks: Mapping[str, DiskSeen], pivot: Pivot) -> dict[str, Root]:
+    """Return which image is under each disk, by node name: the destination's was chosen by pivotd and is unique."""
+    seen = {}
+    for disk in pivot.disks:
+        shown = find(disks, disk)
+        match None if shown is None else shown.node:
+            case None:
+                seen[disk.disk] = Root.ABSENT
+            case node if node in {disk.source.node, names.reopened_source(pivot.id, disk.index)}:
+                seen[disk.disk] = Root.SOURCE
+            case disk.destination.node:
+                seen[disk.disk] = Root.DESTINATION
+            case _:
+                seen[disk.disk] = Root.OTHER
+    return seen
+
+
+def images(disks: Mapping[str, DiskSeen], pivot: Pivot) -> dict[str, tuple[str, str]]:
+    """Return file name and format of the root of each disk, where the destination is somebody else's."""
+    if not pivot.options.adopted:
+        return {}
+    found = {disk.disk: find(disks, disk) for disk in pivot.disks}
+    return {name: (seen.filename, seen.format) for name, seen in found.items() if seen is not None}
+
+
+def merged(graph: Graph, roots: Mapping[str, Root], pivot: Pivot) -> frozenset[str]:
+    """Return the disks, still on their source, whose chain no longer holds the layers that were to be merged."""
+    return frozenset(
+        disk.disk
+        for disk in pivot.disks
+        if disk.top is not None
+        and roots.get(disk.disk) is Root.SOURCE
+        and disk.top.node not in graph.chain(disk.source.node)
+    )
+
+
+def jobs(found: Mapping[str, JobSeen], blocks: Blocks, pivot: Pivot) -> dict[str, JobSeen]:
+    """Return the jobs of a pivot: those with its names, and an adopted one while it works on the same destination.
+
+    Somebody may start another job under the name of an adopted one that has ended: that is not the pivot's.
+    """
+    adopted = {disk.job: disk.destination.node for disk in pivot.disks if pivot.options.adopted}
+    return {
+        name: _with_progress(job, name, blocks)
+        for name, job in found.items()
+        if names.belongs_to(name, *pivot.family)
+        or (name in adopted and (job.status in STATUS_ENDED or blocks.graph.targets.get(name) == adopted[name]))
+    }
+
+
+def _with_progress(job: JobSeen, name: str, blocks: Blocks) -> JobSeen:
+    shown = blocks.jobs.get(name)
+    if shown is None:
+        return job
+    return replace(job, backlog_bytes=shown.left_bytes, copied_bytes=shown.copied_bytes, io_status=shown.io_status)
+
+
+def nodes_below(graph: Graph, pivot: Pivot) -> tuple[str, ...]:
+    """Return the nodes below the images of the disks, but for those that QEMU has named: these go by themselves."""
+    below = [node for disk in pivot.disks for node in graph.below(disk.source.node)[1:]]
+    return tuple(node for node in dict.fromkeys(below) if not node.startswith("#"))
+
+
+def bitmaps(blocks: Blocks, pivot: Pivot) -> dict[str, tuple[Bitmap, ...]]:
+    """Return the dirty bitmaps of each disk of the pivot that has any: those of its present root.
+
+    Where inner layers are committed, those of the uppermost of them, and of the base once they are.
+    """
+    found = {}
+    for disk in pivot.disks:
+        seen = find(blocks.disks, disk)
+        if seen is None:
+            continue
+        bitmaps = seen.bitmaps
+        if not disk.switches and disk.top is not None and disk.base is not None:
+            upper, base = (image.node for image in ends(disk))
+            node = upper if upper in blocks.graph.chain(disk.source.node) else base
+            layer = _layer(seen, blocks.graph, node)
+            bitmaps = () if layer is None else layer.bitmaps
+        if bitmaps:
+            found[disk.disk] = bitmaps
+    return found
+
+
+def between(blocks: Blocks, disk: PivotDisk) -> dict[str, frozenset[str]]:
+    """Return, by node, the names of the bitmaps of the layers that are committed together with the uppermost one.
+
+    Raises: QmpUnknownError: QEMU does not show these layers.
+    """
+    seen = find(blocks.disks, disk)
+    if disk.top is None or disk.base is None or seen is None:
+        return {}
+    chain = blocks.graph.chain(disk.top.node)
+    if disk.base.node not in chain:
+        raise QmpUnknownError(f"{disk.base.filename} is no longer below {disk.top.filename}")
+    layers = {node: _layer(seen, blocks.graph, node) for node in chain[1 : chain.index(disk.base.node)]}
+    if None in layers.values():
+        raise QmpUnknownError(f"QEMU shows more nodes than images in the chain of {disk.disk}")
+    return {node: frozenset(bitmap.name for bitmap in layer.bitmaps) for node, layer in layers.items() if layer}
+
+
+def _layer(seen: DiskSeen, graph: Graph, node: str) -> Layer | None:
+    """Return the image of a node in a disk's chain. Jobs put filters above a node of theirs: it is counted from below.
+
+    None: QEMU shows fewer images than nodes.
+    """
+    place = len(graph.chain(node))
+    return seen.layers[-place] if place <= len(seen.layers) else None

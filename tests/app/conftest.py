@@ -1,0 +1,95 @@
+"""Real daemons, real QEMUs, and many requests at once."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivotd.core.request import Requester
+from tests.api.conftest import Answer, Connection
+from tests.engine.conftest import engine
+from tests.support.daemon import Daemon
+from tests.support.qemu import Disk, Qemu, create_image
+
+__all__ = ["engine"]
+WAIT_S = 20
+WHO = Requester(0, 0, 1)
+
+
+async def nothing(_: str) -> None:
+    """Find no pivot, whatever the request id is."""
+
+
+class Host:
+    """A daemon without domains, QEMUs on request, and its API; short paths, as sockets need."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.directory = directory
+        self._stack = stack
+        self._images = 0
+
+    def qemu(self, name: str, disks: int = 1) -> Qemu:
+        images = [Disk(create_image(self.directory / f"{name}-{number}.qcow2")) for number in range(disks)]
+        return self._stack.enter_context(Qemu(self.directory, images, name=name))
+
+    def start(self, domains: dict[str, Path] | None = None, configuration: str = "") -> Daemon:
+        tables = [f"[domains.{name}]\nqmp = {json.dumps(str(path))}" for name, path in (domains or {}).items()]
+        self.daemon = Daemon(self.directory, {}, configuration="\n".join([configuration, *tables]))
+        return self._stack.enter_context(self.daemon)
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        connection = Connection(self.daemon.socket)
+        try:
+            named = {key.replace("_", "-"): value for key, value in headers.items()}
+            connection.request(method, path, None if body is None else json.dumps(body).encode(), named)
+            answer = connection.getresponse()
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+    def add(self, name: str, qmp: Path | str) -> Answer:
+        return self.call("POST", "/v1/domains", {"name": name, "qmp": str(qmp)})
+
+    def image(self) -> Path:
+        """Return a path that no image has yet."""
+        self._images += 1
+        return self.directory / f"new{self._images}.qcow2"
+
+    def copy(self, domain: str, image: Path | str, disk: str = "disk0", *, key: str = "", **options: Any) -> Answer:
+        """Ask for a copy; ``options`` are fields of the body, but ``format``, which is the disk's."""
+        disks = [{"disk": disk, "image": str(image), "format": options.pop("format", None)}]
+        headers = {"Idempotency_Key": key} if key else {}
+        return self.call("POST", f"/v1/domains/{domain}/copy", {"disks": disks, **options}, **headers)
+
+    def closed(self, pivot: str) -> dict[str, Any]:
+        found = self.call("GET", f"/v1/pivots/{pivot}/wait?timeout_s={WAIT_S}").json
+        assert found["phase"] == "closed", found
+        return dict(found)
+
+    def domains(self) -> dict[str, dict[str, Any]]:
+        return {row["name"]: row for row in self.call("GET", "/v1/domains").json}
+
+    def health(self) -> dict[str, Any]:
+        return dict(self.call("GET", "/v1/health").json)
+
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self.daemon.pid}/task").iterdir()))
+
+
+def at_once(calls: Sequence[Callable[[], Answer]]) -> list[Answer]:
+    """Return the answers of calls that are made side by side."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [done.result() for done in [pool.submit(call) for call in calls]]
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with tempfile.TemporaryDirectory(prefix="pa") as name, ExitStack() as stack:
+        yield Host(Path(name), stack)

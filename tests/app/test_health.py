@@ -1,0 +1,81 @@
+"""Health is ``degraded`` while something that pivotd should do is not done, and says which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pivotd import limits
+from pivotd.app.domains import Domains
+from pivotd.app.health import Health
+from pivotd.app.start import Starter
+from pivotd.client.answers import FailingPivot
+from pivotd.core.phases import is_resting
+from pivotd.core.pivot import Pivot
+from pivotd.core.request import CopyOptions, Kind, Target
+from pivotd.planning.plan import Wish, plan
+from tests.app.conftest import WHO, nothing
+from tests.conftest import QemuFactory
+from tests.engine.conftest import Engine
+from tests.support.qemu import Disk, create_image
+
+pytestmark = pytest.mark.qemu
+
+
+async def no_history(_: str) -> list[Pivot]:
+    return []
+
+
+def health_of(engine: Engine) -> Health:
+    return Health(engine.host, engine.journal, Starter(engine.host, engine.journal, nothing))
+
+
+async def test_an_open_pivot_without_a_driver(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """However it has come to that, it is said."""
+    monkeypatch.setattr(limits, "DRIVER_STARTS_S", 0.0)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    supervisor = await engine.connect(qemu)
+    health = health_of(engine)
+    number = f"01K9ABCDEFGHJKMNPQRSTV{1:04d}"
+    target = Target("disk0", str(tmp_path / "new.qcow2"))
+    created = "2026-11-23T09:00:00.000000Z"
+    wish = Wish(number, number, "web1", Kind.COPY, (target,), CopyOptions(), WHO, created, force=False)
+    assert supervisor.session is not None
+    pivot, _ = await engine.journal.accept(await plan(wish, supervisor.session, []), {})
+    report = health.report()
+    assert (report.status, report.domains.pivots_without_driver) == ("degraded", (pivot.id,))
+    await engine.closed(supervisor.start(pivot))
+    assert health.report().status == "ok"
+
+
+async def test_a_driver_that_fails_again_and_again(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+    """It is listed with the reason, which the view of its domain has, too."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    await engine.connect(qemu)
+    health, domains = health_of(engine), Domains(engine.host, engine.journal, no_history)
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, pivot=False)
+    await engine.until(driver, is_resting)
+    assert (health.report().status, (await domains.one("web1")).detail) == ("ok", None)
+    driver._failures.text = "the journal takes no record"
+    report = health.report()
+    failing = FailingPivot("web1", driver.pivot.id, "the journal takes no record")
+    assert (report.status, report.domains.failing) == ("degraded", (failing,))
+    view = await domains.one("web1")
+    assert (view.connection, view.detail) == ("connected", f"pivot {driver.pivot.id}: the journal takes no record")
+
+
+async def test_a_domain_whose_qemu_is_gone_says_why(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+    """In one sentence."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    supervisor = await engine.connect(qemu)
+    qemu.kill()
+    supervisor.hurry()
+    while supervisor.connection != "unreachable":
+        supervisor.hurry()
+        await supervisor.settled(5)
+    view = await Domains(engine.host, engine.journal, no_history).one("web1")
+    assert view.connection == "unreachable"
+    assert str(qemu.qmp) in str(view.detail)

@@ -1,0 +1,152 @@
+"""Adding, finding and forgetting domains: one monitor has one owner, however many ask at once and whatever they call it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.app.conftest import Host, at_once
+from tests.support.qemu import Qemu
+
+pytestmark = pytest.mark.qemu
+ROUNDS = 5
+
+
+def test_the_same_domain_twice_at_once_is_no_error(host: Host):
+    """Whoever comes second finds what the first has added."""
+    qemu = host.qemu("web1")
+    host.start()
+    for number in range(ROUNDS):
+        name = f"d{number}"
+        answers = at_once([partial(host.add, name, qemu.qmp)] * 3)
+        assert [answer.status for answer in answers] == [201] * 3, [answer.body for answer in answers]
+        assert host.call("DELETE", f"/v1/domains/{name}").status == 204
+
+
+def same_path(qemu: Qemu, directory: Path) -> Path:
+    return qemu.qmp
+
+
+def with_dots(qemu: Qemu, directory: Path) -> Path:
+    return Path(f"{directory}/../{directory.name}/{qemu.qmp.name}")
+
+
+def by_symbolic_link(qemu: Qemu, directory: Path) -> Path:
+    return _other(directory, qemu, os.symlink)
+
+
+def by_hard_link(qemu: Qemu, directory: Path) -> Path:
+    return _other(directory, qemu, os.link)
+
+
+def _other(directory: Path, qemu: Qemu, link: Callable[[Path, Path], None]) -> Path:
+    path = directory / "other.sock"
+    if not path.exists():
+        link(qemu.qmp, path)
+    return path
+
+
+SPELLINGS = [same_path, with_dots, by_symbolic_link, by_hard_link]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_two_names_for_one_monitor_at_once(host: Host, spelling: Callable[[Qemu, Path], Path]):
+    """One gets it, the other hears whose it is."""
+    qemu = host.qemu("web1")
+    host.start()
+    other = spelling(qemu, host.directory)
+    for _ in range(ROUNDS):
+        answers = at_once([lambda: host.add("a", qemu.qmp), lambda: host.add("b", other)])
+        assert sorted(answer.status for answer in answers) == [201, 409], [answer.body for answer in answers]
+        (name,) = host.domains()
+        assert f"belongs to domain {name}" in next(a for a in answers if a.status == 409).json["detail"]
+        assert host.call("DELETE", f"/v1/domains/{name}").status == 204
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_monitor_of_the_configuration_has_an_owner(host: Host, spelling: Callable[[Qemu, Path], Path]):
+    """Also where it is called otherwise there."""
+    qemu = host.qemu("web1")
+    host.start({"web1": qemu.qmp})
+    answer = host.add("other", spelling(qemu, host.directory))
+    assert (answer.status, list(host.domains())) == (409, ["web1"]), answer.body
+
+
+def test_a_name_is_free_again_after_an_add_that_was_refused(host: Host):
+    """What is refused leaves nothing behind."""
+    one, two = host.qemu("web1"), host.qemu("web2")
+    host.start({"web1": one.qmp})
+    assert host.add("other", one.qmp).status == 409
+    assert host.add("other", two.qmp).status == 201
+
+
+def test_adding_while_discovery_finds_the_same_socket(host: Host):
+    """The domain has one owner, whichever of them was first."""
+    pattern = json.dumps(str(host.directory / "*.found"))
+    host.start(configuration=f"discover = [{pattern}]")
+    qemu = host.qemu("web1")
+    socket = host.directory / "web9.found"
+    os.link(qemu.qmp, socket)
+    answers = [host.add("a", qemu.qmp), host.add("b", socket)]
+    assert len(host.domains()) == 1, [answer.body for answer in answers]
+
+
+def test_two_configured_names_for_one_monitor(host: Host):
+    """The second is left out, and health says so; pivotd starts, for the sake of the others."""
+    qemu, other = host.qemu("web1"), host.qemu("web2")
+    link = by_symbolic_link(qemu, host.directory)
+    host.start({"a": qemu.qmp, "b": link, "c": other.qmp})
+    assert list(host.domains()) == ["a", "c"]
+    (skipped,) = host.health()["domains"]["skipped"]
+    assert skipped["qmp"] == str(link)
+    assert "belongs to a" in skipped["reason"]
+
+
+def test_a_domain_that_was_left_out_can_be_removed(host: Host):
+    """Added at run time, and then somebody has written its monitor into the configuration under another name."""
+    qemu = host.qemu("web1")
+    host.start()
+    assert host.add("b", qemu.qmp).status == 201
+    host.daemon.kill()
+    host.start({"a": qemu.qmp})
+    assert list(host.domains()) == ["a"]
+    assert len(host.health()["domains"]["skipped"]) == 1
+    assert host.call("DELETE", "/v1/domains/b").status == 204
+    assert host.health()["domains"]["skipped"] == []
+    assert host.call("DELETE", "/v1/domains/b").status == 404
+
+
+BAD_NAMES = [b"line\nbreak", b"a%2Fb", b"no-utf8-\xff", b".hidden", b"-dash", b"two words", b"x" * 65]
+
+
+def test_a_socket_whose_name_is_no_domain_name_is_skipped_and_said_once(host: Host):
+    """The same rule as for names that are added; the good one beside them is found."""
+    qemu = host.qemu("web1")
+    for name in BAD_NAMES:
+        os.link(os.fsencode(qemu.qmp), os.fsencode(host.directory) + b"/" + name + b".found")
+    os.link(host.qemu("web2").qmp, host.directory / "good.found")
+    pattern = json.dumps(str(host.directory / "*.found"))
+    hidden = json.dumps(str(host.directory / ".*.found"))
+    host.start(configuration=f"discover = [{pattern}, {hidden}]")
+    assert list(host.domains()) == ["good"]
+    skipped = host.health()["domains"]["skipped"]
+    assert len(skipped) == len(BAD_NAMES), skipped
+    assert all("is no domain name" in row["reason"] for row in skipped)
+    host.daemon.terminate()
+    lines = host.daemon.log_path.read_text(errors="replace").splitlines()
+    assert sum("domain.skipped" in line for line in lines) == len(BAD_NAMES), lines
+
+
+def test_one_name_for_two_monitors_at_once(host: Host):
+    """One gets the name, the other hears that it exists."""
+    monitors = [host.qemu("web1").qmp, host.qemu("web2").qmp]
+    host.start()
+    for _ in range(ROUNDS):
+        answers = at_once([partial(host.add, "a", path) for path in monitors])
+        assert sorted(answer.status for answer in answers) == [201, 409], [answer.body for answer in answers]
+        assert host.call("DELETE", "/v1/domains/a").status == 204

@@ -1,0 +1,69 @@
+"""Storage that hangs takes a few threads and no more; who comes on top is told at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+
+from pivotd import limits
+from tests.app.conftest import Host, at_once
+from tests.support.hung_storage import HungStorage
+from tests.support.qemu import Disk, Qemu, create_image
+
+pytestmark = pytest.mark.qemu
+READS = 40
+RECOVERED_S = 20.0
+
+
+def test_reads_of_disks_on_storage_that_hangs(host: Host):
+    """80 of them make no more threads than the bound of one path; a domain beside it is not concerned."""
+    place = host.directory / "nfs"
+    place.mkdir()
+    disk = Disk(create_image(place / "old.qcow2"))
+    with Qemu(host.directory, [disk], name="hung") as hung:
+        host.start({"hung": hung.qmp, "well": host.qemu("well").qmp})
+        before = host.threads()
+        with HungStorage(place) as storage:
+            for _ in range(2):
+                answers = at_once([lambda: host.call("GET", "/v1/domains/hung/disks")] * READS)
+                assert {answer.status for answer in answers} == {200}
+            assert host.threads() - before <= limits.PATH_THREADS_MAX + 12, "the API's own pool has a few, too"
+            started_s = time.monotonic()
+            (row,) = host.call("GET", "/v1/domains/hung/disks").json
+            assert time.monotonic() - started_s < limits.FILE_TIMEOUT_S / 2
+            assert row["image"] == str(place / "old.qcow2")
+            refused = host.copy("hung", host.image())
+            assert refused.status == 400
+            assert f"the storage of {place / 'old.qcow2'}" in refused.json["detail"], refused.body
+            assert host.copy("well", host.image()).status == 202
+            storage.release()
+        deadline_s = time.monotonic() + RECOVERED_S
+        while (answer := host.copy("hung", host.image())).status != 202:  # as soon as the last thread has come back
+            assert time.monotonic() < deadline_s, answer.body
+
+
+def test_monitors_on_storage_that_hangs(host: Host):
+    """Neither configuration nor discovery nor a request holds up the daemon; what is found later is adopted then."""
+    place = host.directory / "nfs"
+    place.mkdir()
+    os.link(host.qemu("web1").qmp, place / "found.qmp")
+    pattern = json.dumps(str(place / "*.qmp"))
+    with HungStorage(place) as storage:
+        host.start({"hung": place / "hung.qmp", "well": host.qemu("well").qmp}, f"discover = [{pattern}]")
+        assert host.copy("well", host.image()).status == 202
+        refused = host.add("more", place / "more.qmp")
+        assert refused.status == 400, refused.body
+        assert f"the storage of {place}" in refused.json["detail"]
+        hung = host.domains()["hung"]
+        assert hung["connection"] == "unreachable"
+        assert f"the storage of {place}/hung.qmp does not answer" in hung["detail"]
+        (skipped,) = host.health()["domains"]["skipped"]
+        assert f"the storage of {place}" in skipped["reason"]
+        storage.release()
+    deadline_s = time.monotonic() + RECOVERED_S
+    while "found" not in host.domains():
+        assert time.monotonic() < deadline_s, host.health()
+    assert host.health()["domains"]["skipped"] == []

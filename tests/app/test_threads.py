@@ -1,0 +1,161 @@
+"""Calls that storage may hold up: so many threads for a path, so many over all, and who comes on top hears it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from pivotd import limits
+from pivotd.host import threads
+from pivotd.host.threads import in_thread
+from tests.support.hung_storage import HungStorage
+
+SHORT_S = 0.05
+
+
+class Storage:
+    """Calls hang in it until it is released."""
+
+    def __init__(self) -> None:
+        self._released = threading.Event()
+        self.entered = 0
+
+    def look(self) -> str:
+        self.entered += 1
+        self._released.wait()
+        return "seen"
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@pytest.fixture
+async def storage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Storage]:
+    monkeypatch.setattr(limits, "FILE_TIMEOUT_S", SHORT_S)
+    found = Storage()
+    yield found
+    found.release()
+    await until(lambda: threads.running() == 0)
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not done():
+            await asyncio.sleep(0.001)
+
+
+async def hang(storage: Storage, path: str) -> None:
+    with pytest.raises(TimeoutError, match=path):
+        await in_thread(SHORT_S, storage.look, paths=[path])
+
+
+async def test_who_comes_after_a_call_that_hangs_is_refused_at_once(storage: Storage):
+    """One line with the path, and no thread."""
+    await hang(storage, "/nfs/a")
+    started_s = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"^the storage of /nfs/a does not answer$"):
+        await in_thread(60, storage.look, paths=["/other", "/nfs/a"])
+    assert time.monotonic() - started_s < 30
+    assert storage.entered == 1
+
+
+async def test_calls_at_once_share_the_threads_of_a_path(storage: Storage):
+    """None is refused while the path may still answer: they wait for their turn, within their time."""
+    calls = [asyncio.ensure_future(in_thread(60, storage.look, paths=["/nfs/a"])) for _ in range(80)]
+    await until(lambda: storage.entered == limits.PATH_THREADS_MAX)
+    assert threads.running() == limits.PATH_THREADS_MAX
+    assert await in_thread(60, lambda: "at once", paths=["/nfs/b"]) == "at once"
+    storage.release()
+    assert await asyncio.gather(*calls) == ["seen"] * 80
+
+
+async def test_a_waiter_s_time_counts_from_when_it_came(storage: Storage):
+    """Waiting for a turn is part of it."""
+    calls = [asyncio.ensure_future(in_thread(60, storage.look, paths=["/a"])) for _ in range(limits.PATH_THREADS_MAX)]
+    await until(lambda: threads.running() == len(calls))
+    await hang(storage, "/a")
+    storage.release()
+    await asyncio.gather(*calls)
+
+
+async def test_a_bound_over_all(storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the paths are; the line says which storage it is that holds them."""
+    monkeypatch.setattr(limits, "THREADS_MAX", 3)
+    for number in range(3):
+        await hang(storage, f"/dev/nbd{number}")
+    with pytest.raises(TimeoutError, match=r"^the storage of /dev/nbd0 and 2 others does not answer; .*/well"):
+        await in_thread(60, storage.look, paths=["/well"])
+    assert storage.entered == 3
+
+
+async def test_a_file_system_that_hangs_leaves_threads_for_the_others(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """However many images are on it."""
+    hung, well = tmp_path / "hung", tmp_path / "well"
+    hung.mkdir()
+    well.touch()
+    with HungStorage(hung):
+        looks = [str(hung / f"{number}.qcow2") for number in range(limits.THREADS_MAX + 1)]
+        for path in looks:
+            with pytest.raises(TimeoutError, match=str(hung)):
+                await in_thread(SHORT_S, os.stat, path, paths=[path])
+        assert threads.running() == limits.MOUNT_THREADS_MAX
+        assert (await in_thread(60, os.stat, str(well), paths=[str(well)])).st_size == 0
+
+
+async def test_a_path_is_free_again_once_its_storage_has_answered(storage: Storage):
+    """However late."""
+    await hang(storage, "/nfs/a")
+    storage.release()
+    await until(lambda: threads.running() == 0)
+    assert await in_thread(60, storage.look, paths=["/nfs/a"]) == "seen"
+
+
+async def test_a_cancelled_caller_leaves_its_thread_counted(storage: Storage):
+    """The thread hangs on, whoever has gone."""
+    call = asyncio.ensure_future(in_thread(60, storage.look, paths=["/nfs/a"]))
+    await until(lambda: storage.entered == 1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert threads.running() == 1
+
+
+async def test_what_the_function_raises_is_raised():
+    """And its thread is free."""
+
+    def fail() -> None:
+        raise OSError("no such thing")
+
+    for _ in range(limits.THREADS_MAX + 1):
+        with pytest.raises(OSError, match="no such thing"):
+            await in_thread(60, fail, paths=["/a"])
+
+
+async def test_a_call_says_which_of_its_paths_it_looks_at(storage: Storage):
+    """Only that one is blamed where it hangs."""
+
+    def look() -> str:
+        threads.look_at("/nfs/b")
+        return storage.look()
+
+    with pytest.raises(TimeoutError, match=r"^the storage of /nfs/b does not answer$"):
+        await in_thread(SHORT_S, look, paths=["/well/a", "/nfs/b"])
+    assert await in_thread(60, lambda: "seen", paths=["/well/a"]) == "seen"
+
+
+async def test_a_time_limit_of_the_function_s_own_is_raised():
+    """NFS that gives up says so by itself."""
+
+    def fail() -> None:
+        raise TimeoutError("Connection timed out")
+
+    with pytest.raises(TimeoutError, match="Connection timed out"):
+        await in_thread(60, fail, paths=["/nfs/a"])

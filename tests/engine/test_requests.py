@@ -1,0 +1,139 @@
+"""Requests that come while a pivot is under way: only its own task records, so that none can overwrite another."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from pivotd.core.phases import is_resting
+from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.request import Requester
+from pivotd.errors import JournalCorruptError, JournalFullError, PhaseConflictError
+from tests.conftest import QemuFactory
+from tests.engine.conftest import Engine
+from tests.support.qemu import Disk, create_image
+
+pytestmark = pytest.mark.qemu
+
+WHO = Requester(0, 0, 1)
+CLIENTS = 8
+ROUNDS = 150
+
+
+async def test_completes_at_any_moment_of_a_pause_leave_journal_and_driver_agreed(
+    engine: Engine, tmp_path: Path, qemu_factory: QemuFactory
+):
+    """One request at a time is taken, the others are conflicts; afterwards an operator's pause is not ended."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old", size="64M"))])
+    await engine.connect(qemu)
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new"}, pivot=False, max_pause_ms=0, attempts=1)
+    await engine.until(driver, lambda pivot: pivot.phase is Phase.READY and pivot.hold)
+    taken = 0
+
+    async def client() -> None:
+        nonlocal taken
+        for _ in range(ROUNDS):
+            try:
+                await driver.complete(WHO)
+            except PhaseConflictError:
+                await asyncio.sleep(0.001)
+            else:
+                taken += 1
+
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    await engine.until(driver, is_resting)
+    assert taken
+    events = engine.events(driver.pivot)
+    assert events.count("complete-requested") == events.count("pausing") == taken
+    (stored,) = engine.journal.open_pivots()
+    assert stored == driver.pivot
+    qemu.spy("stop")
+    for _ in range(3):
+        driver.wake()
+        await asyncio.sleep(0.1)
+    assert qemu.run_state() == "paused"
+
+
+@pytest.mark.parametrize("request_", ["bandwidth", "complete"])
+async def test_a_request_that_the_journal_refuses_gets_its_error_at_once(
+    engine: Engine, tmp_path: Path, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch, request_: str
+):
+    """Nobody waits for a record that cannot be made, and nobody takes another record for it."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old", size="64M"))])
+    await engine.connect(qemu)
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new"}, pivot=False)
+    before = await engine.until(driver, lambda pivot: pivot.phase is Phase.READY and pivot.hold)
+    advance = engine.journal.advance
+
+    async def refuse(*_args: object, **_changes: object) -> None:
+        raise JournalFullError("no space left")
+
+    monkeypatch.setattr(engine.journal, "advance", refuse)
+    async with asyncio.timeout(5):
+        with pytest.raises(JournalFullError):
+            await (driver.set_bandwidth(7, WHO) if request_ == "bandwidth" else driver.complete(WHO))
+    assert driver.pivot == before
+    assert driver.failing == "no space left"
+    monkeypatch.setattr(engine.journal, "advance", advance)
+    await driver.set_bandwidth(7, WHO)
+    assert driver.pivot.options.bandwidth_bytes_per_s == 7
+    while driver.failing is not None:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_driver_that_cannot_record_backs_off_and_does_not_hold_up_the_end(
+    engine: Engine, tmp_path: Path, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """The guest goes on with its source, the pivot stays open, and the supervisor ends within seconds."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old", size="64M"))])
+    supervisor = await engine.connect(qemu)
+    advance = engine.journal.advance
+    tries = 0
+
+    async def refuse_outcomes(before: Pivot, event: str, *args: object, **changes: object) -> Pivot:
+        nonlocal tries
+        if before.phase is Phase.PAUSING:
+            tries += 1
+            raise JournalCorruptError("the journal is damaged")
+        return await advance(before, event, *args, **changes)
+
+    monkeypatch.setattr(engine.journal, "advance", refuse_outcomes)
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new"})
+    while driver.failing is None:
+        await asyncio.sleep(0.01)
+    assert "damaged" in driver.failing
+    supervisor.end()
+    async with asyncio.timeout(10):
+        while supervisor.drivers:
+            await asyncio.sleep(0.05)
+    assert driver.pivot.phase is Phase.PAUSING
+    assert tries < 10
+    assert qemu.run_state() == "running"
+    assert qemu.root("disk0").filename == str(tmp_path / "old")
+
+
+async def test_a_job_that_fails_right_before_the_intent_is_no_pause(
+    engine: Engine, tmp_path: Path, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """What the last look before the intent shows is decided upon: no intent, no stop, and the job's own error."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old", size="64M"))])
+    supervisor = await engine.connect(qemu)
+    session = supervisor.session
+    assert session is not None
+    chardevs = session.chardevs
+
+    async def fail_first() -> list[str]:
+        for job in qemu.jobs():
+            if job.endswith("m"):
+                qemu.spy("job-cancel", id=job)
+        return await chardevs()
+
+    monkeypatch.setattr(session, "chardevs", fail_first)
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new"})
+    pivot = await engine.closed(driver)
+    assert pivot.error is not None
+    assert pivot.error.startswith("the copy of disk0 ended"), pivot.error
+    assert "pausing" not in engine.events(pivot)
+    assert pivot.pauses == ()

@@ -1,0 +1,74 @@
+"""The rooms of the code: names of modules, and what docs/adding-a-kind.md promises about where a kind of pivot lives."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from pivotd.core.kinds import KINDS
+from pivotd.core.request import Kind
+
+ROOT = Path(__file__).parents[1]
+ONLY_READ = {
+    "pivotd/planning/adopting.py": "which kind a job of somebody else is",
+    "pivotd/qmp/bitmaps.py": "bitmaps of the layers between",
+    "pivotd/api/models.py": "jobs that are adopted are mirrors or commits, and one of the two has to be said",
+    "pivotd/app/start.py": "what is left out of a repeated request means something",
+}
+"""Files that name a kind and need no line for a new one, with the reason."""
+
+BOTH_SIDES = {"ports": {"api", "engine"}}
+"""Names that two rooms share because they mean the same there: what the room needs of others."""
+
+
+def files_that_name_a_kind() -> set[str]:
+    """Return the files of the package in which ``Kind.X`` stands, or a kind's own module."""
+    found = set()
+    for path in (ROOT / "pivotd").rglob("*.py"):
+        names = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Kind"
+        }
+        if names & set(Kind.__members__):
+            found.add(str(path.relative_to(ROOT)))
+    return found
+
+
+def listed() -> set[str]:
+    """Return the files that the document lists."""
+    return set(re.findall(r"^\| `(pivotd/[^`]+)`", (ROOT / "docs" / "adding-a-kind.md").read_text(), re.MULTILINE))
+
+
+def test_the_document_lists_every_file_that_a_new_kind_touches():
+    """Whoever adds one finds every place; a file that names kinds and is not listed needs a reason."""
+    generic = {"pivotd/core/request.py", "pivotd/core/kinds/<kind>.py", "pivotd/api/routes.py"}
+    generic |= {"pivotd/client/requests.py", "pivotd/client/answers.py"}
+    assert files_that_name_a_kind() - set(ONLY_READ) == listed() - generic
+    assert set(ONLY_READ) <= files_that_name_a_kind()
+
+
+def test_every_kind_has_rules_in_a_file_of_its_own():
+    """The table and the folder say the same."""
+    assert set(KINDS) == set(Kind)
+    for kind in Kind:
+        assert (ROOT / "pivotd" / "core" / "kinds" / f"{kind}.py").exists()
+
+
+def rooms_by_name() -> dict[str, set[str]]:
+    """Return for each name of a module or of a folder the rooms that have it; the package itself counts as one."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for path in (ROOT / "pivotd").rglob("*.py"):
+        *folders, name = path.relative_to(ROOT / "pivotd").with_suffix("").parts
+        if name == "__init__":
+            name = folders[-1] if folders else "pivotd"
+        found[name].add(folders[0] if folders else "pivotd")
+    return found
+
+
+def test_no_two_rooms_have_a_module_of_one_name():
+    """Whoever reads `layers` knows which one is meant."""
+    shared = {name: rooms for name, rooms in rooms_by_name().items() if len(rooms) > 1}
+    assert shared == BOTH_SIDES
