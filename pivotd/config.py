@@ -1,6 +1,6 @@
 """The configuration file and its drop-ins, checked key by key before anything starts.
 
-Every complaint is one line: file, line (broken TOML) or key path (everything else), what was found, what was expected.
+Every error message is one line: file, line (broken TOML) or key path (otherwise), what was found, what was expected.
 On the start-up path: pwd, grp and difflib are imported only where a file needs them.
 """
 
@@ -40,7 +40,7 @@ class Principals:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may do what; root may always do everything, and by default nobody else may do anything."""
+    """Access control; root may always do everything, and by default no other user may do anything."""
 
     operators: Principals = Principals()
     readers: Principals = Principals()
@@ -48,7 +48,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class PauseLimits:
-    """What a pause of the guest is held to unless a request says otherwise."""
+    """The limits of a guest's pause unless a request sets others."""
 
     max_ms: int = limits.PAUSE_MS_MAX_DEFAULT
     attempts: int = limits.ATTEMPTS_DEFAULT
@@ -56,7 +56,7 @@ class PauseLimits:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything the daemon is told from outside. ``domains`` maps each name to the path of its QMP socket."""
+    """The whole configuration of the daemon. ``domains`` maps each name to the path of its QMP socket."""
 
     state_dir: Path = Path("/var/lib/pivotd")
     socket: Path = Path("/run/pivotd/pivotd.sock")
@@ -68,7 +68,7 @@ class Config:
 
 
 def load(path: Path = DEFAULT_PATH) -> Config:
-    """Read ``path``, then ``<path>.d/*.toml`` in the order of their names, and return what they say together.
+    """Read ``path``, then ``<path>.d/*.toml`` in the order of their names, and return the merged configuration.
 
     Tables are merged key by key; a later scalar or list replaces an earlier one.
 
@@ -157,7 +157,7 @@ def _settings(file: Path, table: dict[str, Any], path: _Key) -> Iterator[tuple[_
 
 
 class _ExpectedError(Exception):
-    """A value is not what its key takes; the text says what is."""
+    """A value is invalid for its key; the text says what is valid."""
 
 
 def _path(value: object) -> Path:
@@ -223,7 +223,7 @@ def _qmp_keys(found: _Settings) -> list[_Key]:
 
 
 def _check_domains(found: _Settings) -> None:
-    """Check what only all files together can show: each domain has a socket, and no two have the same."""
+    """Check the merged configuration: each domain has a socket, and no two domains share one."""
     for key, (value, file) in found.items():
         if value is None and (*key, "qmp") not in found:
             _refuse(file, _dotted((*key, "qmp")), "nothing", "the path of the domain's QMP socket")

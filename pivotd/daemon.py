@@ -33,16 +33,16 @@ logger = log.get_logger()
 DISCOVER_INTERVAL_S = 5.0
 EXTEND_START_S = 30.0
 GC_THRESHOLDS = gc.get_threshold()
-"""What the interpreter begins with."""
+"""The thresholds with which the interpreter starts."""
 RETRY_START_S = 1.0
-"""systemd starts us again at once; a journal that cannot be used must not make that a busy loop."""
+"""systemd restarts pivotd at once; an unusable journal must not turn that into a busy loop."""
 
 
 class SystemClock:
     """The real time."""
 
     def monotonic(self) -> float:
-        """Return seconds that never go back."""
+        """Return monotonic seconds."""
         return time.monotonic()
 
     def utc_now(self) -> str:
@@ -51,7 +51,7 @@ class SystemClock:
 
 
 def main() -> NoReturn:
-    """Run the daemon until SIGTERM; exit 2 on a bad configuration, 4 on a journal that cannot be used."""
+    """Run the daemon until SIGTERM; exit 2 on a bad configuration, 4 on an unusable journal."""
     parser = argparse.ArgumentParser(prog="pivotd", description="Moves the disks of running QEMU guests.")
     parser.add_argument("--config", type=Path, default=Path("/etc/pivotd/pivotd.toml"), metavar="FILE")
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
@@ -85,7 +85,7 @@ def main() -> NoReturn:
 
 
 def _raise_limits() -> None:
-    """Allow as many open files as many domains need, and have the collector of garbage wait for the recovery."""
+    """Raise the limit of open files for many domains, and delay the garbage collector until after recovery."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limits.OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, limits.OPEN_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
@@ -106,7 +106,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 class Daemon:
-    """Everything of one process, started and ended in order."""
+    """All parts of one process, started and ended in order."""
 
     def __init__(self, path: Path, config: Config, journal: Journal) -> None:
         self._path = path
@@ -156,7 +156,7 @@ class Daemon:
         return known
 
     async def _recover(self) -> None:
-        """Wait until every open pivot was looked at; tell systemd that this may take its time."""
+        """Wait until every open pivot was looked at; tell systemd that this may take long."""
         async with asyncio.TaskGroup() as group:
             looked = group.create_task(self._host.all_looked())
             while not looked.done() and not self._stop.is_set():
@@ -202,7 +202,7 @@ class Daemon:
             await self._host.discover(reloader.config.discover)
 
     async def _watchdog(self) -> None:
-        """Tell systemd that the event loop turns and the journal is written; else it kills and starts us again."""
+        """Tell systemd that the event loop runs and the journal is written; otherwise systemd restarts pivotd."""
         interval_s = sd.watchdog_interval_s()
         while interval_s is not None and self._journal.alive:
             sd.notify("WATCHDOG=1")
@@ -212,7 +212,7 @@ class Daemon:
 
 
 def _listener(path: Path) -> socket.socket:
-    """Return the socket that systemd handed over, or one of our own; the journal's lock says that we are alone."""
+    """Return the socket from systemd, or a new one; the journal's lock shows that no other daemon runs."""
     handed = sd.listen_fds()
     if handed:
         return handed[0]

@@ -1,4 +1,4 @@
-"""Every error that pivotd raises on purpose, and the one table that says how each is shown.
+"""Every error that pivotd raises on purpose, and the only table that says how each is shown.
 
 PivotdError
 +-- ConfigError             the configuration file is wrong
@@ -9,20 +9,20 @@ PivotdError
 |   +-- ConflictError       right in itself, impossible now
 |       +-- DiskBusyError   another pivot or job has the disk
 |       +-- PhaseConflictError  the pivot has moved on
-|       |   +-- RevisionConflictError  somebody else recorded a change of it first
+|       |   +-- RevisionConflictError  another writer recorded a change of it first
 |       +-- BusyError       the pivot's driver did not answer in time
 +-- TooBusyError            too many readers ask at once; a retry is safe
 +-- DomainUnreachableError  QEMU's monitor does not answer
 |   +-- MonitorBusyError    another client holds the monitor
 +-- UnsupportedQemuError    QEMU is older than the protocol allows
 +-- QmpError                one command; see what is known about its effect
-|   +-- QmpUnsentError      never left: a retry is safe
-|   +-- QmpRefusedError     QEMU answered no
+|   +-- QmpUnsentError      never sent: a retry is safe
+|   +-- QmpRefusedError     QEMU refused it
 |   +-- QmpUnknownError     no answer: it may or may not have happened
 +-- ClientError             a request of pivotd.client; see what is known about its effect
 |   +-- UnsentError         never reached the daemon: a retry is safe
-|   +-- RefusedError        the daemon said no: nothing was changed
-|   +-- UnknownError        no answer that tells: it may or may not have happened
+|   +-- RefusedError        the daemon refused: nothing was changed
+|   +-- UnknownError        no conclusive answer: it may or may not have happened
 +-- JournalError            the journal cannot be used
     +-- JournalLockedError  another daemon has it
     +-- JournalCorruptError not a journal, or damaged
@@ -79,7 +79,7 @@ class BadRequestError(RequestError):
 
 
 class TooLargeError(BadRequestError):
-    """The request is larger than what is read."""
+    """The request is larger than the server reads."""
 
     kind = "too-large"
     http_status = 413
@@ -100,7 +100,7 @@ class NotFoundError(RequestError):
 
 
 class ConflictError(RequestError):
-    """Right in itself, but not in the present state."""
+    """The request is valid, but impossible in the present state."""
 
     kind = "conflict"
     http_status = 409
@@ -125,14 +125,14 @@ class RevisionConflictError(PhaseConflictError):
 
 
 class BusyError(ConflictError):
-    """The pivot's driver has not answered in time: its QEMU or the journal keeps it waiting."""
+    """The pivot's driver has not answered in time: it waits for QEMU or the journal."""
 
     kind = "busy"
     http_status = 503
 
 
 class TooBusyError(PivotdError):
-    """More is asked at once than may wait; nothing was done."""
+    """Too many requests wait already; nothing was done."""
 
     kind = "too-busy"
     http_status = 503
@@ -152,7 +152,7 @@ class MonitorBusyError(DomainUnreachableError):
 
 
 class UnsupportedQemuError(PivotdError):
-    """This QEMU cannot keep the promises."""
+    """With this QEMU pivotd cannot keep its promises."""
 
     kind = "unsupported-qemu"
     http_status = 422
@@ -200,11 +200,11 @@ class UnsentError(ClientError):
 
 
 class RefusedError(ClientError):
-    """The daemon said no: nothing was recorded and nothing was changed."""
+    """The daemon refused: nothing was recorded and nothing was changed."""
 
 
 class UnknownError(ClientError):
-    """No answer came, or none that tells: ask again with the same request id, or look."""
+    """No conclusive answer came: ask again with the same request id, or look."""
 
 
 class JournalError(PivotdError):
@@ -239,7 +239,7 @@ class JournalFullError(JournalError):
 
 
 class JournalWriteError(JournalError):
-    """The write failed in a way that does not tell whether the record is on disk."""
+    """The write failed, and it is not known whether the record is on disk."""
 
     kind = "journal-write"
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 CONNECT_TIMEOUT_S = 2.0
 """connect() to a local socket; longer means the backlog is full."""
 GREETING_TIMEOUT_S = 3.0
-"""QEMU greets in 1-6 ms even when its main loop hangs; silence means that another client has the monitor."""
+"""QEMU greets in 1-6 ms even when its main loop hangs; silence means that another client holds the monitor."""
 QUERY_TIMEOUT_S = 5.0
 """A query answers in under 1 ms unless QEMU's main loop is blocked by storage."""
 COMMAND_TIMEOUT_S = 20.0
 """A changing command may open images on slow storage."""
 UNSENT_BYTES_MAX = 1 << 20
-"""Commands waiting for a QEMU that does not read; beyond this no more are taken. One burst has a few KiB."""
+"""Commands waiting for a QEMU that does not read; pivotd sends no more beyond this. One burst has a few KiB."""
 JOB_NAME_BYTES_MAX = 256
-"""Longer job ids in events are nobody's of ours."""
+"""Longer job ids in events are not pivotd's."""
 PLANNING_PATIENCE_S = 10.0
-"""A request waits so long for its turn at a domain; two that wait for a QEMU that hangs take about that."""
+"""How long a request waits for its turn at a domain; two requests to a QEMU that hangs take about this long."""
 DRIVER_STARTS_S = 1.0
-"""An open pivot without a driver for so long is reported; a driver starts within milliseconds of the record."""
+"""After this time an open pivot without a driver is reported; a driver starts within milliseconds of the record."""
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 5.0
 """Back-off of reconnecting to a monitor; 200 dead domains then cost 40 connects per second at most."""
@@ -29,7 +29,7 @@ PAUSE_MS_MIN = 1
 PAUSE_MS_LIMIT = 60_000
 """Guests lose network peers and watchdogs fire beyond this."""
 KEEP_SYNCED_S_MAX = 30 * 86_400
-"""Each write of the guest waits for two images while the undo window is open: nobody wants that for ever."""
+"""Each write of the guest waits for two images while the undo window is open, so the window must end."""
 LUKS_ITER_MS_MAX = 60_000
 """QEMU does nothing else while it tries a passphrase."""
 ATTEMPTS_DEFAULT = 5
@@ -39,7 +39,7 @@ RETRY_MAX_S = 10.0
 YANK_TIMEOUT_S = 0.5
 """The answer to a yank: it needs no main loop, but waits for the one thread that reads monitors."""
 OPEN_EXPORT_S = 1
-"""QEMU's main loop stands still while a connection to an NBD server is made, and nothing but this ends that."""
+"""QEMU's main loop stands still while it connects to an NBD server, and only this bound ends that."""
 UNIX_EXPORT_BYTES = 128 << 10
 """What a mirror may have under way to an NBD server on a Unix socket. More than the socket holds (208 KiB, with some
 lost to its bookkeeping) waits for room in it, and before QEMU 10.1 no yank frees a request that does.
@@ -49,7 +49,7 @@ Source: tests/engine/test_nbd_hangs.py.
 PREPARE_PATIENCE_S = 2.0
 """Once connected, the first reads of an export take milliseconds."""
 YANK_GRACE_S = 0.05
-"""Beyond the deadline, for a command that comes to its end by itself."""
+"""Time beyond the deadline for a command that ends by itself."""
 RECORD_PATIENCE_S = 0.1
 """A record takes 0.5 ms; in a pause that is over, one that no decision rests on is not waited for any longer."""
 MIGRATION_LOOKS = 20
@@ -62,7 +62,7 @@ ROLLBACK_TIMEOUT_S = 5.0
 FILE_TIMEOUT_S = 5.0
 """stat() answers in microseconds unless the file system hangs."""
 OTHERS_FILE_TIMEOUT_S = 0.5
-"""For the images of other pivots: a request does not wait for storage that it has nothing to do with."""
+"""For the images of other pivots: a request does not wait long for storage that it does not use."""
 PATH_THREADS_MAX = 4
 MOUNT_THREADS_MAX = 16
 THREADS_MAX = 64
@@ -78,20 +78,20 @@ GO_ON_FIRST_S = 0.5
 GO_ON_MAX_S = 30.0
 """Back-off of trying again to write to a destination that has failed: each try is one write, and one line of QEMU's."""
 GO_ON_SOUND_S = 5.0
-"""A copy that has gone on for so long is no longer interrupted; the next failure is another interruption."""
+"""After this time a continued copy counts as no longer interrupted; the next failure is a new interruption."""
 RATE_INTERVAL_S = 0.5
-"""Shorter intervals say more of QEMU's bursts than of the storage."""
+"""Shorter intervals measure QEMU's bursts rather than the storage."""
 BUSY_BACKLOG_BYTES = 64 << 10
 """One unit of a mirror's bitmap: with no more than that left, a copy waits for the guest and not for its storage."""
 BACKLOG_BYTES_MIN = 256 << 10
-"""A backlog so small never keeps a switch from being tried."""
+"""A backlog this small never prevents a try of the switch."""
 PAUSE_FIXED_MS = 3.0
 PAUSE_BYTES_PER_S = 700 << 20
 """What a pause costs besides the backlog, and the rate of that where none was measured: 1.4 ms per MiB."""
 ADOPTED_JOB_LENGTH_MAX = 64
 """QEMU reads commands byte by byte, and job ids are in those that are sent while the guest is paused."""
 STALL_S = 30.0
-"""A copy without progress for so long is said to have stalled."""
+"""A copy without progress for this long is reported as stalled."""
 SLOWED_BYTES_PER_S_MIN = 64 << 10
 SLOWED_WRITES_PER_S_MIN = 8
 """A guest is not slowed below this: its own timeouts would end it, and a destination so slow is of no use."""
@@ -104,11 +104,11 @@ FAILED_MAX_S = 30.0
 BACK_OFF_REST_S = 0.001
 """A rest of a wait so short is none: clocks cannot tell it."""
 FAILED_BEFORE_END = 3
-"""A driver that has failed so often in a row leaves a pause open when the daemon ends; the next process goes on."""
+"""After this many consecutive failures a driver leaves its pause open when the daemon ends, for the next process."""
 END_PATIENCE_S = 20.0
-"""How long beyond max_pause a QEMU that does not answer holds up the end of the daemon."""
+"""How long beyond max_pause a QEMU that does not answer delays the end of the daemon."""
 PIPELINE_PAUSE_MS_MIN = 100
-"""From this max_pause on, and after a quick probe, ``stop`` and ``job-complete`` leave in one write."""
+"""From this max_pause on, and after a quick probe, pivotd sends ``stop`` and ``job-complete`` in one write."""
 BACKLOG_BYTES_MAX = 2 << 20
 """Pause only below this dirty backlog: about 1.4 ms per MiB inside the pause."""
 
@@ -125,33 +125,33 @@ JOURNAL_LOCK_TIMEOUT_S = 2.0
 """A client reading offline may hold the lock for milliseconds while it copies the file."""
 PIVOTS_LISTED_MAX = 1000
 PIVOTS_LISTED = 100
-"""Pivots of one answer: at most, and where the request says nothing."""
+"""Pivots in one answer: the maximum, and the default."""
 READ_AT_ONCE = 20
 """Pivots or disks that are read and encoded in one go: 1-2 ms during which a pause may begin, which then shares the
 interpreter with the rest of them. Source: bench/readers.py.
 """
 RECORDS_AT_ONCE = 100
-"""The same of records."""
+"""The same for records."""
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread that reads may keep the interpreter from the event loop, which asks for it at each answer of QEMU.
 Python's own 5 ms are longer than a pause; with a tenth of that 9 of 10 answers come in 1.5 instead of 2.1 ms.
 """
 READ_HELD_BACK_S = 0.1
-"""Reads wait so long for a pause to end; a guest that stays paused for longer does not keep readers away."""
+"""How long reads wait for a pause to end; a guest that stays paused for longer does not block readers."""
 READS_WAITING_MAX = 256
-"""Reads in line before one, 0.2 s of work; who comes on top is told to ask again."""
+"""Reads that wait in one queue, 0.2 s of work; further ones are told to ask again."""
 EVENTS_PAGE_MAX = 1000
 NEWS_DELAY_S = 0.03
-"""News of records waits so long while a guest is in its pause: most pauses are over by then."""
+"""How long the announcement of records waits while a guest is in its pause: most pauses are over by then."""
 WAIT_TIMEOUT_S_MAX = 300.0
 REQUEST_BODY_BYTES_MAX = 64 << 10
 REQUEST_READ_BYTES_MAX = 4 << 20
-"""A larger body is read so far and thrown away: a client that still writes would not hear that it is too large."""
+"""A larger body is read up to here and dropped: a client that still writes would not see the refusal."""
 STREAMS_MAX = 64
 STREAMS_PER_UID_MAX = 16
 """Event streams of one user; root alone may have more: a program that leaks them locks itself out and nobody else."""
 STREAMS_RESERVED = 16
-"""Of STREAMS_MAX, only for root and operators: readers cannot keep out whoever has to act."""
+"""Part of STREAMS_MAX for root and operators only, so that readers cannot lock out those who have to act."""
 NAME_LENGTH_MAX = 64
 REQUEST_ID_LENGTH_MAX = 128
 

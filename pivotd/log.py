@@ -1,4 +1,4 @@
-"""The daemon's log: constant event names and facts, one line each on stderr, and never a wait for whoever reads it.
+"""The daemon's log: constant event names and facts, one line each on stderr, and never a wait for the reader.
 
     log = get_logger()
     log.info("pivot.switched", pause_ms=3.2, backlog_bytes=0)
@@ -29,10 +29,10 @@ from pivotd import sd
 PENDING_MAX = 500
 """Events that wait for load(); recovery of 100 pivots logs fewer. Later ones are counted and dropped."""
 LINE_BYTES_MAX = select.PIPE_BUF
-"""A pipe takes so much whole or not at all, so lines of several writers never mix."""
+"""A pipe takes this much atomically, so lines of several writers never mix."""
 SHORT_TEXT_MAX = 200
 SHORT_TRACEBACK_MAX = 1500
-"""What is left of texts where a line would be too long; of a traceback its end, which names the error."""
+"""Length to which texts are cut if a line is too long; of a traceback the end stays, which names the error."""
 
 assert SHORT_TEXT_MAX < SHORT_TRACEBACK_MAX < LINE_BYTES_MAX
 
@@ -186,24 +186,24 @@ class Logger:
         return Logger(self._output, self._facts | facts)
 
     def info(self, event: str, /, **facts: Any) -> None:
-        """Something happened as it should."""
+        """Log a normal event."""
         self._output.emit("info", event, self._facts | facts)
 
     def warning(self, event: str, /, **facts: Any) -> None:
-        """Something is not as it should be, and pivotd goes on by itself."""
+        """Log a problem from which pivotd continues by itself."""
         self._output.emit("warning", event, self._facts | facts)
 
     def error(self, event: str, /, **facts: Any) -> None:
-        """Something failed and somebody should look."""
+        """Log a failure that a person should look at."""
         self._output.emit("error", event, self._facts | facts)
 
     def exception(self, event: str, /, **facts: Any) -> None:
-        """An exception that nobody expected is being handled: an error with its traceback."""
+        """Log an unexpected exception as an error with its traceback."""
         self._output.emit("error", event, self._facts | facts | {"exc_info": sys.exception()})
 
 
 class _LibraryHandler(logging.Handler):
-    """Brings what libraries say through the standard library's logging into the same lines."""
+    """Routes the standard library's logging, which libraries use, into the same log."""
 
     def __init__(self, output: Output) -> None:
         super().__init__(logging.WARNING)
@@ -237,12 +237,12 @@ def setup() -> None:
 
 
 def load() -> None:
-    """Import structlog and write what has waited; call it in a thread as soon as recovery is done."""
+    """Import structlog and write the waiting events; call it in a thread as soon as recovery is done."""
     _OUTPUT.load()
 
 
 def _renderer(style: Style) -> Callable[[Event], bytes]:
-    """Return what makes a line of an event. Slow: this is where structlog is imported."""
+    """Return the function that formats an event. Slow: it imports structlog."""
     import structlog  # noqa: PLC0415 - see the top of this file
 
     logger = structlog.wrap_logger(

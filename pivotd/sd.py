@@ -1,4 +1,4 @@
-"""What pivotd and systemd say to each other: state, watchdog, sockets, and whether stderr is the journal.
+"""The protocol between pivotd and systemd: state, watchdog, sockets, and whether stderr is the journal.
 
 Source: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3), systemd.exec(5) on $JOURNAL_STREAM.
 """
@@ -12,14 +12,14 @@ from pivotd.errors import ConfigError
 
 LISTEN_FDS_START = 3
 LISTEN_FDS_MAX = 16
-"""More than any unit of ours passes; a bound on what a broken environment can make us look at."""
+"""More than pivotd's units pass; a bound on what a broken environment can make pivotd inspect."""
 STDERR = 2
 
 
 def notify(*assignments: str) -> bool:
     """Tell the service manager, e.g. ``notify("READY=1", "STATUS=3 domains")``; never raises and never blocks.
 
-    Return False only where there is a manager that did not take the message: the caller may try again.
+    Return False only if a manager did not take the message: the caller may try again.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
@@ -35,12 +35,12 @@ def notify(*assignments: str) -> bool:
 
 
 def extend_timeout(seconds: float) -> bool:
-    """Ask for so much time from now on before start or stop counts as failed; like notify()."""
+    """Request this much time from now on before start or stop counts as failed; like notify()."""
     return notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
 
 def watchdog_interval_s() -> float | None:
-    """Return how often to send ``WATCHDOG=1``, half of what the manager allows; None if it does not watch us."""
+    """Return the interval for ``WATCHDOG=1``, half of what the manager allows; None without a watchdog."""
     allowed_us = _number("WATCHDOG_USEC")
     if not allowed_us or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
@@ -48,7 +48,7 @@ def watchdog_interval_s() -> float | None:
 
 
 def listen_fds() -> list[socket.socket]:
-    """Return the sockets systemd listens on for us, close-on-exec; the variables are gone afterwards.
+    """Return the sockets from systemd, close-on-exec; this removes the environment variables.
 
     Raises: ConfigError if one is not a listening Unix stream socket.
     """

@@ -1,4 +1,4 @@
-"""Who may do what: two classes, decided by the uid and gid that the kernel reports for a connection."""
+"""Access control: two classes of callers, by the uid and gid that the kernel reports for a connection."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ _UCRED = struct.Struct("3i")
 _SO_PEERGROUPS = 59
 """Not in the socket module. Source: asm-generic/socket.h, Linux 4.13 and later."""
 _GROUPS_BYTES_MAX = 1024
-"""What Python's getsockopt() takes: 256 groups."""
+"""The most that Python's getsockopt() accepts: 256 groups."""
 
 
 class AccessClass(StrEnum):
-    """What a route needs; an operator may do all that a reader may."""
+    """The class that a route needs; an operator may do everything that a reader may."""
 
     READER = "reader"
     OPERATOR = "operator"
 
 
 def peer(sock: socket.socket) -> Requester:
-    """Return who is on the other side of a connected Unix socket. Source: unix(7), SO_PEERCRED."""
+    """Return the peer's credentials of a connected Unix socket. Source: unix(7), SO_PEERCRED."""
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return Requester(uid=uid, gid=gid, pid=pid)
 
 
 def peer_groups(sock: socket.socket) -> frozenset[int]:
-    """Return every group of the process on the other side, as it was when it connected.
+    """Return every group that the peer process had when it connected.
 
-    What the user database says does not count: a process may have dropped groups. Of a process with more than 256
-    supplementary groups only the primary one counts.
+    The user database does not count, because a process may have dropped groups. If a process has more than 256
+    supplementary groups, only the primary group counts.
     """
     gid = peer(sock).gid
     try:
@@ -54,7 +54,7 @@ class Access:
 
     @classmethod
     def of(cls, access: config.Access) -> Access:
-        """Return what the configuration says."""
+        """Return the access rules of the configuration."""
         return cls(access.operators, access.readers)
 
     def may(self, who: Requester, groups: frozenset[int], needed: AccessClass) -> bool:
@@ -64,7 +64,7 @@ class Access:
         return needed is AccessClass.READER and _among(self.readers, who.uid, groups)
 
     def check(self, who: Requester, groups: frozenset[int], needed: AccessClass) -> None:
-        """Return if the caller may. Raises: NotAllowedError."""
+        """Check that the caller has this access. Raises: NotAllowedError."""
         if not self.may(who, groups, needed):
             raise NotAllowedError(
                 f"uid {who.uid} is no {needed}: name the user or a group of theirs in [access] "

@@ -1,4 +1,4 @@
-"""What each route does: take a request apart, ask the service, put the answer together."""
+"""One handler for each route: parse the request, call the service, build the answer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HEARTBEAT_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who calls, and what serves them."""
+    """The caller, and the parts of the daemon that serve the request."""
 
     who: Requester
     service: Service
@@ -58,7 +58,7 @@ def _record(record: Record) -> bytes:
 
 
 def _frame(record: Record) -> bytes:
-    """Return a record as the event stream has it."""
+    """Return a record in the format of the event stream."""
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (record.seq, record.event.encode(), _record(record))
 
 
@@ -173,7 +173,7 @@ async def snapshot(call: Call, request: Request) -> Response:
 
 
 async def adopt(call: Call, request: Request) -> Response:
-    """Take over block jobs of somebody else."""
+    """Take over block jobs of other clients."""
     return await _start(call, request, AdoptRequest)
 
 
@@ -275,7 +275,7 @@ async def events(call: Call, request: Request) -> Response:
 
 
 async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
-    """Yield events as they become durable. A client that does not read stops this, not the daemon: it pulls pages."""
+    """Yield events as they become durable. The client pulls pages: if it does not read, only its own stream stops."""
     source = call.service.reads.events(after, _frame)
     following: asyncio.Task[list[bytes]] | None = None
     try:

@@ -1,4 +1,4 @@
-"""A request as the daemon plans it; what the types and bounds of client.requests cannot check is checked here."""
+"""Requests in the form that the daemon plans, with the checks that the types of client.requests cannot make."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Sync, Targ
 from pivotd.errors import BadRequestError
 
 REQUEST_ID = re.compile(r"[!-.0-~]+")
-"""Printable ASCII but the slash: the id is also a way to address the pivot."""
+"""Printable ASCII except the slash: the id also addresses the pivot in paths."""
 WORDS = {"sync": Sync, "copy_mode": CopyMode, "discard": Discard}
-"""Options that are one of a few words."""
+"""Options with a fixed set of values."""
 
 
 def pivot_request(body: NewPivot, domain: str, request_id: str | None, defaults: CopyOptions) -> PivotRequest:
-    """Return the request; null leaves a number to the configuration. Raises: BadRequestError."""
+    """Return the request; the configuration supplies numbers that are null. Raises: BadRequestError."""
     options = _given(body)
     targets = tuple(Target(**{"disk": ""} | _given(disk)) for disk in options.pop("disks"))
     for what in ("disk", "job", "image"):
@@ -49,7 +49,7 @@ def pivot_request(body: NewPivot, domain: str, request_id: str | None, defaults:
 
 
 def _check_adopted(body: AdoptRequest) -> None:
-    """Raises: BadRequestError: nobody says that a mirror copies everything, or which one."""
+    """Raises: BadRequestError: the request does not say with which sync a mirror was started, or which job it is."""
     if any((disk.disk is None) == (disk.job is None) for disk in body.disks):
         raise BadRequestError("name each block job by its disk or by its id: one of the two")
     if body.sync is None and any(disk.image for disk in body.disks):
@@ -60,12 +60,12 @@ def _check_adopted(body: AdoptRequest) -> None:
 
 
 def _given(struct: msgspec.Struct) -> dict[str, Any]:
-    """Return the fields that say something."""
+    """Return the fields that are set."""
     return {name: value for name in struct.__struct_fields__ if (value := getattr(struct, name)) is not None}
 
 
 def check_request_id(text: str | None) -> str | None:
-    """Return a usable Idempotency-Key, None for none. Raises: BadRequestError."""
+    """Return a valid Idempotency-Key, None if there is none. Raises: BadRequestError."""
     if text is None:
         return None
     if len(text) > limits.REQUEST_ID_LENGTH_MAX or not REQUEST_ID.fullmatch(text):

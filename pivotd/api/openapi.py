@@ -30,7 +30,7 @@ PARAMETERS: dict[str, tuple[str, Schema]] = {
         {"type": "number", "minimum": 0, "maximum": limits.WAIT_TIMEOUT_S_MAX, "default": 30.0},
     ),
 }
-"""What each parameter means, and its schema; a name means the same wherever it is taken."""
+"""The meaning and schema of each parameter; a name means the same in every route."""
 
 
 def document() -> bytes:

@@ -24,30 +24,30 @@ class PivotRequest:
     targets: tuple[Target, ...]
     options: CopyOptions = field(default_factory=CopyOptions)
     request_id: str | None = None
-    """The client's own id: the same id returns the same pivot. None: pivotd makes one up."""
+    """The client's own id: the same id returns the same pivot. None: pivotd generates one."""
     force: bool = False
-    """Go on where a warning would refuse (``cache=unsafe``)."""
+    """Continue where pivotd would refuse with a warning (``cache=unsafe``)."""
 
 
 class Reads(Protocol):
-    """What is read and told. ``encode`` makes the answer of each, in a thread where there may be many of them.
+    """Reads and event streams. ``encode`` makes the answer from each item, in a thread if there may be many items.
 
     Raises from every method: TooBusyError, JournalError.
     """
 
     @property
     def door(self) -> AbstractAsyncContextManager[None]:
-        """Where readers wait for their turn, and for the end of a pause."""
+        """The queue in which readers wait for their turn and for the end of a pause."""
         ...
 
     async def pivots(
         self, domain: str | None, *, open_only: bool, limit: int, before: str | None, encode: Callable[[Pivot], T]
     ) -> list[T]:
-        """Return pivots, newest first; ``before``: those accepted before this one. Raises: NotFoundError."""
+        """Return pivots, newest first; ``before``: only those accepted before this pivot. Raises: NotFoundError."""
         ...
 
     async def current(self, pivot: str) -> Pivot:
-        """Return one pivot by its id or its request id, an open one at once. Raises: NotFoundError."""
+        """Return one pivot by its id or its request id; an open pivot at once. Raises: NotFoundError."""
         ...
 
     async def shown(self, pivot: str, encode: Callable[[Pivot, list[Record]], T]) -> T:
@@ -55,7 +55,7 @@ class Reads(Protocol):
         ...
 
     async def wait(self, pivot: str, timeout_s: float) -> Pivot:
-        """Return the pivot as soon as it rests (closed, or waiting at READY), or as it is after timeout_s."""
+        """Return the pivot as soon as it rests (closed, or waiting at READY), or its state after timeout_s."""
         ...
 
     def events(self, after: int, encode: Callable[[Record], T]) -> AsyncIterator[list[T]]:
@@ -69,7 +69,7 @@ class Reads(Protocol):
     async def verdicts(
         self, domain: str | None, disk: str | None, image: str | None, encode: Callable[[Verdict], T]
     ) -> list[T]:
-        """Return verdicts of all disks known, narrowed by what is given. Raises: NotFoundError."""
+        """Return the verdicts on all known disks, or on those selected. Raises: NotFoundError."""
         ...
 
 
@@ -81,11 +81,11 @@ class Service(Protocol):
         ...
 
     async def domain(self, name: str) -> DomainView:
-        """Return one domain with the block jobs that somebody else started. Raises: NotFoundError."""
+        """Return one domain with the block jobs that other clients started. Raises: NotFoundError."""
         ...
 
     async def add_domain(self, name: str, qmp: str, who: Requester) -> DomainView:
-        """Add a domain durably; the same name and path again is no error. Raises: BadRequestError, ConflictError."""
+        """Add a domain durably; repeating it is not an error. Raises: BadRequestError, ConflictError."""
         ...
 
     async def remove_domain(self, name: str, who: Requester) -> None:
@@ -108,9 +108,9 @@ class Service(Protocol):
         ...
 
     async def cancel(self, pivot: str, who: Requester) -> Pivot:
-        """Ask a pivot to keep the source; returns once that is durable or the outcome is known.
+        """Ask a pivot to keep the source; returns once the request is durable or the outcome is known.
 
-        A pivot that has switched already is not changed. Raises: NotFoundError, PhaseConflictError.
+        A pivot that has already switched stays unchanged. Raises: NotFoundError, PhaseConflictError.
         """
         ...
 
@@ -122,32 +122,32 @@ class Service(Protocol):
         ...
 
     async def undo(self, pivot: str, who: Requester) -> Pivot:
-        """Take a pivot back while its window is open: return the pivot that does it, the same one if asked again.
+        """Undo a pivot while its window is open; return the pivot that does this, the same one for a repeated request.
 
         Raises: NotFoundError, PhaseConflictError.
         """
         ...
 
     async def release(self, pivot: str, who: Requester) -> Pivot:
-        """End the undo window of a pivot; no error where it has ended. Raises: NotFoundError, PhaseConflictError."""
+        """End the undo window of a pivot; no error if it has ended. Raises: NotFoundError, PhaseConflictError."""
         ...
 
     def progress(self, pivot: str) -> Progress | None:
-        """Return how far an open pivot is, None for a closed one."""
+        """Return the progress of an open pivot, None for a closed one."""
         ...
 
     def health(self) -> Health:
-        """Return what a monitoring system asks for."""
+        """Return the state of the daemon for a monitoring system."""
         ...
 
     @property
     def reads(self) -> Reads:
-        """What changes nothing."""
+        """The read-only part of the service."""
         ...
 
     @property
     def defaults(self) -> CopyOptions:
-        """What the configuration says where a request says nothing."""
+        """The configuration's values for fields that a request leaves out."""
         ...
 
     @property

@@ -20,7 +20,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def encode(value: Any) -> bytes:
-    """Return JSON; file names that are not text are escaped, as the journal keeps them."""
+    """Return JSON; file names that are not text are escaped, as in the journal."""
     try:
         return msgspec.json.encode(value)
     except (UnicodeEncodeError, ValueError):
@@ -49,7 +49,7 @@ def problem(
 
 
 def of_error(error: Exception) -> Response:
-    """Return the problem for an exception of a handler; what nobody expected is logged and told as ``internal``."""
+    """Return the problem for an exception of a handler; an unexpected one is logged and reported as ``internal``."""
     if isinstance(error, PivotdError):
         return problem(error.http_status, error.kind, error.message, error.exit_status, **error.fields)
     log.exception("api.failed", error=repr(error))

@@ -1,4 +1,4 @@
-"""Every route on one screen: method, path, who may, what it does. Nothing else is served."""
+"""Every route on one screen: method, path, access, handler. The server serves nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Handler = Callable[[h.Call, Request], Awaitable[Response]]
 class Route:
     """One line of the table. ``body``: the model of the request, None for none. ``status``: of success.
 
-    ``answer``: the shape of what it gives back, a type; None: nothing, or an OpenAPI document.
+    ``answer``: the type of the answer; None: no content, or an OpenAPI document.
     """
 
     method: str

@@ -29,21 +29,21 @@ from pivotd.errors import BadRequestError
 
 HEAD_BYTES_MAX = 64 << 10
 CONNECTIONS_PER_UID_MAX = 128
-"""Anybody may connect, so nobody but root may use up the descriptors that monitors need."""
+"""Every user may connect, so only root may use up the descriptors that monitors need."""
 ACCEPTED_AT_ONCE_MAX = 64
-"""asyncio accepts so many in one turn before the first of them can be counted; uvicorn's own number is 2048."""
+"""asyncio accepts this many in one turn before the first can be counted; uvicorn's default is 2048."""
 SHUTDOWN_S = 2
-"""How long an answer that is being sent may hold up the end of the daemon."""
+"""How long an answer in transmission may delay the end of the daemon."""
 
 
 class PeerProtocol(HttpToolsProtocol):
-    """Adds the caller's credentials, as the kernel tells them, to every request of a connection."""
+    """Adds the caller's credentials, as reported by the kernel, to every request of a connection."""
 
     _connected: ClassVar[Counter[int]] = Counter()
     _uid: int | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Read who connects once per connection; a client cannot change it afterwards."""
+        """Read the peer's credentials once per connection; a client cannot change them afterwards."""
         super().connection_made(transport)
         self._head_bytes = 0
         sock = transport.get_extra_info("socket")
@@ -55,7 +55,7 @@ class PeerProtocol(HttpToolsProtocol):
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give the user's place back."""
+        """Release the user's place."""
         if self._uid is not None:
             self._connected[self._uid] -= 1
         super().connection_lost(exc)
@@ -73,7 +73,7 @@ class PeerProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A body has its own bound: it is read only as far as that."""
+        """A body has its own bound: the server reads only up to that bound."""
         self._head_bytes = 0
         super().on_body(body)
 
@@ -86,7 +86,7 @@ class Server(uvicorn.Server):
         self._stop = stop
 
     async def main_loop(self) -> None:
-        """Wait for the end, instead of waking up ten times a second to see whether it has come."""
+        """Wait for the end instead of polling ten times a second."""
         await self._stop.wait()
 
     @contextlib.contextmanager
@@ -133,7 +133,7 @@ def _check_query(request: Request, route: Route) -> None:
 
 
 def _merged(routes: list[StarletteRoute]) -> list[StarletteRoute]:
-    """Leave HEAD out: Starlette adds it to every GET, and the table does not have it."""
+    """Remove HEAD: Starlette adds it to every GET, and it is not in the table."""
     for route in routes:
         assert route.methods is not None
         route.methods.discard("HEAD")
@@ -141,7 +141,7 @@ def _merged(routes: list[StarletteRoute]) -> list[StarletteRoute]:
 
 
 async def serve(service: Service, access: Access, sock: socket.socket, stop: asyncio.Event) -> None:
-    """Serve until ``stop`` is set and every answer under way has ended."""
+    """Serve until ``stop`` is set and every answer in progress has ended."""
     server = Server(
         uvicorn.Config(
             application(service, access),

@@ -1,4 +1,4 @@
-"""Who may hold an event stream: a bound for each user, and places that readers cannot use up."""
+"""Limits on event streams: a bound for each user, and places that readers cannot use up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Streams:
         self._open: Counter[int] = Counter()
 
     def enter(self, uid: int, *, operator: bool) -> None:
-        """Take a place; leave() gives it back. Raises: ConflictError: there is none for this user."""
+        """Take a place; leave() releases it. Raises: ConflictError: this user has no place left."""
         if uid != 0 and self._open[uid] >= limits.STREAMS_PER_UID_MAX:
             raise ConflictError(
                 f"uid {uid} has {limits.STREAMS_PER_UID_MAX} event streams open already: close one first", uid=uid
@@ -34,24 +34,24 @@ class Streams:
         self._open[uid] += 1
 
     def leave(self, uid: int) -> None:
-        """Give the place back."""
+        """Release the place."""
         self._open[uid] -= 1
         if not self._open[uid]:
             del self._open[uid]
 
 
 class EventStream(StreamingResponse):
-    """A stream whose reader is cut off if it does not read; it resumes by its last id."""
+    """A stream that disconnects a client that does not read; the client resumes by its last id."""
 
     def __init__(self, streams: Streams, uid: int, frames: AsyncIterator[bytes], *, operator: bool) -> None:
-        """Raises: ConflictError: there are too many."""
+        """Raises: ConflictError: too many streams are open."""
         streams.enter(uid, operator=operator)
         self._streams, self._uid = streams, uid
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(frames, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, and give its place back whatever happens."""
+        """Send the stream, and release its place in every case."""
         try:
             await super().__call__(scope, receive, send)
         finally:

@@ -1,1 +1,1 @@
-"""What each request does: domains, pivots, verdicts."""
+"""Carries out requests: domains, pivots, verdicts."""

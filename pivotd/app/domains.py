@@ -1,4 +1,4 @@
-"""Domains as requests see them: what is known of each, adding and forgetting them, their disks."""
+"""Requests about domains: show, add and forget domains, and list their disks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Latest = Callable[[str], Awaitable[list[tuple[Pivot, PivotDisk]]]]
 
 
 class Domains:
-    """The domains of this host, for whoever asks."""
+    """The domains of this host, for requests."""
 
     def __init__(self, host: Host, journal: Journal, latest: Latest) -> None:
         self._host = host
@@ -39,13 +39,13 @@ class Domains:
         return list(await asyncio.gather(*map(_view, supervisors)))
 
     async def one(self, name: str) -> DomainView:
-        """Return one domain with the block jobs that somebody else started. Raises: NotFoundError."""
+        """Return one domain with the block jobs that other clients started. Raises: NotFoundError."""
         supervisor = self._host.get(name)
         view = await _view(supervisor)
         return replace(view, jobs=await _jobs(supervisor)) if view.run_state is not None else view
 
     async def add(self, name: str, qmp: str, who: Requester) -> DomainView:
-        """Add a domain durably; the same name and path again is no error. Raises: BadRequestError, ConflictError."""
+        """Add a domain durably; repeating it is not an error. Raises: BadRequestError, ConflictError."""
         supervisor = await self._host.finish(self._add(name, qmp, who))
         await supervisor.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
         return await _view(supervisor)
@@ -87,7 +87,7 @@ class Domains:
             self._host.remove(name)
 
     async def disks(self, domain: str) -> list[DiskView]:
-        """Ask QEMU for the disks of a domain, and then the journal what it says of each.
+        """Query QEMU for the disks of a domain, and then the journal for its verdict on each.
 
         Raises: NotFoundError, DomainUnreachableError, QmpError.
         """
@@ -160,6 +160,6 @@ async def _view(supervisor: Supervisor) -> DomainView:
 
 
 def failing(supervisor: Supervisor) -> dict[str, str]:
-    """Return a sentence for each open pivot whose driver fails again and again."""
+    """Return one sentence for each open pivot whose driver fails again and again."""
     found = {pivot: driver.failing for pivot, driver in sorted(supervisor.drivers.items())}
     return {pivot: why for pivot, why in found.items() if why is not None}

@@ -1,4 +1,4 @@
-"""Whether the daemon does what it is for: what a monitoring system asks."""
+"""The health of the daemon, for a monitoring system."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pivotd.journal.journal import Journal
 
 
 class Health:
-    """Compares what the journal holds open with what is driven."""
+    """Compares the pivots that are open in the journal with the drivers."""
 
     def __init__(self, host: Host, journal: Journal, starter: Starter) -> None:
         self._host = host
         self._journal = journal
         self._starter = starter
         self._open: dict[str, float] = dict.fromkeys(host.drivers(), 0.0)
-        """Pivots that the journal holds open, and since when that is known."""
+        """Pivots that are open in the journal, and since when this is known."""
         journal.subscribe(self._on_records)
 
     def _on_records(self, records: list[Record]) -> None:
@@ -32,13 +32,13 @@ class Health:
                 self._open.pop(record.pivot, None)
 
     def _without_driver(self) -> list[str]:
-        """Return the open pivots that nobody drives; a driver starts right after its pivot is durable."""
+        """Return the open pivots without a driver; a driver starts right after its pivot is durable."""
         driven = self._host.drivers().keys() | self._starter.accepting
         before_s = time.monotonic() - limits.DRIVER_STARTS_S
         return sorted(pivot for pivot, since_s in self._open.items() if pivot not in driven and since_s < before_s)
 
     def report(self) -> answers.Health:
-        """Return ``ok`` or ``degraded``, and the facts behind it."""
+        """Return ``ok`` or ``degraded``, and the facts for it."""
         supervisors = self._host.supervisors.values()
         silent = tuple(s.name for s in supervisors if s.session is None and s.drivers)
         failed = tuple(

@@ -1,4 +1,4 @@
-"""Who may read when: in turn, a few at a time, and not while a guest is in its pause."""
+"""Queues for reads: in order, a few at a time, and none while a guest is in its pause."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class Door:
-    """Lets one in at a time, in the order in which they came; ``calm`` returns once no guest is in its pause."""
+    """Admits one reader at a time, in order of arrival; ``calm`` returns once no guest is in its pause."""
 
     def __init__(self, calm: Callable[[], Awaitable[None]]) -> None:
         self._calm = calm
@@ -25,7 +25,7 @@ class Door:
         self._waiting = 0
 
     async def __aenter__(self) -> None:
-        """Wait for the turn. Raises: TooBusyError: limits.READS_WAITING_MAX wait already."""
+        """Wait for the turn. Raises: TooBusyError: limits.READS_WAITING_MAX readers already wait."""
         if self._waiting >= limits.READS_WAITING_MAX:
             raise TooBusyError(f"{self._waiting} readers wait already: ask again in a moment, and less often")
         self._waiting += 1
@@ -42,7 +42,7 @@ class Door:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the next one in."""
+        """Admit the next reader."""
         self._lock.release()
 
 
@@ -55,7 +55,7 @@ class Lane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal-reader")
 
     async def read(self, look: Callable[[Reader, *Ts], T], *arguments: *Ts) -> T:
-        """Return what ``look`` returns, run on the thread. Raises: TooBusyError, and what ``look`` raises."""
+        """Run ``look`` on the thread and return its result. Raises: TooBusyError, and what ``look`` raises."""
         async with self._door:
             return await asyncio.get_running_loop().run_in_executor(self._thread, look, self._reader, *arguments)
 

@@ -1,4 +1,4 @@
-"""Verdicts of the journal beside what QEMU shows now."""
+"""Verdicts of the journal, checked against what QEMU shows now."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Moved = tuple[Pivot, PivotDisk]
 
 
 class LiveVerdicts:
-    """What the journal says of each disk, checked against QEMU. ``latest``: the last pivot of each."""
+    """The journal's verdict on each disk, checked against QEMU. ``latest``: the last pivot of each disk."""
 
     def __init__(self, latest: Iterable[Moved]) -> None:
         self._last: dict[Key, Moved] = {(pivot.domain, disk.disk): (pivot, disk) for pivot, disk in latest}
         self._found: dict[Key, Verdict] = {key: verdict.of_pivot(*moved) for key, moved in self._last.items()}
         self._confirmed: set[Key] = set()
-        """Disks that the pivot's own QEMU has shown: it lives, so nobody else starts the guest."""
+        """Disks that the pivot's own QEMU has shown: this QEMU lives, so no other one starts the guest."""
 
     async def all(self, sessions: Mapping[str, Session], disk: str | None, image: str | None) -> list[Verdict]:
-        """Return the verdicts asked for. ``sessions``: the QEMUs that are connected, by domain.
+        """Return the requested verdicts. ``sessions``: the connected QEMUs, by domain.
 
         Raises: ConflictError: the storage of ``image`` does not answer.
         """
@@ -74,7 +74,7 @@ class LiveVerdicts:
 
 
 async def image_path(filename: str, session: Session) -> str:
-    """Return the absolute path of an image; as QEMU writes it where the storage does not answer."""
+    """Return the absolute path of an image, or QEMU's own spelling if the storage does not answer."""
     directory = process.working_directory(session.pid)
     try:
         file = await in_thread(limits.FILE_TIMEOUT_S, files.resolve, filename, directory, paths=[filename])

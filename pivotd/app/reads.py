@@ -1,7 +1,7 @@
-"""What is read and told: pivots, records, waits, the event stream, verdicts. Nothing here changes anything.
+"""Read-only requests: pivots, records, waits, the event stream, verdicts.
 
-A single look goes in one lane and long lists in another, so that neither waits for the other. Lists are read and
-encoded in pieces of limits.READ_AT_ONCE, each in a turn of its own.
+Single reads use one lane and long lists another, so that neither waits for the other. Lists are read and encoded in
+pieces of limits.READ_AT_ONCE, each in a turn of its own.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pivotd.journal.reader import Reader
 
 T = TypeVar("T")
 VERDICT_READS_MAX = 3
-"""A record that comes between the journal and the look at QEMU makes both stale: read both again."""
+"""A record written between the read of the journal and the look at QEMU makes both stale: read both again."""
 
 
 class News:
-    """The records that were told at one moment; set once, then ``next`` is the news to wait for."""
+    """The records announced at one moment; set once, then ``next`` is the announcement to wait for."""
 
     def __init__(self) -> None:
         self.told = asyncio.Event()
@@ -38,7 +38,7 @@ class News:
 
 
 class Reads:
-    """Implements api.ports.Reads on the journal and the host's supervisors."""
+    """Implements api.ports.Reads with the journal and the host's supervisors."""
 
     def __init__(self, host: Host, journal: Journal, readers: Sequence[Reader]) -> None:
         """Use ``attach``."""
@@ -54,16 +54,16 @@ class Reads:
 
     @classmethod
     async def attach(cls, state_dir: Path, host: Host, journal: Journal) -> Reads:
-        """Open what is needed to read the journal of this daemon. Raises: JournalError."""
+        """Open the connections that read the journal of this daemon. Raises: JournalError."""
         return cls(host, journal, [await asyncio.to_thread(Reader.attach, state_dir) for _ in range(2)])
 
     def end(self) -> None:
-        """Let streams and waits finish."""
+        """Make streams and waits finish."""
         self._ending = True
         self._tell()
 
     async def close(self) -> None:
-        """Close the connections, once nobody reads any more."""
+        """Close the connections once no reader is left."""
         self._unsubscribe()
         for lane in (self._single, self._lists):
             await asyncio.to_thread(lane.close)
@@ -79,7 +79,7 @@ class Reads:
         before: str | None,
         encode: Callable[[Pivot], T],
     ) -> list[T]:
-        """Return pivots, newest first, from the one after ``before`` on, each as ``encode`` makes it in the thread."""
+        """Return pivots, newest first, starting after ``before``; ``encode`` converts each in the thread."""
         found: list[T] = []
         while len(found) < limit:
             wanted = min(limits.READ_AT_ONCE, limit - len(found))
@@ -92,7 +92,7 @@ class Reads:
         return found
 
     async def pivot(self, pivot: str) -> Pivot:
-        """Return one pivot by its id or its request id, as the journal has it."""
+        """Return one pivot by its id or its request id, as stored in the journal."""
         return await self._single.read(_pivot, pivot)
 
     async def known(self, pivot: str) -> Pivot | None:
@@ -100,11 +100,11 @@ class Reads:
         return await self._single.read(Reader.pivot, pivot)
 
     async def undo_of(self, pivot: str) -> Pivot | None:
-        """Return the pivot that takes this one back, None if there is none."""
+        """Return the pivot that undoes this one, None if there is none."""
         return await self._single.read(Reader.undo, pivot)
 
     async def current(self, pivot: str) -> Pivot:
-        """Return one pivot by its id or its request id; an open one as its driver has it, behind no reader."""
+        """Return one pivot by its id or its request id; an open one from its driver, without waiting for readers."""
         for supervisor in self._host.supervisors.values():
             for driver in supervisor.drivers.values():
                 if pivot in {driver.pivot.id, driver.pivot.request_id}:
@@ -112,11 +112,11 @@ class Reads:
         return await self.pivot(pivot)
 
     async def shown(self, pivot: str, encode: Callable[[Pivot, list[Record]], T]) -> T:
-        """Return one pivot with every record, oldest first, as ``encode`` makes it in the thread."""
+        """Return one pivot with every record, oldest first; ``encode`` converts it in the thread."""
         return await self._single.read(_shown, encode, pivot)
 
     async def wait(self, pivot: str, timeout_s: float) -> Pivot:
-        """Return the pivot as soon as it rests (closed, or waiting at READY), or as it is after timeout_s."""
+        """Return the pivot as soon as it rests (closed, or waiting at READY), or its state after timeout_s."""
         deadline = asyncio.get_running_loop().time() + min(timeout_s, limits.WAIT_TIMEOUT_S_MAX)
         while True:
             news = self._news
@@ -139,7 +139,7 @@ class Reads:
     # -- events -------------------------------------------------------------------------------------------------
 
     def _on_records(self, records: list[Record]) -> None:
-        """Tell whoever waits, but not in the middle of a pause: readers would take the processor from it."""
+        """Announce records, but not in the middle of a pause: readers would take processor time from it."""
         self._news.records += records
         if not self._journal.guest_paused:
             self._tell()
@@ -157,7 +157,7 @@ class Reads:
         news.told.set()
 
     async def events(self, after: int, encode: Callable[[Record], T]) -> AsyncIterator[list[T]]:
-        """Yield every durable record with seq > after, then new ones as they are told, a list at a time."""
+        """Yield every durable record with seq > after, then new ones as they are announced, a list at a time."""
         while not self._ending:
             news = self._news
             if after < self._told_seq:
@@ -171,7 +171,7 @@ class Reads:
                 yield [encoded for _, encoded in page]
 
     async def events_page(self, after: int, limit: int, encode: Callable[[Record], T]) -> list[T]:
-        """Return up to ``limit`` records with seq > after, oldest first, each as ``encode`` makes it in the thread."""
+        """Return up to ``limit`` records with seq > after, oldest first; ``encode`` converts each in the thread."""
         found: list[T] = []
         while len(found) < limit:
             wanted = min(limits.RECORDS_AT_ONCE, limit - len(found))
@@ -185,7 +185,7 @@ class Reads:
     # -- verdicts -----------------------------------------------------------------------------------------------
 
     async def latest(self, domain: str | None, disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
-        """Return the last pivot of each disk, and the disk in it, by domain and disk."""
+        """Return the last pivot of each disk with its entry for the disk, by domain and disk."""
         found: list[tuple[Pivot, PivotDisk]] = []
         after = ("", "")
         while page := await self._lists.read(Reader.latest, domain, disk, after, limits.READ_AT_ONCE):
@@ -198,7 +198,7 @@ class Reads:
     async def verdicts(
         self, domain: str | None, disk: str | None, image: str | None, encode: Callable[[Verdict], T]
     ) -> list[T]:
-        """Return verdicts of all disks known, checked against QEMU where it answers."""
+        """Return the verdicts on all known disks, checked against QEMU where it answers."""
         for _ in range(VERDICT_READS_MAX):
             before = self._journal.last_seq
             latest = await self.latest(domain, disk)

@@ -1,7 +1,7 @@
-"""All domains of this host: their supervisors, and who owns which monitor.
+"""All domains of this host: their supervisors, and which domain owns which monitor.
 
-What changes the registry happens under the lock of the domain's name: adding, removing, the start of a pivot. Nothing
-that QEMU or storage can hold up is done under a lock that two domains share.
+Changes of the registry take the lock of the domain's name: adding, removing, starting a pivot. Nothing that can block
+on QEMU or storage runs under a lock that two domains share.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Host:
     def __init__(self, make_driver: DriverFactory) -> None:
         self.supervisors: dict[str, Supervisor] = {}
         self.left_out: dict[str, tuple[str, str]] = {}
-        """Domains of configuration and journal that have no monitor of their own, by name: its path, and why."""
+        """Domains of configuration and journal without a monitor of their own, by name: the path and the reason."""
         self._not_adopted: dict[str, str] = {}
         self._make_driver = make_driver
         self._claims: list[tuple[str, str]] = []
@@ -48,7 +48,7 @@ class Host:
         self._started = asyncio.Event()
 
     async def run(self) -> None:
-        """Run until end(): then every driver leaves its pause first."""
+        """Run until end(); before this returns, every driver ends its pause."""
         async with asyncio.TaskGroup() as group:
             self._group = group
             self._started.set()
@@ -61,7 +61,7 @@ class Host:
         await self._started.wait()
 
     def end(self) -> None:
-        """Let run() return."""
+        """Make run() return."""
         self._ended.set()
 
     def lock(self, name: str) -> asyncio.Lock:
@@ -69,7 +69,7 @@ class Host:
         return self._locks.setdefault(name, asyncio.Lock())
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what work returns; it comes to its end also where the caller is cancelled."""
+        """Return the result of work, which runs to its end even if the caller is cancelled."""
         assert self._group is not None, "run() has begun"
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
@@ -119,11 +119,11 @@ class Host:
 
     @asynccontextmanager
     async def claim(self, wanted: Mapping[str, str]) -> AsyncIterator[dict[str, str]]:
-        """Keep monitors, by domain name, for the caller; yield the owners of those that another domain has already.
+        """Reserve monitors, by domain name, for the caller; yield the owners of monitors already in use.
 
-        One monitor is one socket, by whatever path. Of two that are wanted the first counts.
+        A monitor is one socket, whatever its path. If the caller names a monitor twice, the first name counts.
 
-        Raises: BadRequestError: a storage does not answer.
+        Raises: BadRequestError: the storage of a path does not answer.
         """
         while True:
             known = self._owned()
@@ -155,7 +155,7 @@ class Host:
         return [(supervisor.name, supervisor.path) for supervisor in self.supervisors.values()] + self._claims
 
     async def add_all(self, wanted: Mapping[str, tuple[str, str]]) -> None:
-        """Add the domains of configuration and journal, path and origin by name; leave out who has no own monitor."""
+        """Add the domains of configuration and journal, path and origin by name; skip those without an own monitor."""
         try:
             async with self.claim({name: path for name, (path, _) in wanted.items()}) as owners:
                 for name, (path, origin) in wanted.items():
@@ -170,9 +170,9 @@ class Host:
                 self.add(name, path, origin)
 
     async def discover(self, patterns: Sequence[str]) -> None:
-        """Adopt sockets that match and forget discovered domains whose socket is gone and that have nothing open.
+        """Adopt matching sockets, and forget discovered domains whose socket is gone and that have no open pivot.
 
-        The file name without its suffix is the domain's name; a name that is taken stays with its owner.
+        The file name without its suffix is the domain's name; a name in use stays with its owner.
         """
         try:
             found = await self.matching(patterns)
@@ -203,7 +203,7 @@ class Host:
             raise BadRequestError(str(error)) from None
 
     def _new(self, found: Iterable[str]) -> dict[str, str]:
-        """Return the path by name of each socket that is nobody's yet."""
+        """Return, by name, the path of each socket that no domain owns yet."""
         known = {supervisor.path for supervisor in self.supervisors.values()}
         new: dict[str, str] = {}
         skipped: dict[str, str] = {}
@@ -223,18 +223,18 @@ class Host:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """Monitors that were configured, added or found and are not supervised: the path, and a sentence on why."""
+        """Monitors that were configured, added or found and are not supervised: the path, and one sentence on why."""
         return [*self.left_out.values(), *self._not_adopted.items()]
 
     def _say(self, not_adopted: Mapping[str, str]) -> None:
-        """Remember what is not adopted, and log what was not among it before."""
+        """Remember the monitors that are not adopted, and log the new ones."""
         now = {_printable(path): _printable(reason) for path, reason in not_adopted.items()}
         for path, reason in now.items() - self._not_adopted.items():
             log.warning("domain.skipped", qmp=path, reason=reason)
         self._not_adopted = now
 
     async def all_looked(self) -> None:
-        """Wait until every open pivot was looked at, or was found silent and that was told."""
+        """Wait until every open pivot was looked at, or its QEMU was silent and this was reported."""
         for driver in self.drivers().values():
             await driver.looked.wait()
 
@@ -244,7 +244,7 @@ def _marks(paths: Iterable[str]) -> dict[str, frozenset[str]]:
 
 
 def _matching(patterns: Sequence[str]) -> list[str]:
-    """Return the paths that match, each once, in the order of the patterns."""
+    """Return the matching paths, each once, in the order of the patterns."""
     found: dict[str, None] = {}
     for pattern in patterns:
         look_at(pattern)

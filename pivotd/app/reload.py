@@ -1,8 +1,8 @@
 """Reloading the configuration of a running daemon: all of it, or nothing and one line that says why.
 
-Two ways to ask: SIGHUP, whose answer is in the log and in the journal, and ``pivotd --reload PID``, which connects to
-an abstract socket named after the daemon's process and gets one line back. The file is read after a request has come:
-nobody takes the answer to an earlier request for their own.
+There are two ways to request a reload: SIGHUP, whose answer is in the log and in the journal, and
+``pivotd --reload PID``, which connects to an abstract socket named after the daemon's process and gets one line back.
+The daemon reads the file after the request has come, so that no caller gets the answer to an earlier request.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ _LINE_BYTES_MAX = 1 << 16
 
 
 class TakesAccess(Protocol):
-    """Who may do what, from the next request on."""
+    """Access control, whose rules take effect with the next request."""
 
     operators: Any
     readers: Any
 
 
 class TakesConfig(Protocol):
-    """Whoever answers requests by the defaults of a configuration."""
+    """A component that answers requests with the defaults of a configuration."""
 
     def use(self, config: Config) -> None:
-        """Answer by this one from now on."""
+        """Answer with this configuration from now on."""
 
 
 @dataclass
 class _Changes:
-    """What another configuration means for the domains; nothing is done yet. ``obstacles`` says why it cannot be."""
+    """What a new configuration changes in the domains, before any change. ``obstacles`` says why it is impossible."""
 
     remove: dict[str, Supervisor] = field(default_factory=dict)
     add: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Name -> monitor, origin."""
     origins: dict[str, str] = field(default_factory=dict)
-    """Of domains that stay with their monitor."""
+    """For domains that keep their monitor."""
     told: list[str] = field(default_factory=list)
     obstacles: list[str] = field(default_factory=list)
 
@@ -97,7 +97,7 @@ class Reloader:
                     client.send(answer.encode()[:_LINE_BYTES_MAX])
 
     async def reload(self, by: Any) -> str:
-        """Take what the file says now; return ``ok`` or ``no`` and a line. ``by`` says who asked, for the journal."""
+        """Apply the present file; return ``ok`` or ``no`` and a line. ``by`` names the requester, for the journal."""
         async with self._one_at_a_time:
             try:
                 new = await asyncio.to_thread(load, self.path)
@@ -122,7 +122,7 @@ class Reloader:
         sd.notify(f"STATUS=supervising {len(self.host.supervisors)} domains{more}")
 
     async def _change(self, new: Config, added: Mapping[str, str], found: frozenset[str]) -> list[str]:
-        """Take another configuration under the locks of the domains that it changes. Raises: PivotdError."""
+        """Apply a configuration under the locks of the domains that it changes. Raises: PivotdError."""
         old = self.config.domains
         async with AsyncExitStack() as locks:
             names = sorted(old.keys() | new.domains.keys())
@@ -146,7 +146,7 @@ class Reloader:
         return told
 
     def _apply(self, new: Config, changes: _Changes) -> list[str]:
-        """Check and change in one turn of the loop: no request comes between. Raises: ConflictError."""
+        """Check and change in one turn of the loop, so that no request intervenes. Raises: ConflictError."""
         old = self.config
         for key in ("state_dir", "socket"):
             if getattr(new, key) != getattr(old, key):
@@ -166,7 +166,7 @@ class Reloader:
         return [key for key in ("access", "pause", "discover") if getattr(new, key) != getattr(old, key)] + changes.told
 
     def _changes(self, new: Config, added: Mapping[str, str], found: frozenset[str]) -> _Changes:
-        """Compare the domains; those added by hand (``added``) show through where the configuration names none."""
+        """Compare the domains; a domain added at run time (``added``) counts unless the configuration names it."""
         changes = _Changes()
         present = self.host.supervisors
         for name in sorted(self.config.domains.keys() | new.domains.keys()):
@@ -213,7 +213,7 @@ def _address(pid: int) -> str:
 
 
 def listen() -> socket.socket | None:
-    """Listen for ``pivotd --reload``; None where somebody else has the address: then only SIGHUP is left."""
+    """Listen for ``pivotd --reload``; None if another process has the address: then only SIGHUP works."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.setblocking(False)
     try:
@@ -227,7 +227,7 @@ def listen() -> socket.socket | None:
 
 
 def ask(pid: int) -> tuple[int, str]:
-    """Have the daemon with this process id reload; return the exit status and the line to show."""
+    """Make the daemon with this process id reload; return the exit status and the line to print."""
     silent = f"pivotd (process {pid}) gave no answer to the reload: its log says why"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(limits.RELOAD_TIMEOUT_S)
@@ -247,6 +247,6 @@ def ask(pid: int) -> tuple[int, str]:
 
 
 def _peer(sock: socket.socket) -> tuple[int, int]:
-    """Return pid and uid of the other side. Source: unix(7), SO_PEERCRED."""
+    """Return pid and uid of the peer. Source: unix(7), SO_PEERCRED."""
     pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid

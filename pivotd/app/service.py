@@ -21,7 +21,7 @@ from pivotd.journal.journal import Journal
 
 
 class DaemonService:
-    """Implements api.ports.Service on the host's supervisors and the journal."""
+    """Implements api.ports.Service with the host's supervisors and the journal."""
 
     def __init__(self, config: Config, host: Host, journal: Journal, reads: Reads) -> None:
         self.reads = reads
@@ -41,7 +41,7 @@ class DaemonService:
 
     @property
     def defaults(self) -> CopyOptions:
-        """What the configuration says where a request says nothing."""
+        """The configuration's values for fields that a request leaves out."""
         return CopyOptions(max_pause_ms=self._config.pause.max_ms, attempts=self._config.pause.attempts)
 
     @property
@@ -50,7 +50,7 @@ class DaemonService:
         return self._ending
 
     def end(self) -> None:
-        """Let streams and waits finish."""
+        """Make streams and waits finish."""
         self._ending = True
         self.reads.end()
 
@@ -67,7 +67,7 @@ class DaemonService:
         return await driver.complete(who)
 
     async def cancel(self, pivot: str, who: Requester) -> Pivot:
-        """Ask a pivot to keep the source; returns once that is durable or the outcome is known."""
+        """Ask a pivot to keep the source; returns once the request is durable or the outcome is known."""
         found = await self.reads.current(pivot)
         driver = self._host.driver(found.id)
         if driver is not None:
@@ -77,7 +77,7 @@ class DaemonService:
         return found
 
     async def undo(self, pivot: str, who: Requester) -> Pivot:
-        """Take a pivot back while its window is open: return the pivot that does it, the same one if asked again."""
+        """Undo a pivot while its window is open; return the pivot that does this, the same one if repeated."""
         found = await self.reads.current(pivot)
         driver = self._host.driver(found.id)  # before the look into the journal: one of both has the undo
         known = await self.reads.undo_of(found.id)
@@ -110,7 +110,7 @@ class DaemonService:
         return await driver.set_bandwidth(bytes_per_s, who)
 
     def progress(self, pivot: str) -> Progress | None:
-        """Return how far an open pivot is, None for a closed one."""
+        """Return the progress of an open pivot, None for a closed one."""
         driver = self._host.driver(pivot)
         if driver is None:
             return None

@@ -1,4 +1,4 @@
-"""From a request to a driver: plan without a lock, keep the destinations, make it durable, start it."""
+"""From a request to a driver: plan without a lock, reserve the destinations, record the pivot, start its driver."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pivotd.planning.plan import Wish, marks, plan, written
 from pivotd.qmp.session import Session
 
 Find = Callable[[str], Awaitable[Pivot | None]]
-"""Returns the pivot with a request id, None where there is none."""
+"""Returns the pivot with a request id, None if there is none."""
 Marked = Sequence[tuple[Image, frozenset[str]]]
-"""Images, and what each is known by: files.identities()."""
+"""Images, each with its identities: files.identities()."""
 
 
 class Starter:
@@ -36,12 +36,12 @@ class Starter:
         self._find = find
         self._under_way: dict[str, tuple[PivotRequest, asyncio.Future[Pivot]]] = {}
         self.accepting: set[str] = set()
-        """Pivots that are being recorded: they have no driver yet."""
+        """Pivots being recorded, which have no driver yet."""
         self._reserved: dict[str, Marked] = {}
-        """What pivots of this process write to, from before they are recorded."""
+        """The images that pivots of this process write to, from before the pivots are recorded."""
 
     async def start(self, request: PivotRequest, who: Requester) -> Pivot:
-        """Return the new pivot once it is durable, or the one that has this request id already.
+        """Return the new pivot once it is durable, or the pivot that already has this request id.
 
         Raises: RequestError and subclasses (nothing recorded), DomainUnreachableError, QmpError, JournalError.
         """
@@ -67,7 +67,7 @@ class Starter:
             del self._under_way[key]
 
     async def _join(self, key: str, request: PivotRequest) -> Pivot:
-        """Wait for the request that came first under this id, and share what comes of it."""
+        """Wait for the first request under this id, and share its result."""
         first, done = self._under_way[key]
         try:
             return _same_request(await asyncio.shield(done), request)
@@ -101,7 +101,7 @@ class Starter:
     async def _accept(
         self, planned: Pivot, marked: Marked, supervisor: Supervisor, session: Session
     ) -> tuple[Pivot, bool]:
-        """Record and start what was planned, unless what it was planned from has changed."""
+        """Record and start the planned pivot, unless the facts of the plan have changed."""
         async with self._host.lock(planned.domain):
             if self._host.supervisors.get(planned.domain) is not supervisor or supervisor.ended:
                 raise ConflictError(f"domain {planned.domain} was removed meanwhile: add it and try again")
@@ -117,9 +117,9 @@ class Starter:
         return accepted, new
 
     def _reserve(self, planned: Pivot, marked: Marked) -> None:
-        """Keep what the pivot writes to, by file and by name, as long as it is open.
+        """Reserve the images that the pivot writes to, by file and by name, as long as the pivot is open.
 
-        No await comes between the look and the mark: of many requests for one image, one gets it.
+        No await comes between the check and the reservation: of many requests for one image, one gets it.
 
         Raises: DiskBusyError, BadRequestError.
         """
@@ -155,7 +155,7 @@ async def _turn(supervisor: Supervisor) -> AsyncIterator[None]:
 
 
 def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
-    """A retry is safe; another request under a used id is a mistake that must not look like success."""
+    """A retry is safe; a different request under a used id is a mistake that must not look like success."""
     had = {disk.disk: disk for disk in known.disks}
     same = (
         known.domain == request.domain

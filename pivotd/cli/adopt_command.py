@@ -1,4 +1,4 @@
-"""The command that makes a pivot of block jobs that somebody else has started."""
+"""`pivotctl pivot adopt`: make a pivot of block jobs that other programs have started."""
 
 from __future__ import annotations
 

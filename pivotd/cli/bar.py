@@ -63,7 +63,7 @@ class Bar(Silent):
         self._progress.console.print(Text(f"pivotctl: {render.one_line(message)}", style="yellow"))
 
     def end(self, pivot: Pivot) -> None:
-        """Leave the bar full after a switch, and say how long the guest was paused."""
+        """Fill the bar after a switch, and show how long the guest was paused."""
         word = pivot.outcome or pivot.phase
         paused = "" if pivot.pause_ms is None else f"paused {render.pause(pivot.pause_ms)}"
         self._progress.update(self._task, description=_title(pivot, word), detail=paused)

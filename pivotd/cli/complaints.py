@@ -1,4 +1,4 @@
-"""What pivotctl itself can fail with, beside what the daemon and the journal say, and the exit statuses of that."""
+"""Errors of pivotctl itself, besides those of the daemon and the journal, and their exit statuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXIT_BROKEN_PIPE = 141
 
 
 class UsageError(PivotdError):
-    """The command line makes no sense; nothing was asked of anybody."""
+    """The command line is wrong; no request was sent."""
 
     kind = "usage"
     exit_status = EXIT_USAGE
@@ -27,7 +27,7 @@ class OutputError(PivotdError):
 
 
 class InterruptError(PivotdError):
-    """Ctrl-C: what was asked for may go on."""
+    """Ctrl-C: the requested operation may continue."""
 
     kind = "interrupted"
     exit_status = EXIT_INTERRUPTED

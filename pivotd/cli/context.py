@@ -1,4 +1,4 @@
-"""What the global options mean for a command: where answers come from and in which form they go out."""
+"""The global options: where a command gets its answers, and in which form it prints them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def tell(message: str) -> None:
-    """Say one thing that is no answer."""
+    """Print a message that is not part of the answer."""
     if sys.stderr is not None:
         print(f"pivotctl: {message}", file=sys.stderr, flush=True)
 
@@ -25,7 +25,7 @@ def tell(message: str) -> None:
 class App:
     """The global options, and the exit status once it is known.
 
-    ``status`` is set before the answer is printed: it holds also if nobody reads the answer.
+    ``status`` is set before the answer is printed, so that it also holds if nothing reads the answer.
     """
 
     socket: str

@@ -1,4 +1,4 @@
-"""The command that copies disks to new images and switches to them."""
+"""`pivotctl copy`: copy disks to new images and switch to them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXAMPLES = (
     type=click.Choice(("full", "top")),
     default="full",
     show_default=True,
-    help="Copy all layers, or the active one alone.",
+    help="Copy all layers, or only the active one.",
 )
 @image_options.creating
 @starting.bandwidth
@@ -63,7 +63,7 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     """Mirror each DISK of DOMAIN to a new IMAGE and switch all of them as one pivot: all or none.
 
     The guest keeps running; pivotd pauses it only for the switch. If the switch takes longer than --max-pause, the
-    guest goes on with the source, and pivotd tries again.
+    guest continues on the source, and pivotd tries again.
 
     IMAGE is a path, or with --reuse also a block device or an NBD export: nbd://HOST:PORT/EXPORT,
     nbd+unix:///EXPORT?socket=/PATH. With --sync top the new image has the backing image of the source.
@@ -72,8 +72,8 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     them at once, `pivotctl pivot release ID` ends this early. Meanwhile each guest write waits for both images. If QEMU
     ends, the mirrors end, and the old images are out of date.
 
-    With --resumable a destination that fails or is full pauses the copy. pivotd tries again, and the copy goes on where
-    it stopped; `pivotctl pivot show` says how much did not have to be copied again.
+    With --resumable a destination that fails or is full pauses the copy. pivotd tries again, and the copy continues
+    where it stopped; `pivotctl pivot show` says how much did not have to be copied again.
     """
     for index, what in ((0, "disk"), (1, "image")):
         starting.check_twice(what, [target[index] for target in targets], "copy")

@@ -19,7 +19,7 @@ def _layers(row: DiskView) -> list[str]:
 
 @click.group(short_help="Disks of a domain: image, backing chain, job, journal.")
 def disk() -> None:
-    """Look at the disks of a domain."""
+    """Show the disks of a domain."""
 
 
 @disk.command("ls")

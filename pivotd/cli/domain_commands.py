@@ -1,4 +1,4 @@
-"""Commands on domains: the running QEMU processes that pivotd looks after."""
+"""Commands on domains: the running QEMU processes that pivotd manages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pivotd.client import DomainView, JobView
 
 @click.group(short_help="Domains: connection, run state, QEMU, open pivots.")
 def domain() -> None:
-    """Look at domains, add them and remove them.
+    """List domains, show them, add them and remove them.
 
     A domain is one running QEMU process with a QMP Unix socket.
     """
@@ -23,7 +23,7 @@ def domain() -> None:
 def ls(app: App) -> None:
     """List every domain.
 
-    With --offline: the domains that the journal knows, without what only a running daemon can see.
+    With --offline: the domains that the journal knows, without the facts that only a running daemon can see.
     """
     found = app.reads.domains()
     if render.answer(app, found):
@@ -62,7 +62,7 @@ def show(app: App, name: str) -> None:
 @click.option("--qmp", type=AbsolutePath(), metavar="PATH", required=True, help="QMP socket of the QEMU process.")
 @pass_app
 def add(app: App, name: str, qmp: str) -> None:
-    """Add a domain; it is remembered across restarts of the daemon.
+    """Add a domain; the daemon remembers it across restarts.
 
     Adding the same domain with the same socket again is not an error. pivotd occupies the monitor behind the socket:
     give QEMU a separate monitor for pivotd.
@@ -78,7 +78,7 @@ def add(app: App, name: str, qmp: str) -> None:
 def rm(app: App, name: str) -> None:
     """Remove a domain; QEMU keeps running, and the journal keeps its pivots.
 
-    Refused while a pivot of the domain is open, and for a domain that the configuration names.
+    pivotd refuses this while a pivot of the domain is open, and for a domain that the configuration names.
     """
     app.client.remove_domain(name)
     if not render.answer(app, {"removed": name}):

@@ -1,4 +1,4 @@
-"""The command that shows the durable event log."""
+"""`pivotctl events`: show the durable event log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES = (
 )
 
 
-@click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="The durable event log, from any record on.")
+@click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="The durable event log, starting at any record.")
 @click.option("--follow", "-f", is_flag=True, help="Continue with new records as they are written, until Ctrl-C.")
 @click.option(
     "--after",

@@ -1,4 +1,4 @@
-"""The first page of help: what pivotctl is for, commands by purpose, examples, exit statuses."""
+"""The help of `pivotctl --help`: purpose, commands by task, examples, exit statuses."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SECTIONS = (
             ("snapshot DOMAIN DISK=OVERLAY...", "new overlays, all at one instant"),
             ("commit DOMAIN DISK...", "write layers into one below them"),
             ("pull DOMAIN DISK...", "copy lower layers into the image"),
-            ("pivot wait ID", "wait for a pivot, show how far it is"),
-            ("pivot complete ID", "switch one that waits at ready"),
+            ("pivot wait ID", "wait for a pivot, show its progress"),
+            ("pivot complete ID", "switch a pivot that waits at ready"),
             ("pivot adopt DOMAIN DISK[=IMAGE]...", "take over other programs' block jobs"),
             ("pivot set ID --bandwidth RATE", "copy slower or faster from now on"),
-            ("pivot cancel ID", "give one up, keep the source"),
+            ("pivot cancel ID", "cancel a pivot, keep the source"),
             ("pivot undo ID", "return to images that were kept in sync"),
             ("pivot release ID", "stop keeping the old images in sync"),
         ),
@@ -65,9 +65,9 @@ EXIT_STATUSES = (
     ("2", "usage: the command line is wrong"),
     ("3", "the daemon cannot be reached, or does not answer"),
     ("4", "refused: bad input, conflict, not found or not allowed"),
-    ("5", "the pivot ended kept: the guest goes on with the source image"),
+    ("5", "the pivot ended kept: the guest continues on the source image"),
     ("6", "an outcome is unknown, or differs between the disks: a person must look"),
-    ("130", "interrupted; the pivot goes on"),
+    ("130", "interrupted; the pivot continues"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Options for how new images are made and opened: qcow2 options by name, the passphrase, discard."""
+"""Options for creating and opening new images: qcow2 options by name, the passphrase, discard."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ READERS: dict[str, Callable[[str], Any]] = {
     "refcount-bits": _number,
     "luks-iter-ms": _number,
 }
-"""Name of an option -> how its value is read; which values go together is the daemon's to say."""
+"""Name of an option -> parser of its value. The daemon checks which values go together."""
 
 
 class ImageOption(click.ParamType[tuple[str, Any]]):
-    """KEY=VALUE of a new image; the names are QEMU's, ``compat`` and ``_`` for ``-`` are taken too."""
+    """KEY=VALUE of a new image, with QEMU's names; ``compat`` is accepted, and ``_`` for ``-``."""
 
     name = "option"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        """Return the name as the API has it, and the value."""
+        """Return the name as the API spells it, and the value."""
         if isinstance(value, tuple):
             return value
         key, separator, text = str(value).partition("=")
@@ -75,13 +75,13 @@ def creating(function: F) -> F:
         type=click.Choice(("unmap", "ignore")),
         default="unmap",
         show_default=True,
-        help="What becomes of space that the guest frees.",
+        help="What QEMU does with space that the guest frees.",
     )(function)
     function = click.option(
         "--secret-file",
         type=AbsolutePath(),
         metavar="PATH",
-        help="Encrypt with LUKS; QEMU reads the passphrase here.",
+        help="Encrypt with LUKS; QEMU reads the passphrase from PATH.",
     )(function)
     return click.option(
         "--option",

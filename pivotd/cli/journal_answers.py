@@ -1,4 +1,4 @@
-"""The journal as the source of answers: the same shapes as the daemon gives, without what only it can see."""
+"""Answers from the journal alone: the same types as the daemon's, without the facts that only the daemon sees."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ UNSEEN = "read from the journal alone"
 
 
 class OfflineJournal:
-    """What of client.Client the journal alone can answer. Raises: NotFoundError, JournalError and its subclasses."""
+    """The methods of client.Client that the journal alone can answer.
+
+    Raises: NotFoundError, JournalError and its subclasses.
+    """
 
     def __init__(self, state_dir: str) -> None:
         self.path = state_dir
@@ -57,7 +60,7 @@ class OfflineJournal:
         return shown.pivot_with_records(found, self._reader.records(found.id))
 
     def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
-        """Return what the journal says of the disks asked for."""
+        """Return the journal's verdicts on the requested disks."""
         file = None if image is None else files.named(image)
         found = []
         for pivot, moved in self._reader.every_latest(domain, disk):
@@ -74,7 +77,7 @@ class OfflineJournal:
         return msgspec.convert(found, list[Verdict], from_attributes=True)
 
     def events(self, after: int) -> Iterator[Record]:
-        """Yield every record there is with seq > after."""
+        """Yield every existing record with seq > after."""
         while page := self._reader.events(after):
             yield from msgspec.convert(page, list[Record], from_attributes=True)
             after = page[-1].seq

@@ -1,4 +1,4 @@
-"""The commands that make backing chains longer and shorter: snapshot, commit, pull."""
+"""The commands that lengthen and shorten backing chains: snapshot, commit, pull."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
 def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, top: str | None, **options: Any) -> None:
     """Write the layers of each DISK of DOMAIN, from --top down, into --base, which replaces them.
 
-    With the active layer among them the guest moves to the base: that is a switch, all disks or none. Without it the
-    guest stays on its image. Either way the guest is paused at the end, for at most --max-pause. The committed images
-    stay where they are, and are stale.
+    If the active layer is among them, the guest moves to the base: this is a switch, all disks or none. Otherwise the
+    guest stays on its image. In both cases pivotd pauses the guest at the end, for at most --max-pause. The committed
+    images stay where they are, and are stale.
     """
     starting.check_twice("disk", list(disks), "commit")
     starting.start(app, domain, CommitRequest, [CommitDisk(disk=disk, top=top, base=base) for disk in disks], options)
 
 
-@click.command(cls=ExampleCommand, examples=PULL_EXAMPLES, short_help="Copy what lies below into the active images.")
+@click.command(cls=ExampleCommand, examples=PULL_EXAMPLES, short_help="Copy lower layers into the active images.")
 @click.argument("domain", metavar="DOMAIN", type=Name())
 @click.argument("disks", metavar="DISK...", nargs=-1, required=True)
 @click.option("--base", type=AbsolutePath(), metavar="IMAGE", help="The layer that stays below.  [default: none]")
@@ -82,8 +82,8 @@ def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, t
 def pull(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, **options: Any) -> None:
     """Copy the layers below the active image of each DISK of DOMAIN into it, so that it no longer needs them.
 
-    The guest stays on the same image. It is paused at the end, while QEMU writes the image's tables to disk and takes
-    the layers out of the chain, for at most --max-pause.
+    The guest stays on the same image. pivotd pauses it at the end, for at most --max-pause, while QEMU writes the
+    image's tables to disk and takes the layers out of the chain.
     """
     starting.check_twice("disk", list(disks), "pull")
     starting.start(app, domain, PullRequest, [PullDisk(disk=disk, base=base) for disk in disks], options)

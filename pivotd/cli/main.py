@@ -1,4 +1,4 @@
-"""The entry of pivotctl: global options, and the one place where every error becomes one line and an exit status."""
+"""The entry point of pivotctl: global options, and the only place that turns an error into one line and a status."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMANDS = {
     "verdict": "verdict_command",
     "events": "event_command",
 }
-"""Each command, and the module of this room that has it."""
+"""Each command, and the module in this folder that defines it."""
 GLOBAL_OPTIONS = ("--json", "--socket", "--offline")
 
 
@@ -48,14 +48,14 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
 
 
 class LazyGroup(GroupedGroup):
-    """Imports the one command that is called: all of them would take 20 ms."""
+    """Imports only the command that is called: importing all would take 20 ms."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
-        """Return one command, None for a name that there is not."""
+        """Return one command, None for an unknown name."""
         if name not in COMMANDS:
             return None
         command = getattr(import_module(f"pivotd.cli.{COMMANDS[name]}"), name)
@@ -89,7 +89,7 @@ def cli(context: click.Context, socket: str, as_json: bool, offline: str | None)
 
 
 def main() -> NoReturn:
-    """Run one command and exit; whatever goes wrong is one line, never a traceback."""
+    """Run one command and exit; an error is one line, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             # A file name that is not text must not stop an answer.
@@ -124,7 +124,7 @@ def _run(app: App, arguments: list[str]) -> int:
         print(error.format_message(), file=sys.stderr)
         return EXIT_USAGE
     except click.UsageError as error:
-        # Nobody has seen the global options yet if the command is wrong.
+        # If the command is wrong, click has not parsed the global options yet.
         app.json = app.json or "--json" in arguments
         return _complain(app, _usage(error))
     except click.ClickException as error:
@@ -167,7 +167,7 @@ def _complain(app: App, error: PivotdError) -> int:
 
 
 def _forget_stdout() -> None:
-    """Keep the interpreter's last flush from failing where nobody reads."""
+    """Keep the interpreter's last flush from failing if nothing reads stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

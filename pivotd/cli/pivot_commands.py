@@ -1,4 +1,4 @@
-"""Commands on pivots: look at them, switch one that waits, give one up, wait."""
+"""Commands on pivots: list, show, complete, cancel, undo, release, set, wait."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PhaseConflictError
 
 @click.group(short_help="Pivots: list, show, complete, cancel, undo, wait.")
 def pivot() -> None:
-    """Look at pivots and decide what becomes of them.
+    """List pivots, show them, and decide how they end.
 
     A pivot is one journalled switch of one or several disks of one domain. ID is its id, or the request id that was
     given with `copy --id`.
@@ -119,7 +119,7 @@ def _waits_for(found: Pivot) -> str:
 
 
 def _saved(records: tuple[Record, ...]) -> str | None:
-    """Return what interruptions did not make necessary to copy again, None where there was none."""
+    """Return how much interruptions did not force QEMU to copy again, None if there was no interruption."""
     facts = [record.facts for record in records if record.event == "went-on"]
     if not facts:
         return None
@@ -141,7 +141,7 @@ def _sides(disk: PivotDisk) -> list[str]:
 def wait(app: App, pivot_id: str) -> None:
     """Wait until a pivot is closed or waits at ready, and show its progress.
 
-    Ctrl-C stops waiting; the pivot goes on. Waiting continues across a restart of the daemon.
+    Ctrl-C stops waiting; the pivot continues. Waiting continues across a restart of the daemon.
     """
     wait_to_the_end(app, app.client.pivot(pivot_id))
 
@@ -161,7 +161,7 @@ def complete(app: App, pivot_id: str) -> None:
 @click.argument("pivot_id", metavar="ID", type=Name())
 @pass_app
 def undo(app: App, pivot_id: str) -> None:
-    """Return to the images that a disk had before `copy --keep-synced`, and wait until it is on them.
+    """Return each disk to its image from before `copy --keep-synced`, and wait until it is there.
 
     pivotd pauses the guest as for the first switch. The undo is a pivot of its own; repeating the command returns the
     same one. After the time of --keep-synced the old images are out of date, and the exit status is 4.
@@ -191,7 +191,7 @@ def release(app: App, pivot_id: str) -> None:
 @click.argument("pivot_id", metavar="ID", type=Name())
 @pass_app
 def cancel(app: App, pivot_id: str) -> None:
-    """Cancel a pivot: the guest goes on with the source images.
+    """Cancel a pivot: the guest continues on the source images.
 
     The command returns once this is in the journal. A pivot that has switched already stays as it is, and the exit
     status is 4.
@@ -204,7 +204,7 @@ def cancel(app: App, pivot_id: str) -> None:
     if render.answer(app, found):
         return
     if found.phase in {"cancelling", "decided", "closed"}:
-        print(f"pivot {found.id} is cancelled: the guest goes on with the source")
+        print(f"pivot {found.id} is cancelled: the guest continues on the source")
     else:
         print(f"pivot {found.id} will be cancelled as soon as QEMU answers; {FOLLOW.format(id=found.id)}")
 
@@ -216,7 +216,7 @@ def cancel(app: App, pivot_id: str) -> None:
 def set_(app: App, pivot_id: str, bandwidth: int) -> None:
     """Change how fast a pivot copies; the new limit is in the journal when the command returns.
 
-    QEMU applies the limit until the copy is ready. It copies what the guest writes after that without a limit.
+    QEMU applies the limit until the copy is ready. After that it copies the guest's writes without a limit.
     """
     found = app.client.set_bandwidth(pivot_id, bandwidth)
     if not render.answer(app, found):

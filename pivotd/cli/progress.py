@@ -1,4 +1,4 @@
-"""How far a pivot is: a bar on a terminal, plain lines elsewhere, nothing beside JSON. All on stderr."""
+"""The progress of a pivot, on stderr: a bar on a terminal, plain lines elsewhere, nothing with --json."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pivotd.client import Pivot, Progress
 BAR_INTERVAL_S = 0.1
 LINES_INTERVAL_S = 2.0
 LINE_EVERY_S = 10.0
-"""A copy of hours must not fill a log; a change of phase is told at once."""
+"""A copy that takes hours must not fill a log; a change of phase is printed at once."""
 
 
 def display_for(app: App) -> Silent:
-    """Return what suits the place that stderr leads to."""
+    """Return the display that suits stderr."""
     if sys.stderr is None:
         return Silent()
     if app.json:
@@ -31,7 +31,7 @@ def display_for(app: App) -> Silent:
 
 
 class Silent:
-    """Shows one pivot while it is waited for, as a context manager; this one says nothing but trouble."""
+    """Shows one pivot while pivotctl waits for it, as a context manager; this class prints only problems."""
 
     interval_s = 60.0
     """How often to show."""
@@ -56,7 +56,7 @@ class Silent:
 
 
 class Lines(Silent):
-    """One line for each phase, and now and then one for the bytes."""
+    """One line for each phase, and periodically one for the bytes."""
 
     interval_s = LINES_INTERVAL_S
 
@@ -76,13 +76,13 @@ class Lines(Silent):
 
 
 def describe(pivot: Pivot, progress: Progress | None) -> str:
-    """Return phase, bytes and what is waited for, in one line."""
+    """Return the phase, the bytes and the reason for waiting, in one line."""
     parts = [pivot.phase, copied(progress), *rates(progress), progress and progress.detail]
     return render.one_line(", ".join(str(part) for part in parts if part))
 
 
 def copied(progress: Progress | None) -> str | None:
-    """Return how much is copied, None where that is not known."""
+    """Return how much is copied, None if that is not known."""
     if progress is None or progress.copied_bytes is None or not progress.total_bytes:
         return None
     done, total = progress.copied_bytes, progress.total_bytes
@@ -90,7 +90,7 @@ def copied(progress: Progress | None) -> str | None:
 
 
 def rates(progress: Progress | None) -> list[str]:
-    """Return what was measured: how fast the guest writes, how fast that is copied, what a pause would cost."""
+    """Return the measured rates: the guest's writes, the destination's, and the expected pause."""
     if progress is None:
         return []
     written, taken, pause_ms = progress.dirty_bytes_per_s, progress.copy_bytes_per_s, progress.expected_pause_ms

@@ -19,10 +19,10 @@ from pivotd.errors import EXIT_DONE
 F = TypeVar("F", bound=Callable[..., Any])
 
 AGAIN = """
-    Repeating a REQUEST_ID returns the pivot that it started instead of starting another one. A script that gives one
-    can be run again after any failure.
+    A repeated REQUEST_ID returns the pivot that it started, instead of starting another one. So you can run a script
+    that gives a REQUEST_ID again after any failure.
 
-    Ctrl-C stops waiting; the pivot goes on.
+    Ctrl-C stops waiting; the pivot continues.
 """
 
 
@@ -56,7 +56,7 @@ def pausing(function: F) -> F:
 
 
 def _denied(_context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
-    """Return what a flag that says no means for the request."""
+    """Return the value for the request: the flag negates it."""
     return not value
 
 
@@ -67,13 +67,13 @@ def holding(function: F) -> F:
 
 
 def throttling(function: F) -> F:
-    """Add the option to leave the guest's writes as fast as they are."""
+    """Add the option that forbids slowing the guest's writes."""
     said = "Never slow the guest's writes, even if the copy cannot keep up."
     return click.option("--no-throttle", "throttle", is_flag=True, callback=_denied, help=said)(function)
 
 
 def common(function: F) -> F:
-    """Add the options of every request, and what its help says of waiting and of asking again."""
+    """Add the options of every request, and the help on waiting and on repeating a request."""
     function.__doc__ = f"{function.__doc__}\n{AGAIN}"
     function = click.option("--force", is_flag=True, help="Continue where pivotd would refuse with a warning.")(
         function
@@ -108,7 +108,7 @@ def start(app: App, domain: str, request: Callable[..., NewPivot], disks: list[A
 
 
 def _send(app: App, domain: str, request: NewPivot, request_id: str) -> Pivot:
-    """Return the pivot; whatever interrupts this says with which id to ask again."""
+    """Return the pivot; an error or interrupt names the id with which to ask again."""
     again = f"see `pivotctl pivot show {request_id}`, or send it again with --id {request_id}"
     try:
         return app.client.start(domain, request, request_id=request_id)

@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"(\d{1,19}(?:\.\d{1,6})?)\s*([a-zA-Z/]*)", re.ASCII)
 
 
 class Name(click.ParamType[str]):
-    """A domain, disk or pivot: any text but the empty one."""
+    """A domain, disk or pivot: any text that is not empty."""
 
     name = "name"
 
@@ -31,7 +31,7 @@ class Name(click.ParamType[str]):
 
 
 class AbsolutePath(click.ParamType[str]):
-    """A path as the daemon must see it: it has another working directory than we."""
+    """A path as the daemon must see it: the daemon has another working directory."""
 
     name = "path"
 
@@ -85,7 +85,7 @@ class Bandwidth(click.ParamType[int]):
 
 
 class Length(click.ParamType[int]):
-    """A length of time as a whole number of one unit: a plain number, or with a unit of ``units``."""
+    """A length of time as a whole number of one unit; given as a plain number, or with a unit of ``units``."""
 
     name = "time"
 
@@ -112,8 +112,8 @@ SECONDS = Length(UNITS_S, "seconds", "90s, 30min, 1h or 2d", limits.KEEP_SYNCED_
 def absolute(path: str) -> str:
     """Return the path from the root, meaning the same file. Raises: UsageError.
 
-    A symbolic link to the image stays one, because QEMU is told its name. ``..`` after a link to a directory leads
-    elsewhere than the text says, so only then links are followed.
+    A symbolic link to the image is kept, because QEMU gets the name of the link. ``..`` after a link to a directory
+    does not lead where the text says, so links are followed only then.
     """
     try:
         full = Path.cwd() / path

@@ -1,4 +1,4 @@
-"""The command that says which image holds a disk's data."""
+"""`pivotctl verdict`: say which image holds a disk's data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXAMPLES = (
 def verdict(app: App, domain: str | None, disk: str | None, image: str | None) -> None:
     """Say which image holds the data of each disk, and why.
 
-    The daemon checks the journal against what QEMU shows now. With --offline pivotctl reads the journal alone: this
+    The daemon checks the journal against what QEMU shows now. With --offline, pivotctl reads only the journal: this
     works while the daemon or QEMU is dead, and after a host crash.
 
     The exit status is 6 if any verdict shown is not certain: compare both images before you trust either.

@@ -1,4 +1,4 @@
-"""Waiting for a pivot to rest, and what its rest means for the exit status."""
+"""Wait until a pivot rests, and derive the exit status from its end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FOLLOW = "follow it with `pivotctl pivot wait {id}`, cancel it with `pivotctl pi
 
 
 def wait_to_the_end(app: App, pivot: Pivot) -> None:
-    """Wait until the pivot rests, show how far it is, print its end and set the exit status."""
+    """Wait until the pivot rests and show its progress; then print the result and set the exit status."""
     client = app.client
     try:
         with display_for(app) as display:
             pivot = _wait(client, pivot, display)
     except KeyboardInterrupt:
-        message = f"pivot {pivot.id} goes on; {FOLLOW.format(id=pivot.id)}"
+        message = f"pivot {pivot.id} continues; {FOLLOW.format(id=pivot.id)}"
         raise InterruptError(message, pivot=pivot.id) from None
     app.status = exit_status(pivot)
     if render.answer(app, pivot):
@@ -42,7 +42,7 @@ def _wait(client: Client, pivot: Pivot, display: Silent) -> Pivot:
 
 
 def exit_status(pivot: Pivot) -> int:
-    """Return the exit status of a pivot that rests; one that waits at ready as asked for is done."""
+    """Return the exit status of a pivot that rests; a pivot that waits at ready as requested is done."""
     match pivot.outcome:
         case "switched" | "merged":
             return EXIT_DONE
@@ -55,7 +55,7 @@ def exit_status(pivot: Pivot) -> int:
 
 
 def complaint(pivot: Pivot) -> str:
-    """Return what went wrong, why and what to do next."""
+    """Return one line: what went wrong, why, and what to do next."""
     name, why = f"pivot {pivot.id}", pivot.error or "no reason is recorded"
     if pivot.phase == "ready":
         return (

@@ -1,4 +1,4 @@
-"""A client of pivotd: synchronous, typed, over the daemon's Unix socket. docs/api.md says what of it is stable.
+"""A client of pivotd: synchronous, typed, over the daemon's Unix socket. docs/api.md says which parts are stable.
 
 from pivotd.client import Client, CopyDisk, CopyRequest
 

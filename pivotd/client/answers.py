@@ -1,6 +1,6 @@
-"""What pivotd answers: one type each for the API, its OpenAPI document, pivotctl and the client library.
+"""pivotd's answers: one type each for the API, its OpenAPI document, pivotctl and the client library.
 
-Times are UTC, RFC 3339 with microseconds. client.shown makes these of what the journal has.
+Times are UTC, RFC 3339 with microseconds. client.shown makes these types from the journal's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ chain; ``unknown``: a person must look."""
 
 
 class Requester(Struct, frozen=True):
-    """Who asked, as the kernel told it."""
+    """The requester, as reported by the kernel."""
 
     uid: int
     gid: int
@@ -27,7 +27,7 @@ class Requester(Struct, frozen=True):
 
 
 class ImageOptions(Struct, frozen=True):
-    """Options of new images; null leaves one to QEMU."""
+    """Options of new images; null leaves the choice to QEMU."""
 
     cluster_size: int | None = None
     """Bytes."""
@@ -48,7 +48,7 @@ class Pause(Struct, frozen=True):
 
 
 class Record(Struct, frozen=True):
-    """One line of the journal. ``seq`` grows by one over all domains."""
+    """One record of the journal. ``seq`` increases by one over all domains."""
 
     seq: int
     at: str
@@ -76,7 +76,7 @@ class Verdict(Struct, frozen=True):
 
 
 class PivotOptions(Struct, frozen=True):
-    """What the requester chose, or the configuration where the request said nothing."""
+    """The requester's choices, or the configuration's values where the request left them out."""
 
     sync: Sync
     reuse: bool
@@ -96,7 +96,7 @@ class PivotOptions(Struct, frozen=True):
     resumable: bool
     throttle: bool
     adopted: bool
-    """Somebody else had started the block jobs."""
+    """Another client started the block jobs."""
 
 
 class PivotDisk(Struct, frozen=True):
@@ -114,30 +114,30 @@ class PivotDisk(Struct, frozen=True):
     job: str
     outcome: Outcome | None
     stale: tuple[str, ...]
-    """Images that do not hold the disk's data any more."""
+    """Images that no longer hold the disk's data."""
 
 
 class Pivot(Struct, frozen=True):
-    """One pivot. A time that is None has not come yet."""
+    """One pivot. A time is None until it is reached."""
 
     id: str
     request_id: str
     undo_of: str | None
-    """The pivot that this one takes back."""
+    """The pivot that this one undoes."""
     domain: str
     kind: Kind
     phase: Phase
     outcome: str | None
-    """An outcome, ``split`` where the disks differ, None while it is open."""
+    """An outcome, ``split`` if the disks differ, None while the pivot is open."""
     requested_by: Requester
     options: PivotOptions
     disks: tuple[PivotDisk, ...]
     hold: bool
-    """It waits: at ready to be completed or cancelled, after the switch for the end of its undo window."""
+    """The pivot waits: at ready, to be completed or cancelled; after the switch, for the end of its undo window."""
     undo_until: str | None
-    """Until when it can be undone; None: it cannot."""
+    """Until when the pivot can be undone; None: it cannot."""
     attempt: int
-    """How many pauses were tried."""
+    """Number of pauses tried."""
     run_state_before: str | None
     pause_ms: float | None
     """Length of the last pause, None if the guest was not paused."""
@@ -149,38 +149,38 @@ class Pivot(Struct, frozen=True):
 
     @property
     def rests(self) -> bool:
-        """Whether nothing more happens to it by itself."""
+        """Whether the pivot makes no further step by itself."""
         waits = (self.phase == "ready" and self.hold) or self.undo_until is not None
         return self.phase == "closed" or waits
 
 
 class PivotWithRecords(Pivot, frozen=True):
-    """One pivot with everything that the journal holds of it, oldest first."""
+    """One pivot with all its records, oldest first."""
 
     records: tuple[Record, ...]
 
 
 class JobView(Struct, frozen=True):
-    """One block job that somebody else started. ``type`` and ``status`` are QEMU's words."""
+    """One block job that another client started. ``type`` and ``status`` are QEMU's terms."""
 
     id: str
     type: str
     status: str
     disk: str | None
-    """The disk on whose image it works, None for none."""
+    """The disk on whose image the job works, None if there is none."""
     adoptable: bool
-    """Whether `pivot adopt` can take it."""
+    """Whether `pivot adopt` can take the job over."""
     reason: str | None = None
-    """Why it cannot."""
+    """Why it cannot be adopted."""
 
 
 class DomainView(Struct, frozen=True):
     """One domain as pivotd sees it now.
 
     ``connection`` is ``connected``, ``connecting``, ``unreachable`` or ``refused`` (QEMU too old); ``detail`` is one
-    sentence where it is not ``connected``, or where a pivot of it fails again and again. ``uptime_s`` is the age of the
-    QEMU process, None where /proc hides it.
-    The journal alone knows neither ``connection`` nor, of domains that it has not added, ``origin``.
+    sentence if the domain is not ``connected``, or if one of its pivots fails again and again. ``uptime_s`` is the age
+    of the QEMU process, None if /proc hides it.
+    An answer from the journal alone lacks ``connection``, and ``origin`` for domains that were not added at run time.
     """
 
     name: str
@@ -195,11 +195,11 @@ class DomainView(Struct, frozen=True):
     uptime_s: float | None = None
     open_pivots: tuple[str, ...] = ()
     jobs: tuple[JobView, ...] | None = None
-    """Block jobs that somebody else started; None in a list of domains, and where QEMU does not answer."""
+    """Block jobs that other clients started; None in a list of domains, and if QEMU does not answer."""
 
 
 class DiskView(Struct, frozen=True):
-    """One disk of a domain: what QEMU shows and what the journal says of it."""
+    """One disk of a domain: what QEMU shows and what the journal says."""
 
     disk: str
     qdev: str
@@ -211,16 +211,16 @@ class DiskView(Struct, frozen=True):
     backing_chain: tuple[str, ...] = ()
     """Images below the root image, nearest first."""
     backing_formats: tuple[str, ...] = ()
-    """The format of each of them."""
+    """Their formats, in the same order."""
     job: str | None = None
-    """The block job that has the disk, if any."""
+    """The block job that works on the disk, if any."""
     pivot: str | None = None
     """The last pivot of this disk in the journal."""
     outcome: str | None = None
 
 
 class Progress(Struct, frozen=True):
-    """How far the mirrors of an open pivot are; not durable. ``None`` fields are not known yet."""
+    """The progress of an open pivot's mirrors; not durable. ``None`` fields are not known yet."""
 
     phase: str
     copied_bytes: int | None
@@ -228,13 +228,13 @@ class Progress(Struct, frozen=True):
     detail: str | None = None
     """One sentence on what the pivot waits for, e.g. "QEMU does not answer for 12 s"."""
     backlog_bytes: int | None = None
-    """What is left to copy now; it grows again where the guest writes."""
+    """What is left to copy now; it grows when the guest writes."""
     dirty_bytes_per_s: int | None = None
-    """How fast the guest adds to that."""
+    """How fast the guest's writes add to it."""
     copy_bytes_per_s: int | None = None
-    """How fast it is copied, measured while there was enough of it."""
+    """How fast it is copied, measured while there was enough to copy."""
     expected_pause_ms: float | None = None
-    """How long the guest would be paused if it were now; only once the copy is ready."""
+    """How long a pause would last if it began now; only once the copy is ready."""
     stalled: bool = False
     """Whether there has been no progress for a long time."""
 
@@ -248,7 +248,7 @@ class JournalHealth(Struct, frozen=True):
 
 
 class FailingPivot(Struct, frozen=True):
-    """An open pivot whose work fails again and again."""
+    """An open pivot whose driver fails again and again."""
 
     domain: str
     pivot: str
@@ -263,7 +263,7 @@ class SkippedMonitor(Struct, frozen=True):
 
 
 class DomainsHealth(Struct, frozen=True):
-    """How many domains there are. ``silent_with_open_pivots``: those with work to do whose QEMU is not reached."""
+    """The number of domains. ``silent_with_open_pivots``: those with open pivots whose QEMU cannot be reached."""
 
     total: int
     connected: int
@@ -271,12 +271,12 @@ class DomainsHealth(Struct, frozen=True):
     silent_with_open_pivots: tuple[str, ...]
     failing: tuple[FailingPivot, ...]
     pivots_without_driver: tuple[str, ...]
-    """Open in the journal, and nobody works on them."""
+    """Pivots that are open in the journal and have no driver."""
     skipped: tuple[SkippedMonitor, ...]
 
 
 class Health(Struct, frozen=True):
-    """What a monitoring system asks for. ``status``: ``ok`` or ``degraded``."""
+    """The state of the daemon for a monitoring system. ``status``: ``ok`` or ``degraded``."""
 
     status: str
     version: str

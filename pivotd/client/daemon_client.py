@@ -1,4 +1,4 @@
-"""The daemon's API as Python: one method per route, typed requests and answers."""
+"""The daemon's API in Python: one method per route, typed requests and answers."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ T = TypeVar("T")
 
 DEFAULT_SOCKET = "/run/pivotd/pivotd.sock"
 SILENCE_S = 60.0
-"""An event stream that is silent for so long is opened again where it ended."""
+"""An event stream that is silent for this long is reopened where it ended."""
 PIVOTS_PAGE = 100
-"""A pivot is about 1 KiB of JSON: a page takes the daemon some milliseconds."""
+"""A pivot is about 1 KiB of JSON: the daemon needs some milliseconds for a page."""
 
 
 def new_request_id() -> str:
-    """Return a request id that nobody else has."""
+    """Return a unique request id."""
     return os.urandom(16).hex()
 
 
 class Client:
-    """One daemon. Each call is a connection of its own; a Client may be shared by threads.
+    """One daemon. Each call opens a connection of its own; threads may share a Client.
 
-    ``socket``: its path; None takes PIVOTCTL_SOCKET from the environment, else /run/pivotd/pivotd.sock.
-    ``patience_s``: how long start(), wait(), progress() and events(follow=True) try again while the daemon is away.
-    ``tell``: called with one line when such a time begins and when it ends.
+    ``socket``: its path; None means PIVOTCTL_SOCKET from the environment, else /run/pivotd/pivotd.sock.
+    ``patience_s``: how long start(), wait(), progress() and events(follow=True) retry while the daemon is away.
+    ``tell``: called with one line when such an outage begins and when it ends.
 
-    Every method raises a ClientError: UnsentError (it never reached the daemon: a retry is safe), RefusedError (the
-    daemon said no: nothing was changed; see ``kind``, ``message`` and ``fields``), or UnknownError (no answer that
-    tells). A ``pivot`` is named by its id or by its request id.
+    Every method raises a ClientError: UnsentError (the request never reached the daemon: a retry is safe), RefusedError
+    (the daemon refused: nothing was changed; see ``kind``, ``message`` and ``fields``), or UnknownError (no conclusive
+    answer). ``pivot`` is the id of a pivot or its request id.
     """
 
     def __init__(
@@ -52,25 +52,25 @@ class Client:
         self._transport = Transport(self.socket)
 
     def health(self) -> Health:
-        """Return how the daemon, its journal and its domains are."""
+        """Return the state of the daemon, its journal and its domains."""
         return self._get("/v1/health", Health)
 
     # -- domains and disks
 
     def domains(self) -> list[DomainView]:
-        """Return every domain, sorted by name; one that hangs is shown as unreachable."""
+        """Return every domain, sorted by name; a domain that hangs is shown as unreachable."""
         return self._get("/v1/domains", list[DomainView])
 
     def domain(self, name: str) -> DomainView:
-        """Return one domain, with the block jobs that somebody else started in it."""
+        """Return one domain, with the block jobs that other clients started in it."""
         return self._get(f"/v1/domains/{_part(name)}", DomainView)
 
     def add_domain(self, name: str, qmp: str) -> DomainView:
-        """Add a domain by the absolute path of its QMP socket; the same again is no error."""
+        """Add a domain by the absolute path of its QMP socket; adding the same domain again is not an error."""
         return self._post("/v1/domains", DomainView, DomainRequest(name=name, qmp=qmp))
 
     def remove_domain(self, name: str) -> None:
-        """Forget a domain; QEMU runs on. Refused while one of its pivots is open, and if it was configured."""
+        """Forget a domain; QEMU keeps running. Refused while a pivot of it is open, or if it was configured."""
         self._transport.request("DELETE", f"/v1/domains/{_part(name)}")
 
     def disks(self, domain: str) -> list[DiskView]:
@@ -82,8 +82,8 @@ class Client:
     def start(self, domain: str, request: NewPivot, *, request_id: str | None = None) -> Pivot:
         """Start a pivot, and return it as soon as it is in the journal; wait() waits for its end.
 
-        The same ``request_id`` again returns the same pivot instead of starting another one. So a lost connection is
-        tried again here; an UnknownError has the id in its ``fields``, to ask again later.
+        The same ``request_id`` again returns the same pivot instead of starting another one. So this method retries
+        after a lost connection; an UnknownError has the id in its ``fields``, for a later retry.
         """
         key = request_id or new_request_id()
         target = f"/v1/domains/{_part(domain)}/{request.verb}"
@@ -105,7 +105,7 @@ class Client:
     def pivots(
         self, domain: str | None = None, *, open_only: bool = False, limit: int | None = None
     ) -> Iterator[Pivot]:
-        """Yield pivots, newest first, at most ``limit``; pages are fetched as they are needed."""
+        """Yield pivots, newest first, at most ``limit``; fetches pages as needed."""
         left = sys.maxsize if limit is None else limit
         opened, before, last = "true" if open_only else None, None, frozenset[str]()
         while left > 0:
@@ -120,15 +120,15 @@ class Client:
             before, last = page[-1].id, frozenset(pivot.id for pivot in page)
 
     def pivot(self, pivot: str) -> PivotWithRecords:
-        """Return one pivot with every record of it."""
+        """Return one pivot with all its records."""
         return self._get(f"/v1/pivots/{_part(pivot)}", PivotWithRecords)
 
     def complete(self, pivot: str) -> Pivot:
-        """Let a pivot that waits at ready switch; returns once that is in the journal."""
+        """Let a pivot that waits at ready switch; returns once the request is in the journal."""
         return self._post(f"/v1/pivots/{_part(pivot)}/complete", Pivot)
 
     def cancel(self, pivot: str) -> Pivot:
-        """Ask a pivot to keep the source; one that has switched already is returned as it is."""
+        """Ask a pivot to keep the source; a pivot that has already switched is returned unchanged."""
         return self._post(f"/v1/pivots/{_part(pivot)}/cancel", Pivot)
 
     def set_bandwidth(self, pivot: str, bytes_per_s: int) -> Pivot:
@@ -137,7 +137,7 @@ class Client:
         return self._post(f"/v1/pivots/{_part(pivot)}/bandwidth", Pivot, body)
 
     def undo(self, pivot: str) -> Pivot:
-        """Return to the images before a pivot, while its undo window is open; the pivot that does it."""
+        """Return to the images from before a pivot, while its undo window is open; returns the pivot that does this."""
         return self._post(f"/v1/pivots/{_part(pivot)}/undo", Pivot)
 
     def release(self, pivot: str) -> Pivot:
@@ -145,9 +145,9 @@ class Client:
         return self._post(f"/v1/pivots/{_part(pivot)}/release", Pivot)
 
     def wait(self, pivot: str, timeout_s: float = float("inf")) -> Pivot:
-        """Return the pivot once it rests (see Pivot.rests), or as it is after ``timeout_s`` seconds.
+        """Return the pivot once it rests (see Pivot.rests), or its state after ``timeout_s`` seconds.
 
-        A daemon that is restarted meanwhile is waited for, up to ``patience_s`` beyond that time.
+        If the daemon restarts meanwhile, this waits for it, up to ``patience_s`` beyond that time.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -158,21 +158,21 @@ class Client:
                 return found
 
     def progress(self, pivot: str) -> Progress | None:
-        """Return how far an open pivot is, None for a closed one."""
+        """Return the progress of an open pivot, None for a closed one."""
         found: Progress | None = self._persistently(f"/v1/pivots/{_part(pivot)}/progress", Progress | None)
         return found
 
     # -- verdicts and events
 
     def verdicts(self, domain: str | None = None, disk: str | None = None, image: str | None = None) -> list[Verdict]:
-        """Return which image holds the data of each disk, and why; all disks, or those asked for."""
+        """Return which image holds the data of each disk, and why; of all disks, or of those selected."""
         return self._get("/v1/verdicts", list[Verdict], domain=domain, disk=disk, image=image)
 
     def events(self, after: int = 0, *, follow: bool = False) -> Iterator[Record]:
         """Yield every record with a sequence number above ``after``, oldest first.
 
-        ``follow``: go on with new ones as they become durable, for ever, across restarts of the daemon. Whoever comes
-        back with the ``seq`` of the last record that they have dealt with misses nothing and sees nothing twice.
+        ``follow``: continue with new records as they become durable, for ever, across restarts of the daemon. A caller
+        that passes the ``seq`` of the last record it has processed misses nothing and sees nothing twice.
         """
         while not follow and (page := self._get("/v1/events", list[Record], after=after, limit=limits.EVENTS_PAGE_MAX)):
             yield from page

@@ -1,4 +1,4 @@
-"""How long a client bears with a daemon that is away: a restart must end neither a wait nor a stream."""
+"""How long a client retries while the daemon is away: a restart must end neither a wait nor a stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tell = Callable[[str], None]
 
 
 class Patience:
-    """Bounds how long lost connections are borne in a row. ``tell`` is called once for each time of trouble."""
+    """Bounds the retries after consecutive lost connections. Calls ``tell`` once for each outage."""
 
     def __init__(self, limit_s: float, tell: Tell) -> None:
         self._limit_s, self._tell = limit_s, tell
@@ -26,16 +26,16 @@ class Patience:
         self._kind: type[ClientError] | None = None
 
     def rest(self) -> None:
-        """The daemon answered: the next trouble starts from zero."""
+        """The daemon answered: the next outage starts from zero."""
         if self._deadline is not None:
             self._tell("pivotd answers again")
         self._deadline, self._kind, self._pause_s = None, None, RETRY_FIRST_S
 
     def spend(self, failure: ClientError) -> None:
-        """Sleep a little before the next try.
+        """Sleep briefly before the next try.
 
-        Raises: the failure, where another try cannot help; once patience has run out UnsentError if no try reached
-        the daemon, else UnknownError.
+        Raises: the failure, if another try cannot help; once the time is over, UnsentError if no try reached the
+        daemon, else UnknownError.
         """
         if failure.kind not in {LOST, UNREACHABLE}:
             raise failure

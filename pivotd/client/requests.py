@@ -1,7 +1,7 @@
-"""What can be asked of pivotd: one type each for the API, its OpenAPI document, pivotctl and the client library.
+"""Requests to pivotd: one type each for the API, its OpenAPI document, pivotctl and the client library.
 
-None leaves a choice to the daemon's configuration. The API checks types and bounds as it decodes; what goes together
-is checked by the daemon.
+None leaves a choice to the daemon's configuration. The API checks types and bounds when it decodes a request; the
+daemon checks which values go together.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DISKS = msgspec.Meta(min_length=1, max_length=DISKS_MAX)
 
 
 class Struct(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Base of all: what is as the API's default has it is not sent."""
+    """Base of all requests: fields with the API's default value are not sent."""
 
 
 class DomainRequest(Struct):
@@ -52,7 +52,7 @@ class BandwidthRequest(Struct):
 
 
 class CopyDisk(Struct):
-    """One disk and the image that it moves to; ``format`` null means that of the source."""
+    """One disk and the image that it moves to; ``format`` null means the source's format."""
 
     disk: DiskName
     image: Destination
@@ -71,7 +71,7 @@ class CommitDisk(Struct):
 
 
 class PullDisk(Struct):
-    """One disk and the layer that stays below it, by file name; null: none stays."""
+    """One disk and the layer that stays below its image, by file name; null: no layer stays."""
 
     disk: DiskName
     base: Path | None = None
@@ -87,7 +87,7 @@ class SnapshotDisk(Struct):
 class AdoptDisk(Struct):
     """One disk with a block job, named by the disk or by the id of the job.
 
-    ``image`` is what a mirror writes, and left out for a commit.
+    ``image`` is the image that a mirror writes to; leave it out for a commit.
     """
 
     disk: DiskName | None = None
@@ -97,7 +97,7 @@ class AdoptDisk(Struct):
 
 
 class NewImage(Struct):
-    """Options of the images that pivotd creates; what goes together is checked against their format."""
+    """Options of the images that pivotd creates; the daemon checks them against the format."""
 
     cluster_size: Annotated[int, msgspec.Meta(ge=512, le=2 << 20)] | None = None
     extended_l2: bool | None = None
@@ -109,19 +109,19 @@ class NewImage(Struct):
 
 
 class NewPivot(Struct):
-    """What every request for a pivot may say: its bounds for the pause of the guest, and ``force``."""
+    """The fields that every request for a pivot may have: bounds for the guest's pause, and ``force``."""
 
     max_pause_ms: Pause | None = None
     attempts: Attempts | None = None
     force: bool = False
-    """Go on where a warning would refuse."""
+    """Continue where pivotd would refuse with a warning."""
 
     verb: ClassVar[str]
-    """The last part of the route that takes it."""
+    """The last part of the path of its route."""
 
 
 class CopyRequest(NewPivot, kw_only=True):
-    """A copy of disks of one domain, switched as one pivot."""
+    """Copies disks of one domain and switches them as one pivot."""
 
     disks: Annotated[list[CopyDisk], DISKS]
     sync: Sync = "full"
@@ -141,7 +141,7 @@ class CopyRequest(NewPivot, kw_only=True):
 
 
 class CommitRequest(NewPivot, kw_only=True):
-    """A commit of layers of disks into layers below them; with the active layer a switch, as one pivot."""
+    """Commits layers of disks into layers below them, as one pivot; with the active layer it is a switch."""
 
     disks: Annotated[list[CommitDisk], DISKS]
     bandwidth_bytes_per_s: Bandwidth = 0
@@ -152,7 +152,7 @@ class CommitRequest(NewPivot, kw_only=True):
 
 
 class PullRequest(NewPivot, kw_only=True):
-    """A pull of what lies below into the active images: nothing is switched, but the guest is paused for the merge."""
+    """Pulls lower layers into the active images: no disk is switched, but the guest is paused for the merge."""
 
     disks: Annotated[list[PullDisk], DISKS]
     bandwidth_bytes_per_s: Bandwidth = 0
@@ -162,7 +162,7 @@ class PullRequest(NewPivot, kw_only=True):
 
 
 class SnapshotRequest(NewPivot, kw_only=True):
-    """New overlays for disks of one domain, all at one instant."""
+    """Puts new overlays on disks of one domain, all at one instant."""
 
     disks: Annotated[list[SnapshotDisk], DISKS]
     image_options: NewImage | None = None
@@ -173,7 +173,7 @@ class SnapshotRequest(NewPivot, kw_only=True):
 
 
 class AdoptRequest(NewPivot, kw_only=True):
-    """Block jobs of somebody else that become one pivot. ``sync`` is what mirrors were started with."""
+    """Makes one pivot of block jobs of other clients. ``sync`` is the value with which the mirrors were started."""
 
     disks: Annotated[list[AdoptDisk], DISKS]
     sync: Sync | None = None

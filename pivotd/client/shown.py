@@ -1,4 +1,4 @@
-"""Pivots of the journal as the API and pivotctl show them: without what is pivotd's own book-keeping."""
+"""Pivots of the journal as the API and pivotctl show them: without pivotd's internal fields."""
 
 from __future__ import annotations
 

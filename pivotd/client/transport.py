@@ -1,4 +1,4 @@
-"""HTTP over the Unix socket: one connection per request, and errors that say what is known."""
+"""HTTP over the Unix socket: one connection per request, and errors that say what is known about the effect."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pivotd.errors import EXIT_REFUSED, ClientError, RefusedError, UnknownError,
 
 CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 60.0
-"""Longer than the slowest answer that is no long poll: a command to a QEMU whose storage hangs, 20 s."""
+"""Longer than the slowest answer except long polls: a command to a QEMU whose storage hangs, 20 s."""
 ANSWER_BYTES_MAX = 64 << 20
-"""A page of pivots stays far below; more is not an answer of pivotd."""
+"""A page of pivots stays far below this; a longer answer is not pivotd's."""
 MEDIA_PROBLEM = "application/problem+json"
 LOST = "connection-lost"
 UNREACHABLE = "unreachable"
@@ -48,7 +48,7 @@ class UnixConnection(HTTPConnection):
 
 
 def not_connected(path: str, error: OSError) -> UnsentError:
-    """Say why there is no connection, and what to check."""
+    """Return the error that says why there is no connection, and what to check."""
     other = "or name its socket with --socket or PIVOTCTL_SOCKET"
     if isinstance(error, PermissionError):
         return UnsentError(
@@ -84,13 +84,13 @@ class Transport:
         headers: dict[str, str] | None = None,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Any:
-        """Return the JSON document of the answer, None if it has no body; shaped() makes a type of it."""
+        """Return the JSON document of the answer, None if it has no body; shaped() converts it to a type."""
         with closing(UnixConnection(self.path, timeout_s)) as connection:
             response = self._send(connection, method, target, body, {"Accept": "application/json", **(headers or {})})
             return self._document(response)
 
     def lines(self, target: str, *, headers: dict[str, str], timeout_s: float) -> Iterator[str]:
-        """Yield the lines of an endless answer. Raises UnknownError at its end, however it ends."""
+        """Yield the lines of an endless answer. Raises: UnknownError, however the answer ends."""
         with closing(UnixConnection(self.path, timeout_s)) as connection:
             response = self._send(connection, "GET", target, None, headers)
             if response.status != 200 or not _media_type(response).startswith("text/event-stream"):
@@ -106,7 +106,7 @@ class Transport:
                 yield line.decode(errors="replace").rstrip("\r\n")
 
     def shaped(self, document: Any, answer: Any) -> Any:
-        """Return a JSON document as a type. Fields that the type does not know are left out."""
+        """Convert a JSON document to a type. Drops fields that the type does not know."""
         try:
             return msgspec.convert(document, answer)
         except msgspec.ValidationError as error:

@@ -1,1 +1,1 @@
-"""The pure core: words, what was seen, what to do. No input, no output, no clock."""
+"""The pure core: types, observations, decisions. No input, no output, no clock."""

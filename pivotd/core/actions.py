@@ -1,4 +1,4 @@
-"""What decide() can ask for. Each action is carried out by the driver, which then looks again."""
+"""The actions that decide() can return. The driver carries one out, then looks again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pivotd.core.pivot import Outcome, Phase
 
 
 class Step(StrEnum):
-    """One command of the preparation of one disk; each leaves evidence in QEMU that it was done."""
+    """One command that prepares one disk; each leaves evidence in QEMU that it ran."""
 
     CREATE_FILE = "create-file"
     OPEN_FILE = "open-file"
@@ -21,7 +21,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do until something changes. ``reason`` is shown to people."""
+    """Do nothing until something changes. ``reason`` is shown to users."""
 
     reason: str
 
@@ -55,7 +55,7 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class GoOn:
-    """Let these jobs, interrupted by an error of their destination, try again. ``reason`` is shown to people."""
+    """Resume these jobs, which an error of their destination has interrupted. ``reason`` is shown to users."""
 
     jobs: tuple[str, ...]
     reason: str
@@ -63,7 +63,7 @@ class GoOn:
 
 @dataclass(frozen=True, slots=True)
 class Converge:
-    """Get the backlog small, flush both images, record the intent (phase PAUSING)."""
+    """Wait for a small backlog, flush both images, and record the intent (phase PAUSING)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class CarryBitmaps:
-    """Give the destinations the dirty bitmaps of the sources; every job is pending, so nothing is written to either."""
+    """Copy the sources' dirty bitmaps to the destinations. Every job is pending, so nothing writes to either image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Finalize:
 
 @dataclass(frozen=True, slots=True)
 class KeepSynced:
-    """Start the mirrors back to the sources; the guest is still paused, so both images hold the same."""
+    """Start the mirrors back to the sources; the guest is still paused, so both images are identical."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +108,12 @@ class RollBack:
 
     disks: tuple[str, ...]
     reason: str | None = None
-    """What is wrong with a finished switch."""
+    """Why a finished switch is taken back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retreat:
-    """Give up this pause, keep the mirrors: record READY, let the guest go on with the source."""
+    """Give up this pause and keep the mirrors: record READY, and resume the guest on the source."""
 
     reason: str
     hold: bool = False
@@ -129,7 +129,7 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class CancelJobs:
-    """Cancel these jobs; ``resume`` lets the guest go on in the same write."""
+    """Cancel these jobs; ``resume`` also resumes the guest, in the same write."""
 
     jobs: tuple[str, ...]
     resume: bool
@@ -142,41 +142,41 @@ class RecordOutcome:
     outcomes: tuple[tuple[str, Outcome], ...]
     reason: str
     hold: bool = False
-    """True: every source is kept in sync from here on, and the undo window is open."""
+    """True: QEMU keeps every source in sync from here on, and the undo window is open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Let the guest go on: the pause was ours."""
+    """Resume the guest: the pause was pivotd's."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoteResumed:
-    """Record that no resume is owed any more, because the guest was found in this run state."""
+    """Record that pivotd no longer owes a resume, because the guest was found in this run state."""
 
     run_state: str
 
 
 @dataclass(frozen=True, slots=True)
 class EndWindow:
-    """Record that the sources are kept in sync no longer."""
+    """Record that the sources are no longer kept in sync."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Record, as one, that this pivot is closed and that the one which takes it back begins, with its mirrors."""
+    """Record in one transaction that this pivot is closed and that its undo begins, with its mirrors."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetBandwidth:
-    """Tell the jobs the bandwidth that somebody has asked for since they were started."""
+    """Set the bandwidth that a user has requested since the jobs started."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreLimits:
-    """Put back the limits of the guest's writes that were there before pivotd slowed them."""
+    """Restore the limits on the guest's writes from before pivotd slowed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class CleanUp:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Record that nothing is left to do."""
+    """Record that the pivot has nothing left to do."""
 
 
 @dataclass(frozen=True, slots=True)

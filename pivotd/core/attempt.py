@@ -1,4 +1,4 @@
-"""What one process remembers of a pivot and QEMU cannot show: frozen, and replaced as a whole by the pivot's driver."""
+"""What one process remembers of a pivot and QEMU cannot show. Frozen: the pivot's driver replaces it as a whole."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pivotd.core.request import Requester
 from pivotd.core.undo import Undo, window_left_s
 
 Moment = tuple[object, int]
-"""A connection, and the RESUME events that had come over it: equal moments mean that nobody resumed in between."""
+"""A connection and its count of RESUME events: between equal moments the guest was not resumed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Facts of the present intent, and what people have asked for. Times are of the monotonic clock, in seconds.
+    """Facts of the present intent, and users' requests. Times are from the monotonic clock, in seconds.
 
-    A process that finds an intent of an earlier one does not know what that one had sent: ``stop_sent`` and
-    ``completing`` are None then.
+    A process that finds the intent of an earlier process does not know what that one had sent: ``stop_sent`` and
+    ``completing`` are then None.
     """
 
     stop_sent: bool | None = False
@@ -40,17 +40,17 @@ class Attempt:
     intended: Moment | None = None
     """When the intent was recorded."""
     unmoved: Moment | None = None
-    """When the guest had been stopped and no job had ended."""
+    """The moment at which the guest was stopped and no job had ended."""
     unwritten: bool = False
-    """No RESUME was missed since then: whatever a job has moved, the guest has written nothing there."""
+    """No RESUME was missed since ``unmoved``: if a job has moved a disk since, the guest has written nothing there."""
     not_ours: str | None = None
-    """The run state in which ``stop`` found a guest that somebody else had paused; until it is recorded."""
+    """The run state in which ``stop`` found a guest that another client had paused; None once it is recorded."""
     ours: str | None = None
-    """The run state in which ``stop`` found a guest that the intent had found paused; until it is recorded."""
+    """The run state in which ``stop`` found a guest that the intent had found paused; None once it is recorded."""
     switch_in_doubt: bool = False
-    """A ``switched`` could not be written and may be on disk all the same; no record has been written since."""
+    """The write of ``switched`` failed but may be on disk; no record has been written since."""
     lost: str | None = None
-    """What has become of the file of a destination whose name no longer leads there."""
+    """What happened to the file of a destination whose name no longer leads to it."""
     carried: Bitmaps | None = None
     """The bitmaps that were copied to the destinations."""
     carry_refused: str | None = None
@@ -59,25 +59,25 @@ class Attempt:
     rollback_failed: bool = False
     """A reverse mirror has ended in an error."""
     back_started: bool = False
-    """The mirrors back were started before anybody could write."""
+    """The mirrors back were started before the guest could write."""
     back_failed: str | None = None
     """Why the mirrors back to the sources cannot be started."""
     clean_up_failed: bool = False
-    """QEMU has refused to let go of something of ours; the last record names it."""
+    """QEMU has refused to remove something of pivotd's; the last record names it."""
     window_over: bool = False
-    """The time of the undo window has passed."""
+    """The undo window has expired."""
     cancelled_by: Requester | None = None
     released_by: Requester | None = None
     undo: Undo | None = None
-    """Who asks for the undo, and the names of the pivot that it will be."""
+    """The undo request: its requester, and the names of the pivot that will carry it out."""
 
     @classmethod
     def at_start(cls, pivot: Pivot) -> Attempt:
-        """Return what a process knows that has just read a pivot from the journal."""
+        """Return the attempt of a process that has just read the pivot from the journal."""
         return cls(stop_sent=None, completing=None) if pivot.phase is Phase.PAUSING else cls()
 
     def begin(self, *, quick: bool, moment: Moment) -> Attempt:
-        """Return the attempt of a new intent, which is about to be recorded: only requests outlive the last one."""
+        """Return the attempt of a new intent, which is about to be recorded; only requests survive the last one."""
         return Attempt(
             quick=quick,
             looked=moment,
@@ -89,7 +89,7 @@ class Attempt:
         )
 
     def at(self, pivot: Pivot, now: float, utc_now: str) -> Attempt:
-        """Return the attempt with what the clocks say."""
+        """Return the attempt with its time limits checked against the clocks."""
         return replace(
             self,
             deadline_passed=self.deadline is not None and now >= self.deadline,
@@ -101,7 +101,7 @@ class Attempt:
         return replace(self, paused_at=now, deadline=now + pivot.options.max_pause_ms / 1000)
 
     def pause(self, pivot: Pivot, now: float, utc_now: str) -> Pause:
-        """Return the pause that ends now; one that outlived its process is measured from its record."""
+        """Return the pause that ends now; a pause that outlived its process is measured from its record."""
         ended = self.resumed_at or now
         if self.paused_at is not None:
             pause_ms = (ended - self.paused_at) * 1000

@@ -1,4 +1,4 @@
-"""How an image is made: the options of qcow2 and raw images, and which of them go together. Pure."""
+"""How an image is created: the options of qcow2 and raw images, and which of them go together. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pivotd.limits import LUKS_ITER_MS_MAX
 PREALLOCATIONS = ("off", "metadata", "falloc", "full")
 RAW_PREALLOCATIONS = ("off", "falloc", "full")
 VERSIONS = ("v2", "v3")
-"""qcow2's: what qemu-img calls compat=0.10 and compat=1.1."""
+"""Versions of qcow2; qemu-img calls them compat=0.10 and compat=1.1."""
 CLUSTER_BYTES_MIN = 512
 CLUSTER_BYTES_MAX = 2 << 20
 EXTENDED_L2_CLUSTER_BYTES_MIN = 16 << 10
@@ -19,7 +19,7 @@ REFCOUNT_BITS = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True, slots=True)
 class ImageOptions:
-    """Options of new images; None leaves one to QEMU. The names are those of ``blockdev-create``."""
+    """Options of new images; None leaves the choice to QEMU. The names are those of ``blockdev-create``."""
 
     cluster_size: int | None = None
     """Bytes."""
@@ -29,10 +29,10 @@ class ImageOptions:
     version: str | None = None
     refcount_bits: int | None = None
     luks_iter_ms: int | None = None
-    """How long one try of a passphrase shall take. QEMU does nothing else meanwhile, in creating and in opening."""
+    """How long one try of a passphrase takes. QEMU does nothing else meanwhile, when it creates and when it opens."""
 
     def given(self) -> dict[str, Any]:
-        """Return the options that say something."""
+        """Return the options that are set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -40,7 +40,7 @@ NAMES = tuple(field.name for field in fields(ImageOptions))
 
 
 def problem(options: ImageOptions, image_format: str, *, encrypted: bool) -> str | None:
-    """Return one line on what is wrong with options for images of this format, None if nothing is."""
+    """Return one line that says why the options do not fit images of this format, None if they do."""
     given = options.given()
     if image_format != "qcow2":
         foreign = next((name for name in given if name != "preallocation"), None)

@@ -1,8 +1,8 @@
 """The decision: one pure, total function from (journal record, observation, attempt) to the next action.
 
-It drives a normal pivot and a recovery alike. Every rule of docs/protocol.md is one case below, and nothing else in
-pivotd decides anything about a pivot. The rule behind all cases: without a durable ``switched`` the source holds the
-guest's data; so an outcome is recorded from the graph alone, before the guest may run again.
+It drives a normal pivot and a recovery alike. Every rule of docs/protocol.md is one case below, and no other code in
+pivotd decides anything about a pivot. The rule behind all cases: without a durable ``switched``, the source holds the
+guest's data. So pivotd records an outcome from the graph alone, before the guest may run again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def decide(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
 
 
 def _owed(pivot: Pivot, seen: Observation) -> Action | None:
-    """Return what QEMU is to be told before anything else; nothing in a pause, which must not wait for it."""
+    """Return the command that QEMU must get first; none in a pause, which must not wait for it."""
     if pivot.owes_resume or pivot.phase is Phase.PAUSING:
         return None
     resting = pivot.phase is Phase.DECIDED or (pivot.phase is Phase.READY and pivot.hold)

@@ -1,4 +1,4 @@
-"""Dirty bitmaps, which say what a backup has to copy: they belong to an image and must follow the disk. Pure."""
+"""Dirty bitmaps say what a backup has to copy. They belong to an image and must follow the disk. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pivotd.core.pivot import Image, Pivot, PivotDisk
 
 @dataclass(frozen=True, slots=True)
 class Bitmap:
-    """One named bitmap that can be used; ``dirty_bytes`` is what it marks, ``recording``: it marks new writes."""
+    """One named, consistent bitmap. ``dirty_bytes``: how much it marks; ``recording``: it marks new writes."""
 
     name: str
     granularity_bytes: int
@@ -24,10 +24,10 @@ Bitmaps = Mapping[str, tuple[Bitmap, ...]]
 
 
 def ends(disk: PivotDisk) -> tuple[Image, Image]:
-    """Return the image whose bitmaps have to come along, and the one that takes them.
+    """Return the image whose bitmaps must come along, and the image that takes them.
 
-    Where layers are committed these are the uppermost of them and the base: the source and the destination if the
-    active one is among them.
+    For a commit these are the uppermost committed layer and the base; if the active layer is committed, they are the
+    source and the destination.
     """
     if disk.top is None or disk.base is None:
         return disk.source, disk.destination
@@ -35,7 +35,7 @@ def ends(disk: PivotDisk) -> tuple[Image, Image]:
 
 
 def owed(pivot: Pivot, found: Bitmaps) -> Bitmaps:
-    """Return the bitmaps that must have come along before the switch or the merge; only qcow2 keeps any."""
+    """Return the bitmaps that must come along before the switch or the merge; only qcow2 stores any."""
     qcow2 = {disk.disk: ends(disk)[1].format == "qcow2" for disk in pivot.disks}
     return {
         disk: kept
@@ -45,10 +45,10 @@ def owed(pivot: Pivot, found: Bitmaps) -> Bitmaps:
 
 
 def wrong(carried: Bitmaps, found: Bitmaps, *, may_differ: bool) -> str | None:
-    """Return what a destination lacks of the bitmaps that were carried to it, None for nothing.
+    """Return what a destination lacks of the bitmaps that were copied to it, None if it has all of them.
 
-    It may mark more than the source did, where it had a bitmap of that name before: a backup then copies too much.
-    ``may_differ``: it keeps the granularity and the persistence of such a bitmap.
+    A destination that already had a bitmap of that name may mark more than the source: a backup then copies too much.
+    ``may_differ``: the destination keeps the granularity and the persistence of such a bitmap.
     """
     for disk, bitmaps in carried.items():
         there = {bitmap.name: bitmap for bitmap in found.get(disk, ())}

@@ -1,9 +1,9 @@
 """Names that pivotd gives to nodes, jobs and objects inside QEMU.
 
-Each carries the id of its pivot, so that a name seen in QEMU proves whose it is, and no name is ever used twice.
-QEMU cuts node names at 31 characters: ``p`` + 26 characters of ULID + ``-`` + three. Jobs are named in commands that
-are sent while the guest is paused, and QEMU reads those byte by byte: they carry the last ten characters of the ULID,
-50 bits of chance.
+Each name carries the id of its pivot, so that a name seen in QEMU proves to which pivot it belongs, and no name is
+ever used twice. QEMU limits node names to 31 characters: ``p`` + 26 characters of ULID + ``-`` + three. pivotd sends
+job names in commands while the guest is paused, and QEMU reads commands byte by byte. So job names carry only the last
+ten characters of the ULID, 50 random bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DESTINATION = re.compile(r"p[0-9A-Z]{26}-\d+")
 
 
 def is_domain_name(name: str) -> bool:
-    """Return whether a domain may have this name, wherever it comes from: DOMAIN_NAME_WORDS."""
+    """Return whether this is a valid domain name, from whatever source: DOMAIN_NAME_WORDS."""
     return len(name) <= limits.NAME_LENGTH_MAX and re.fullmatch(DOMAIN_NAME, name) is not None
 
 
@@ -48,12 +48,12 @@ def file_node(pivot: str, index: int) -> str:
 
 
 def file_below(node: str) -> str | None:
-    """Return the protocol layer's node below a destination of any pivot, None for a node that is nobody's of ours."""
+    """Return the protocol layer's node below a destination of any pivot, None for a node that is not pivotd's."""
     return f"{node}f" if _DESTINATION.fullmatch(node) else None
 
 
 def reopened_source(pivot: str, index: int) -> str:
-    """Return the node of a source that QEMU had closed and that was opened again to go back to it.
+    """Return the node of a source that QEMU had closed and that pivotd opened again to return to it.
 
     A legacy ``-drive`` gives up its node when the disk is switched.
     """
@@ -102,5 +102,5 @@ def pivot_of_secret(name: str) -> str | None:
 
 
 def belongs_to(name: str, *pivots: str) -> bool:
-    """Return whether a node or job name was given by one of these pivots."""
+    """Return whether a node or job name belongs to one of these pivots."""
     return any(name.startswith((f"p{pivot}-", f"j{pivot[-JOB_ID_CHARACTERS:]}-")) for pivot in pivots)

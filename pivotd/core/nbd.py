@@ -1,4 +1,4 @@
-"""Addresses of NBD exports: one spelling each, as QEMU writes them, so that two names of one export are equal."""
+"""Addresses of NBD exports, normalised to QEMU's spelling, so that two names of one export compare equal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Export:
 
     @property
     def uri(self) -> str:
-        """The one spelling of this export."""
+        """The normalised address of this export."""
         name = quote(self.name)
         if self.path is not None:
             return f"nbd+unix:///{name}?socket={quote(self.path)}"
@@ -32,7 +32,7 @@ class Export:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What blockdev-add takes. Source: QEMU QAPI reference, BlockdevOptionsNbd."""
+        """The arguments for blockdev-add. Source: QEMU QAPI reference, BlockdevOptionsNbd."""
         if self.path is not None:
             server = {"type": "unix", "path": self.path}
         else:
@@ -41,12 +41,12 @@ class Export:
 
 
 def is_uri(name: str) -> bool:
-    """Return whether a name of an image is meant as an NBD address."""
+    """Return whether an image name is an NBD address."""
     return name.startswith(SCHEMES)
 
 
 def is_unix(name: str) -> bool:
-    """Return whether a name of an image is that of an export on a Unix socket."""
+    """Return whether an image name is an export on a Unix socket."""
     return name.startswith("nbd+unix://")
 
 
@@ -75,7 +75,7 @@ def parse(uri: str) -> Export:
 
 
 def canonical(uri: str) -> str | None:
-    """Return the one spelling of an NBD address, None for anything else."""
+    """Return the normalised spelling of an NBD address, None for anything else."""
     try:
         return parse(uri).uri if is_uri(uri) else None
     except ValueError:
@@ -85,7 +85,7 @@ def canonical(uri: str) -> str | None:
 def of_node(node: Mapping[str, Any]) -> str | None:
     """Return the address of an ``nbd`` node as QEMU describes it in ``json:``, nested or with dotted keys.
 
-    None where it is another driver or another kind of server. Raises: ValueError, TypeError: another shape.
+    None for another driver or another kind of server. Raises: ValueError, TypeError: the description is malformed.
     """
     if node.get("driver") != "nbd":
         return None

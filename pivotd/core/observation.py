@@ -1,4 +1,4 @@
-"""What QEMU shows at one instant, reduced to what the decision needs.
+"""What QEMU shows at one instant, reduced to the facts that the decision needs.
 
 Jobs are read before the graph: a job seen as ended then has its final effect in the graph that is read after it.
 """
@@ -13,12 +13,12 @@ from pivotd.core.dirty_bitmaps import Bitmaps
 
 
 class Qemu(StrEnum):
-    """Who answers behind the domain's socket."""
+    """Which process answers on the domain's socket."""
 
     SAME = "same"
-    """The process that the pivot began in, and it answers."""
+    """The process in which the pivot began; it answers."""
     SILENT = "silent"
-    """Perhaps the same process, but no answer: nothing can be decided."""
+    """Perhaps the same process, but it does not answer: nothing can be decided."""
     GONE = "gone"
     """The process has ended, or the host has been rebooted."""
     REPLACED = "replaced"
@@ -31,16 +31,16 @@ class Root(StrEnum):
     SOURCE = "source"
     DESTINATION = "destination"
     OTHER = "other"
-    """Neither: somebody else has changed the graph."""
+    """Neither: another client has changed the graph."""
     ABSENT = "absent"
-    """There is no such disk (it was unplugged) or it has no medium."""
+    """The disk does not exist (it was unplugged) or has no medium."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobSeen:
-    """One job: QEMU's JobStatus, its error text, and bytes still to copy and copied (None where not asked).
+    """One job: QEMU's JobStatus, its error text, and bytes still to copy and copied (None if not queried).
 
-    ``io_status``: QEMU's BlockDeviceIoStatus; not ``ok`` where an I/O error has made the job wait.
+    ``io_status``: QEMU's BlockDeviceIoStatus; not ``ok`` if an I/O error has made the job wait.
     """
 
     status: str
@@ -58,7 +58,7 @@ class JobSeen:
 EXECUTING = frozenset({"running", "suspended"})
 """Run states in which guest writes are possible; a suspended guest may wake at any time."""
 OUR_PAUSE = frozenset({"paused", "prelaunch"})
-"""What ``stop`` leaves behind; a guest reset during the pause turns it into ``prelaunch``."""
+"""Run states after ``stop``; a guest reset during the pause turns ``paused`` into ``prelaunch``."""
 MIGRATION_STATES = frozenset({"inmigrate", "postmigrate", "finish-migrate", "save-vm", "restore-vm", "colo"})
 """Run states in which another process may own the images."""
 
@@ -77,7 +77,7 @@ class Observation:
     """One look at QEMU for one pivot: what QEMU shows, and nothing else.
 
     ``jobs`` and ``nodes`` hold only names that belong to the pivot; ``roots`` is by disk.
-    ``uses_source`` and ``uses_destination`` are facts on a REPLACED process: it has that file of any disk as a root.
+    ``uses_source`` and ``uses_destination`` describe a REPLACED process: it has that file of some disk as a root.
     """
 
     qemu: Qemu
@@ -85,20 +85,20 @@ class Observation:
     jobs: Mapping[str, JobSeen] = field(default_factory=dict)
     roots: Mapping[str, Root] = field(default_factory=dict)
     images: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """By disk, file name and format of its root; asked only where the destination is somebody else's."""
+    """By disk: file name and format of its root; queried only if another client opened the destination."""
     nodes: frozenset[str] = frozenset()
     nodes_below: tuple[str, ...] = ()
-    """What CopyOptions.nodes_below is to be; asked only before the jobs have begun."""
+    """The value for CopyOptions.nodes_below; queried only before the jobs have begun."""
     merged: frozenset[str] = frozenset()
-    """Disks whose chain no longer holds the layers that were to be merged."""
+    """Disks whose chain no longer contains the layers to be merged."""
     has_nonce: bool = True
     migrating: bool = False
     uses_source: bool = False
     uses_destination: bool = False
     bitmaps: Bitmaps = field(default_factory=dict)
-    """The dirty bitmaps of the present roots that can be used."""
+    """The consistent dirty bitmaps of the present roots."""
     detail: str | None = None
-    """One sentence for people, e.g. why QEMU is silent."""
+    """One sentence for users, e.g. why QEMU is silent."""
 
     @property
     def executing(self) -> bool:
@@ -106,7 +106,7 @@ class Observation:
         return self.run_state in EXECUTING
 
     def job(self, name: str) -> JobSeen:
-        """Return the job; one that QEMU does not list is ``null``: gone."""
+        """Return the job; a job that QEMU does not list has status ``null``: it is gone."""
         return self.jobs.get(name, _GONE)
 
 

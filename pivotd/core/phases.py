@@ -1,4 +1,4 @@
-"""Every change of phase that there is; docs/protocol.md shows this table as a diagram, and a test compares the two."""
+"""Every allowed change of phase. docs/protocol.md shows this table as a diagram, and a test compares the two."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TRANSITIONS: dict[Phase, dict[Phase, str]] = {
 
 
 def is_allowed(before: Phase, after: Phase) -> bool:
-    """Return whether a record may take a pivot from one phase to another; staying is always allowed."""
+    """Return whether a record may move a pivot from one phase to another; staying is always allowed."""
     return before is after or after in TRANSITIONS[before]
 
 
 def is_resting(pivot: Pivot) -> bool:
-    """Return whether the pivot goes no further by itself: closed, waiting at READY for a person, or undoable."""
+    """Return whether the pivot makes no further step by itself: closed, waiting at READY for a user, or undoable."""
     waits = pivot.window_open or (pivot.phase is Phase.READY and pivot.hold)
     return pivot.phase is Phase.CLOSED or (waits and not pivot.owes_resume)
 

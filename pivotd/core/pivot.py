@@ -1,4 +1,4 @@
-"""A pivot as the journal has it: phase, disks, images, outcome, pauses, and its records. Pure."""
+"""A pivot as the journal stores it: phase, disks, images, outcome, pauses, and its records. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ JsonObject = dict[str, Any]
 
 
 class Phase(StrEnum):
-    """How far a pivot has come; each value is durable before anything is done under it."""
+    """How far a pivot has come; each value is durable before pivotd acts on it."""
 
     PREPARING = "preparing"
-    """The request and every node and job name is on disk; destinations are created and opened."""
+    """The request and every node and job name are on disk; pivotd creates and opens the destinations."""
     COPYING = "copying"
     """Every mirror job has been started; the guest runs on the source."""
     READY = "ready"
@@ -24,11 +24,11 @@ class Phase(StrEnum):
     PAUSING = "pausing"
     """The intent is on disk: from here on the guest may be paused and the root may move."""
     CANCELLING = "cancelling"
-    """The decision to stay on the source is on disk; jobs are being cancelled."""
+    """The decision to stay on the source is on disk; pivotd cancels the jobs."""
     DECIDED = "decided"
-    """The outcome of every disk is on disk; the guest is resumed, nodes are cleaned up."""
+    """The outcome of every disk is on disk; pivotd resumes the guest and cleans up."""
     CLOSED = "closed"
-    """Nothing is left to do."""
+    """The pivot has nothing left to do."""
 
 
 class Outcome(StrEnum):
@@ -39,14 +39,14 @@ class Outcome(StrEnum):
     KEPT = "kept"
     """The source."""
     MERGED = "merged"
-    """The same image as before, on a shorter backing chain: layers below it were merged, nothing was switched."""
+    """The same image as before, on a shorter backing chain: layers below it were merged, no disk was switched."""
     UNKNOWN = "unknown"
-    """The evidence contradicts itself: a person must look."""
+    """The evidence is contradictory: a person must look."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells one QEMU process from another behind the same socket.
+    """What distinguishes one QEMU process from another behind the same socket.
 
     ``nonce`` is the id of an object that pivotd put into the process: it dies with the process.
     ``start_ticks`` is field 22 of /proc/PID/stat, None where /proc hides other users.
@@ -62,7 +62,7 @@ class Identity:
 class Image:
     """One side of a switch.
 
-    ``filename`` is an absolute path, an NBD address, or what QEMU shows where it is neither.
+    ``filename`` is an absolute path, an NBD address, or QEMU's own description if it is neither.
     ``file_id`` is ``"DEV:INO"`` as stat shows it, ``"block:MAJOR:MINOR"``, None where pivotd cannot see the file.
     ``node`` is the QEMU block node, chosen by pivotd for a destination.
     """
@@ -85,15 +85,15 @@ class PivotDisk:
     destination: Image
     job: str
     top: Image | None = None
-    """The uppermost layer that goes out of the chain, where layers are merged."""
+    """The uppermost layer that is removed from the chain, if layers are merged."""
     base: Image | None = None
-    """The layer that the chain goes on with below those; None: there is none."""
+    """The layer at which the chain continues below the removed layers; None: there is none."""
     between: tuple[str, ...] = ()
-    """File names of the layers below ``top`` and above ``base``, which go out of the chain with it, nearest first."""
+    """File names of the layers below ``top`` and above ``base``, which are removed too; nearest first."""
     backing_file: str | None = None
-    """What the image above the merged layers is to name as its backing file, where QEMU would not find it itself."""
+    """The backing file name for the image above the merged layers, if QEMU would not find it itself."""
     cache_direct: bool = False
-    """The source bypasses the host page cache; the destination is opened alike."""
+    """The source bypasses the host page cache; pivotd opens the destination in the same way."""
     outcome: Outcome | None = None
 
     @property
@@ -126,13 +126,13 @@ def outcome_of(disks: Iterable[PivotDisk]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Pivot:
-    """The journal's current word on one pivot; changed only together with an appended record."""
+    """The journal's current state of one pivot; it changes only together with an appended record."""
 
     id: str
     request_id: str
     domain: str
     qmp: str
-    """The domain's QMP socket when the pivot began: an open pivot is looked after also if the domain is forgotten."""
+    """The domain's QMP socket when the pivot began: pivotd finishes an open pivot even if the domain is forgotten."""
     kind: Kind
     phase: Phase
     requested_by: Requester
@@ -141,19 +141,19 @@ class Pivot:
     created_at: str
     identity: Identity
     revision: int = 0
-    """Counts the changes; the next one is refused to whoever has not seen the last."""
+    """Counts the changes; the journal refuses a change that is not based on the last one."""
     undo_of: str | None = None
-    """The pivot that this one takes back, by the mirror that its window has kept running."""
+    """The pivot that this one undoes, with the mirror that the window of that pivot has kept running."""
     hold: bool = False
-    """True: wait at READY until somebody completes or cancels, at DECIDED until the undo window ends."""
+    """True: wait at READY until a user completes or cancels, at DECIDED until the undo window ends."""
     attempt: int = 0
-    """How many pauses were tried so far."""
+    """Number of pauses tried so far."""
     run_state_before: str | None = None
     """Run state right before the intent; None before the first intent."""
     owes_resume: bool = False
-    """True from an intent over a running guest until the guest was seen or made to run again."""
+    """True from the intent to pause a running guest until the guest was seen running or was resumed."""
     pausing_since: str | None = None
-    """When the last intent became durable; a pause that outlived its daemon is measured from here."""
+    """When the last intent became durable; pivotd measures a pause that outlived its daemon from here."""
     error: str | None = None
     pauses: tuple[Pause, ...] = ()
     decided_at: str | None = None
@@ -166,12 +166,12 @@ class Pivot:
 
     @property
     def window_open(self) -> bool:
-        """Whether the sources are kept in sync after the switch: the pivot can be taken back."""
+        """Whether QEMU keeps the sources in sync after the switch, so that the pivot can be undone."""
         return self.phase is Phase.DECIDED and self.hold and self.options.keep_synced
 
     @property
     def family(self) -> tuple[str, ...]:
-        """The ids that names in QEMU may carry: its own, and that of the pivot which it takes back."""
+        """The ids that names in QEMU may carry: its own, and that of the pivot which it undoes."""
         return (self.id,) if self.undo_of is None else (self.id, self.undo_of)
 
     @property
@@ -187,7 +187,7 @@ class Pivot:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One line of the journal. ``seq`` grows by one over all domains; ``at`` is UTC, RFC 3339."""
+    """One record of the journal. ``seq`` increases by one over all domains; ``at`` is UTC, RFC 3339."""
 
     seq: int
     at: str

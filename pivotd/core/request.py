@@ -1,4 +1,4 @@
-"""What a caller asks for: the kind of pivot, its disks and its options. Pure."""
+"""A caller's request: the kind of pivot, its disks and its options. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pivotd.core.creation import ImageOptions
 
 
 class Kind(StrEnum):
-    """What a pivot does."""
+    """The kind of a pivot."""
 
     COPY = "copy"
-    """Mirrors each disk to another image and switches to that."""
+    """Mirrors each disk to another image and switches to it."""
     COMMIT = "commit"
-    """Writes layers of the chain into one below them; with the active layer among them a switch to that one."""
+    """Writes layers of the chain into a layer below them; if the active layer is among them, a switch to that layer."""
     PULL = "pull"
-    """Copies what lies below into the active image, which then needs those layers no more; no switch."""
+    """Copies lower layers into the active image, which then no longer needs them; no switch."""
     SNAPSHOT = "snapshot"
     """Puts a new empty overlay on each disk, all at one instant, and switches to them."""
 
@@ -30,14 +30,14 @@ class CopyMode(StrEnum):
 
 
 class Discard(StrEnum):
-    """What becomes of the space that a guest gives back (QEMU's BlockdevDiscardOptions)."""
+    """What QEMU does with space that the guest frees (QEMU's BlockdevDiscardOptions)."""
 
     UNMAP = "unmap"
     IGNORE = "ignore"
 
 
 class Sync(StrEnum):
-    """Which layers of the backing chain a copy takes (QEMU's MirrorSyncMode)."""
+    """Which layers of the backing chain a copy includes (QEMU's MirrorSyncMode)."""
 
     FULL = "full"
     TOP = "top"
@@ -45,7 +45,7 @@ class Sync(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """Who asked, as the kernel told it (SO_PEERCRED)."""
+    """The requester, as reported by the kernel (SO_PEERCRED)."""
 
     uid: int
     gid: int
@@ -58,9 +58,9 @@ Limits = tuple[tuple[str, int | str], ...]
 
 @dataclass(frozen=True, slots=True)
 class WriteLimit:
-    """Limits of one disk's I/O that pivotd has put in place, or was about to: what was there before comes back.
+    """Limits on one disk's I/O that pivotd has set, or was about to set, and the earlier limits to restore.
 
-    ``placed``: every set of limits that may be in place; a disk found with others was limited by somebody else since.
+    ``placed``: every set of limits that may be in place; if a disk has others, another client has set them since.
     """
 
     qdev: str
@@ -70,7 +70,7 @@ class WriteLimit:
 
 @dataclass(frozen=True, slots=True)
 class CopyOptions:
-    """What the requester chose, and what follows from it for QEMU. ``bandwidth_bytes_per_s`` 0 means unlimited."""
+    """The requester's choices, and what follows from them for QEMU. ``bandwidth_bytes_per_s`` 0 means unlimited."""
 
     sync: Sync = Sync.FULL
     reuse: bool = False
@@ -81,40 +81,40 @@ class CopyOptions:
     pivot: bool = True
     """False: stop at ready and wait for ``pivot complete``."""
     image_options: ImageOptions = field(default_factory=ImageOptions)
-    """How images are made."""
+    """How pivotd creates images."""
     secret_file: str | None = None
     """The file from which QEMU reads the passphrase of LUKS-encrypted destinations; None: they are not encrypted."""
     discard: Discard = Discard.UNMAP
-    """How destinations are opened: QEMU does not show it of the source, and unmap keeps sparse images sparse."""
+    """How pivotd opens destinations: QEMU does not show how the source is opened; unmap keeps sparse images sparse."""
     keep_synced: bool = False
-    """After the switch the source follows the destination until the window ends, so that `pivot undo` can return."""
+    """After the switch QEMU keeps the source in sync until the window ends, so that `pivot undo` can return."""
     keep_synced_s: int = 3600
     """How long that window stays open."""
     force: bool = False
-    """Go on where a warning would refuse."""
+    """Continue where pivotd would refuse with a warning."""
     resumable: bool = False
-    """A destination that fails interrupts the copy, which goes on from there as soon as it works again."""
+    """A failing destination pauses the copy instead of ending it; the copy continues once the destination works."""
     throttle: bool = True
-    """Whether the guest's writes may be slowed where they come faster than the destination takes them."""
+    """Whether pivotd may slow the guest's writes if they are faster than the destination."""
     adopted: bool = False
-    """The jobs and destinations are somebody else's: their names are not pivotd's, their nodes not its to delete."""
+    """Another client made the jobs and destinations: it chose the names, and pivotd must not delete the nodes."""
     bandwidth_due: bool = False
-    """The bandwidth was changed, and QEMU has perhaps not heard of it."""
+    """The bandwidth was changed, and QEMU may not have the new value yet."""
     write_limits: tuple[WriteLimit, ...] = ()
-    """What was limited, and has to be put back."""
+    """The limits that pivotd has set and must restore."""
     nodes_below: tuple[str, ...] = ()
-    """Nodes below the disks' images as the jobs began, but for those that QEMU has named, each before its children.
+    """Nodes below the disks' images when the jobs began, except those that QEMU has named; parents before children.
 
-    What no disk needs in the end goes; QEMU does not show any more what was below a node that has gone.
+    At the end, pivotd deletes those that no disk needs. QEMU no longer shows what was below a node that has gone.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is wanted of one disk. ``image`` is where it moves to, ``top`` and ``base`` layers of its chain.
+    """The request for one disk. ``image`` is its new image, ``top`` and ``base`` are layers of its chain.
 
     ``format`` None: that of the source. ``top`` None: the active layer. ``base`` None: as far down as it goes.
-    ``job``: the disk is the one on which this block job works, and ``disk`` is empty.
+    ``job``: a block job that identifies the disk on which it works; ``disk`` is then empty.
     """
 
     disk: str

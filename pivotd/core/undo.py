@@ -1,7 +1,8 @@
-"""The undo window: how long it lasts, and the pivot that takes a switch back. Pure.
+"""The undo window: how long it lasts, and the pivot that undoes a switch. Pure.
 
-That pivot is an ordinary copy the other way round, entered at READY: its mirrors were started before the guest ran on.
-They are never started anew, because what the guest has written since would be missing; without them it is given up.
+That pivot is an ordinary copy in the other direction, which enters at READY: pivotd started its mirrors before it
+resumed the guest. pivotd never starts them anew, because the guest's writes since then would be missing. Without them
+it gives the undo up.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from pivotd.core.request import CopyMode, CopyOptions, Requester
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """Who asks, and the id of the pivot that takes back; no client chooses it."""
+    """The requester, and the id of the pivot that undoes; no client chooses this id."""
 
     pivot: str
     who: Requester
 
 
 def window_left_s(pivot: Pivot, utc_now: str) -> float:
-    """Return how many seconds of the undo window are left, by the wall clock; infinite where there is none."""
+    """Return how many seconds of the undo window are left, by the wall clock; infinite if there is no window."""
     if not pivot.window_open or pivot.decided_at is None:
         return float("inf")
     age = datetime.fromisoformat(utc_now) - datetime.fromisoformat(pivot.decided_at)
@@ -32,7 +33,7 @@ def window_left_s(pivot: Pivot, utc_now: str) -> float:
 
 
 def window_ends(pivot: Pivot) -> str | None:
-    """Return when the undo window ends by itself, None where there is none or the guest is still paused."""
+    """Return when the undo window expires, None if there is no window or the guest is still paused."""
     if not pivot.window_open or pivot.owes_resume or pivot.decided_at is None:
         return None
     end = datetime.fromisoformat(pivot.decided_at) + timedelta(seconds=pivot.options.keep_synced_s)
@@ -40,7 +41,7 @@ def window_ends(pivot: Pivot) -> str | None:
 
 
 def successor(pivot: Pivot, undo: Undo, nodes: Collection[str], utc_now: str) -> Pivot:
-    """Return the pivot that takes this one back; it inherits the mark in the QEMU process. ``nodes``: of the pivot."""
+    """Return the pivot that undoes this one; it inherits the nonce in the QEMU process. ``nodes``: of the pivot."""
     options = CopyOptions(
         reuse=True,
         max_pause_ms=pivot.options.max_pause_ms,

@@ -12,7 +12,7 @@ from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Which image holds a disk's data, and why; the shape is part of the public contract."""
+    """Which image holds a disk's data, and why; these fields are part of the public API."""
 
     domain: str
     disk: str
@@ -42,7 +42,7 @@ class Live:
 
 
 def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
-    """Return what the journal says of one disk of one pivot."""
+    """Return the journal's verdict on one disk of one pivot."""
     evidence = [f"pivot {pivot.id} of {pivot.created_at} is in phase {pivot.phase}"]
     if disk.outcome is None or pivot.decided_at is None:
         evidence.append("the journal holds no `switched` record for this disk")
@@ -83,7 +83,7 @@ _REASON = {
 
 
 def without_pivot(domain: str, disk: str, live: Live) -> Verdict:
-    """Return the verdict of a disk that the journal does not know."""
+    """Return the verdict on a disk that the journal does not know."""
     return Verdict(
         domain=domain,
         disk=disk,
@@ -99,10 +99,10 @@ def without_pivot(domain: str, disk: str, live: Live) -> Verdict:
 
 
 def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:
-    """Return the verdict beside what QEMU shows now; a contradiction makes it ``unknown``.
+    """Return the verdict checked against what QEMU shows now; a contradiction makes it ``unknown``.
 
-    ``decided``: the pivot's outcome is durable. An open pivot may be between the switch and its record; the guest is
-    paused then, and the source is right until the record is there.
+    ``decided``: the pivot's outcome is durable. An open pivot may be between the switch and its record. The guest is
+    then paused, and the source is right until the record is durable.
     """
     shown = f"QEMU uses {live.image} now"
     expected = live.is_destination if verdict.outcome is Outcome.SWITCHED else live.is_source
@@ -120,15 +120,15 @@ def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:
 
 
 def may_be_overtaken(pivot: Pivot) -> bool:
-    """Return whether a process that drives this pivot may have seen the switch, and the record be on its way."""
+    """Return whether a process that drives this pivot may have seen the switch, with the record still in flight."""
     return pivot.phase in {Phase.PAUSING, Phase.CANCELLING}
 
 
 def provisional(verdict: Verdict) -> Verdict:
-    """Return the verdict of such a pivot where pivotd lives and its QEMU was not seen: right now, perhaps not for long.
+    """Return the verdict on such a pivot if pivotd lives and its QEMU was not seen: it is right now but may change.
 
-    Whoever started the guest on the source now could be overtaken by the record. With pivotd dead, or once the pivot
-    is decided, nothing can come any more.
+    If somebody started the guest on the source now, the record could still follow and name the destination. Once
+    pivotd is dead or the pivot is decided, no record can follow.
     """
     return replace(
         verdict,

@@ -1,1 +1,1 @@
-"""What carries the decisions out: one supervisor per domain, one driver per pivot."""
+"""Carries the decisions out: one supervisor per domain, one driver per pivot."""

@@ -1,4 +1,4 @@
-"""Before a pause: a small backlog, both images flushed, so that what is left to do with the guest paused is little."""
+"""Before a pause: get the backlog small and flush both images, so that little is left to do in the pause."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pivotd.host.flush import Flusher
 
 @dataclass(frozen=True, slots=True)
 class Converged:
-    """The pause may begin. ``quick``: the flush just before was so short that ``stop`` will return early."""
+    """The pause may begin. ``quick``: the flush just before was so quick that ``stop`` will return early."""
 
     quick: bool
     facts: JsonObject = field(default_factory=dict)
@@ -24,7 +24,7 @@ class Converged:
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """The guest has to run on for a while."""
+    """The guest has to keep running for a while."""
 
     reason: str
     wait_s: float
@@ -32,13 +32,13 @@ class NotYet:
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """The guest's writes have to be slowed: these limits are to be recorded, then put in place."""
+    """The guest's writes must be slowed: record these limits, then set them."""
 
     write_limits: tuple[WriteLimit, ...]
 
 
 class Converger:
-    """Brings one pivot to where a pause is short. ``pace`` is fed by every look of the driver."""
+    """Brings one pivot to a state in which its pause is short. Every look of the driver updates ``pace``."""
 
     def __init__(self, flusher: Flusher, clock: Clock) -> None:
         self.pace = Pace()
@@ -46,7 +46,7 @@ class Converger:
         self._clock = clock
         self._large_since: float | None = None
         self._write_blocking: bool | None = None
-        """Whether QEMU has taken the change; None: it was not asked."""
+        """Whether QEMU has accepted the change; None: it was not asked."""
         self._slowing = Slowing()
 
     async def step(self, session: Session, pivot: Pivot, seen: Observation) -> Converged | NotYet | Slow:
@@ -78,7 +78,7 @@ class Converger:
         return Converged(quick, {"backlog_bytes": backlog, "flush_ms": flushed})
 
     def _backlog_bytes_max(self, pivot: Pivot) -> int:
-        """Return what can be copied in half of the longest pause, as far as it is known how fast that goes."""
+        """Return how much can be copied in half of the longest pause, at the measured rate if there is one."""
         rate = self.pace.copy_bytes_per_s
         if rate is None:
             return limits.BACKLOG_BYTES_MAX
@@ -103,7 +103,7 @@ class Converger:
         return NotYet(self._explain(pivot), limits.CONVERGE_CHECK_S)
 
     def _explain(self, pivot: Pivot) -> str:
-        """Return why the guest has to run on, and what helps."""
+        """Return why the guest has to keep running, and what helps."""
         pace = self.pace
         text = f"{pace.backlog_bytes} bytes are left to copy"
         if pace.dirty_bytes_per_s is not None:

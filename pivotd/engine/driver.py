@@ -1,7 +1,7 @@
-"""One pivot's driver: look, decide, act, again. It holds no decision: those are core.decide's.
+"""One pivot's driver: look, decide, act, repeat. It makes no decision itself: core.decide does.
 
-The driver is an actor: its own task alone changes the pivot, and what people ask of it comes as messages to its inbox.
-The same loop carries a new pivot and one that an earlier process left behind.
+The driver is an actor: only its own task changes the pivot, and users' requests come as messages to its inbox.
+The same loop drives a new pivot and one that an earlier process left behind.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ log = get_logger()
 
 
 class Driver:
-    """Drives one pivot to its end. ``state`` is changed by run() alone."""
+    """Drives one pivot to its end. Only run() changes ``state``."""
 
     def __init__(self, pivot: Pivot, domain: Domain, journal: Journal, clock: Clock, converger: Converger) -> None:
         self.state = DriverState(pivot, domain, journal, clock, converger)
         self.backlog: tuple[int, int] | None = None
-        """Bytes that are left to copy, and bytes of all disks; None where there is no job to ask."""
+        """Bytes left to copy, and bytes of all disks; None if there is no job to query."""
         self._failures = Failures()
         self._overtaken = False
         self._leave_at: float | None = None
@@ -58,7 +58,7 @@ class Driver:
 
     @property
     def pivot(self) -> Pivot:
-        """The pivot as the journal has it."""
+        """The pivot as the journal stores it."""
         return self.state.pivot
 
     @property
@@ -68,22 +68,22 @@ class Driver:
 
     @property
     def advanced(self) -> asyncio.Event:
-        """Set, and replaced by a new one, at each record."""
+        """Set at each record, and then replaced by a new one."""
         return self.state.advanced
 
     @property
     def successor(self) -> Pivot | None:
-        """The pivot that takes this one back; whoever runs this driver then starts one for it."""
+        """The pivot that undoes this one; the supervisor then starts a driver for it."""
         return self.state.successor
 
     @property
     def pace(self) -> Pace:
-        """How fast the copy goes."""
+        """The measured rates of the copy."""
         return self.state.converger.pace
 
     @property
     def waits_for(self) -> str:
-        """One sentence on what the pivot waits for."""
+        """One sentence that says what the pivot waits for."""
         return self._failures.text or self.state.waits_for
 
     @property
@@ -93,7 +93,7 @@ class Driver:
 
     @property
     def failing(self) -> str | None:
-        """One sentence on why this driver fails again and again; None while it does not."""
+        """One sentence that says why this driver fails again and again; None while it does not."""
         return self._failures.text
 
     # -- what others may ask ------------------------------------------------------------------------------------
@@ -103,17 +103,17 @@ class Driver:
         self.state.inbox.woken.set()
 
     def end(self) -> None:
-        """Return from run() as soon as the guest is not in a pause of ours; the pivot stays open."""
+        """Make run() return as soon as the guest is not in a pause of pivotd's; the pivot stays open."""
         self.state.inbox.end()
 
     async def complete(self, who: Requester) -> Pivot:
-        """Let a pivot that waits at READY go on. Raises: PhaseConflictError, BusyError, JournalError."""
+        """Let a pivot that waits at READY continue. Raises: PhaseConflictError, BusyError, JournalError."""
         if refusal := not_waiting(self.pivot):
             raise refusal
         return await self.ask(Complete(who))
 
     async def cancel(self, who: Requester) -> Pivot:
-        """Keep the source; return once that is decided, or the switch is. Raises: PhaseConflictError, JournalError."""
+        """Keep the source; return once this or the switch is decided. Raises: PhaseConflictError, JournalError."""
         if is_decided(self.pivot):
             if refusal := too_late(self.pivot):
                 raise refusal
@@ -122,26 +122,26 @@ class Driver:
         return await self.ask(Cancel(who), stays=True)
 
     async def set_bandwidth(self, bytes_per_s: int, who: Requester) -> Pivot:
-        """Have the jobs copy at most so fast from now on, 0 means no limit; return once that is durable.
+        """Limit the bandwidth of the jobs from now on, 0 means no limit; return once this is durable.
 
         Raises: PhaseConflictError, BusyError, JournalError.
         """
         return await self.ask(SetBandwidth(who, bytes_per_s=bytes_per_s))
 
     async def release(self, who: Requester) -> Pivot:
-        """End the undo window; return once that is durable. Raises: JournalError."""
+        """End the undo window; return once this is durable. Raises: JournalError."""
         await self.state.note("release-requested", {"uid": who.uid})
         return await self.ask(Release(who), stays=True)
 
     async def undo(self, asked: Undo) -> Pivot:
-        """Take the switch back; return the pivot that does it. Raises: PhaseConflictError, BusyError."""
+        """Undo the switch; return the pivot that does this. Raises: PhaseConflictError, BusyError."""
         return await self.ask(TakeBack(asked.who, undo=asked))
 
     async def ask(self, message: Message, *, stays: bool = False) -> Pivot:
         """Send a message and return its answer.
 
-        ``stays``: the driver acts on it also after the time for an answer is over, and the pivot is returned as it is.
-        Raises: what the answer is, BusyError: the driver was busy all the time; nothing was changed.
+        ``stays``: after the time limit the driver still acts on the message, and this returns the pivot as it is.
+        Raises: the error that is the answer; BusyError: the driver was busy all the time, and nothing was changed.
         """
         inbox = self.state.inbox
         inbox.post(message)
@@ -176,7 +176,7 @@ class Driver:
             state.inbox.close(self.pivot)
 
     async def _step_or_wait(self) -> None:
-        """Take one step; after an error wait, longer each time, and look again: the guest may be paused."""
+        """Take one step; after an error wait, longer each time, then look again: the guest may be paused."""
         state = self.state
         try:
             await self._step()
@@ -190,7 +190,7 @@ class Driver:
             self._failures.ended()
 
     def _done(self) -> bool:
-        """Whether nothing is left to do for this process. A pause that cannot be ended holds up the end for a while."""
+        """Whether this process has nothing left to do. A pause that cannot be ended delays this for a while."""
         state = self.state
         if not state.inbox.ending or self.pivot.phase is Phase.CLOSED:
             return self.pivot.phase is Phase.CLOSED
@@ -229,7 +229,7 @@ class Driver:
             seen = known
 
     async def _take_messages(self) -> None:
-        """Record what was asked; never in a pause, which must not wait for it."""
+        """Record the requests; never in a pause, which must not wait for this."""
         for message in self.state.inbox:
             if self.state.in_window:
                 return
@@ -247,7 +247,7 @@ class Driver:
                     await self._record_asked(message, "bandwidth-requested", facts, {"options": options})
 
     async def _record_asked(self, message: Message, event: str, facts: JsonObject, changes: JsonObject) -> None:
-        """Record what one message asks for; whoever asked gets the error of a record that cannot be made."""
+        """Record the request of one message; if the record fails, the requester gets the error."""
         message.taken = True
         try:
             await self.state.record(event, facts, **changes)
@@ -257,7 +257,7 @@ class Driver:
         self.state.inbox.answered(message, self.pivot)
 
     def _take_wishes(self) -> None:
-        """Remember what was asked that the next decision is to know."""
+        """Put the requests that concern the next decision into the attempt."""
         for message in self.state.inbox:
             match message:
                 case Cancel(who):
@@ -297,7 +297,7 @@ class Driver:
         return seen
 
     async def _perform(self, action: actions.Action, seen: Observation) -> Observation | None:
-        """Carry out one action; return what is known of QEMU after it, None to look again."""
+        """Carry out one action; return the resulting observation, None to look again."""
         state = self.state
         if not isinstance(action, actions.AskAgain):
             state.looked.set()

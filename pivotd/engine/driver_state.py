@@ -1,6 +1,6 @@
-"""What one driver knows: the pivot as the journal has it, and its attempt. Only the driver's own task changes either.
+"""What one driver knows: the pivot as the journal stores it, and its attempt. Only the driver's task changes either.
 
-Every step of a driver gets this object: it is the only way to record, to wait and to take the place in the queue of
+Every step of a driver gets this object. It is the only way to record, to wait, and to take a place in the queue of
 pauses.
 """
 
@@ -32,18 +32,18 @@ def moment(session: Session) -> Moment:
 
 
 class DriverState:
-    """``pivot`` is always what the journal holds, ``attempt`` what this process remembers beside it."""
+    """``pivot`` is always what the journal holds; ``attempt`` is what this process remembers in addition."""
 
     def __init__(self, pivot: Pivot, domain: Domain, journal: Journal, clock: Clock, converger: Converger) -> None:
         self.pivot = pivot
         self.attempt = Attempt.at_start(pivot)
         self.successor: Pivot | None = None
-        """The pivot that takes this one back."""
+        """The pivot that undoes this one."""
         self.inbox = Inbox()
         self.looked = asyncio.Event()
         """Set once QEMU has answered the first look, or its silence was reported."""
         self.advanced = asyncio.Event()
-        """Set, and replaced by a new one, at each record."""
+        """Set at each record, and then replaced by a new one."""
         self.waits_for = "its first look at QEMU"
         self.stalled = False
         self.unrecorded = False
@@ -67,7 +67,7 @@ class DriverState:
         return self.pivot.phase is Phase.PAUSING or self.pivot.owes_resume
 
     def remember(self, **changes: Any) -> None:
-        """Replace fields of the attempt; what a step remembers before it sends anything outlives its failure."""
+        """Replace fields of the attempt; what a step remembers before it sends a command survives its failure."""
         self.attempt = replace(self.attempt, **changes)
 
     # -- the journal --------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ class DriverState:
         self.recorded(await self.journal.advance(before, event, facts, **changes))
 
     def recorded(self, pivot: Pivot) -> None:
-        """Go on with a pivot as it was just recorded, and answer whoever waits for that."""
+        """Continue with a pivot as it was just recorded, and answer the requests that wait for it."""
         self.pivot = pivot
         self.remember(switch_in_doubt=False)
         self.unrecorded = False
@@ -90,7 +90,7 @@ class DriverState:
             self.leave_window()
 
     def read_again(self, pivot: Pivot) -> None:
-        """Go on with what the journal holds; of the attempt only what is still to be recorded or done is kept."""
+        """Continue with what the journal holds; keep only requests, and what still has to be recorded."""
         known = self.attempt
         kept = ("cancelled_by", "released_by", "undo", "not_ours", "ours", "resumed_at")
         self.attempt = replace(Attempt.at_start(pivot), **{name: getattr(known, name) for name in kept})
@@ -102,7 +102,7 @@ class DriverState:
         await self.journal.note(event, facts, domain=self.domain.name, pivot=self.pivot.id)
 
     async def note_in_time(self, event: str, facts: dict[str, Any]) -> None:
-        """Append a record that no decision rests on: the guest waits for it no longer than RECORD_PATIENCE_S."""
+        """Append a record on which no decision depends: the guest waits for it at most RECORD_PATIENCE_S."""
         with contextlib.suppress(JournalError, TimeoutError):
             async with asyncio.timeout(limits.RECORD_PATIENCE_S):
                 await self.note(event, facts)
@@ -110,7 +110,7 @@ class DriverState:
     # -- pauses, one at a time for each domain --------------------------------------------------------------------
 
     async def enter_window(self) -> None:
-        """Wait for the domain's other pauses to end, and keep checkpoints of the journal away."""
+        """Wait until the domain's other pauses have ended, and hold checkpoints of the journal."""
         if not self._has_window:
             await self.domain.window.acquire()
             try:
@@ -131,7 +131,7 @@ class DriverState:
     # -- waiting ------------------------------------------------------------------------------------------------
 
     async def wait(self, reason: str, timeout_s: float | None = None) -> None:
-        """Wait for an event or a message, and say what for; without a time, until it is worth while to look again."""
+        """Wait for an event or a message, and report the reason; without a time, until another look is worthwhile."""
         self.waits_for = reason
         if self.stalled:
             self.waits_for += f"; no progress for {self.converger.pace.stalled_s(self.clock.monotonic()):.0f} s"
@@ -144,7 +144,7 @@ class DriverState:
         await self.sleep(timeout_s)
 
     async def ask_again(self, reason: str) -> None:
-        """Wait before the next look at a QEMU that does not answer, longer each time."""
+        """Wait before the next look at a QEMU that does not answer; each wait is longer."""
         self.waits_for = f"{reason}; nothing is decided until QEMU answers"
         if self._silent_for_s >= 1:
             self.looked.set()
@@ -162,7 +162,7 @@ class DriverState:
                 await self.inbox.woken.wait()
 
     async def back_off(self, timeout_s: float) -> None:
-        """Sleep after a failure, whatever QEMU does meanwhile; a new message or the end of the daemon ends it."""
+        """Sleep after a failure, whatever QEMU does; a new message or the end of the daemon ends the sleep."""
         until, posted, ending = self.clock.monotonic() + timeout_s, self.inbox.posted, self.inbox.ending
         while (left_s := until - self.clock.monotonic()) > limits.BACK_OFF_REST_S:
             if (self.inbox.posted, self.inbox.ending) != (posted, ending):
@@ -171,7 +171,7 @@ class DriverState:
             await self.sleep(left_s)
 
     async def unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Return what work returns, None if the pivot is cancelled or the daemon ends meanwhile: flushes take long."""
+        """Return the result of work, None if the pivot is cancelled or the daemon ends meanwhile: flushes take long."""
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
@@ -185,7 +185,7 @@ class DriverState:
     async def unless_late(
         self, work: Coroutine[Any, Any, T], timeout_s: float, late: Callable[[], Awaitable[bool]]
     ) -> T:
-        """Return what work returns. While it has not ended in time, do what ``late`` does, until that returns True."""
+        """Return the result of work; while it has not ended in time, call ``late`` until that returns True."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait([task], timeout=timeout_s)
@@ -197,7 +197,7 @@ class DriverState:
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:
-    """End a task whose result nobody wants any more; it lets go of what it holds before this returns."""
+    """End a task whose result is no longer needed; the task releases what it holds before this returns."""
     if not task.done():
         task.cancel()
         await asyncio.wait([task])

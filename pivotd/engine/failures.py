@@ -1,4 +1,4 @@
-"""A driver that fails again and again: how long it waits, and what is said of it."""
+"""Repeated failures of a driver: how long it waits, and what is reported."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ log = get_logger()
 
 
 class Failures:
-    """Counts failures in a row. ``text`` is one sentence on the last one, None after a step that worked."""
+    """Counts consecutive failures. ``text`` is one sentence on the last one, None after a success."""
 
     def __init__(self) -> None:
         self.text: str | None = None
         self.in_a_row = 0
 
     def failed(self, error: Exception, pivot: Pivot, *, paused: bool) -> float:
-        """Take a failure; return the seconds to wait before the next try. A paused guest does not wait long.
+        """Note a failure; return the seconds to wait before the next try. A paused guest does not wait long.
 
-        The log gets the first of a row, and then each time that the number of failures has doubled.
+        The log gets the first failure of a series, and then each one that doubles their number.
         """
         self.in_a_row += 1
         facts = {"pivot": pivot.id, "domain": pivot.domain, "in_a_row": self.in_a_row}
@@ -37,5 +37,5 @@ class Failures:
         return min(limits.FAILED_FIRST_S * 2.0 ** min(self.in_a_row - 1, 16), longest_s)
 
     def ended(self) -> None:
-        """Take a step that worked."""
+        """Note a step that succeeded."""
         self.text, self.in_a_row = None, 0

@@ -1,6 +1,6 @@
-"""What people ask of an open pivot: messages to its driver, which alone acts on them and records.
+"""Requests to an open pivot: messages to its driver, which alone acts on them and records.
 
-Each carries a future. It gets its answer from the pivot as the journal has it, so nobody is told what is not durable.
+Each carries a future. The driver answers it from the pivot as the journal stores it, so every answer is durable.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from pivotd.core.undo import Undo
 from pivotd.errors import PhaseConflictError, PivotdError
 
 STAYED = frozenset({Phase.CANCELLING, Phase.DECIDED, Phase.CLOSED})
-"""Phases in which a cancel has nothing more to do."""
+"""Phases in which a cancel has nothing left to do."""
 Answer = Pivot | PivotdError
 
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """One request. ``taken``: the driver has begun to act on it, so it can be withdrawn no longer."""
+    """One request. ``taken``: the driver has begun to act on it, so it can no longer be withdrawn."""
 
     who: Requester
     taken: bool = False
     future: asyncio.Future[Pivot] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def answer(self, pivot: Pivot, _successor: Pivot | None) -> Answer | None:
-        """Return what is to be answered now that the pivot is as given; None: nothing yet."""
+        """Return the answer for this state of the pivot; None: no answer yet."""
         return PhaseConflictError(f"pivot {pivot.id} has ended") if pivot.phase is Phase.CLOSED else None
 
 
 @dataclass(slots=True, eq=False)
 class Complete(Message):
-    """Let a pivot that waits at READY go on; answered once that is recorded."""
+    """Let a pivot that waits at READY continue; answered once this is recorded."""
 
     def answer(self, pivot: Pivot, _successor: Pivot | None) -> Answer | None:
-        """Return the refusal of a pivot that does not wait."""
+        """Return the refusal if the pivot does not wait."""
         return None if self.taken else not_waiting(pivot)
 
 
 @dataclass(slots=True, eq=False)
 class SetBandwidth(Message):
-    """Copy at most so fast from now on; answered once that is recorded."""
+    """Limit the bandwidth from now on; answered once this is recorded."""
 
     bytes_per_s: int = 0
 
     def answer(self, pivot: Pivot, _successor: Pivot | None) -> Answer | None:
-        """Return the refusal of a pivot that copies no more."""
+        """Return the refusal if the pivot no longer copies."""
         if self.taken or (pivot.phase not in STAYED and kinds.of(pivot).has_jobs):
             return None
         return PhaseConflictError(f"pivot {pivot.id} is {pivot.phase}: nothing is copied any more")
@@ -57,16 +57,16 @@ class SetBandwidth(Message):
 
 @dataclass(slots=True, eq=False)
 class Cancel(Message):
-    """Keep the source; answered once that is decided, or the switch is."""
+    """Keep the source; answered once this or the switch is decided."""
 
     def answer(self, pivot: Pivot, _successor: Pivot | None) -> Answer | None:
-        """Return the pivot once a cancel has nothing more to do."""
+        """Return the pivot once a cancel has nothing left to do."""
         return pivot if pivot.phase in STAYED else None
 
 
 @dataclass(slots=True, eq=False)
 class Release(Message):
-    """End the undo window; answered once that is recorded."""
+    """End the undo window; answered once this is recorded."""
 
     def answer(self, pivot: Pivot, _successor: Pivot | None) -> Answer | None:
         """Return the pivot once its window is closed."""
@@ -75,12 +75,12 @@ class Release(Message):
 
 @dataclass(slots=True, eq=False)
 class TakeBack(Message):
-    """Undo the switch; answered with the pivot that does it, once that is recorded."""
+    """Undo the switch; answered with the pivot that does this, once it is recorded."""
 
     undo: Undo | None = None
 
     def answer(self, pivot: Pivot, successor: Pivot | None) -> Answer | None:
-        """Return the successor, or the refusal of a pivot whose window has ended."""
+        """Return the successor, or the refusal if the pivot's window has ended."""
         if successor is not None:
             return successor
         why = f"pivot {pivot.id} cannot be taken back now: its window has just ended"
@@ -88,21 +88,21 @@ class TakeBack(Message):
 
 
 class Inbox:
-    """The messages of one driver, in the order in which they came."""
+    """The messages to one driver, in order of arrival."""
 
     def __init__(self) -> None:
         self.woken = asyncio.Event()
-        """Set by every message, and by whatever else makes the driver look again."""
+        """Set by every message, and by everything else that makes the driver look again."""
         self.ending = False
-        """The daemon ends: the driver leaves as soon as the guest is not in a pause of its own."""
+        """The daemon ends: the driver leaves as soon as the guest is not in the driver's pause."""
         self.closed = False
-        """The driver has left: nobody acts on a message any more."""
+        """The driver has left: no message is acted upon any more."""
         self.posted = 0
-        """How many messages have come so far."""
+        """Number of messages received so far."""
         self._messages: list[Message] = []
 
     def __iter__(self) -> Iterator[Message]:
-        """Iterate over those that have no answer yet."""
+        """Iterate over the messages without an answer."""
         return iter(tuple(self._messages))
 
     def post(self, message: Message) -> None:
@@ -117,13 +117,13 @@ class Inbox:
         self.woken.set()
 
     def remove(self, message: Message) -> None:
-        """Forget a message; one that is not there does no harm."""
+        """Forget a message; it need not be there."""
         if message in self._messages:
             self._messages.remove(message)
 
     @property
     def interrupts(self) -> bool:
-        """Whether the driver is to leave off what takes long: somebody cancels, or the daemon ends."""
+        """Whether the driver should stop long work: a user cancels, or the daemon ends."""
         return self.ending or any(isinstance(message, Cancel) for message in self._messages)
 
     def answered(self, message: Message, answer: Answer) -> None:
@@ -138,14 +138,14 @@ class Inbox:
             message.future.exception()  # whoever asked may have left
 
     def settle(self, pivot: Pivot, successor: Pivot | None) -> None:
-        """Answer every message that the pivot, as it is now, has an answer for."""
+        """Answer every message that the present state of the pivot answers."""
         for message in self:
             answer = message.answer(pivot, successor)
             if answer is not None:
                 self.answered(message, answer)
 
     def close(self, pivot: Pivot) -> None:
-        """Answer all that are left, and whatever comes from now on: the driver has left."""
+        """Answer all remaining and all later messages: the driver has left."""
         self.closed = True
         for message in self:
             gone = f"pivot {pivot.id} is {pivot.phase}, and nobody works on it now: ask again"
@@ -160,7 +160,7 @@ def not_waiting(pivot: Pivot) -> PhaseConflictError | None:
 
 
 def too_late(pivot: Pivot) -> PhaseConflictError | None:
-    """Return the refusal to cancel a pivot whose outcome is recorded, None where it kept its sources."""
+    """Return the refusal to cancel a pivot whose outcome is recorded, None if it kept its sources."""
     if pivot.outcome == Outcome.KEPT.value:
         return None
     undoable = "; `pivot undo` returns to the old images" if pivot.window_open else ""

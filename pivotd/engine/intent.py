@@ -20,7 +20,7 @@ from pivotd.host.threads import in_thread
 async def converge(
     state: DriverState, session: Session, _action: actions.Converge, seen: Observation
 ) -> Observation | None:
-    """Record the intent as soon as the pause can be short; return what QEMU showed right before."""
+    """Record the intent as soon as the pause can be short; return the observation made right before."""
     if state.inbox.ending:
         return None
     wait_s = state.attempt.retry_at - state.clock.monotonic()
@@ -60,7 +60,7 @@ async def look_for_destinations(state: DriverState, timeout_s: float) -> None:
 
 
 async def _record_intent(state: DriverState, session: Session, ready: Converged) -> Observation | None:
-    """Record the intent if a new look allows it; nothing follows it but ``stop``."""
+    """Record the intent if a new look allows it; only ``stop`` follows it."""
     chardevs = await session.chardevs()
     before = moment(session)  # before the look: a resume in the middle of it must not pass for seen
     now = await session.look(state.pivot)

@@ -1,4 +1,4 @@
-"""What becomes of a guest in our pause where a record cannot be written, or not in time."""
+"""How a guest in pivotd's pause continues if a record cannot be written, or not in time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ log = get_logger()
 
 
 async def without_record(state: DriverState, seen: Observation, error: JournalError) -> bool:
-    """Nothing can be recorded while the guest is in our pause: go back to the source and let it run there.
+    """Nothing can be recorded while the guest is in pivotd's pause: go back to the source and resume it there.
 
-    Only a ``switched`` whose fate is unknown forbids that, however long ago it failed: it might be on disk after
-    all, and whoever starts from that disk then goes on with the destination. So no disk is taken back before it
-    certainly is not there: whoever finds it after a crash must find the disks on their destinations.
+    Only a ``switched`` whose fate is unknown forbids this, however long ago its write failed: it might be on disk,
+    and a process that starts from that disk would then continue on the destination. So pivotd takes no disk back
+    before the record is certainly absent: a process that finds it after a crash must find the disks on their
+    destinations.
 
-    Returns: whether nothing is left to do: the guest is in no pause of ours any more.
+    Returns: whether nothing is left to do: the guest is no longer in pivotd's pause.
     """
     session = state.domain.session
     paused = state.pivot.owes_resume and seen.run_state in OUR_PAUSE and seen.qemu is Qemu.SAME

@@ -1,6 +1,6 @@
-"""How fast a copy goes and how fast the guest makes it dirty again, from successive looks; pure but for its memory.
+"""How fast a copy is and how fast the guest dirties it, from successive looks; pure except for its memory.
 
-The length of a mirror job is what it has copied plus what is left, so it grows by what the guest makes dirty.
+The length of a mirror job is what it has copied plus what is left, so it grows by what the guest dirties.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pivotd.core.pivot import Phase, Pivot
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look: when, and the bytes left and copied by all jobs of the pivot together."""
+    """One look: its time, and the bytes left and copied by all jobs of the pivot together."""
 
     at_s: float
     backlog_bytes: int
@@ -22,17 +22,17 @@ class Sample:
 
     @property
     def begun(self) -> bool:
-        """Whether the jobs know of any work yet."""
+        """Whether the jobs report any work yet."""
         return self.backlog_bytes + self.copied_bytes > 0
 
 
 class Pace:
-    """Measures one pivot. Rates are None until two looks far enough apart were made."""
+    """Measures one pivot. Rates are None until there are two looks far enough apart."""
 
     def __init__(self) -> None:
         self.dirty_bytes_per_s: int | None = None
         self.copy_bytes_per_s: int | None = None
-        """Only from times in which there was something to copy all the while: what the destination takes."""
+        """The rate of the destination, measured only while there was always something to copy."""
         self._last: Sample | None = None
         self._began: Sample | None = None
         self._lowest_backlog_bytes = 0
@@ -46,7 +46,7 @@ class Pace:
 
     @property
     def expected_pause_ms(self) -> float | None:
-        """How long the guest would be paused if it were now: QEMU's own part, then the backlog at the measured rate."""
+        """How long a pause would last if it began now: QEMU's own part, then the backlog at the measured rate."""
         if self._last is None or not self._ready:
             return None
         rate = self.copy_bytes_per_s or limits.PAUSE_BYTES_PER_S
@@ -54,13 +54,13 @@ class Pace:
 
     @property
     def share(self) -> float:
-        """Which part of its writes the guest could make and leave half of the destination's rate to the backlog."""
+        """The share of its writes that the guest may make to leave half of the destination's rate to the backlog."""
         if not self.dirty_bytes_per_s or not self.copy_bytes_per_s:
             return 0.5
         return 0.5 * self.copy_bytes_per_s / self.dirty_bytes_per_s
 
     def note(self, pivot: Pivot, seen: Observation, now_s: float) -> None:
-        """Take one look into account; one without figures changes nothing."""
+        """Take one look into account; a look without figures changes nothing."""
         jobs = [seen.job(disk.job) for disk in pivot.disks]
         left, copied = [job.backlog_bytes for job in jobs], [job.copied_bytes for job in jobs]
         if None in left or None in copied:
@@ -88,9 +88,9 @@ class Pace:
         self._began = sample
 
     def _note_progress(self, sample: Sample, *, ready: bool) -> None:
-        """Progress is a backlog smaller than ever before; once ready, any small one.
+        """Progress is a backlog smaller than ever before; once ready, any small backlog.
 
-        A job that has not begun to work shows no bytes at all: that is no small backlog.
+        A job that has not begun to work reports no bytes at all; this is not a small backlog.
         """
         begins = self._last is None or (sample.begun and not self._last.begun)
         lower = sample.backlog_bytes < self._lowest_backlog_bytes
@@ -100,10 +100,10 @@ class Pace:
             self._lowest_backlog_bytes = sample.backlog_bytes
 
     def begin_again(self, now_s: float) -> None:
-        """Something was changed that may help: stalled() counts from here."""
+        """Something changed that may help: stalled() counts from here."""
         self._progress_at_s = now_s
         self._lowest_backlog_bytes = self._last.backlog_bytes if self._last is not None else 0
 
     def stalled_s(self, now_s: float) -> float:
-        """Return for how long there was no progress; 0 where nothing was measured yet."""
+        """Return how long there was no progress; 0 if nothing was measured yet."""
         return 0.0 if self._last is None else max(0.0, now_s - self._progress_at_s)

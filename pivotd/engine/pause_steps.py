@@ -1,4 +1,4 @@
-"""The steps from the intent to the outcome; each returns what is known of QEMU then, None to look again."""
+"""The steps from the intent to the outcome; each returns the resulting observation, None to look again."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Seen = Observation | None
 
 
 def same_moment(state: DriverState, session: Session) -> bool:
-    """Return whether nobody can have resumed the guest since the last full look."""
+    """Return whether the guest cannot have been resumed since the last full look."""
     return state.attempt.looked == moment(session)
 
 
 async def stop(state: DriverState, session: Session, action: actions.Stop, seen: Observation) -> Seen:
-    """Pause the guest, with ``job-complete`` in the same write where that was decided."""
+    """Pause the guest, with ``job-complete`` in the same write if the action says so."""
     # Without an answer nobody knows what ran: a guest that was paused before shows nothing.
     state.remember(stop_sent=None, completing=frozenset(action.complete))
 
@@ -58,7 +58,7 @@ async def complete(state: DriverState, session: Session, action: actions.Complet
 
 
 async def _await_pending(state: DriverState, session: Session, seen: Observation) -> Seen:
-    """Wait until events show every completing job at pending or ended; None where a full look is needed."""
+    """Wait until events show every completing job at pending or ended; None if a full look is needed."""
     waiting = state.attempt.completing or frozenset()
     while same_moment(state, session) and session.connected:
         status = {job: session.job_status.get(job, "") for job in waiting}
@@ -112,12 +112,12 @@ async def snapshot(state: DriverState, session: Session, _action: actions.Snapsh
 
 
 def _moved(state: DriverState, session: Session, seen: Observation) -> Seen:
-    """Return what was seen if every disk is on its destination and the guest still; else a full look is needed."""
+    """Return the observation if every disk is on its destination and the guest is still; else look again."""
     return seen if same_moment(state, session) and set(seen.roots.values()) == {Root.DESTINATION} else None
 
 
 async def keep_synced(state: DriverState, session: Session, _action: actions.KeepSynced, seen: Observation) -> Seen:
-    """Start the mirrors back. Where that fails the switch stands all the same, without a window."""
+    """Start the mirrors back. If this fails the switch still stands, without a window."""
     looked = state.attempt.looked
     if looked is None or looked != state.attempt.intended or looked[0] is not session:
         # Whoever let the guest write since has been missed, and the old images would lack those writes for ever.
@@ -132,14 +132,14 @@ async def keep_synced(state: DriverState, session: Session, _action: actions.Kee
 
 
 async def roll_back(state: DriverState, session: Session, action: actions.RollBack, _seen: Observation) -> Seen:
-    """Take disks back; while the guest is still, source and destination hold the same."""
+    """Take disks back; while the guest is still, source and destination are identical."""
     state.remember(rolled_back=action.reason)
     await take_back(state, session, action.disks)
     return None
 
 
 async def take_back(state: DriverState, session: Session, disks: tuple[str, ...]) -> None:
-    """Take disks back over the connection on which they were seen; what QEMU refuses is remembered."""
+    """Take disks back over the connection on which they were seen; remember what QEMU refuses."""
     looked = state.attempt.looked
     if not disks or looked is None or looked[0] is not session:
         return
@@ -150,7 +150,7 @@ async def take_back(state: DriverState, session: Session, disks: tuple[str, ...]
 
 
 async def cancel_jobs(state: DriverState, session: Session, action: actions.CancelJobs, _seen: Observation) -> Seen:
-    """Cancel jobs, and let the guest run in the same write where the pause is ours."""
+    """Cancel jobs, and resume the guest in the same write if the pause is pivotd's."""
     if action.resume and not same_moment(state, session):
         return None  # whatever holds the guest now may not be our pause
     await session.cancel(action.jobs, resume=action.resume)
@@ -162,7 +162,7 @@ async def cancel_jobs(state: DriverState, session: Session, action: actions.Canc
 
 
 async def resume(state: DriverState, session: Session, _action: actions.Resume, seen: Observation) -> Seen:
-    """Let the guest run: the pause was ours."""
+    """Resume the guest: the pause was pivotd's."""
     if not same_moment(state, session):
         return None
     await session.resume()
@@ -184,7 +184,7 @@ async def note_whose_pause(state: DriverState) -> None:
 
 
 async def note_resumed(state: DriverState, event: str, facts: dict[str, object]) -> None:
-    """Record the end of the pause; the guest runs already, so nothing waits for this but the next phase."""
+    """Record the end of the pause; the guest already runs, so only the next phase waits for this."""
     pivot, now = state.pivot, state.clock.monotonic()
     state.remember(resumed_at=state.attempt.resumed_at or now)
     pause = state.attempt.pause(pivot, now, state.clock.utc_now())

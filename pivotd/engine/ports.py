@@ -1,4 +1,4 @@
-"""What the engine needs from the journal and from QEMU. Tests supply a model of QEMU through the same door."""
+"""What the engine needs from the journal and from QEMU. Tests supply a model of QEMU through the same interface."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pivotd.core.request import Limits
 
 
 class Journal(Protocol):
-    """The one writer. Every method returns after its record is on disk."""
+    """The only writer. Every method returns after its record is on disk."""
 
     async def accept(self, pivot: Pivot, facts: JsonObject) -> tuple[Pivot, bool]:
         """Record a new pivot; a known request id returns the stored one and False. Raises: DiskBusyError."""
@@ -29,13 +29,13 @@ class Journal(Protocol):
         ...
 
     async def read(self, pivot: str) -> Pivot:
-        """Return a pivot as it is on disk. Raises: JournalError."""
+        """Return a pivot as stored on disk. Raises: JournalError."""
         ...
 
     async def note(
         self, event: str, facts: JsonObject, *, domain: str | None = None, pivot: str | None = None
     ) -> Record:
-        """Record something that changes no pivot."""
+        """Append a record that changes no pivot."""
         ...
 
     def hold_checkpoints(self) -> None:
@@ -47,7 +47,7 @@ class Journal(Protocol):
         ...
 
     async def settle(self) -> bool:
-        """After a failed write: make disk and memory agree; True if what is on disk is certain now."""
+        """After a failed write: make disk and memory agree; True if the contents of the disk are now certain."""
         ...
 
 
@@ -68,20 +68,20 @@ class Session(Protocol):
 
     @property
     def resumes(self) -> int:
-        """How many RESUME events have come."""
+        """Number of RESUME events received."""
         ...
 
     @property
     def job_status(self) -> Mapping[str, str]:
-        """What events have said of each job: a hint."""
+        """The last status of each job by events: a hint."""
         ...
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have callback run at every event; return how to end that."""
+        """Call callback at every event; return a function that ends this."""
         ...
 
     async def look(self, pivot: Pivot) -> Observation:
-        """Look at run state, jobs and graph, in this order; tell the same QEMU from another one."""
+        """Look at run state, jobs and graph, in this order; identify the QEMU process."""
         ...
 
     async def place_nonce(self, pivot: Pivot) -> None:
@@ -97,15 +97,15 @@ class Session(Protocol):
         ...
 
     async def write_blocking(self, pivot: Pivot) -> bool:
-        """Let the mirrors copy each guest write at once; False where this QEMU cannot change that."""
+        """Let the mirrors copy each guest write at once; False if this QEMU cannot change that."""
         ...
 
     async def set_bandwidth(self, pivot: Pivot) -> None:
-        """Give each job of the pivot that still runs its bandwidth."""
+        """Set the bandwidth of each running job of the pivot."""
         ...
 
     async def io_limits(self, pivot: Pivot) -> Mapping[str, Limits]:
-        """Return the limits of the I/O of each disk that has its own, by QOM path."""
+        """Return the I/O limits of each disk that has limits of its own, by QOM path."""
         ...
 
     async def writes(self, pivot: Pivot) -> Mapping[str, tuple[int, int]]:
@@ -113,22 +113,22 @@ class Session(Protocol):
         ...
 
     async def place_limits(self, pivot: Pivot) -> None:
-        """Put the last limits of the pivot in place."""
+        """Set the last limits of the pivot."""
         ...
 
     async def restore_limits(self, pivot: Pivot) -> list[str]:
-        """Put the limits from before back; return the disks that somebody else has limited since."""
+        """Restore the earlier limits; return the disks on which another client has set limits since."""
         ...
 
     async def chardevs(self) -> list[str]:
-        """Return the labels of open character devices: other monitors are among them."""
+        """Return the labels of open character devices; these include other monitors."""
         ...
 
     async def stop(self, complete: Sequence[str], leaving: Callable[[], None]) -> tuple[str, bool, int]:
         """Pause the guest and complete these jobs in one write; call ``leaving`` right before that leaves.
 
-        Returns: the run state right before, whether somebody resumed the guest between that and ``stop``, and how many
-        RESUME events there were by then.
+        Returns: the run state right before, whether another client resumed the guest between that and ``stop``, and the
+        number of RESUME events by then.
         """
         ...
 
@@ -137,7 +137,7 @@ class Session(Protocol):
         ...
 
     async def carry_bitmaps(self, pivot: Pivot) -> Bitmaps:
-        """Give the destinations the sources' dirty bitmaps and return these. Raises: QmpRefusedError."""
+        """Copy the sources' dirty bitmaps to the destinations and return them. Raises: QmpRefusedError."""
         ...
 
     async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
@@ -149,9 +149,9 @@ class Session(Protocol):
         ...
 
     async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
-        """Start the mirrors back to the sources; return why they cannot follow the guest, None where they do.
+        """Start the mirrors back to the sources; return why they cannot follow the guest, None if they do.
 
-        Only while the guest is still; one that was resumed since ``resumes`` was counted has written what they lack.
+        Only while the guest is still; a guest resumed since ``resumes`` was counted has written data that they lack.
         """
         ...
 
@@ -160,11 +160,11 @@ class Session(Protocol):
         ...
 
     async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
-        """Cut the connections to NBD destinations of disks, out of band; return whether that was done."""
+        """Cut the connections to NBD destinations of disks, out of band; return whether QEMU did."""
         ...
 
     async def resume(self) -> None:
-        """Let the guest run."""
+        """Resume the guest."""
         ...
 
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
@@ -175,7 +175,7 @@ class Session(Protocol):
         ...
 
     async def clean_up(self, pivot: Pivot) -> list[str]:
-        """Dismiss, delete, remove; return what QEMU did not let go of."""
+        """Dismiss jobs, delete nodes, remove objects; return what QEMU did not remove."""
         ...
 
 
@@ -193,7 +193,7 @@ class Domain(Protocol):
 
     @property
     def detail(self) -> str:
-        """One sentence on why there is no connection."""
+        """One sentence that says why there is no connection."""
         ...
 
     async def settled(self, timeout_s: float) -> None:
@@ -210,10 +210,10 @@ class Domain(Protocol):
 
 
 class Clock(Protocol):
-    """Time comes in here, so that tests can own it."""
+    """The source of time, which tests can replace."""
 
     def monotonic(self) -> float:
-        """Return seconds that never go back."""
+        """Return monotonic seconds."""
         ...
 
     def utc_now(self) -> str:

@@ -1,4 +1,4 @@
-"""Records of how a copy goes: one that was interrupted goes on, one makes no progress any more, or does again."""
+"""Records on the progress of a copy: it continues after an interruption, it stalls, it makes progress again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pivotd.engine.driver_state import DriverState
 
 
 async def went_on(state: DriverState, seen: Observation) -> None:
-    """Record that interrupted copies have gone on for good."""
+    """Record that interrupted copies have continued for long enough."""
     if state.in_window or state.pivot.phase not in {Phase.COPYING, Phase.READY}:
         return
     facts = state.retry_target.end(state.pivot, seen, state.clock.monotonic())
@@ -18,7 +18,7 @@ async def went_on(state: DriverState, seen: Observation) -> None:
 
 
 async def stalled(state: DriverState) -> None:
-    """Record that a copy makes no progress any more, and that it does again: nothing may last for ever unsaid."""
+    """Record that a copy has stalled, and that it makes progress again: no wait may last for ever unreported."""
     pivot, pace = state.pivot, state.converger.pace
     copying = pivot.phase is Phase.COPYING or (pivot.phase is Phase.READY and not pivot.hold)
     if state.in_window or not copying:

@@ -1,4 +1,4 @@
-"""What each recording action writes: event, facts, and what changes in the pivot. Pure."""
+"""What each recording action writes: the event, the facts, and the changes of the pivot. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pivotd.core.observation import Observation, Root
 from pivotd.core.pivot import Image, JsonObject, Outcome, Phase, Pivot, PivotDisk, outcome_of
 
 RECORD_ONLY = (actions.Advance, actions.Retreat, actions.Abandon, actions.RecordOutcome, actions.EndWindow)
-"""After these QEMU is as it was: the same observation serves the next decision."""
+"""These actions do not change QEMU: the same observation serves the next decision."""
 
 Written = tuple[str, JsonObject, dict[str, Any]]
 
@@ -49,7 +49,7 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, attempt: At
 
 
 def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:
-    """An adopted mirror's destination has its name from a person; as the disk's root QEMU shows which image it is."""
+    """A user named an adopted mirror's destination; once it is the disk's root, QEMU shows which image it is."""
     if not pivot.options.adopted or disk.base is not None or seen.roots.get(disk.disk) is not Root.DESTINATION:
         return disk  # the base of a commit is in the chain that was seen
     filename, image_format = seen.images.get(disk.disk, (disk.destination.filename, disk.destination.format))
@@ -60,7 +60,7 @@ def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:
 
 
 def facts(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> JsonObject:
-    """Return what was seen, for people and for the evidence of a verdict."""
+    """Return what was seen, for users and for the evidence of a verdict."""
     jobs = {disk.job: seen.job(disk.job) for disk in pivot.disks}
     carried = {disk: [bitmap.name for bitmap in bitmaps] for disk, bitmaps in (attempt.carried or {}).items()}
     return {

@@ -1,4 +1,4 @@
-"""The steps that are a record and nothing else: after them QEMU is as it was."""
+"""The steps that only write a record and do not change QEMU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pivotd.host.threads import in_thread
 
 
 async def record(state: DriverState, action: actions.Action, seen: Observation) -> None:
-    """Make an action durable that is a record; if that fails the guest goes back to its source where that is safe."""
+    """Make a recording action durable; if this fails, the guest goes back to its source where that is safe."""
     try:
         match action:
             case actions.Close():
@@ -40,7 +40,7 @@ async def record(state: DriverState, action: actions.Action, seen: Observation) 
 
 
 async def _hand_over(state: DriverState, seen: Observation) -> None:
-    """Record the pivot that takes this one back, and the end of this one, as one."""
+    """Record the pivot that undoes this one, and the end of this one, in one transaction."""
     assert state.attempt.undo is not None
     successor = undo.successor(state.pivot, state.attempt.undo, seen.nodes, state.clock.utc_now())
     facts = {"undo": successor.id, "uid": successor.requested_by.uid}
@@ -50,9 +50,9 @@ async def _hand_over(state: DriverState, seen: Observation) -> None:
 
 
 async def _in_time(state: DriverState, action: actions.Action, seen: Observation) -> None:
-    """Record; if the storage hangs beyond the deadline of a pause, let the guest run first where nothing moved.
+    """Record; if the storage hangs beyond the deadline of a pause, resume the guest first if nothing moved.
 
-    A ``switched`` that hangs has to be waited for: it may be on disk or not, and the guest can run on neither.
+    pivotd must wait for a ``switched`` that hangs: it may or may not be on disk, so the guest can run on neither image.
     """
     moved = isinstance(action, actions.RecordOutcome | actions.EndWindow) or Root.DESTINATION in seen.roots.values()
     work = _write(state, action, seen)
@@ -76,7 +76,7 @@ async def _write(state: DriverState, action: actions.Action, seen: Observation) 
 
 
 async def _with_file_ids(state: DriverState) -> tuple[PivotDisk, ...]:
-    """Return the disks with what identifies each destination file, now that it is there."""
+    """Return the disks with the id of each destination file, which now exists."""
     found = []
     for disk in state.pivot.disks:
         known = disk.destination.file_id  # of an image that was there when the pivot was planned

@@ -1,4 +1,4 @@
-"""Copies that a failing destination has interrupted: when to try again, and what was saved by not starting anew."""
+"""Copies that a failing destination has interrupted: when to try again, and what need not be copied again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pivotd.core.pivot import JsonObject, Pivot
 
 @dataclass(slots=True)
 class Interruptions:
-    """What one process knows of the present interruption of one pivot. Times are monotonic, in seconds.
+    """What one process knows about the present interruption of one pivot. Times are monotonic, in seconds.
 
-    ``copied``: job -> bytes that it had copied when it was found interrupted. Several failures in short order are one
-    interruption, so that a destination that fails all the time does not fill the journal.
+    ``copied``: job -> bytes copied when it was found interrupted. Several failures in short order count as one
+    interruption, so that a destination that keeps failing does not fill the journal.
     """
 
     copied: dict[str, int] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class Interruptions:
     _sound_since: float | None = None
 
     def begin(self, pivot: Pivot, jobs: tuple[str, ...], seen: Observation, now: float) -> JsonObject | None:
-        """Return the facts to record before anything is done about these interrupted jobs; None: they are known."""
+        """Return the facts to record before these interrupted jobs are resumed; None: they are already recorded."""
         self._sound_since = None
         new = {job: seen.job(job).copied_bytes or 0 for job in jobs if job not in self.copied}
         if not new:
@@ -39,7 +39,7 @@ class Interruptions:
         }
 
     def wait_s(self, now: float) -> float:
-        """Return how long to wait before the next try; not positive: try now, and wait longer after that."""
+        """Return how long to wait before the next try; zero or negative: try now, and wait longer after that."""
         wait_s = self._next - now
         if wait_s <= 0:
             self._delay_s = min(self._delay_s * 2, limits.GO_ON_MAX_S)
@@ -47,7 +47,7 @@ class Interruptions:
         return wait_s
 
     def end(self, pivot: Pivot, seen: Observation, now: float) -> JsonObject | None:
-        """Return the facts to record where the copies have gone on for good, None where there is nothing to record."""
+        """Return the facts to record once the copies have continued for long enough, None if there are none."""
         jobs = [seen.job(disk.job) for disk in pivot.disks]
         if not self.copied or any(job.interrupted for job in jobs):
             return None

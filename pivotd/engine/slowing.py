@@ -1,4 +1,4 @@
-"""The guest's writes are slowed, step by step, where they come faster than the destination takes them."""
+"""Slows the guest's writes step by step if they are faster than the destination."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ BURSTS = ("bps_max", "bps_wr_max", "iops_max", "iops_wr_max")
 
 
 class Slowing:
-    """Measures the guest's own writes, and halves them with each step."""
+    """Measures the guest's writes, and halves their rate with each step."""
 
     def __init__(self) -> None:
         self._since_s = 0.0
         self._writes: Mapping[str, tuple[int, int]] = {}
 
     async def begin(self, session: Session, pivot: Pivot, now_s: float) -> None:
-        """Begin to measure what the guest writes."""
+        """Begin to measure the guest's writes."""
         self._since_s, self._writes = now_s, await session.writes(pivot)
 
     async def next(self, session: Session, pivot: Pivot, now_s: float, share: float) -> tuple[WriteLimit, ...] | None:
-        """Return the limits that leave the guest this share of its writes, at most half of them.
+        """Return the limits that leave the guest this share of its writes, at most half.
 
-        None where it is as slow as it may be made. A disk that shares its limits with others is left alone.
+        None if the guest is as slow as it may be made. A disk that shares its limits with other disks is left alone.
         """
         before = {limit.qdev: limit for limit in pivot.options.write_limits}
         present = await session.io_limits(pivot)
@@ -55,9 +55,9 @@ class Slowing:
 
 
 def slowed(before: Limits, bytes_per_s: int, writes_per_s: int) -> Limits:
-    """Return limits with the guest's writes slowed to these rates, where they are not slower already.
+    """Return limits that slow the guest's writes to these rates, unless they are slower already.
 
-    Bursts go: a guest that has them would use them. A limit on reads and writes together takes no second one beside it.
+    Burst limits are removed, because a guest would use them. QEMU accepts no write limit beside a limit on the total.
     """
     values = {name: value for name, value in before if not name.startswith(BURSTS)}
     for kind, rate in (("bps", bytes_per_s), ("iops", writes_per_s)):

@@ -1,6 +1,6 @@
 """The table from action to step, and the steps that are not part of a pause.
 
-A step carries out one action over one connection. It returns what is known of QEMU then, None to look again.
+A step carries out one action over one connection. It returns the resulting observation, None to look again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def prepare(state: DriverState, session: Session, action: actions.Prepare,
 
 
 async def go_on(state: DriverState, session: Session, action: actions.GoOn, seen: Observation) -> Seen:
-    """Record the interruption, and let the jobs try again with back-off."""
+    """Record the interruption, and resume the jobs with back-off."""
     facts = state.retry_target.begin(state.pivot, action.jobs, seen, state.clock.monotonic())
     if facts is not None:
         await state.note("interrupted", facts | {"reason": action.reason})
@@ -49,7 +49,7 @@ async def go_on(state: DriverState, session: Session, action: actions.GoOn, seen
 async def set_bandwidth(
     state: DriverState, session: Session, _action: actions.SetBandwidth, _seen: Observation
 ) -> Seen:
-    """Tell the jobs the bandwidth that was asked for."""
+    """Set the requested bandwidth on the jobs."""
     await session.set_bandwidth(state.pivot)
     state.converger.pace.begin_again(state.clock.monotonic())
     await state.record("bandwidth-set", {}, options=replace(state.pivot.options, bandwidth_due=False))
@@ -59,7 +59,7 @@ async def set_bandwidth(
 async def restore_limits(
     state: DriverState, session: Session, _action: actions.RestoreLimits, _seen: Observation
 ) -> Seen:
-    """Put back the limits of the guest's writes."""
+    """Restore the limits on the guest's writes."""
     others = await session.restore_limits(state.pivot)
     options = replace(state.pivot.options, write_limits=())
     await state.record("limits-restored", {"left_alone": others}, options=options)
@@ -95,4 +95,4 @@ STEPS: dict[type[actions.Action], Step] = {
     actions.CleanUp: clean_up,
 }
 REFUSABLE = (actions.Prepare, actions.PlaceNonce, actions.Snapshot)
-"""Where QEMU says no to one of these, nothing was changed and the pivot is given up with QEMU's words."""
+"""If QEMU refuses one of these, nothing was changed, and the pivot is given up with QEMU's message."""

@@ -30,7 +30,7 @@ class Supervisor:
         self.origin = origin
         self.window = asyncio.Lock()
         self.planning = asyncio.Lock()
-        """Requests for this domain are planned one by one: what one plans must not change under it."""
+        """Requests for this domain are planned one at a time, so that nothing changes during a plan."""
         self.drivers: dict[str, Driver] = {}
         self.session: Session | None = None
         self.connection = "connecting"
@@ -78,11 +78,11 @@ class Supervisor:
 
     @property
     def ended(self) -> bool:
-        """Whether end() was called: no further pivot is driven here."""
+        """Whether end() was called: this supervisor drives no further pivot."""
         return self._ended.is_set()
 
     def end(self) -> None:
-        """Let run() return: drivers leave as soon as no pause of theirs is open."""
+        """Make run() return: each driver leaves as soon as it has no pause open."""
         self._ended.set()
 
     async def settled(self, timeout_s: float) -> None:
@@ -92,7 +92,7 @@ class Supervisor:
                 await self._settled.wait()
 
     async def connected(self) -> Session:
-        """Return the connection, after one more try where there is none. Raises: DomainUnreachableError."""
+        """Return the connection, after one more try if there is none. Raises: DomainUnreachableError."""
         if self.session is None:
             self.hurry()
             await self.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
@@ -105,7 +105,7 @@ class Supervisor:
         return process.is_gone(known.pid, known.start_ticks, known.boot_id)
 
     def hurry(self) -> None:
-        """Connect again at once; settled() then waits for that."""
+        """Reconnect at once; settled() then waits for this."""
         self._settled.clear()
         self._hurry.set()
 

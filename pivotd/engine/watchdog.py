@@ -1,6 +1,6 @@
 """Cuts the connection to an NBD destination that hangs, so that neither the guest nor the pivot hangs with it.
 
-Only while every disk concerned has its source as root: then nothing but the copy depends on the connection.
+It acts only while every disk concerned has its source as root: only the copy then depends on the connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = get_logger()
 
 
 async def bound(state: DriverState, work: Coroutine[Any, Any, T], action: actions.Action, seen: Observation) -> T:
-    """Return what the work for an action returns; where it takes too long, the connections are cut first."""
+    """Return the result of the work for an action; if it takes too long, cut the connections first."""
     disks = _exports(state.pivot, seen)
     if disks and isinstance(action, actions.CancelJobs):
         # At once: QEMU 7.2 does not always let go of a mirror that was cancelled before its server was cut off.
@@ -36,7 +36,7 @@ async def bound(state: DriverState, work: Coroutine[Any, Any, T], action: action
 
 
 def _patience_s(state: DriverState, action: actions.Action) -> float | None:
-    """Return how long an action may take; None: as long as it takes."""
+    """Return how long an action may take; None: no limit."""
     match action:
         case actions.Prepare():
             return limits.PREPARE_PATIENCE_S
@@ -55,7 +55,7 @@ async def _cut(state: DriverState, disks: Sequence[PivotDisk]) -> bool:
 
 
 async def _cut_off(state: DriverState, disks: Sequence[PivotDisk]) -> bool:
-    """Cut the connections to exports that do not answer, once; their copy ends in an error by that."""
+    """Cut the connections to exports that do not answer, once; this ends their copies with an error."""
     done = False
     with contextlib.suppress(QmpError):
         done = await _cut(state, disks)

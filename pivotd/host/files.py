@@ -1,4 +1,4 @@
-"""Image file names as QEMU shows them, and the files behind them: one image where device and inode agree."""
+"""Image file names as QEMU shows them, and their files: two names are one image if device and inode agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pivotd.host.threads import look_at
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """An absolute path or an NBD address if the name is one, and what identifies a file if pivotd may look at it."""
+    """An absolute path or an NBD address if the name is one, and the id of the file if pivotd may look at it."""
 
     path: str | None
     file_id: str | None
@@ -45,15 +45,15 @@ def resolve(filename: str, directory: Path | None) -> File:
 
 
 def named(name: str) -> File:
-    """Return what a person means by a name: an absolute path, or an NBD address in any spelling."""
+    """Return the image that a user names: an absolute path, or an NBD address in any spelling."""
     return File(nbd.canonical(name) or name, file_id(name))
 
 
 def relative(filename: str, image: str) -> str:
-    """Return how an image names a file below it, relative to its own place; both are absolute paths.
+    """Return the name of a lower file relative to the directory of the image; both arguments are absolute paths.
 
-    Directories that are symbolic links lead elsewhere by ``..`` than they stand. What is before a colon would be a
-    protocol to QEMU, unless a slash comes first.
+    ``..`` after a directory that is a symbolic link does not lead back to where the link stands. QEMU takes text before
+    a colon for a protocol, unless a slash comes first.
     """
     place, name = os.path.split(filename)
     found = os.path.relpath(os.path.join(os.path.realpath(place), name), os.path.realpath(os.path.dirname(image)))  # noqa: PTH118, PTH120
@@ -61,7 +61,7 @@ def relative(filename: str, image: str) -> str:
 
 
 def _bottom(text: str) -> str:
-    """Return the file name at the bottom of a description of nodes, empty where there is none."""
+    """Return the file name at the bottom of a description of nodes, empty if there is none."""
     try:
         node = json.loads(text)
         while isinstance(node, dict) and "file" in node:
@@ -74,7 +74,7 @@ def _bottom(text: str) -> str:
 def file_id(path: str) -> str | None:
     """Return ``DEV:INO``, ``block:MAJOR:MINOR`` for a block device: its name in /dev comes and goes.
 
-    None where there is no such file or pivotd may not look.
+    None if there is no such file or pivotd may not look.
     """
     look_at(path)
     try:
@@ -84,9 +84,9 @@ def file_id(path: str) -> str | None:
 
 
 def identities(name: str) -> frozenset[str]:
-    """Return marks of the image behind a name, there or not yet: two names of one image share at least one.
+    """Return identities of the image behind a name, existing or not: two names of one image share at least one.
 
-    Of a file its real path, its place in its directory, and itself; NBD exports have their address.
+    For a file: its real path, its entry in its directory, and the file itself. For an NBD export: its address.
     """
     export = nbd.canonical(name)
     if export is not None:
@@ -105,7 +105,7 @@ def _identify(found: os.stat_result) -> str:
 
 
 def opened(pid: int) -> frozenset[str] | None:
-    """Return what a process has open, as Image.file_id; None where /proc does not show it."""
+    """Return the files that a process has open, as Image.file_id; None if /proc does not show them."""
     found = set()
     try:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -118,10 +118,10 @@ def opened(pid: int) -> frozenset[str] | None:
 
 
 def lost(images: Iterable[Image]) -> str | None:
-    """Return a sentence on the first image whose name leads to its file no more, None where there is none.
+    """Return a sentence on the first image whose name no longer leads to its file, None if there is none.
 
-    A file without a name is gone as soon as QEMU closes it. What pivotd may not look at is not judged, nor a file
-    that it has never seen in a directory that it does not see.
+    A file without a name is gone as soon as QEMU closes it. This skips files that pivotd may not look at, and files
+    that it has never seen in a directory that it cannot see.
     """
     for image in images:
         if not image.filename.startswith("/"):
@@ -141,7 +141,7 @@ def lost(images: Iterable[Image]) -> str | None:
 
 
 def same(image: Image, file: File) -> bool:
-    """Return whether both name one file: by device and inode where both are known, else by path."""
+    """Return whether both name one file: by device and inode if both are known, else by path."""
     if file.path is None:
         return False
     if file.file_id is not None:

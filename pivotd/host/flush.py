@@ -1,7 +1,7 @@
-"""Flush images outside the pause, which is also the probe that the storage answers at all.
+"""Flush images outside the pause. The flush also shows whether the storage answers at all.
 
-``stop`` flushes the source, and the mirror's completion the destination, with the guest paused; what is flushed before
-costs nothing then. A hung file system shows here, while the guest still runs.
+``stop`` flushes the source, and the mirror's completion flushes the destination, while the guest is paused. Data
+flushed earlier costs nothing then. A file system that hangs shows here, while the guest still runs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pivotd.host.threads import in_thread
 
 
 class Flusher:
-    """Flushes files. One that hangs is not piled upon: its path has no thread left."""
+    """Flushes files. A file that hangs gets no second call: its path has no thread left."""
 
     async def flush(self, paths: Sequence[str], timeout_s: float = limits.PROBE_TIMEOUT_S) -> float | None:
-        """Flush all files side by side; return the milliseconds it took, None where pivotd may not open one.
+        """Flush all files concurrently; return the milliseconds it took, None if pivotd may not open one.
 
         Raises: TimeoutError: the storage does not answer in time. OSError: it reported an I/O error.
         """
@@ -44,7 +44,7 @@ def _fdatasync(path: str) -> bool:
 
 
 def _sync_name(path: str) -> None:
-    """Make the name of a new file durable too, where its directory may be opened; most file systems do it above."""
+    """Make the name of a new file durable too, if its directory may be opened; most file systems have done it above."""
     try:
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)  # noqa: PTH120
     except OSError:

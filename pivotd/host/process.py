@@ -1,4 +1,4 @@
-"""Which process is behind a socket, and whether it still lives."""
+"""The process behind a socket, and whether it is still alive."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def uptime_s(pid: int) -> float | None:
-    """Return the age of a process in seconds, None where /proc hides it."""
+    """Return the age of a process in seconds, None if /proc hides it."""
     ticks = start_ticks(pid)
     if ticks is None:
         return None
@@ -44,7 +44,7 @@ def uptime_s(pid: int) -> float | None:
 
 
 def working_directory(pid: int) -> Path | None:
-    """Return the working directory of a process, None where it may not be seen."""
+    """Return the working directory of a process, None if pivotd may not see it."""
     try:
         return Path(f"/proc/{pid}/cwd").readlink()
     except OSError:
@@ -52,7 +52,7 @@ def working_directory(pid: int) -> Path | None:
 
 
 def is_gone(pid: int, ticks: int | None, boot: str) -> bool:
-    """Return whether the process has certainly ended; False where that cannot be told.
+    """Return whether the process has certainly ended; False if that is not known.
 
     A zombie has ended: its descriptors are closed. A pid that was given to another process shows another start time.
     """

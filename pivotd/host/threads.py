@@ -1,7 +1,7 @@
-"""Calls that storage may hold up for ever: each in a thread of its own, and few threads for each path.
+"""Calls that can block on storage for ever: each runs in a thread of its own, with few threads for each path.
 
-A thread that hangs in the kernel cannot be ended. So a path with a call that hangs gets no further thread until that
-call has come back, and whoever asks for one is told at once.
+A thread that hangs in the kernel cannot be ended. So a path with a hanging call gets no further thread until that call
+has returned, and a caller that needs one gets an error at once.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ T = TypeVar("T")
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """One call that has a thread, also after whoever made it has given up."""
+    """One call that has a thread, even after its caller has given up."""
 
     paths: tuple[str, ...]
     patience_s: float
     started_s: float = field(default_factory=time.monotonic)
     at: str | None = None
-    """Which of them it looks at now, as far as it says."""
+    """The path that it looks at now, if it has reported one."""
 
     @property
     def hangs(self) -> bool:
-        """A short patience is the caller's own affair: it does not show that the storage hangs."""
+        """Whether the call hangs; a caller's short time limit alone does not show that the storage hangs."""
         return time.monotonic() - self.started_s >= max(self.patience_s, limits.FILE_TIMEOUT_S)
 
     @property
     def held_by(self) -> tuple[str, ...]:
-        """Whose storage does not answer, if it hangs."""
+        """The paths whose storage does not answer, if the call hangs."""
         return self.paths if self.at is None else (self.at,)
 
 
 _running: set[_Call] = set()
-"""Threads take themselves out: copy it before you go through it."""
+"""Threads remove themselves: copy the set before you iterate over it."""
 _waiting: dict[_Call, asyncio.Future[None]] = {}
-"""Calls whose paths have no thread left for them, in the order in which they came."""
+"""Calls whose paths have no thread left, in order of arrival."""
 _here = threading.local()
 
 
 def look_at(path: str) -> None:
-    """Say what this thread looks at next: if that hangs, it is the storage of this path that does not answer."""
+    """Report the path that this thread looks at next: if the call hangs, the storage of this path does not answer."""
     call: _Call | None = getattr(_here, "call", None)
     if call is not None:
         call.at = path
@@ -66,7 +66,7 @@ def running() -> int:
 
 
 async def in_thread(timeout_s: float, function: Callable[[*Ts], T], *args: *Ts, paths: Sequence[str]) -> T:
-    """Return what function returns, which looks at the storage of ``paths``.
+    """Return the result of function, which looks at the storage of ``paths``.
 
     Raises: TimeoutError: the storage does not answer within timeout_s, or an earlier call still hangs there; the
     message is one line with the path. Whatever function raises.
@@ -90,7 +90,7 @@ async def in_thread(timeout_s: float, function: Callable[[*Ts], T], *args: *Ts, 
 
 
 def _refusal(call: _Call) -> str | None:
-    """Return why the call would only hang too, None where it may not."""
+    """Return why the call would also hang, None if it may run."""
     hanging = [other for other in list(_running) if other.hangs]
     silent = [path for other in hanging for path in other.held_by if path in call.paths]
     if silent:
@@ -108,13 +108,13 @@ def _refusal(call: _Call) -> str | None:
 
 
 def _mounts() -> list[str]:
-    """Return the mount points of this host, without a look at any of them. Source: proc(5), mountinfo."""
+    """Return the mount points of this host, without accessing them. Source: proc(5), mountinfo."""
     lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     return [os.fsdecode(re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), line.split()[4])) for line in lines]
 
 
 def _mount(path: str, mounts: Sequence[str]) -> str:
-    """Return where the file system of a path is mounted; what is in /dev are devices, each a storage of its own."""
+    """Return the mount point of a path; each device in /dev counts as storage of its own."""
     if path.startswith("/dev/"):
         return path
     return max((mount for mount in mounts if f"{path}/".startswith(f"{mount.rstrip('/')}/")), key=len, default=path)
@@ -138,7 +138,7 @@ async def _turn(call: _Call) -> None:
 
 
 def _wake() -> None:
-    """Let as many calls look again as there are threads for."""
+    """Wake as many waiting calls as there are threads for."""
     free = limits.THREADS_MAX - len(_running)
     for call in list(islice(filter(_has_room, _waiting), max(0, free))):
         woken = _waiting.pop(call)

@@ -1,1 +1,1 @@
-"""The journal: records that are durable before anything is done or told, and readers that leave no trace."""
+"""The journal: records that are durable before pivotd acts or answers, and readers that leave no trace."""

@@ -1,4 +1,4 @@
-"""What each change does to the tables; every function runs on the writer's thread inside its transaction."""
+"""The changes to the tables; every function runs on the writer's thread inside its transaction."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Change = Callable[[sqlite3.Connection], tuple[T, Sequence[Record]]]
 """Returns the answer for the caller and the records appended."""
 
 FIXED = frozenset({"id", "request_id", "undo_of", "domain", "qmp", "kind", "requested_by", "created_at", "revision"})
-"""What a pivot is, and what counts its changes: no caller may change it."""
+"""Fields that identify a pivot, and its revision: no caller may change them."""
 
 _INSERT_RECORD = "INSERT INTO record (at, domain, pivot, event, phase, facts) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 def utc_now() -> str:
-    """Return the time as every column of the journal has it: RFC 3339, UTC, microseconds."""
+    """Return the time in the format of every column of the journal: RFC 3339, UTC, microseconds."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -80,7 +80,7 @@ def accept(pivot: Pivot, facts: JsonObject) -> Change[tuple[Pivot, bool]]:
 
 
 def advance(before: Pivot, event: str, facts: JsonObject, changes: dict[str, Any]) -> Change[Pivot]:
-    """Change a pivot that is still what ``before`` says; only what differs from that is written."""
+    """Change a pivot that still equals ``before``; write only the columns that differ."""
     if fixed := FIXED & changes.keys():
         raise TypeError(f"these fields of a pivot never change: {', '.join(sorted(fixed))}")
     after = replace(before, **changes, revision=before.revision + 1)
@@ -105,7 +105,7 @@ def advance(before: Pivot, event: str, facts: JsonObject, changes: dict[str, Any
 
 
 def hand_over(before: Pivot, successor: Pivot, facts: JsonObject, closed_at: str) -> Change[Pivot]:
-    """Close a pivot and insert the one that goes on with its jobs and nodes, in one transaction."""
+    """Close a pivot and insert the one that continues with its jobs and nodes, in one transaction."""
     close = advance(before, "undo-requested", facts, {"phase": Phase.CLOSED, "closed_at": closed_at, "hold": False})
     begin = accept(successor, {"undo_of": before.id})
 

@@ -1,4 +1,4 @@
-"""The journal as the daemon sees it: durable on return, or a typed error that says what is known."""
+"""The daemon's journal: every call is durable on return, or raises a typed error that says what is known."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Subscriber = Callable[[list[Record]], None]
 
 
 class Journal:
-    """The one writer of ``state_dir/journal.db``; owned by the daemon.
+    """The only writer of ``state_dir/journal.db``; owned by the daemon.
 
-    Every coroutine returns after its record is on disk (fsync) and subscribers have seen it. What an error says about
-    the record: JournalWriteError, it may or may not be there (see ``settle``); any other error, it is certainly not.
+    Every coroutine returns after its record is on disk (fsync) and subscribers have seen it. After JournalWriteError
+    the record may or may not be there (see ``settle``); after any other error it is certainly absent.
 
-    ``advance`` compares the revision, so of two writers with one ``before`` the second is refused.
+    ``advance`` compares the revision: if two writers have the same ``before``, the second is refused.
     """
 
     def __init__(self, path: Path, lock_descriptor: int) -> None:
@@ -44,7 +44,7 @@ class Journal:
     def open(cls, state_dir: Path) -> Journal:
         """Check, create or upgrade the journal and open it; the directory must exist.
 
-        A file that is refused has not been changed by a byte.
+        A refused file does not change by a byte.
 
         Raises: JournalLockedError, JournalCorruptError, JournalNewerError, JournalFullError, JournalError.
         """
@@ -70,7 +70,7 @@ class Journal:
 
     @property
     def healthy(self) -> bool:
-        """False after a failed commit until the next one that succeeds."""
+        """False from a failed commit until the next successful one."""
         return self._writer.healthy
 
     @property
@@ -87,9 +87,9 @@ class Journal:
         return self._start_up(changes.domains)
 
     async def accept(self, pivot: Pivot, facts: JsonObject) -> tuple[Pivot, bool]:
-        """Make a request durable with the record ``accepted``; False beside a pivot that was there already.
+        """Make a request durable with the record ``accepted``; returns False with a pivot that existed already.
 
-        A known request id returns its pivot as it is now and writes nothing.
+        For a known request id, return its present pivot and write nothing.
 
         Raises: DiskBusyError (fields ``pivot``, ``disk``), JournalError.
         """
@@ -105,7 +105,7 @@ class Journal:
         return await self._writer.submit(changes.advance(before, event, facts, new))
 
     async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
-        """Close a pivot and make the one durable that goes on with its jobs and nodes, as one; return the closed one.
+        """Close a pivot and record its successor, which takes over its jobs and nodes, as one; return the closed one.
 
         Raises: RevisionConflictError, ConflictError (nothing written), JournalError.
         """
@@ -116,7 +116,7 @@ class Journal:
         return await self._look(changes.domains)
 
     async def read(self, pivot: str) -> Pivot:
-        """Return a pivot as it is on disk now, after every change that was submitted before. Raises: JournalError."""
+        """Return a pivot as stored on disk, after every change submitted earlier. Raises: JournalError."""
         return await self._look(lambda connection: changes.pivot(connection, pivot))
 
     async def note(
@@ -140,7 +140,7 @@ class Journal:
         await self._writer.submit(changes.remove_domain(name, uid))
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Call back in the event loop after each durable batch, records in order; return how to stop that.
+        """Call back in the event loop after each durable batch, records in order; return a function that ends this.
 
         The callback runs before the coroutines that wrote the records return. It must not block.
         """
@@ -154,7 +154,7 @@ class Journal:
 
     @property
     def guest_paused(self) -> bool:
-        """Whether a guest is in its pause: somebody holds checkpoints."""
+        """Whether a guest is in its pause: checkpoints are held."""
         return self._writer.held
 
     async def calm(self) -> None:
@@ -165,8 +165,8 @@ class Journal:
     def hold_checkpoints(self) -> None:
         """Keep checkpoints, and readers, away while a guest is in its pause; counted.
 
-        Call it before the record of the intent: that record then waits for a checkpoint that runs already, so none
-        reaches into the pause.
+        Call it before the record of the intent: that record then waits for a running checkpoint, so that none
+        extends into the pause.
         """
         self._writer.hold(+1)
 
@@ -175,10 +175,10 @@ class Journal:
         self._writer.hold(-1)
 
     async def settle(self) -> bool:
-        """Make the files say what readers see, and nothing else; True if that is certain.
+        """Make the files contain what readers see, and nothing else; True if that is certain.
 
-        After JournalWriteError the change is rolled back for every reader, but its frames may be whole in the WAL, and
-        a crash followed by a restart would bring them back. The writer has tried at once to remove them. After True
+        After JournalWriteError the change is rolled back for every reader, but its frames may be complete in the WAL,
+        and a crash and restart would bring them back. The writer has already tried once to remove them. After True
         the failed record is certainly absent and ``advance`` from the same ``before`` may be tried again. After False
         nothing is known yet: the storage still fails; ask again. A later change that succeeds has the same effect, as
         it overwrites the frames of the failed one.
@@ -189,7 +189,7 @@ class Journal:
             return False
 
     async def close(self) -> None:
-        """Write what is queued, checkpoint, close, give the lock back. A second call does nothing."""
+        """Write the queue, checkpoint, close, release the lock. A second call does nothing."""
         with suppress(JournalError):
             await asyncio.shield(asyncio.wrap_future(self._writer.call(self._close, last=True)))
         if not self._writer.alive and self._lock >= 0:
@@ -220,7 +220,7 @@ class Journal:
                 asyncio.get_running_loop().call_exception_handler(context)
 
     def _connect(self) -> sqlite3.Connection:
-        """Return the one connection that writes, with the names of the files it made durable."""
+        """Return the writing connection, with the names of its files made durable."""
         connection = schema.connect(self.path)
         try:
             changes.last_seq(connection)  # the first read makes the WAL

@@ -1,4 +1,4 @@
-"""The lock file: one daemon owns the journal, and an offline reader copies only while nobody does."""
+"""The lock file: one daemon owns the journal, and an offline reader copies it only while no daemon does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lock_path(journal: Path) -> Path:
 
 
 def acquire(journal: Path) -> int:
-    """Take the lock for the life of the process and return its descriptor; closing it gives the lock back.
+    """Take the lock for the life of the process and return its descriptor; closing it releases the lock.
 
     The kernel drops the lock with the process, so none is ever stale. The file holds the owner's process id.
 
@@ -78,7 +78,7 @@ def try_shared(journal: Path) -> int | None:
 
 
 def release(descriptor: int) -> None:
-    """Give a lock back; -1 is none."""
+    """Release a lock; -1 means none."""
     if descriptor >= 0:
         os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""Getting at a journal without changing anything beside it, whether a daemon has it or not."""
+"""Opening a journal without changing anything beside it, whether a daemon has it open or not."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LIVE = "mode=ro&readonly_shm=1"
 """Without the second flag a reader would create or write ``journal.db-shm``."""
 
 _ALONE = "mode=ro&immutable=1"
-"""Nobody has it open and its WAL is empty: SQLite then needs no file but this one."""
+"""No process has it open and its WAL is empty: SQLite then needs no other file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A read-only connection to a journal, or to a private copy of one.
 
-    ``live``: a daemon has it open. ``held``: keeps daemons out of it, so it must not stay open for longer than a look.
+    ``live``: a daemon has it open. ``held``: keeps daemons out, so it must not stay open longer than one look.
     """
 
     connection: sqlite3.Connection
@@ -47,7 +47,7 @@ def journal_path(state_dir_or_file: Path) -> Path:
 
 
 def open_journal(state_dir_or_file: Path) -> Opened:
-    """Open a journal for one look, or a private copy where it cannot be read in its place without changing a byte.
+    """Open a journal for one look, or a private copy if it cannot be read in place without changing a byte.
 
     Raises: JournalError, JournalCorruptError, JournalNewerError, JournalLockedError.
     """
@@ -101,7 +101,7 @@ def _check_live(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _open_dead(path: Path, held: int) -> Opened:
-    """Open a journal that no daemon has; ``held`` keeps them out, and is given back once there is a copy."""
+    """Open a journal that no daemon has open; ``held`` keeps daemons out, and is released once there is a copy."""
     try:
         raw_files.check_header(path)
         _make_durable(path)
@@ -123,9 +123,9 @@ def _open_dead(path: Path, held: int) -> Opened:
 
 
 def _connect_in_place(path: Path) -> sqlite3.Connection | None:
-    """Return None where SQLite would have to change something: an older schema, a rollback, a WAL without its index.
+    """Return None if SQLite would have to change something: an older schema, a rollback, a WAL without its index.
 
-    A WAL of a daemon that was killed is recovered in memory, as its index is there but nobody has it open.
+    SQLite recovers the WAL of a killed daemon in memory, because its index is there but no process has it open.
     """
     frames = raw_files.wal_holds_frames(path)
     others = {suffix: path.with_name(path.name + suffix).exists() for suffix in ("-journal", "-shm")}
@@ -146,13 +146,13 @@ def _connect_in_place(path: Path) -> sqlite3.Connection | None:
 
 
 def _make_durable(path: Path) -> None:
-    """Make the last records durable before they are told: a daemon may have been killed between write and fsync."""
+    """Make the last records durable before they are shown: a daemon may have been killed between write and fsync."""
     with suppress(FileNotFoundError):
         schema.fsync_file(path.with_name(path.name + "-wal"))
 
 
 def _connect_copy(copy: Path, path: Path) -> sqlite3.Connection:
-    """Open a private copy; here SQLite may recover, and an older schema be upgraded, as it likes."""
+    """Open a private copy, in which SQLite may recover and an older schema may be upgraded."""
     connection = sqlite3.connect(schema.uri(copy, "mode=rw"), uri=True, isolation_level=None)
     try:
         raw_files.check_size(connection, copy, path)

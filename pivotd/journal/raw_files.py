@@ -20,7 +20,7 @@ _COPIED = ("", "-wal", "-journal")
 
 
 def check_header(path: Path) -> None:
-    """Check that a file begins as an SQLite file does and is not cut short. Raises: JournalCorruptError, OSError.
+    """Check that a file has an SQLite header and is not truncated. Raises: JournalCorruptError, OSError.
 
     Source: "Database File Format", sections 1.3.2 (page size), 1.3.7 and 1.3.8 (size in pages, version-valid-for).
     """
@@ -53,7 +53,7 @@ def check_size(connection: sqlite3.Connection, path: Path, name: Path) -> None:
 
 
 def wal_holds_frames(path: Path) -> bool | None:
-    """Return whether there may be records in the WAL of a journal that nobody has open, None if its header is damaged.
+    """Return whether the WAL of a journal that is not open may hold records, None if its header is damaged.
 
     Source: "Database File Format", sections 4.1 (header) and 4.2 (checksum).
     """
@@ -74,7 +74,7 @@ def wal_holds_frames(path: Path) -> bool | None:
 
 
 def copy(path: Path, directory: Path) -> Path:
-    """Copy a journal with its WAL or rollback journal and return the copy; nobody may write meanwhile."""
+    """Copy a journal with its WAL or rollback journal and return the copy; no process may write meanwhile."""
     target = directory / "journal.db"
     for suffix in _COPIED:
         source = path.with_name(path.name + suffix)

@@ -1,4 +1,4 @@
-"""Reading the journal: beside the daemon, or without it and without leaving a trace."""
+"""Reading the journal: inside the daemon, or without it and without leaving a trace."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Reader:
     def offline(cls, state_dir_or_file: Path) -> Reader:
         """Read a journal, or a copy of one, without creating or changing anything beside it.
 
-        It is opened anew for each look, which keeps a daemon from starting for just that long. Where SQLite could not
-        read it so, a private copy is made, which is gone after ``close``.
+        Each look opens it anew, which keeps a daemon from starting only for that time. If SQLite cannot read it in this
+        way, the reader makes a private copy, which ``close`` removes.
 
         Raises: JournalError, JournalCorruptError, JournalNewerError.
         """
@@ -97,7 +97,7 @@ class Reader:
         return found[0] if found else None
 
     def undo(self, pivot_id: str) -> Pivot | None:
-        """Return the pivot that takes this one back, None if there is none."""
+        """Return the pivot that undoes this one, None if there is none."""
         found = self._load("SELECT * FROM pivot WHERE undo_of = ?", (pivot_id,))
         return found[0] if found else None
 
@@ -141,7 +141,7 @@ class Reader:
             after = (page[-1][0].domain, page[-1][1].disk)
 
     def check(self) -> list[str]:
-        """Return what SQLite's quick_check and foreign_key_check find wrong, and which disk's last pivot is not that.
+        """Return the faults that SQLite's quick_check and foreign_key_check find, and disks whose last pivot is wrong.
 
         Reads the whole file.
         """

@@ -1,4 +1,4 @@
-"""Rows to words and back: the only place that knows which column holds which field."""
+"""Converts rows to types and back: the only place that knows which column holds which field."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def to_json(value: JsonObject) -> str:
     """Return compact JSON with sorted keys.
 
     ASCII only: a file name that is not UTF-8 (a lone surrogate in Python) survives as an escape. A value that JSON
-    does not know is written as its text: a record must not be lost because of the type of one fact.
+    does not know is written as text: a record must not be lost because of the type of one fact.
     """
     return json.dumps(value, separators=(",", ":"), sort_keys=True, default=str)
 
 
 @lru_cache(maxsize=256)
 def _text(value: CopyOptions | Identity) -> str:
-    """Return what never changes in a pivot; the record inside a pause must not wait for it to be made again."""
+    """Return the parts of a pivot that never change; the record inside a pause must not wait for encoding them."""
     return to_json(asdict(value))
 
 
@@ -196,7 +196,7 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
 
 
 def _from_json(text: str) -> Any:
-    """Return what to_json wrote. Raises: ValueError, also for JSON nested too deep to be ours."""
+    """Return the value that to_json wrote. Raises: ValueError, also for JSON nested too deep to be pivotd's."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -205,13 +205,13 @@ def _from_json(text: str) -> Any:
 
 @lru_cache(maxsize=256)
 def _identity(text: str) -> Identity:
-    """Return one object for the many rows that say the same: parsing is most of what a row costs."""
+    """Return one object for all rows with the same text: parsing is most of the cost of a row."""
     return Identity(**_from_json(text))
 
 
 @lru_cache(maxsize=256)
 def _options(text: str) -> CopyOptions:
-    """Return options; one that did not exist when the row was written has its default."""
+    """Return options; an option that did not exist when the row was written has its default."""
     stored = _from_json(text)
     typed = {
         "sync": Sync(stored["sync"]),

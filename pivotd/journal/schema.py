@@ -1,8 +1,8 @@
 """Opening the journal: every check before the first byte is written, then the one read-write connection.
 
-Order: the header by hand, then a read-only look that loads what the daemon needs, and only then a connection that may
-write. A file that is refused has not been touched. A new journal is built beside its place and renamed into it, so
-``journal.db`` is never half made.
+The order: the header without SQLite, then a read-only look that loads what the daemon needs, and only then a
+connection that may write. A refused file is not touched. pivotd builds a new journal beside its place and renames it,
+so ``journal.db`` is never incomplete.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ APPLICATION_ID = 0x70767464
 FILE_NAME = "journal.db"
 FILE_MODE = 0o640
 NUMBER_MAX = 1 << 53
-"""Of records and pivots: what JSON readers can tell apart. A million a second are three hundred years."""
+"""Largest number of a record or pivot that JSON readers tell apart. At a million a second it lasts 300 years."""
 BUSY_TIMEOUT_MS = 250
-"""For a stranger's write lock; half of the default bound of a pause."""
+"""Time to wait for another program's write lock; half of the default bound of a pause."""
 
 _OBJECTS = {
     "table": {"domain", "pivot", "pivot_disk", "disk_latest", "pause", "record"},
@@ -70,7 +70,7 @@ _READ_PRAGMAS: tuple[tuple[str, str, object], ...] = (
 
 
 def prepare(path: Path) -> None:
-    """Leave a journal of this version at ``path``, creating or upgrading it; the caller holds the lock.
+    """Create or upgrade the journal at ``path`` to this version; the caller holds the lock.
 
     Raises: JournalCorruptError, JournalNewerError, JournalFullError, JournalError; the file is then as it was.
     """
@@ -99,7 +99,7 @@ def connect_read_only(path: Path, flags: str = "mode=ro") -> sqlite3.Connection:
 def inspect(path: Path) -> int:
     """Return the schema version of an existing journal without changing a byte of it.
 
-    Reads what a start needs, so damage there shows now. Damage in old records does not: see Reader.check.
+    Reads everything that a start needs, so damage there shows now. Damage in old records does not: see Reader.check.
 
     Raises: JournalCorruptError, JournalNewerError, and what SQLite and the operating system raise.
     """
@@ -139,7 +139,7 @@ def check_version(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def check_objects(connection: sqlite3.Connection, path: Path) -> None:
-    """Check that nothing of the schema is gone. Raises: JournalCorruptError."""
+    """Check that the schema is complete. Raises: JournalCorruptError."""
     for kind, names in _OBJECTS.items():
         found = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = ?", (kind,))}
         if missing := sorted(names - found):
@@ -167,7 +167,7 @@ def migrate(path: Path, name: Path | None = None) -> None:
 
 
 def _rehearse(path: Path) -> None:
-    """Upgrade a copy first: a file that is not what its version says is then refused before a byte of it changes."""
+    """Upgrade a copy first: a file that does not match its version is then refused before a byte of it changes."""
     with tempfile.TemporaryDirectory(prefix="pivotd-") as directory:
         copy = raw_files.copy(path, Path(directory))
         migrate(copy, path)
@@ -180,7 +180,7 @@ def fsync_directory(directory: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make what a file holds durable, whoever wrote it. Never ``journal.db``: closing it drops SQLite's locks."""
+    """Make the contents of a file durable, whichever process wrote it. Never ``journal.db``: closing it drops locks."""
     _fsync(path, 0)
 
 
@@ -193,7 +193,7 @@ def _fsync(path: Path, flags: int) -> None:
 
 
 def uri(path: Path, flags: str) -> str:
-    """Return the SQLite URI of a path; nothing in the path is taken for a parameter."""
+    """Return the SQLite URI of a path, with the path escaped."""
     return f"file:{quote(os.fsencode(path.absolute()))}?{flags}"
 
 
@@ -215,7 +215,7 @@ def _inspect(path: Path, flags: str, name: Path) -> int:
 
 
 def _check_numbers(connection: sqlite3.Connection, path: Path) -> None:
-    """Check that a record and a pivot can be added: the last number of all is SQLITE_FULL, which looks like no space.
+    """Check that a record and a pivot can be added: after the largest number, SQLite reports SQLITE_FULL.
 
     Raises: JournalCorruptError.
     """
@@ -260,7 +260,7 @@ def _create(path: Path) -> None:
 
 
 def _check_whole(new: Path) -> None:
-    """Check that closing has moved everything into the file and removed the WAL: SQLite does not say if that fails."""
+    """Check that closing has moved everything into the file and removed the WAL: SQLite does not report a failure."""
     if new.with_name(new.name + "-wal").exists():
         raise JournalError(f"{new} could not be made; nothing was recorded; check the storage below it")
 
@@ -285,7 +285,7 @@ def _set(connection: sqlite3.Connection, name: str, value: str, expected: object
 
 
 def _load_migrations() -> ModuleType:
-    """Import the migrations by path: inside the package as installed, beside it in a checkout."""
+    """Import the migrations by path: inside an installed package, beside the package in a checkout."""
     package = Path(pivotd.__file__).parent
     candidates = (package / "migrations" / "migrations.py", package.parent / "migrations" / "migrations.py")
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""SQLite's errors in pivotd's words: what is known about the record, in one line."""
+"""Converts SQLite's errors to pivotd's: what is known about the record, in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from pivotd.errors import JournalCorruptError, JournalError, JournalFullError, JournalWriteError
 
 READ_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
-"""What looking at a journal can raise: Python cannot decode SQLite's words on a damaged name."""
+"""The exceptions of a look at a journal: Python cannot decode SQLite's message on a damaged name."""
 _NOT_A_JOURNAL = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _REFUSED = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -25,9 +25,9 @@ def primary_code(error: sqlite3.Error) -> int | None:
 def on_write(error: Exception, path: Path, *, in_doubt: bool = False) -> JournalError:
     """Return the typed error for a change that was not committed.
 
-    Only JournalWriteError leaves the fate of the record open. It is the answer to every error of storage while frames
-    of this try or of an earlier one may be whole in the WAL (``in_doubt``), SQLITE_FULL too: half of a new frame and
-    half of what lay there before can be the whole one. Source: test_full.py, test_journal_faults.py.
+    Only JournalWriteError leaves the fate of the record open. It is the result of every storage error while frames
+    of this try or of an earlier one may be complete in the WAL (``in_doubt``), also of SQLITE_FULL: half of a new
+    frame and half of the earlier contents can make up the complete frame. Source: test_full.py, test_journal_faults.py.
     """
     why = _why(error)
     if is_refusal(error):

@@ -1,8 +1,8 @@
-"""Cutting off what a failed commit may have left in the WAL.
+"""Removing what a failed commit may have left in the WAL.
 
-A commit that failed is rolled back for every reader, but its frames may be whole in the file, perhaps by what an older
-generation of the WAL left there, and a crash would bring them back. Everything behind the last frame that counts is
-nobody's: without it the record is certainly absent. That takes no space, and waits for no reader.
+A failed commit is rolled back for every reader, but its frames may be complete in the file, perhaps with bytes that an
+older generation of the WAL left there, and a crash would bring them back. No reader needs anything after the last valid
+frame: without it the record is certainly absent. Removing it takes no space, and waits for no reader.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FRAME_HEADER_BYTES = 24
 
 
 def path_of(journal: Path) -> Path:
-    """Return the name of the WAL. SQLite keeps no lock on that file, so descriptors of ours may come and go."""
+    """Return the name of the WAL. SQLite keeps no lock on that file, so pivotd may open and close it."""
     return journal.with_name(journal.name + "-wal")
 
 
@@ -33,7 +33,7 @@ def open_index(journal: Path) -> int:
 
 
 def cut(connection: sqlite3.Connection, journal: Path, index: int) -> None:
-    """Remove every frame that does not count, durably. Raises: sqlite3.Error, OSError; then nothing is certain.
+    """Remove every invalid frame, durably. Raises: sqlite3.Error, OSError; then nothing is certain.
 
     Source: "WAL-mode File Format", section 2.1 (``mxFrame``); "Database File Format", section 4.1.
     """
@@ -53,7 +53,7 @@ def cut(connection: sqlite3.Connection, journal: Path, index: int) -> None:
 
 
 def _counted_bytes(index: bytes) -> int:
-    """Return how long the WAL is up to the last frame that counts. Raises: OSError: the index is none that we know."""
+    """Return the length of the WAL up to the last valid frame. Raises: OSError: the format of the index is unknown."""
     if len(index) == _INDEX.size:
         version, filled, page_bytes, frames = _INDEX.unpack(index)
         if version == _INDEX_VERSION and filled and (page_bytes >= _PAGE_BYTES_MIN or not frames):

@@ -1,7 +1,7 @@
-"""The one thread that writes: group commit, one bad change fails alone, checkpoints only when nobody is paused.
+"""The writer thread: group commit, one bad change fails alone, checkpoints only while no guest is in its pause.
 
-The connection is opened, used and closed on this thread (SQLite's thread check stays on). Everything that waits in the
-queue goes into one transaction, each change in its own savepoint; nothing is told to anyone before COMMIT returned.
+This thread opens, uses and closes the connection (SQLite's thread check stays on). All waiting changes go into one
+transaction, each in a savepoint of its own. No caller gets an answer before COMMIT has returned.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ log = get_logger()
 T = TypeVar("T")
 
 CHECKPOINT_CHANGES = 1000
-"""Checkpoint after so many changes even if busy: a WAL of about 20 MB, replayed in milliseconds after a kill."""
+"""Checkpoint after this many changes even if busy: a WAL of about 20 MB, replayed in milliseconds after a kill."""
 CHECKPOINT_IDLE_S = 1.0
-"""Checkpoint what is left once nothing was asked for this long."""
+"""Checkpoint the rest after this time without a request."""
 
 _MAYBE = "the record may or may not be there"
 _RESTART = "restart pivotd"
@@ -38,7 +38,7 @@ Announce = Callable[[list[Record]], None]
 
 
 class _Job:
-    """One change and what became of it."""
+    """One change and its result."""
 
     __slots__ = ("change", "error", "future", "records", "result")
 
@@ -99,7 +99,7 @@ class Writer:
         self._closed = False
         self.healthy = True
         self.alive = True
-        """False once an error that nobody foresaw has ended the thread: nothing is written any more."""
+        """False once an unexpected error has ended the thread: nothing is written any more."""
         self._at_work: list[_Job | _Task] = []
         self.in_doubt = False
         """A commit has failed in a way that leaves its fate open, and none has succeeded since."""
@@ -112,9 +112,9 @@ class Writer:
         self._opened.result()
 
     def hold(self, change: int) -> None:
-        """Count holders of checkpoints up or down; the first one gets a WAL that begins anew.
+        """Count holders of checkpoints up or down; for the first one the WAL restarts.
 
-        Commits then overwrite blocks that the file has: without a change of its size fdatasync takes half the time.
+        Commits then overwrite existing blocks of the file: without a change of its size fdatasync takes half the time.
         """
         if change > 0 and not self._holds and self._changes_since_checkpoint and self.alive:
             self.call(self._checkpoint)
@@ -128,11 +128,11 @@ class Writer:
 
     @property
     def held(self) -> bool:
-        """Whether checkpoints are kept away."""
+        """Whether checkpoints are held."""
         return self._holds > 0
 
     async def released(self, patience_s: float) -> None:
-        """Return once nobody holds checkpoints, or they are held for longer than patience_s."""
+        """Return once checkpoints are not held, or have been held for longer than patience_s."""
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._held_since + patience_s):
                 await self._free.wait()
@@ -202,7 +202,7 @@ class Writer:
                 self._checkpoint(connection)
 
     def _die(self, connection: sqlite3.Connection, error: BaseException) -> None:
-        """Tell everybody who waits; what was being written may be on disk or not."""
+        """Fail every waiting caller; the batch being written may or may not be on disk."""
         self.alive = self.healthy = False
         log.error("journal.writer-died", error=repr(error))
         with suppress(Exception):
@@ -240,7 +240,7 @@ class Writer:
         return jobs, item
 
     def _write(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
-        """Commit jobs together; if that cannot be, one by one, so that a bad one fails alone."""
+        """Commit jobs together; if that fails, one by one, so that a bad one fails alone."""
         try:
             self._transaction(connection, jobs)
         except Exception as error:  # noqa: BLE001 - every job must get an answer, the thread must go on
@@ -321,7 +321,7 @@ class Writer:
             task.future.set_result(result)
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
-        """Move the WAL into the file; PASSIVE waits for nobody. A failure loses nothing: the WAL stays."""
+        """Move the WAL into the file; PASSIVE waits for no reader. A failure loses nothing: the WAL stays."""
         with suppress(sqlite3.Error):
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         self._changes_since_checkpoint = 0

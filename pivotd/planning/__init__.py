@@ -1,1 +1,1 @@
-"""From a request and what the domain shows to the pivot that is recorded. Changes nothing."""
+"""Turns a request and the state of the domain into the pivot to record. Changes nothing."""

@@ -1,4 +1,4 @@
-"""The block jobs that somebody else started, and whether they could become pivots."""
+"""The block jobs that other clients started, and whether they could become pivots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pivotd.qmp.blocks import BlockJob, Blocks
 
 @dataclass(frozen=True, slots=True)
 class AdoptableJob:
-    """One job. ``disk`` None: it works on none. ``obstacle``: why it cannot be adopted, None where it can."""
+    """One job. ``disk`` None: it works on no disk. ``obstacle``: why it cannot be adopted, None if it can."""
 
     id: str
     job: BlockJob

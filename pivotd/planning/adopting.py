@@ -1,4 +1,4 @@
-"""A block job that somebody else started becomes a pivot, where its flags allow the protocol."""
+"""Makes a pivot of a block job that another client started, if its flags allow the protocol."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pivotd.planning.domain_snapshot import WORKING, DomainSnapshot
 from pivotd.qmp.blocks import Blocks, DiskSeen
 
 FORMATS = {"qcow2", "raw", *WORKING}
-"""A root that is a filter could stay while what is below it is replaced: then no node tells what happened."""
+"""If the root is a filter, it could stay while the node below is replaced: then no node shows what happened."""
 RUNNING = {"running", "paused", "ready", "standby"}
 NO_DISK = "it does not work on the image of a disk"
 KINDS = {"mirror": Kind.COPY, "commit": Kind.COMMIT}
 
 
 def plan_adopt(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen) -> tuple[Kind, PivotDisk]:
-    """Return the disk with the job that works on it, and what kind of pivot that makes.
+    """Return the disk with the job that works on it, and the kind of the pivot.
 
     Raises: NotFoundError (no job), ConflictError (a job that cannot be adopted), BadRequestError (image).
     """
@@ -61,7 +61,7 @@ def find_by_job(domain: DomainSnapshot, job: str) -> DiskSeen:
 
 
 def obstacle(name: str, blocks: Blocks, seen: DiskSeen) -> str | None:
-    """Return why the protocol cannot be kept with this job, None if it can."""
+    """Return why the protocol is impossible with this job, None if it is possible."""
     job, node = blocks.jobs[name], blocks.graph.targets.get(name)
     if job.kind not in KINDS:
         return f"it is a {job.kind} job, which switches nothing"
@@ -85,7 +85,7 @@ def obstacle(name: str, blocks: Blocks, seen: DiskSeen) -> str | None:
 
 
 def _destination(domain: DomainSnapshot, target: Target, seen: DiskSeen, node: str) -> Image:
-    """Return the image that the requester names. After the switch QEMU shows it, and that is recorded."""
+    """Return the image that the requester names. After the switch QEMU shows it, and pivotd records that."""
     if not target.image:
         raise BadRequestError(
             f"QEMU does not show which image the mirror of {seen.disk} writes: name it as {seen.disk}=IMAGE",

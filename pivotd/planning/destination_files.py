@@ -1,6 +1,6 @@
-"""What is at the place of a destination: nothing, an image file, a block device; looked at without opening an image.
+"""What exists at the path of a destination: nothing, an image file, a block device; checked without opening an image.
 
-What pivotd may not see, QEMU refuses when it opens the image.
+If pivotd may not see the file, QEMU refuses it when it opens the image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAGIC = b"QFI\xfb"
 
 
 def check_path(image: Image, seen: DiskSeen, *, reuse: bool) -> None:
-    """Refuse early what can be seen to be wrong. Raises: BadRequestError."""
+    """Refuse visible mistakes early. Raises: BadRequestError."""
     path = Path(image.filename)
     look_at(image.filename)
     try:
@@ -60,7 +60,7 @@ def _check_unclaimed(device: Path) -> None:
 
 
 def _check_content(path: Path, image_format: str, seen: DiskSeen) -> None:
-    """The format is never probed, but what was named must be there, and as large as the disk."""
+    """Check that the image is of the named format, which is never probed, and as large as the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -85,7 +85,7 @@ def _check_content(path: Path, image_format: str, seen: DiskSeen) -> None:
 
 
 def missing(path: str | Path) -> bool:
-    """Return whether there is certainly nothing of this name."""
+    """Return whether this name certainly does not exist."""
     look_at(str(path))
     try:
         os.stat(path)  # noqa: PTH116 - one system call, no object

@@ -1,4 +1,4 @@
-"""Images that a disk moves to: the checks that can be made before QEMU is asked to create or open them."""
+"""Destination images: the checks that pivotd can make before it asks QEMU to create or open them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS = ("qcow2", "raw")
 
 
 def plan_copy(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
-    """Return the disk with the image that it is copied to. Raises: BadRequestError, DiskBusyError."""
+    """Return the disk with its destination image. Raises: BadRequestError, DiskBusyError."""
     disk = domain.disk(index, seen)
     wanted = target.format or disk.source.format
     if wanted not in FORMATS:
@@ -31,7 +31,7 @@ def plan_copy(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen
 
 
 def plan_snapshot(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
-    """Return the disk with its new overlay, which only qcow2 can be. Raises: BadRequestError, DiskBusyError."""
+    """Return the disk with its new overlay, which must be qcow2. Raises: BadRequestError, DiskBusyError."""
     disk = domain.disk(index, seen)
     if nbd.is_uri(target.image):
         raise BadRequestError(f"{target.image} cannot become an overlay: pivotd creates overlays as image files")
@@ -40,7 +40,7 @@ def plan_snapshot(domain: DomainSnapshot, index: int, target: Target, seen: Disk
 
 
 def _shallow(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, image: str, image_format: str) -> PivotDisk:
-    """Return the disk whose active layer alone is copied: the new image is backed by what backs the source."""
+    """Return the disk for a copy of its active layer only: the new image gets the backing image of the source."""
     if domain.options.reuse:
         # What a file names as its backing file says nothing on whether QEMU's words and ours lead to the same image.
         raise BadRequestError("--sync top makes a new image: --reuse cannot prove that the one there is backed alike")
@@ -59,14 +59,14 @@ def _shallow(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, image: str
 def would_wipe(options: CopyOptions) -> bool:
     """Return whether QEMU would copy the guest's writes at once while it still wipes the destination.
 
-    It loses such writes. A new image needs no wiping, and for a source without backing file ``sync=top`` is all of it.
+    QEMU loses such writes. A new image needs no wiping, and ``sync=top`` copies all of a source without backing file.
     """
     at_once = options.copy_mode is CopyMode.WRITE_BLOCKING and not options.adopted
     return at_once and options.sync is Sync.FULL and options.discard is Discard.UNMAP
 
 
 def _refuse_wiping(domain: DomainSnapshot, seen: DiskSeen) -> None:
-    """Raises: BadRequestError: the destination has to be wiped, or sync=top would not copy all of the source.
+    """Raises: BadRequestError: the destination must be wiped, or sync=top would not copy all of the source.
 
     Source: measured on 7.2 (docs/reliability.md); block/mirror.c, mirror_iteration_done() clears the marks of
     writes that are under way when the wiping ends, so that older data can be copied over them.
@@ -81,7 +81,7 @@ def _refuse_wiping(domain: DomainSnapshot, seen: DiskSeen) -> None:
 
 
 def _checked(domain: DomainSnapshot, index: int, seen: DiskSeen, image: Image) -> Image:
-    """Return the image with the node that it will have."""
+    """Return the image with its future node name."""
     image = replace(image, filename=_name(image.filename))
     _check_options(domain.options, image.format, force=domain.force)
     domain.refuse_if_used(image, seen.disk)
@@ -107,7 +107,7 @@ def _name(name: str) -> str:
 
 
 def _check_export(uri: str, *, reuse: bool) -> None:
-    """No connection is tried: some servers end with their first client."""
+    """Try no connection: some servers end with their first client."""
     if not reuse:
         raise BadRequestError(f"{uri} is there already, as every export: use --reuse to overwrite it")
     socket = nbd.parse(uri).path

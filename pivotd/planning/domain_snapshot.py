@@ -1,4 +1,4 @@
-"""What a plan is made from: one disk's wish, and everything that QEMU and the file system show at that moment."""
+"""The input of a plan: the request, and everything that QEMU and the file system show at that moment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORKING = {"file", "host_device", "nbd"}
 
 @dataclass(frozen=True, slots=True)
 class DomainSnapshot:
-    """One look at a domain. ``directory`` is QEMU's working directory, ``in_use`` marks what others write to."""
+    """One look at a domain. ``directory`` is QEMU's working directory; ``in_use`` marks what other pivots write to."""
 
     pivot: str
     name: str
@@ -30,7 +30,7 @@ class DomainSnapshot:
     in_use: frozenset[str]
     force: bool = False
     opened: frozenset[str] | None = None
-    """What QEMU has open, as Image.file_id; None where that may not be seen."""
+    """The files that QEMU has open, as Image.file_id; None if pivotd may not see them."""
 
     def find(self, name: str) -> DiskSeen:
         """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""
@@ -58,7 +58,7 @@ class DomainSnapshot:
         return Image(file.path or filename, "raw" if image_format in WORKING else image_format, node, file.file_id)
 
     def disk(self, index: int, seen: DiskSeen) -> PivotDisk:
-        """Return the disk as it is, with every name that the pivot will use for it."""
+        """Return the present disk, with every name that the pivot will use for it."""
         source = self.source(seen)
         return PivotDisk(
             disk=seen.disk,

@@ -1,4 +1,4 @@
-"""Layers of a backing chain that are to be merged: which go, which stays below, and what names it afterwards."""
+"""Layers of a backing chain to merge: which are removed, which stays below, and its name in the image above."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def plan_commit(domain: DomainSnapshot, index: int, target: Target, seen: DiskSe
 
 
 def plan_pull(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
-    """Return the disk whose active image takes in what lies between it and ``base``, or everything.
+    """Return the disk whose active image takes in the layers above ``base``, or all layers.
 
     Raises: NotFoundError, BadRequestError.
     """
@@ -82,8 +82,8 @@ def _find(domain: DomainSnapshot, chain: list[Image], name: str, seen: DiskSeen)
 def _refuse_short(seen: DiskSeen, chain: list[Image], top: int, base: int) -> None:
     """Refuse a merge after which a guest would read data of the base that it did not see before.
 
-    Behind the end of a layer the one above it reads zeroes. QEMU (7.2 to 11.1) copies what lies before the end of
-    ``top`` alone: without it the base's data shows there, and a disk that moves to the base itself grows.
+    Beyond the end of a layer, the layer above reads zeroes. QEMU (7.2 to 11.1) copies only what lies before the end of
+    ``top``: without it the base's data shows there, and a disk that moves to the base itself grows.
     """
     uppermost, lowest = seen.layers[top].size_bytes, seen.layers[base].size_bytes
     if top == 0 and uppermost < lowest:
@@ -101,7 +101,7 @@ def _refuse_short(seen: DiskSeen, chain: list[Image], top: int, base: int) -> No
 
 
 def _refuse_lost(domain: DomainSnapshot, chain: list[Image], base: int) -> None:
-    """Refuse to write into a file whose name is gone, or another file's by now: it ends with QEMU.
+    """Refuse to write into a file whose name is gone or now names another file: such a file ends with QEMU.
 
     Raises: BadRequestError.
     """
@@ -123,9 +123,9 @@ def _refuse_shared(domain: DomainSnapshot, image: Image, disk: str) -> None:
 
 
 def _backing_file(seen: DiskSeen, chain: list[Image], above: int, base: int) -> str | None:
-    """Return what the image ``above`` shall name as its backing file: relative if base was named so before.
+    """Return the backing file name for the image ``above``: relative if the name of base was relative before.
 
-    None leaves the name to QEMU, which writes the path by which it knows the base.
+    None leaves the name to QEMU, which writes the path under which it opened the base.
     """
     written = seen.layers[base - 1].backing_file
     if written is None or written.startswith("/") or ":" in written.split("/", 1)[0]:

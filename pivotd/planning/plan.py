@@ -1,4 +1,4 @@
-"""From a request to a pivot: every check that can be made before anything is recorded or changed."""
+"""From a request to a pivot: every check that pivotd can make before it records or changes anything."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pivotd.qmp.session import Session
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A request whose words have been checked, but not yet its facts."""
+    """A request whose form has been checked, but not yet its facts."""
 
     pivot: str
     request_id: str
@@ -47,7 +47,7 @@ PLANS: dict[Kind, Callable[[DomainSnapshot, int, Target, DiskSeen], PivotDisk]] 
 
 
 async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot:
-    """Return the pivot to record. ``others``: of all domains; disks and images of those that are open are taken.
+    """Return the pivot to record. ``others``: pivots of all domains; disks and images of open ones are in use.
 
     Raises: NotFoundError (disk, layer), BadRequestError (image), ConflictError (state), DiskBusyError (job).
     """
@@ -109,7 +109,7 @@ def written(pivot: Pivot) -> list[Image]:
 
 
 async def marks(images: Collection[Image]) -> list[frozenset[str]]:
-    """Return what each image is known by, files.identities(). Raises: BadRequestError: a storage does not answer."""
+    """Return the files.identities() of each image. Raises: BadRequestError: a storage does not answer."""
     names = [image.filename for image in images]
     try:
         look = (in_thread(limits.FILE_TIMEOUT_S, files.identities, name, paths=[name]) for name in names)
@@ -119,9 +119,9 @@ async def marks(images: Collection[Image]) -> list[frozenset[str]]:
 
 
 async def _in_use(others: Collection[Pivot]) -> frozenset[str]:
-    """Return the marks of what others write to.
+    """Return the identities of the images that other pivots write to.
 
-    Storage of theirs that does not answer holds nobody up: an image that can be looked at now is not on it.
+    Storage of other pivots that does not answer delays no request: an image that can be checked now is not on it.
     """
 
     async def known(image: Image) -> frozenset[str]:
@@ -136,7 +136,7 @@ async def _in_use(others: Collection[Pivot]) -> frozenset[str]:
 
 
 def _plan_disks(wish: Wish, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
-    """Return the disks of the pivot; looks at files, so it may block."""
+    """Return the disks of the pivot; this looks at files, so it may block."""
     planned = []
     for index, target in enumerate(wish.targets):
         seen = snapshot.find(target.disk)
@@ -158,7 +158,7 @@ def _plan_disks(wish: Wish, snapshot: DomainSnapshot, busy: Mapping[str, Pivot])
 def _plan_adopted(
     wish: Wish, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]
 ) -> tuple[Kind, tuple[PivotDisk, ...]]:
-    """Return what kind of pivot the jobs of somebody else make, and its disks; looks at files, so it may block."""
+    """Return the kind of pivot for other clients' jobs, and its disks; this looks at files, so it may block."""
     kinds: set[Kind] = set()
     planned: list[PivotDisk] = []
     for index, target in enumerate(wish.targets):
@@ -187,7 +187,7 @@ def _refuse_busy(wish: Wish, seen: DiskSeen, busy: Mapping[str, Pivot]) -> None:
 
 
 def check_source(seen: DiskSeen, *, force: bool) -> None:
-    """Raises: BadRequestError: a disk as it is now cannot be moved."""
+    """Raises: BadRequestError: a disk cannot be moved in its present state."""
     if seen.read_only:
         raise BadRequestError(f"{seen.disk} is read-only: there is nothing that a guest could write", disk=seen.disk)
     if seen.cache_no_flush and not force:

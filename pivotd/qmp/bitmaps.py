@@ -1,4 +1,4 @@
-"""Dirty bitmaps are merged into those of the same names on the images that take them; nothing writes to these then."""
+"""Merges dirty bitmaps into those of the same names on the images that take them, while nothing writes to these."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ EXISTS = "Bitmap already exists"
 
 
 async def carry(monitor: Monitor, pivot: Pivot) -> Bitmaps:
-    """Give the destinations the bitmaps of the sources, which are still the roots, and return these.
+    """Copy the bitmaps of the sources, which are still the roots, to the destinations, and return them.
 
-    Of a commit: the base those of the uppermost committed layer, with what the bitmaps of the same names of the layers
-    between them mark. Doing it twice is doing it once. Raises: QmpRefusedError: not all could be carried.
+    For a commit, the base gets the bitmaps of the uppermost committed layer, merged with those of the same names on the
+    layers in between. The function is idempotent. Raises: QmpRefusedError: not all could be carried.
     """
     shown = await blocks_of(monitor)
     found = owed(pivot, of_pivot.bitmaps(shown, pivot))
@@ -51,7 +51,7 @@ def _add(disk: PivotDisk, bitmap: Bitmap) -> Command:
 
 
 def _merge(disk: PivotDisk, bitmap: Bitmap, below: Iterable[str]) -> list[dict[str, Any]]:
-    """A transaction: no bitmap records before it holds everything."""
+    """Return the actions of one transaction, so that no bitmap records before it is complete."""
     source, destination = ends(disk)
     target = {"node": destination.node, "name": bitmap.name}
     sources = [{"node": node, "name": bitmap.name} for node in (source.node, *below)]

@@ -1,4 +1,4 @@
-"""The disks of one QEMU at one moment, with the graph below them and the jobs that work on them.
+"""The disks of one QEMU at one moment, with the graph below them and the jobs on them.
 
 This is the only place that reads query-block, x-debug-query-block-graph (unstable by name, the same on 4.2 to 11.1)
 and query-block-jobs. Shapes: QEMU QAPI reference. Pure: no connection, no decision.
@@ -22,19 +22,19 @@ BACKING_DEPTH_MAX = 256
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One image of a backing chain; ``backing_file`` is what it names as the one below, as it is written in it."""
+    """One image of a backing chain; ``backing_file`` is the name of the image below, as written in this image."""
 
     filename: str
     format: str
     size_bytes: int
     backing_file: str | None = None
     bitmaps: tuple[Bitmap, ...] = ()
-    """Those that its file names: all that a layer below the active one can have. How much they mark is not shown."""
+    """The bitmaps that its file names; layers below the active one have no more. QEMU does not show what they mark."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskSeen:
-    """One disk with a medium; ``filename`` as QEMU writes it, perhaps relative or ``json:``."""
+    """One disk with a medium; ``filename`` as QEMU writes it, possibly relative or ``json:``."""
 
     disk: str
     device: str
@@ -51,12 +51,12 @@ class DiskSeen:
     layers: tuple[Layer, ...]
     """The active image first."""
     bitmaps: tuple[Bitmap, ...] = ()
-    """Those of the root in memory."""
+    """The bitmaps of the root, in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockJob:
-    """One block job of anybody; ``io_status`` is QEMU's BlockDeviceIoStatus."""
+    """One block job of any client; ``io_status`` is QEMU's BlockDeviceIoStatus."""
 
     kind: str
     status: str
@@ -69,7 +69,7 @@ class BlockJob:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """All nodes; by node the names of its children, the one that backs it, and the block jobs that use it."""
+    """All nodes; by node: its children, its backing node, and the block jobs that use it."""
 
     nodes: frozenset[str] = frozenset()
     children: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -100,25 +100,25 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """What one QEMU shows of its disks by name, its graph, and its block jobs by id: none where they were not asked."""
+    """One QEMU's disks by name, its graph, and its block jobs by id; empty if they were not queried."""
 
     disks: Mapping[str, DiskSeen]
     graph: Graph
     jobs: Mapping[str, BlockJob] = field(default_factory=dict)
 
     def disk_of_job(self, job: str) -> DiskSeen | None:
-        """Return the disk on whose image a block job works, None for a job that works on no disk's."""
+        """Return the disk on whose image a block job works, None if it works on no disk."""
         return next((seen for seen in self.disks.values() if job in self.graph.jobs.get(seen.node, ())), None)
 
 
 def find(disks: Mapping[str, DiskSeen], disk: PivotDisk) -> DiskSeen | None:
-    """Return a pivot's disk by its QOM path, which no two have; one without such a path by its name."""
+    """Return a pivot's disk by its QOM path, which is unique; a disk without such a path by its name."""
     wanted = disk.qdev or disk.disk
     return next((seen for seen in disks.values() if (seen.qdev or seen.disk) == wanted), None)
 
 
 def disk_name(entry: Mapping[str, Any]) -> str:
-    """Return the name by which people know the disk of a query-block entry: its device id.
+    """Return the name under which users know the disk of a query-block entry: its device id.
 
     virtio-blk shows ``/machine/peripheral/disk0/virtio-backend``, SCSI, IDE and NVMe show the id itself; a device
     without an id is known by its legacy drive id, else by its QOM path.
@@ -133,7 +133,7 @@ def disk_name(entry: Mapping[str, Any]) -> str:
 
 @asks("query-block")
 def disks(answer: Any) -> dict[str, DiskSeen]:
-    """Return every disk with a medium by its name; two devices of one name are known by their QOM paths."""
+    """Return every disk with a medium by its name; if two devices have one name, by their QOM paths."""
     entries = [of(dict, entry) for entry in of(list, answer)]
     taken = Counter(disk_name(entry) for entry in entries)
     found = {}
@@ -178,7 +178,7 @@ def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
 
 
 def _stored(image: Mapping[str, Any]) -> tuple[Bitmap, ...]:
-    """Return the bitmaps that a qcow2 file names; one that is in use is of memory, or of a QEMU that has crashed."""
+    """Return the bitmaps that a qcow2 file names; one in use belongs to memory, or to a QEMU that has crashed."""
     shown = of(dict, image["format-specific"]) if "format-specific" in image else {}
     if shown.get("type") != "qcow2":
         return ()
@@ -196,7 +196,7 @@ def _stored(image: Mapping[str, Any]) -> tuple[Bitmap, ...]:
 
 
 def _bitmaps(inserted: Mapping[str, Any]) -> tuple[Bitmap, ...]:
-    """Return named bitmaps: those without a name are of jobs, inconsistent ones are good for nothing any more."""
+    """Return named, consistent bitmaps: unnamed ones belong to jobs, and inconsistent ones are useless."""
     return tuple(
         Bitmap(
             name=of(str, bitmap["name"]),

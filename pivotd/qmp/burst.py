@@ -1,7 +1,7 @@
-"""qemu.qmp's client with what a pause needs: several short commands in one write, no formatting of messages for a log.
+"""qemu.qmp's client, extended for the pause: several short commands in one write, no formatting of messages for a log.
 
 qemu.qmp renders every message as indented JSON for its debug log even where that log is off, and hands every event to
-listeners that keep a history for ever. Both hooks are taken over here.
+listeners that keep a history for ever. This module overrides both hooks.
 
 This is the only module that uses private names of qemu.qmp. They are those of the pinned version:
 tests/qmp/test_library.py lists them and fails if one of them, or the version, is another.
@@ -30,9 +30,9 @@ Command = dict[str, Any]
 
 
 class Burst:
-    """The replies to come to commands that left together, and what ``moment()`` said as each of them came.
+    """The replies to commands that were sent together, and the value of ``moment()`` when each reply came.
 
-    ``done`` gives both in the order of the commands; a moment tells the events before its reply from those after.
+    ``done`` gives both in the order of the commands; a moment separates the events before its reply from those after.
     """
 
     def __init__(self, size: int, moment: Callable[[], int]) -> None:
@@ -50,14 +50,14 @@ class Burst:
             self.done.set_result([self._replies[index] for index in range(self._size)])
 
     def fail(self, error: Exception) -> None:
-        """Let whoever waits have this error, if there is anybody."""
+        """Pass this error to the waiting task, if there is one."""
         if not self.done.done():
             self.done.set_exception(error)
             self.done.exception()  # counts as told
 
 
 class _Slot:
-    """Stands where qemu.qmp keeps a queue per command: whoever waits is woken once for the whole burst."""
+    """Replaces qemu.qmp's queue for each command: the waiting task is woken once for the whole burst."""
 
     def __init__(self, burst: Burst, index: int) -> None:
         self._burst = burst
@@ -68,7 +68,7 @@ class _Slot:
         self._burst.take(self._index, reply)
 
     def put_nowait(self, error: ExecInterruptedError) -> None:
-        """Take the news of a lost connection."""
+        """Take the loss of the connection."""
         self._burst.fail(error)
 
 
@@ -109,7 +109,7 @@ class Client(QMPClient):
         super()._cleanup()
 
     def send_burst(self, commands: Sequence[Command], leaving: Callable[[], None] | None = None) -> Burst:
-        """Send commands in one write; with ``leaving`` the first has one of its own, and it is called after that.
+        """Send commands in one write; with ``leaving``, send the first alone, call ``leaving``, then send the rest.
 
         Raises: StateError: nothing was sent.
         """
@@ -133,7 +133,7 @@ class Client(QMPClient):
         return burst
 
     def forget(self, burst: Burst) -> None:
-        """Drop commands that nobody waits for any more; their replies are ignored when they come."""
+        """Drop commands for which no task waits any more; their replies are ignored."""
         queues: dict[int, Any] = cast("Any", self._pending)
         for name in burst.names:
             queues.pop(name, None)

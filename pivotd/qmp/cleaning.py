@@ -1,4 +1,4 @@
-"""What a decided pivot leaves in QEMU goes: jobs, nodes that are no disk's any more, objects."""
+"""Removes what a decided pivot leaves in QEMU: jobs, nodes that no disk uses, objects."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pivotd.qmp.monitor import Monitor, ask, command
 
 
 async def clean_up(monitor: Monitor, pivot: Pivot) -> list[str]:
-    """Dismiss jobs, delete the nodes that are no longer a disk's, remove the nonce; each may be done already.
+    """Dismiss jobs, delete the nodes that no disk uses, remove the nonce; each may be done already.
 
-    Returns: names that QEMU did not let go of.
+    Returns: names that QEMU did not remove.
     """
     jobs = await ask(monitor, replies.jobs)
     own = of_pivot.jobs(jobs, await blocks_of(monitor), pivot)
@@ -38,7 +38,7 @@ async def clean_up(monitor: Monitor, pivot: Pivot) -> list[str]:
 
 
 def _unwanted(shown: Blocks, pivot: Pivot) -> list[str]:
-    """Return the nodes that no disk needs any more, each before its children."""
+    """Return the nodes that no disk needs any more, parents before children."""
     used = {node for disk in shown.disks.values() for node in shown.graph.below(disk.node)}
     found: list[str] = []
     for disk in pivot.disks:
@@ -49,7 +49,7 @@ def _unwanted(shown: Blocks, pivot: Pivot) -> list[str]:
 
 
 def _heads(pivot: Pivot, disk: PivotDisk) -> list[str]:
-    """Return the nodes that a disk has lost, by name: they go, and what is below them."""
+    """Return the nodes that a disk no longer uses, by name: they are deleted with the nodes below them."""
     match disk.outcome:
         case Outcome.SWITCHED:
             return [names.reopened_source(pivot.id, disk.index), *_with_file(disk.source.node)]
@@ -67,6 +67,6 @@ def _own(pivot: Pivot, disk: PivotDisk) -> list[str]:
 
 
 def _with_file(node: str) -> list[str]:
-    """Return a node and the file of an earlier pivot's image, whose node may be gone already."""
+    """Return a node and the file of an earlier pivot's image; its node may already be gone."""
     file = names.file_below(node)
     return [node, file] if file is not None else [node]

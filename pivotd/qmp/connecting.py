@@ -1,4 +1,4 @@
-"""From the path of a QMP socket to a QEMU that takes commands; each error says what stands in the way."""
+"""Connects to a QMP socket and negotiates; each error says what prevents this."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pivotd.errors import DomainUnreachableError, MonitorBusyError, UnsupportedQ
 from pivotd.qmp.burst import Client
 
 VERSION_MIN = (6, 2)
-"""Older ones can abort, or hold a mirror that nobody can cancel. Source: docs/protocol.md, "Which QEMU"."""
+"""Older versions can abort, or keep a mirror that nobody can cancel. Source: docs/protocol.md, "Which QEMU"."""
 
 
 async def open_socket(path: str) -> socket.socket:
@@ -52,7 +52,7 @@ def _why(error: Exception) -> str:
 
 
 async def negotiate(client: Client, sock: socket.socket, path: str) -> tuple[int, int, int]:
-    """Return QEMU's (major, minor, micro) once it takes commands; qemu.qmp asks for out of band wherever it is offered.
+    """Return QEMU's (major, minor, micro) once it takes commands; qemu.qmp enables out-of-band if QEMU offers it.
 
     Raises: DomainUnreachableError (no QMP, or QEMU is stuck), MonitorBusyError, UnsupportedQemuError.
     """

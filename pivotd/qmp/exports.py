@@ -1,4 +1,4 @@
-"""Destinations that are NBD exports: their connections can be cut while QEMU hangs on their server."""
+"""Destinations that are NBD exports: cuts their connections while QEMU hangs on their server."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def yank(node: str) -> Command:
 
 
 async def cut(monitor: Monitor, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
-    """Cut the connections to the exports that these disks are copied to, out of band; return whether QEMU did.
+    """Cut the connections to the exports to which these disks are copied, out of band; return whether QEMU did.
 
-    That works also while QEMU's main loop hangs on such a server: whatever waits for it then fails.
+    This also works while QEMU's main loop hangs on such a server: every operation that waits for it then fails.
     """
     exports = [disk for disk in disks if nbd.is_uri(disk.destination.filename)]
     if not exports or not monitor.out_of_band:

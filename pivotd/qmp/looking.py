@@ -27,7 +27,7 @@ LOOK = tuple(
         replies.migrating,
     )
 )
-"""Jobs before the graph: a job seen as ended has its final effect in the graph that is read after it.
+"""Jobs come before the graph: the effect of a job seen as ended is in the graph that is read after it.
 
 Never query-named-block-nodes: it aborts QEMU while a qcow2 image is being created (tests/qmp/test_hazards.py).
 """
@@ -41,7 +41,7 @@ async def blocks_of(monitor: Monitor) -> Blocks:
 
 
 async def look(monitor: Monitor, path: str, pivot: Pivot) -> Observation:
-    """Look at run state, jobs and graph; tell the same QEMU from another one behind the socket at ``path``.
+    """Look at run state, jobs and graph, and identify the QEMU process behind the socket at ``path``.
 
     The nonce, or any job or node named after the pivot, proves that it is the same process.
     """
@@ -82,9 +82,9 @@ async def look(monitor: Monitor, path: str, pivot: Pivot) -> Observation:
 
 
 def _same_process(pid: int, pivot: Pivot) -> bool:
-    """Without a mark in the process, pid and start time count only while a mark need not be there.
+    """Without a nonce in the process, pid and start time count only while the nonce need not be there.
 
-    A pivot may be cancelled before its mark was put there.
+    A pivot may be cancelled before its nonce was placed.
     """
     may_be_unmarked = pivot.phase in {Phase.PREPARING, Phase.CANCELLING, Phase.DECIDED}
     known = pivot.identity

@@ -1,6 +1,6 @@
 """Mirrors from the new image back to the old one, started while the guest is still paused after a switch.
 
-Both images hold the same then, so nothing is copied; from there on each write of the guest goes to both.
+Both images are identical then, so nothing is copied; from then on each write of the guest goes to both.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pivotd.qmp.monitor import Monitor, ask, command
 
 
 async def start(monitor: Monitor, pivot: Pivot, resumes: int) -> str | None:
-    """Start one mirror for each disk; return why not all of them can follow the guest, None where they do.
+    """Start one mirror for each disk; return why not all of them can follow the guest, None if they do.
 
-    The jobs that copied forward are dismissed first: QEMU before 7.2 keeps their nodes until then. Their end is in the
-    graph already.
+    This first dismisses the jobs that copied forward: QEMU before 7.2 keeps their nodes until then. The graph already
+    shows their result.
     """
     dismissals = [command("job-dismiss", id=disk.job) for disk in pivot.disks]
     mirrors = [_mirror(pivot, disk, disk.source.node) for disk in pivot.disks]
@@ -58,6 +58,6 @@ async def _under_way(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> bool:
 
 
 async def _on_reopened(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
-    """Open the image again: a legacy -drive deletes its node when the switch is made. Raises: QmpRefusedError."""
+    """Open the image again: QEMU deletes the node of a legacy -drive at the switch. Raises: QmpRefusedError."""
     target = await rollback.source_node(monitor, pivot, disk)
     await monitor.execute(_mirror(pivot, disk, target))

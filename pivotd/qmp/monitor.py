@@ -1,4 +1,4 @@
-"""One connection to one QEMU: each command with a time limit, each event reduced to what it changes."""
+"""One connection to one QEMU: each command has a time limit, each event is reduced to the state it changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def command(name: str, /, **arguments: Any) -> Command:
 
 
 class Monitor:
-    """A live connection. ``pid`` is the peer as the kernel knows it, ``version`` QEMU's (major, minor, micro)."""
+    """A live connection. ``pid`` is the peer's, from the kernel; ``version`` is QEMU's (major, minor, micro)."""
 
     def __init__(self) -> None:
         self._client = Client(self._on_event, lambda: self.resumes)
@@ -39,13 +39,13 @@ class Monitor:
         self.pid = 0
         self.version = (0, 0, 0)
         self.job_status: dict[str, str] = {}
-        """Last JOB_STATUS_CHANGE of each job; a hint to look, never the ground of a decision about the graph."""
+        """Last JOB_STATUS_CHANGE of each job; a hint to look, never the basis of a decision about the graph."""
         self.resumes = 0
-        """RESUME events so far: somebody let the guest run."""
+        """Number of RESUME events so far: the guest was resumed."""
 
     @classmethod
     async def connect(cls, path: str) -> Monitor:
-        """Connect and negotiate; QEMU's answer proves that no command of an earlier client is still to run.
+        """Connect and negotiate; QEMU's answer proves that no command of an earlier client is still waiting.
 
         Raises: DomainUnreachableError (nobody listens, or QEMU is stuck), MonitorBusyError, UnsupportedQemuError.
         """
@@ -65,13 +65,13 @@ class Monitor:
 
     @property
     def out_of_band(self) -> bool:
-        """Whether QEMU takes commands out of band on this connection: it reads them also while another one hangs."""
+        """Whether QEMU takes out-of-band commands on this connection: it reads them even while another one hangs."""
         greeting = self._client.greeting
         return greeting is not None and "oob" in greeting.QMP.capabilities
 
     @property
     def version_text(self) -> str:
-        """QEMU's version as people write it."""
+        """QEMU's version as text."""
         return ".".join(map(str, self.version))
 
     @property
@@ -86,7 +86,7 @@ class Monitor:
         self._wake()
 
     async def close(self) -> None:
-        """Disconnect; never raises on behalf of the peer."""
+        """Disconnect; never raises because of the peer."""
         # Shielded: half an end is none.
         await asyncio.shield(self._end())
         self._wake()
@@ -108,7 +108,7 @@ class Monitor:
         return reply
 
     async def burst(self, messages: Sequence[Command], timeout_s: float) -> list[Any]:
-        """Run commands that leave in one write; return one value or QmpRefusedError for each, in order.
+        """Run commands that are sent in one write; return one value or QmpRefusedError for each, in order.
 
         Raises: QmpUnsentError: none was sent. QmpUnknownError: some of them may not have run.
         """
@@ -122,11 +122,11 @@ class Monitor:
     async def alone(
         self, messages: Sequence[Command], timeout_s: float, leaving: Callable[[], None]
     ) -> tuple[list[Any], list[int]]:
-        """Run commands while all others wait; return the replies, and how many RESUME events came before each.
+        """Run commands while all others wait; return the replies, and the number of RESUME events before each.
 
-        ``leaving`` is called when all but the first are about to leave. QEMU sends events and replies as things happen.
-        Others wait, but for those out of band, because QEMU reads no further once eight wait to be run, and nothing
-        could help it out of a ``stop`` that hangs (monitor/qmp.c, QMP_REQ_QUEUE_LEN_MAX).
+        ``leaving`` is called when all but the first are about to be sent. QEMU sends events and replies in the order of
+        events. All other commands wait, except out-of-band ones: QEMU stops reading once eight commands are queued, and
+        then nothing could end a ``stop`` that hangs (monitor/qmp.c, QMP_REQ_QUEUE_LEN_MAX).
 
         Raises: as burst().
         """
@@ -173,7 +173,7 @@ class Monitor:
             raise QmpUnsentError(f"{text}: QEMU has not answered `stop` yet", command=text) from error
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have callback run at every event of note and at the loss of the connection; return how to end that."""
+        """Call callback at every relevant event and at the loss of the connection; return a function that ends this."""
         self._callbacks.append(callback)
         return lambda: self._callbacks.remove(callback)
 
@@ -208,7 +208,7 @@ class Monitor:
 
 
 async def ask(monitor: Monitor, question: Question[T]) -> T:
-    """Ask QEMU and return what it says. Raises: QmpUnsentError, QmpRefusedError, QmpUnknownError."""
+    """Query QEMU and return the answer. Raises: QmpUnsentError, QmpRefusedError, QmpUnknownError."""
     return question(await monitor.execute(question.command, limits.QUERY_TIMEOUT_S))
 
 

@@ -1,4 +1,4 @@
-"""What the disks, the graph and the jobs of one QEMU say of one pivot. Pure."""
+"""What the disks, the graph and the jobs of one QEMU show of one pivot. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pivotd.qmp.blocks import Blocks, DiskSeen, Graph, Layer, find
 
 
 def roots(disks: Mapping[str, DiskSeen], pivot: Pivot) -> dict[str, Root]:
-    """Return which image is under each disk, by node name: the destination's was chosen by pivotd and is unique."""
+    """Return which image is under each disk, by node name: pivotd chose the destination's, and it is unique."""
     seen = {}
     for disk in pivot.disks:
         shown = find(disks, disk)
@@ -31,7 +31,7 @@ def roots(disks: Mapping[str, DiskSeen], pivot: Pivot) -> dict[str, Root]:
 
 
 def images(disks: Mapping[str, DiskSeen], pivot: Pivot) -> dict[str, tuple[str, str]]:
-    """Return file name and format of the root of each disk, where the destination is somebody else's."""
+    """Return file name and format of the root of each disk, if another client opened the destination."""
     if not pivot.options.adopted:
         return {}
     found = {disk.disk: find(disks, disk) for disk in pivot.disks}
@@ -39,7 +39,7 @@ def images(disks: Mapping[str, DiskSeen], pivot: Pivot) -> dict[str, tuple[str, 
 
 
 def merged(graph: Graph, roots: Mapping[str, Root], pivot: Pivot) -> frozenset[str]:
-    """Return the disks, still on their source, whose chain no longer holds the layers that were to be merged."""
+    """Return the disks, still on their source, whose chain no longer contains the layers to be merged."""
     return frozenset(
         disk.disk
         for disk in pivot.disks
@@ -52,7 +52,7 @@ def merged(graph: Graph, roots: Mapping[str, Root], pivot: Pivot) -> frozenset[s
 def jobs(found: Mapping[str, JobSeen], blocks: Blocks, pivot: Pivot) -> dict[str, JobSeen]:
     """Return the jobs of a pivot: those with its names, and an adopted one while it works on the same destination.
 
-    Somebody may start another job under the name of an adopted one that has ended: that is not the pivot's.
+    Another client may start a job under the name of an adopted job that has ended: it is not the pivot's.
     """
     adopted = {disk.job: disk.destination.node for disk in pivot.disks if pivot.options.adopted}
     return {
@@ -71,15 +71,15 @@ def _with_progress(job: JobSeen, name: str, blocks: Blocks) -> JobSeen:
 
 
 def nodes_below(graph: Graph, pivot: Pivot) -> tuple[str, ...]:
-    """Return the nodes below the images of the disks, but for those that QEMU has named: these go by themselves."""
+    """Return the nodes below the disks' images, except those that QEMU has named: QEMU deletes those itself."""
     below = [node for disk in pivot.disks for node in graph.below(disk.source.node)[1:]]
     return tuple(node for node in dict.fromkeys(below) if not node.startswith("#"))
 
 
 def bitmaps(blocks: Blocks, pivot: Pivot) -> dict[str, tuple[Bitmap, ...]]:
-    """Return the dirty bitmaps of each disk of the pivot that has any: those of its present root.
+    """Return the dirty bitmaps of each disk of the pivot that has any, of its present root.
 
-    Where inner layers are committed, those of the uppermost of them, and of the base once they are.
+    For a commit of inner layers: those of the uppermost layer, and after the commit those of the base.
     """
     found = {}
     for disk in pivot.disks:
@@ -98,7 +98,7 @@ def bitmaps(blocks: Blocks, pivot: Pivot) -> dict[str, tuple[Bitmap, ...]]:
 
 
 def between(blocks: Blocks, disk: PivotDisk) -> dict[str, frozenset[str]]:
-    """Return, by node, the names of the bitmaps of the layers that are committed together with the uppermost one.
+    """Return, by node, the names of the bitmaps of the layers committed together with the uppermost one.
 
     Raises: QmpUnknownError: QEMU does not show these layers.
     """

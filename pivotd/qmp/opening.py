@@ -1,4 +1,4 @@
-"""How QEMU is told to open a destination: by which protocol, with which size, cache, discard, backing and secret."""
+"""How QEMU opens a destination: the protocol, size, cache mode, discard, backing and secret."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pivotd.qmp import blocks
 from pivotd.qmp.monitor import Monitor, ask, command
 
 TOO_SMALL = "actual size of the containing file"
-"""In QEMU's words for a raw image that ends before the size that it is opened with."""
+"""Part of QEMU's message for a raw image that is shorter than the size with which it is opened."""
 
 
 async def protocol(filename: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ async def protocol(filename: str) -> dict[str, Any]:
 
 
 async def file_options(pivot: Pivot, disk: PivotDisk) -> dict[str, Any]:
-    """Return how to open the protocol layer of the destination."""
+    """Return the options that open the protocol layer of the destination."""
     return {
         **await protocol(disk.destination.filename),
         "node-name": names.file_node(pivot.id, disk.index),
@@ -56,7 +56,7 @@ async def open_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
 
 
 def encryption(pivot: Pivot) -> dict[str, Any]:
-    """Return how qcow2 is told of the passphrase."""
+    """Return the options that give qcow2 the passphrase."""
     return {"format": "luks", "key-secret": names.secret_object(pivot.id)}
 
 
@@ -91,7 +91,7 @@ async def open_format(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
 
 
 async def _detect_zeroes(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str:
-    """Return the source's setting; where space may not be given back, ``unmap`` becomes ``on``."""
+    """Return the source's setting; if space may not be freed, ``unmap`` becomes ``on``."""
     seen = blocks.find(await ask(monitor, blocks.disks), disk)
     found = "off" if seen is None else seen.detect_zeroes
     return "on" if found == "unmap" and pivot.options.discard is not Discard.UNMAP else found
@@ -100,7 +100,7 @@ async def _detect_zeroes(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str
 async def _size(disk: PivotDisk) -> dict[str, int]:
     """A mirror needs both sides to be of one size: a larger raw image is opened as if it ended where the disk does.
 
-    Not where the size is known to be right: QEMU then shows the plain name of the image.
+    Not if the size is known to be right: QEMU then shows the plain name of the image.
     """
     filename = disk.destination.filename
     found = None if nbd.is_uri(filename) else await _stat(filename)
@@ -110,7 +110,7 @@ async def _size(disk: PivotDisk) -> dict[str, int]:
 
 
 async def _refuse_backing(monitor: Monitor, disk: PivotDisk) -> None:
-    """A full copy onto an image with a backing file would end with another chain than anybody asked for."""
+    """A full copy onto an image with a backing file would give a chain that nobody requested."""
     if disk.destination.node in (await ask(monitor, blocks.graph)).backing:
         await monitor.execute(command("blockdev-del", node_name=disk.destination.node))
         raise QmpRefusedError(
@@ -119,7 +119,7 @@ async def _refuse_backing(monitor: Monitor, disk: PivotDisk) -> None:
 
 
 async def _stat(filename: str) -> os.stat_result | None:
-    """Return what is there, None where pivotd may not look. Raises: QmpRefusedError: the storage does not answer."""
+    """Return what exists there, None if pivotd may not look. Raises: QmpRefusedError: the storage does not answer."""
     try:
         return await in_thread(limits.FILE_TIMEOUT_S, os.stat, filename, paths=[filename])
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""Destinations are created and opened, jobs started: the steps that leave the guest alone."""
+"""Creates and opens destinations, and starts jobs: the steps that do not affect the guest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_SUCH_FILE = "No such file or directory"
 async def prepare(monitor: Monitor, pivot: Pivot, disk: PivotDisk, step: Step) -> None:
     """Do one step of the preparation of one disk.
 
-    Raises: QmpRefusedError: QEMU said no, or the destination is not what it should be.
+    Raises: QmpRefusedError: QEMU refused, or the destination is not as it should be.
     """
     match step:
         case Step.CREATE_FILE:
@@ -36,7 +36,7 @@ async def prepare(monitor: Monitor, pivot: Pivot, disk: PivotDisk, step: Step) -
 
 
 def _create_format(pivot: Pivot, disk: PivotDisk) -> Command:
-    """Return the command that makes the file a qcow2 image."""
+    """Return the command that formats the file as qcow2."""
     given = pivot.options.image_options.given()
     iter_ms = given.pop("luks_iter_ms", None)
     options: dict[str, Any] = {name.replace("_", "-"): value for name, value in given.items()} | {
@@ -54,7 +54,7 @@ def _create_format(pivot: Pivot, disk: PivotDisk) -> Command:
 
 
 async def _create_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
-    """Create the destination file, but only where there is none: QEMU would truncate it."""
+    """Create the destination file, but only if it does not exist: QEMU would truncate it."""
     options = await opening.file_options(pivot, disk) | {"read-only": True}
     try:
         await monitor.execute(command("blockdev-add", **options))
@@ -76,7 +76,7 @@ async def _create_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
 def _job(pivot: Pivot, disk: PivotDisk) -> Command:
     """Return the command that starts the disk's job.
 
-    The job may go only as far as `pending` by itself, and stays until its outcome is durable.
+    By itself the job goes only to `pending`, and it stays until its outcome is durable.
     """
     common = {
         "job_id": disk.job,

@@ -1,4 +1,4 @@
-"""One question to QEMU, and how its answer is read. Pure: no connection, no decision."""
+"""One query to QEMU, and the parser of its answer. Pure: no connection, no decision."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Question(Generic[T_co]):
-    """A query. ``command`` asks it; called with QEMU's answer it returns what that says.
+    """A query. ``command`` sends it; called with QEMU's answer, the object returns its meaning.
 
-    Raises: QmpUnknownError: QEMU refused the query, which a healthy one does not, or the answer has another shape than
-    documented. Both leave us without facts: no list at all must not look like an empty one.
+    Raises: QmpUnknownError: QEMU refused the query, which a healthy QEMU does not, or the answer is not of the
+    documented type. In both cases there are no facts: a missing list must not look like an empty one.
     """
 
     def __init__(self, name: str, arguments: dict[str, Any], read: Callable[[Any], T_co]) -> None:
@@ -25,7 +25,7 @@ class Question(Generic[T_co]):
         self.__doc__ = read.__doc__
 
     def __call__(self, answer: Any) -> T_co:
-        """Return what the answer says. Raises: QmpUnknownError."""
+        """Return the meaning of the answer. Raises: QmpUnknownError."""
         if isinstance(answer, QmpRefusedError):
             raise QmpUnknownError(f"a query failed: {answer.message}") from answer
         try:
@@ -38,12 +38,12 @@ class Question(Generic[T_co]):
 
 
 def asks(name: str, **arguments: Any) -> Callable[[Callable[[Any], T]], Question[T]]:
-    """Make a function that reads the answer to a query the question itself."""
+    """Turn a function that parses the answer to a query into a question."""
     return lambda read: Question(name, arguments, read)
 
 
 def of(kind: type[T], value: object) -> T:
-    """Return a value that has the documented type; a boolean is no integer. Raises: TypeError."""
+    """Return the value if it has the documented type; a boolean is not an integer. Raises: TypeError."""
     if type(value) is not kind:
         raise TypeError(f"{type(value).__name__} where {kind.__name__} is due")
     return value

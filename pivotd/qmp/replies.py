@@ -1,4 +1,4 @@
-"""Questions to QEMU that are not about disks: the guest, jobs of any kind, objects, a migration, monitors.
+"""Queries to QEMU that are not about disks: the guest, jobs of any kind, objects, a migration, monitors.
 
 Shapes: QEMU QAPI reference, query-status, query-jobs, query-migrate, query-chardev, query-blockstats.
 """
@@ -21,7 +21,7 @@ def run_state(answer: Any) -> str:
 
 @asks("query-jobs")
 def jobs(answer: Any) -> dict[str, JobSeen]:
-    """Return every job by its id, without what query-block-jobs shows of it."""
+    """Return every job by its id, without the facts of query-block-jobs."""
     return {
         of(str, job["id"]): JobSeen(of(str, job["status"]), of(str, job["error"]) if "error" in job else None)
         for job in of(list, answer)
@@ -40,17 +40,17 @@ def writes(answer: Any) -> dict[str, tuple[int, int]]:
 
 @asks("qom-list", path="/objects")
 def object_names(answer: Any) -> frozenset[str]:
-    """Return the names of the objects that somebody has added."""
+    """Return the names of the objects that clients have added."""
     return frozenset(of(str, item["name"]) for item in of(list, answer))
 
 
 @asks("query-migrate")
 def migrating(answer: Any) -> bool:
-    """Return whether a migration is under way; without a status there never was one."""
+    """Return whether a migration is in progress; without a status there never was one."""
     return of(str, of(dict, answer).get("status", "none")) in MIGRATING
 
 
 @asks("query-chardev")
 def open_chardevs(answer: Any) -> list[str]:
-    """Return the labels of the character devices that somebody uses: other monitors are among them."""
+    """Return the labels of the character devices in use; these include other monitors."""
     return sorted(of(str, entry["label"]) for entry in of(list, answer) if of(bool, entry["frontend-open"]))

@@ -1,4 +1,4 @@
-"""A finished switch is taken back while the guest is still: both images hold the same then, so nothing is copied."""
+"""Takes a finished switch back while the guest is still: both images are identical, so nothing is copied."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pivotd.qmp.monitor import Monitor, ask, command
 async def take_back(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
     """Bring the source back under the disk. What QEMU refuses shows in the root, which the caller reads.
 
-    From the start of a job on, what a guest writes goes to both images. One that was resumed before, since ``resumes``
-    was counted, has written what only the destination has: then nothing is taken back.
+    From the start of the job on, the guest's writes go to both images. If the guest was resumed before, since
+    ``resumes`` was counted, only the destination has its writes: then nothing is taken back.
     """
     if pivot.options.keep_synced:
         await _stop_following(monitor, names.back_job(pivot.id, disk.index))
@@ -70,7 +70,7 @@ async def source_node(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str:
 
 
 async def _commit_overlay(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
-    """The overlay is empty: the guest has written nothing since."""
+    """The overlay is empty: the guest has not written since the snapshot."""
     job = names.reverse_job(pivot.id, disk.index)
     start = command(
         "block-commit", job_id=job, device=disk.destination.node, base_node=disk.source.node, auto_dismiss=False
@@ -79,10 +79,10 @@ async def _commit_overlay(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resum
 
 
 async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resumes: int) -> None:
-    """A base cannot be mirrored to what it backs: the old top is closed and opened again as an overlay of the base.
+    """A base cannot be mirrored to an image that it backs: close the old top and reopen it as an overlay of the base.
 
-    The layers between them are left out; what they hold is in the base by now. Those that do not go by themselves are
-    closed too: QEMU puts nothing on a node that is the backing of another one.
+    The layers between them are left out, because the base now holds their data. Those that QEMU does not close by
+    itself are closed too: QEMU puts no overlay on a node that backs another one.
     """
     again = names.reopened_source(pivot.id, disk.index)
     graph = await ask(monitor, blocks.graph)
@@ -112,7 +112,7 @@ async def _run(monitor: Monitor, job: str, start: dict[str, object], resumes: in
 
 
 async def await_job(monitor: Monitor, job: str, wanted: set[str]) -> bool:
-    """Return whether the job came to one of these statuses within the bound and before it ended otherwise."""
+    """Return whether the job reached one of these statuses in time, and before it ended in another way."""
     deadline = time.monotonic() + limits.ROLLBACK_TIMEOUT_S
     changed = asyncio.Event()
     unsubscribe = monitor.subscribe(changed.set)

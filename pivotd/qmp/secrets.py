@@ -1,6 +1,6 @@
 """Objects that pivotd puts into QEMU: the nonce of a pivot, and the passphrase of encrypted images.
 
-QEMU needs a passphrase as long as the image may be opened again, so its object stays while a node of its pivot does.
+QEMU needs a passphrase as long as it may open the image again, so the object stays while a node of its pivot stays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DUPLICATE = "duplicate property"
 
 
 async def place(monitor: Monitor, pivot: Pivot) -> None:
-    """Add the passphrase, then the nonce: who sees the nonce need not look for the other.
+    """Add the passphrase, then the nonce: if the nonce is there, the passphrase is too.
 
     The nonce's data is not secret, only its name matters. Raises: QmpRefusedError.
     """
@@ -37,7 +37,7 @@ def _refused(reply: Any) -> bool:
 
 
 async def remove_unused(monitor: Monitor, pivot: Pivot) -> None:
-    """Remove passphrases whose pivots have neither a node nor, but for this one that ends, a nonce any more."""
+    """Remove passphrases of pivots that have no node and, except for this pivot, no nonce any more."""
     objects = await ask(monitor, replies.object_names)
     owners = {owner: name for name in objects if (owner := names.pivot_of_secret(name)) is not None}
     if not owners:

@@ -1,4 +1,4 @@
-"""One connected QEMU, in the engine's words: what to look at and which commands make up each step of a pivot."""
+"""One connected QEMU for the engine: what to query, and the commands of each step of a pivot."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BEFORE_CONT = (replies.migrating.command, replies.run_state.command)
 
 
 class Session:
-    """Everything that the engine asks of one QEMU process."""
+    """Every operation of the engine on one QEMU process."""
 
     def __init__(self, monitor: Monitor, path: str) -> None:
         self._monitor = monitor
@@ -57,16 +57,16 @@ class Session:
 
     @property
     def resumes(self) -> int:
-        """How many RESUME events have come."""
+        """Number of RESUME events received."""
         return self._monitor.resumes
 
     @property
     def job_status(self) -> Mapping[str, str]:
-        """What events have said of each job: a hint."""
+        """The last status of each job by events: a hint."""
         return self._monitor.job_status
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have callback run at every event of note; return how to end that."""
+        """Call callback at every relevant event; return a function that ends this."""
         return self._monitor.subscribe(callback)
 
     async def closed(self) -> None:
@@ -96,25 +96,25 @@ class Session:
         return await ask(self._monitor, blocks.disks)
 
     async def blocks(self) -> Blocks:
-        """Return every disk with a medium, the block graph, and every block job of anybody."""
+        """Return every disk with a medium, the block graph, and every block job of any client."""
         return await looking.blocks_of(self._monitor)
 
     async def migrating(self) -> bool:
-        """Return whether a migration is under way."""
+        """Return whether a migration is in progress."""
         return await ask(self._monitor, replies.migrating)
 
     async def chardevs(self) -> list[str]:
-        """Return the labels of open character devices: other monitors are among them."""
+        """Return the labels of open character devices; these include other monitors."""
         return await ask(self._monitor, replies.open_chardevs)
 
     async def look(self, pivot: Pivot) -> Observation:
-        """Look at run state, jobs and graph, in this order; tell the same QEMU from another one."""
+        """Look at run state, jobs and graph, in this order; identify the QEMU process."""
         return await looking.look(self._monitor, self.path, pivot)
 
     # -- preparation --------------------------------------------------------------------------------------------
 
     async def place_nonce(self, pivot: Pivot) -> None:
-        """Put the nonce into the process, after the passphrase of its images; what is there already, may be.
+        """Put the nonce into the process, after the passphrase of its images; both may already be there.
 
         Raises: QmpRefusedError: QEMU cannot read the passphrase.
         """
@@ -125,11 +125,11 @@ class Session:
         await preparation.prepare(self._monitor, pivot, disk, step)
 
     async def go_on(self, jobs: Sequence[str]) -> None:
-        """Let interrupted jobs try again; one that runs again already refuses, which does no harm."""
+        """Resume interrupted jobs; a job that already runs again refuses, which does no harm."""
         await self._monitor.burst([command("job-resume", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
 
     async def write_blocking(self, pivot: Pivot) -> bool:
-        """Let the mirrors copy each guest write at once; False where this QEMU (before 8.2) cannot change that."""
+        """Let the mirrors copy each guest write at once; False if this QEMU (before 8.2) cannot change that."""
         changes = [
             command("block-job-change", id=disk.job, type="mirror", copy_mode="write-blocking") for disk in pivot.disks
         ]
@@ -137,13 +137,13 @@ class Session:
         return not any(isinstance(reply, QmpRefusedError) for reply in found)
 
     async def set_bandwidth(self, pivot: Pivot) -> None:
-        """Give each job of the pivot that still runs its bandwidth; one that has ended refuses it."""
+        """Set the bandwidth of each running job of the pivot; a job that has ended refuses it."""
         speed = pivot.options.bandwidth_bytes_per_s
         changes = [command("block-job-set-speed", device=disk.job, speed=speed) for disk in pivot.disks]
         await self._monitor.burst(changes, limits.COMMAND_TIMEOUT_S)
 
     async def io_limits(self, pivot: Pivot) -> Mapping[str, Limits]:
-        """Return the limits of the I/O of each disk that has its own, by QOM path."""
+        """Return the I/O limits of each disk that has limits of its own, by QOM path."""
         return await throttle.read(self._monitor, pivot)
 
     async def writes(self, pivot: Pivot) -> Mapping[str, tuple[int, int]]:
@@ -151,11 +151,11 @@ class Session:
         return await throttle.writes(self._monitor, pivot)
 
     async def place_limits(self, pivot: Pivot) -> None:
-        """Put the last limits of the pivot in place. Raises: QmpRefusedError."""
+        """Set the last limits of the pivot. Raises: QmpRefusedError."""
         await throttle.place(self._monitor, pivot)
 
     async def restore_limits(self, pivot: Pivot) -> list[str]:
-        """Put the limits from before back; return the disks that somebody else has limited since."""
+        """Restore the earlier limits; return the disks on which another client has set limits since."""
         return await throttle.restore(self._monitor, pivot)
 
     # -- the pause ----------------------------------------------------------------------------------------------
@@ -163,11 +163,11 @@ class Session:
     async def stop(self, complete: Sequence[str], leaving: Callable[[], None]) -> tuple[str, bool, int]:
         """Pause the guest and complete these jobs in one write; call ``leaving`` right before that leaves.
 
-        Returns: the run state right before, whether somebody resumed the guest between that and ``stop``, and how many
-        RESUME events there were by then.
+        Returns: the run state right before, whether another client resumed the guest between that and ``stop``, and the
+        number of RESUME events by then.
 
-        ``stop`` does nothing but to a guest that runs, and says nothing of that. One that has stopped by itself since
-        the question before shows it when it is to be resumed. A ``job-complete`` that is refused shows in the jobs.
+        ``stop`` has an effect only on a running guest, and its answer does not tell. If the guest has stopped by itself
+        since the query before, the check before the resume finds that. A refused ``job-complete`` shows in the jobs.
         """
         completes = [command("job-complete", id=job) for job in complete]
         burst = [replies.run_state.command, command("stop"), *completes]
@@ -177,25 +177,25 @@ class Session:
         return replies.run_state(before), resumes[1] != resumes[0], resumes[1]
 
     async def complete(self, jobs: Sequence[str]) -> None:
-        """Ask jobs to go to pending; a job that refuses shows it in the next look."""
+        """Ask jobs to go to pending; the next look shows a job that refused."""
         await self._monitor.burst([command("job-complete", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
 
     async def carry_bitmaps(self, pivot: Pivot) -> Bitmaps:
-        """Give the destinations the dirty bitmaps of the sources and return these. Raises: QmpRefusedError."""
+        """Copy the dirty bitmaps of the sources to the destinations and return them. Raises: QmpRefusedError."""
         return await bitmaps.carry(self._monitor, pivot)
 
     async def finalize(self, pivot: Pivot, jobs: Sequence[str]) -> Mapping[str, Root]:
         """Finalize jobs and read the graph, in one write; return the roots.
 
-        job-finalize is done when it answers, so the graph shows its effect. Its answer itself says nothing: it is
-        positive also where finalizing has failed.
+        job-finalize has finished when it answers, so the graph shows its effect. The answer itself says nothing: it is
+        positive even if finalizing has failed.
         """
         burst = [*(command("job-finalize", id=job) for job in jobs), blocks.disks.command]
         *_, shown = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
         return of_pivot.roots(blocks.disks(shown), pivot)
 
     async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
-        """Cancel jobs, then let the guest run if asked, in one write."""
+        """Cancel jobs, then resume the guest if ``resume``, in one write."""
         if resume:
             await self._refuse_to_start()
         burst = [command("job-cancel", id=job) for job in jobs]
@@ -204,12 +204,12 @@ class Session:
             raise got[-1]
 
     async def resume(self) -> None:
-        """Let the guest run. Raises: QmpRefusedError: it is in no pause any more."""
+        """Resume the guest. Raises: QmpRefusedError: it is no longer in a pause."""
         await self._refuse_to_start()
         await self._monitor.execute(command("cont"))
 
     async def _refuse_to_start(self) -> None:
-        """``cont`` starts a guest also after it was migrated away: look right before, whatever was seen earlier.
+        """Look right before ``cont``, whatever was seen earlier: ``cont`` also starts a guest that was migrated away.
 
         Raises: QmpRefusedError.
         """
@@ -241,27 +241,27 @@ class Session:
         return of_pivot.roots(blocks.disks(shown), pivot)
 
     async def keep_synced(self, pivot: Pivot, resumes: int) -> str | None:
-        """Start the mirrors back to the sources; return why they cannot follow the guest, None where they do.
+        """Start the mirrors back to the sources; return why they cannot follow the guest, None if they do.
 
-        Only while the guest is still; one that was resumed since ``resumes`` was counted has written what they lack.
+        Only while the guest is still; a guest resumed since ``resumes`` was counted has written data that they lack.
         """
         return await mirror_back.start(self._monitor, pivot, resumes)
 
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
         """Take a finished switch back; True when the source is the root again. Only while the guest is still.
 
-        One that was resumed since ``resumes`` was counted has written what only the destination has: then nothing is
+        If the guest was resumed since ``resumes`` was counted, only the destination has its writes: then nothing is
         taken back.
         """
         await rollback.take_back(self._monitor, pivot, disk, resumes)
         return of_pivot.roots(await self.disks(), pivot)[disk.disk] is Root.SOURCE
 
     async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
-        """Cut the connections to the exports that these disks are copied to, out of band; return whether QEMU did."""
+        """Cut the connections to the exports to which these disks are copied, out of band; return whether QEMU did."""
         return await exports.cut(self._monitor, pivot, disks)
 
     # -- after it -----------------------------------------------------------------------------------------------
 
     async def clean_up(self, pivot: Pivot) -> list[str]:
-        """Remove what a decided pivot leaves in QEMU; return names that QEMU did not let go of."""
+        """Remove what a decided pivot leaves in QEMU; return names that QEMU did not remove."""
         return await cleaning.clean_up(self._monitor, pivot)

@@ -1,4 +1,4 @@
-"""The limits of a disk's I/O in QEMU: read them, put others in place, and put the ones before back exactly."""
+"""A disk's I/O limits in QEMU: read them, set others, and restore the earlier ones exactly."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pivotd.qmp import blocks, replies
 from pivotd.qmp.monitor import Monitor, ask
 
 NONE: Limits = (("bps", 0), ("bps_rd", 0), ("bps_wr", 0), ("iops", 0), ("iops_rd", 0), ("iops_wr", 0))
-"""What QEMU wants to be told in any case; all zero: no limits."""
+"""The arguments that QEMU always requires; all zero: no limits."""
 
 
 async def read(monitor: Monitor, pivot: Pivot) -> Mapping[str, Limits]:
-    """Return the limits of each disk of the pivot that is there, by its QOM path.
+    """Return the limits of each present disk of the pivot, by its QOM path.
 
-    A disk in a group that others are in too is left out: its limits are not its own.
+    A disk in a group with other disks is left out: its limits are not its own.
     """
     found = await _limits(monitor)
     groups = [dict(values).get("group") for values in found.values()]
@@ -36,13 +36,13 @@ async def writes(monitor: Monitor, pivot: Pivot) -> Mapping[str, tuple[int, int]
 
 
 async def place(monitor: Monitor, pivot: Pivot) -> None:
-    """Put the last limits of each disk in place. Raises: QmpRefusedError."""
+    """Set the last limits of each disk. Raises: QmpRefusedError."""
     for limit in pivot.options.write_limits:
         await monitor.execute(_set(limit.qdev, limit.placed[-1]))
 
 
 async def restore(monitor: Monitor, pivot: Pivot) -> list[str]:
-    """Put the limits from before back; return the disks that have others by now, or are gone: they stay so."""
+    """Restore the earlier limits; return the disks that now have other limits, or are gone: they stay unchanged."""
     found = await _limits(monitor)
     left = []
     for limit in pivot.options.write_limits:
@@ -59,7 +59,7 @@ async def restore(monitor: Monitor, pivot: Pivot) -> list[str]:
 
 
 async def _limits(monitor: Monitor) -> dict[str, Limits]:
-    """Return the limits of each disk's I/O by its QOM path."""
+    """Return each disk's I/O limits by its QOM path."""
     disks = await ask(monitor, blocks.disks)
     return {seen.qdev: seen.limits for seen in disks.values() if seen.qdev}
 
