@@ -41,6 +41,8 @@ fuzz: setup  ## try more wrong input than the tests do: FUZZ=20 times as much, S
 
 trixie:  ## run demo and test on a fresh Debian 13 in .cache/trixie (as root, with debootstrap; 1 GB)
 	@tests/support/trixie.sh
+	@$(MAKE) --no-print-directory setup
+	.venv/bin/pytest -q tests/systemd -k trixie
 
 pins: setup  ## check that the pinned libraries can be installed on every Python that is supported
 	@for version in 3.11 3.12 3.13 3.14; do \

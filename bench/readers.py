@@ -13,7 +13,6 @@ import asyncio
 import json
 import multiprocessing
 import statistics
-import tempfile
 import time
 from contextlib import suppress
 from multiprocessing.synchronize import Event
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from bench.journal_rows import fill
 from bench.pause import Client, percentile, pivot
-from bench.qmp import DISK, Guest
+from bench.qmp import Bed
 from tests.support.daemon import Daemon
 
 TARGETS = (
@@ -81,10 +80,10 @@ def _readers(socket: Path, number: int, go: Event, stop: Event) -> None:
         asyncio.run(run())
 
 
-def cancel_ms(client: Client, guest: Guest, name: str) -> float:
+def cancel_ms(client: Client, bed: Bed, name: str) -> float:
     """Return how long it takes until a cancel of a pivot that waits at ready is answered."""
-    image = guest.directory / f"{name}.qcow2"
-    body = {"disks": [{"disk": DISK, "image": str(image), "format": "qcow2"}], "pivot": False}
+    image = bed.qemu.directory / f"{name}.qcow2"
+    body = {"disks": [{"disk": "disk0", "image": str(image), "format": "qcow2"}], "pivot": False}
     started = client("POST", "/v1/domains/bench/copy", body)
     client("GET", f"/v1/pivots/{started['id']}/wait?timeout_s=60")
     began_s = time.monotonic()
@@ -99,8 +98,8 @@ def cancel_ms(client: Client, guest: Guest, name: str) -> float:
 def measure(rounds: int, readers: int, pivots: int) -> dict[str, list[float]]:
     """Return pauses and cancels in milliseconds, quiet and with readers."""
     found: dict[str, list[float]] = {f"{what} {how}": [] for what in ("pause", "cancel") for how in ("quiet", "read")}
-    with Guest.started() as guest, tempfile.TemporaryDirectory() as _:
-        daemon = Daemon(guest.directory, {"bench": guest.pivotd})
+    with Bed.started() as bed:
+        daemon = Daemon(bed.qemu.directory, {"bench": bed.qemu.qmp})
         fill(daemon.state_dir, pivots, disks=20)
         go, stop = multiprocessing.Event(), multiprocessing.Event()
         with daemon:
@@ -112,8 +111,8 @@ def measure(rounds: int, readers: int, pivots: int) -> dict[str, list[float]]:
                     for how in ("quiet", "read"):
                         go.set() if how == "read" else go.clear()
                         time.sleep(SETTLE_S)
-                        found[f"pause {how}"].append(pivot(client, guest, f"p{number}{how}"))
-                        found[f"cancel {how}"].append(cancel_ms(client, guest, f"c{number}{how}"))
+                        found[f"pause {how}"].append(pivot(client, bed, f"p{number}{how}"))
+                        found[f"cancel {how}"].append(cancel_ms(client, bed, f"c{number}{how}"))
                         assert load.is_alive(), "a reader was refused"
             finally:
                 stop.set()

@@ -101,6 +101,8 @@ FAILED_FIRST_S = 0.5
 FAILED_PAUSED_MAX_S = 1.0
 FAILED_MAX_S = 30.0
 """Back-off of a driver that fails again and again; a guest in its pause waits for no more than a second."""
+BACK_OFF_REST_S = 0.001
+"""A rest of a wait so short is none: clocks cannot tell it."""
 FAILED_BEFORE_END = 3
 """After this many consecutive failures a driver leaves its pause open when the daemon ends, for the next process."""
 END_PATIENCE_S = 20.0

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pivotd import limits
 from pivotd.core import verdict
 from pivotd.core.phases import is_decided
-from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.pivot import Image, Pivot, PivotDisk
 from pivotd.core.verdict import Verdict
 from pivotd.errors import ConflictError, QmpError
 from pivotd.host import files, process
@@ -47,7 +47,7 @@ class LiveVerdicts:
             named = await in_thread(
                 limits.FILE_TIMEOUT_S,
                 lambda: [_names_image(v, self._last.get(key), image) for key, v in chosen],
-                paths=[image],
+                paths=[image, *(side.filename for last in self._last.values() for side in _unidentified(last))],
             )
         except TimeoutError as error:
             raise ConflictError(f"{error}: ask by domain and disk instead") from None
@@ -66,7 +66,8 @@ class LiveVerdicts:
             live = verdict.Live(await image_path(disk.filename, session), disk.format)
             self._found[key] = verdict.without_pivot(*key, live)
         else:
-            live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=[disk.filename])
+            paths = [disk.filename, *(side.filename for side in _unidentified(moved))]
+            live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=paths)
             self._found[key] = verdict.check(self._found[key], live, decided=is_decided(moved[0]))
             if live.same_qemu:
                 self._confirmed.add(key)
@@ -80,6 +81,11 @@ async def image_path(filename: str, session: Session) -> str:
     except TimeoutError:
         return filename
     return file.path or filename
+
+
+def _unidentified(last: Moved) -> list[Image]:
+    """Return the images whose files have to be looked at to compare them."""
+    return [side for side in (last[1].source, last[1].destination) if side.file_id is None]
 
 
 def _live(disk: DiskSeen, last: Moved, session: Session) -> verdict.Live:

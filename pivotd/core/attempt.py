@@ -32,6 +32,7 @@ class Attempt:
     deadline_passed: bool = False
     paused_at: float | None = None
     resumed_at: float | None = None
+    """When this process let the guest run; until that is recorded. What stops it from then on is no pause of ours."""
     retry_at: float = 0.0
     """When the next attempt may begin."""
     looked: Moment | None = None
@@ -44,6 +45,8 @@ class Attempt:
     """No RESUME was missed since ``unmoved``: if a job has moved a disk since, the guest has written nothing there."""
     not_ours: str | None = None
     """The run state in which ``stop`` found a guest that another client had paused; None once it is recorded."""
+    ours: str | None = None
+    """The run state in which ``stop`` found a guest that the intent had found paused; None once it is recorded."""
     switch_in_doubt: bool = False
     """The write of ``switched`` failed but may be on disk; no record has been written since."""
     lost: str | None = None

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pivotd import limits
 from pivotd.core import actions
 from pivotd.core.decide import decide
-from pivotd.core.observation import Observation, Qemu
+from pivotd.core.observation import OUR_PAUSE, Observation, Qemu
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import JsonObject, Phase, Pivot
 from pivotd.core.request import Requester
 from pivotd.core.undo import Undo
-from pivotd.engine import intent, progress_notes, record_shapes, record_steps, watchdog
+from pivotd.engine import intent, pause_steps, progress_notes, record_shapes, record_steps, watchdog
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.failures import Failures
@@ -51,6 +51,8 @@ class Driver:
         self._failures = Failures()
         self._overtaken = False
         self._leave_at: float | None = None
+        self._seen: Observation | None = None
+        """The last look."""
 
     # -- what others may see ------------------------------------------------------------------------------------
 
@@ -167,9 +169,6 @@ class Driver:
         """Drive the pivot until it is closed or end() was called; an unexpected error makes it look again."""
         state = self.state
         try:
-            if state.in_window:
-                await state.enter_window()
-                await intent.look_for_destinations(state, limits.RECORD_PATIENCE_S)
             while not self._done():
                 await self._step_or_wait()
         finally:
@@ -185,7 +184,8 @@ class Driver:
             # A conflict: a record of our own was written after nobody waited for it any more.
             self._overtaken = self._overtaken or isinstance(error, PhaseConflictError)
             wait_s = self._failures.failed(error, self.pivot, paused=state.in_window or state.inbox.ending)
-            await state.back_off(wait_s)
+            if not isinstance(error, PhaseConflictError) or self._failures.in_a_row > 1:
+                await state.back_off(wait_s)
         else:
             self._failures.ended()
 
@@ -194,19 +194,29 @@ class Driver:
         state = self.state
         if not state.inbox.ending or self.pivot.phase is Phase.CLOSED:
             return self.pivot.phase is Phase.CLOSED
+        if not state.in_window:
+            return True
         now = state.clock.monotonic()
         self._leave_at = self._leave_at or now + self.pivot.options.max_pause_ms / 1000 + limits.END_PATIENCE_S
-        return not state.in_window or self._failures.in_a_row >= limits.FAILED_BEFORE_END or now >= self._leave_at
+        return now >= self._leave_at or (self._failures.in_a_row >= limits.FAILED_BEFORE_END and not self._may_hold)
+
+    @property
+    def _may_hold(self) -> bool:
+        """Whether the guest may be in a pause that another try of this process could end."""
+        seen, attempt = self._seen, self.state.attempt
+        if attempt.resumed_at is not None or attempt.switch_in_doubt:
+            return False
+        return seen is None or seen.qemu is Qemu.SILENT or (seen.qemu is Qemu.SAME and seen.run_state in OUR_PAUSE)
 
     async def _step(self) -> None:
         state = self.state
         if self._overtaken:
             state.read_again(await state.journal.read(self.pivot.id))
             self._overtaken = False
-        if state.attempt.not_ours is not None:
-            facts = {"run_state": state.attempt.not_ours}
-            await state.record("not-our-pause", facts, owes_resume=False)
-            state.remember(not_ours=None)
+        if state.in_window and not state.has_window:
+            await state.enter_window()
+            await intent.look_for_destinations(state, limits.RECORD_PATIENCE_S)
+        await pause_steps.note_whose_pause(state)
         await self._take_messages()
         seen = await self._look()
         await progress_notes.went_on(state, seen)
@@ -214,7 +224,7 @@ class Driver:
             self._take_wishes()
             state.attempt = state.attempt.at(self.pivot, state.clock.monotonic(), state.clock.utc_now())
             known = await self._perform(decide(self.pivot, seen, state.attempt), seen)
-            if known is None or self._done():
+            if known is None or self.pivot.phase is Phase.CLOSED or (state.inbox.ending and not state.in_window):
                 return
             seen = known
 
@@ -275,6 +285,7 @@ class Driver:
                 state.remember(unwritten=state.attempt.unmoved == moment(session))
             except QmpError as error:
                 seen = Observation(Qemu.SILENT, detail=error.message)
+        self._seen = seen
         if seen.qemu is not Qemu.SILENT:
             state.heard()
         if state.attempt.deadline is None and self.pivot.phase is Phase.PAUSING and self.pivot.owes_resume:

@@ -46,6 +46,8 @@ class DriverState:
         """Set at each record, and then replaced by a new one."""
         self.waits_for = "its first look at QEMU"
         self.stalled = False
+        self.unrecorded = False
+        """It was logged that a record cannot be written while the guest is paused; until the next record."""
         self.domain = domain
         self.journal = journal
         self.clock = clock
@@ -53,6 +55,11 @@ class DriverState:
         self.retry_target = Interruptions()
         self._silent_for_s = limits.RECONNECT_FIRST_S
         self._has_window = False
+
+    @property
+    def has_window(self) -> bool:
+        """Whether the domain's other pauses wait for this pivot."""
+        return self._has_window
 
     @property
     def in_window(self) -> bool:
@@ -75,6 +82,7 @@ class DriverState:
         """Continue with a pivot as it was just recorded, and answer the requests that wait for it."""
         self.pivot = pivot
         self.remember(switch_in_doubt=False)
+        self.unrecorded = False
         advanced, self.advanced = self.advanced, asyncio.Event()
         advanced.set()
         self.inbox.settle(pivot, self.successor)
@@ -82,12 +90,12 @@ class DriverState:
             self.leave_window()
 
     def read_again(self, pivot: Pivot) -> None:
-        """Continue with what the journal holds; forget everything about QEMU, keep all requests."""
-        asked = self.attempt
-        self.attempt = replace(
-            Attempt.at_start(pivot), cancelled_by=asked.cancelled_by, released_by=asked.released_by, undo=asked.undo
-        )
+        """Continue with what the journal holds; keep only requests, and what still has to be recorded."""
+        known = self.attempt
+        kept = ("cancelled_by", "released_by", "undo", "not_ours", "ours", "resumed_at")
+        self.attempt = replace(Attempt.at_start(pivot), **{name: getattr(known, name) for name in kept})
         self.recorded(pivot)
+        self.remember(switch_in_doubt=known.switch_in_doubt)
 
     async def note(self, event: str, facts: dict[str, Any]) -> None:
         """Append a record that changes no pivot. Raises: JournalError."""
@@ -105,7 +113,11 @@ class DriverState:
         """Wait until the domain's other pauses have ended, and hold checkpoints of the journal."""
         if not self._has_window:
             await self.domain.window.acquire()
-            self.journal.hold_checkpoints()
+            try:
+                self.journal.hold_checkpoints()
+            except BaseException:
+                self.domain.window.release()
+                raise
             self._has_window = True
 
     def leave_window(self) -> None:
@@ -152,7 +164,7 @@ class DriverState:
     async def back_off(self, timeout_s: float) -> None:
         """Sleep after a failure, whatever QEMU does; a new message or the end of the daemon ends the sleep."""
         until, posted, ending = self.clock.monotonic() + timeout_s, self.inbox.posted, self.inbox.ending
-        while (left_s := until - self.clock.monotonic()) > 0:
+        while (left_s := until - self.clock.monotonic()) > limits.BACK_OFF_REST_S:
             if (self.inbox.posted, self.inbox.ending) != (posted, ending):
                 return
             self.inbox.woken.clear()
@@ -171,14 +183,14 @@ class DriverState:
             await _cancelled(task)
 
     async def unless_late(
-        self, work: Coroutine[Any, Any, T], timeout_s: float, late: Callable[[], Awaitable[None]]
+        self, work: Coroutine[Any, Any, T], timeout_s: float, late: Callable[[], Awaitable[bool]]
     ) -> T:
-        """Return the result of work; if it has not ended in time, call ``late`` first."""
+        """Return the result of work; while it has not ended in time, call ``late`` until that returns True."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait([task], timeout=timeout_s)
-            if not task.done():
-                await late()
+            while not task.done() and not await late():
+                await asyncio.wait([task], timeout=limits.CANCEL_AGAIN_S)
             return await task
         finally:
             await _cancelled(task)

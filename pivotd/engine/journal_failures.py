@@ -7,38 +7,55 @@ import contextlib
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, STATUS_PENDING, Observation, Qemu, Root
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.pause_steps import take_back
+from pivotd.engine.ports import Session
 from pivotd.errors import JournalError, QmpError
 from pivotd.log import get_logger
 
 log = get_logger()
 
 
-async def without_record(state: DriverState, seen: Observation, error: JournalError) -> None:
+async def without_record(state: DriverState, seen: Observation, error: JournalError) -> bool:
     """Nothing can be recorded while the guest is in pivotd's pause: go back to the source and resume it there.
 
     Only a ``switched`` whose fate is unknown forbids this, however long ago its write failed: it might be on disk,
     and a process that starts from that disk would then continue on the destination. So pivotd takes no disk back
     before the record is certainly absent: a process that finds it after a crash must find the disks on their
     destinations.
+
+    Returns: whether nothing is left to do: the guest is no longer in pivotd's pause.
     """
     session = state.domain.session
     paused = state.pivot.owes_resume and seen.run_state in OUR_PAUSE and seen.qemu is Qemu.SAME
-    if session is None or not paused:
-        return
-    log.error("journal.not-written", pivot=state.pivot.id, error=error.message)
-    moved = tuple(disk.disk for disk in state.pivot.disks if seen.roots.get(disk.disk) is Root.DESTINATION)
+    if not paused or state.attempt.resumed_at is not None:
+        return True
+    if session is None:
+        return False
+    if not state.unrecorded:
+        log.error("journal.not-written", pivot=state.pivot.id, error=error.message)
+    state.unrecorded = True
     if state.attempt.switch_in_doubt:
         state.remember(switch_in_doubt=not await state.journal.settle())
     if state.attempt.switch_in_doubt:
-        return
+        return False
     with contextlib.suppress(QmpError):
-        await take_back(state, session, moved)
-        before = moment(session)
-        now = await session.look(state.pivot)
-        if set(now.roots.values()) == {Root.SOURCE} and now.run_state in OUR_PAUSE and before == moment(session):
-            live = [name for name, job in now.jobs.items() if job.status not in STATUS_ENDED]
-            completing = state.attempt.completing != frozenset() or any(
-                now.jobs[name].status == STATUS_PENDING for name in live
-            )
-            await session.cancel(live if completing else [], resume=True)
-            state.remember(resumed_at=state.clock.monotonic())
+        return await _let_run(state, session, seen)
+    return False
+
+
+async def _let_run(state: DriverState, session: Session, seen: Observation) -> bool:
+    """Take disks back and let the guest run on its sources. Raises: QmpError."""
+    moved = tuple(disk.disk for disk in state.pivot.disks if seen.roots.get(disk.disk) is Root.DESTINATION)
+    await take_back(state, session, moved)
+    before = moment(session)
+    now = await session.look(state.pivot)
+    if now.run_state not in OUR_PAUSE:
+        return True
+    if set(now.roots.values()) != {Root.SOURCE} or before != moment(session):
+        return False
+    live = [name for name, job in now.jobs.items() if job.status not in STATUS_ENDED]
+    completing = state.attempt.completing != frozenset() or any(
+        now.jobs[name].status == STATUS_PENDING for name in live
+    )
+    await session.cancel(live if completing else [], resume=True)
+    state.remember(resumed_at=state.clock.monotonic())
+    return True

@@ -40,7 +40,8 @@ async def stop(state: DriverState, session: Session, action: actions.Stop, seen:
         state.remember(not_ours=before)
     if ours and not state.pivot.owes_resume:
         # Paused when the intent was recorded, but somebody has resumed it since: this `stop` was in their way.
-        await state.record("paused", {"run_state": before}, owes_resume=True, run_state_before="running")
+        state.remember(ours=before)
+        await note_whose_pause(state)
     if before != "running" or not same_moment(state, session):
         return None
     seen = replace(seen, run_state="paused")
@@ -167,6 +168,19 @@ async def resume(state: DriverState, session: Session, _action: actions.Resume, 
     await session.resume()
     await note_resumed(state, "resumed", {})
     return replace(seen, run_state="running")
+
+
+async def note_whose_pause(state: DriverState) -> None:
+    """Record what is due of whose pause it is: that of somebody else, ours after all, or one that we have ended."""
+    attempt = state.attempt
+    if attempt.not_ours is not None:
+        await state.record("not-our-pause", {"run_state": attempt.not_ours}, owes_resume=False)
+        state.remember(not_ours=None)
+    if attempt.ours is not None:
+        await state.record("paused", {"run_state": attempt.ours}, owes_resume=True, run_state_before="running")
+        state.remember(ours=None)
+    if attempt.resumed_at is not None and state.pivot.owes_resume:
+        await note_resumed(state, "resumed", {})
 
 
 async def note_resumed(state: DriverState, event: str, facts: dict[str, object]) -> None:

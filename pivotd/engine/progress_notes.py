@@ -10,7 +10,7 @@ from pivotd.engine.driver_state import DriverState
 
 async def went_on(state: DriverState, seen: Observation) -> None:
     """Record that interrupted copies have continued for long enough."""
-    if state.pivot.phase not in {Phase.COPYING, Phase.READY}:
+    if state.in_window or state.pivot.phase not in {Phase.COPYING, Phase.READY}:
         return
     facts = state.retry_target.end(state.pivot, seen, state.clock.monotonic())
     if facts is not None:

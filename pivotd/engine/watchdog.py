@@ -54,8 +54,8 @@ async def _cut(state: DriverState, disks: Sequence[PivotDisk]) -> bool:
     return session is not None and await session.cut(state.pivot, disks)
 
 
-async def _cut_off(state: DriverState, disks: Sequence[PivotDisk]) -> None:
-    """Cut the connections to exports that do not answer; this ends their copies with an error."""
+async def _cut_off(state: DriverState, disks: Sequence[PivotDisk]) -> bool:
+    """Cut the connections to exports that do not answer, once; this ends their copies with an error."""
     done = False
     with contextlib.suppress(QmpError):
         done = await _cut(state, disks)
@@ -63,6 +63,7 @@ async def _cut_off(state: DriverState, disks: Sequence[PivotDisk]) -> None:
     state.remember(lost=f"{exports[0]} does not answer: it was cut off")
     log.error("destination.hangs", pivot=state.pivot.id, exports=exports, cut=done)
     await state.note_in_time("destination-hangs", {"exports": exports, "cut": done})
+    return True
 
 
 def _exports(pivot: Pivot, seen: Observation) -> list[PivotDisk]:

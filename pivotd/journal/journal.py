@@ -199,7 +199,8 @@ class Journal:
 
     async def _look(self, function: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            return await asyncio.wrap_future(self._writer.call(function))
+            # Shielded: a future that its caller has cancelled would be a fault to the writer's thread.
+            return await asyncio.shield(asyncio.wrap_future(self._writer.call(function)))
         except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
             raise on_read(error, self.path) from error
 

@@ -219,7 +219,8 @@ class Writer:
 
     def _fail(self, item: _Job | _Task, error: JournalError) -> None:
         if isinstance(item, _Task):
-            item.future.set_exception(error)
+            with suppress(concurrent.futures.InvalidStateError):  # it has its answer, or whoever asked has left
+                item.future.set_exception(error)
             return
         item.records, item.error = (), error
         self._deliver([item])
@@ -310,6 +311,8 @@ class Writer:
 
     @staticmethod
     def _run_task(connection: sqlite3.Connection, task: _Task) -> None:
+        if not task.future.set_running_or_notify_cancel():
+            return  # whoever asked has left
         try:
             result = task.function(connection)
         except BaseException as error:  # noqa: BLE001 - handed to the caller

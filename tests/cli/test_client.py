@@ -35,6 +35,18 @@ def copy_of(bench: Bench, disk: str = "disk0", **options: object) -> CopyRequest
     return CopyRequest(disks=[CopyDisk(disk=disk, image=str(bench.image()))], **options)
 
 
+def whole_request(connection: socket.socket) -> bytes:
+    """Return the head and the body, which come in pieces."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    while len(body) < int(length.split(b":")[1]):
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
 @contextmanager
 def losing_the_first_answer(path: Path, daemon: Path) -> Iterator[list[bytes]]:
     """Pass requests on to the daemon, and lose the first answer on the way back. Yield the requests."""
@@ -48,7 +60,7 @@ def losing_the_first_answer(path: Path, daemon: Path) -> Iterator[list[bytes]]:
                 return
             with near, socket.socket(socket.AF_UNIX) as far:
                 far.connect(str(daemon))
-                seen.append(near.recv(65536))
+                seen.append(whole_request(near))
                 far.sendall(seen[-1])
                 answer = b"".join(iter(lambda: far.recv(65536), b""))
                 if len(seen) > 1:

@@ -10,7 +10,7 @@ import pytest
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.request import Requester
-from pivotd.errors import JournalCorruptError, JournalFullError, PhaseConflictError
+from pivotd.errors import JournalCorruptError, JournalFullError, PhaseConflictError, QmpRefusedError
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.support.qemu import Disk, create_image
@@ -137,3 +137,68 @@ async def test_a_job_that_fails_right_before_the_intent_is_no_pause(
     assert pivot.error.startswith("the copy of disk0 ended"), pivot.error
     assert "pausing" not in engine.events(pivot)
     assert pivot.pauses == ()
+
+
+async def test_a_stop_of_an_operator_stands_while_the_journal_takes_no_record(
+    engine: Engine, tmp_path: Path, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """A guest that pivotd has let run is in no pause of its own any more, whether that could be recorded or not."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old", size="64M"))])
+    await engine.connect(qemu)
+    advance, full = engine.journal.advance, asyncio.Event()
+
+    async def full_after_the_switch(before: Pivot, event: str, *args: object, **changes: object) -> Pivot:
+        if full.is_set() or event == "resumed":
+            full.set()
+            raise JournalFullError("no space left")
+        return await advance(before, event, *args, **changes)
+
+    monkeypatch.setattr(engine.journal, "advance", full_after_the_switch)
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new"})
+    await full.wait()
+    assert qemu.run_state() == "running"
+    qemu.spy("stop")
+    for _ in range(3):
+        driver.state.inbox.posted += 1  # as a request does: the driver tries again at once
+        driver.wake()
+        await asyncio.sleep(0.2)
+    assert qemu.run_state() == "paused"
+    monkeypatch.setattr(engine.journal, "advance", advance)
+    pivot = await engine.closed(driver)
+    assert (pivot.outcome, qemu.run_state()) == ("switched", "paused")
+
+
+async def test_a_cancel_that_fails_while_a_record_hangs_is_tried_again(
+    engine: Engine, tmp_path: Path, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """The guest goes on with its source as soon as QEMU lets it, although the journal's storage still hangs."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old", size="64M"))])
+    supervisor = await engine.connect(qemu)
+    session = supervisor.session
+    assert session is not None
+    advance, cancel, hangs = engine.journal.advance, session.cancel, asyncio.Event()
+    refusals = 2
+
+    async def hang(before: Pivot, event: str, *args: object, **changes: object) -> Pivot:
+        if before.phase is Phase.PAUSING:
+            await hangs.wait()
+        return await advance(before, event, *args, **changes)
+
+    async def refuse(jobs: list[str], *, resume: bool) -> None:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise QmpRefusedError("the guest is being migrated")
+        await cancel(jobs, resume=resume)
+
+    monkeypatch.setattr(engine.journal, "advance", hang)
+    monkeypatch.setattr(session, "cancel", refuse)
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new"}, max_pause_ms=0)
+    await engine.until(driver, lambda pivot: pivot.phase is Phase.PAUSING)
+    async with asyncio.timeout(10):
+        while refusals or qemu.run_state() != "running":
+            await asyncio.sleep(0.05)
+    assert driver.pivot.phase is Phase.PAUSING
+    hangs.set()
+    await engine.resting(driver)
+    assert qemu.root("disk0").filename == str(tmp_path / "old")

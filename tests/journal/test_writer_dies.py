@@ -142,3 +142,20 @@ def _health(path: Path) -> Any:
         while data := client.recv(1 << 16):
             answer += data
     return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+async def test_a_look_that_is_cancelled_does_not_end_the_writer(tmp_path: Path) -> None:
+    """Whoever asked has left; the next change is written."""
+    journal = Journal.open(tmp_path)
+    release = threading.Event()
+    busy = journal._writer.call(lambda _connection: release.wait(10))
+    look = asyncio.ensure_future(journal.added_domains())
+    await asyncio.sleep(0)
+    look.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await look
+    release.set()
+    assert busy.result(10)
+    await journal.note("still there", {})
+    assert journal.alive
+    await journal.close()

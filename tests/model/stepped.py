@@ -211,7 +211,8 @@ def _relative(attempt: Attempt, world: World) -> Attempt:
     return replace(
         attempt,
         deadline=None if deadline is None else -1.0 if deadline <= world.now_s else 0.5,
-        deadline_passed=False, window_over=False, paused_at=None, resumed_at=None, retry_at=0.0,
+        deadline_passed=False, window_over=False, paused_at=None,
+        resumed_at=None if attempt.resumed_at is None else 0.0, retry_at=0.0,
         looked=None, intended=None, unmoved=None, unwritten=False,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,9 +34,6 @@ from hypothesis.stateful import (
 import pivotd.qmp.rollback
 from pivotd.core import names
 from pivotd.core.pivot import Phase, Pivot
-from pivotd.core.request import Requester
-from pivotd.engine.inbox import Cancel
-from pivotd.errors import PhaseConflictError
 from tests.model import invariants
 from tests.model.explore import Bounds, first_world
 from tests.model.live import COMMAND_S, LiveJournal, LiveWorld, VirtualLoop
@@ -115,13 +113,23 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.live is not None)
     @rule()
     def the_user_cancels(self) -> None:
-        self.world.live.state.inbox.post(Cancel(WHO))
+        self.ask(self.world.live.cancel(WHO))
 
     @precondition(lambda self: self.world.live is not None and self.world.durable.hold)
     @rule()
     def the_user_completes(self) -> None:
-        with contextlib.suppress(PhaseConflictError):
-            self.loop.run_until_complete(self.world.live.complete(Requester(0, 0, 1)))
+        self.ask(self.world.live.complete(WHO))
+
+    @precondition(lambda self: self.world.live is not None)
+    @rule()
+    def the_user_sets_the_bandwidth(self) -> None:
+        self.ask(self.world.live.set_bandwidth(1, WHO))
+
+    def ask(self, request: Coroutine[Any, Any, Pivot]) -> None:
+        """Send a request, and wait a moment for its answer; whatever it is, the invariants hold."""
+        answer = self.loop.create_task(request)
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.loop.run_until_complete(asyncio.wait([answer], timeout=0.1))
 
     @precondition(lambda self: self.world.live is not None)
     @rule()

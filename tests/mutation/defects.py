@@ -284,7 +284,7 @@ JUDGEMENT = (
     ),
     Defect(
         "a journal that fails leaves the guest paused", "G3", JOURNAL_FAILURES,
-        "    if session is None or not paused:\n        return\n", "    return\n",
+        "    if session is None:\n        return False\n", "    return True\n",
         "disk that forgets", ("tests/journal_disk/test_pivot_faults.py", "-k", "its_end_cannot_be_recorded and enospc"),
     ),
 )  # fmt: skip

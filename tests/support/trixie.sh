@@ -3,7 +3,8 @@
 #
 # debootstrap makes $PIVOTD_CACHE/trixie (.cache without PIVOTD_CACHE) where there is none: nothing in it but systemd and
 # make. What the checkout needs beyond that, its own setup installs. The tree stays, for the next run and for
-# tests/systemd; mounts and processes go with this script, however it ends. PIVOTD_MIRROR names another archive.
+# tests/systemd: no container boots in here, so they boot the tree from outside. Mounts and processes go with this
+# script, however it ends. PIVOTD_MIRROR names another archive.
 set -eu
 cd "$(dirname "$0")/../.."
 . tests/support/mirror.sh
@@ -41,7 +42,7 @@ git ls-files -z --cached --others --exclude-standard | xargs -0 -r ls -d 2>/dev/
 find "$tree/tmp" -mindepth 1 -delete
 
 [ "$#" -gt 0 ] || set -- 'make demo && make test'
-export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
+export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 PIVOTD_CHROOT=1
 unset PYTHON PIVOTD_CACHE PIVOTD_TRIXIE PIVOTD_TEST_QEMUS VIRTUAL_ENV
 # Everything is mounted in a mount namespace of its own, and ends with its first process.
 exec unshare --mount --pid --fork --kill-child sh -euc '

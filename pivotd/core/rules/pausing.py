@@ -132,12 +132,7 @@ def _all_source(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
         return Abandon(reason if clean else f"{reason} before every job was pending: the copy had to be given up")
     if set(status.values()) == {STATUS_PENDING}:
         return _carry(pivot, seen, attempt) or Finalize(tuple(status))
-    ready = tuple(
-        job for job, state in status.items() if state in STATUS_READY and job not in (attempt.completing or ())
-    )
-    if ready:
-        return Complete(ready)
-    return Wait("the last bytes are being copied")
+    return _complete(status, attempt)
 
 
 def _complete(status: Mapping[str, str], attempt: Attempt) -> Action:
@@ -181,9 +176,8 @@ def _some_destination(pivot: Pivot, seen: Observation, attempt: Attempt) -> Acti
         return by_roots(pivot, seen, attempt, "a disk was unplugged")
     status = {disk.job: seen.job(disk.job).status for disk in rest}
     if attempt.rollback_failed:
-        return by_roots(
-            pivot, seen, attempt, "some disks could be switched and not taken back, the others not switched"
-        )
+        reason = "some disks could be switched and not taken back, the others not switched"
+        return by_roots(pivot, seen, attempt, reason)
     if any(state in STATUS_ENDED for state in status.values()):
         return RollBack(moved)
     pending = tuple(job for job, state in status.items() if state == STATUS_PENDING)
@@ -191,12 +185,7 @@ def _some_destination(pivot: Pivot, seen: Observation, attempt: Attempt) -> Acti
         return Finalize(pending)
     if attempt.deadline_passed:
         return RollBack(moved)
-    ready = tuple(
-        job for job, state in status.items() if state in STATUS_READY and job not in (attempt.completing or ())
-    )
-    if ready:
-        return Complete(ready)
-    return Wait("the last bytes are being copied")
+    return _complete(status, attempt)
 
 
 def _all_destination(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
