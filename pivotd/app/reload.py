@@ -92,7 +92,7 @@ class Reloader:
                     answer = await self.reload({"uid": uid, "pid": pid})
                 else:
                     answer = f"{REFUSED}only root and pivotd's own user may reload it"
-                # A line fits into any socket's buffer: who does not read it holds up nobody.
+                # A line fits into any socket's buffer: a client that does not read it delays nothing.
                 with suppress(OSError):
                     client.send(answer.encode()[:_LINE_BYTES_MAX])
 

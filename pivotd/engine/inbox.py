@@ -135,7 +135,7 @@ class Inbox:
             message.future.set_result(answer)
         else:
             message.future.set_exception(answer)
-            message.future.exception()  # whoever asked may have left
+            message.future.exception()  # the caller may have left
 
     def settle(self, pivot: Pivot, successor: Pivot | None) -> None:
         """Answer every message that the present state of the pivot answers."""
