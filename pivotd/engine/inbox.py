@@ -148,7 +148,7 @@ class Inbox:
         """Answer all remaining and all later messages: the driver has left."""
         self.closed = True
         for message in self:
-            gone = f"pivot {pivot.id} is {pivot.phase}, and nobody works on it now: ask again"
+            gone = f"pivot {pivot.id} is {pivot.phase}, and its driver has ended: ask again"
             self.answered(message, PhaseConflictError(gone))
 
 

@@ -121,7 +121,7 @@ async def keep_synced(state: DriverState, session: Session, _action: actions.Kee
     looked = state.attempt.looked
     if looked is None or looked != state.attempt.intended or looked[0] is not session:
         # A resume may have been missed: the old images would lack the guest's writes for ever.
-        failed: str | None = "the pause was not watched without a gap"
+        failed: str | None = "a resume of the guest may have been missed during the pause"
     else:
         failed = await session.keep_synced(state.pivot, looked[1])
     state.remember(back_failed=failed, back_started=failed is None)
