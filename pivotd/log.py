@@ -150,8 +150,8 @@ class Output:
             self._writer = None
 
     def _drain(self) -> None:
-        # Whoever holds the lock looks again after letting go, so nobody needs to wait for it: neither another thread
-        # nor this one, where the garbage collector logs from a destructor in the middle of a line.
+        # The holder of the lock looks again after it releases the lock, so no caller needs to wait: neither another
+        # thread nor this one, if the garbage collector logs from a destructor in the middle of a line.
         while self._pending and self._writing.acquire(blocking=False):
             try:
                 while self._pending and self._render and self._writer:

@@ -235,7 +235,7 @@ async def wait(call: Call, request: Request) -> Response:
     try:
         await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
-            return Response(status_code=204)  # nobody is there to read it
+            return Response(status_code=204)  # the client has gone
         return _json(shown.pivot(waiting.result()))
     finally:
         waiting.cancel()

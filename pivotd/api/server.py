@@ -109,11 +109,11 @@ def application(service: Service, access: Access) -> Starlette:
                 _check_query(request, route)
                 if route.access is AccessClass.READER:
                     async with service.reads.door:
-                        await asyncio.sleep(0)  # one reader a turn of the loop: whoever has to be quick is in between
+                        await asyncio.sleep(0)  # one reader for each turn of the loop: urgent work runs in between
                 operator = access.may(who, groups, AccessClass.OPERATOR)
                 return await route.handler(Call(who, service, streams, document, operator), request)
             except ClientDisconnect:
-                return Response(status_code=400)  # nobody is there to read it
+                return Response(status_code=400)  # the client has gone
             except Exception as error:  # noqa: BLE001 - one broken handler must not end the connection mute
                 return problems.of_error(error)
 

@@ -27,7 +27,7 @@ class Door:
     async def __aenter__(self) -> None:
         """Wait for the turn. Raises: TooBusyError: limits.READS_WAITING_MAX readers already wait."""
         if self._waiting >= limits.READS_WAITING_MAX:
-            raise TooBusyError(f"{self._waiting} readers wait already: ask again in a moment, and less often")
+            raise TooBusyError(f"{self._waiting} readers already wait: ask again in a moment, and less often")
         self._waiting += 1
         try:
             await self._lock.acquire()

@@ -132,7 +132,7 @@ class Host:
                 marks = await in_thread(limits.FILE_TIMEOUT_S, _marks, paths, paths=sorted(paths))
             except TimeoutError as error:
                 raise BadRequestError(f"{error}: try again when it does") from None
-            if known == self._owned():  # else somebody else has added or removed one meanwhile
+            if known == self._owned():  # else another request has added or removed one meanwhile
                 break
         owner = {mark: name for name, path in known for mark in marks[path]}
         owners: dict[str, str] = {}
@@ -189,7 +189,7 @@ class Host:
         with suppress(BadRequestError):  # the next round asks again
             async with self.claim(new) as owners:
                 for name, path in new.items():
-                    # Whoever holds the lock decides on this name now: the next round shows how.
+                    # The holder of the lock decides on this name now: the next round shows how.
                     if name not in owners and name not in self.supervisors and not self.lock(name).locked():
                         self.add(name, path, DISCOVERED)
 

@@ -92,7 +92,7 @@ class Reloader:
                     answer = await self.reload({"uid": uid, "pid": pid})
                 else:
                     answer = f"{REFUSED}only root and pivotd's own user may reload it"
-                # A line fits into any socket's buffer: who does not read it holds up nobody.
+                # A line fits into any socket's buffer: a client that does not read it delays nothing.
                 with suppress(OSError):
                     client.send(answer.encode()[:_LINE_BYTES_MAX])
 
@@ -236,7 +236,7 @@ def ask(pid: int) -> tuple[int, str]:
         except OSError:
             return EXIT_UNREACHABLE, f"process {pid} takes no reload: it is no pivotd, or one that is starting"
         if _peer(sock)[0] != pid:
-            return EXIT_UNREACHABLE, f"somebody else answers in the place of process {pid}: send it SIGHUP instead"
+            return EXIT_UNREACHABLE, f"another process answers in place of process {pid}: send it SIGHUP instead"
         try:
             answer = sock.recv(_LINE_BYTES_MAX).decode()
         except OSError:

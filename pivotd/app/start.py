@@ -58,7 +58,7 @@ class Starter:
         except BaseException as error:
             given_up = ConflictError(f"request {key} was given up on the way: send it again")
             done.set_exception(error if isinstance(error, PivotdError) else given_up)
-            done.exception()  # there need not be anybody who waits for it
+            done.exception()  # perhaps no other request waits for it
             raise
         else:
             done.set_result(started)

@@ -61,7 +61,7 @@ def not_connected(path: str, error: OSError) -> UnsentError:
         case errno.ENOENT:
             why = f"there is no {path}: is pivotd running? See `systemctl status pivotd`, {other}"
         case errno.ECONNREFUSED:
-            why = f"nobody listens at {path}: see `systemctl status pivotd`, {other}"
+            why = f"no daemon listens at {path}: see `systemctl status pivotd`, {other}"
         case errno.EAGAIN:
             why = f"pivotd takes no more connections at {path}: see `journalctl -u pivotd`"
         case _:

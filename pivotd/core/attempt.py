@@ -32,7 +32,7 @@ class Attempt:
     deadline_passed: bool = False
     paused_at: float | None = None
     resumed_at: float | None = None
-    """When this process let the guest run; until that is recorded. What stops it from then on is no pause of ours."""
+    """When this process resumed the guest; None once it is recorded. A later stop is not pivotd's pause."""
     retry_at: float = 0.0
     """When the next attempt may begin."""
     looked: Moment | None = None

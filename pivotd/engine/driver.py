@@ -181,7 +181,7 @@ class Driver:
         try:
             await self._step()
         except Exception as error:  # noqa: BLE001 - whatever it was, the guest may be paused: decide again
-            # A conflict: a record of our own was written after nobody waited for it any more.
+            # A conflict: a record of this driver was written after the driver had stopped waiting for it.
             self._overtaken = self._overtaken or isinstance(error, PhaseConflictError)
             wait_s = self._failures.failed(error, self.pivot, paused=state.in_window or state.inbox.ending)
             if not isinstance(error, PhaseConflictError) or self._failures.in_a_row > 1:
@@ -234,7 +234,7 @@ class Driver:
             if self.state.in_window:
                 return
             if message.future.done() or message.taken:
-                continue  # answered with the one before, or nobody waits for it
+                continue  # answered with the one before, or no caller waits for it
             match message:
                 case Complete(who):
                     disks = tuple(replace(disk, outcome=None) for disk in self.pivot.disks)

@@ -135,7 +135,7 @@ class Inbox:
             message.future.set_result(answer)
         else:
             message.future.set_exception(answer)
-            message.future.exception()  # whoever asked may have left
+            message.future.exception()  # the caller may have left
 
     def settle(self, pivot: Pivot, successor: Pivot | None) -> None:
         """Answer every message that the present state of the pivot answers."""
@@ -148,7 +148,7 @@ class Inbox:
         """Answer all remaining and all later messages: the driver has left."""
         self.closed = True
         for message in self:
-            gone = f"pivot {pivot.id} is {pivot.phase}, and nobody works on it now: ask again"
+            gone = f"pivot {pivot.id} is {pivot.phase}, and its driver has ended: ask again"
             self.answered(message, PhaseConflictError(gone))
 
 

@@ -22,7 +22,7 @@ async def without_record(state: DriverState, seen: Observation, error: JournalEr
     before the record is certainly absent: a process that finds it after a crash must find the disks on their
     destinations.
 
-    Returns: whether nothing is left to do: the guest is no longer in pivotd's pause.
+    Returns: True if nothing is left to do: the guest is no longer in pivotd's pause.
     """
     session = state.domain.session
     paused = state.pivot.owes_resume and seen.run_state in OUR_PAUSE and seen.qemu is Qemu.SAME
@@ -43,7 +43,7 @@ async def without_record(state: DriverState, seen: Observation, error: JournalEr
 
 
 async def _let_run(state: DriverState, session: Session, seen: Observation) -> bool:
-    """Take disks back and let the guest run on its sources. Raises: QmpError."""
+    """Take disks back and resume the guest on its sources. Raises: QmpError."""
     moved = tuple(disk.disk for disk in state.pivot.disks if seen.roots.get(disk.disk) is Root.DESTINATION)
     await take_back(state, session, moved)
     before = moment(session)

@@ -21,7 +21,7 @@ def same_moment(state: DriverState, session: Session) -> bool:
 
 async def stop(state: DriverState, session: Session, action: actions.Stop, seen: Observation) -> Seen:
     """Pause the guest, with ``job-complete`` in the same write if the action says so."""
-    # Without an answer nobody knows what ran: a guest that was paused before shows nothing.
+    # Without an answer it is unknown what ran: a guest that was already paused shows nothing.
     state.remember(stop_sent=None, completing=frozenset(action.complete))
 
     def leaving() -> None:
@@ -35,11 +35,11 @@ async def stop(state: DriverState, session: Session, action: actions.Stop, seen:
         state.remember(unmoved=(session, resumes))
     ours = before in EXECUTING or resumed
     if not ours and state.pivot.owes_resume and (seen.executing or not same_moment(state, session)):
-        # Somebody else paused the guest between the last look and here: it is not ours to resume. A guest that was seen
-        # paused, and was not resumed since, is ours: an earlier process has sent this `stop` before.
+        # Another client paused the guest between the last look and here: pivotd must not resume it. If the guest was
+        # seen paused and not resumed since, the pause is pivotd's: an earlier process has already sent `stop`.
         state.remember(not_ours=before)
     if ours and not state.pivot.owes_resume:
-        # Paused when the intent was recorded, but somebody has resumed it since: this `stop` was in their way.
+        # The guest was paused at the intent, but another client has resumed it since: this `stop` paused it again.
         state.remember(ours=before)
         await note_whose_pause(state)
     if before != "running" or not same_moment(state, session):
@@ -51,7 +51,7 @@ async def stop(state: DriverState, session: Session, action: actions.Stop, seen:
 async def complete(state: DriverState, session: Session, action: actions.Complete, seen: Observation) -> Seen:
     """Bring jobs to pending."""
     completing = (state.attempt.completing or frozenset()) | set(action.jobs)
-    state.remember(completing=None)  # without an answer nobody knows, and asking twice does no harm
+    state.remember(completing=None)  # unknown without an answer, and asking twice does no harm
     await session.complete(action.jobs)
     state.remember(completing=completing)
     return await _await_pending(state, session, seen)
@@ -93,10 +93,10 @@ async def finalize(state: DriverState, session: Session, action: actions.Finaliz
     The jobs were read before the graph: their events come before the answer to job-finalize.
     """
     if not same_moment(state, session):
-        return None  # somebody may have resumed the guest since the look, and it may be writing
+        return None  # another client may have resumed the guest since the look, and it may be writing
     roots = await session.finalize(state.pivot, action.jobs)
     if not state.pivot.switches or state.pivot.options.adopted or state.attempt.carried is not None:
-        return None  # what came along is read back by the look, and what somebody else opened is named by it
+        return None  # a look reads the bitmaps back, and names the images that another client opened
     ended = {job: JobSeen(session.job_status.get(job, "null")) for job in action.jobs}
     return _moved(state, session, replace(seen, jobs={**seen.jobs, **ended}, roots=roots))
 
@@ -120,8 +120,8 @@ async def keep_synced(state: DriverState, session: Session, _action: actions.Kee
     """Start the mirrors back. If this fails the switch still stands, without a window."""
     looked = state.attempt.looked
     if looked is None or looked != state.attempt.intended or looked[0] is not session:
-        # Whoever let the guest write since has been missed, and the old images would lack those writes for ever.
-        failed: str | None = "the pause was not watched without a gap"
+        # A resume may have been missed: the old images would lack the guest's writes for ever.
+        failed: str | None = "a resume of the guest may have been missed during the pause"
     else:
         failed = await session.keep_synced(state.pivot, looked[1])
     state.remember(back_failed=failed, back_started=failed is None)
@@ -171,7 +171,7 @@ async def resume(state: DriverState, session: Session, _action: actions.Resume, 
 
 
 async def note_whose_pause(state: DriverState) -> None:
-    """Record what is due of whose pause it is: that of somebody else, ours after all, or one that we have ended."""
+    """Record whose pause it is, if that is due: another client's, pivotd's after all, or one that pivotd has ended."""
     attempt = state.attempt
     if attempt.not_ours is not None:
         await state.record("not-our-pause", {"run_state": attempt.not_ours}, owes_resume=False)

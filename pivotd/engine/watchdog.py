@@ -45,7 +45,7 @@ def _patience_s(state: DriverState, action: actions.Action) -> float | None:
         case actions.Complete():
             left_s = (state.attempt.deadline or 0.0) - state.clock.monotonic()
             return limits.YANK_GRACE_S + max(0.0, left_s)
-    # What comes after a job-finalize is left alone: the guest may depend on the destination by then.
+    # Actions after a job-finalize are left alone: the guest may then depend on the destination.
     return None
 
 

@@ -132,7 +132,7 @@ def lost(images: Iterable[Image]) -> str | None:
         except (FileNotFoundError, NotADirectoryError):
             if image.file_id is None and not os.path.isdir(os.path.dirname(image.filename)):  # noqa: PTH112, PTH120
                 continue
-            return f"{image.filename} was deleted or renamed by somebody else"
+            return f"{image.filename} was deleted or renamed by another program"
         except OSError:
             continue
         if image.file_id not in {None, _identify(found)}:

@@ -164,7 +164,7 @@ def _start(call: _Call, result: asyncio.Future[T], function: Callable[[*Ts], T],
         else:
             resolve = lambda: result.set_result(value)  # noqa: E731
         _running.discard(call)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: no task waits any more
             loop.call_soon_threadsafe(end, resolve)
 
     _running.add(call)

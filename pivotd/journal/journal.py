@@ -237,7 +237,7 @@ class Journal:
     def _settle(self, connection: sqlite3.Connection) -> bool:
         try:
             if changes.last_seq(connection) != self._writer.committed_seq:
-                return False  # a record that was reported as failed can be seen: somebody must look
+                return False  # a record that was reported as failed is visible: a person must look
             wal.cut(connection, self.path, self._wal_index)
         except (sqlite3.Error, OSError):
             return False

@@ -219,7 +219,7 @@ class Writer:
 
     def _fail(self, item: _Job | _Task, error: JournalError) -> None:
         if isinstance(item, _Task):
-            with suppress(concurrent.futures.InvalidStateError):  # it has its answer, or whoever asked has left
+            with suppress(concurrent.futures.InvalidStateError):  # it has its answer, or the caller has left
                 item.future.set_exception(error)
             return
         item.records, item.error = (), error
@@ -293,7 +293,7 @@ class Writer:
 
     def _deliver(self, jobs: list[_Job]) -> None:
         """Wake the event loop once for a whole batch."""
-        # A loop that is closed has nobody left to tell; the records are on disk all the same.
+        # A closed loop has no callers left; the records are on disk all the same.
         with suppress(RuntimeError):
             jobs[0].future.get_loop().call_soon_threadsafe(self._resolve, jobs)
 
@@ -312,7 +312,7 @@ class Writer:
     @staticmethod
     def _run_task(connection: sqlite3.Connection, task: _Task) -> None:
         if not task.future.set_running_or_notify_cancel():
-            return  # whoever asked has left
+            return  # the caller has left
         try:
             result = task.function(connection)
         except BaseException as error:  # noqa: BLE001 - handed to the caller

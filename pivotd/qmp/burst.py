@@ -94,8 +94,8 @@ class Client(QMPClient):
         return msg
 
     def _schedule_disconnect(self) -> None:
-        # Every end begins here. What has not left by now never will: a peer that does not read must not hold up the
-        # end, and the descriptor goes at the next turn of the loop, whoever waits for the rest.
+        # Every disconnect begins here. Unsent data is dropped: a peer that does not read must not delay the disconnect.
+        # The descriptor is closed at the next turn of the loop, even if a task waits for the rest.
         if self._writer is not None:
             self._writer.transport.abort()
         super()._schedule_disconnect()
@@ -104,7 +104,7 @@ class Client(QMPClient):
         return
 
     def _cleanup(self) -> None:
-        # Whoever waits holds its own burst and has been told; qemu.qmp asserts that they have all run by now.
+        # A waiting task holds its own burst and has got its error; qemu.qmp asserts that all of them have run by now.
         self._pending.clear()
         super()._cleanup()
 

@@ -43,7 +43,7 @@ def _why(error: Exception) -> str:
         case FileNotFoundError():
             return "no such socket; is the guest running?"
         case ConnectionRefusedError():
-            return "nobody listens on this socket; the QEMU that made it has ended"
+            return "no process listens on this socket; the QEMU that made it has ended"
         case PermissionError():
             return "permission denied; give pivotd's user access to the socket"
         case BlockingIOError() | TimeoutError():

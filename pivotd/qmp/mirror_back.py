@@ -33,7 +33,7 @@ async def start(monitor: Monitor, pivot: Pivot, resumes: int) -> str | None:
                 return error.message
     run_state = await ask(monitor, replies.run_state)
     if monitor.resumes != resumes or run_state in EXECUTING:
-        return "somebody resumed the guest before the mirrors back were running"
+        return "another client resumed the guest before the mirrors back were running"
     return None
 
 

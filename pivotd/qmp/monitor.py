@@ -47,7 +47,7 @@ class Monitor:
     async def connect(cls, path: str) -> Monitor:
         """Connect and negotiate; QEMU's answer proves that no command of an earlier client is still waiting.
 
-        Raises: DomainUnreachableError (nobody listens, or QEMU is stuck), MonitorBusyError, UnsupportedQemuError.
+        Raises: DomainUnreachableError (no listener, or QEMU is stuck), MonitorBusyError, UnsupportedQemuError.
         """
         monitor = cls()
         sock = await connecting.open_socket(path)
@@ -92,8 +92,8 @@ class Monitor:
         self._wake()
 
     async def _end(self) -> None:
-        # disconnect() repeats the reader's error, which can be any: what came was no QMP, no JSON, no UTF-8, too long
-        # or too deep. Whoever waited for a reply has been told already.
+        # disconnect() raises the reader's error again, which can be any: the data was not QMP, JSON or UTF-8, too long
+        # or nested too deep. Every task that waited for a reply has already got the error.
         with contextlib.suppress(Exception):
             await self._client.disconnect()
 

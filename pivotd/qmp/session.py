@@ -221,7 +221,7 @@ class Session:
             await asyncio.sleep(limits.MIGRATION_LOOK_S)  # one that ends in the next moment must not be overlooked
         state = replies.run_state(status)
         if self._monitor.resumes != resumes:
-            raise QmpRefusedError(f"somebody else has resumed the guest meanwhile: it is {state}")
+            raise QmpRefusedError(f"another client has resumed the guest meanwhile: it is {state}")
         if state not in OUR_PAUSE:
             raise QmpRefusedError(f"the guest is {state}: it is not pivotd's to resume")
 

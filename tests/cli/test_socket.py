@@ -68,7 +68,7 @@ def test_dead_socket(tmp_path: Path) -> None:
         dead.bind(str(tmp_path / "dead.sock"))
         answer = ctl("--socket", tmp_path / "dead.sock", "domain", "ls")
     assert answer.status == 3
-    assert "nobody listens" in complaint(answer)
+    assert "no daemon listens" in complaint(answer)
 
 
 def test_path_too_long(tmp_path: Path) -> None:

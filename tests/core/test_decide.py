@@ -106,7 +106,7 @@ def test_a_destination_that_lost_its_name_is_given_up(phase: Phase):
 @pytest.mark.parametrize("jobs", ["ready", "pending"])
 def test_a_destination_that_lost_its_name_under_a_pause_is_given_up(jobs: str):
     """Nothing has moved yet, and the guest can go on with the source; a pause can outlive pivotd for hours."""
-    lost = "/new/disk0.qcow2 was deleted or renamed by somebody else"
+    lost = "/new/disk0.qcow2 was deleted or renamed by another program"
     assert decide(pivot(Phase.PAUSING), seen("paused", jobs, lost=lost)) == a.Abandon(lost)
 
 

@@ -85,7 +85,7 @@ async def test_a_dead_qemu_leaves_a_socket_that_nobody_listens_on(qemu_factory: 
     """The path remains after SIGKILL."""
     qemu = qemu_factory()
     qemu.kill()
-    with pytest.raises(DomainUnreachableError, match="nobody listens"):
+    with pytest.raises(DomainUnreachableError, match="no process listens"):
         await Monitor.connect(str(qemu.qmp))
 
 

@@ -1,4 +1,4 @@
-"""A commit writes layers of the chain into one below them; with the active layer among them it is a switch. Pure."""
+"""A commit writes layers of the chain into a layer below them; with the active layer it is a switch. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pivotd.core.pivot import Outcome, Pivot, PivotDisk
 
 
 def start_job(pivot: Pivot, disk: PivotDisk, seen: Observation) -> Action | None:
-    """Return the start of the job: no image has to be made."""
+    """Return the start of the job: pivotd need not create an image."""
     if disk.job in seen.jobs:
         return None
     if pivot.options.adopted:

@@ -1,4 +1,4 @@
-"""A copy mirrors each disk to another image and switches to that. Pure."""
+"""A copy mirrors each disk to another image and switches to it. Pure."""
 
 from __future__ import annotations
 

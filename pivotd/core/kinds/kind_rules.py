@@ -1,4 +1,4 @@
-"""The shape of what one kind of pivot does in its own way. Pure."""
+"""The interface of one kind of pivot: what differs between kinds. Pure."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pivotd.core.pivot import Pivot, PivotDisk
 
 @dataclass(frozen=True, slots=True)
 class KindRules:
-    """One kind. ``prepare`` and ``stale`` are asked for each disk of a pivot."""
+    """One kind. ``prepare`` and ``stale`` are called for each disk of a pivot."""
 
     prepare: Callable[[Pivot, PivotDisk, Observation], Action | None]
     """Return the first step of the preparation that has left no evidence in QEMU, None when all are done."""
     stale: Callable[[Pivot, PivotDisk], list[str]]
-    """Return the images that nobody may start a guest from after the disk's outcome, as far as the pivot knows them."""
+    """Return the images from which no guest may be started after the disk's outcome, as far as the pivot knows them."""
     has_jobs: bool = True
     """A block job works on each disk."""
     may_hang: bool = False
-    """The job writes to an image that the guest does not need before the switch: its connection may be cut."""
+    """The job writes to an image that the guest does not need before the switch: pivotd may cut its connection."""
     carries_bitmaps: bool = True
-    """The bitmaps of the image that goes have to be on the one that stays."""
+    """The bitmaps of the image that goes must be copied to the image that stays."""
     bitmaps_may_differ: bool = False
     """The image that stays may have had bitmaps of these names before, whose granularity and persistence it keeps."""
 
 
 def nothing_is_stale(_pivot: Pivot, _disk: PivotDisk) -> list[str]:
-    """Every image holds what it held."""
+    """No image becomes stale."""
     return []

@@ -1,4 +1,4 @@
-"""Destinations that pivotd creates and opens, step by step; copies and snapshots share it. Pure."""
+"""Destinations that pivotd creates and opens, step by step; shared by copy and snapshot. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def next_step(pivot: Pivot, disk: PivotDisk, seen: Observation) -> Action | None
 
 
 def _created(seen: Observation, job: str, index: int, create: Step, then: Step) -> Action:
-    """Creation jobs are dismissed only at the end: until then they are the evidence that the file is ours."""
+    """Creation jobs are dismissed only at the end: until then they prove that the file is pivotd's."""
     if job not in seen.jobs:
         return Prepare(index, create)
     state = seen.job(job)
@@ -37,7 +37,7 @@ def _created(seen: Observation, job: str, index: int, create: Step, then: Step) 
 
 
 def half_made(pivot: Pivot, disk: PivotDisk) -> list[str]:
-    """Return a destination that the disk is not on, where pivotd has created it or it has lost its mirror."""
+    """Return a destination that the disk does not use, if pivotd has created it or it has lost its mirror."""
     created = not pivot.options.reuse and disk.destination.file_id is not None
     left = disk.outcome is Outcome.KEPT and not pivot.window_open
     return [disk.destination.filename] if left and (created or pivot.undo_of is not None) else []

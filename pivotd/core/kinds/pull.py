@@ -1,4 +1,4 @@
-"""A pull copies what lies below into the active image, which then needs those layers no more; no switch. Pure."""
+"""A pull copies lower layers into the active image, which then no longer needs them; no switch. Pure."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pivotd.core.kinds.commit import start_job
 from pivotd.core.kinds.kind_rules import KindRules, nothing_is_stale
 
 PULL = KindRules(start_job, nothing_is_stale, carries_bitmaps=False)
-"""The layers that were pulled hold what they held."""
+"""The pulled layers keep their contents."""

@@ -6,4 +6,4 @@ from pivotd.core.kinds.kind_rules import KindRules
 from pivotd.core.kinds.new_image import half_made, next_step
 
 SNAPSHOT = KindRules(next_step, half_made, has_jobs=False)
-"""One transaction, no job. The source below the overlay holds what it held."""
+"""One transaction, no job. The source below the overlay keeps its contents."""

@@ -1,4 +1,4 @@
-"""The rules after the decision to stay on the source: jobs end, the guest runs on, the outcome is recorded. Pure."""
+"""The rules after the decision to stay on the source: end the jobs, resume the guest, record the outcome. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules while the guest runs and its data is copied, up to the intent. Pure."""
+"""The rules while the guest runs and QEMU copies its data, up to the intent. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pivotd.core.rules.endings import NO_JOB, by_chains, by_roots, resume, root
 
 
 def copying(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
-    """Return the action while data is copied or layers are merged and not every job waits for the switch."""
+    """Return the action while QEMU copies data or merges layers and not every job waits for the switch."""
     trouble = _trouble(pivot, seen, attempt) or target_errors.go_on(pivot, seen)
     if trouble is not None:
         return trouble
@@ -26,7 +26,7 @@ def copying(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
 def _all_ready(pivot: Pivot, seen: Observation) -> bool:
     """Return whether every job waits for the switch: a mirror at ready, a merge of lower layers at pending.
 
-    At standby somebody has paused it: a guest paused now would wait in vain for its last bytes.
+    At standby another client has paused the job: a guest paused now would wait in vain for the last bytes.
     """
     wanted = "ready" if pivot.switches else STATUS_PENDING
     return not kinds.of(pivot).has_jobs or all(seen.job(disk.job).status == wanted for disk in pivot.disks)
@@ -54,7 +54,7 @@ def ready(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
 
 
 def _trouble(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action | None:
-    """Return what to do where the copy cannot go on, None where it can. Common to COPYING and READY."""
+    """Return the action if the copy cannot continue, None if it can. Common to COPYING and READY."""
     if any(root(seen, disk) is Root.DESTINATION for disk in pivot.disks):
         return by_roots(pivot, seen, attempt, "the disk was switched by somebody else")
     if seen.merged == {disk.disk for disk in pivot.disks}:

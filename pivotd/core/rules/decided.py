@@ -1,4 +1,4 @@
-"""The rules once every outcome is durable: the guest runs on, the undo window ends, nothing is left behind. Pure."""
+"""The rules once every outcome is durable: resume the guest, end the undo window, clean up. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pivotd.core.rules.endings import resume, root
 
 
 def _window(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
-    """The guest runs on its destinations and the sources follow: wait for the end of the window, or for the undo."""
+    """The guest runs on its destinations and the sources are in sync: wait for the end of the window, or the undo."""
     ended = _end_of_window(pivot, seen, attempt)
     if ended is not None:
         return EndWindow(ended)

@@ -1,4 +1,4 @@
-"""What the rules of every phase end in: an outcome by what was seen, the end of a pause, another try. Pure."""
+"""Results that the rules of all phases share: an outcome by the graph, the end of a pause, another try. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pivotd.core.pivot import Outcome, Pivot, PivotDisk
 
 
 def resume(seen: Observation) -> Action:
-    """Return how the pause ends that pivotd owes an end."""
+    """Return the action that ends a pause for which pivotd owes a resume."""
     if seen.run_state in OUR_PAUSE:
         return Resume()
     return NoteResumed(seen.run_state or "unknown")
 
 
 def retreat(pivot: Pivot, reason: str) -> Action:
-    """Return the end of one attempt; the last one waits for a person."""
+    """Return the end of one attempt; after the last one the pivot waits for a user."""
     return Retreat(reason, hold=pivot.attempt >= pivot.options.attempts)
 
 
@@ -27,7 +27,7 @@ def root(seen: Observation, disk: PivotDisk) -> Root:
 
 
 def reversing(pivot: Pivot, seen: Observation) -> tuple[str, ...]:
-    """Return the reverse mirrors that may still move a root: no outcome can be told before they have ended."""
+    """Return the reverse mirrors that may still move a root: no outcome is known before they have ended."""
     jobs = (names.reverse_job(pivot.id, disk.index) for disk in pivot.disks)
     return tuple(job for job in jobs if seen.job(job).status not in STATUS_ENDED)
 
@@ -45,15 +45,16 @@ def _outcome(pivot: Pivot, seen: Observation, attempt: Attempt, disk: PivotDisk)
 
 
 def lost_sight(pivot: Pivot, seen: Observation, attempt: Attempt) -> bool:
-    """Return whether a disk was unplugged of which nobody can tell on which image the guest wrote last."""
+    """Return whether a disk was unplugged and it is unknown to which image the guest wrote last."""
     return any(root(seen, disk) is Root.ABSENT and not _never_moved(pivot, seen, attempt, disk) for disk in pivot.disks)
 
 
 def _never_moved(pivot: Pivot, seen: Observation, attempt: Attempt, disk: PivotDisk) -> bool:
-    """Return whether an unplugged disk was on its source to the end.
+    """Return whether an unplugged disk was on its source until the end.
 
     It was if its job has not ended, or has ended in an error. After any other end it was on the destination for a
-    while, and somebody may have let the guest write there, also if it is still now; unless it was watched.
+    while, and the guest may have been resumed and have written there, even if it is still now; unless no RESUME was
+    missed.
     """
     if root(seen, disk) is not Root.ABSENT:
         return False
@@ -79,4 +80,4 @@ def record_all(pivot: Pivot, outcome: Outcome, reason: str) -> Action:
 
 
 NO_JOB = JobSeen("ready")
-"""Stands for the job of a disk whose pivot has none."""
+"""The job of a disk whose pivot has no jobs."""

@@ -1,4 +1,4 @@
-"""The rules from the intent to the outcome: where a switch is made, given up or taken back. Pure."""
+"""The rules from the intent to the outcome: make a switch, give it up or take it back. Pure."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def pausing(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
 
 
 def _merging(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
-    """Layers below the active image are merged. No disk gets another image, so no data can be in the wrong place.
+    """Merge layers below the active image. No disk gets another image, so no data can be in the wrong place.
 
-    ``stop`` is for its flush: QEMU keeps tables of qcow2 images in memory, and an image that has stopped naming its
-    backing file before they are written has lost what it took from there, should QEMU die then.
+    ``stop`` is needed for its flush: QEMU keeps tables of qcow2 images in memory. If QEMU dies after an image has
+    stopped naming its backing file and before the tables are written, the image has lost the data taken from there.
     """
     left = [disk for disk in pivot.disks if disk.disk not in seen.merged]
     if not left or any(root(seen, disk) is not Root.SOURCE for disk in left):
@@ -136,14 +136,14 @@ def _all_source(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
 
 
 def _complete(status: Mapping[str, str], attempt: Attempt) -> Action:
-    """Bring to pending what has not been told to; ``status`` is by job."""
+    """Complete the jobs that have not been told to; ``status`` is by job."""
     told = attempt.completing or ()
     ready = tuple(job for job, state in status.items() if state in STATUS_READY and job not in told)
     return Complete(ready) if ready else Wait("the last bytes are being copied")
 
 
 def _carry(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action | None:
-    """Bitmaps stay behind by themselves, and every later incremental backup would lack what they mark."""
+    """Carry the bitmaps: otherwise they stay behind, and every later incremental backup would lack what they mark."""
     carries = kinds.of(pivot).carries_bitmaps and owed(pivot, seen.bitmaps)
     if attempt.carried is not None or not carries:
         return None
@@ -167,7 +167,7 @@ def _before_snapshot(pivot: Pivot, seen: Observation, attempt: Attempt) -> Actio
 
 
 def _some_destination(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
-    """The guest is still, at least one disk has moved: finish the others, or take the moved ones back."""
+    """The guest is still and at least one disk has moved: finish the others, or take the moved ones back."""
     rest = [disk for disk in pivot.disks if root(seen, disk) is Root.SOURCE]
     moved = tuple(disk.disk for disk in pivot.disks if root(seen, disk) is Root.DESTINATION)
     if len(moved) == len(pivot.disks):
@@ -189,7 +189,7 @@ def _some_destination(pivot: Pivot, seen: Observation, attempt: Attempt) -> Acti
 
 
 def _all_destination(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
-    """The guest is still, every disk has moved: record it; a mirror back has to start before the guest runs on."""
+    """The guest is still and every disk has moved: record it; a mirror back must start before the resume."""
     reason = "every disk has its destination as root"
     read_back = attempt.carried if not pivot.options.force else None
     lacking = None if read_back is None else _lacking(pivot, read_back, seen)

@@ -1,4 +1,4 @@
-"""The rules while destinations are created and opened and jobs are started. Pure."""
+"""The rules while pivotd creates and opens destinations and starts jobs. Pure."""
 
 from __future__ import annotations
 

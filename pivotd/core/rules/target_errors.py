@@ -1,7 +1,7 @@
-"""Copies that wait for a destination that has failed: what decide() does about them. Pure.
+"""Copies that wait for a failed destination: what decide() does about them. Pure.
 
-QEMU's mirror itself knows what it has not yet copied, and with ``on-target-error=stop`` it keeps that while it waits.
-The destination stays open meanwhile, so that what QEMU holds of its tables in memory is not lost either.
+QEMU's mirror itself knows what it has not yet copied, and with ``on-target-error=stop`` it keeps this while it waits.
+The destination stays open meanwhile, so that its tables in QEMU's memory are not lost either.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ WORDS = {"nospace": "is full", "failed": "fails"}
 
 
 def failing(pivot: Pivot, seen: Observation) -> str | None:
-    """Return a sentence on the first destination that has interrupted its copy, None where there is none."""
+    """Return a sentence on the first destination that has interrupted its copy, None if there is none."""
     disks = _interrupted(pivot, seen)
     return _sentence(disks[0], seen) if disks else None
 
 
 def go_on(pivot: Pivot, seen: Observation) -> Action | None:
-    """Return what to do about interrupted copies, None where none is."""
+    """Return the action for interrupted copies, None if there are none."""
     disks = _interrupted(pivot, seen)
     for disk in disks:
         job = seen.job(disk.job)
