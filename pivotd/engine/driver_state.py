@@ -186,7 +186,7 @@ class DriverState:
         self, work: Coroutine[Any, Any, T], timeout_s: float, late: Callable[[], Awaitable[bool]]
     ) -> T:
         """Return the result of work; while it has not ended in time, call ``late`` until that returns True."""
-        task = asyncio.ensure_future(work)
+        task = asyncio.get_running_loop().create_task(work, name=f"pivot {self.pivot.id}")
         try:
             await asyncio.wait([task], timeout=timeout_s)
             while not task.done() and not await late():

@@ -164,7 +164,7 @@ def record(row: Row) -> Record:
         pivot=row["pivot"],
         event=row["event"],
         phase=None if row["phase"] is None else Phase(row["phase"]),
-        facts=_from_json(row["facts"]),
+        facts=_object(row["facts"]),
     )
 
 
@@ -201,6 +201,14 @@ def _from_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("JSON nested too deep") from None
+
+
+def _object(text: str) -> JsonObject:
+    """Return a JSON object that to_json wrote. Raises: ValueError."""
+    found = _from_json(text)
+    if not isinstance(found, dict):
+        raise ValueError("JSON that is no object")
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -23,7 +23,7 @@ ROUNDS = 150
 
 
 async def test_completes_at_any_moment_of_a_pause_leave_journal_and_driver_agreed(
-    engine: Engine, tmp_path: Path, qemu_factory: QemuFactory
+    engine: Engine, tmp_path: Path, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
 ):
     """One request at a time is taken, the others are conflicts; afterwards an operator's pause is not ended."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old", size="64M"))])
@@ -31,6 +31,15 @@ async def test_completes_at_any_moment_of_a_pause_leave_journal_and_driver_agree
     driver = await engine.copy("web1", {"disk0": tmp_path / "new"}, pivot=False, max_pause_ms=0, attempts=1)
     await engine.until(driver, lambda pivot: pivot.phase is Phase.READY and pivot.hold)
     taken = 0
+    advance, writers = engine.journal.advance, set[str]()
+
+    async def advance_as(*args: object, **changes: object) -> Pivot:
+        task = asyncio.current_task()
+        assert task is not None
+        writers.add(task.get_name())
+        return await advance(*args, **changes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine.journal, "advance", advance_as)
 
     async def client() -> None:
         nonlocal taken
@@ -47,6 +56,7 @@ async def test_completes_at_any_moment_of_a_pause_leave_journal_and_driver_agree
     assert taken
     events = engine.events(driver.pivot)
     assert events.count("complete-requested") == events.count("pausing") == taken
+    assert writers == {f"pivot {driver.pivot.id}"}, "only the driver's own task records"
     (stored,) = engine.journal.open_pivots()
     assert stored == driver.pivot
     qemu.spy("stop")
