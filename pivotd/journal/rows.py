@@ -204,10 +204,10 @@ def _from_json(text: str) -> Any:
 
 
 def _object(text: str) -> JsonObject:
-    """Return a JSON object that to_json wrote. Raises: ValueError."""
+    """Return a JSON object that to_json wrote. Raises: ValueError, TypeError: it is none."""
     found = _from_json(text)
     if not isinstance(found, dict):
-        raise ValueError("JSON that is no object")
+        raise TypeError("JSON that is no object")
     return found
 
 
