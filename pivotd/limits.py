@@ -147,6 +147,8 @@ WAIT_TIMEOUT_S_MAX = 300.0
 REQUEST_BODY_BYTES_MAX = 64 << 10
 REQUEST_READ_BYTES_MAX = 4 << 20
 """A larger body is read up to here and dropped: a client that still writes would not see the refusal."""
+REFUSED_BODY_S = 1.0
+"""How long the rest of a refused request is read; a local client writes it in microseconds."""
 STREAMS_MAX = 64
 STREAMS_PER_UID_MAX = 16
 """Event streams of one user; root alone may have more: a program that leaks them locks itself out and nobody else."""

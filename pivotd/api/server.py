@@ -115,6 +115,7 @@ def application(service: Service, access: Access) -> Starlette:
             except ClientDisconnect:
                 return Response(status_code=400)  # the client has gone
             except Exception as error:  # noqa: BLE001 - one broken handler must not end the connection mute
+                await _read_on(request, route)
                 return problems.of_error(error)
 
         return call
@@ -123,6 +124,20 @@ def application(service: Service, access: Access) -> Starlette:
     app = Starlette(routes=_merged(routes), exception_handlers={404: problems.not_found, 405: problems.wrong_method})
     app.router.redirect_slashes = False
     return app
+
+
+async def _read_on(request: Request, route: Route) -> None:
+    """Read the body of a request that is refused: the end of the connection would hide the answer from its writer."""
+    if route.body is None:
+        return
+    size_bytes = 0
+    # RuntimeError: the handler has read it.
+    with contextlib.suppress(RuntimeError, ClientDisconnect, TimeoutError):
+        async with asyncio.timeout(limits.REFUSED_BODY_S):
+            async for chunk in request.stream():
+                size_bytes += len(chunk)
+                if size_bytes > limits.REQUEST_READ_BYTES_MAX:
+                    return
 
 
 def _check_query(request: Request, route: Route) -> None:

@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
 
@@ -120,7 +120,9 @@ class Transport:
         if content is not None:
             headers = {"Content-Type": "application/json", **headers}
         try:
-            connection.request(method, target, content, {"Connection": "close", **headers})
+            # A daemon that refuses by the head alone may end the connection before it has the body.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, target, content, {"Connection": "close", **headers})
             return connection.getresponse()
         except (OSError, IncompleteRead) as error:
             raise _lost(error) from None

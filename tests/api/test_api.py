@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -395,6 +396,20 @@ def test_a_body_that_is_too_large_is_told_so(api: Api, size_bytes: int):
     body = b'{"disks": [], "x": "' + b"0" * size_bytes + b'"}'
     answer = api.call("POST", "/v1/domains/web1/snapshot", body)
     assert (answer.status, answer.json["kind"]) == (413, "too-large")
+
+
+def test_a_refusal_by_the_head_alone_waits_for_the_body(api: Api):
+    """A client that still writes its body finds the answer, not a connection that has ended."""
+    head = b"POST /v1/domains?nonsense=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(api.daemon.socket))
+        client.sendall(head)
+        assert not select.select([client], [], [], 0.2)[0], "answered, and ended, before the body"
+        client.sendall(b"null")
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"there is no parameter nonsense" in answer
 
 
 # -- the document -------------------------------------------------------------------------------------------------
