@@ -121,6 +121,8 @@ RELOAD_TIMEOUT_S = 50.0
 
 JOURNAL_BATCH_MAX = 256
 JOURNAL_QUEUE_MAX = 10_000
+DEAD_DAEMON_LOOKS = 3
+"""How often a reader looks again because the daemon died under its hands."""
 JOURNAL_LOCK_TIMEOUT_S = 2.0
 """A client reading offline may hold the lock for milliseconds while it copies the file."""
 PIVOTS_LISTED_MAX = 1000

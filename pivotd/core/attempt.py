@@ -18,14 +18,16 @@ Moment = tuple[object, int]
 class Attempt:
     """Facts of the present intent, and users' requests. Times are from the monotonic clock, in seconds.
 
-    A process that finds the intent of an earlier process does not know what that one had sent: ``stop_sent`` and
-    ``completing`` are then None.
+    A process that finds the intent of an earlier process does not know what that one had sent: ``stop_sent``,
+    ``completing`` and ``snapshot_sent`` are then None.
     """
 
     stop_sent: bool | None = False
     """Whether ``stop`` was sent under this intent."""
     completing: frozenset[str] | None = frozenset()
     """Jobs to which ``job-complete`` was sent under this intent."""
+    snapshot_sent: bool | None = False
+    """Whether the transaction that puts the overlays on the disks was sent under this intent."""
     quick: bool = False
     """Whether the flush right before the intent was quick, so that ``stop`` will return long before the deadline."""
     deadline: float | None = None
@@ -74,7 +76,7 @@ class Attempt:
     @classmethod
     def at_start(cls, pivot: Pivot) -> Attempt:
         """Return the attempt of a process that has just read the pivot from the journal."""
-        return cls(stop_sent=None, completing=None) if pivot.phase is Phase.PAUSING else cls()
+        return cls(stop_sent=None, completing=None, snapshot_sent=None) if pivot.phase is Phase.PAUSING else cls()
 
     def begin(self, *, quick: bool, moment: Moment) -> Attempt:
         """Return the attempt of a new intent, which is about to be recorded; only requests survive the last one."""

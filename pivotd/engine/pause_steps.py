@@ -105,7 +105,9 @@ async def snapshot(state: DriverState, session: Session, _action: actions.Snapsh
     """Put the overlays on all disks and read the graph."""
     if not same_moment(state, session):
         return None
+    state.remember(snapshot_sent=None)
     roots = await session.snapshot(state.pivot)
+    state.remember(snapshot_sent=True)
     if state.attempt.carried is not None:
         return None  # what came along is read back by the look
     return _moved(state, session, replace(seen, roots=roots))

@@ -12,13 +12,18 @@ from pathlib import Path
 from pivotd import limits
 from pivotd.errors import JournalError, JournalLockedError
 from pivotd.journal import lock, raw_files, schema
-from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
+from pivotd.journal.sqlite_failures import READ_ERRORS, on_read, primary_code
 
 _LIVE = "mode=ro&readonly_shm=1"
 """Without the second flag a reader would create or write ``journal.db-shm``."""
 
 _ALONE = "mode=ro&immutable=1"
 """No process has it open and its WAL is empty: SQLite then needs no other file."""
+
+
+def needs_recovery(error: sqlite3.Error) -> bool:
+    """Return whether SQLite would have to write to read on: the index of the WAL is that of a process that died."""
+    return primary_code(error) == sqlite3.SQLITE_READONLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +142,10 @@ def _connect_in_place(path: Path) -> sqlite3.Connection | None:
         current = schema.check_version(connection, path) == schema.SCHEMA_VERSION
         if current:
             schema.check_objects(connection, path)
-    except BaseException:
+    except BaseException as error:
         connection.close()
+        if isinstance(error, sqlite3.OperationalError) and needs_recovery(error):
+            return None
         raise
     if not current:
         connection.close()

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pivotd import limits
 from pivotd.core.pivot import Pivot, PivotDisk, Record
-from pivotd.errors import JournalError, NotFoundError
+from pivotd.errors import JournalError, JournalLockedError, NotFoundError
 from pivotd.journal import offline, schema
 from pivotd.journal.changes import domains, last_seq
 from pivotd.journal.rows import DomainRow, load_latest, load_pivots, record
@@ -173,23 +173,33 @@ class Reader:
     def _read(self, look: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``look`` over one snapshot, and end the snapshot: an old one would keep the WAL from being emptied."""
         with self._mutex:
-            opened = self._opened or offline.open_journal(self.path)
-            self.beside_daemon = opened.live
-            try:
-                opened.connection.execute("BEGIN")
-                return look(opened.connection)
-            except (JournalError, NotFoundError):
-                raise
-            except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
-                raise on_read(error, self.path) from error
-            finally:
-                with suppress(sqlite3.Error):
-                    if opened.connection.in_transaction:
-                        opened.connection.execute("ROLLBACK")
-                if opened.copy is not None:
-                    self._opened = opened  # worth keeping: each would be as dear as the first
-                elif self._opened is None:
-                    opened.close()
+            for _ in range(limits.DEAD_DAEMON_LOOKS):
+                with suppress(JournalLockedError):
+                    return self._look(look)
+            return self._look(look)
+
+    def _look(self, look: Callable[[sqlite3.Connection], T]) -> T:
+        opened = self._opened or offline.open_journal(self.path)
+        self.beside_daemon = opened.live
+        try:
+            opened.connection.execute("BEGIN")
+            return look(opened.connection)
+        except (JournalError, NotFoundError):
+            raise
+        except sqlite3.OperationalError as error:
+            if opened.live and offline.needs_recovery(error):
+                raise JournalLockedError(f"{self.path}: the daemon died while it was read; try again") from error
+            raise on_read(error, self.path) from error
+        except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
+            raise on_read(error, self.path) from error
+        finally:
+            with suppress(sqlite3.Error):
+                if opened.connection.in_transaction:
+                    opened.connection.execute("ROLLBACK")
+            if opened.copy is not None:
+                self._opened = opened  # worth keeping: each would be as dear as the first
+            elif self._opened is None:
+                opened.close()
 
 
 def _where(*terms: tuple[str, object | None]) -> tuple[str, list[object]]:

@@ -108,6 +108,6 @@ async def test_a_resume_by_somebody_else_meanwhile(fake: FakeQemu, session: Sess
         return await usual(message)
 
     fake.answer = answer
-    with pytest.raises(QmpRefusedError, match="somebody else"):
+    with pytest.raises(QmpRefusedError, match="another client"):
         await use(session)
     assert fake.executed == ["query-migrate", "query-status"]

@@ -61,7 +61,8 @@ def _never_moved(pivot: Pivot, seen: Observation, attempt: Attempt, disk: PivotD
     if attempt.unwritten and not seen.executing:
         return True
     if not kinds.of(pivot).has_jobs:
-        return attempt.stop_sent is False or Root.SOURCE in seen.roots.values()
+        # A guest that was found paused needs no `stop` before the transaction.
+        return attempt.snapshot_sent is False or Root.SOURCE in seen.roots.values()
     job = seen.job(disk.job)
     if job.status not in STATUS_ENDED or job.error is not None:
         return True
