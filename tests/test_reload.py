@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,12 @@ class Reloaded:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Reloaded]:
-    """No domain is configured."""
-    with Daemon(tmp_path, {}) as daemon:
-        yield Reloaded(daemon)
+def running() -> Iterator[Reloaded]:
+    """No domain is configured. Other users may enter the directory: below pytest's own they may not."""
+    with tempfile.TemporaryDirectory(prefix="pv") as name:
+        Path(name).chmod(0o755)
+        with Daemon(Path(name), {}) as daemon:
+            yield Reloaded(daemon)
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
@@ -123,7 +126,6 @@ def test_pause_defaults_count_for_the_next_request(qemu_factory: QemuFactory, tm
 @pytest.mark.skipif(os.geteuid() != 0, reason="acting as another user needs root")
 def test_access_counts_for_the_next_request(running: Reloaded) -> None:
     """Somebody who may look and then may not any more."""
-    running.daemon.directory.chmod(0o755)
 
     def as_nobody() -> bytes:
         user = pwd.getpwnam(NOBODY)
@@ -135,8 +137,6 @@ def test_access_counts_for_the_next_request(running: Reloaded) -> None:
         )
         return subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, check=True).stdout[9:12]
 
-    for parent in [running.daemon.directory, *running.daemon.directory.parents][:-2]:
-        parent.chmod(0o755)
     assert as_nobody() == b"403"
     running.configure(f'[access]\nreaders = ["{NOBODY}"]\n')
     assert running.reload().stdout == "reloaded: access\n"
