@@ -17,7 +17,7 @@ from pivotd.core.phases import is_decided
 from pivotd.core.pivot import JsonObject, Phase, Pivot
 from pivotd.core.request import Requester
 from pivotd.core.undo import Undo
-from pivotd.engine import intent, pause_steps, progress_notes, record_shapes, record_steps, watchdog
+from pivotd.engine import intent, progress_notes, record_shapes, record_steps, watchdog
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.failures import Failures
@@ -216,7 +216,7 @@ class Driver:
         if state.in_window and not state.has_window:
             await state.enter_window()
             await intent.look_for_destinations(state, limits.RECORD_PATIENCE_S)
-        await pause_steps.note_whose_pause(state)
+        await record_steps.note_whose_pause(state)
         await self._take_messages()
         seen = await self._look()
         await progress_notes.went_on(state, seen)

@@ -42,6 +42,21 @@ async def without_record(state: DriverState, seen: Observation, error: JournalEr
     return False
 
 
+async def without_paused(state: DriverState) -> bool:
+    """Whose pause it is cannot be recorded, and the guest ran before pivotd's ``stop``: resume it on its sources.
+
+    Returns: True if nothing is left to do: the guest is no longer in pivotd's pause.
+    """
+    session = state.domain.session
+    if state.attempt.resumed_at is not None:
+        return True
+    if session is None:
+        return False
+    with contextlib.suppress(QmpError):
+        return await _let_run(state, session, await session.look(state.pivot))
+    return False
+
+
 async def _let_run(state: DriverState, session: Session, seen: Observation) -> bool:
     """Take disks back and resume the guest on its sources. Raises: QmpError."""
     moved = tuple(disk.disk for disk in state.pivot.disks if seen.roots.get(disk.disk) is Root.DESTINATION)

@@ -41,7 +41,7 @@ async def stop(state: DriverState, session: Session, action: actions.Stop, seen:
     if ours and not state.pivot.owes_resume:
         # The guest was paused at the intent, but another client has resumed it since: this `stop` paused it again.
         state.remember(ours=before)
-        await note_whose_pause(state)
+        return None  # recorded before the next look
     if before != "running" or not same_moment(state, session):
         return None
     seen = replace(seen, run_state="paused")
@@ -170,19 +170,6 @@ async def resume(state: DriverState, session: Session, _action: actions.Resume, 
     await session.resume()
     await note_resumed(state, "resumed", {})
     return replace(seen, run_state="running")
-
-
-async def note_whose_pause(state: DriverState) -> None:
-    """Record whose pause it is, if that is due: another client's, pivotd's after all, or one that pivotd has ended."""
-    attempt = state.attempt
-    if attempt.not_ours is not None:
-        await state.record("not-our-pause", {"run_state": attempt.not_ours}, owes_resume=False)
-        state.remember(not_ours=None)
-    if attempt.ours is not None:
-        await state.record("paused", {"run_state": attempt.ours}, owes_resume=True, run_state_before="running")
-        state.remember(ours=None)
-    if attempt.resumed_at is not None and state.pivot.owes_resume:
-        await note_resumed(state, "resumed", {})
 
 
 async def note_resumed(state: DriverState, event: str, facts: dict[str, object]) -> None:

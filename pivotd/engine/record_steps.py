@@ -11,7 +11,7 @@ from pivotd.core.observation import Observation, Root
 from pivotd.core.pivot import Outcome, Phase, PivotDisk
 from pivotd.engine import record_shapes
 from pivotd.engine.driver_state import DriverState
-from pivotd.engine.journal_failures import without_record
+from pivotd.engine.journal_failures import without_paused, without_record
 from pivotd.engine.pause_steps import note_resumed
 from pivotd.errors import JournalError, JournalWriteError
 from pivotd.host.files import file_id
@@ -37,6 +37,31 @@ async def record(state: DriverState, action: actions.Action, seen: Observation) 
         if isinstance(action, record_shapes.RECORD_ONLY):
             await without_record(state, seen, error)
         raise
+
+
+async def note_whose_pause(state: DriverState) -> None:
+    """Record whose pause it is, if that is due: another client's, pivotd's after all, or one that pivotd has ended."""
+    attempt = state.attempt
+    if attempt.not_ours is not None:
+        await state.record("not-our-pause", {"run_state": attempt.not_ours}, owes_resume=False)
+        state.remember(not_ours=None)
+    if attempt.ours is not None:
+        await _note_ours(state, attempt.ours)
+    if state.attempt.resumed_at is not None and state.pivot.owes_resume:
+        await note_resumed(state, "resumed", {})
+
+
+async def _note_ours(state: DriverState, run_state: str) -> None:
+    """Record that the pause is pivotd's although the intent found the guest paused; without a record end the pause."""
+    facts = {"run_state": run_state}
+    work = state.record("paused", facts, owes_resume=True, run_state_before="running")
+    try:
+        await state.unless_late(work, limits.RECORD_PATIENCE_S, lambda: without_paused(state))
+    except JournalError:
+        if await without_paused(state):
+            state.remember(ours=None)
+        raise
+    state.remember(ours=None)
 
 
 async def _hand_over(state: DriverState, seen: Observation) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pivotd.core import kinds
-from pivotd.core.pivot import Outcome, Phase
+from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.core.request import Kind, Requester, Target
 from pivotd.engine.inbox import Cancel
-from pivotd.errors import BadRequestError, NotFoundError
+from pivotd.errors import BadRequestError, JournalFullError, NotFoundError
 from pivotd.host import files
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image
@@ -283,3 +283,38 @@ async def test_a_base_below_two_disks_is_refused(engine: Engine, qemu_factory: Q
     await engine.connect(qemu_factory([Disk(images[-1]), Disk(other)]))
     with pytest.raises(BadRequestError, match="also below disk1"):
         await engine.start(Kind.COMMIT, "web1", Target("disk0"))
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["full", "hangs"])
+async def test_a_guest_that_another_client_had_resumed_runs_on_without_a_journal(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
+):
+    """The intent found the guest paused, so the pause that interrupts it must be recorded; if it cannot be, it ends."""
+    images = chain(tmp_path)
+    qemu = qemu_factory([Disk(images[-1])], paused=True)
+    session = (await engine.connect(qemu)).session
+    assert session is not None
+    advance, stop, back = engine.journal.advance, session.stop, asyncio.Event()
+
+    async def take_no_record(before: Pivot, event: str, *args: object, **changes: object) -> Pivot:
+        if before.phase is Phase.PAUSING and not back.is_set():
+            if not hangs:
+                raise JournalFullError("no space left")
+            await back.wait()
+        return await advance(before, event, *args, **changes)
+
+    async def stop_late(*args: object) -> object:
+        qemu.spy("cont")
+        return await stop(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine.journal, "advance", take_no_record)
+    monkeypatch.setattr(session, "stop", stop_late)
+    driver = await engine.start(Kind.COMMIT, "web1", Target("disk0", top=str(images[2]), base=str(images[0])))
+    await engine.until(driver, lambda pivot: pivot.phase is Phase.PAUSING)
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):
+        while qemu.run_state() != "running":
+            await asyncio.sleep(0.05)
+    back.set()
+    await engine.closed(driver)
+    assert qemu.run_state() == "running"
