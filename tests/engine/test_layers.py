@@ -294,7 +294,7 @@ async def test_a_guest_that_another_client_had_resumed_runs_on_without_a_journal
     qemu = qemu_factory([Disk(images[-1])], paused=True)
     session = (await engine.connect(qemu)).session
     assert session is not None
-    advance, stop, back = engine.journal.advance, session.stop, asyncio.Event()
+    advance, stop, stopped, back = engine.journal.advance, session.stop, asyncio.Event(), asyncio.Event()
 
     async def take_no_record(before: Pivot, event: str, *args: object, **changes: object) -> Pivot:
         if before.phase is Phase.PAUSING and not back.is_set():
@@ -305,14 +305,15 @@ async def test_a_guest_that_another_client_had_resumed_runs_on_without_a_journal
 
     async def stop_late(*args: object) -> object:
         qemu.spy("cont")
-        return await stop(*args)  # type: ignore[arg-type]
+        answer = await stop(*args)  # type: ignore[arg-type]
+        stopped.set()
+        return answer
 
     monkeypatch.setattr(engine.journal, "advance", take_no_record)
     monkeypatch.setattr(session, "stop", stop_late)
     driver = await engine.start(Kind.COMMIT, "web1", Target("disk0", top=str(images[2]), base=str(images[0])))
-    await engine.until(driver, lambda pivot: pivot.phase is Phase.PAUSING)
-    await asyncio.sleep(0.1)
     async with asyncio.timeout(10):
+        await stopped.wait()
         while qemu.run_state() != "running":
             await asyncio.sleep(0.05)
     back.set()

@@ -26,11 +26,11 @@ from tests.support import qemu as support
 from tests.support.daemon import Daemon
 from tests.support.history import verdicts
 from tests.support.proxy import Direction, Message, When
+from tests.support.waiting import until
 
 COMPLETE = "every destination is complete"
 RESUMES = "the guest is about to run on"
 WAIT_S = 20.0
-LOOK_S = 0.005
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
@@ -172,13 +172,3 @@ def variants(store: Store, chance: random.Random) -> Iterator[tuple[str, Content
     yield "killed", store.everything()
     yield "power cut", store.after_cut()
     yield f"power cut, seed {own}", store.after_cut(random.Random(own))
-
-
-def until(done: Callable[[], bool], timeout_s: float) -> bool:
-    """Look until something is so, at most so long."""
-    deadline_s = time.monotonic() + timeout_s
-    while not done():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(LOOK_S)
-    return True

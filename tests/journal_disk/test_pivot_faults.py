@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from tests.journal_disk.disk import Disk
-from tests.journal_disk.fixture import COMPLETE, WAIT_S, Ground, until
+from tests.journal_disk.fixture import COMPLETE, WAIT_S, Ground
 from tests.journal_disk.server import Fault
 from tests.journal_disk.store import Mark
 from tests.support.proxy import Message
 from tests.support.seeds import seed
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(300)]
 

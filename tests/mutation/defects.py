@@ -324,6 +324,11 @@ ONE_OWNER = (
         "    if state.inbox.interrupts:\n",
         "real QEMU", ("tests/engine/test_requests.py", "-k", "right_before"),
     ),
+    Defect(
+        "a pause that cannot be recorded as pivotd's lasts", "G4", "pivotd/engine/record_steps.py",
+        "        if await without_paused(state):\n            state.remember(ours=None)\n", "",
+        "real QEMU", ("tests/engine/test_layers.py", "-k", "another_client_had and full"),
+    ),
 )  # fmt: skip
 """Only a pivot's driver records it."""
 

@@ -9,17 +9,15 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.support.qmp_spy import Spy
+from tests.support.waiting import WAIT_S, until
 from tests.systemd.container import Container, wait_for_exit
 
 REPOSITORY = Path(__file__).parents[2]
 INSTALL = REPOSITORY / "docs" / "install.md"
-WAIT_S = 60.0
-LOOK_S = 0.002
 TRIES_MAX = 20
 INSTALL_TIMEOUT_S = 300.0
 SOURCES = ("pivotd", "migrations", "systemd", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
@@ -219,13 +217,3 @@ class Host:
 
     pivot = ""
     """The pivot of the last pause that was met."""
-
-
-def until(done: Callable[[], bool], timeout_s: float = WAIT_S) -> bool:
-    """Look until something is so, at most so long."""
-    deadline_s = time.monotonic() + timeout_s
-    while not done():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(LOOK_S)
-    return True

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import until
 from tests.systemd.container import Container, wait_for_exit
-from tests.systemd.host import REPOSITORY, WAIT_S, Host, install, until
+from tests.systemd.host import REPOSITORY, WAIT_S, Host, install
 
 pytestmark = [pytest.mark.systemd, pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(400)]
 
