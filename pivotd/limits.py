@@ -118,6 +118,8 @@ ALLOCATIONS_BETWEEN_COLLECTIONS = 50_000
 """While recovering: walking over all that 1,000 drivers allocate, every 700 allocations, took a fifth of the time."""
 RELOAD_TIMEOUT_S = 50.0
 """For the answer to a reload; the unit's TimeoutStartSec=60s, which bounds ExecReload=, is longer."""
+RELOAD_AGAIN_S = 0.5
+"""After a request to reload could not be accepted."""
 
 JOURNAL_BATCH_MAX = 256
 JOURNAL_QUEUE_MAX = 10_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import resource
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from tests.chaos.rounds import call
 from tests.conftest import QemuFactory
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, create_image
+from tests.support.waiting import until
 
 NOBODY = "nobody"
 
@@ -96,6 +98,19 @@ def test_a_signal_at_the_very_start_is_no_end(tmp_path: Path) -> None:
             assert daemon._process.poll() is None
         os.kill(daemon.pid, signal.SIGHUP)
         daemon.await_ready()
+
+
+def test_a_request_without_a_free_file_descriptor_waits(running: Reloaded) -> None:
+    """The daemon lives on, and answers once it can open files again."""
+    assert running.domains() == {}
+    command = [sys.executable, "-m", "pivotd.daemon", "--reload", str(running.daemon.pid)]
+    limits = resource.prlimit(running.daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(running.daemon.pid, resource.RLIMIT_NOFILE, (4, limits[1]))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
+        assert until(lambda: "reload-delayed" in running.daemon.log_path.read_text(), 20)
+        resource.prlimit(running.daemon.pid, resource.RLIMIT_NOFILE, limits)
+        assert asking.communicate(timeout=30)[0] == "reloaded: nothing had changed\n"
+    assert running.domains() == {}
 
 
 def test_an_answer_says_what_has_changed(running: Reloaded) -> None:

@@ -85,7 +85,12 @@ class Reloader:
     async def _answer(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            client, _ = await loop.sock_accept(listener)
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError as error:  # no free file descriptor: the client waits in the listener's queue
+                logger.warning("daemon.reload-delayed", reason=error.strerror)
+                await asyncio.sleep(limits.RELOAD_AGAIN_S)
+                continue
             with client:
                 pid, uid = _peer(client)
                 if uid in {0, os.geteuid()}:
