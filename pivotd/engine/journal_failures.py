@@ -47,13 +47,11 @@ async def without_paused(state: DriverState) -> bool:
 
     Returns: True if nothing is left to do: the guest is no longer in pivotd's pause.
     """
-    session = state.domain.session
     if state.attempt.resumed_at is not None:
         return True
-    if session is None:
-        return False
-    with contextlib.suppress(QmpError):
-        return await _let_run(state, session, await session.look(state.pivot))
+    if (session := state.domain.session) is not None:
+        with contextlib.suppress(QmpError):
+            return await _let_run(state, session, await session.look(state.pivot))
     return False
 
 
