@@ -142,7 +142,7 @@ class _Round:
                 self.below[f"disk{index}"] = lay_chain(image)
             else:
                 create_image(image)
-        proxy = Qemu.proxy_for(self.directory, on_message=self.hook, log=self.directory / "messages.jsonl")
+        self.proxy = Qemu.proxy_for(self.directory, on_message=self.hook, log=self.directory / "messages.jsonl")
         disks = [
             Disk.of_named_nodes([layer for layer in layers_of(image) if layer.exists()], index)
             if self.setup.named
@@ -150,7 +150,7 @@ class _Round:
             for index, image in enumerate(self.images)
         ]
         binary = list(self.setup.binary) if self.setup.binary else None
-        qemu = Qemu(self.directory, disks, proxy=proxy, paused=self.setup.paused, binary=binary)
+        qemu = Qemu(self.directory, disks, proxy=self.proxy, paused=self.setup.paused, binary=binary)
         return stack.enter_context(qemu)
 
     def _pivot(self) -> Pivot | None:
@@ -190,6 +190,7 @@ class _Round:
         """Wait until somebody was killed (True) or the pivot is closed (False); ``cancel`` asks for that repeatedly."""
         began_s = time.monotonic()
         while (waited_s := time.monotonic() - began_s) < ROUND_TIMEOUT_S:
+            self.proxy.check()
             if kill is not None and kill.struck.is_set():
                 if self.plan.victims is not Victims.QEMU:
                     self.daemon.kill()

@@ -34,7 +34,8 @@ from typing import Any
 
 from tests.support.stream import CommandSplitter, LineSplitter
 
-EXIT_TIMEOUT_S = 10.0
+EXIT_TIMEOUT_S = 60.0
+"""How long a killed process may take to be gone: it waits for what it has given to the disk."""
 CHUNK_BYTES = 1 << 18
 
 
@@ -217,6 +218,10 @@ class Proxy:
             self._wake_write = -1
             if self._log:
                 self._log.close()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what a hook raised by mistake; once."""
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure

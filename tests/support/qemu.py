@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from tests.support.proxy import Proxy
+from tests.support.proxy import EXIT_TIMEOUT_S, Proxy
 from tests.support.qmp_spy import Spy
 
 START_TIMEOUT_S = 15.0
@@ -217,7 +217,7 @@ class Qemu:
         if number == signal.SIGKILL:
             self.wait()
 
-    def wait(self, timeout_s: float = 10.0) -> int:
+    def wait(self, timeout_s: float = EXIT_TIMEOUT_S) -> int:
         """Wait until QEMU has ended and return its status."""
         assert self._process is not None, "not started"
         return self._process.wait(timeout_s)
