@@ -13,7 +13,6 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +25,7 @@ from pivotd.engine.driver import Driver
 from pivotd.engine.ports import Domain
 from pivotd.errors import EXIT_REFUSED, EXIT_USAGE, ConfigError, JournalError
 from pivotd.host.flush import Flusher
+from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
 
 logger = log.get_logger()
@@ -47,7 +47,7 @@ class SystemClock:
 
     def utc_now(self) -> str:
         """Return the wall clock, RFC 3339 with microseconds."""
-        return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return utc_now()
 
 
 def main() -> NoReturn:

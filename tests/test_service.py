@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pivotd.api.ports import PivotRequest
 from pivotd.app.start import _same_request
 from pivotd.core.pivot import Image, Phase, Pivot
-from pivotd.core.request import Kind, Target
+from pivotd.core.request import Kind, PivotRequest, Target
 from pivotd.errors import ConflictError
 from tests.core.build import pivot
 

@@ -147,8 +147,8 @@ async def _start(call: Call, request: Request, model: type[NewPivot]) -> Respons
     """Start a pivot; the answer comes once the request is durable."""
     body = await _body(request, model)
     key = request.headers.get("Idempotency-Key")
-    wish = pivot_request(body, request.path_params["domain"], key, call.service.defaults)
-    pivot = await call.service.start(wish, call.who)
+    wanted = pivot_request(body, request.path_params["domain"], key, call.service.defaults)
+    pivot = await call.service.start(wanted, call.who)
     return _json(shown.pivot(pivot), 202, Location=f"/v1/pivots/{pivot.id}")
 
 

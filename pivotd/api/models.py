@@ -10,10 +10,9 @@ from typing import Any
 import msgspec
 
 from pivotd import limits
-from pivotd.api.ports import PivotRequest
 from pivotd.client.requests import AdoptRequest, NewImage, NewPivot
 from pivotd.core.creation import ImageOptions
-from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Sync, Target
+from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, PivotRequest, Sync, Target
 from pivotd.errors import BadRequestError
 
 REQUEST_ID = re.compile(r"[!-.0-~]+")
@@ -31,7 +30,6 @@ def pivot_request(body: NewPivot, domain: str, request_id: str | None, defaults:
         twice = next((value for value in named if named.count(value) > 1), None)
         if twice is not None:
             raise BadRequestError(f"{what} {twice} is named twice: name each once")
-    force = options.pop("force")
     if isinstance(body, AdoptRequest):
         _check_adopted(body)
         options["adopted"] = True
@@ -44,7 +42,6 @@ def pivot_request(body: NewPivot, domain: str, request_id: str | None, defaults:
         targets=targets,
         options=replace(defaults, **options),
         request_id=check_request_id(request_id),
-        force=force,
     )
 
 

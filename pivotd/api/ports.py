@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from pivotd.client.answers import DiskView, DomainView, Health, Progress
 from pivotd.core.pivot import Pivot, Record
-from pivotd.core.request import CopyOptions, Kind, Requester, Target
+from pivotd.core.request import CopyOptions, PivotRequest, Requester
 from pivotd.core.verdict import Verdict
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class PivotRequest:
-    """One pivot of disks of one domain."""
-
-    domain: str
-    kind: Kind
-    targets: tuple[Target, ...]
-    options: CopyOptions = field(default_factory=CopyOptions)
-    request_id: str | None = None
-    """The client's own id: the same id returns the same pivot. None: pivotd generates one."""
-    force: bool = False
-    """Continue where pivotd would refuse with a warning (``cache=unsafe``)."""
 
 
 class Reads(Protocol):

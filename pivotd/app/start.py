@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 
 from ulid import ULID
 
 from pivotd import limits
-from pivotd.api.ports import PivotRequest
 from pivotd.app.registry import Host
 from pivotd.core import nbd
 from pivotd.core.pivot import Image, Pivot, PivotDisk
-from pivotd.core.request import Kind, Requester, Target
+from pivotd.core.request import Kind, PivotRequest, Requester, Target
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, DomainUnreachableError, PivotdError
 from pivotd.journal.journal import Journal
-from pivotd.planning.plan import Wish, marks, plan, written
+from pivotd.planning.plan import marks, plan, written
 from pivotd.qmp.session import Session
 
 Find = Callable[[str], Awaitable[Pivot | None]]
@@ -77,22 +75,11 @@ class Starter:
             raise ConflictError(f"request id {key} was under way with another request: use a new id") from None
 
     async def _start(self, request: PivotRequest, who: Requester) -> Pivot:
-        pivot = str(ULID())
         supervisor = self._host.get(request.domain)
-        wish = Wish(
-            pivot=pivot,
-            request_id=request.request_id or pivot,
-            domain=request.domain,
-            kind=request.kind,
-            targets=request.targets,
-            options=request.options,
-            who=who,
-            created_at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            force=request.force,
-        )
         async with _turn(supervisor):
             session = await supervisor.connected()
-            planned = await plan(wish, session, [driver.pivot for driver in self._host.drivers().values()])
+            others = [driver.pivot for driver in self._host.drivers().values()]
+            planned = await plan(request, session, others, pivot=str(ULID()), who=who)
             images = written(planned)
             marked = list(zip(images, await marks(images), strict=True))
             accepted, new = await self._host.finish(self._accept(planned, marked, supervisor, session))

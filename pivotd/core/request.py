@@ -123,3 +123,15 @@ class Target:
     top: str | None = None
     base: str | None = None
     job: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PivotRequest:
+    """One pivot of disks of one domain, as a client asks for it."""
+
+    domain: str
+    kind: Kind
+    targets: tuple[Target, ...]
+    options: CopyOptions = field(default_factory=CopyOptions)
+    request_id: str | None = None
+    """The client's own id: the same id returns the same pivot. None: it has none, and the pivot's id serves."""

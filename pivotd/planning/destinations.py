@@ -83,7 +83,7 @@ def _refuse_wiping(domain: DomainSnapshot, seen: DiskSeen) -> None:
 def _checked(domain: DomainSnapshot, index: int, seen: DiskSeen, image: Image) -> Image:
     """Return the image with its future node name."""
     image = replace(image, filename=_name(image.filename))
-    _check_options(domain.options, image.format, force=domain.force)
+    _check_options(domain.options, image.format, force=domain.options.force)
     domain.refuse_if_used(image, seen.disk)
     if domain.options.resumable and nbd.is_uri(image.filename):
         raise BadRequestError(

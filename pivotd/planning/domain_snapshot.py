@@ -28,7 +28,6 @@ class DomainSnapshot:
     blocks: Blocks
     directory: Path | None
     in_use: frozenset[str]
-    force: bool = False
     opened: frozenset[str] | None = None
     """The files that QEMU has open, as Image.file_id; None if pivotd may not see them."""
 
@@ -90,7 +89,7 @@ class DomainSnapshot:
     def refuse_to_lose(self, bitmaps: Collection[Bitmap], image_format: str, disk: str) -> None:
         """Raises: BadRequestError: an image of this format cannot take these bitmaps of the disk."""
         kept = [bitmap.name for bitmap in bitmaps if bitmap.persistent]
-        if kept and image_format != "qcow2" and not self.force:
+        if kept and image_format != "qcow2" and not self.options.force:
             raise BadRequestError(
                 f"{image_format} cannot hold the dirty bitmaps of {disk} ({', '.join(kept)}), and backups go on from "
                 "them: choose qcow2, or --force to leave them behind",

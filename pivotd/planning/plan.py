@@ -5,38 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pivotd import limits
 from pivotd.core import names, nbd
 from pivotd.core.observation import PAUSABLE
 from pivotd.core.pivot import Identity, Image, Phase, Pivot, PivotDisk
-from pivotd.core.request import CopyOptions, Kind, Requester, Sync, Target
+from pivotd.core.request import Kind, PivotRequest, Requester, Sync, Target
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
+from pivotd.journal.changes import utc_now
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.layers import plan_commit, plan_pull
 from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """A request whose form has been checked, but not yet its facts."""
-
-    pivot: str
-    request_id: str
-    domain: str
-    kind: Kind
-    targets: tuple[Target, ...]
-    options: CopyOptions
-    who: Requester
-    created_at: str
-    force: bool
-
 
 PLANS: dict[Kind, Callable[[DomainSnapshot, int, Target, DiskSeen], PivotDisk]] = {
     Kind.COPY: plan_copy,
@@ -46,32 +31,34 @@ PLANS: dict[Kind, Callable[[DomainSnapshot, int, Target, DiskSeen], PivotDisk]] 
 }
 
 
-async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot:
-    """Return the pivot to record. ``others``: pivots of all domains; disks and images of open ones are in use.
+async def plan(
+    request: PivotRequest, session: Session, others: Collection[Pivot], *, pivot: str, who: Requester
+) -> Pivot:
+    """Return the pivot to record, with this id. ``others``: pivots of all domains; what open ones use is in use.
 
     Raises: NotFoundError (disk, layer), BadRequestError (image), ConflictError (state), DiskBusyError (job).
     """
-    others = [pivot for pivot in others if pivot.phase is not Phase.CLOSED]
+    others = [other for other in others if other.phase is not Phase.CLOSED]
     run_state = await session.run_state()
     if run_state not in PAUSABLE:
-        raise ConflictError(f"{wish.domain} is {run_state}: a switch is not possible in this state; try again later")
+        raise ConflictError(f"{request.domain} is {run_state}: a switch is not possible in this state; try again later")
     if await session.migrating():
-        raise ConflictError(f"{wish.domain} is being migrated: try again when that has ended")
-    options = replace(wish.options, force=wish.force)
+        raise ConflictError(f"{request.domain} is being migrated: try again when that has ended")
+    options = request.options
     blocks = await session.blocks()
     directory = process.working_directory(session.pid)
     in_use = await _in_use(others)
-    busy = {disk.disk: pivot for pivot in others if pivot.domain == wish.domain for disk in pivot.disks}
+    busy = {disk.disk: other for other in others if other.domain == request.domain for disk in other.disks}
 
     def look() -> tuple[Kind, tuple[PivotDisk, ...]]:
-        opened = files.opened(session.pid) if wish.options.adopted or wish.kind is Kind.COMMIT else None
-        snapshot = DomainSnapshot(wish.pivot, wish.domain, options, blocks, directory, in_use, wish.force, opened)
-        if wish.options.adopted:
-            return _plan_adopted(wish, snapshot, busy)
-        return wish.kind, _plan_disks(wish, snapshot, busy)
+        opened = files.opened(session.pid) if request.options.adopted or request.kind is Kind.COMMIT else None
+        snapshot = DomainSnapshot(pivot, request.domain, options, blocks, directory, in_use, opened)
+        if request.options.adopted:
+            return _plan_adopted(request, snapshot, busy)
+        return request.kind, _plan_disks(request, snapshot, busy)
 
     paths = [layer.filename for seen in blocks.disks.values() for layer in seen.layers]
-    paths += [target.image for target in wish.targets if target.image]
+    paths += [target.image for target in request.targets if target.image]
     try:
         kind, planned = await in_thread(limits.FILE_TIMEOUT_S, look, paths=paths)
     except TimeoutError as error:
@@ -79,21 +66,21 @@ async def plan(wish: Wish, session: Session, others: Collection[Pivot]) -> Pivot
     if kind is Kind.COPY and would_wipe(options):
         options = replace(options, sync=Sync.TOP)
     return Pivot(
-        id=wish.pivot,
-        request_id=wish.request_id,
-        domain=wish.domain,
+        id=pivot,
+        request_id=request.request_id or pivot,
+        domain=request.domain,
         qmp=session.path,
         kind=kind,
         phase=Phase.PREPARING,
-        requested_by=wish.who,
+        requested_by=who,
         options=options,
         disks=planned,
-        created_at=wish.created_at,
+        created_at=utc_now(),
         identity=Identity(
             boot_id=process.boot_id(),
             pid=session.pid,
             start_ticks=process.start_ticks(session.pid),
-            nonce=names.nonce_object(wish.pivot),
+            nonce=names.nonce_object(pivot),
         ),
     )
 
@@ -135,12 +122,12 @@ async def _in_use(others: Collection[Pivot]) -> frozenset[str]:
     return frozenset().union(*found, (image.file_id for image in images if image.file_id))
 
 
-def _plan_disks(wish: Wish, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
+def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
     """Return the disks of the pivot; this looks at files, so it may block."""
     planned = []
-    for index, target in enumerate(wish.targets):
+    for index, target in enumerate(request.targets):
         seen = snapshot.find(target.disk)
-        _refuse_busy(wish, seen, busy)
+        _refuse_busy(request, seen, busy)
         jobs = snapshot.blocks.graph.jobs.get(seen.node, ())
         if jobs:
             raise DiskBusyError(
@@ -148,25 +135,25 @@ def _plan_disks(wish: Wish, snapshot: DomainSnapshot, busy: Mapping[str, Pivot])
                 disk=seen.disk,
                 job=jobs[0],
             )
-        check_source(seen, force=wish.force)
-        planned.append(PLANS[wish.kind](snapshot, index, target, seen))
+        check_source(seen, force=request.options.force)
+        planned.append(PLANS[request.kind](snapshot, index, target, seen))
     if any(disk.switches != planned[0].switches for disk in planned):
         raise BadRequestError("some disks would be switched and others not: commit them as two requests")
     return tuple(planned)
 
 
 def _plan_adopted(
-    wish: Wish, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]
+    request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]
 ) -> tuple[Kind, tuple[PivotDisk, ...]]:
     """Return the kind of pivot for other clients' jobs, and its disks; this looks at files, so it may block."""
     kinds: set[Kind] = set()
     planned: list[PivotDisk] = []
-    for index, target in enumerate(wish.targets):
+    for index, target in enumerate(request.targets):
         seen = snapshot.find(target.disk) if target.job is None else find_by_job(snapshot, target.job)
-        _refuse_busy(wish, seen, busy)
+        _refuse_busy(request, seen, busy)
         if any(disk.disk == seen.disk for disk in planned):
             raise BadRequestError(f"disk {seen.disk} is named twice: name each once", disk=seen.disk)
-        check_source(seen, force=wish.force)
+        check_source(seen, force=request.options.force)
         kind, disk = plan_adopt(snapshot, index, target, seen)
         kinds.add(kind)
         planned.append(disk)
@@ -175,12 +162,12 @@ def _plan_adopted(
     return kinds.pop(), tuple(planned)
 
 
-def _refuse_busy(wish: Wish, seen: DiskSeen, busy: Mapping[str, Pivot]) -> None:
+def _refuse_busy(request: PivotRequest, seen: DiskSeen, busy: Mapping[str, Pivot]) -> None:
     if seen.disk in busy:
         pivot = busy[seen.disk].id
         what = "release or undo" if busy[seen.disk].window_open else "wait for that one or cancel"
         raise DiskBusyError(
-            f"disk {seen.disk} of {wish.domain} belongs to the open pivot {pivot}; {what} it",
+            f"disk {seen.disk} of {request.domain} belongs to the open pivot {pivot}; {what} it",
             pivot=pivot,
             disk=seen.disk,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from pivotd.app.start import Starter
 from pivotd.client.answers import FailingPivot
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Pivot
-from pivotd.core.request import CopyOptions, Kind, Target
-from pivotd.planning.plan import Wish, plan
+from pivotd.core.request import Kind, PivotRequest, Target
+from pivotd.planning.plan import plan
 from tests.app.conftest import WHO, nothing
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
@@ -41,10 +42,10 @@ async def test_an_open_pivot_without_a_driver(
     health = health_of(engine)
     number = f"01K9ABCDEFGHJKMNPQRSTV{1:04d}"
     target = Target("disk0", str(tmp_path / "new.qcow2"))
-    created = "2026-11-23T09:00:00.000000Z"
-    wish = Wish(number, number, "web1", Kind.COPY, (target,), CopyOptions(), WHO, created, force=False)
+    request = PivotRequest("web1", Kind.COPY, (target,))
     assert supervisor.session is not None
-    pivot, _ = await engine.journal.accept(await plan(wish, supervisor.session, []), {})
+    planned = await plan(request, supervisor.session, [], pivot=number, who=WHO)
+    pivot, _ = await engine.journal.accept(replace(planned, created_at="2026-11-23T09:00:00.000000Z"), {})
     report = health.report()
     assert (report.status, report.domains.pivots_without_driver) == ("degraded", (pivot.id,))
     await engine.closed(supervisor.start(pivot))

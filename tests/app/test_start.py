@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from pivotd import limits
-from pivotd.api.ports import PivotRequest
 from pivotd.app.start import Starter
-from pivotd.core.request import Kind, Target
+from pivotd.core.request import Kind, PivotRequest, Target
 from pivotd.errors import ConflictError
 from tests.app.conftest import WHO, Host, at_once, nothing
 from tests.conftest import QemuFactory

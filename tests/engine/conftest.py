@@ -13,7 +13,7 @@ import pytest
 from pivotd.app.registry import RUNTIME, Host
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Phase, Pivot, Record
-from pivotd.core.request import CopyOptions, Kind, Requester, Target
+from pivotd.core.request import CopyOptions, Kind, PivotRequest, Requester, Target
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
@@ -21,7 +21,7 @@ from pivotd.engine.supervisor import Supervisor
 from pivotd.host.flush import Flusher
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
-from pivotd.planning.plan import Wish, plan
+from pivotd.planning.plan import plan
 from tests.support.qemu import Qemu
 
 TIMEOUT_S = 30.0
@@ -56,24 +56,14 @@ class Engine:
         wanted = (Target(disk, str(path), image_format) for disk, path in targets.items())
         return await self.start(Kind.COPY, name, *wanted, **options)
 
-    async def start(self, kind: Kind, name: str, *targets: Target, force: bool = False, **options: Any) -> Driver:
+    async def start(self, kind: Kind, name: str, *targets: Target, **options: Any) -> Driver:
         """Record and start a pivot; return its driver."""
         supervisor = self.host.get(name)
         assert supervisor.session is not None
         number = ULID.format(next(self._numbers))
-        wish = Wish(
-            pivot=number,
-            request_id=number,
-            domain=name,
-            kind=kind,
-            targets=targets,
-            options=CopyOptions(**options),
-            who=Requester(0, 0, 1),
-            created_at=SystemClock().utc_now(),
-            force=force,
-        )
+        request = PivotRequest(name, kind, targets, CopyOptions(**options))
         others = [driver.pivot for driver in supervisor.drivers.values()]
-        planned = await plan(wish, supervisor.session, others)
+        planned = await plan(request, supervisor.session, others, pivot=number, who=Requester(0, 0, 1))
         pivot, _ = await self.journal.accept(planned, {})
         return supervisor.start(pivot)
 

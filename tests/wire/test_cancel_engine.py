@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pivotd.core.pivot import Outcome, Phase, Pivot
-from pivotd.core.request import CopyOptions, Kind, Requester, Target
+from pivotd.core.request import CopyOptions, Kind, PivotRequest, Requester, Target
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
@@ -23,7 +23,7 @@ from pivotd.engine.supervisor import Supervisor
 from pivotd.host.flush import Flusher
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
-from pivotd.planning.plan import Wish, plan
+from pivotd.planning.plan import plan
 from tests.conftest import QemuFactory
 from tests.support.cancel import Leftovers, Places, When
 from tests.support.qemu import Disk, Qemu, create_image
@@ -66,18 +66,10 @@ class Ground:
             assert supervisor.session is not None, supervisor.detail
             number = next(self.numbers)
             name = ULID.format(number)
-            wish = Wish(
-                pivot=name,
-                request_id=name,
-                domain="web1",
-                kind=Kind.COPY,
-                targets=(Target("disk0", str(self.directory / f"new{number}"), "qcow2"),),
-                options=CopyOptions(max_pause_ms=5000),
-                who=Requester(0, 0, 1),
-                created_at=self.clock.utc_now(),
-                force=False,
-            )
-            pivot, _ = await self.journal.accept(await plan(wish, supervisor.session, ()), {})
+            target = Target("disk0", str(self.directory / f"new{number}"), "qcow2")
+            request = PivotRequest("web1", Kind.COPY, (target,), CopyOptions(max_pause_ms=5000))
+            planned = await plan(request, supervisor.session, (), pivot=name, who=Requester(0, 0, 1))
+            pivot, _ = await self.journal.accept(planned, {})
             driver = supervisor.start(pivot)
             while driver.pivot.phase is not Phase.CLOSED:
                 await driver.advanced.wait()
