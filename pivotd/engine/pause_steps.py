@@ -21,6 +21,7 @@ def same_moment(state: DriverState, session: Session) -> bool:
 
 async def stop(state: DriverState, session: Session, action: actions.Stop, seen: Observation) -> Seen:
     """Pause the guest, with ``job-complete`` in the same write if the action says so."""
+    again = state.attempt.stop_sent is None
     # Without an answer it is unknown what ran: a guest that was already paused shows nothing.
     state.remember(stop_sent=None, completing=frozenset(action.complete))
 
@@ -33,7 +34,7 @@ async def stop(state: DriverState, session: Session, action: actions.Stop, seen:
     status = [session.job_status.get(job) for job in jobs]
     if None not in status and STATUS_ENDED.isdisjoint(status):
         state.remember(unmoved=(session, resumes))
-    ours = before in EXECUTING or resumed
+    ours = before in EXECUTING or resumed or (again and _resumed_since_intent(state, session))
     if not ours and state.pivot.owes_resume and (seen.executing or not same_moment(state, session)):
         # Another client paused the guest between the last look and here: pivotd must not resume it. If the guest was
         # seen paused and not resumed since, the pause is pivotd's: an earlier process has already sent `stop`.
@@ -46,6 +47,15 @@ async def stop(state: DriverState, session: Session, action: actions.Stop, seen:
         return None
     seen = replace(seen, run_state="paused")
     return await _await_pending(state, session, seen) if action.complete else seen
+
+
+def _resumed_since_intent(state: DriverState, session: Session) -> bool:
+    """Return whether another client is known to have resumed the guest under this intent.
+
+    If a first ``stop`` got no answer in time, it may have paused that guest before the next one asked.
+    """
+    intended = state.attempt.intended
+    return intended is not None and intended[0] is session and intended != moment(session)
 
 
 async def complete(state: DriverState, session: Session, action: actions.Complete, seen: Observation) -> Seen:

@@ -14,7 +14,7 @@ from pivotd.core import kinds
 from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.core.request import Kind, Requester, Target
 from pivotd.engine.inbox import Cancel
-from pivotd.errors import BadRequestError, JournalFullError, NotFoundError
+from pivotd.errors import BadRequestError, JournalFullError, NotFoundError, QmpUnknownError
 from pivotd.host import files
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image
@@ -319,3 +319,29 @@ async def test_a_guest_that_another_client_had_resumed_runs_on_without_a_journal
     back.set()
     await engine.closed(driver)
     assert qemu.run_state() == "running"
+
+
+async def test_a_guest_that_another_client_had_resumed_runs_on_after_a_stop_without_an_answer(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The next `stop` finds it paused, and only the RESUME that came before tells that the first one has paused it."""
+    images = chain(tmp_path)
+    qemu = qemu_factory([Disk(images[-1])], paused=True)
+    session = (await engine.connect(qemu)).session
+    assert session is not None
+    stop, stops = session.stop, 0
+
+    async def unheard_once(*args: object) -> object:
+        nonlocal stops
+        stops += 1
+        if stops == 1:
+            qemu.spy("cont")
+        answer = await stop(*args)  # type: ignore[arg-type]
+        if stops == 1:
+            raise QmpUnknownError("no answer in time")
+        return answer
+
+    monkeypatch.setattr(session, "stop", unheard_once)
+    driver = await engine.start(Kind.COMMIT, "web1", Target("disk0", top=str(images[2]), base=str(images[0])))
+    pivot = await engine.closed(driver)
+    assert (pivot.outcome, stops, qemu.run_state()) == ("merged", 2, "running")

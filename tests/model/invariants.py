@@ -76,8 +76,11 @@ class Ghost:
         owes = world.durable.owes_resume
         self.blind = owes
         self.unseen_stop = self.unseen_stop or (self.pause_of == "other" and owes)
-        if self.pause_of == "pivotd" and not owes:
-            # It stopped a guest that somebody had resumed after the intent, and had no time to note that.
+        self.not_told(world)
+
+    def not_told(self, world: World) -> None:
+        """Pivotd cannot know that it stopped a guest found paused, which somebody had resumed after the intent."""
+        if self.pause_of == "pivotd" and not world.durable.owes_resume:
             self.pause_of = "other"
 
     def meddled(self, world: World, command: str) -> None:

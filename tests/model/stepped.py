@@ -20,6 +20,7 @@ from pivotd.qmp.session import Session
 from tests.model.invariants import ViolationError, at_every_instant, at_rest
 from tests.model.messages import NAMES, message
 from tests.model.points import Alternative, Died, canonical, nothing
+from tests.model.qemu import Qemu
 from tests.model.world import Remembered, World
 
 T = TypeVar("T")
@@ -110,13 +111,13 @@ def step(world: World) -> None:
 
 def _before_step(world: World) -> bool:
     """Between steps anybody may die, meddle or start; return whether that is all for now."""
+    connected_to = world.qemu
     moving = world.qemu.moving() if world.qemu is not None and world.down else []
     alternatives = [*world.crash_alternatives(), *_between_steps(world)]
     if moving:
         alternatives.append(Alternative("jobs go on without pivotd", world.qemu.settle, (), 0, 0))
     if world.point(alternatives):
-        if world.qemu is not None:
-            world.qemu.events.clear()
+        _hear_between_steps(world, connected_to)
         at_every_instant(world)
         return True
     if world.down:
@@ -127,6 +128,13 @@ def _before_step(world: World) -> bool:
 
 def _between_steps(world: World) -> list[Alternative]:
     return world.replacements() * bool(world.faults) + world.meddling()
+
+
+def _hear_between_steps(world: World, connected_to: Qemu | None) -> None:
+    """Take QEMU's events; the connection to a QEMU that has gone is lost, and with it what was counted on it."""
+    world.hear()
+    if world.driver is not None and world.qemu is not connected_to:
+        world.driver = replace(world.driver, attempt=replace(world.driver.attempt, intended=None))
 
 
 def _down(world: World) -> None:
@@ -192,6 +200,8 @@ def _revive(world: World) -> Driver:
     state = driver.state
     deadline = remembered.attempt.deadline
     state.attempt = replace(remembered.attempt, deadline=None if deadline is None else world.now_s + deadline)
+    if (intended := remembered.attempt.intended) is not None and world.session is not None:
+        state.attempt = replace(state.attempt, intended=(world.session, -intended[1]))
     driver._failures.in_a_row = remembered.failures
     for name in remembered.messages:
         state.inbox.post(message(name))
@@ -205,15 +215,18 @@ def _revive(world: World) -> Driver:
 def _relative(attempt: Attempt, world: World) -> Attempt:
     """Return the attempt without what only measures, and with the deadline counted from now.
 
-    A connection ends with the step of the model, and with it what was counted on it.
+    What was counted on a connection ends with the step of the model, except whether the guest was resumed since the
+    intent: 0 or 1, as long as the connection lasts.
     """
-    deadline = attempt.deadline
+    deadline, intended, monitor = attempt.deadline, attempt.intended, world.monitor
+    same = intended is not None and monitor is not None and intended[0] is world.session
     return replace(
         attempt,
         deadline=None if deadline is None else -1.0 if deadline <= world.now_s else 0.5,
         deadline_passed=False, window_over=False, paused_at=None,
         resumed_at=None if attempt.resumed_at is None else 0.0, retry_at=0.0,
-        looked=None, intended=None, unmoved=None, unwritten=False,
+        looked=None, unmoved=None, unwritten=False,
+        intended=(None, min(1, monitor.resumes - intended[1])) if same else None,
     )  # fmt: skip
 
 

@@ -39,12 +39,19 @@ SEARCHES = [
     *(Bounds(disks=2, crashes=0, faults=1, move=move) for move in CHAINS),
     *(Bounds(disks=1, crashes=1, faults=1, move=move) for move in CHAINS if move is not Move.INNER_COMMIT),
     *(Bounds(disks=1, crashes=1, faults=1, move=move, run_state="paused") for move in (Move.PULL, Move.SNAPSHOT)),
-    Bounds(disks=1, crashes=0, faults=2, move=Move.SNAPSHOT, run_state="paused"),
+    *(
+        Bounds(disks=1, crashes=0, faults=2, move=move, run_state="paused")
+        for move in (Move.SNAPSHOT, Move.INNER_COMMIT)
+    ),
 ]
 LONG = [
     Bounds(disks=1, crashes=1, faults=1, move=Move.INNER_COMMIT),
     *(Bounds(disks=1, crashes=1, faults=1, move=move, named=True) for move in Move),
     Bounds(disks=1, crashes=0, faults=2, from_phase=Phase.COPYING),
+    *(
+        Bounds(disks=1, crashes=0, faults=2, move=move, run_state="paused")
+        for move in (Move.COPY, Move.COMMIT, Move.PULL)
+    ),
     Bounds(disks=2, crashes=1, faults=1, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, bandwidth=True),
     Bounds(disks=1, crashes=0, faults=2, hold=True, from_phase=Phase.COPYING),

@@ -69,6 +69,8 @@ class Wire:
             self.monitor.lose()
         self.monitor = self.session = None
         self.late = ()
+        if self.asked is None or self.asked.state.attempt.ours is None:
+            self.ghost.not_told(self)
         raise QmpUnknownError(f"{what}: the monitor closed before the answer")
 
     def _late(self, _name: str, rest: Sequence[Message]) -> None:

@@ -157,6 +157,9 @@ class World(Wire, Ledger, Mischief):
             self.qemu.events.clear()
             if self.monitor is not None:
                 self.monitor.hear(events)
+            elif self.driver is not None and self.driver.attempt.intended and ("RESUME", "", "") in events:
+                # Between two steps: the connection has what the next one will see.
+                self.driver = replace(self.driver, attempt=replace(self.driver.attempt, intended=(None, 1)))
 
     def process_gone(self, identity: Identity) -> bool:
         """Return whether the QEMU in which the pivot began has ended."""

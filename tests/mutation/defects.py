@@ -329,6 +329,11 @@ ONE_OWNER = (
         "        if await without_paused(state):\n            state.remember(ours=None)\n", "",
         "real QEMU", ("tests/engine/test_layers.py", "-k", "another_client_had and full"),
     ),
+    Defect(
+        "a resume before a `stop` without an answer is forgotten", "G3", PAUSE,
+        " or (again and _resumed_since_intent(state, session))\n", "\n",
+        SEARCH, searched(0, 2, move=Move.INNER_COMMIT, found="paused"),
+    ),
 )  # fmt: skip
 """Only a pivot's driver records it."""
 
