@@ -133,8 +133,8 @@ def when_recorded(world: World, before: Pivot) -> None:
     """Raise ViolationError for an outcome that is not so, or that nobody may record now."""
     pivot = world.durable
     ghost, qemu = world.ghost, world.qemu
-    if pivot.phase is Phase.READY:
-        ghost.excused = frozenset()
+    if pivot.phase is Phase.READY and before.phase is not Phase.READY:
+        ghost.excused = frozenset()  # pivotd has looked; what a person asks for at READY is recorded without a look
     if pivot.phase is not Phase.DECIDED or before.phase is Phase.DECIDED:
         return
     for disk in pivot.disks:
