@@ -105,10 +105,10 @@ class Daemon:
         return self._process.pid
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the end; may be called repeatedly."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        """SIGKILL, and wait for the end; may be called repeatedly. Another thread may start the next one meanwhile."""
+        if (process := self._process) is not None:
+            process.kill()
+            process.wait()
 
     def wait(self) -> int:
         """Return the exit status of the newest process once it has ended."""
