@@ -194,3 +194,75 @@ def m004_revisions(db: Database) -> None:
     for statement in M004_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 4")
+
+
+M005_ACCEPTED = ("filename TEXT", "format TEXT", "at TEXT", "by_uid INTEGER", "reason TEXT")
+M005_STATEMENTS = (
+    """
+    CREATE TABLE image_latest (
+        filename TEXT NOT NULL,
+        domain TEXT NOT NULL,
+        disk TEXT NOT NULL,
+        file_id TEXT,
+        pivot TEXT NOT NULL REFERENCES pivot (id),
+        PRIMARY KEY (filename, domain, disk)
+    ) STRICT, WITHOUT ROWID
+    """,
+    # With max(), SQLite takes the other columns from the row that has it.
+    """
+    INSERT INTO image_latest (filename, domain, disk, file_id, pivot)
+    SELECT filename, domain, disk, file_id, id FROM (
+        SELECT side.filename, domain, side.disk, side.file_id, id, max(number) FROM pivot JOIN (
+            SELECT pivot, disk, source_filename AS filename, source_file_id AS file_id FROM pivot_disk
+            UNION ALL SELECT pivot, disk, destination_filename, destination_file_id FROM pivot_disk
+            UNION ALL SELECT pivot, disk, top_filename, top_file_id FROM pivot_disk
+            UNION ALL SELECT pivot, disk, base_filename, base_file_id FROM pivot_disk
+            UNION ALL SELECT pivot, disk, value, NULL FROM pivot_disk,
+                json_each(CASE WHEN json_valid(between_filenames) THEN between_filenames ELSE '[]' END)
+        ) AS side ON pivot.id = side.pivot
+        WHERE side.filename IS NOT NULL GROUP BY side.filename, domain, side.disk
+    )
+    """,
+    "CREATE INDEX image_latest_by_file ON image_latest (file_id) WHERE file_id IS NOT NULL",
+    # A pivot of a disk begins after the one before it has ended: what comes later is the last that knew an image.
+    """
+    CREATE TRIGGER pivot_disk_images AFTER INSERT ON pivot_disk BEGIN
+        INSERT INTO image_latest (filename, domain, disk, file_id, pivot)
+        SELECT side.filename, domain, NEW.disk, side.file_id, id FROM pivot, (
+            SELECT NEW.source_filename AS filename, NEW.source_file_id AS file_id
+            UNION ALL SELECT NEW.destination_filename, NEW.destination_file_id
+            UNION ALL SELECT NEW.top_filename, NEW.top_file_id
+            UNION ALL SELECT NEW.base_filename, NEW.base_file_id
+            UNION ALL SELECT value, NULL FROM json_each(NEW.between_filenames)
+        ) AS side WHERE id = NEW.pivot AND side.filename IS NOT NULL
+        ON CONFLICT (filename, domain, disk) DO UPDATE SET file_id = excluded.file_id, pivot = excluded.pivot;
+    END
+    """,
+    """
+    CREATE TRIGGER pivot_disk_image_made AFTER UPDATE OF destination_file_id ON pivot_disk BEGIN
+        UPDATE image_latest SET file_id = NEW.destination_file_id
+        WHERE filename = NEW.destination_filename AND disk = NEW.disk AND pivot = NEW.pivot;
+    END
+    """,
+    """
+    CREATE TRIGGER pivot_disk_image_accepted AFTER UPDATE OF accepted_at ON pivot_disk BEGIN
+        INSERT INTO image_latest (filename, domain, disk, pivot)
+        SELECT NEW.accepted_filename, domain, NEW.disk, id FROM pivot WHERE id = NEW.pivot
+        ON CONFLICT (filename, domain, disk) DO UPDATE SET pivot = excluded.pivot;
+    END
+    """,
+    """
+    CREATE TRIGGER image_latest_no_delete BEFORE DELETE ON image_latest
+    BEGIN SELECT RAISE(ABORT, 'image_latest rows are never deleted'); END
+    """,
+)
+
+
+@migrations()
+def m005_images(db: Database) -> None:
+    """Index every image: the last pivot of each disk that knew it. Keep what people accept."""
+    for column in M005_ACCEPTED:
+        db.execute(f"ALTER TABLE pivot_disk ADD COLUMN accepted_{column}")
+    for statement in M005_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 5")

@@ -174,6 +174,7 @@ class Daemon:
         server: Any = await asyncio.to_thread(importlib.import_module, "pivotd.api.server")
         access_module: Any = importlib.import_module("pivotd.api.access")
         service: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.service")
+        alarms_module: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.alarms")
         sys.setswitchinterval(limits.SWITCH_INTERVAL_S)
         reads = await service.Reads.attach(self._config.state_dir, self._host, self._journal)
         daemon_service = service.DaemonService(self._config, self._host, self._journal, reads)
@@ -186,12 +187,14 @@ class Daemon:
         api_stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             discovery = group.create_task(self._discover(reloader), name="discovery")
+            alarms = group.create_task(alarms_module.Alarms(self._host, self._journal, reads).run(), name="alarms")
             reloading = group.create_task(reloader.run(self._hangup, reload_listener), name="reload")
             api = group.create_task(server.serve(daemon_service, access, sock, api_stop), name="api")
             await self._stop.wait()
             daemon_service.end()
             api_stop.set()
             discovery.cancel()
+            alarms.cancel()
             reloading.cancel()
             await api
         await reads.close()

@@ -41,6 +41,7 @@ EXIT_UNREACHABLE = 3
 EXIT_REFUSED = 4
 EXIT_KEPT = 5
 EXIT_UNKNOWN = 6
+EXIT_NEVER_MOVED = 7
 
 
 class PivotdError(Exception):

@@ -62,6 +62,8 @@ ROLLBACK_TIMEOUT_S = 5.0
 FILE_TIMEOUT_S = 5.0
 """stat() answers in microseconds unless the file system hangs."""
 OTHERS_FILE_TIMEOUT_S = 0.5
+FILES_AT_ONCE = 64
+"""How many images one thread looks at in a row."""
 """For the images of other pivots: a request does not wait long for storage that it does not use."""
 PATH_THREADS_MAX = 4
 MOUNT_THREADS_MAX = 16

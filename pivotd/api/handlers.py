@@ -17,7 +17,9 @@ from pivotd.api.models import pivot_request
 from pivotd.api.ports import Service
 from pivotd.api.streams import EventStream, Streams
 from pivotd.client import shown
+from pivotd.client.answers import ObsoleteImages
 from pivotd.client.requests import (
+    AcceptRequest,
     AdoptRequest,
     BandwidthRequest,
     CommitRequest,
@@ -27,8 +29,10 @@ from pivotd.client.requests import (
     PullRequest,
     SnapshotRequest,
 )
+from pivotd.core import nbd
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import Requester
+from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import Verdict
 from pivotd.errors import BadRequestError, TooLargeError
 
@@ -64,6 +68,10 @@ def _frame(record: Record) -> bytes:
 
 def _verdict(verdict: Verdict) -> bytes:
     return problems.encode(verdict)
+
+
+def _image(found: ImageFound) -> bytes:
+    return problems.encode(shown.image(found))
 
 
 def _list(encoded: Sequence[bytes]) -> Response:
@@ -257,8 +265,34 @@ async def progress(call: Call, request: Request) -> Response:
 async def verdicts(call: Call, request: Request) -> Response:
     """Which image holds the data."""
     query = request.query_params
-    found = await call.service.reads.verdicts(query.get("domain"), query.get("disk"), query.get("image"), _verdict)
+    found = await call.service.reads.verdicts(query.get("domain"), query.get("disk"), _verdict)
     return _list(found)
+
+
+async def accept(call: Call, request: Request) -> Response:
+    """Record a person's word on the image of a disk."""
+    body = await _body(request, AcceptRequest)
+    path = request.path_params
+    return _json(shown.verdict(await call.service.accept(path["domain"], path["disk"], body, call.who)))
+
+
+async def images(call: Call, request: Request) -> Response:
+    """What all of history says of one image."""
+    path = request.query_params.get("image", "")
+    if not (path.startswith("/") or nbd.is_uri(path)):
+        raise BadRequestError(
+            f"image={path[:80]}: expected the absolute path of an image, or the address of an NBD export"
+        )
+    return _list(await call.service.reads.image(path, _image))
+
+
+async def obsolete(call: Call, request: Request) -> Response:
+    """Images that no disk needs any more."""
+    limit = int(_number(request, "limit", limits.PIVOTS_LISTED, limits.PIVOTS_LISTED_MAX))
+    found, following = await call.service.reads.obsolete(
+        request.query_params.get("after_image", ""), limit, shown.image
+    )
+    return _json(ObsoleteImages(tuple(found), following))
 
 
 async def events(call: Call, request: Request) -> Response:

@@ -7,8 +7,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
 from pivotd.client.answers import DiskView, DomainView, Health, Progress
+from pivotd.client.requests import AcceptRequest
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import CopyOptions, PivotRequest, Requester
+from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import Verdict
 
 T = TypeVar("T")
@@ -51,10 +53,16 @@ class Reads(Protocol):
         """Return up to limit records with seq > after, oldest first."""
         ...
 
-    async def verdicts(
-        self, domain: str | None, disk: str | None, image: str | None, encode: Callable[[Verdict], T]
-    ) -> list[T]:
+    async def verdicts(self, domain: str | None, disk: str | None, encode: Callable[[Verdict], T]) -> list[T]:
         """Return the verdicts on all known disks, or on those selected. Raises: NotFoundError."""
+        ...
+
+    async def image(self, image: str, encode: Callable[[ImageFound], T]) -> list[T]:
+        """Return what history and QEMU say of one image, for each disk that has or had it. Raises: ConflictError."""
+        ...
+
+    async def obsolete(self, after: str, limit: int, encode: Callable[[ImageFound], T]) -> tuple[list[T], str | None]:
+        """Return those of the next ``limit`` images of the journal that no disk needs, and the name to go on from."""
         ...
 
 
@@ -115,6 +123,13 @@ class Service(Protocol):
 
     async def release(self, pivot: str, who: Requester) -> Pivot:
         """End the undo window of a pivot; no error if it has ended. Raises: NotFoundError, PhaseConflictError."""
+        ...
+
+    async def accept(self, domain: str, disk: str, word: AcceptRequest, who: Requester) -> Verdict:
+        """Record a person's word on which image holds a disk's data; return the verdict that rests on it.
+
+        Raises: NotFoundError, ConflictError, BadRequestError, JournalError.
+        """
         ...
 
     def progress(self, pivot: str) -> Progress | None:

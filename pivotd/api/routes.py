@@ -15,7 +15,7 @@ from pivotd.client import answers as a
 from pivotd.client import requests as r
 
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
-VERDICT_OF = ("domain", "disk", "image")
+VERDICT_OF = ("domain", "disk")
 PAGE = ("after", "limit")
 PIVOTS_PAGE = ("domain", "open", "limit", "before")
 D, P = "/v1/domains/{domain}", "/v1/pivots/{pivot}"
@@ -63,5 +63,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", f"{P}/wait", READER, h.wait, "Wait until a pivot rests", a.Pivot, query=("timeout_s",)),
     Route("GET", f"{P}/progress", READER, h.progress, "How far an open pivot is", a.Progress | None),
     Route("GET", "/v1/verdicts", READER, h.verdicts, "Which image is right", list[a.Verdict], query=VERDICT_OF),
+    Route("POST", f"{D}/disks/{{disk}}/accept", OPERATOR, h.accept, "Say which is right", a.Verdict, r.AcceptRequest),
+    Route("GET", "/v1/images", READER, h.images, "History of an image", list[a.ImageVerdict], query=("image",)),
+    Route(
+        "GET", "/v1/obsolete", READER, h.obsolete, "Images of no use", a.ObsoleteImages, query=("after_image", "limit")
+    ),
     Route("GET", "/v1/events", READER, h.events, "The event log, or a stream", list[a.Record], query=PAGE),
 )

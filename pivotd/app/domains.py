@@ -145,6 +145,7 @@ async def _view(supervisor: Supervisor) -> DomainView:
         except QmpError as error:
             session, connection, detail = None, "unreachable", [error.message]
     detail += [f"pivot {pivot}: {why}" for pivot, why in failing(supervisor).items()]
+    alarms = tuple(supervisor.alarms[disk] for disk in sorted(supervisor.alarms))
     return DomainView(
         name=supervisor.name,
         qmp=supervisor.path,
@@ -156,6 +157,7 @@ async def _view(supervisor: Supervisor) -> DomainView:
         pid=session.pid if session else None,
         uptime_s=process.uptime_s(session.pid) if session else None,
         open_pivots=tuple(sorted(supervisor.drivers)),
+        alarms=alarms,
     )
 
 

@@ -45,7 +45,10 @@ class Health:
             answers.FailingPivot(s.name, pivot, why) for s in supervisors for pivot, why in failing(s).items()
         )
         without_driver = tuple(self._without_driver())
-        healthy = self._journal.healthy and not silent and not failed and not without_driver
+        wrong = tuple(
+            answers.WrongImage(s.name, disk, why) for s in supervisors for disk, why in sorted(s.alarms.items())
+        )
+        healthy = self._journal.healthy and not (silent or failed or without_driver or wrong)
         return answers.Health(
             status="ok" if healthy else "degraded",
             version=__version__,
@@ -58,5 +61,6 @@ class Health:
                 failing=failed,
                 pivots_without_driver=without_driver,
                 skipped=tuple(answers.SkippedMonitor(path, reason) for path, reason in self._host.skipped),
+                wrong_images=wrong,
             ),
         )

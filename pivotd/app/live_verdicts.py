@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import os.path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pivotd import limits
 from pivotd.core import verdict
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Image, Pivot, PivotDisk
-from pivotd.core.verdict import Verdict
-from pivotd.errors import ConflictError, QmpError
+from pivotd.core.verdict import Presence, Verdict
+from pivotd.errors import QmpError
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
 from pivotd.qmp.blocks import DiskSeen
@@ -31,27 +33,28 @@ class LiveVerdicts:
         self._confirmed: set[Key] = set()
         """Disks that the pivot's own QEMU has shown: this QEMU lives, so no other one starts the guest."""
 
-    async def all(self, sessions: Mapping[str, Session], disk: str | None, image: str | None) -> list[Verdict]:
-        """Return the requested verdicts. ``sessions``: the connected QEMUs, by domain.
-
-        Raises: ConflictError: the storage of ``image`` does not answer.
-        """
+    async def all(self, sessions: Mapping[str, Session], disk: str | None = None) -> dict[Key, Verdict]:
+        """Return the verdicts, sorted; of all disks or of those with this name. ``sessions``: the connected QEMUs."""
         await asyncio.gather(*(self._check_domain(name, session) for name, session in sessions.items()))
         for key, (pivot, _) in self._last.items():
             if verdict.may_be_overtaken(pivot) and key not in self._confirmed:
                 self._found[key] = verdict.provisional(self._found[key])
-        chosen = [(key, v) for key, v in sorted(self._found.items()) if disk is None or v.disk == disk]
-        if image is None:
-            return [v for _, v in chosen]
-        try:
-            named = await in_thread(
-                limits.FILE_TIMEOUT_S,
-                lambda: [_names_image(v, self._last.get(key), image) for key, v in chosen],
-                paths=[image, *(side.filename for last in self._last.values() for side in _unidentified(last))],
-            )
-        except TimeoutError as error:
-            raise ConflictError(f"{error}: ask by domain and disk instead") from None
-        return [v for (_, v), wanted in zip(chosen, named, strict=True) if wanted]
+        return {key: found for key, found in sorted(self._found.items()) if disk is None or key[1] == disk}
+
+    async def with_files(self, found: Mapping[Key, Verdict]) -> dict[Key, Verdict]:
+        """Return verdicts with what their images' names lead to now."""
+        images = [self._right(key, one) for key, one in found.items()]
+        looked = zip(found.items(), await _look(images), strict=True)
+        return {key: one if seen is None else verdict.check_file(one, seen) for (key, one), seen in looked}
+
+    def _right(self, key: Key, found: Verdict) -> Image | None:
+        """Return the image of a verdict, None if there is none, or if QEMU was asked for its name just now."""
+        moved = self._last.get(key)
+        if moved is None:
+            return None
+        pivot, disk = moved
+        known = files.of_boot(verdict.right_image(disk), pivot)
+        return replace(known, filename=found.image) if found.image is not None else known
 
     async def _check_domain(self, name: str, session: Session) -> None:
         try:
@@ -66,7 +69,7 @@ class LiveVerdicts:
             live = verdict.Live(await image_path(disk.filename, session), disk.format)
             self._found[key] = verdict.without_pivot(*key, live)
         else:
-            paths = [disk.filename, *(side.filename for side in _unidentified(moved))]
+            paths = [disk.filename, verdict.right_image(moved[1]).filename]
             live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=paths)
             self._found[key] = verdict.check(self._found[key], live, decided=is_decided(moved[0]))
             if live.same_qemu:
@@ -83,11 +86,6 @@ async def image_path(filename: str, session: Session) -> str:
     return file.path or filename
 
 
-def _unidentified(last: Moved) -> list[Image]:
-    """Return the images whose files have to be looked at to compare them."""
-    return [side for side in (last[1].source, last[1].destination) if side.file_id is None]
-
-
 def _live(disk: DiskSeen, last: Moved, session: Session) -> verdict.Live:
     pivot, moved = last
     known = pivot.identity
@@ -96,18 +94,54 @@ def _live(disk: DiskSeen, last: Moved, session: Session) -> verdict.Live:
         process.start_ticks(session.pid),
         process.boot_id(),
     )
+    right = verdict.right_image(moved)
     file = files.resolve(disk.filename, process.working_directory(session.pid))
     return verdict.Live(
         image=file.path or disk.filename,
         format=disk.format,
         same_qemu=same,
-        is_source=(same and disk.node == moved.source.node) or files.same(moved.source, file),
-        is_destination=(same and disk.node == moved.destination.node) or files.same(moved.destination, file),
+        is_right=(same and disk.node == right.node) or _is(right, pivot, file),
+        is_destination=same and disk.node == moved.destination.node,
+        renamed=files.renamed(right, pivot, file),
     )
 
 
-def _names_image(found: Verdict, last: Moved | None, image: str) -> bool:
-    file = files.named(image)
-    if found.image == image:
-        return True
-    return last is not None and any(files.same(side, file) for side in (last[1].source, last[1].destination))
+def _is(image: Image, pivot: Pivot, file: files.File) -> bool:
+    """Return whether a file that QEMU has open is an image of a pivot: by name and number, by a link, or renamed."""
+    if file.path is None:
+        return False
+    known = files.of_boot(image, pivot)
+    if os.path.normpath(known.filename) == os.path.normpath(file.path):
+        return None in {known.file_id, file.file_id} or known.file_id == file.file_id
+    linked = file.file_id is not None and files.file_id(known.filename) == file.file_id
+    return linked or files.renamed(image, pivot, file)
+
+
+async def _look(images: Sequence[Image | None]) -> list[Presence | None]:
+    """Return what the names of images lead to; one hanging storage costs only the images on it."""
+    found: list[Presence | None] = []
+    for first in range(0, len(images), limits.FILES_AT_ONCE):
+        part = images[first : first + limits.FILES_AT_ONCE]
+        paths = [image.filename for image in part if image is not None]
+        try:
+            found += await in_thread(limits.OTHERS_FILE_TIMEOUT_S, _presences, part, paths=paths)
+        except TimeoutError:
+            found += await asyncio.gather(*map(_one, part))
+    return found
+
+
+async def _one(image: Image | None) -> Presence | None:
+    if image is None:
+        return None
+    try:
+        return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, _presence, image, paths=[image.filename])
+    except TimeoutError:
+        return Presence.UNSEEN
+
+
+def _presence(image: Image | None) -> Presence | None:
+    return None if image is None else files.presence(image, sees_all=False)
+
+
+def _presences(images: Sequence[Image | None]) -> list[Presence | None]:
+    return list(map(_presence, images))

@@ -7,21 +7,26 @@ pieces of limits.READ_AT_ONCE, each in a turn of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from pivotd import limits
 from pivotd.app.lanes import Door, Lane
-from pivotd.app.live_verdicts import LiveVerdicts
+from pivotd.app.live_verdicts import Key, LiveVerdicts
 from pivotd.app.registry import Host
 from pivotd.core.phases import is_resting
-from pivotd.core.pivot import Pivot, PivotDisk, Record
-from pivotd.core.verdict import Verdict
-from pivotd.errors import NotFoundError
+from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
+from pivotd.core.standing import Asked, ImageFound
+from pivotd.core.verdict import Verdict, never_moved
+from pivotd.errors import ConflictError, NotFoundError
+from pivotd.host import files
+from pivotd.host.threads import in_thread
+from pivotd.journal.images import images_found, obsolete
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
+from pivotd.qmp.session import Session
 
 T = TypeVar("T")
 VERDICT_READS_MAX = 3
@@ -195,29 +200,80 @@ class Reads:
             after = (page[-1][0].domain, page[-1][1].disk)
         return found
 
-    async def verdicts(
-        self, domain: str | None, disk: str | None, image: str | None, encode: Callable[[Verdict], T]
-    ) -> list[T]:
-        """Return the verdicts on all known disks, checked against QEMU where it answers."""
-        for _ in range(VERDICT_READS_MAX):
-            before = self._journal.last_seq
-            latest = await self.latest(domain, disk)
-            if domain is not None and not latest:
-                self._host.get(domain)
-            names = [domain] if domain is not None else sorted(self._host.supervisors)
-            sessions = {n: s.session for n in names if (s := self._host.supervisors.get(n)) is not None and s.session}
-            result = await LiveVerdicts(latest).all(sessions, disk, image)
-            if self._journal.last_seq == before:
-                break
-        if disk is not None and not result:
-            raise NotFoundError(f"{domain} has no disk {disk}, neither in QEMU nor in the journal", disk=disk)
-        if image is not None and not result:
-            raise NotFoundError(f"no disk uses or used {image}", image=image)
+    async def verdicts(self, domain: str | None, disk: str | None, encode: Callable[[Verdict], T]) -> list[T]:
+        """Return the verdicts on all known disks, checked against QEMU where it answers, and against their files."""
+        live, found = await self.live_verdicts(domain, disk)
+        if domain is not None and disk is not None and not found:
+            if self._host.get(domain).session is not None:
+                raise NotFoundError(f"{domain} has no disk {disk}, neither in QEMU nor in the journal", disk=disk)
+            found = {(domain, disk): never_moved(domain, disk)}
+        result = list((await live.with_files(found)).values())
         encoded: list[T] = []
         for first in range(0, len(result), limits.READ_AT_ONCE):
             part = result[first : first + limits.READ_AT_ONCE]
             encoded += await self._lists.read(_encoded, encode, part)
         return encoded
+
+    async def live_verdicts(self, domain: str | None, disk: str | None) -> tuple[LiveVerdicts, dict[Key, Verdict]]:
+        """Return the verdicts on all known disks, or some, checked against QEMU, by domain and disk.
+
+        Raises: NotFoundError: neither journal nor daemon knows the domain.
+        """
+        for _ in range(VERDICT_READS_MAX):
+            before = self._journal.last_seq
+            latest = await self.latest(domain, disk)
+            if domain is not None and not latest:
+                self._host.get(domain)
+            live = LiveVerdicts(latest)
+            found = await live.all(self._sessions([domain] if domain is not None else None), disk)
+            if self._journal.last_seq == before:
+                break
+        return live, found
+
+    async def moved(self, image: str) -> list[tuple[Pivot, PivotDisk]]:
+        """Return, for each disk that has ever had an image of this name, its last such pivot."""
+        return await self._single.read(Reader.image, [image], None)
+
+    async def doubts(self, domain: str) -> dict[str, Verdict]:
+        """Return, by disk, the verdicts of a domain that a person has to settle: the evidence contradicts itself."""
+        _, found = await self.live_verdicts(domain, None)
+        return {disk: one for (_, disk), one in found.items() if one.outcome is Outcome.UNKNOWN}
+
+    def _sessions(self, domains: Iterable[str] | None) -> dict[str, Session]:
+        """Return the connections to the QEMUs of these domains, or of all."""
+        supervisors = self._host.supervisors
+        names = supervisors if domains is None else domains
+        return {n: s.session for n in names if (s := supervisors.get(n)) is not None and s.session is not None}
+
+    async def image(self, image: str, encode: Callable[[ImageFound], T]) -> list[T]:
+        """Return what history and QEMU say of one image, for each disk that has it or had it; empty: never seen.
+
+        Raises: ConflictError: its storage does not answer.
+        """
+        try:
+            asked = await in_thread(limits.FILE_TIMEOUT_S, files.asked, image, paths=[image])
+        except TimeoutError as error:
+            raise ConflictError(f"{error}: ask by domain and disk instead") from None
+        moved = await self._single.read(Reader.image, asked.names, asked.file_id)
+        verdicts: dict[Key, Verdict] = {}
+        # Never seen by the journal: a QEMU may have it all the same.
+        domains: list[str | None] = [*sorted({pivot.domain for pivot, _ in moved})]
+        for domain in domains or [None]:
+            live, found = await self.live_verdicts(domain, None)
+            verdicts |= await live.with_files(found)
+        return await self._single.read(_images, encode, image, asked, verdicts)
+
+    async def obsolete(self, after: str, limit: int, encode: Callable[[ImageFound], T]) -> tuple[list[T], str | None]:
+        """Return those of the next ``limit`` images of the journal that no disk needs, and the name to go on from."""
+        found: list[T] = []
+        left, name = limit, after
+        while left > 0:
+            page, following = await self._lists.read(_obsolete, encode, name, min(limits.READ_AT_ONCE, left))
+            found += page
+            if following is None:
+                return found, None
+            left, name = left - limits.READ_AT_ONCE, following
+        return found, name
 
 
 # -- what runs in the threads -----------------------------------------------------------------------------------
@@ -241,6 +297,17 @@ def _shown(reader: Reader, encode: Callable[[Pivot, list[Record]], T], pivot: st
 
 def _records(reader: Reader, encode: Callable[[Record], T], after: int, limit: int) -> list[tuple[int, T]]:
     return [(record.seq, encode(record)) for record in reader.events(after, limit)]
+
+
+def _images(
+    reader: Reader, encode: Callable[[ImageFound], T], image: str, asked: Asked, verdicts: Mapping[Key, Verdict]
+) -> list[T]:
+    return [encode(one) for one in images_found(reader, image, asked, verdicts)]
+
+
+def _obsolete(reader: Reader, encode: Callable[[ImageFound], T], after: str, limit: int) -> tuple[list[T], str | None]:
+    found, following = obsolete(reader, after, limit)
+    return [encode(one) for one in found], following
 
 
 def _encoded(_reader: Reader, encode: Callable[[Verdict], T], part: Sequence[Verdict]) -> list[T]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import glob
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +44,8 @@ class Host:
         self._claims: list[tuple[str, str]] = []
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._group: asyncio.TaskGroup | None = None
+        self.on_connected: Callable[[str], None] | None = None
+        """Called with the name of a domain as soon as its QEMU is connected."""
         self._ended = asyncio.Event()
         self._started = asyncio.Event()
 
@@ -90,12 +92,16 @@ class Host:
         """Begin to supervise a domain."""
         assert self._group is not None, "run() has begun"
         assert name not in self.supervisors, name
-        supervisor = Supervisor(name, path, origin, self._make_driver)
+        supervisor = Supervisor(name, path, origin, self._make_driver, self._connected)
         self.supervisors[name] = supervisor
         self._group.create_task(supervisor.run(list(pivots)), name=f"domain {name}")
         if self._ended.is_set():
             supervisor.end()
         return supervisor
+
+    def _connected(self, name: str) -> None:
+        if self.on_connected is not None:
+            self.on_connected(name)
 
     def remove(self, name: str) -> None:
         """Forget a domain; its supervisor ends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ulid import ULID
 
+from pivotd.app.accepting import Accepting
 from pivotd.app.domains import Domains
 from pivotd.app.health import Health
 from pivotd.app.reads import Reads
@@ -28,7 +29,8 @@ class DaemonService:
         self._config = config
         self._host = host
         self._journal = journal
-        domains, starter = Domains(host, journal, reads.latest), Starter(host, journal, reads.known)
+        domains, starter = Domains(host, journal, reads.latest), Starter(host, journal, reads)
+        self.accept = Accepting(host, journal, reads).accept
         self.domains, self.domain, self.disks = domains.all, domains.one, domains.disks
         self.add_domain, self.remove_domain = domains.add, domains.remove
         self.start = starter.start

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from ulid import ULID
 
@@ -13,14 +14,26 @@ from pivotd.app.registry import Host
 from pivotd.core import nbd
 from pivotd.core.pivot import Image, Pivot, PivotDisk
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
+from pivotd.core.verdict import Verdict
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, DomainUnreachableError, PivotdError
 from pivotd.journal.journal import Journal
 from pivotd.planning.plan import marks, plan, written
 from pivotd.qmp.session import Session
 
-Find = Callable[[str], Awaitable[Pivot | None]]
-"""Returns the pivot with a request id, None if there is none."""
+
+class History(Protocol):
+    """What a request needs of the journal; app.reads.Reads has it."""
+
+    async def known(self, pivot: str) -> Pivot | None:
+        """Return one pivot by its id or its request id, None if there is none."""
+        ...
+
+    async def doubts(self, domain: str) -> dict[str, Verdict]:
+        """Return, by disk, the verdicts that a person has to settle."""
+        ...
+
+
 Marked = Sequence[tuple[Image, frozenset[str]]]
 """Images, each with its identities: files.identities()."""
 
@@ -28,10 +41,10 @@ Marked = Sequence[tuple[Image, frozenset[str]]]
 class Starter:
     """Accepts requests for pivots."""
 
-    def __init__(self, host: Host, journal: Journal, find: Find) -> None:
+    def __init__(self, host: Host, journal: Journal, history: History) -> None:
         self._host = host
         self._journal = journal
-        self._find = find
+        self._history = history
         self._under_way: dict[str, tuple[PivotRequest, asyncio.Future[Pivot]]] = {}
         self.accepting: set[str] = set()
         """Pivots being recorded, which have no driver yet."""
@@ -51,7 +64,7 @@ class Starter:
         done: asyncio.Future[Pivot] = asyncio.get_running_loop().create_future()
         self._under_way[key] = request, done
         try:
-            known = await self._find(key)
+            known = await self._history.known(key)
             started = await self._start(request, who) if known is None else _same_request(known, request)
         except BaseException as error:
             given_up = ConflictError(f"request {key} was given up on the way: send it again")
@@ -80,10 +93,23 @@ class Starter:
             session = await supervisor.connected()
             others = [driver.pivot for driver in self._host.drivers().values()]
             planned = await plan(request, session, others, pivot=str(ULID()), who=who)
+            await self._refuse_doubtful(planned)
             images = written(planned)
             marked = list(zip(images, await marks(images), strict=True))
             accepted, new = await self._host.finish(self._accept(planned, marked, supervisor, session))
         return accepted if new else _same_request(accepted, request)
+
+    async def _refuse_doubtful(self, planned: Pivot) -> None:
+        """Raises: ConflictError: a disk may be on a wrong image, and after another pivot nobody could tell any more."""
+        doubts = await self._history.doubts(planned.domain)
+        for disk in planned.disks:
+            if disk.disk in doubts:
+                name, why = f"{planned.domain} {disk.disk}", doubts[disk.disk].reason.rstrip(".")
+                raise ConflictError(
+                    f"{name} is in doubt: {why}; first say which image is right: "
+                    f"`pivotctl verdict accept {name} IMAGE --reason TEXT`",
+                    disk=disk.disk,
+                )
 
     async def _accept(
         self, planned: Pivot, marked: Marked, supervisor: Supervisor, session: Session

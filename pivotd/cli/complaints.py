@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pivotd.errors import EXIT_USAGE, PivotdError
+from pivotd.errors import EXIT_NEVER_MOVED, EXIT_REFUSED, EXIT_UNKNOWN, EXIT_USAGE, PivotdError
 
 EXIT_OUTPUT = 1
 """The answer could not be written."""
@@ -17,6 +17,27 @@ class UsageError(PivotdError):
 
     kind = "usage"
     exit_status = EXIT_USAGE
+
+
+class UncertainError(PivotdError):
+    """Nobody can say which image is right."""
+
+    kind = "unknown"
+    exit_status = EXIT_UNKNOWN
+
+
+class NeverMovedError(PivotdError):
+    """This journal has never moved the disk, so it says nothing of its image."""
+
+    kind = "never-moved"
+    exit_status = EXIT_NEVER_MOVED
+
+
+class WrongImageError(PivotdError):
+    """The image is not the one that holds the disk's data."""
+
+    kind = "wrong-image"
+    exit_status = EXIT_REFUSED
 
 
 class OutputError(PivotdError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -44,8 +44,16 @@ class App:
     @property
     def reads(self) -> Client | OfflineJournal:
         """Return the journal with ``--offline``, else the daemon."""
-        if self.offline is None:
-            return self.client
+        return self.client if self.offline is None else self.journal
+
+    def with_journal(self, state_dir: str) -> App:
+        """Return the same options with the journal in a state directory instead of the daemon."""
+        return replace(self, offline=state_dir)
+
+    @property
+    def journal(self) -> OfflineJournal:
+        """Return the journal of ``--offline``."""
+        assert self.offline is not None
         from pivotd.cli.journal_answers import OfflineJournal  # noqa: PLC0415 - SQLite only where it is read
 
         journal = OfflineJournal(self.offline)

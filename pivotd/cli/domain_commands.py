@@ -34,7 +34,7 @@ def ls(app: App) -> None:
             (
                 row.name,
                 row.connection,
-                row.run_state,
+                f"{row.run_state}, wrong image" if row.alarms else row.run_state,
                 row.qemu_version,
                 render.duration(row.uptime_s),
                 " ".join(row.open_pivots),
@@ -92,6 +92,7 @@ def _card(found: DomainView) -> None:
             ("connection", found.connection),
             ("detail", found.detail),
             ("run state", found.run_state),
+            ("WRONG IMAGE", list(found.alarms)),
             ("QEMU", found.qemu_version),
             ("pid", found.pid),
             ("uptime", None if found.uptime_s is None else render.duration(found.uptime_s)),

@@ -19,6 +19,7 @@ SECTIONS = (
         "Look",
         (
             ("verdict [DOMAIN [DISK]]", "which image holds the data, and why"),
+            ("verdict --image IMAGE", "what all of history says of one image"),
             ("domain ls | domain show DOMAIN", "connection, run state, open pivots, jobs"),
             ("disk ls DOMAIN", "image, backing chain, job, journal"),
             ("pivot ls | pivot show ID", "pivots; every record of one"),
@@ -39,6 +40,15 @@ SECTIONS = (
             ("pivot cancel ID", "cancel a pivot, keep the source"),
             ("pivot undo ID", "return to images that were kept in sync"),
             ("pivot release ID", "stop keeping the old images in sync"),
+        ),
+    ),
+    (
+        "Start guests",
+        (
+            ("image DOMAIN DISK", "the path of the right image alone, for $(...)"),
+            ("guard DOMAIN DISK=IMAGE...", "refuse to start from other images"),
+            ("verdict accept DOMAIN DISK IMAGE", "settle a doubt by a person's word"),
+            ("stale", "images that no disk needs any more"),
         ),
     ),
     (
@@ -66,7 +76,8 @@ EXIT_STATUSES = (
     ("3", "the daemon cannot be reached, or does not answer"),
     ("4", "refused: bad input, conflict, not found or not allowed"),
     ("5", "the pivot ended kept: the guest continues on the source image"),
-    ("6", "an outcome is unknown, or differs between the disks: a person must look"),
+    ("6", "nobody can be certain, or the disks differ: a person must look"),
+    ("7", "this journal has never moved that disk, or never seen that image"),
     ("130", "interrupted; the pivot continues"),
 )
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from pivotd.client import DomainView, Pivot, PivotWithRecords, Record, Verdict, shown
+from pivotd import limits
+from pivotd.client import DomainView, ImageVerdict, Pivot, PivotWithRecords, Record, Verdict, shown
+from pivotd.config import load
 from pivotd.core import verdict
-from pivotd.errors import NotFoundError
-from pivotd.host import files
+from pivotd.errors import ConfigError, NotFoundError
+from pivotd.host import files, process
+from pivotd.journal.images import Key, images_found, obsolete
 from pivotd.journal.reader import Reader
 
 UNSEEN = "read from the journal alone"
@@ -59,22 +63,61 @@ class OfflineJournal:
             raise NotFoundError(f"the journal in {self.path} holds no pivot {pivot}", pivot=pivot)
         return shown.pivot_with_records(found, self._reader.records(found.id))
 
-    def verdicts(self, domain: str | None, disk: str | None, image: str | None) -> list[Verdict]:
-        """Return the journal's verdicts on the requested disks."""
-        file = None if image is None else files.named(image)
-        found = []
+    def verdicts(self, domain: str | None = None, disk: str | None = None) -> list[Verdict]:
+        """Return the journal's verdicts on the requested disks, checked against their files."""
+        found = self._verdicts(domain, disk)
+        if domain is not None and not found:
+            if not self.knows(domain):
+                known = ", ".join(row.name for row in self.domains()[:10]) or "none"
+                raise NotFoundError(f"there is no domain {domain}; known are: {known}", domain=domain)
+            found = {(domain, disk): verdict.never_moved(domain, disk)} if disk is not None else {}
+        return [shown.verdict(one) for one in found.values()]
+
+    def knows(self, domain: str) -> bool:
+        """Return whether the journal has heard of a domain, or the configuration of this host, if it can be read."""
+        if any(row.name == domain for row in self._reader.domains()) or self._reader.latest(domain, limit=1):
+            return True
+        try:
+            return domain in load().domains
+        except ConfigError:
+            return False
+
+    def _verdicts(self, domain: str | None, disk: str | None) -> dict[Key, verdict.Verdict]:
+        found = {}
         for pivot, moved in self._reader.every_latest(domain, disk):
             one = verdict.of_pivot(pivot, moved)
-            sides = (moved.source, moved.destination)
-            if file is None or one.image == image or any(files.same(side, file) for side in sides):
-                doubtful = self._reader.beside_daemon and verdict.may_be_overtaken(pivot)
-                found.append(verdict.provisional(one) if doubtful else one)
-        if image is not None and not found:
-            message = f"the journal in {self.path} holds no pivot with image {image}; see `pivotctl verdict`"
-            raise NotFoundError(message, image=image)
-        if domain is not None and disk is not None and not found:
-            found = [_never_moved(domain, disk)]
-        return msgspec.convert(found, list[Verdict], from_attributes=True)
+            if self._reader.beside_daemon and verdict.may_be_overtaken(pivot):
+                one = verdict.provisional(one)
+            image = files.of_boot(verdict.right_image(moved), pivot)
+            found[pivot.domain, moved.disk] = verdict.check_file(one, files.presence(image, sees_all=True))
+        return found
+
+    def running(self, domain: str) -> str | None:
+        """Return one sentence if QEMU of a domain runs, or if nobody can tell; None if it certainly does not."""
+        last = self._reader.every_latest(domain)
+        monitors = {row.qmp_path for row in self._reader.domains() if row.name == domain}
+        with contextlib.suppress(ConfigError):
+            monitors |= {str(path) for name, path in load().domains.items() if name == domain}
+        for pivot, _ in last:
+            known = pivot.identity
+            monitors.add(pivot.qmp)
+            if not process.is_gone(known.pid, known.start_ticks, known.boot_id):
+                return f"its QEMU runs (process {known.pid})"
+        return next((said for path in sorted(monitors) if (said := _listens(path)) is not None), None)
+
+    def image(self, image: str) -> list[ImageVerdict]:
+        """Return what history says of one image, for each disk that has or had it; empty: never seen."""
+        asked = files.asked(image)
+        domains = {pivot.domain for pivot, _ in self._reader.image(asked.names, asked.file_id)}
+        verdicts = {key: one for domain in sorted(domains) for key, one in self._verdicts(domain, None).items()}
+        return [shown.image(one) for one in images_found(self._reader, image, asked, verdicts)]
+
+    def obsolete(self) -> Iterator[ImageVerdict]:
+        """Yield every image that no disk of the journal needs any more, by name."""
+        after: str | None = ""
+        while after is not None:
+            found, after = obsolete(self._reader, after, limits.PIVOTS_LISTED)
+            yield from map(shown.image, found)
 
     def events(self, after: int) -> Iterator[Record]:
         """Yield every existing record with seq > after."""
@@ -83,7 +126,14 @@ class OfflineJournal:
             after = page[-1].seq
 
 
-def _never_moved(domain: str, disk: str) -> verdict.Verdict:
-    live = verdict.without_pivot(domain, disk, verdict.Live(image="", format=""))
-    reason = "The journal holds no pivot of this disk; only QEMU can tell which image it uses."
-    return replace(live, image=None, format=None, reason=reason)
+def _listens(path: str) -> str | None:
+    """Return one sentence if something answers at a monitor's path, or if this user may not try."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(limits.CONNECT_TIMEOUT_S)
+        try:
+            client.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            return None
+        except OSError as error:
+            return f"nobody can tell whether its QEMU runs: {path}: {error.strerror or error}"
+    return f"its QEMU runs: it listens at {path}"

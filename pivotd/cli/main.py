@@ -33,6 +33,9 @@ COMMANDS = {
     "pull": "layer_commands",
     "pivot": "pivot_commands",
     "verdict": "verdict_command",
+    "image": "image_command",
+    "guard": "guard_command",
+    "stale": "stale_command",
     "events": "event_command",
 }
 """Each command, and the module in this folder that defines it."""

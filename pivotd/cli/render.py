@@ -22,6 +22,8 @@ STYLES = {
     "refused": "red",
     "connected": "green",
     "running": "green",
+    "running, wrong image": "bold red",
+    "paused, wrong image": "bold red",
 }
 """Words that stand alone in a cell and are worth a colour."""
 

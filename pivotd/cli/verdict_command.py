@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from pivotd.cli import render
@@ -9,8 +11,8 @@ from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import AnyImage, Name
-from pivotd.client import Verdict
-from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN
+from pivotd.client import AcceptRequest, Verdict
+from pivotd.errors import EXIT_DONE, EXIT_NEVER_MOVED, EXIT_UNKNOWN
 
 EXAMPLES = (
     "pivotctl verdict",
@@ -20,10 +22,44 @@ EXAMPLES = (
 )
 
 
-@click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Which image holds the data of a disk, and why.")
+ACCEPT_EXAMPLES = ('pivotctl verdict accept web1 disk0 /images/web1.qcow2 --reason "restored from Monday\'s backup"',)
+
+
+class VerdictCommand(ExampleCommand):
+    """``verdict [DOMAIN [DISK]]``, and ``verdict accept …``; a domain named accept is asked for after ``--``."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Return the context of the command that is meant."""
+        if args[:1] == ["accept"]:
+            return accept.make_context(f"{info_name} accept", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=ExampleCommand, examples=ACCEPT_EXAMPLES, short_help="Settle a doubt by a person's word.")
+@click.argument("domain", type=Name())
+@click.argument("disk", type=Name())
+@click.argument("image", type=AnyImage())
+@click.option("--reason", required=True, metavar="TEXT", help="How you know; it stays in the journal with your uid.")
+@click.option("--format", type=click.Choice(["qcow2", "raw"]),
+              help="Format of an image that the journal does not know.")  # fmt: skip
+@pass_app
+def accept(app: App, /, domain: str, disk: str, image: str, **word: Any) -> None:
+    """Say which image holds the data of a disk, where pivotd cannot know it: your word is recorded, and counts.
+
+    Compare the images first. It is refused while a pivot of the disk is open, and while QEMU runs on another image.
+    """
+    found = app.client.accept(domain, disk, AcceptRequest(image=image, **word))
+    app.status = EXIT_DONE
+    if not render.answer(app, found):
+        _card(found)
+
+
+@click.command(cls=VerdictCommand, examples=EXAMPLES, short_help="Which image holds the data of a disk, and why.")
 @click.argument("domain", metavar="[DOMAIN", type=Name(), required=False)
 @click.argument("disk", metavar="[DISK]]", type=Name(), required=False)
-@click.option("--image", type=AnyImage(), metavar="PATH", help="Only disks that use or used this image.")
+@click.option("--image", type=AnyImage(), metavar="PATH", help="What all of history says of this image.")
 @pass_app
 def verdict(app: App, domain: str | None, disk: str | None, image: str | None) -> None:
     """Say which image holds the data of each disk, and why.
@@ -31,21 +67,51 @@ def verdict(app: App, domain: str | None, disk: str | None, image: str | None) -
     The daemon checks the journal against what QEMU shows now. With --offline, pivotctl reads only the journal: this
     works while the daemon or QEMU is dead, and after a host crash.
 
-    The exit status is 6 if any verdict shown is not certain: compare both images before you trust either.
+    The exit status is 6 if any verdict shown is not certain: compare both images before you trust either. Then
+    `pivotctl verdict accept DOMAIN DISK IMAGE --reason TEXT` settles it.
     """
     if image is not None and domain is not None:
         raise UsageError("give a domain or --image, not both; see `pivotctl verdict --help`")
-    found = app.reads.verdicts(domain, disk, image)
+    if image is not None:
+        _image(app, image)
+        return
+    found = app.reads.verdicts(domain, disk)
     app.status = EXIT_UNKNOWN if any(not row.certain for row in found) else EXIT_DONE
     if render.answer(app, found[0] if disk is not None and len(found) == 1 else found):
         return
-    if domain is not None or image is not None:
+    if domain is not None:
         for row in found:
             _card(row)
     else:
         _table(found)
     if not found:
         print(f"the journal holds no pivot of {'any domain' if domain is None else f'domain {render.text(domain)}'}")
+
+
+def _image(app: App, image: str) -> None:
+    """Show what history says of an image."""
+    found = app.reads.image(image)
+    if not found:
+        app.status = EXIT_NEVER_MOVED
+    else:
+        app.status = EXIT_DONE if all(row.certain for row in found) else EXIT_UNKNOWN
+    if render.answer(app, found):
+        return
+    if not found:
+        print(f"never seen: neither the journal nor a QEMU knows {render.text(image)}")
+    for row in found:
+        render.card(
+            f"{row.asked}  {row.standing}",
+            (
+                ("disk", f"{row.domain} {row.disk}"),
+                ("reason", row.standing_reason),
+                ("since", row.standing_since),
+                ("pivot", row.standing_pivot),
+                ("below", row.above),
+                ("right", row.image if row.standing != "current" else None),
+                ("certain", "yes" if row.certain else f"NO: {row.reason}"),
+            ),
+        )
 
 
 def _card(row: Verdict) -> None:

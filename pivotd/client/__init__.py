@@ -11,7 +11,9 @@ from pivotd.client.answers import (
     DiskView,
     DomainView,
     Health,
+    ImageVerdict,
     JobView,
+    ObsoleteImages,
     Pause,
     Pivot,
     PivotDisk,
@@ -24,6 +26,7 @@ from pivotd.client.answers import (
 )
 from pivotd.client.daemon_client import DEFAULT_SOCKET, Client, new_request_id
 from pivotd.client.requests import (
+    AcceptRequest,
     AdoptDisk,
     AdoptRequest,
     CommitDisk,
@@ -40,8 +43,9 @@ from pivotd.client.requests import (
 from pivotd.errors import ClientError, RefusedError, UnknownError, UnsentError
 
 __all__ = [
-    "DEFAULT_SOCKET", "AdoptDisk", "AdoptRequest", "Client", "ClientError", "CommitDisk", "CommitRequest", "CopyDisk",
-    "CopyRequest", "DiskView", "DomainView", "Health", "JobView", "NewImage", "NewPivot", "Pause", "Pivot", "PivotDisk",
-    "PivotOptions", "PivotWithRecords", "Progress", "PullDisk", "PullRequest", "Record", "RefusedError", "Requester",
-    "SnapshotDisk", "SnapshotRequest", "UnknownError", "UnsentError", "Verdict", "new_request_id",
+    "DEFAULT_SOCKET", "AcceptRequest", "AdoptDisk", "AdoptRequest", "Client", "ClientError", "CommitDisk",
+    "CommitRequest", "CopyDisk", "CopyRequest", "DiskView", "DomainView", "Health", "ImageVerdict", "JobView",
+    "NewImage", "NewPivot", "ObsoleteImages", "Pause", "Pivot", "PivotDisk", "PivotOptions", "PivotWithRecords",
+    "Progress", "PullDisk", "PullRequest", "Record", "RefusedError", "Requester", "SnapshotDisk", "SnapshotRequest",
+    "UnknownError", "UnsentError", "Verdict", "new_request_id",
 ]  # fmt: skip

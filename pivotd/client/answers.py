@@ -13,6 +13,11 @@ from pivotd.client.requests import CopyMode, Discard, Sync
 
 Kind = Literal["copy", "commit", "pull", "snapshot"]
 Phase = Literal["preparing", "copying", "ready", "pausing", "cancelling", "decided", "closed"]
+Presence = Literal["there", "gone", "replaced", "unseen", "no file"]
+Standing = Literal["current", "base", "in sync", "destination", "never switched to", "released", "stale", "unknown"]
+"""How an image stands to a disk: it holds the data (``current``); it is a layer below (``base``); it can still be
+returned to (``in sync``); a pivot is writing to it (``destination``) or has kept the source (``never switched to``); a
+pull has copied its data up (``released``); its data is out of date (``stale``); a person must look (``unknown``)."""
 Outcome = Literal["switched", "kept", "merged", "unknown"]
 """``switched``: the destination holds the data; ``kept``: the source does; ``merged``: the same image, on a shorter
 chain; ``unknown``: a person must look."""
@@ -66,13 +71,38 @@ class Verdict(Struct, frozen=True):
     disk: str
     image: str | None
     format: str | None
-    outcome: Outcome | None
-    """None: pivotd has never moved this disk."""
+    outcome: Outcome | Literal["accepted"] | None
+    """``accepted``: a person's word; None: pivotd has never moved this disk."""
     certain: bool
     pivot: str | None
     since: str | None
     reason: str
     evidence: tuple[str, ...]
+    pending: bool = False
+    """A pivot is being decided or recovered: ask again in a moment."""
+    file: Presence | None = None
+    """What the image's name leads to: its file, none, another file; ``unseen`` if pivotd could not look."""
+
+
+class ImageVerdict(Verdict, frozen=True, kw_only=True):
+    """What the journal's history says of one image and one disk, with that disk's verdict."""
+
+    asked: str
+    """The image that was asked for; ``image`` is the one that holds the disk's data."""
+    standing: Standing
+    standing_reason: str
+    standing_since: str | None
+    standing_pivot: str | None
+    """The pivot by which the image got this standing."""
+    above: str | None
+    """The image of which it is, or was, a lower layer."""
+
+
+class ObsoleteImages(Struct, frozen=True):
+    """Images that no disk of the journal needs any more. ``next``: the name to go on from, None at the end."""
+
+    images: tuple[ImageVerdict, ...]
+    next: str | None
 
 
 class PivotOptions(Struct, frozen=True):
@@ -194,6 +224,8 @@ class DomainView(Struct, frozen=True):
     pid: int | None = None
     uptime_s: float | None = None
     open_pivots: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
+    """One sentence for each disk that runs on an image which does not hold its data, or may not."""
     jobs: tuple[JobView, ...] | None = None
     """Block jobs that other clients started; None in a list of domains, and if QEMU does not answer."""
 
@@ -255,6 +287,14 @@ class FailingPivot(Struct, frozen=True):
     reason: str
 
 
+class WrongImage(Struct, frozen=True):
+    """A domain that runs on an image which does not hold a disk's data, or may not."""
+
+    domain: str
+    disk: str
+    reason: str
+
+
 class SkippedMonitor(Struct, frozen=True):
     """A monitor that was configured or found and belongs to no domain."""
 
@@ -273,6 +313,7 @@ class DomainsHealth(Struct, frozen=True):
     pivots_without_driver: tuple[str, ...]
     """Pivots that are open in the journal and have no driver."""
     skipped: tuple[SkippedMonitor, ...]
+    wrong_images: tuple[WrongImage, ...] = ()
 
 
 class Health(Struct, frozen=True):

@@ -11,9 +11,20 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from pivotd import limits
-from pivotd.client.answers import DiskView, DomainView, Health, Pivot, PivotWithRecords, Progress, Record, Verdict
+from pivotd.client.answers import (
+    DiskView,
+    DomainView,
+    Health,
+    ImageVerdict,
+    ObsoleteImages,
+    Pivot,
+    PivotWithRecords,
+    Progress,
+    Record,
+    Verdict,
+)
 from pivotd.client.patience import PATIENCE_S, Patience, Tell
-from pivotd.client.requests import BandwidthRequest, DomainRequest, NewPivot
+from pivotd.client.requests import AcceptRequest, BandwidthRequest, DomainRequest, NewPivot
 from pivotd.client.transport import REQUEST_TIMEOUT_S, Transport
 from pivotd.errors import ClientError, UnknownError
 
@@ -164,9 +175,28 @@ class Client:
 
     # -- verdicts and events
 
-    def verdicts(self, domain: str | None = None, disk: str | None = None, image: str | None = None) -> list[Verdict]:
+    def verdicts(self, domain: str | None = None, disk: str | None = None) -> list[Verdict]:
         """Return which image holds the data of each disk, and why; of all disks, or of those selected."""
-        return self._get("/v1/verdicts", list[Verdict], domain=domain, disk=disk, image=image)
+        return self._get("/v1/verdicts", list[Verdict], domain=domain, disk=disk)
+
+    def image(self, image: str) -> list[ImageVerdict]:
+        """Return what all of history says of one image, for each disk that has or had it; empty: never seen.
+
+        ``image``: an absolute path, or the address of an NBD export.
+        """
+        return self._get("/v1/images", list[ImageVerdict], image=image)
+
+    def obsolete(self) -> Iterator[ImageVerdict]:
+        """Yield every image that no disk of the journal needs any more, by name; nobody has looked at the files."""
+        after: str | None = ""
+        while after is not None:
+            page = self._get("/v1/obsolete", ObsoleteImages, after_image=after)
+            yield from page.images
+            after = page.next
+
+    def accept(self, domain: str, disk: str, request: AcceptRequest) -> Verdict:
+        """Record a person's word on which image holds a disk's data, and return the verdict that rests on it."""
+        return self._post(f"/v1/domains/{_part(domain)}/disks/{_part(disk)}/accept", Verdict, request)
 
     def events(self, after: int = 0, *, follow: bool = False) -> Iterator[Record]:
         """Yield every record with a sequence number above ``after``, oldest first.

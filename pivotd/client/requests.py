@@ -23,6 +23,7 @@ INTEGER_MAX = 2**63 - 1
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
 Path = Annotated[str, msgspec.Meta(pattern=PATH_PATTERN, max_length=IMAGE_LENGTH_MAX)]
 Destination = Annotated[str, msgspec.Meta(pattern=DESTINATION_PATTERN, max_length=IMAGE_LENGTH_MAX)]
+Reason = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)", min_length=1, max_length=1000)]
 DiskName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Pause = Annotated[int, msgspec.Meta(ge=limits.PAUSE_MS_MIN, le=limits.PAUSE_MS_LIMIT)]
 Attempts = Annotated[int, msgspec.Meta(ge=1, le=limits.ATTEMPTS_MAX)]
@@ -43,6 +44,14 @@ class DomainRequest(Struct):
 
     name: Name
     qmp: Path
+
+
+class AcceptRequest(Struct):
+    """A person's word: this image holds the disk's data. ``format`` null means the one that the journal knows of it."""
+
+    image: Destination
+    reason: Reason
+    format: Literal["qcow2", "raw"] | None = None
 
 
 class BandwidthRequest(Struct):

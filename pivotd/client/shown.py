@@ -10,6 +10,8 @@ import msgspec
 from pivotd.client import answers
 from pivotd.core import kinds, undo
 from pivotd.core.pivot import Pivot, PivotDisk, Record
+from pivotd.core.standing import ImageFound
+from pivotd.core.verdict import Verdict
 
 
 def pivot(known: Pivot) -> answers.Pivot:
@@ -21,6 +23,25 @@ def pivot_with_records(known: Pivot, records: Iterable[Record]) -> answers.Pivot
     """Return a pivot of the journal with its records, oldest first."""
     told = msgspec.convert(tuple(records), tuple[answers.Record, ...], from_attributes=True)
     return answers.PivotWithRecords(**_fields(known), records=told)
+
+
+def verdict(found: Verdict) -> answers.Verdict:
+    """Return a verdict."""
+    return msgspec.convert(found, answers.Verdict, from_attributes=True)
+
+
+def image(found: ImageFound) -> answers.ImageVerdict:
+    """Return what history says of an image and one disk."""
+    known, finding = found.verdict, found.finding
+    return answers.ImageVerdict(
+        **{name: getattr(known, name) for name in answers.Verdict.__struct_fields__},
+        asked=found.asked,
+        standing=finding.standing.value,
+        standing_reason=finding.why,
+        standing_since=finding.since,
+        standing_pivot=finding.pivot,
+        above=finding.of,
+    )
 
 
 def _fields(known: Pivot) -> dict[str, Any]:

@@ -74,6 +74,17 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """A person's word on the image that holds a disk's data. ``at`` is UTC, RFC 3339."""
+
+    filename: str
+    format: str
+    at: str
+    uid: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PivotDisk:
     """One disk of a pivot. ``size_bytes`` is the guest-visible size of the disk."""
 
@@ -95,6 +106,8 @@ class PivotDisk:
     cache_direct: bool = False
     """The source bypasses the host page cache; pivotd opens the destination in the same way."""
     outcome: Outcome | None = None
+    accepted: Accepted | None = None
+    """What a person has said of the disk since the pivot ended; it overrules the outcome."""
 
     @property
     def switches(self) -> bool:

@@ -6,43 +6,79 @@ The rule: a durable ``switched`` names the destination, anything else the source
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
 
-from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Image, Outcome, Phase, Pivot, PivotDisk
+
+ACCEPTED: Literal["accepted"] = "accepted"
+"""The outcome of a verdict that rests on a person's word."""
+
+
+class Presence(StrEnum):
+    """What the name of an image leads to now."""
+
+    THERE = "there"
+    """To the file that the journal knows, as far as that can be told."""
+    GONE = "gone"
+    """To no file."""
+    REPLACED = "replaced"
+    """To another file than the one that the journal knows."""
+    UNSEEN = "unseen"
+    """Nobody could look: no permission, a storage that does not answer, or a path that a sandbox may hide."""
+    NO_FILE = "no file"
+    """It is no path, but for example the address of an NBD export."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Which image holds a disk's data, and why; these fields are part of the public API."""
+    """Which image holds a disk's data, and why; these fields are part of the public API.
+
+    ``pending``: it may change in a moment, ask again. ``file``: what the image's name leads to, None if not looked at.
+    """
 
     domain: str
     disk: str
     image: str | None
     format: str | None
-    outcome: Outcome | None
+    outcome: Outcome | Literal["accepted"] | None
     certain: bool
     pivot: str | None
     since: str | None
     reason: str
     evidence: tuple[str, ...]
+    pending: bool = False
+    file: Presence | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
     """What QEMU shows of one disk now, and how it relates to the images of the disk's last pivot.
 
-    ``same_qemu``: the process in which that pivot was made. ``is_source`` and ``is_destination`` compare nodes in the
-    same process, files in another one.
+    ``same_qemu``: the process in which that pivot was made. ``is_right`` and ``is_destination`` compare with the image
+    of the verdict and with the pivot's destination: nodes in the same process, files in another one.
+    ``renamed``: it is the right file, under another name than the journal has.
     """
 
     image: str
     format: str
     same_qemu: bool = False
-    is_source: bool = False
+    is_right: bool = False
     is_destination: bool = False
+    renamed: bool = False
+
+
+def right_image(disk: PivotDisk) -> Image:
+    """Return the image that holds the data of a disk of a pivot, by the rule or by a person's word."""
+    if disk.accepted is not None:
+        return Image(disk.accepted.filename, disk.accepted.format, "")
+    return disk.destination if disk.outcome is Outcome.SWITCHED else disk.source
 
 
 def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
     """Return the journal's verdict on one disk of one pivot."""
+    if disk.accepted is not None:
+        return _accepted(pivot, disk)
     evidence = [f"pivot {pivot.id} of {pivot.created_at} is in phase {pivot.phase}"]
     if disk.outcome is None or pivot.decided_at is None:
         evidence.append("the journal holds no `switched` record for this disk")
@@ -54,7 +90,7 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
         reason = _REASON[outcome]
     if pivot.error:
         evidence.append(pivot.error)
-    image = disk.destination if outcome is Outcome.SWITCHED else disk.source
+    image = right_image(disk)
     other = disk.source if outcome is Outcome.SWITCHED else disk.destination
     if other != image:
         evidence.append(f"the other image is {other.filename}")
@@ -71,6 +107,26 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
         since=pivot.decided_at or pivot.created_at,
         reason=reason,
         evidence=tuple(evidence),
+    )
+
+
+def _accepted(pivot: Pivot, disk: PivotDisk) -> Verdict:
+    word = disk.accepted
+    assert word is not None
+    return Verdict(
+        domain=pivot.domain,
+        disk=disk.disk,
+        image=word.filename,
+        format=word.format,
+        outcome=ACCEPTED,
+        certain=True,
+        pivot=pivot.id,
+        since=word.at,
+        reason=f"Accepted by uid {word.uid}: {word.reason}",
+        evidence=(
+            f"outcome `{disk.outcome}` of pivot {pivot.id} was recorded at {pivot.decided_at}",
+            f"uid {word.uid} accepted {word.filename} at {word.at}",
+        ),
     )
 
 
@@ -98,6 +154,22 @@ def without_pivot(domain: str, disk: str, live: Live) -> Verdict:
     )
 
 
+def never_moved(domain: str, disk: str) -> Verdict:
+    """Return the verdict on a disk that the journal does not know, while nobody can ask QEMU."""
+    return Verdict(
+        domain=domain,
+        disk=disk,
+        image=None,
+        format=None,
+        outcome=None,
+        certain=True,
+        pivot=None,
+        since=None,
+        reason="The journal holds no pivot of this disk; only QEMU can tell which image it uses.",
+        evidence=("no pivot of this disk in the journal",),
+    )
+
+
 def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:
     """Return the verdict checked against what QEMU shows now; a contradiction makes it ``unknown``.
 
@@ -105,8 +177,10 @@ def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:
     then paused, and the source is right until the record is durable.
     """
     shown = f"QEMU uses {live.image} now"
-    expected = live.is_destination if verdict.outcome is Outcome.SWITCHED else live.is_source
-    if expected or verdict.outcome is Outcome.UNKNOWN or (not decided and live.is_destination and live.same_qemu):
+    if live.is_right and live.renamed and verdict.outcome is not Outcome.UNKNOWN:
+        moved = f"{verdict.image} was renamed to {live.image}: it is the same file"
+        return replace(verdict, image=live.image, evidence=(*verdict.evidence, shown, moved))
+    if live.is_right or verdict.outcome is Outcome.UNKNOWN or (not decided and live.is_destination and live.same_qemu):
         return replace(verdict, evidence=(*verdict.evidence, shown))
     who = "the same QEMU process" if live.same_qemu else "another QEMU process"
     return replace(
@@ -133,6 +207,31 @@ def provisional(verdict: Verdict) -> Verdict:
     return replace(
         verdict,
         certain=False,
+        pending=True,
         reason="pivotd is alive in the middle of this switch and may be about to record its outcome: ask again in a "
         "moment, or stop pivotd first.",
     )
+
+
+_MISSED = {
+    Presence.GONE: "is not there any more",
+    Presence.REPLACED: "leads to another file now",
+    Presence.UNSEEN: "could not be looked at",
+}
+
+
+def check_file(verdict: Verdict, presence: Presence) -> Verdict:
+    """Return the verdict with what its image's name leads to; a guest cannot start from a file that is not there."""
+    verdict = replace(verdict, file=presence)
+    if presence not in _MISSED:
+        return verdict
+    said = f"{verdict.image} {_MISSED[presence]}"
+    verdict = replace(verdict, evidence=(*verdict.evidence, said))
+    if presence is Presence.UNSEEN or not verdict.certain:
+        return verdict
+    reason = (
+        f"The journal names {verdict.image}, but that name {_MISSED[presence]}: find the file before a guest starts."
+    )
+    if presence is Presence.GONE:
+        reason = f"The journal names {verdict.image}, but it {_MISSED[presence]}: find the file before a guest starts."
+    return replace(verdict, certain=False, reason=reason)

@@ -24,7 +24,14 @@ DriverFactory = Callable[[Pivot, "Supervisor"], Driver]
 class Supervisor:
     """Owns one QMP socket. ``connection`` is ``connecting``, ``connected``, ``unreachable`` or ``refused``."""
 
-    def __init__(self, name: str, path: str, origin: str, make_driver: DriverFactory) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        origin: str,
+        make_driver: DriverFactory,
+        on_connected: Callable[[str], None] = lambda _name: None,
+    ) -> None:
         self.name = name
         self.path = path
         self.origin = origin
@@ -35,7 +42,10 @@ class Supervisor:
         self.session: Session | None = None
         self.connection = "connecting"
         self.detail = "not yet connected"
+        self.alarms: dict[str, str] = {}
+        """Disks that run on a wrong image, each with one sentence; app.alarms keeps them."""
         self._make_driver = make_driver
+        self._on_connected = on_connected
         self._settled = asyncio.Event()
         self._hurry = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
@@ -146,10 +156,12 @@ class Supervisor:
         self._settled.set()
         self._wake()
         log.info("domain.connected", domain=self.name, qemu=session.version_text, pid=session.pid)
+        self._on_connected(self.name)
         try:
             await session.closed()
         finally:
             self.session = None
+            self.alarms = {}
             await session.close()
         self._lost("connecting", "QEMU closed the monitor")
 

@@ -7,11 +7,15 @@ import json
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pivotd.core import nbd
-from pivotd.core.pivot import Image
+from pivotd.core.pivot import Image, Pivot
+from pivotd.core.standing import Asked
+from pivotd.core.verdict import Presence
+from pivotd.host.birth import born
+from pivotd.host.process import boot_id
 from pivotd.host.threads import look_at
 
 
@@ -47,6 +51,16 @@ def resolve(filename: str, directory: Path | None) -> File:
 def named(name: str) -> File:
     """Return the image that a user names: an absolute path, or an NBD address in any spelling."""
     return File(nbd.canonical(name) or name, file_id(name))
+
+
+def asked(name: str) -> Asked:
+    """Return an image that a user asks about, by every name that it may have in the journal, and by its file."""
+    export = nbd.canonical(name)
+    if export is not None:
+        return Asked(frozenset({name, export}))
+    file = file_id(name)
+    names = {name, os.path.normpath(name), os.path.realpath(name)}
+    return Asked(frozenset(names), file, boot_id(), None if file is None else born(name))
 
 
 def relative(filename: str, image: str) -> str:
@@ -130,7 +144,7 @@ def lost(images: Iterable[Image]) -> str | None:
         try:
             found = os.stat(image.filename)  # noqa: PTH116 - one system call, no object
         except (FileNotFoundError, NotADirectoryError):
-            if image.file_id is None and not os.path.isdir(os.path.dirname(image.filename)):  # noqa: PTH112, PTH120
+            if image.file_id is None and not sees_directory(image.filename):
                 continue
             return f"{image.filename} was deleted or renamed by another program"
         except OSError:
@@ -138,6 +152,46 @@ def lost(images: Iterable[Image]) -> str | None:
         if image.file_id not in {None, _identify(found)}:
             return f"{image.filename} was replaced by another file"
     return None
+
+
+def presence(image: Image, *, sees_all: bool) -> Presence:
+    """Return what the name of an image leads to now.
+
+    ``sees_all``: no sandbox hides paths from this process, so that a missing name means a missing file; otherwise only
+    if pivotd has seen the file before.
+    """
+    if not image.filename.startswith("/"):
+        return Presence.NO_FILE
+    look_at(image.filename)
+    try:
+        found = _identify(os.stat(image.filename))  # noqa: PTH116 - one system call, no object
+    except (FileNotFoundError, NotADirectoryError):
+        return Presence.GONE if sees_all or image.file_id is not None else Presence.UNSEEN
+    except (OSError, ValueError):
+        return Presence.UNSEEN
+    return Presence.THERE if image.file_id in {None, found} else Presence.REPLACED
+
+
+def sees_directory(path: str) -> bool:
+    """Return whether this process sees the directory of a path."""
+    look_at(path)
+    return os.path.isdir(os.path.dirname(path))  # noqa: PTH112, PTH120
+
+
+def of_boot(image: Image, pivot: Pivot) -> Image:
+    """Return an image of a pivot without its file's id if the host has booted since: ids count within one boot."""
+    return image if pivot.identity.boot_id == boot_id() else replace(image, file_id=None)
+
+
+def renamed(image: Image, pivot: Pivot, file: File) -> bool:
+    """Return whether ``file`` is the file of an image of a decided pivot, which has another name now.
+
+    A file system may give the number of a deleted file to a new one, so the file must be older than the decision.
+    """
+    if file.path is None or file.file_id is None or file.file_id != of_boot(image, pivot).file_id:
+        return False
+    made, until = born(file.path), pivot.decided_at or pivot.closed_at
+    return made is not None and until is not None and made <= until and file_id(image.filename) != file.file_id
 
 
 def same(image: Image, file: File) -> bool:

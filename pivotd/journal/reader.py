@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from pivotd import limits
-from pivotd.core.pivot import Pivot, PivotDisk, Record
+from pivotd.core.pivot import Pivot, Record
 from pivotd.errors import JournalError, JournalLockedError, NotFoundError
 from pivotd.journal import offline, schema
 from pivotd.journal.changes import domains, last_seq
-from pivotd.journal.rows import DomainRow, load_latest, load_pivots, record
+from pivotd.journal.rows import DomainRow, Moved, load_moved, load_pivots, record
 from pivotd.journal.sqlite_failures import on_read
 
 T = TypeVar("T")
@@ -123,7 +124,7 @@ class Reader:
         disk: str | None = None,
         after: tuple[str, str] = ("", ""),
         limit: int = limits.PIVOTS_LISTED_MAX,
-    ) -> list[tuple[Pivot, PivotDisk]]:
+    ) -> list[Moved]:
         """Return the last pivot of each disk and the disk in it, by domain and disk, up to ``limit`` of them.
 
         Last by order of acceptance, not by the clock. ``after``: domain and disk of the last one seen.
@@ -131,14 +132,28 @@ class Reader:
         terms, parameters = _where(("(domain, disk) > (?, ?)", ""), ("domain = ?", domain), ("disk = ?", disk))
         query = f"SELECT * FROM disk_latest {terms} ORDER BY domain, disk LIMIT ?"  # noqa: S608 - constants of ours
         every = (*after, *parameters[1:], limit)
-        return self._read(lambda connection: load_latest(connection, query, every))
+        return self._read(lambda connection: load_moved(connection, query, every))
 
-    def every_latest(self, domain: str | None = None, disk: str | None = None) -> Iterator[tuple[Pivot, PivotDisk]]:
+    def every_latest(self, domain: str | None = None, disk: str | None = None) -> Iterator[Moved]:
         """Yield the last pivot of every disk, as ``latest`` does; each page is a state of its own."""
         after = ("", "")
         while page := self.latest(domain, disk, after):
             yield from page
             after = (page[-1][0].domain, page[-1][1].disk)
+
+    def image(self, names: Collection[str], file_id: str | None) -> list[Moved]:
+        """Return, for each disk that has ever had an image of one of these names or this file, its last such pivot."""
+        query = (
+            "SELECT domain, disk, pivot FROM image_latest WHERE filename IN (SELECT value FROM json_each(?)) "
+            "UNION SELECT domain, disk, pivot FROM image_latest WHERE file_id = ? ORDER BY domain, disk, pivot"
+        )
+        parameters = json.dumps(list(names)), file_id
+        return self._read(lambda connection: load_moved(connection, query, parameters))
+
+    def image_names(self, after: str, limit: int) -> list[str]:
+        """Return up to ``limit`` names of images that any pivot has known, in order, after this one."""
+        query = "SELECT DISTINCT filename FROM image_latest WHERE filename > ? ORDER BY filename LIMIT ?"
+        return self._read(lambda connection: [row[0] for row in connection.execute(query, (after, limit))])
 
     def check(self) -> list[str]:
         """Return the faults that SQLite's quick_check and foreign_key_check find, and disks whose last pivot is wrong.

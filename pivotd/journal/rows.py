@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from pivotd.core.creation import ImageOptions
-from pivotd.core.pivot import Identity, Image, JsonObject, Outcome, Pause, Phase, Pivot, PivotDisk, Record
+from pivotd.core.pivot import Accepted, Identity, Image, JsonObject, Outcome, Pause, Phase, Pivot, PivotDisk, Record
 from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Limits, Requester, Sync, WriteLimit
 
 Row = Mapping[str, Any]
@@ -102,6 +102,11 @@ def disk_row(pivot: str, disk: PivotDisk) -> dict[str, Any]:
         "backing_file": disk.backing_file,
         "cache_direct": int(disk.cache_direct),
         "outcome": None if disk.outcome is None else disk.outcome.value,
+        "accepted_filename": None if disk.accepted is None else disk.accepted.filename,
+        "accepted_format": None if disk.accepted is None else disk.accepted.format,
+        "accepted_at": None if disk.accepted is None else disk.accepted.at,
+        "accepted_by_uid": None if disk.accepted is None else disk.accepted.uid,
+        "accepted_reason": None if disk.accepted is None else disk.accepted.reason,
     }
 
 
@@ -141,10 +146,12 @@ def load_pivots(connection: sqlite3.Connection, query: str, parameters: Iterable
     return [_pivot(head, disks[head["id"]], pauses[head["id"]]) for head in heads]
 
 
-def load_latest(
-    connection: sqlite3.Connection, query: str, parameters: Iterable[object]
-) -> list[tuple[Pivot, PivotDisk]]:
-    """Return the last pivot of each disk, for a query that selects rows of ``disk_latest``, in its order.
+Moved = tuple[Pivot, PivotDisk]
+"""A pivot, and one of its disks."""
+
+
+def load_moved(connection: sqlite3.Connection, query: str, parameters: Iterable[object]) -> list[Moved]:
+    """Return a pivot and its disk for each row with ``domain``, ``disk`` and ``pivot`` that a query selects, in order.
 
     Raises: LookupError: a row names a pivot that has no such disk.
     """
@@ -258,7 +265,13 @@ def _disk(row: Row) -> PivotDisk:
         backing_file=row["backing_file"],
         cache_direct=bool(row["cache_direct"]),
         outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
+        accepted=_accepted(row) if row["accepted_at"] is not None else None,
     )
+
+
+def _accepted(row: Row) -> Accepted:
+    names = ("filename", "format", "at", "by_uid", "reason")
+    return Accepted(*(row[f"accepted_{name}"] for name in names))
 
 
 def _image(row: Row, side: str) -> Image:

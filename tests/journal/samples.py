@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from pivotd.core.pivot import Identity, Image, Outcome, Pause, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Accepted, Identity, Image, Outcome, Pause, Phase, Pivot, PivotDisk
 from pivotd.core.request import CopyMode, CopyOptions, Kind, Requester, Sync
 
 
@@ -52,6 +52,7 @@ DISKS = st.builds(
     between=st.lists(TEXT, max_size=3).map(tuple),
     cache_direct=st.booleans(),
     outcome=st.none() | st.sampled_from(Outcome),
+    accepted=st.none() | st.builds(Accepted, TEXT, TEXT, TEXT, NUMBER, TEXT),
 )
 OPTIONS = st.builds(
     CopyOptions,

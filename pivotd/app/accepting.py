@@ -1,0 +1,103 @@
+"""A person's word on which image holds a disk's data: it settles what pivotd cannot know."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pivotd import limits
+from pivotd.app.live_verdicts import image_path
+from pivotd.app.reads import Reads
+from pivotd.app.registry import Host
+from pivotd.client.requests import AcceptRequest
+from pivotd.core import nbd
+from pivotd.core.pivot import Accepted, Image, Phase, Pivot, PivotDisk
+from pivotd.core.request import Requester
+from pivotd.core.verdict import Presence, Verdict
+from pivotd.errors import BadRequestError, ConflictError, NotFoundError, RevisionConflictError
+from pivotd.host import files
+from pivotd.host.threads import in_thread
+from pivotd.journal.changes import utc_now
+from pivotd.journal.journal import Journal
+
+
+class Accepting:
+    """Records the word with the last pivot of the disk: the next pivot goes on from there."""
+
+    def __init__(self, host: Host, journal: Journal, reads: Reads) -> None:
+        self._host = host
+        self._journal = journal
+        self._reads = reads
+
+    async def accept(self, domain: str, disk: str, word: AcceptRequest, who: Requester) -> Verdict:
+        """Record that an image holds a disk's data.
+
+        Raises: NotFoundError, ConflictError (a pivot is open, QEMU uses another image), BadRequestError, JournalError.
+        """
+        await self._host.finish(self._accept(domain, disk, word, who))
+        _, found = await self._reads.live_verdicts(domain, disk)
+        return found[domain, disk]
+
+    async def _accept(self, domain: str, disk: str, word: AcceptRequest, who: Requester) -> None:
+        async with self._host.lock(domain):
+            pivot, known = await self._last(domain, disk)
+            image = nbd.canonical(word.image) or word.image
+            await self._check(pivot, known, image)
+            image_format = word.format or await self._format(domain, disk, image)
+            accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
+            disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
+            facts = {"disk": disk, "image": image, "format": accepted.format, "reason": word.reason, "uid": who.uid}
+            try:
+                await self._journal.advance(pivot, "image-accepted", facts, disks=disks)
+            except RevisionConflictError:
+                raise ConflictError(
+                    f"another request has changed {domain} {disk} meanwhile: look and try again"
+                ) from None
+
+    async def _last(self, domain: str, disk: str) -> tuple[Pivot, PivotDisk]:
+        latest = await self._reads.latest(domain, disk)
+        if not latest:
+            self._host.get(domain)
+            raise NotFoundError(f"the journal holds no pivot of {domain} {disk}: there is nothing to accept", disk=disk)
+        pivot, known = latest[0]
+        if pivot.phase is not Phase.CLOSED:
+            raise ConflictError(f"pivot {pivot.id} of {domain} {disk} is still open: wait for it first", pivot=pivot.id)
+        return pivot, known
+
+    async def _check(self, pivot: Pivot, known: PivotDisk, image: str) -> None:
+        """Raises: BadRequestError: there is no such file; ConflictError: QEMU uses another one now."""
+        supervisor = self._host.supervisors.get(pivot.domain)
+        session = None if supervisor is None else supervisor.session
+        seen = None if session is None else (await session.disks()).get(known.disk)
+        using = None if seen is None or session is None else await image_path(seen.filename, session)
+        try:
+            paths = [image] if using is None else [image, using]
+            there, same = await in_thread(limits.FILE_TIMEOUT_S, _compare, image, using, paths=paths)
+        except TimeoutError as error:
+            raise BadRequestError(f"{error}: try again when it does") from None
+        if there is Presence.GONE:
+            raise BadRequestError(f"there is no {image}: name the file that holds the data", image=image)
+        if not same:
+            raise ConflictError(
+                f"{pivot.domain} runs on {using} now: stop the guest first, or accept {using}", image=using
+            )
+
+    async def _format(self, domain: str, disk: str, image: str) -> str:
+        """Return the format in which the disk has had an image. Raises: BadRequestError: it never had it."""
+        for pivot, moved in await self._reads.moved(image):
+            sides = (moved.source, moved.destination, moved.top, moved.base)
+            found = next((one.format for one in sides if one is not None and one.filename == image), None)
+            if (pivot.domain, moved.disk) == (domain, disk) and found is not None:
+                return found
+        raise BadRequestError(f"{domain} {disk} never had {image}: say its format, qcow2 or raw", image=image)
+
+
+def _compare(image: str, using: str | None) -> tuple[Presence, bool]:
+    """Return whether an image is there, and whether QEMU uses it, if it uses any.
+
+    A name that leads nowhere may be hidden from pivotd; where pivotd sees the directory, there is no such file.
+    """
+    accepted = Image(image, "", "")
+    there = files.presence(accepted, sees_all=True)
+    if there is Presence.GONE and not files.sees_directory(image):
+        there = Presence.UNSEEN
+    return there, using is None or files.same(accepted, files.named(using))

@@ -1,0 +1,96 @@
+"""Alarms: a QEMU that runs on another image than the one that holds the data."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pivotd.app.live_verdicts import image_path
+from pivotd.app.reads import Reads
+from pivotd.app.registry import Host
+from pivotd.core.pivot import Phase, Record
+from pivotd.core.standing import ImageFound, Standing
+from pivotd.core.verdict import Verdict
+from pivotd.engine.supervisor import Supervisor
+from pivotd.errors import PivotdError
+from pivotd.journal.journal import Journal
+from pivotd.log import get_logger
+
+log = get_logger()
+
+
+class Alarms:
+    """Looks at each domain when pivotd has connected to it, and whenever its verdicts may have changed.
+
+    A supervisor's ``alarms`` hold one sentence for each disk; they go when the connection does, or when a person or a
+    look settles the doubt. Each alarm is logged and recorded once.
+    """
+
+    def __init__(self, host: Host, journal: Journal, reads: Reads) -> None:
+        self._host = host
+        self._journal = journal
+        self._reads = reads
+        self._due: dict[str, None] = {}
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Look whenever a look is due; ends only when it is cancelled."""
+        self._host.on_connected = self._ask
+        unsubscribe = self._journal.subscribe(self._on_records)
+        for name, supervisor in self._host.supervisors.items():
+            if supervisor.session is not None:
+                self._ask(name)
+        try:
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                while self._due:
+                    name = next(iter(self._due))
+                    del self._due[name]
+                    await self._look(name)
+        finally:
+            unsubscribe()
+            self._host.on_connected = None
+
+    def _ask(self, domain: str) -> None:
+        self._due[domain] = None
+        self._woken.set()
+
+    def _on_records(self, records: list[Record]) -> None:
+        for record in records:
+            if record.domain is not None and (record.phase is Phase.CLOSED or record.event == "image-accepted"):
+                self._ask(record.domain)
+
+    async def _look(self, domain: str) -> None:
+        supervisor = self._host.supervisors.get(domain)
+        if supervisor is None or supervisor.session is None:
+            return
+        try:
+            doubts = await self._reads.doubts(domain)
+            session = supervisor.session
+            busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
+            known = supervisor.alarms
+            alarms = {disk: await self._sentence(supervisor, one) for disk, one in doubts.items() if disk not in busy}
+            if session is None or supervisor.session is not session:
+                return  # a new connection asks for a look of its own
+            supervisor.alarms = alarms
+            for disk in alarms.keys() - known.keys():
+                log.error("domain.wrong-image", domain=domain, disk=disk, pivot=doubts[disk].pivot, reason=alarms[disk])
+                facts = {"disk": disk, "right": doubts[disk].image, "reason": alarms[disk]}
+                await self._journal.note("wrong-image", facts, domain=domain, pivot=doubts[disk].pivot)
+        except PivotdError as error:
+            log.warning("domain.not-checked", domain=domain, error=error.message)
+
+    async def _sentence(self, supervisor: Supervisor, doubt: Verdict) -> str:
+        """Return what is wrong with the image on which a disk runs, or why nobody knows which one is right."""
+        session = supervisor.session
+        shown = (await session.disks()).get(doubt.disk) if session is not None else None
+        if session is None or shown is None:
+            return f"{doubt.disk}: {doubt.reason}"
+        using = await image_path(shown.filename, session)
+        same: list[ImageFound] = await self._reads.image(using, lambda one: one)
+        stale = next(
+            (one for one in same if (one.verdict.domain, one.verdict.disk) == (doubt.domain, doubt.disk)), None
+        )
+        if stale is None or stale.finding.standing is not Standing.STALE:
+            return f"{doubt.disk}: {doubt.reason}"
+        return f"{doubt.disk} runs on {using}, which is stale since {stale.finding.since}: {stale.finding.why}"

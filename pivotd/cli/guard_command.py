@@ -1,0 +1,69 @@
+"""`pivotctl guard`: refuse to start a guest from other images than those that hold its data."""
+
+from __future__ import annotations
+
+import os
+import os.path
+
+import click
+
+from pivotd.cli import render
+from pivotd.cli.complaints import NeverMovedError, UsageError, WrongImageError
+from pivotd.cli.context import App, pass_app
+from pivotd.cli.help import ExampleCommand
+from pivotd.cli.image_command import check_default
+from pivotd.cli.right_images import certain, right_images
+from pivotd.cli.values import WAIT, DiskImage, Name
+from pivotd.core import nbd
+from pivotd.errors import EXIT_DONE
+
+EXAMPLES = (
+    "pivotctl guard web1 disk0=/images/web1.qcow2",
+    "ExecStartPre=/opt/pivotd/bin/pivotctl guard %i disk0=${DISK0}",
+)
+
+
+@click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Refuse to start from other images.")
+@click.argument("domain", type=Name())
+@click.argument("images", type=DiskImage(), nargs=-1, required=True, metavar="DISK=IMAGE...")
+@click.option("--wait", type=WAIT, default="10s", metavar="TIME", show_default=True,
+              help="How long to wait while a pivot is being recovered.")  # fmt: skip
+@pass_app
+def guard(app: App, domain: str, images: tuple[tuple[str, str], ...], wait: int) -> None:
+    """Succeed if these are the images to start the guest with; else say on one line which are right, and fail.
+
+    Asks the daemon, or reads the journal of this host if the daemon is away. The status is 4 for a wrong image and for
+    a domain that nobody has heard of, 6 if nobody can be certain. A disk that was never moved may start from any image
+    that is not another disk's, and of which the journal does not know that it is out of date.
+    """
+    wanted = dict(images)
+    if len(wanted) < len(images):
+        raise UsageError("a disk is named twice: name each once")
+    found = right_images(app, domain, wanted, wait)
+    wrong = {}
+    for disk, image in wanted.items():
+        try:
+            right = certain(domain, disk, found)
+        except NeverMovedError:
+            check_default(app, domain, disk, image)
+            continue
+        if right.image is not None and not same_image(image, right.image):
+            wrong[disk] = right.image
+    if wrong:
+        named = " ".join(f"{disk}={image}" for disk, image in wrong.items())
+        asked = " ".join(f"{disk}={wanted[disk]}" for disk in wrong)
+        raise WrongImageError(f"{domain} must start with {named}, not with {asked}", domain=domain, images=wrong)
+    app.status = EXIT_DONE
+    render.answer(app, {"domain": domain, "images": wanted})
+
+
+def same_image(one: str, other: str) -> bool:
+    """Return whether two names lead to one image now."""
+    if nbd.is_uri(one) or nbd.is_uri(other):
+        return (nbd.canonical(one) or one) == (nbd.canonical(other) or other)
+    if os.path.normpath(one) == os.path.normpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121
+    except OSError:
+        return False

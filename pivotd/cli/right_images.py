@@ -1,0 +1,113 @@
+"""The images to start a guest with: the daemon's word or the journal's, waiting while a pivot is being recovered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from pivotd.cli.complaints import NeverMovedError, UncertainError
+from pivotd.cli.context import App
+from pivotd.client import ImageVerdict, Verdict
+from pivotd.config import Config, load
+from pivotd.core.pivot import Image
+from pivotd.core.verdict import Presence
+from pivotd.errors import ClientError, ConfigError, JournalError, RefusedError
+from pivotd.host import files
+
+LOOK_AGAIN_S = 0.2
+
+
+def right_images(app: App, domain: str, disks: Iterable[str], wait_s: float) -> dict[str, Verdict]:
+    """Return the verdicts on these disks of a domain, and on all that the journal has moved or QEMU shows, by disk.
+
+    Asks the daemon; if it is away, reads the journal of this host. Waits up to ``wait_s`` seconds while a pivot is
+    being decided or recovered, or while QEMU runs without pivotd, and nobody can be certain yet.
+
+    Raises: RefusedError, NotFoundError (nobody has heard of the domain, or QEMU runs without the disk), ClientError,
+    JournalError.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        found = _look(app, domain, disks)
+        if not any(one.pending for one in found) or time.monotonic() >= deadline:
+            return {one.disk: _looked_at(one) for one in found}
+        time.sleep(LOOK_AGAIN_S)
+
+
+def image_history(app: App, image: str) -> list[ImageVerdict]:
+    """Return what history says of an image: the daemon, or the journal of this host if the daemon is away."""
+    if app.offline is not None:
+        return app.journal.image(image)
+    try:
+        return app.client.image(image)
+    except RefusedError:
+        raise
+    except ClientError:
+        return app.with_journal(str(_state_dir())).journal.image(image)
+
+
+def certain(domain: str, disk: str, found: dict[str, Verdict]) -> Verdict:
+    """Return a verdict that names an image for certain. Raises: NeverMovedError, UncertainError."""
+    one = found.get(disk)
+    if one is None or one.outcome is None:
+        now = "" if one is None or one.image is None else f"; QEMU uses {one.image} now"
+        raise NeverMovedError(f"this journal has never moved {domain} {disk}{now}", domain=domain, disk=disk)
+    if not one.certain:
+        reason = one.reason[:1].lower() + one.reason[1:].rstrip(".")
+        raise UncertainError(
+            f"{domain} {disk}: nobody can be certain: {reason}; see `pivotctl verdict {domain} {disk}`",
+            domain=domain, disk=disk, image=one.image,
+        )  # fmt: skip
+    return one
+
+
+def _look(app: App, domain: str, disks: Iterable[str]) -> list[Verdict]:
+    if app.offline is not None:
+        return _offline(app, domain)
+    try:
+        found = app.client.verdicts(domain)
+        for disk in set(disks) - {one.disk for one in found}:
+            found += app.client.verdicts(domain, disk)
+    except RefusedError:
+        raise
+    except ClientError as away:
+        try:
+            return _offline(app.with_journal(str(_state_dir())), domain)
+        except JournalError as error:
+            away.message += f"; and {error.message}"
+            raise away from None
+    return found
+
+
+def _offline(app: App, domain: str) -> list[Verdict]:
+    """Return what the journal says, uncertain while QEMU runs: it may be in the middle of a switch."""
+    journal = app.journal
+    found = journal.verdicts(domain)
+    said = journal.running(domain)
+    if said is None:
+        return found
+    reason = f"pivotd does not run, and {said}: start pivotd and ask again."
+    return [replace(one, certain=False, pending=True, reason=reason) for one in found]
+
+
+def _state_dir() -> str:
+    """Return the daemon's state directory as the configuration of this host has it, or the default."""
+    try:
+        return str(load().state_dir)
+    except ConfigError:
+        return str(Config().state_dir)
+
+
+def _looked_at(one: Verdict) -> Verdict:
+    """Return the verdict after a look of this process, if the daemon could not look at the image."""
+    if one.file != Presence.UNSEEN.value or one.image is None or not one.certain:
+        return one
+    match files.presence(Image(one.image, "", ""), sees_all=True):
+        case Presence.GONE:
+            return replace(one, certain=False, reason=f"The journal names {one.image}, but it is not there any more.")
+        case Presence.UNSEEN:
+            return replace(one, certain=False, reason=f"Neither pivotd nor this user may look at {one.image}.")
+        case _:
+            return one

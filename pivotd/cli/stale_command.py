@@ -1,0 +1,167 @@
+"""`pivotctl stale`: the images that no disk needs any more, and whether something uses them all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from pivotd.cli import render
+from pivotd.cli.context import App, pass_app, tell
+from pivotd.cli.help import ExampleCommand
+from pivotd.client import ImageVerdict
+from pivotd.errors import PivotdError
+
+EXAMPLES = (
+    "pivotctl stale",
+    "pivotctl stale -q | xargs -d '\\n' ls -l",
+    "pivotctl --offline /var/lib/pivotd stale",
+)
+QEMU_IMG_TIMEOUT_S = 20.0
+
+
+@click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Images that no disk needs any more.")
+@click.option("-q", "--quiet", is_flag=True, help="Names alone, of images that are there and that nothing uses.")
+@pass_app
+def stale(app: App, quiet: bool) -> None:
+    """List images that hold no disk's data any more: old sources, layers that were merged, half-made destinations.
+
+    USED BY names a guest whose QEMU has the image open, or a right image that is based on it. pivotctl looks at the
+    files itself, so run it as a user who may see them. Nothing is ever deleted by pivotd.
+
+    With --offline, no QEMU is asked: only the chains of right images are looked at.
+    """
+    users = _Users(app)
+    shown = [_row(one, users) for one in app.reads.obsolete()]
+    if app.json:
+        render.emit_json(shown)
+        return
+    if quiet:
+        for row in shown:
+            if row["file"] == "there" and row["used_by"] is None and users.complete:
+                print(row["image"])
+        if not users.complete:
+            tell(f"no name is printed: {users.missed}")
+        return
+    columns = ("IMAGE", "SIZE", "STALE FOR", "FILE", "USED BY", "OF")
+    render.table(columns, [
+        (row["image"], render.size(row["size_bytes"]), render.duration(row["age_s"]), row["file"],
+         row["used_by"] or render.NOTHING, f"{row['domain']} {row['disk']}")
+        for row in shown
+    ])  # fmt: skip
+    if users.missed:
+        tell(users.missed)
+
+
+def _row(one: ImageVerdict, users: _Users) -> dict[str, Any]:
+    file, size_bytes = _look(one.asked)
+    return {
+        "image": one.asked,
+        "standing": one.standing,
+        "domain": one.domain,
+        "disk": one.disk,
+        "since": one.standing_since,
+        "pivot": one.standing_pivot,
+        "reason": one.standing_reason,
+        "age_s": _age_s(one.standing_since),
+        "file": file,
+        "size_bytes": size_bytes,
+        "used_by": users.of(one.asked),
+    }
+
+
+def _look(path: str) -> tuple[str, int | None]:
+    """Return whether the file is there, and what it takes on the disk in bytes."""
+    if not path.startswith("/"):
+        return "no file", None
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return "gone", None
+    except OSError:
+        return "unseen", None
+    return "there", found.st_blocks * 512
+
+
+def _age_s(since: str | None) -> float | None:
+    if since is None:
+        return None
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds())
+
+
+class _Users:
+    """Who uses images: the chains that QEMUs show, and the chains of right images while no QEMU shows them.
+
+    ``missed``: one sentence if something could not be asked; ``complete``: nothing was missed.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.missed: str | None = None
+        self._by_name: dict[str, str] = {}
+        self._by_file: dict[tuple[int, int], str] = {}
+        live = set() if app.offline is not None else set(self._of_guests(app))
+        for one in app.reads.verdicts():
+            if one.image is not None and (one.domain, one.disk) not in live:
+                for layer in self._chain(one.image):
+                    self._add(layer, f"{one.domain} {one.disk}")
+
+    @property
+    def complete(self) -> bool:
+        return self.missed is None
+
+    def of(self, path: str) -> str | None:
+        """Return who uses an image, None if nobody who was asked."""
+        if (found := self._by_name.get(path)) is not None:
+            return found
+        return self._by_file.get(file) if (file := _file(path)) is not None else None
+
+    def _of_guests(self, app: App) -> Iterator[tuple[str, str]]:
+        for domain in app.client.domains():
+            if domain.connection != "connected":
+                continue
+            try:
+                disks = app.client.disks(domain.name)
+            except PivotdError as error:
+                self.missed = f"{domain.name} could not be asked which images it uses: {error.message}"
+                continue
+            for disk in disks:
+                for name in (disk.image, *disk.backing_chain):
+                    if name is not None:
+                        self._add(name, f"{domain.name} {disk.disk}")
+                yield domain.name, disk.disk
+
+    def _add(self, name: str, user: str) -> None:
+        self._by_name.setdefault(name, user)
+        if (file := _file(name)) is not None:
+            self._by_file.setdefault(file, user)
+
+    def _chain(self, image: str) -> Iterable[str]:
+        """Return an image and the layers below it."""
+        if not image.startswith("/"):
+            return [image]
+        command = ["qemu-img", "info", "-U", "--backing-chain", "--output=json", image]
+        try:
+            done = subprocess.run(  # noqa: S603 - no shell, and an absolute path
+                command, capture_output=True, text=True, timeout=QEMU_IMG_TIMEOUT_S, check=True
+            )
+            return [str(layer["filename"]) for layer in json.loads(done.stdout)]
+        except FileNotFoundError:
+            self.missed = "qemu-img is not installed: nobody knows which images are layers of others"
+        except subprocess.CalledProcessError as error:
+            self.missed = f"the layers of {image} could not be read: {render.one_line(error.stderr)}"
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            self.missed = f"the layers of {image} could not be read: {render.one_line(str(error))}"
+        return [image]
+
+
+def _file(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,64 @@
+"""What history says of images, for every disk that has or had them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pivotd.core.standing import Asked, Finding, History, ImageFound, Moved, Standing
+from pivotd.core.verdict import Verdict, of_pivot
+from pivotd.journal.reader import Reader
+
+Key = tuple[str, str]
+"""Domain and disk."""
+OBSOLETE = frozenset({Standing.STALE, Standing.UNUSED, Standing.RELEASED})
+"""The standings of an image that no guest of the journal needs any more."""
+
+
+def images_found(reader: Reader, name: str, asked: Asked, verdicts: Mapping[Key, Verdict]) -> list[ImageFound]:
+    """Return how an image stands to each disk that has or had it; ``verdicts``: at least those of these disks."""
+    moved = reader.image(asked.names, asked.file_id)
+    last = {_key(one): one for one in moved if asked.is_file(one)}
+    last |= {_key(one): one for one in moved if asked.is_named(one)}  # a name says more than a file's number
+    found = [
+        ImageFound(name, verdicts[key], History(verdicts[key], _finder(reader, key)).of_image(asked, one))
+        for key, one in sorted(last.items())
+        if key in verdicts
+    ]
+    for key, right in sorted(verdicts.items()):
+        if key not in last and right.image in asked.names:
+            found.append(
+                ImageFound(name, right, Finding(Standing.CURRENT, "QEMU uses it now", right.since, right.pivot))
+            )
+    return found
+
+
+def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], str | None]:
+    """Return those of the next ``limit`` images after a name that no disk needs, by the journal alone.
+
+    Also returns the name to go on from, None if there are no more images.
+    """
+    found: list[ImageFound] = []
+    names = reader.image_names(after, limit)
+    for name in names:
+        asked = Asked(frozenset({name}))
+        moved = reader.image([name], None)
+        verdicts = {_key(one): of_pivot(*_latest(reader, _key(one))) for one in moved}
+        stands = images_found(reader, name, asked, verdicts)
+        if stands and all(one.finding.standing in OBSOLETE for one in stands):
+            found.append(max(stands, key=lambda one: one.finding.since or ""))
+    return found, names[-1] if len(names) == limit else None
+
+
+def _key(moved: Moved) -> Key:
+    return moved[0].domain, moved[1].disk
+
+
+def _latest(reader: Reader, key: Key) -> Moved:
+    return reader.latest(*key)[0]
+
+
+def _finder(reader: Reader, key: Key) -> Callable[[str], Moved | None]:
+    def find(name: str) -> Moved | None:
+        return next((one for one in reader.image([name], None) if _key(one) == key), None)
+
+    return find
