@@ -8,11 +8,11 @@ import os.path
 import click
 
 from pivotd.cli import render
-from pivotd.cli.complaints import NeverMovedError, UsageError, WrongImageError
+from pivotd.cli.complaints import NeverMovedError, UncertainError, UsageError, WrongImageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.image_command import check_default
-from pivotd.cli.right_images import certain, right_images
+from pivotd.cli.right_images import certain, image_history, right_images
 from pivotd.cli.values import WAIT, DiskImage, Name
 from pivotd.core import nbd
 from pivotd.errors import EXIT_DONE
@@ -44,6 +44,10 @@ def guard(app: App, domain: str, images: tuple[tuple[str, str], ...], wait: int)
     for disk, image in wanted.items():
         try:
             right = certain(domain, disk, found)
+        except UncertainError:
+            if not is_renamed(app, domain, disk, image):
+                raise
+            continue
         except NeverMovedError:
             check_default(app, domain, disk, image)
             continue
@@ -55,6 +59,12 @@ def guard(app: App, domain: str, images: tuple[tuple[str, str], ...], wait: int)
         raise WrongImageError(f"{domain} must start with {named}, not with {asked}", domain=domain, images=wrong)
     app.status = EXIT_DONE
     render.answer(app, {"domain": domain, "images": wanted})
+
+
+def is_renamed(app: App, domain: str, disk: str, image: str) -> bool:
+    """Return whether an image is the file that holds a disk's data, of which the journal has another name."""
+    found = image_history(app, image)
+    return any((one.domain, one.disk, one.standing) == (domain, disk, "current") for one in found)
 
 
 def same_image(one: str, other: str) -> bool:

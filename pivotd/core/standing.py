@@ -9,8 +9,9 @@ from enum import StrEnum
 from pivotd.core import kinds
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk
 from pivotd.core.request import Kind, Sync
-from pivotd.core.verdict import Verdict
+from pivotd.core.verdict import Presence, Verdict
 
+_ELSEWHERE = frozenset({Presence.GONE, Presence.REPLACED})
 Moved = tuple[Pivot, PivotDisk]
 """A pivot, and one of its disks."""
 
@@ -102,6 +103,9 @@ class History:
         """Return how the image stands to the disk, from the last pivot that knew it."""
         right, (pivot, disk) = self.right, moved
         if self._is_right(asked, moved):
+            if right.file in _ELSEWHERE and right.outcome is not Outcome.UNKNOWN and right.image not in asked.names:
+                why = f"it is the file of {right.image}, which has this name now"
+                return Finding(Standing.CURRENT, why, right.since, right.pivot)
             if right.certain:
                 why = f"it holds the data of {right.domain} {right.disk}"
                 return Finding(Standing.CURRENT, why, right.since, right.pivot)

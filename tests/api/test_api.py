@@ -24,7 +24,8 @@ from pivotd import limits
 from pivotd.api.access import AccessClass
 from pivotd.api.routes import ROUTES
 from pivotd.client import answers, requests
-from pivotd.core import pivot, request
+from pivotd.core import pivot, request, standing
+from pivotd.core import verdict as verdicts
 
 from .conftest import Api, Connection
 
@@ -78,7 +79,7 @@ def test_groups_are_those_that_the_process_has(api: Api):
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
 def test_no_route_is_open_to_strangers(api: Api, route: Any):
     """Every line of the table is checked before its handler runs."""
-    target = route.path.format(domain="web1", pivot="x")
+    target = route.path.format(domain="web1", pivot="x", disk="disk0")
     assert status_as(api, "nobody", route.method, target) == 403
 
 
@@ -238,7 +239,8 @@ def test_one_image_under_two_spellings_is_named_twice(api: Api):
         ("GET", "/v1/events?after=x", 400, "bad-request"),
         ("GET", "/v1/events?after=nan", 400, "bad-request"),
         ("GET", "/v1/verdicts?domain=web1&disk=none", 404, "not-found"),
-        ("GET", "/v1/verdicts?image=/none", 404, "not-found"),
+        ("GET", "/v1/images", 400, "bad-request"),
+        ("GET", "/v1/images?image=none.qcow2", 400, "bad-request"),
     ],
 )
 def test_errors_are_problem_documents(api: Api, method: str, path: str, status: int, kind: str):
@@ -437,7 +439,8 @@ def test_answers_have_the_fields_of_the_document_and_no_others(api: Api):
     names = {"domain": "web1", "pivot": held["id"]}
     for route in ROUTES:
         if route.method == "GET" and route.answer is not None:
-            answer = api.call("GET", route.path.format_map(names))
+            query = f"?image={api.image()}" if route.path == "/v1/images" else ""
+            answer = api.call("GET", route.path.format_map(names) + query)
             assert answer.status == 200, answer.body
             shaped = msgspec.json.decode(answer.body, type=route.answer)
             assert json.loads(msgspec.json.encode(shaped)) == answer.json, route.path
@@ -449,6 +452,7 @@ def test_answers_have_the_fields_of_the_document_and_no_others(api: Api):
     ("words", "enum"),
     [
         (answers.Kind, request.Kind), (answers.Phase, pivot.Phase), (answers.Outcome, pivot.Outcome),
+        (answers.Presence, verdicts.Presence), (answers.Standing, standing.Standing),
         (requests.Sync, request.Sync), (requests.CopyMode, request.CopyMode), (requests.Discard, request.Discard),
     ],
 )  # fmt: skip
@@ -474,6 +478,7 @@ def test_the_verdict_has_the_documented_shape(api: Api):
     (verdict,) = api.call("GET", "/v1/verdicts?domain=web1&disk=disk0").json
     assert list(verdict) == [
         "domain", "disk", "image", "format", "outcome", "certain", "pivot", "since", "reason", "evidence",
+        "pending", "file",
     ]  # fmt: skip
     assert (verdict["image"], verdict["outcome"], verdict["certain"]) == (
         pivot["disks"][0]["destination"], "switched", True,

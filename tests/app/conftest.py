@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pivotd.core.request import Requester
+from pivotd.core.verdict import Verdict
 from tests.api.conftest import Answer, Connection
 from tests.engine.conftest import engine
 from tests.support.daemon import Daemon
@@ -23,8 +24,14 @@ WAIT_S = 20
 WHO = Requester(0, 0, 1)
 
 
-async def nothing(_: str) -> None:
-    """Find no pivot, whatever the request id is."""
+class NoHistory:
+    """A journal in which no request id is known and no disk is in doubt."""
+
+    async def known(self, _pivot: str) -> None:
+        return None
+
+    async def doubts(self, _domain: str) -> dict[str, Verdict]:
+        return {}
 
 
 class Host:

@@ -16,7 +16,7 @@ from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Pivot
 from pivotd.core.request import Kind, PivotRequest, Target
 from pivotd.planning.plan import plan
-from tests.app.conftest import WHO, nothing
+from tests.app.conftest import WHO, NoHistory
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.support.qemu import Disk, create_image
@@ -29,7 +29,7 @@ async def no_history(_: str) -> list[Pivot]:
 
 
 def health_of(engine: Engine) -> Health:
-    return Health(engine.host, engine.journal, Starter(engine.host, engine.journal, nothing))
+    return Health(engine.host, engine.journal, Starter(engine.host, engine.journal, NoHistory()))
 
 
 async def test_an_open_pivot_without_a_driver(

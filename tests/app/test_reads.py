@@ -105,7 +105,7 @@ async def test_nothing_is_read_in_a_pause(journal: Journal, reads: Reads, monkey
             reads.pivots(None, open_only=False, limit=1, before=None, encode=lambda _: begun.append("list")),
             reads.shown("P0001", lambda pivot, records: begun.append("shown")),
             reads.events_page(0, 10, lambda _: begun.append("events")),
-            reads.verdicts(None, None, None, lambda _: begun.append("verdicts")),
+            reads.verdicts(None, None, lambda _: begun.append("verdicts")),
             through_the_door(),
         )
     ]

@@ -16,7 +16,7 @@ from pivotd import limits
 from pivotd.app.start import Starter
 from pivotd.core.request import Kind, PivotRequest, Target
 from pivotd.errors import ConflictError
-from tests.app.conftest import WHO, Host, at_once, nothing
+from tests.app.conftest import WHO, Host, NoHistory, at_once
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.support.qemu import Disk, create_image
@@ -104,7 +104,7 @@ async def test_a_domain_removed_and_added_while_a_request_is_planned(
     """The request was planned for another QEMU than the name leads to now: nothing is recorded."""
     one, two = (qemu_factory([Disk(create_image(tmp_path / f"{name}.qcow2"))], name=name) for name in ("one", "two"))
     await engine.connect(one, "web")
-    starter = Starter(engine.host, engine.journal, nothing)
+    starter = Starter(engine.host, engine.journal, NoHistory())
     request = PivotRequest("web", Kind.COPY, (Target("disk0", str(tmp_path / "new.qcow2")),))
     lock = engine.host.lock("web")
     async with lock:
@@ -123,7 +123,7 @@ async def test_a_request_whose_caller_has_gone_is_recorded_and_driven(
 ):
     """Between the record and the driver nothing comes, whoever is cancelled."""
     supervisor = await engine.connect(qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))]), "web")
-    starter = Starter(engine.host, engine.journal, nothing)
+    starter = Starter(engine.host, engine.journal, NoHistory())
     request = PivotRequest("web", Kind.COPY, (Target("disk0", str(tmp_path / "new.qcow2")),))
     lock = engine.host.lock("web")
     async with lock:

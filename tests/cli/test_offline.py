@@ -21,7 +21,11 @@ async def _fill(state_dir: Path) -> None:
     journal = Journal.open(state_dir)
     await journal.add_domain("web9", "/run/web9.qmp", 0)
     for number, outcome in ((1, Outcome.SWITCHED), (2, Outcome.UNKNOWN), (3, None)):
-        pivot, _ = await journal.accept(make_pivot(number), {})
+        sample = make_pivot(number, images=str(state_dir.parent))
+        for disk in sample.disks:
+            Path(disk.source.filename).touch()
+            Path(disk.destination.filename).touch()
+        pivot, _ = await journal.accept(sample, {})
         if outcome is not None:
             await _decide(journal, pivot, outcome)
     await journal.close()
@@ -36,7 +40,8 @@ async def _decide(journal: Journal, pivot: Pivot, outcome: Outcome) -> None:
 
 @pytest.fixture(scope="module")
 def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("state")
+    path = tmp_path_factory.mktemp("host") / "state"
+    path.mkdir()
     asyncio.run(_fill(path))
     return path
 
@@ -57,7 +62,10 @@ def test_verdict(state_dir: Path) -> None:
         "pivot": "P0001",
         "since": AT,
     }
-    assert answer.json.items() >= {**expected, "image": "/images/destination1.qcow2", "format": "qcow2"}.items()
+    assert (
+        answer.json.items()
+        >= {**expected, "image": f"{state_dir.parent}/destination1.qcow2", "format": "qcow2"}.items()
+    )
     assert answer.json["reason"]
     assert answer.json["evidence"]
 
@@ -76,7 +84,7 @@ def test_unknown_verdict(state_dir: Path) -> None:
 def test_open_pivot_is_the_source(state_dir: Path) -> None:
     """Without a durable outcome the verdict is the source."""
     answer = offline(state_dir, "verdict", "web1", "disk3")
-    assert (answer.json["outcome"], answer.json["image"]) == ("kept", "/images/source3.qcow2")
+    assert (answer.json["outcome"], answer.json["image"]) == ("kept", f"{state_dir.parent}/source3.qcow2")
 
 
 def test_disk_without_pivot(state_dir: Path) -> None:
@@ -84,19 +92,23 @@ def test_disk_without_pivot(state_dir: Path) -> None:
     answer = offline(state_dir, "verdict", "web1", "disk7")
     assert answer.status == 0
     assert (answer.json["outcome"], answer.json["image"], answer.json["certain"]) == (None, None, True)
+    mistyped = offline(state_dir, "verdict", "web7", "disk7")
+    assert (mistyped.status, mistyped.json["error"]["kind"]) == (4, "not-found")
 
 
 @pytest.mark.parametrize("side", ["source", "destination"])
 def test_verdict_by_image(state_dir: Path, side: str) -> None:
     """Both images of a pivot lead to the disk's verdict."""
-    answer = offline(state_dir, "verdict", "--image", f"/images/./{side}1.qcow2")
-    assert [row["image"] for row in answer.json] == ["/images/destination1.qcow2"]
+    answer = offline(state_dir, "verdict", "--image", f"{state_dir.parent}/./{side}1.qcow2")
+    standing = "current" if side == "destination" else "stale"
+    right = f"{state_dir.parent}/destination1.qcow2"
+    assert [(row["image"], row["standing"]) for row in answer.json] == [(right, standing)]
 
 
 def test_verdict_by_strange_image(state_dir: Path) -> None:
-    """An image that no pivot names is refused: nothing is claimed about it."""
+    """Of an image that no pivot knows nothing is claimed, with a status of its own."""
     answer = offline(state_dir, "verdict", "--image", "/images/other.qcow2")
-    assert (answer.status, answer.json["error"]["kind"]) == (4, "not-found")
+    assert (answer.status, answer.json) == (7, [])
 
 
 def test_pivot_ls(state_dir: Path) -> None:

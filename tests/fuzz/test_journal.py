@@ -59,7 +59,7 @@ def _read_all(state_dir: Path) -> None:
     try:
         for pivot in journal.pivots(limit=1000):
             _shown(journal.pivot(pivot.id))
-        _shown([journal.domains(), journal.verdicts(None, None, None), list(journal.events(0))])
+        _shown([journal.domains(), journal.verdicts(None, None), list(journal.events(0))])
     finally:
         journal.close()
 

@@ -10,9 +10,9 @@ from pivotd.core.pivot import Accepted, Identity, Image, Outcome, Pause, Phase, 
 from pivotd.core.request import CopyMode, CopyOptions, Kind, Requester, Sync
 
 
-def make_pivot(number: int, *, disk: str | None = None, domain: str = "web1") -> Pivot:
+def make_pivot(number: int, *, disk: str | None = None, domain: str = "web1", images: str = "/images") -> Pivot:
     def image(side: str) -> Image:
-        return Image(f"/images/{side}{number}.qcow2", "qcow2", f"{side}{number}", "8:1")
+        return Image(f"{images}/{side}{number}.qcow2", "qcow2", f"{side}{number}", "8:1")
 
     name = disk or f"disk{number}"
     return Pivot(

@@ -1,0 +1,315 @@
+"""The image to start a guest with, the guard before a start, stale images, and a person's word."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.ctl import REPOSITORY, Answer, complaint, ctl
+from tests.support.daemon import Daemon
+from tests.support.qemu import Disk, Qemu, create_image
+
+pytestmark = [pytest.mark.qemu]
+LOOK_S, LOOK_TIMEOUT_S = 0.05, 20.0
+
+
+class Guest:
+    """A domain ``web1`` with two disks, which can be started again on other images, and its daemon."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.disks = [create_image(directory / f"{name}.qcow2") for name in ("old", "data")]
+        self.daemon = Daemon(
+            directory,
+            {"web1": directory / "web1.qmp"},
+            command=[sys.executable, "-m", "pivotd.daemon"],
+            environment={"PYTHONPATH": str(REPOSITORY)},
+        )
+        self.qemu = Qemu(directory, [Disk(image) for image in self.disks])
+
+    def path(self, name: str) -> Path:
+        return self.directory / f"{name}.qcow2"
+
+    def ctl(self, *arguments: str | Path, offline: bool = False) -> Answer:
+        where = ["--offline", self.daemon.state_dir] if offline else ["--socket", self.daemon.socket]
+        return ctl(*where, *arguments)
+
+    def json(self, *arguments: str | Path) -> Answer:
+        return ctl("--socket", self.daemon.socket, "--json", *arguments)
+
+    def moved(self, verb: str = "copy", name: str = "new") -> Path:
+        """Move disk0 to a new image."""
+        answer = self.ctl(verb, "web1", f"disk0={self.path(name)}")
+        assert answer.status == 0, answer
+        return self.path(name)
+
+    def start_on(self, image: Path) -> None:
+        """Start the guest again, disk0 on this image, and wait until pivotd is connected to it."""
+        self.qemu.stop()
+        self.qemu = Qemu(self.directory, [Disk(image), Disk(self.disks[1])]).start()
+        self.until("connected", "connection")
+
+    def until(self, wanted: object, field: str) -> object:
+        """Wait until a field of the domain is so, or true where ``wanted`` is None."""
+        deadline_s = time.monotonic() + LOOK_TIMEOUT_S
+        while True:
+            shown = self.json("domain", "show", "web1").json[field]
+            if shown == wanted or (wanted is None and shown):
+                return shown
+            assert time.monotonic() < deadline_s, shown
+            time.sleep(LOOK_S)
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    with tempfile.TemporaryDirectory(prefix="pv") as name:
+        guest = Guest(Path(name))
+        with guest.qemu, guest.daemon:
+            try:
+                yield guest
+            finally:
+                guest.qemu.stop()
+
+
+def test_the_path_alone(guest: Guest):
+    """Nothing else is on stdout, for $(…), with a running guest, without it, and without the daemon."""
+    new = guest.moved()
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
+    assert guest.ctl("image", "web1", "disk0", "--format").stdout == "qcow2\n"
+    shown = json.loads(guest.ctl("image", "web1", "disk0", "--blockdev").stdout)
+    assert shown == {"driver": "qcow2", "node-name": "disk0", "file": {"driver": "file", "filename": str(new)}}
+    guest.qemu.stop()
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
+    guest.daemon.kill()
+    assert guest.ctl("image", "web1", "disk0", offline=True).stdout == f"{new}\n"
+
+
+def test_blockdev_is_what_qemu_takes(guest: Guest):
+    """Its own words: QEMU starts with them, on that image."""
+    guest.moved()
+    option = guest.ctl("image", "web1", "disk0", "--blockdev").stdout.strip()
+    guest.qemu.stop()
+    command = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", "-blockdev", option,
+               "-device", "virtio-blk-pci,drive=disk0", "-monitor", "stdio"]  # fmt: skip
+    done = subprocess.run(command, input="info block\nquit\n", capture_output=True, text=True, timeout=60, check=True)
+    assert str(guest.path("new")) in done.stdout
+
+
+def test_a_disk_that_was_never_moved(guest: Guest):
+    """A status of its own; a default is printed, but not one that history knows as out of date or another disk's."""
+    assert (first := guest.ctl("image", "web1", "disk0")).status == 7
+    assert first.stdout == ""
+    assert "never moved web1 disk0" in complaint(first)
+    new, old = guest.moved(), guest.disks[0]
+    standard = guest.ctl("image", "web1", "disk1", "--default", guest.disks[1])
+    assert (standard.status, standard.stdout) == (0, f"{guest.disks[1]}\n")
+    for wrong, why in ((old, "stale"), (new, "current for web1 disk0")):
+        refused = guest.ctl("image", "web1", "disk1", "--default", wrong)
+        assert (refused.status, refused.stdout) == (4, "")
+        assert why in complaint(refused)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_mistyped_domain_was_not_just_never_moved(guest: Guest, offline: bool):
+    """Nobody has heard of it: status 4, also with a default."""
+    if offline:
+        guest.qemu.stop()
+        guest.daemon.kill()
+    for more in ([], ["--default", str(guest.disks[0])]):
+        answer = guest.ctl("image", "web7", "disk0", *more, offline=offline)
+        assert (answer.status, answer.stdout) == (4, "")
+        assert "no domain web7" in complaint(answer)
+    assert guest.ctl("guard", "web7", f"disk0={guest.disks[0]}", offline=offline).status == 4
+
+
+def test_a_mistyped_disk_of_a_running_guest(guest: Guest):
+    """QEMU runs without it."""
+    answer = guest.ctl("image", "web1", "disk7")
+    assert (answer.status, answer.stdout) == (4, "")
+    assert "no disk disk7" in complaint(answer)
+
+
+def test_every_disk_for_an_environment_file(guest: Guest):
+    """Systemd reads each value as it was."""
+    odd = guest.directory / 'a "$HOME" `b\\c.qcow2'
+    assert guest.ctl("copy", "web1", f"disk0={odd}").status == 0
+    lines = guest.ctl("image", "web1", "--all", "--default", f"disk1={guest.disks[1]}").stdout
+    file = guest.directory / "env"
+    file.write_text(lines)
+    shell = 'set -a; . "$1"; printf "%s\\n" "$DISK0" "$DISK0_FORMAT" "$DISK1"'  # sh escapes as systemd does
+    done = subprocess.run(["sh", "-c", shell, "sh", file], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(odd), "qcow2", str(guest.disks[1])]
+
+
+def test_the_daemon_is_dead_and_qemu_is_not(guest: Guest):
+    """It may be in the middle of a switch, whatever the journal says: nobody is certain."""
+    new = guest.moved()
+    guest.daemon.kill()
+    for command in (["image", "web1", "disk0"], ["guard", "web1", f"disk0={new}"]):
+        answer = guest.ctl(*command, "--wait", "0", offline=True)
+        assert (answer.status, answer.stdout) == (6, "")
+        assert "its QEMU runs" in complaint(answer)
+
+
+@pytest.mark.parametrize("how", ["gone", "replaced", "unseen"])
+def test_a_file_that_is_not_the_one(guest: Guest, how: str):
+    """A guest cannot be started from it, so nobody is certain; with the daemon and without it."""
+    new = guest.moved()
+    guest.qemu.stop()
+    other = create_image(guest.path("other"))
+    if how == "replaced":
+        other.rename(new)
+    elif how == "gone":
+        new.unlink()
+    else:
+        new.rename(guest.directory / "kept")
+        new.symlink_to(new.name)  # nobody can look through a link to itself
+    words = {"gone": "not there any more", "replaced": "leads to another file", "unseen": "may look at"}[how]
+    online = guest.ctl("image", "web1", "disk0", "--wait", "0")
+    assert (online.status, online.stdout) == (6, "")
+    assert words in complaint(online)
+    assert guest.json("verdict", "web1", "disk0").json["file"] == how
+    guest.daemon.kill()
+    assert guest.ctl("image", "web1", "disk0", offline=True).status == 6
+
+
+def test_guard(guest: Guest):
+    """The right images pass by any name; a wrong one gives one line with the right one."""
+    new, (old, data) = guest.moved(), guest.disks
+    guest.qemu.stop()
+    link = guest.path("link")
+    link.symlink_to(new.name)
+    for image in (new, link):
+        assert guest.ctl("guard", "web1", f"disk0={image}", f"disk1={data}").status == 0
+    for offline in (False, True):
+        refused = guest.ctl("guard", "web1", f"disk0={old}", f"disk1={data}", offline=offline)
+        assert refused.status == 4
+        assert complaint(refused) == f"web1 must start with disk0={new}, not with disk0={old}"
+    assert guest.ctl("guard", "web1", f"disk1={old}").status == 4  # never moved, but this is out of date
+    assert guest.ctl("guard", "web1", f"disk0={new}", f"disk0={old}").status == 2
+
+
+def test_history_of_an_image(guest: Guest):
+    """Also of images that only an earlier pivot knew, and by the file under another name."""
+    old = guest.disks[0]
+    new, overlay = guest.moved(), guest.moved("snapshot", "overlay")
+
+    def standing(image: Path, *, offline: bool = False) -> list[str]:
+        where = ["--offline", guest.daemon.state_dir] if offline else ["--socket", guest.daemon.socket]
+        return [row["standing"] for row in ctl(*where, "--json", "verdict", "--image", image).json]
+
+    for offline in (False, True):
+        stand = [standing(image, offline=offline) for image in (old, new, overlay)]
+        assert stand == [["stale"], ["base"], ["current"]]
+    moved = guest.path("moved")
+    old.rename(moved)
+    assert standing(moved) == ["stale"]
+    fresh = create_image(guest.path("fresh"))
+    assert standing(fresh) == []
+    assert guest.ctl("verdict", "--image", fresh).status == 7
+
+
+def test_a_new_file_with_the_number_of_a_deleted_one(guest: Guest):
+    """File systems use numbers again: the new file is not the old image."""
+    old = guest.disks[0]
+    number = old.stat().st_ino
+    guest.moved()
+    guest.qemu.stop()
+    old.unlink()
+    for index in range(200):
+        fresh = create_image(guest.path(f"fresh{index}"))
+        if fresh.stat().st_ino == number:
+            break
+    else:
+        pytest.skip("this file system does not use a number again")
+    assert guest.ctl("verdict", "--image", fresh).status == 7
+
+
+def test_a_stale_image_that_runs(guest: Guest):
+    """It is an alarm wherever somebody may look, and no pivot washes it away; a person's word settles it."""
+    old, new = guest.disks[0], guest.moved()
+    guest.start_on(old)
+    (alarm,) = guest.until(None, "alarms")  # type: ignore[misc]
+    assert f"runs on {old}, which is stale since" in alarm
+    assert "wrong image" in guest.ctl("domain", "ls").stdout
+    assert alarm in guest.ctl("domain", "show", "web1").stdout
+    assert (
+        '"event": "domain.wrong-image"' in guest.daemon.log_path.read_text()
+        or alarm in guest.daemon.log_path.read_text()
+    )
+    assert "wrong-image" in [row["event"] for row in guest.json("events").rows]
+    refused = guest.ctl("copy", "web1", f"disk0={guest.path('next')}")
+    assert refused.status == 4
+    assert "is in doubt" in complaint(refused)
+    assert guest.ctl("copy", "web1", f"disk1={guest.path('other')}").status == 0  # another disk has no doubt
+    wrong = guest.ctl("verdict", "accept", "web1", "disk0", new, "--reason", "I think so")
+    assert wrong.status == 4
+    assert f"runs on {old} now" in complaint(wrong)
+    word = guest.json("verdict", "accept", "web1", "disk0", old, "--reason", "restored from the backup")
+    assert (word.json["image"], word.json["outcome"], word.json["certain"]) == (str(old), "accepted", True)
+    assert "restored from the backup" in word.json["reason"]
+    guest.until([], "alarms")
+    assert guest.ctl("copy", "web1", f"disk0={guest.path('next')}").status == 0
+    assert guest.json("verdict", "--image", old).json[0]["standing"] == "stale"
+
+
+def test_a_word_needs_an_image_that_is_there_and_a_disk_that_was_moved(guest: Guest):
+    """One line each."""
+    reason = ["--reason", "so"]
+    assert guest.ctl("verdict", "accept", "web1", "disk0", guest.disks[0], *reason).status == 4
+    guest.moved()
+    guest.qemu.stop()
+    missing = guest.ctl("verdict", "accept", "web1", "disk0", guest.path("none"), *reason)
+    assert (missing.status, f"no {guest.path('none')}" in complaint(missing)) == (4, True)
+    other = create_image(guest.path("other"))
+    unknown = guest.ctl("verdict", "accept", "web1", "disk0", other, *reason)
+    assert (unknown.status, "say its format" in complaint(unknown)) == (4, True)
+    assert guest.ctl("verdict", "accept", "web1", "disk0", other, *reason, "--format", "qcow2").status == 0
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{other}\n"
+    assert guest.ctl("verdict", "accept", "web1", "disk0", other).status == 2
+
+
+def test_a_renamed_image(guest: Guest):
+    """While the guest was off somebody renamed the file: it is the same one, and that is said."""
+    new, name = guest.moved(), guest.path("renamed")
+    guest.qemu.stop()
+    new.rename(name)
+    assert guest.ctl("guard", "web1", f"disk0={name}", "--wait", "0").status == 0
+    guest.start_on(name)
+    shown = guest.json("verdict", "web1", "disk0").json
+    assert (shown["image"], shown["certain"]) == (str(name), True)
+    assert f"{new} was renamed to {name}: it is the same file" in shown["evidence"]
+    assert guest.json("domain", "show", "web1").json["alarms"] == []
+    assert guest.ctl("copy", "web1", f"disk0={guest.path('next')}").status == 0
+
+
+def test_images_that_no_disk_needs(guest: Guest):
+    """With size and age; a name for xargs only if the file is there and nothing uses it. Nothing is deleted."""
+    old = guest.disks[0]
+    new = guest.moved()
+    guest.moved(name="third")
+    rows = {row["image"]: row for row in guest.json("stale").json}
+    assert set(rows) == {str(old), str(new)}
+    assert (rows[str(old)]["file"], rows[str(old)]["used_by"]) == ("there", None)
+    assert rows[str(old)]["size_bytes"] > 0
+    assert 0 <= rows[str(old)]["age_s"] < 600
+    overlay = guest.path("clone")
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(new), "-F", "qcow2", str(overlay)]
+    subprocess.run(command, check=True)
+    with Qemu(guest.directory, [Disk(overlay)], name="clone") as clone:
+        assert guest.ctl("domain", "add", "clone", "--qmp", clone.qmp).status == 0
+        assert {row["image"]: row["used_by"] for row in guest.json("stale").json}[str(new)] == "clone disk0"
+        assert guest.ctl("stale", "-q").stdout == f"{old}\n"
+    old.unlink()
+    assert str(old) not in guest.ctl("stale", "-q").stdout
+    guest.qemu.stop()
+    guest.daemon.kill()
+    assert new.exists()
+    assert str(new) in guest.ctl("stale", offline=True).stdout
