@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from pivotd import limits
 from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
 from pivotd.errors import ConfigError
+from pivotd.log import LEVEL_DEFAULT, LEVELS
 
 DEFAULT_PATH = Path("/etc/pivotd/pivotd.toml")
 
@@ -55,6 +56,13 @@ class PauseLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Log:
+    """What the log has: events of ``level``, one of log.LEVELS, and of those that are more serious."""
+
+    level: str = LEVEL_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration of the daemon. ``domains`` maps each name to the path of its QMP socket."""
 
@@ -64,7 +72,10 @@ class Config:
     """Shell patterns of QMP sockets to adopt; none by default, since a monitor serves one client at a time."""
     access: Access = Access()
     pause: PauseLimits = PauseLimits()
+    log: Log = Log()
     domains: Mapping[str, Path] = field(default_factory=dict)
+    files: tuple[Path, ...] = field(default=(), compare=False)
+    """The files that it was read from, in order."""
 
 
 def load(path: Path = DEFAULT_PATH) -> Config:
@@ -75,7 +86,8 @@ def load(path: Path = DEFAULT_PATH) -> Config:
     Raises: ConfigError.
     """
     found: _Settings = {}
-    for file in (path, *_drop_ins(path)):
+    files = (path, *_drop_ins(path))
+    for file in files:
         found.update((key, (value, file)) for key, value in _settings(file, _parse(file), ()))
     _check_domains(found)
 
@@ -94,7 +106,9 @@ def load(path: Path = DEFAULT_PATH) -> Config:
             max_ms=value(PauseLimits().max_ms, "pause", "max_ms"),
             attempts=value(PauseLimits().attempts, "pause", "attempts"),
         ),
+        log=Log(level=value(LEVEL_DEFAULT, "log", "level")),
         domains={key[1]: found[key][0] for key in _qmp_keys(found)},
+        files=files,
     )
 
 
@@ -200,6 +214,12 @@ def _integer(least: int, most: int) -> Callable[[object], int]:
     return check
 
 
+def _level(value: object) -> str:
+    if value not in LEVELS:
+        raise _ExpectedError(f"one of {', '.join(map(_shown, LEVELS))}")
+    return str(value)
+
+
 _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "state_dir": _path,
     "socket": _socket_path,
@@ -208,9 +228,10 @@ _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "access.readers": _names,
     "pause.max_ms": _integer(limits.PAUSE_MS_MIN, limits.PAUSE_MS_LIMIT),
     "pause.attempts": _integer(1, limits.ATTEMPTS_MAX),
+    "log.level": _level,
     "domains.*.qmp": _socket_path,
 }
-_TABLES = frozenset({"access", "pause", "domains", "domains.*"})
+_TABLES = frozenset({"access", "pause", "log", "domains", "domains.*"})
 
 
 def _check_domain_name(file: Path, name: str) -> None:

@@ -1,11 +1,16 @@
-"""The daemon's log: constant event names and facts, one line each on stderr, and never a wait for the reader.
+"""The daemon's log: constant event names and facts, one message each, and never a wait for the reader.
 
     log = get_logger()
-    log.info("pivot.switched", pause_ms=3.2, backlog_bytes=0)
+    log.info("pivot.paused", pause_ms=3.2, attempt=1)
+
+Under systemd an event goes to journald in its own protocol, with the facts as fields.
+Elsewhere it is a line on stderr.
 
 ``import structlog`` takes longer than the whole recovery of a guest that a dead daemon left paused. So events wait in a
 bounded list, with the time at which they happened, until load() has imported it: in a thread once recovery is done, or
 at exit if the daemon never came that far.
+
+In the same list events wait while a guest is in its pause: see hold().
 """
 
 from __future__ import annotations
@@ -13,100 +18,33 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import select
-import socket
-import stat
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from pivotd import sd
+from pivotd import log_lines, sd
+from pivotd.log_lines import PRIORITIES, Event, Facts, LineWriter, Style
 
-PENDING_MAX = 500
-"""Events that wait for load(); recovery of 100 pivots logs fewer. Later ones are counted and dropped."""
-LINE_BYTES_MAX = select.PIPE_BUF
-"""A pipe takes this much atomically, so lines of several writers never mix."""
-SHORT_TEXT_MAX = 200
-SHORT_TRACEBACK_MAX = 1500
-"""Length to which texts are cut if a line is too long; of a traceback the end stays, which names the error."""
-
-assert SHORT_TEXT_MAX < SHORT_TRACEBACK_MAX < LINE_BYTES_MAX
-
-_PRIORITIES = {"info": 6, "warning": 4, "error": 3}
-"""syslog(3) priorities, written as ``<N>`` before a line that goes to the journal."""
-_RESERVED = frozenset({"self", "event", "level", "timestamp"})
-
-Facts = dict[str, Any]
-Event = tuple[float, str, str, Facts]
-"""Seconds since 1970, level, event name, facts."""
+PENDING_MAX = 5000
+"""Events that wait for load() or for the end of a pause; recovery of 1,000 pivots logs fewer. Later ones are counted
+and dropped."""
+LEVELS = tuple(reversed(PRIORITIES))
+"""From the one that says everything to the one that says least."""
+LEVEL_DEFAULT = "info"
 
 
-class Style(StrEnum):
-    """Who reads the lines."""
+class Native(Protocol):
+    """Takes events as they are."""
 
-    JOURNAL = "journal"
-    TERMINAL = "terminal"
-    JSON = "json"
-
-
-class LineWriter:
-    """Writes whole lines to a file descriptor that others share, without ever waiting for its reader.
-
-    O_NONBLOCK belongs to the open file description, which stderr shares with other processes, so it is not touched: a
-    socket is asked not to wait call by call, a pipe or terminal is opened once more for us alone, and where that is not
-    permitted poll() tells beforehand whether there is room.
-    """
-
-    def __init__(self, fd: int) -> None:
-        mode = os.fstat(fd).st_mode
-        self._fd = self._own_description(fd, mode)
-        self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
-        self._room = select.poll()
-        self._room.register(self._fd, select.POLLOUT)
-        self._rest = b""
-
-    @staticmethod
-    def _own_description(fd: int, mode: int) -> int:
-        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-            try:
-                return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-            except OSError:
-                pass
-        return os.dup(fd)
-
-    def write(self, line: bytes) -> bool:
-        """Write a line whole and return True, or nothing and return False; no exception."""
-        self._flush()
-        if self._rest:
-            return False
-        sent = self._send(line)
-        if sent:
-            self._rest = line[sent:]
-            self._flush()
-        return sent > 0
+    def send(self, event: Event) -> bool | None:
+        """Send one event; False: not taken now; None: not there, write a line instead."""
 
     def close(self) -> None:
-        """Close our own descriptors; the one given stays as it is."""
-        os.close(self._fd)
-        if self._socket:
-            self._socket.close()
-
-    def _flush(self) -> None:
-        # A socket or terminal may take a part of a line; the rest of it goes out before anything else does.
-        while self._rest and (sent := self._send(self._rest)):
-            self._rest = self._rest[sent:]
-
-    def _send(self, data: bytes) -> int:
-        try:
-            if self._socket:
-                return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            return os.write(self._fd, data) if self._room.poll(0) else 0
-        except OSError:
-            return 0
+        """Close what it has open."""
 
 
 class Output:
@@ -117,61 +55,140 @@ class Output:
         self._writing = threading.Lock()
         self._loading = threading.Lock()
         self._writer: LineWriter | None = None
+        self._native: Native | None = None
+        self._journald: Path | None = None
         self._style = Style.JSON
         self._render: Callable[[Event], bytes] | None = None
         self._dropped = 0
+        self._priority_max = PRIORITIES[LEVEL_DEFAULT]
+        self._holds = 0
+        self._hold_s = 0.0
+        self._wake: Callable[[float], None] | None = None
+        self._woken = False
 
-    def attach(self, fd: int, style: Style | None = None) -> None:
-        """Choose where lines go; without a style, by what the descriptor is. Costs no import."""
+    def attach(self, fd: int, style: Style | None = None, *, journald: Path | None = None) -> None:
+        """Choose where lines go; without a style, by what the descriptor is. Costs no import.
+
+        ``journald``: its socket; lines then are for the case that it does not exist.
+        """
         self._style = style or (Style.TERMINAL if os.isatty(fd) else Style.JSON)
         self._writer = LineWriter(fd)
+        self._journald = journald
 
     def load(self) -> None:
         """Import structlog and write what has waited for it; call it in a thread. Again, it does nothing."""
         with self._loading:
             if self._render is None and self._writer is not None:
-                self._render = _renderer(self._style)
+                if self._journald is not None:
+                    from pivotd.journald import Journald  # noqa: PLC0415 - it imports json
+
+                    self._native = Journald(self._journald)
+                self._render = log_lines.renderer(self._style)
         self._drain()
+
+    def end(self) -> None:
+        """Write everything, whether or not it waits for the end of a pause."""
+        self._hold_s = 0.0
+        self.load()
+
+    def level(self, least: str) -> None:
+        """Take events of this level and of those that are more serious."""
+        self._priority_max = PRIORITIES[least]
 
     def emit(self, level: str, event: str, facts: Facts) -> None:
         """Take one event; never waits and never raises."""
+        if PRIORITIES[level] > self._priority_max:
+            return
         if len(self._pending) >= PENDING_MAX:
             self._dropped += 1
             return
-        self._pending.append((time.time(), level, event, facts))
+        self._pending.append(Event(time.time(), time.monotonic(), level, event, facts))
         if self._render is not None:
             self._drain()
+
+    # -- pauses of guests ---------------------------------------------------------------------------------------
+
+    def hold(self, hold_s: float) -> None:
+        """Write nothing while a guest is in its pause, until release(); no event waits for longer than hold_s. Counted.
+
+        The events keep their times and their order. Call it in the event loop, before ``stop`` is sent.
+        """
+        self._holds += 1
+        self._hold_s = max(self._hold_s, hold_s)
+
+    def release(self) -> None:
+        """Undo one hold(): the guest runs again."""
+        self._holds -= 1
+        assert self._holds >= 0, "released more often than held"
+        if not self._holds:
+            self._hold_s = 0.0
+            self._drain()
+
+    def held(self) -> bool:
+        """Return whether a guest is in its pause, so that nothing should be written."""
+        return self._holds > 0
+
+    def wake_with(self, wake: Callable[[float], None]) -> None:
+        """Have flush() called by ``wake`` after so many seconds, from whatever thread."""
+        self._wake = wake
+
+    def flush(self) -> None:
+        """Write the events that have waited long enough."""
+        self._woken = False
+        self._drain()
 
     def close(self) -> None:
         """Close the writer; events wait again."""
         self._render = None
+        if self._native is not None:
+            self._native.close()
+            self._native = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
+    # -- writing ------------------------------------------------------------------------------------------------
+
     def _drain(self) -> None:
         # The holder of the lock looks again after it releases the lock, so no caller needs to wait: neither another
         # thread nor this one, if the garbage collector logs from a destructor in the middle of a line.
-        while self._pending and self._writing.acquire(blocking=False):
+        while self._waits_s() <= 0 and self._writing.acquire(blocking=False):
             try:
-                while self._pending and self._render and self._writer:
+                while self._waits_s() <= 0 and self._render and self._writer:
                     self._write(self._pending.popleft(), self._render, self._writer)
             finally:
                 self._writing.release()
             if not (self._render and self._writer):
                 return
+        left_s = self._waits_s()
+        if 0 < left_s < float("inf") and self._wake is not None and not self._woken:
+            self._woken = True
+            self._wake(left_s)
+
+    def _waits_s(self) -> float:
+        """Return how long the first of the pending events still has to wait; infinite if there is none."""
+        try:
+            since_s = self._pending[0].since_s
+        except IndexError:
+            return float("inf")
+        return since_s + self._hold_s - time.monotonic() if self._holds else 0.0
 
     def _write(self, event: Event, render: Callable[[Event], bytes], writer: LineWriter) -> None:
-        at, level, name, facts = event
         dropped = self._dropped
+        if dropped:
+            event = event._replace(facts=event.facts | {"log_lines_dropped": dropped})
         try:
-            line = render((at, level, name, facts | {"log_lines_dropped": dropped} if dropped else facts))
+            taken = self._put(event, render, writer)
         except Exception:  # noqa: BLE001 - a fact whose repr() fails must not fail the pivot that it tells of
-            line = render((at, level, name, {"cut": True}))
-        if writer.write(line):
+            taken = self._put(event._replace(facts={"cut": True}), render, writer)
+        if taken:
             self._dropped -= dropped
         else:
             self._dropped += 1
+
+    def _put(self, event: Event, render: Callable[[Event], bytes], writer: LineWriter) -> bool:
+        taken = None if self._native is None else self._native.send(event)
+        return writer.write(render(event)) if taken is None else taken
 
 
 class Logger:
@@ -184,6 +201,14 @@ class Logger:
     def bind(self, **facts: Any) -> Logger:
         """Return a logger that adds these facts to each event."""
         return Logger(self._output, self._facts | facts)
+
+    def log(self, level: str, event: str, /, **facts: Any) -> None:
+        """Log an event at one of LEVELS."""
+        self._output.emit(level, event, self._facts | facts)
+
+    def debug(self, event: str, /, **facts: Any) -> None:
+        """Log a detail for whoever looks for a fault."""
+        self._output.emit("debug", event, self._facts | facts)
 
     def info(self, event: str, /, **facts: Any) -> None:
         """Log a normal event."""
@@ -221,6 +246,8 @@ class _LibraryHandler(logging.Handler):
 
 
 _OUTPUT = Output()
+load, level, hold, release, held = _OUTPUT.load, _OUTPUT.level, _OUTPUT.hold, _OUTPUT.release, _OUTPUT.held
+wake_with, flush = _OUTPUT.wake_with, _OUTPUT.flush
 
 
 def get_logger(**facts: Any) -> Logger:
@@ -228,68 +255,13 @@ def get_logger(**facts: Any) -> Logger:
     return Logger(_OUTPUT, facts)
 
 
-def setup() -> None:
-    """Send the log to stderr and route libraries into it; nothing slow is imported. Call it once, first of all."""
-    _OUTPUT.attach(sd.STDERR, Style.JOURNAL if sd.under_journald() else None)
+def setup(least: str = LEVEL_DEFAULT) -> None:
+    """Send the log to journald or stderr and route libraries into it; nothing slow is imported. Call it once."""
+    _OUTPUT.level(least)
+    if sd.under_journald():
+        _OUTPUT.attach(sd.STDERR, Style.JOURNAL, journald=sd.JOURNALD)
+    else:
+        _OUTPUT.attach(sd.STDERR)
     logging.captureWarnings(capture=True)
     logging.basicConfig(handlers=[_LibraryHandler(_OUTPUT)], level=logging.WARNING, force=True)
-    atexit.register(load)
-
-
-def load() -> None:
-    """Import structlog and write the waiting events; call it in a thread as soon as recovery is done."""
-    _OUTPUT.load()
-
-
-def _renderer(style: Style) -> Callable[[Event], bytes]:
-    """Return the function that formats an event. Slow: it imports structlog."""
-    import structlog  # noqa: PLC0415 - see the top of this file
-
-    logger = structlog.wrap_logger(
-        structlog.ReturnLogger(),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-        processors=[structlog.processors.add_log_level, *_last_processors(style, structlog)],
-    ).bind()
-
-    def render(event: Event) -> bytes:
-        at, level, name, facts = event
-        if style is Style.TERMINAL:
-            facts = {key: _short(key, value) if key != "exc_info" else value for key, value in facts.items()}
-        safe = {f"{key}_" if key in _RESERVED else key: value for key, value in facts.items()}
-        timestamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1e6):06}Z"
-        text: str = getattr(logger, level)(name, timestamp=timestamp, **safe)
-        prefix = f"<{_PRIORITIES[level]}>" if style is Style.JOURNAL else ""
-        return f"{prefix}{text}\n".encode(errors="backslashreplace")
-
-    return render
-
-
-def _last_processors(style: Style, structlog: Any) -> list[Callable[..., Any]]:
-    if style is Style.TERMINAL:
-        return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-    return [structlog.processors.format_exc_info, _json_line]
-
-
-def _json_line(_logger: object, _level: str, facts: Facts) -> str:
-    """Render facts as JSON of one line that fits LINE_BYTES_MAX; long texts are cut, then facts left out."""
-    import json  # noqa: PLC0415 - imported by everything that speaks QMP
-
-    head = {name: facts.pop(name) for name in ("timestamp", "level", "event")}
-    room = LINE_BYTES_MAX - len("<6>\n")
-    for cut in (False, True):
-        if cut:
-            facts = {key: _short(key, value) for key, value in facts.items()} | {"cut": True}
-        try:
-            line = json.dumps(head | facts, default=repr)
-        except (TypeError, ValueError, RecursionError):
-            continue
-        if len(line) <= room:
-            return line
-    return json.dumps(head | {"event": head["event"][:SHORT_TEXT_MAX], "cut": True})
-
-
-def _short(key: str, value: object) -> object:
-    if value is None or isinstance(value, int | float):
-        return value
-    text = value if isinstance(value, str) else repr(value)
-    return text[-SHORT_TRACEBACK_MAX:] if key == "exception" else text[:SHORT_TEXT_MAX]
+    atexit.register(_OUTPUT.end)

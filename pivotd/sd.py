@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 from pivotd.errors import ConfigError
 
@@ -14,6 +15,8 @@ LISTEN_FDS_START = 3
 LISTEN_FDS_MAX = 16
 """More than pivotd's units pass; a bound on what a broken environment can make pivotd inspect."""
 STDERR = 2
+JOURNALD = Path("/run/systemd/journal/socket")
+"""Where journald takes events in its native protocol."""
 
 
 def notify(*assignments: str) -> bool:

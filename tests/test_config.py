@@ -61,6 +61,8 @@ def test_every_key_arrives(write: Write) -> None:
         [pause]
         max_ms = 200
         attempts = 9
+        [log]
+        level = "warning"
         [domains.web1]
         qmp = "/run/web1.qmp"
         [domains."a.qmp"]
@@ -76,6 +78,7 @@ def test_every_key_arrives(write: Write) -> None:
             readers=config.Principals(("@root", "root"), frozenset({0}), frozenset({0})),
         ),
         pause=config.PauseLimits(200, 9),
+        log=config.Log("warning"),
         domains={"web1": Path("/run/web1.qmp"), "a.qmp": Path("/run/a.qmp")},
     )
 
@@ -88,6 +91,7 @@ def test_example_is_valid_but_for_this_hosts_groups(write: Write) -> None:
     loaded = config.load(write(text))
     assert loaded.discover == ("/run/qemu/*.qmp",)
     assert loaded.pause == config.PauseLimits()
+    assert loaded.log == config.Log()
     assert loaded.state_dir == config.Config().state_dir
     assert loaded.socket == config.Config().socket
     assert set(loaded.domains) == {"web1"}
@@ -110,6 +114,7 @@ def test_drop_ins_merge_in_order_of_names(write: Write) -> None:
     assert loaded.pause == config.PauseLimits(max_ms=300, attempts=2)
     assert loaded.discover == ("/c/*",)
     assert set(loaded.domains) == {"a", "b"}
+    assert loaded.files == (path, *(path.with_name("pivotd.toml.d") / f"{name}.toml" for name in ("a20", "b10")))
 
 
 def test_other_files_beside_drop_ins_are_ignored(write: Write) -> None:
@@ -161,6 +166,11 @@ def test_broken_toml_is_shown_with_its_line(write: Write, text: str | bytes, lin
             "access.readers = [1]",
             "access.readers: found [1], expected a list of user or @group names; 1 is none",
         ),
+        (
+            '[log]\nlevel = "notice"',
+            'log.level: found "notice", expected one of "debug", "info", "warning", "error"',
+        ),
+        ("log.level = [6]", 'log.level: found [6], expected one of "debug", "info", "warning", "error"'),
         ("[domains.web1]", "domains.web1.qmp: found nothing, expected the path of the domain's QMP socket"),
     ],
 )
@@ -177,6 +187,7 @@ def test_bad_value_is_shown_beside_what_was_expected(write: Write, text: str, re
         ("max_ms = 5", "max_ms", "pause.max_ms"),
         ("[pause]\nmaxms = 5", "pause.maxms", "pause.max_ms"),
         ("[acces]", "acces", "access"),
+        ('[log]\nlevels = "info"', "log.levels", "log.level"),
         ('[access]\noperator = ["root"]', "access.operator", "access.operators"),
         ('[domains.web1]\nqpm = "/a"', "domains.web1.qpm", "domains.NAME.qmp"),
         ('"pause.max_ms" = 5', '"pause.max_ms"', "pause.max_ms"),

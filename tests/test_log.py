@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pivotd import log
+from pivotd import log, log_lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -182,8 +182,8 @@ def test_long_line_is_cut_to_what_a_pipe_takes_whole(loaded: Piped) -> None:
     loaded.logger.info("a.b", short=1, long="x" * 100_000)
     (line,) = loaded.lines()
     event = json.loads(line)
-    assert len(line) < log.LINE_BYTES_MAX
-    assert (event["short"], len(event["long"]), event["cut"]) == (1, log.SHORT_TEXT_MAX, True)
+    assert len(line) < log_lines.LINE_BYTES_MAX
+    assert (event["short"], len(event["long"]), event["cut"]) == (1, log_lines.SHORT_TEXT_MAX, True)
 
 
 def test_too_many_facts_leave_the_event(loaded: Piped) -> None:
@@ -252,7 +252,7 @@ def test_journal_gets_a_priority() -> None:
     """Under the journal each line starts with its syslog priority."""
     read_fd, write_fd = os.pipe()
     output = log.Output()
-    output.attach(write_fd, log.Style.JOURNAL)
+    output.attach(write_fd, log_lines.Style.JOURNAL)
     output.load()
     logger = log.Logger(output)
     logger.info("a")
@@ -284,7 +284,7 @@ def test_libraries_come_out_as_lines_at_warning() -> None:
     """The standard library's logging and warnings arrive as events; below WARNING they do not."""
     done = run("""
 import logging, warnings
-from pivotd import log
+from pivotd import log, log_lines
 log.setup()
 logging.getLogger("qemu.qmp").warning("lost %s", "it")
 logging.getLogger("uvicorn.error").info("hidden")
@@ -313,7 +313,7 @@ def test_setup_and_events_import_nothing_slow() -> None:
     """Until load(), neither structlog nor what it drags in is imported."""
     done = run("""
 import sys
-from pivotd import log
+from pivotd import log, log_lines
 log.setup()
 log.get_logger().info("a")
 print(sorted({"structlog", "rich", "asyncio", "json"} & set(sys.modules)))
