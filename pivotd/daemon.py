@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import importlib
 import os
@@ -13,11 +14,13 @@ import socket
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pivotd import __version__, limits, log, sd
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
+from pivotd.app.status import Status
 from pivotd.config import Config, load
 from pivotd.core.pivot import Pivot
 from pivotd.engine.converge import Converger
@@ -70,7 +73,7 @@ def main() -> NoReturn:
         print(f"{options.config}: ok")  # noqa: T201 - the answer to --check
         sys.exit(0)
     _raise_limits()
-    log.setup()
+    log.setup(config.log.level)
     sys.excepthook = lambda _kind, error, _trace: logger.error("daemon.died", error=repr(error))
     try:
         journal = Journal.open(config.state_dir)
@@ -115,6 +118,7 @@ class Daemon:
         self._clock = SystemClock()
         self._flusher = Flusher()
         self._host = Host(self._make_driver)
+        self._status = Status(self._host, journal)
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
 
@@ -123,11 +127,13 @@ class Daemon:
 
     async def run(self) -> None:
         """Recover, serve, and end at SIGTERM or SIGINT."""
+        self._say_started()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        log.wake_with(_flusher(loop))
         async with asyncio.TaskGroup() as group:
             host = group.create_task(self._host.run(), name="host")
             watchdog = group.create_task(self._watchdog(), name="watchdog")
@@ -138,10 +144,24 @@ class Daemon:
             await self._host.discover(self._config.discover)
             await self._serve()
             sd.notify("STOPPING=1", "STATUS=finishing pauses that are open")
+            logger.info("daemon.stopping", open_pivots=len(self._host.drivers()))
             self._host.end()
             await host
             watchdog.cancel()
         await self._journal.close()
+        logger.info("daemon.stopped")
+
+    def _say_started(self) -> None:
+        config = self._config
+        logger.info(
+            "daemon.started",
+            version=__version__,
+            configuration=[str(file) for file in config.files],
+            socket=str(config.socket),
+            state_dir=str(config.state_dir),
+            journal=str(self._journal.path),
+            level=config.log.level,
+        )
 
     def _add_open_domains(self) -> dict[str, tuple[str, str]]:
         """Supervise the domains with open pivots, whose guests may be waiting; return path and origin of the others."""
@@ -169,7 +189,7 @@ class Daemon:
         """Import the API in a thread, serve it until told to stop."""
         reload: Any = importlib.import_module("pivotd.app.reload")
         reload_listener = reload.listen()
-        sd.notify("READY=1", f"STATUS=supervising {len(self._host.supervisors)} domains")
+        self._status.tell("READY=1")
         await asyncio.to_thread(log.load)
         server: Any = await asyncio.to_thread(importlib.import_module, "pivotd.api.server")
         access_module: Any = importlib.import_module("pivotd.api.access")
@@ -179,13 +199,17 @@ class Daemon:
         reads = await service.Reads.attach(self._config.state_dir, self._host, self._journal)
         daemon_service = service.DaemonService(self._config, self._host, self._journal, reads)
         access = access_module.Access.of(self._config.access)
-        reloader = reload.Reloader(self._path, self._config, self._host, self._journal, access, daemon_service)
+        reloader = reload.Reloader(
+            self._path, self._config, self._host, self._journal, access, daemon_service, self._status
+        )
         sock = _listener(self._config.socket)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         api_stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
+            status = group.create_task(self._status.run(), name="status")
+            found = group.create_task(self._say_found(sock), name="found")
             discovery = group.create_task(self._discover(reloader), name="discovery")
             alarms = group.create_task(alarms_module.Alarms(self._host, self._journal, reads).run(), name="alarms")
             reloading = group.create_task(reloader.run(self._hangup, reload_listener), name="reload")
@@ -193,11 +217,23 @@ class Daemon:
             await self._stop.wait()
             daemon_service.end()
             api_stop.set()
-            discovery.cancel()
-            alarms.cancel()
-            reloading.cancel()
+            for task in (status, found, discovery, alarms, reloading):
+                task.cancel()
             await api
         await reads.close()
+
+    async def _say_found(self, sock: socket.socket) -> None:
+        """Log which QEMUs were found, once each domain was connected to, or could not be."""
+        wait_s = limits.CONNECT_TIMEOUT_S + limits.GREETING_TIMEOUT_S
+        await asyncio.gather(*(supervisor.settled(wait_s) for supervisor in self._host.supervisors.values()))
+        sessions = {name: supervisor.session for name, supervisor in sorted(self._host.supervisors.items())}
+        logger.info(
+            "daemon.serving",
+            socket=sock.getsockname(),
+            domains=len(sessions),
+            qemus=[f"{name} (QEMU {one.version_text}, process {one.pid})" for name, one in sessions.items() if one],
+            not_connected=[name for name, session in sessions.items() if session is None],
+        )
 
     async def _discover(self, reloader: Any) -> None:
         while True:
@@ -212,6 +248,14 @@ class Daemon:
             await asyncio.sleep(interval_s)
         if interval_s is not None:
             sd.notify("STATUS=the journal's writer has died: waiting for a restart")
+
+
+def _flusher(loop: asyncio.AbstractEventLoop) -> Callable[[float], None]:
+    def wake(seconds: float) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the rest is written at exit
+            loop.call_soon_threadsafe(loop.call_later, seconds, log.flush)
+
+    return wake
 
 
 def _listener(path: Path) -> socket.socket:

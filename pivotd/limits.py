@@ -70,6 +70,10 @@ MOUNT_THREADS_MAX = 16
 THREADS_MAX = 64
 """Calls that storage may hold up, at once for one path and over all: a thread that hangs cannot be ended. One file
 system that hangs may not have them all, so that those beside it can still be looked at."""
+USER_TIMEOUT_S = 0.5
+USER_KNOWN_S = 600.0
+USERS_KNOWN_MAX = 1000
+"""Names of users are for the log alone: a request does not wait for a directory service that is away."""
 CONVERGE_CHECK_S = 0.1
 CONVERGE_PATIENCE_S = 2.0
 """How long a backlog may stay large before the mirror is told to copy each guest write at once."""
@@ -144,6 +148,8 @@ Python's own 5 ms are longer than a pause; with a tenth of that 9 of 10 answers 
 """
 READ_HELD_BACK_S = 0.1
 """How long reads wait for a pause to end; a guest that stays paused for longer does not block readers."""
+STATUS_INTERVAL_S = 0.2
+"""Between two texts for `systemctl status`: many domains may connect at once."""
 READS_WAITING_MAX = 256
 """Reads that wait in one queue, 0.2 s of work; further ones are told to ask again."""
 EVENTS_PAGE_MAX = 1000
@@ -153,6 +159,10 @@ WAIT_TIMEOUT_S_MAX = 300.0
 REQUEST_BODY_BYTES_MAX = 64 << 10
 REQUEST_READ_BYTES_MAX = 4 << 20
 """A larger body is read up to here and dropped: a client that still writes would not see the refusal."""
+REFUSALS_INTERVAL_S = 60
+REFUSALS_LOGGED_PER_UID = 10
+REFUSALS_LOGGED = 100
+"""Refused requests that the log tells in one interval, of one user and of all; of the others it tells the number."""
 REFUSED_BODY_S = 1.0
 """How long the rest of a refused request is read; a local client writes it in microseconds."""
 STREAMS_MAX = 64
@@ -163,6 +173,7 @@ STREAMS_RESERVED = 16
 NAME_LENGTH_MAX = 64
 REQUEST_ID_LENGTH_MAX = 128
 
+assert REFUSALS_LOGGED_PER_UID <= REFUSALS_LOGGED
 assert STREAMS_PER_UID_MAX <= STREAMS_MAX - STREAMS_RESERVED
 assert RECONNECT_FIRST_S < RECONNECT_MAX_S
 assert PAUSE_MS_MIN <= PAUSE_MS_MAX_DEFAULT <= PAUSE_MS_LIMIT

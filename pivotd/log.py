@@ -63,6 +63,7 @@ class Output:
         self._priority_max = PRIORITIES[LEVEL_DEFAULT]
         self._holds = 0
         self._hold_s = 0.0
+        self._held_since_s = 0.0
         self._wake: Callable[[float], None] | None = None
         self._woken = False
 
@@ -113,6 +114,8 @@ class Output:
 
         The events keep their times and their order. Call it in the event loop, before ``stop`` is sent.
         """
+        if not self._holds:
+            self._held_since_s = time.monotonic()
         self._holds += 1
         self._hold_s = max(self._hold_s, hold_s)
 
@@ -125,8 +128,8 @@ class Output:
             self._drain()
 
     def held(self) -> bool:
-        """Return whether a guest is in its pause, so that nothing should be written."""
-        return self._holds > 0
+        """Return whether nothing should be written: a guest is in its pause, and has not been for longer than it may."""
+        return self._holds > 0 and time.monotonic() - self._held_since_s < self._hold_s
 
     def wake_with(self, wake: Callable[[float], None]) -> None:
         """Have flush() called by ``wake`` after so many seconds, from whatever thread."""

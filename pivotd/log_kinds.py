@@ -22,7 +22,7 @@ KINDS: Mapping[str, Kind] = {
     "daemon.started": Kind(
         "ce6279ee80814eab90763896ed4f6c10",
         "pivotd {version} starts: configuration {configuration}, socket {socket}, state directory "
-        "{state_dir}, journal {journal}, open pivots: {open_pivots}",
+        "{state_dir}, journal {journal}",
     ),
     "daemon.recovered": Kind("47d568b3bc414f62a6dde8447ad65236", "every open pivot was looked at; domains: {domains}"),
     "daemon.serving": Kind(
@@ -35,15 +35,18 @@ KINDS: Mapping[str, Kind] = {
     "daemon.reload-unavailable": Kind("5b4284f10d9c42b8a6f48efe4d3c6850", "only SIGHUP reloads: {reason}"),
     "daemon.stopping": Kind(
         "0236b494dd5240668af453e6b7b59a49",
-        "pivotd ends once no pause is open; open pivots: {open_pivots}",
+        "pivotd ends as soon as no guest is in its pause; open pivots: {open_pivots}",
     ),
-    "daemon.stopped": Kind("2afa94b557cb436ba525cadb8c7d6b68", "pivotd has ended; open pivots: {open_pivots}"),
+    "daemon.stopped": Kind("2afa94b557cb436ba525cadb8c7d6b68", "pivotd has ended"),
     "daemon.died": Kind("d9bb4f0ce9344476b183435e30bfe2b9", "pivotd died: {error}"),
     # -- domains
-    "domain.added": Kind("2033c1745c4a472e86c46573215d6dea", "domain {domain} is supervised: {qmp} ({origin}, {who})"),
+    "domain.added": Kind(
+        "2033c1745c4a472e86c46573215d6dea",
+        "domain {domain} is supervised: {qmp} (origin: {origin}, by {who})",
+    ),
     "domain.removed": Kind(
         "d89b7626a4f3465da60c53a090485b08",
-        "domain {domain} is no longer supervised: {qmp} ({origin}, {who})",
+        "domain {domain} is no longer supervised: {qmp} (origin: {origin}, by {who})",
     ),
     "domain.connected": Kind(
         "f3ed13d804824306883967f3439cd3d2",
@@ -97,69 +100,65 @@ KINDS: Mapping[str, Kind] = {
         "b3bb57ce3863462e860ab7624f8b962b",
         "{domain}: this try did not switch, the guest goes on: {reason}; pivot {pivot}",
     ),
-    "pivot.closed": Kind(
-        "e0eeab377c7648359c31f0923c496af0",
-        "{domain}: nothing is left to do, outcome {outcome}; pivot {pivot}",
-    ),
-    "pivot.cancel-requested": Kind("35c4fd1b57f141cc9e28c956f093bc7a", "{domain}: {who} cancels pivot {pivot}"),
-    "pivot.complete-requested": Kind("54b08bd8f74449ee9e3e3fa87ad19782", "{domain}: {who} completes pivot {pivot}"),
+    "pivot.cancel-requested": Kind("e0eeab377c7648359c31f0923c496af0", "{domain}: {who} cancels pivot {pivot}"),
+    "pivot.complete-requested": Kind("35c4fd1b57f141cc9e28c956f093bc7a", "{domain}: {who} completes pivot {pivot}"),
     "pivot.bandwidth-requested": Kind(
-        "d2a61424f9ee4bbfa97db40643b4c270",
+        "54b08bd8f74449ee9e3e3fa87ad19782",
         "{domain}: {who} limits the bandwidth to {bandwidth_bytes_per_s} bytes per second, 0 is no limit; "
         "pivot {pivot}",
     ),
     "pivot.release-requested": Kind(
-        "448a6dd3ae1c43d5979a7e7231cb21c2",
+        "d2a61424f9ee4bbfa97db40643b4c270",
         "{domain}: {who} ends the undo window of pivot {pivot}",
     ),
     "pivot.window-ended": Kind(
-        "3187efe0c0d04bc7be5258ce342b40fb",
+        "448a6dd3ae1c43d5979a7e7231cb21c2",
         "{domain}: the undo window has ended: {reason}; pivot {pivot}",
     ),
     "pivot.stalled": Kind(
-        "97ae9c82559f48f9b17f8b2961a98963",
+        "3187efe0c0d04bc7be5258ce342b40fb",
         "{domain}: the copy makes no progress, it waits for {waits_for}; pivot {pivot}",
     ),
     "pivot.moving-again": Kind(
-        "6532cacd488a49aca32d72eb8037068b",
+        "97ae9c82559f48f9b17f8b2961a98963",
         "{domain}: the copy makes progress again; pivot {pivot}",
     ),
     "pivot.interrupted": Kind(
-        "8a8d4317ab5b4a6490d723462615010b",
+        "6532cacd488a49aca32d72eb8037068b",
         "{domain}: the copy is interrupted: {reason}; pivot {pivot}",
     ),
-    "pivot.went-on": Kind("a146815b7dec474192507ae009fa6019", "{domain}: the interrupted copy goes on; pivot {pivot}"),
-    "pivot.leftovers": Kind("22b8b62c1c0c455b98a675e83269e610", "{domain}: QEMU did not remove {names}; pivot {pivot}"),
+    "pivot.went-on": Kind("8a8d4317ab5b4a6490d723462615010b", "{domain}: the interrupted copy goes on; pivot {pivot}"),
+    "pivot.leftovers": Kind("a146815b7dec474192507ae009fa6019", "{domain}: QEMU did not remove {names}; pivot {pivot}"),
     "pivot.held-up": Kind(
-        "bf49ca2353644ff6a031f9401bf00d2a",
+        "22b8b62c1c0c455b98a675e83269e610",
         "{domain}: {error}; failures in a row: {in_a_row}; pivot {pivot}",
     ),
     "pivot.failed": Kind(
-        "0c202769186b4aa4ae74ca669a8be412",
+        "bf49ca2353644ff6a031f9401bf00d2a",
         "{domain}: {error}; failures in a row: {in_a_row}; pivot {pivot}",
     ),
     "pivot.record": Kind(
-        "9a7133261675482f83872e370552c77f",
+        "0c202769186b4aa4ae74ca669a8be412",
         "{domain}: record {record} in phase {phase}; pivot {pivot}",
     ),
-    "qmp.trouble": Kind("818fe51e1daf4cdb85f57baa02cca2e2", "{domain}: {error}; pivot {pivot}"),
+    "qmp.trouble": Kind("9a7133261675482f83872e370552c77f", "{domain}: {error}; pivot {pivot}"),
     "destination.hangs": Kind(
-        "6a205ea864cf41e5a1bcecac114fa33a",
+        "818fe51e1daf4cdb85f57baa02cca2e2",
         "{domain}: the destination {exports} hangs, cut off: {cut}; pivot {pivot}",
     ),
     # -- the journal of pivotd, and requests
     "journal.not-written": Kind(
-        "f3082f8cee8942ba9c2b7ebfd8387ae2",
-        "{domain}: nothing can be recorded while the guest is paused: {error}; pivot {pivot}",
+        "6a205ea864cf41e5a1bcecac114fa33a",
+        "{domain}: nothing can be recorded, and the guest is paused: {error}; pivot {pivot}",
     ),
-    "journal.writer-died": Kind("c15aff48ea7d4b64b9406b843af62fb8", "the writer of the journal died: {error}"),
-    "request.refused": Kind("b26b9f87eb964c6088e21ed1ab9d1c13", "{method} {path} of {who} refused: {reason}"),
+    "journal.writer-died": Kind("f3082f8cee8942ba9c2b7ebfd8387ae2", "the writer of the journal died: {error}"),
+    "request.refused": Kind("c15aff48ea7d4b64b9406b843af62fb8", "{method} {path} of {who} refused: {reason}"),
     "request.left-out": Kind(
-        "b74c851229454f18a053af73b01dc776",
+        "b26b9f87eb964c6088e21ed1ab9d1c13",
         "further refusals of {who} within {seconds} s that are not in the log: {left_out}",
     ),
-    "request.failed": Kind("ee875a4b41f143c987a2d924ec86c4f2", "pivotd failed on a request: {error}"),
-    "library.message": Kind("825b60d340d64a46afad717fe7a0f774", "{logger}: {message}"),
+    "request.failed": Kind("b74c851229454f18a053af73b01dc776", "pivotd failed on a request: {error}"),
+    "library.message": Kind("ee875a4b41f143c987a2d924ec86c4f2", "{logger}: {message}"),
 }
 
 

@@ -52,7 +52,7 @@ def of_error(error: Exception) -> Response:
     """Return the problem for an exception of a handler; an unexpected one is logged and reported as ``internal``."""
     if isinstance(error, PivotdError):
         return problem(error.http_status, error.kind, error.message, error.exit_status, **error.fields)
-    log.exception("api.failed", error=repr(error))
+    log.exception("request.failed", error=repr(error))
     return problem(500, "internal", "pivotd met an unexpected error; its log has the details")
 
 

@@ -22,10 +22,12 @@ from pivotd.api import openapi, problems
 from pivotd.api.access import Access, AccessClass
 from pivotd.api.handlers import Call
 from pivotd.api.ports import Service
+from pivotd.api.refusals import REFUSALS
 from pivotd.api.routes import ROUTES, Route
 from pivotd.api.streams import Streams
 from pivotd.core.request import Requester
-from pivotd.errors import BadRequestError
+from pivotd.errors import BadRequestError, NotAllowedError, PivotdError, TooBusyError
+from pivotd.host import users
 
 HEAD_BYTES_MAX = 64 << 10
 CONNECTIONS_PER_UID_MAX = 128
@@ -52,6 +54,7 @@ class PeerProtocol(HttpToolsProtocol):
         self._connected[peer.uid] += 1
         self.app_state = {**self.app_state, "peer": peer, "groups": access_module.peer_groups(sock)}
         if peer.uid != 0 and self._connected[peer.uid] > CONNECTIONS_PER_UID_MAX:
+            REFUSALS.tell(peer, "connect", "", TooBusyError(f"more than {CONNECTIONS_PER_UID_MAX} connections"))
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -105,6 +108,8 @@ def application(service: Service, access: Access) -> Starlette:
             try:
                 who: Requester = request.state.peer
                 groups: frozenset[int] = request.state.groups
+                if route.access is AccessClass.OPERATOR:
+                    await users.learn(who.uid)
                 access.check(who, groups, route.access)
                 _check_query(request, route)
                 if route.access is AccessClass.READER:
@@ -115,6 +120,7 @@ def application(service: Service, access: Access) -> Starlette:
             except ClientDisconnect:
                 return Response(status_code=400)  # the client has gone
             except Exception as error:  # noqa: BLE001 - one broken handler must not end the connection mute
+                await _tell(request, route, error)
                 await _read_on(request, route)
                 return problems.of_error(error)
 
@@ -124,6 +130,15 @@ def application(service: Service, access: Access) -> Starlette:
     app = Starlette(routes=_merged(routes), exception_handlers={404: problems.not_found, 405: problems.wrong_method})
     app.router.redirect_slashes = False
     return app
+
+
+async def _tell(request: Request, route: Route, error: Exception) -> None:
+    """Log a refusal to change something, and one to somebody who may not even look."""
+    told = route.access is AccessClass.OPERATOR or isinstance(error, NotAllowedError)
+    if told and isinstance(error, PivotdError):
+        who: Requester = request.state.peer
+        await users.learn(who.uid)
+        REFUSALS.tell(who, request.method, request.url.path, error, request.path_params.get("domain"))
 
 
 async def _read_on(request: Request, route: Route) -> None:

@@ -14,6 +14,7 @@ from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import PivotdError
 from pivotd.journal.journal import Journal
 from pivotd.log import get_logger
+from pivotd.qmp.session import Session
 
 log = get_logger()
 
@@ -29,16 +30,16 @@ class Alarms:
         self._host = host
         self._journal = journal
         self._reads = reads
+        self._connected: dict[str, Session] = {}
         self._due: dict[str, None] = {}
         self._woken = asyncio.Event()
 
     async def run(self) -> None:
         """Look whenever a look is due; ends only when it is cancelled."""
-        self._host.on_connected = self._ask
+        self._host.on_changed = self._on_changed
         unsubscribe = self._journal.subscribe(self._on_records)
-        for name, supervisor in self._host.supervisors.items():
-            if supervisor.session is not None:
-                self._ask(name)
+        for name in self._host.supervisors:
+            self._on_changed(name)
         try:
             while True:
                 await self._woken.wait()
@@ -49,7 +50,17 @@ class Alarms:
                     await self._look(name)
         finally:
             unsubscribe()
-            self._host.on_connected = None
+            self._host.on_changed = None
+
+    def _on_changed(self, domain: str) -> None:
+        """Ask for a look at each new connection."""
+        supervisor = self._host.supervisors.get(domain)
+        session = None if supervisor is None else supervisor.session
+        if session is None:
+            self._connected.pop(domain, None)
+        elif session is not self._connected.get(domain):
+            self._connected[domain] = session
+            self._ask(domain)
 
     def _ask(self, domain: str) -> None:
         self._due[domain] = None

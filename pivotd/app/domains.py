@@ -14,6 +14,7 @@ from pivotd.client.answers import DiskView, DomainView, JobView
 from pivotd.core import verdict
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import Requester
+from pivotd.engine import pivot_log
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import ConflictError, QmpError
 from pivotd.host import process
@@ -63,7 +64,7 @@ class Domains:
                         f"{qmp} belongs to domain {owners[name]} already: a monitor has one owner", domain=owners[name]
                     )
                 await self._journal.add_domain(name, qmp, who.uid)
-                return self._host.add(name, qmp, RUNTIME)
+                return self._host.add(name, qmp, RUNTIME, by=pivot_log.by(who))
 
     async def remove(self, name: str, who: Requester) -> None:
         """Forget a domain durably; its pivots stay in the journal. Raises: NotFoundError, ConflictError."""
@@ -73,7 +74,8 @@ class Domains:
         async with self._host.lock(name):
             if self._host.left_out.get(name) and name not in self._host.supervisors:
                 await self._journal.remove_domain(name, who.uid)
-                del self._host.left_out[name]
+                path, _ = self._host.left_out.pop(name)
+                self._host.say_removed(name, path, RUNTIME, pivot_log.by(who))
                 return
             supervisor = self._host.get(name)
             if supervisor.drivers:
@@ -84,7 +86,7 @@ class Domains:
             if supervisor.origin == DISCOVERED:
                 raise ConflictError(f"domain {name} was discovered by its socket {supervisor.path}: it goes with that")
             await self._journal.remove_domain(name, who.uid)
-            self._host.remove(name)
+            self._host.remove(name, by=pivot_log.by(who))
 
     async def disks(self, domain: str) -> list[DiskView]:
         """Query QEMU for the disks of a domain, and then the journal for its verdict on each.

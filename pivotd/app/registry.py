@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from pivotd import limits
 from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
-from pivotd.core.pivot import Pivot
+from pivotd.core.pivot import JsonObject, Pivot
 from pivotd.engine.driver import Driver
 from pivotd.engine.supervisor import DriverFactory, Supervisor
 from pivotd.errors import BadRequestError, NotFoundError
@@ -44,10 +44,12 @@ class Host:
         self._claims: list[tuple[str, str]] = []
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._group: asyncio.TaskGroup | None = None
-        self.on_connected: Callable[[str], None] | None = None
-        """Called with the name of a domain as soon as its QEMU is connected."""
+        self.on_changed: Callable[[str], None] | None = None
+        """Called with the name of a domain at each change of its connection, and when a pivot of it comes or goes."""
         self._ended = asyncio.Event()
         self._started = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set at each change of a domain's connection, and when a domain or a pivot comes or goes."""
 
     async def run(self) -> None:
         """Run until end(); before this returns, every driver ends its pause."""
@@ -88,24 +90,37 @@ class Host:
         self._group.create_task(run())
         return await result
 
-    def add(self, name: str, path: str, origin: str, pivots: Iterable[Pivot] = ()) -> Supervisor:
-        """Begin to supervise a domain."""
+    def add(
+        self, name: str, path: str, origin: str, pivots: Iterable[Pivot] = (), by: JsonObject | None = None
+    ) -> Supervisor:
+        """Begin to supervise a domain. ``by``: who asked, for the log."""
         assert self._group is not None, "run() has begun"
         assert name not in self.supervisors, name
-        supervisor = Supervisor(name, path, origin, self._make_driver, self._connected)
+        supervisor = Supervisor(name, path, origin, self._make_driver, self._changed)
         self.supervisors[name] = supervisor
+        self.changed.set()
+        log.log(_level(origin, by), "domain.added", domain=name, qmp=path, origin=origin, **(by or {}))
         self._group.create_task(supervisor.run(list(pivots)), name=f"domain {name}")
         if self._ended.is_set():
             supervisor.end()
         return supervisor
 
-    def _connected(self, name: str) -> None:
-        if self.on_connected is not None:
-            self.on_connected(name)
+    def _changed(self, name: str) -> None:
+        self.changed.set()
+        if self.on_changed is not None:
+            self.on_changed(name)
 
-    def remove(self, name: str) -> None:
-        """Forget a domain; its supervisor ends."""
-        self.supervisors.pop(name).end()
+    def remove(self, name: str, by: JsonObject | None = None) -> None:
+        """Forget a domain; its supervisor ends. ``by``: who asked, for the log."""
+        supervisor = self.supervisors.pop(name)
+        supervisor.end()
+        self.changed.set()
+        self.say_removed(name, supervisor.path, supervisor.origin, by)
+
+    @staticmethod
+    def say_removed(name: str, path: str, origin: str, by: JsonObject | None) -> None:
+        """Log that a domain was forgotten."""
+        log.log(_level(origin, by), "domain.removed", domain=name, qmp=path, origin=origin, **(by or {}))
 
     def get(self, name: str) -> Supervisor:
         """Return one supervisor. Raises: NotFoundError."""
@@ -243,6 +258,11 @@ class Host:
         """Wait until every open pivot was looked at, or its QEMU was silent and this was reported."""
         for driver in self.drivers().values():
             await driver.looked.wait()
+
+
+def _level(origin: str, by: JsonObject | None) -> str:
+    """Return the level for a domain that comes or goes: of the configuration's, start and reload tell already."""
+    return "info" if by or origin == DISCOVERED else "debug"
 
 
 def _marks(paths: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pivotd import limits, log, sd
+from pivotd import limits, log
+from pivotd.api.refusals import REFUSALS
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
+from pivotd.app.status import Status
 from pivotd.config import Config, load
+from pivotd.core.request import Requester
 from pivotd.engine.supervisor import Supervisor
-from pivotd.errors import EXIT_DONE, EXIT_REFUSED, EXIT_UNREACHABLE, ConflictError, PivotdError
+from pivotd.errors import EXIT_DONE, EXIT_REFUSED, EXIT_UNREACHABLE, ConflictError, NotAllowedError, PivotdError
 from pivotd.journal.journal import Journal
 
 logger = log.get_logger()
@@ -68,6 +71,7 @@ class Reloader:
     journal: Journal
     access: TakesAccess
     service: TakesConfig
+    status: Status
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def run(self, hangup: asyncio.Event, listener: socket.socket | None) -> None:
@@ -92,11 +96,13 @@ class Reloader:
                 await asyncio.sleep(limits.RELOAD_AGAIN_S)
                 continue
             with client:
-                pid, uid = _peer(client)
+                pid, uid, gid = _peer(client)
                 if uid in {0, os.geteuid()}:
                     answer = await self.reload({"uid": uid, "pid": pid})
                 else:
-                    answer = f"{REFUSED}only root and pivotd's own user may reload it"
+                    refused = NotAllowedError("only root and pivotd's own user may reload it", uid=uid)
+                    REFUSALS.tell(Requester(uid=uid, gid=gid, pid=pid), "reload", str(self.path), refused)
+                    answer = REFUSED + refused.message
                 # A line fits into any socket's buffer: a client that does not read it delays nothing.
                 with suppress(OSError):
                     client.send(answer.encode()[:_LINE_BYTES_MAX])
@@ -110,21 +116,18 @@ class Reloader:
                 found = frozenset(await self.host.matching(new.discover))
                 told = await self._change(new, {row.name: row.qmp_path for row in added}, found)
             except PivotdError as error:
-                logger.warning("daemon.reload-refused", reason=error.message)
-                self._status(f"; reload refused: {error.message}")
+                logger.warning("daemon.reload-refused", reason=error.message, by=by)
+                self.status.add(f"reload refused: {error.message}")
                 with suppress(PivotdError):
                     await self.journal.note("reload-refused", {"by": by, "reason": error.message})
                 return REFUSED + f"reload refused, nothing has changed: {error.message}"
-            logger.info("daemon.reloaded", changed=told)
-            self._status()
+            logger.info("daemon.reloaded", changed=told, by=by)
+            self.status.add("")
             try:
                 await self.journal.note("reloaded", {"by": by, "changed": told})
             except PivotdError as error:
                 return REFUSED + f"reloaded, but the journal does not say so: {error.message}"
             return OK + f"reloaded: {', '.join(told) or 'nothing had changed'}"
-
-    def _status(self, more: str = "") -> None:
-        sd.notify(f"STATUS=supervising {len(self.host.supervisors)} domains{more}")
 
     async def _change(self, new: Config, added: Mapping[str, str], found: frozenset[str]) -> list[str]:
         """Apply a configuration under the locks of the domains that it changes. Raises: PivotdError."""
@@ -167,8 +170,11 @@ class Reloader:
             self.host.supervisors[name].origin = origin
         self.access.operators, self.access.readers = new.access.operators, new.access.readers
         self.service.use(new)
+        log.level(new.log.level)
         self.config = new
-        return [key for key in ("access", "pause", "discover") if getattr(new, key) != getattr(old, key)] + changes.told
+        return [
+            key for key in ("access", "pause", "log", "discover") if getattr(new, key) != getattr(old, key)
+        ] + changes.told
 
     def _changes(self, new: Config, added: Mapping[str, str], found: frozenset[str]) -> _Changes:
         """Compare the domains; a domain added at run time (``added``) counts unless the configuration names it."""
@@ -251,7 +257,7 @@ def ask(pid: int) -> tuple[int, str]:
     return (EXIT_REFUSED, answer.removeprefix(REFUSED)) if answer else (EXIT_UNREACHABLE, silent)
 
 
-def _peer(sock: socket.socket) -> tuple[int, int]:
-    """Return pid and uid of the peer. Source: unix(7), SO_PEERCRED."""
-    pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return pid, uid
+def _peer(sock: socket.socket) -> tuple[int, int, int]:
+    """Return pid, uid and gid of the peer. Source: unix(7), SO_PEERCRED."""
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid

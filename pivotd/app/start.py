@@ -15,6 +15,7 @@ from pivotd.core import nbd
 from pivotd.core.pivot import Image, Pivot, PivotDisk
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
 from pivotd.core.verdict import Verdict
+from pivotd.engine import pivot_log
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, DomainUnreachableError, PivotdError
 from pivotd.journal.journal import Journal
@@ -123,6 +124,8 @@ class Starter:
             self._reserve(planned, marked)
             try:
                 accepted, new = await self._journal.accept(planned, {"force": planned.options.force})
+                if new:
+                    pivot_log.accepted(accepted)
                 if new and not supervisor.ended:
                     supervisor.start(accepted)
             finally:

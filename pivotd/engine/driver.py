@@ -323,7 +323,7 @@ class Driver:
             if isinstance(action, REFUSABLE) and isinstance(error, QmpRefusedError):
                 await record_steps.record(state, actions.Abandon(error.message), seen)
                 return None
-            log.warning("qmp.trouble", pivot=self.pivot.id, error=error.message)
+            log.warning("qmp.trouble", domain=self.pivot.domain, pivot=self.pivot.id, error=error.message)
             await state.sleep(limits.RECONNECT_FIRST_S)
             return None
 

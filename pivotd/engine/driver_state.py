@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pivotd import limits
+from pivotd import limits, log
 from pivotd.core import phases
 from pivotd.core.attempt import Attempt, Moment
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.undo import window_left_s
+from pivotd.engine import pivot_log
 from pivotd.engine.converge import Converger
 from pivotd.engine.inbox import Inbox
 from pivotd.engine.ports import Clock, Domain, Journal, Session
@@ -77,9 +78,11 @@ class DriverState:
         before = self.pivot
         assert phases.is_allowed(before.phase, changes.get("phase", before.phase)), (before.phase, changes)
         self.recorded(await self.journal.advance(before, event, facts, **changes))
+        pivot_log.recorded(self.pivot, event, facts)
 
     def recorded(self, pivot: Pivot) -> None:
         """Continue with a pivot as it was just recorded, and answer the requests that wait for it."""
+        pivot_log.changed(self.pivot, pivot)
         self.pivot = pivot
         self.remember(switch_in_doubt=False)
         self.unrecorded = False
@@ -100,6 +103,7 @@ class DriverState:
     async def note(self, event: str, facts: dict[str, Any]) -> None:
         """Append a record that changes no pivot. Raises: JournalError."""
         await self.journal.note(event, facts, domain=self.domain.name, pivot=self.pivot.id)
+        pivot_log.recorded(self.pivot, event, facts)
 
     async def note_in_time(self, event: str, facts: dict[str, Any]) -> None:
         """Append a record on which no decision depends: the guest waits for it at most RECORD_PATIENCE_S."""
@@ -110,7 +114,7 @@ class DriverState:
     # -- pauses, one at a time for each domain --------------------------------------------------------------------
 
     async def enter_window(self) -> None:
-        """Wait until the domain's other pauses have ended, and hold checkpoints of the journal."""
+        """Wait until the domain's other pauses have ended, and hold checkpoints of the journal, and the log."""
         if not self._has_window:
             await self.domain.window.acquire()
             try:
@@ -119,6 +123,7 @@ class DriverState:
                 self.domain.window.release()
                 raise
             self._has_window = True
+            log.hold(self.pivot.options.max_pause_ms / 1000)
 
     def leave_window(self) -> None:
         """Let the next pause begin."""
@@ -127,6 +132,7 @@ class DriverState:
             self._has_window = False
             self.journal.release_checkpoints()
             self.domain.window.release()
+            log.release()
 
     # -- waiting ------------------------------------------------------------------------------------------------
 

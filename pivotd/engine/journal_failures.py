@@ -31,7 +31,7 @@ async def without_record(state: DriverState, seen: Observation, error: JournalEr
     if session is None:
         return False
     if not state.unrecorded:
-        log.error("journal.not-written", pivot=state.pivot.id, error=error.message)
+        log.error("journal.not-written", domain=state.pivot.domain, pivot=state.pivot.id, error=error.message)
     state.unrecorded = True
     if state.attempt.switch_in_doubt:
         state.remember(switch_in_doubt=not await state.journal.settle())

@@ -9,7 +9,7 @@ from pivotd import limits
 from pivotd.core import actions, undo
 from pivotd.core.observation import Observation, Root
 from pivotd.core.pivot import Outcome, Phase, PivotDisk
-from pivotd.engine import record_shapes
+from pivotd.engine import pivot_log, record_shapes
 from pivotd.engine.driver_state import DriverState
 from pivotd.engine.journal_failures import without_paused, without_record
 from pivotd.engine.pause_steps import note_resumed
@@ -72,6 +72,7 @@ async def _hand_over(state: DriverState, seen: Observation) -> None:
     closed = await state.journal.hand_over(state.pivot, successor, facts)
     state.successor = successor
     state.recorded(closed)
+    pivot_log.accepted(successor)
 
 
 async def _in_time(state: DriverState, action: actions.Action, seen: Observation) -> None:

@@ -71,7 +71,7 @@ async def clean_up(state: DriverState, session: Session, _action: actions.CleanU
     left = await session.clean_up(state.pivot)
     state.remember(clean_up_failed=bool(left))
     if left:
-        log.warning("pivot.leftovers", pivot=state.pivot.id, names=left)
+        log.warning("pivot.leftovers", domain=state.pivot.domain, pivot=state.pivot.id, names=left)
         await state.note("leftovers", {"names": left})
     return None
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from pivotd import limits
 from pivotd.core.pivot import Identity, Phase, Pivot
+from pivotd.engine import pivot_log
 from pivotd.engine.driver import Driver
 from pivotd.errors import DomainUnreachableError, UnsupportedQemuError
 from pivotd.host import process
@@ -30,8 +31,9 @@ class Supervisor:
         path: str,
         origin: str,
         make_driver: DriverFactory,
-        on_connected: Callable[[str], None] = lambda _name: None,
+        changed: Callable[[str], None] = lambda _name: None,
     ) -> None:
+        """``changed`` is called at each change of the connection, and when a pivot begins or ends."""
         self.name = name
         self.path = path
         self.origin = origin
@@ -45,7 +47,7 @@ class Supervisor:
         self.alarms: dict[str, str] = {}
         """Disks that run on a wrong image, each with one sentence; app.alarms keeps them."""
         self._make_driver = make_driver
-        self._on_connected = on_connected
+        self._changed = changed
         self._settled = asyncio.Event()
         self._hurry = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
@@ -58,6 +60,7 @@ class Supervisor:
             self._group = group
             connector = group.create_task(self._keep_connected())
             for pivot in sorted(pivots, key=lambda pivot: pivot.phase is not Phase.PAUSING and not pivot.owes_resume):
+                pivot_log.taken_up(pivot)
                 self.start(pivot)
             await self._ended.wait()
             for driver in self.drivers.values():
@@ -74,12 +77,14 @@ class Supervisor:
         assert not self.ended, "nobody would tell the driver to end"
         driver = self._make_driver(pivot, self)
         self.drivers[pivot.id] = driver
+        self._changed(self.name)
         task = self._group.create_task(driver.run(), name=f"pivot {pivot.id}")
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self.drivers.pop(pivot.id, None)
+            self._changed(self.name)
             if driver.successor is not None and not self.ended:
                 self.start(driver.successor)
 
@@ -154,9 +159,9 @@ class Supervisor:
         self.session = session
         self.connection, self.detail = "connected", f"QEMU {session.version_text}"
         self._settled.set()
+        self._changed(self.name)
         self._wake()
         log.info("domain.connected", domain=self.name, qemu=session.version_text, pid=session.pid)
-        self._on_connected(self.name)
         try:
             await session.closed()
         finally:
@@ -169,5 +174,6 @@ class Supervisor:
         if detail != self.detail:
             log.info("domain.disconnected", domain=self.name, detail=detail)
         self.connection, self.detail = connection, detail
+        self._changed(self.name)
         self._settled.set()
         self._wake()

@@ -61,7 +61,7 @@ async def _cut_off(state: DriverState, disks: Sequence[PivotDisk]) -> bool:
         done = await _cut(state, disks)
     exports = [disk.destination.filename for disk in disks]
     state.remember(lost=f"{exports[0]} does not answer: it was cut off")
-    log.error("destination.hangs", pivot=state.pivot.id, exports=exports, cut=done)
+    log.error("destination.hangs", domain=state.pivot.domain, pivot=state.pivot.id, exports=exports, cut=done)
     await state.note_in_time("destination-hangs", {"exports": exports, "cut": done})
     return True
 
