@@ -128,7 +128,7 @@ class Output:
             self._drain()
 
     def held(self) -> bool:
-        """Return whether nothing should be written: a guest is in its pause, and has not been for longer than it may."""
+        """Return whether nothing should be written: a guest is in its pause, and not for longer than it may be."""
         return self._holds > 0 and time.monotonic() - self._held_since_s < self._hold_s
 
     def wake_with(self, wake: Callable[[float], None]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from pivotd import log, log_lines
+from pivotd import journald, log, log_kinds, log_lines
+from pivotd.engine import pivot_log
 
 ROOT = Path(__file__).parents[1]
 
@@ -284,7 +288,7 @@ def test_libraries_come_out_as_lines_at_warning() -> None:
     """The standard library's logging and warnings arrive as events; below WARNING they do not."""
     done = run("""
 import logging, warnings
-from pivotd import log, log_lines
+from pivotd import log
 log.setup()
 logging.getLogger("qemu.qmp").warning("lost %s", "it")
 logging.getLogger("uvicorn.error").info("hidden")
@@ -313,9 +317,273 @@ def test_setup_and_events_import_nothing_slow() -> None:
     """Until load(), neither structlog nor what it drags in is imported."""
     done = run("""
 import sys
-from pivotd import log, log_lines
+from pivotd import log
 log.setup()
 log.get_logger().info("a")
 print(sorted({"structlog", "rich", "asyncio", "json"} & set(sys.modules)))
 """)
     assert done.stdout == "[]\n"
+
+
+# -- levels -------------------------------------------------------------------------------------------------------
+
+
+def test_a_level_leaves_out_what_is_less_serious(loaded: Piped) -> None:
+    """Details are left out by default; the level can be changed at any time, both ways."""
+    for least, wanted in [("info", "iwe"), ("debug", "diwe"), ("warning", "we"), ("error", "e")]:
+        if least != "info":
+            loaded.output.level(least)
+        for level in log.LEVELS:
+            loaded.logger.log(level, level[0])
+        assert "".join(event["event"] for event in loaded.events()) == wanted
+
+
+# -- while a guest is in its pause --------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_while_a_guest_is_paused(loaded: Piped) -> None:
+    """Events wait for the last of several pauses, and keep their order and their times."""
+    loaded.logger.info("before")
+    loaded.output.hold(30)
+    loaded.output.hold(30)
+    loaded.logger.info("first")
+    at = datetime.now(UTC)
+    loaded.logger.error("second")
+    loaded.output.release()
+    assert [event["event"] for event in loaded.events()] == ["before"]
+    assert loaded.output.held()
+    loaded.output.release()
+    first, second = loaded.events()
+    assert (first["event"], second["event"]) == ("first", "second")
+    assert datetime.fromisoformat(first["timestamp"]) <= at
+    loaded.logger.info("after")
+    assert [event["event"] for event in loaded.events()] == ["after"]
+
+
+def test_load_writes_nothing_while_a_guest_is_paused(piped: Piped) -> None:
+    """What has waited for load() waits for the pause as well."""
+    piped.logger.info("recovery.step")
+    piped.output.hold(30)
+    piped.output.load()
+    assert piped.lines() == []
+    piped.output.release()
+    assert len(piped.events()) == 1
+
+
+def test_no_event_waits_for_longer_than_a_pause_may_last(loaded: Piped) -> None:
+    """A guest that stays paused does not silence the log: the output asks to be woken, and is not asked twice."""
+    asked: list[float] = []
+    loaded.output.wake_with(asked.append)
+    loaded.output.hold(0.05)
+    loaded.logger.info("a")
+    loaded.logger.info("b")
+    assert len(asked) == 1
+    assert 0 < asked[0] <= 0.05
+    deadline_s = time.monotonic() + 0.05
+    while time.monotonic() < deadline_s:
+        pass
+    assert not loaded.output.held()
+    loaded.output.flush()
+    assert [event["event"] for event in loaded.events()] == ["a", "b"]
+    loaded.logger.info("c")
+    assert len(asked) == 2
+
+
+def test_the_end_waits_for_no_pause(loaded: Piped) -> None:
+    """At exit everything goes out."""
+    loaded.output.hold(30)
+    loaded.logger.info("a")
+    loaded.output.end()
+    assert len(loaded.events()) == 1
+
+
+# -- journald -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Received:
+    """An output that sends to a journald of the test's own, whose lines go to ``piped`` where there is none."""
+
+    piped: Piped
+    receiver: socket.socket
+    path: Path
+
+    def fields(self) -> list[dict[str, str]]:
+        """Return the messages that have arrived, parsed as the protocol says."""
+        found = []
+        while True:
+            try:
+                data, files, _, _ = socket.recv_fds(self.receiver, 1 << 20, 1)
+            except BlockingIOError:
+                return found
+            for file in files:
+                assert fcntl.fcntl(file, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+                data = os.pread(file, 1 << 24, 0)
+                os.close(file)
+            found.append(parsed(data))
+
+
+def parsed(data: bytes) -> dict[str, str]:
+    fields = {}
+    while data:
+        line, _, data = data.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            size = int.from_bytes(data[:8], "little")
+            value, data = data[8 : 8 + size], data[8 + size :]
+            assert data[:1] == b"\n"
+            data = data[1:]
+        assert name.decode() not in fields
+        fields[name.decode()] = value.decode()
+    return fields
+
+
+@pytest.fixture
+def received(piped: Piped, tmp_path: Path) -> Iterator[Received]:
+    path = tmp_path / "journald"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(path))
+        receiver.setblocking(False)
+        piped.output.attach(piped.write_fd, log_lines.Style.JOURNAL, journald=path)
+        piped.output.load()
+        yield Received(piped, receiver, path)
+
+
+def test_journald_gets_the_facts_as_fields(received: Received) -> None:
+    """A sentence for people, the id of its kind, the priority, and one field for each fact; no line on stderr."""
+    received.piped.logger.info(
+        "pivot.paused", domain="web1", pivot="01K", pause_ms=5.1, attempt=1, ended="decided", **{"odd-fact": [1, "x"]}
+    )
+    (fields,) = received.fields()
+    assert fields.pop("PIVOTD_AT").endswith("Z")
+    assert fields == {
+        "MESSAGE": "web1: the guest was paused for 5.1 ms, try 1, which ended in phase decided; pivot 01K",
+        "MESSAGE_ID": log_kinds.KINDS["pivot.paused"].message_id,
+        "PRIORITY": "6",
+        "SYSLOG_IDENTIFIER": "pivotd",
+        "PIVOTD_EVENT": "pivot.paused",
+        "PIVOTD_DOMAIN": "web1",
+        "PIVOTD_PIVOT": "01K",
+        "PIVOTD_PAUSE_MS": "5.1",
+        "PIVOTD_ATTEMPT": "1",
+        "PIVOTD_ENDED": "decided",
+        "PIVOTD_ODD_FACT": '[1, "x"]',
+    }
+    assert received.piped.lines() == []
+
+
+def test_no_fact_can_forge_a_field_or_a_line(received: Received) -> None:
+    """A newline in a fact is in its field alone, and escaped in the sentence."""
+    received.piped.logger.info("request.refused", path="/a\nPRIORITY=0\n", reason="no", uid=7, user="eve", method="GET")
+    (fields,) = received.fields()
+    assert fields["PRIORITY"] == "6"
+    assert fields["PIVOTD_PATH"] == "/a\nPRIORITY=0\n"
+    assert fields["MESSAGE"] == r"GET /a\nPRIORITY=0\n of eve (uid 7) refused: no"
+
+
+def test_a_message_too_large_for_a_datagram_arrives_whole(received: Received) -> None:
+    """It is passed as a sealed file; beyond a bound a text is cut."""
+    size = received.receiver.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) + 100_000
+    assert size < journald.FIELD_BYTES_MAX
+    received.piped.logger.info("library.message", message="ä" * (size // 2))
+    received.piped.logger.info("library.message", message="ä" * journald.FIELD_BYTES_MAX)
+    whole, cut = received.fields()
+    assert whole["PIVOTD_MESSAGE"] == "ä" * (size // 2)
+    assert cut["PIVOTD_MESSAGE"] == "ä" * (journald.FIELD_BYTES_MAX // 2)
+
+
+def test_a_traceback_follows_its_sentence(received: Received) -> None:
+    """`journalctl` shows both."""
+    try:
+        int("why")
+    except ValueError:
+        received.piped.logger.exception("request.failed", error="ValueError()")
+    (fields,) = received.fields()
+    first, *_, last = fields["MESSAGE"].splitlines()
+    assert first == "pivotd failed on a request: ValueError()"
+    assert last.endswith("'why'")
+    assert fields["PRIORITY"] == "3"
+
+
+def test_a_journald_that_does_not_read_costs_events_and_no_time(received: Received) -> None:
+    """Events are dropped and counted, as on stderr, and the next one that arrives says how many."""
+    for _ in range(5000):
+        received.piped.logger.info("copy.progress", text="x" * 500)
+    kept = len(received.fields())
+    assert kept < 5000
+    received.piped.logger.info("copy.progress")
+    (fields,) = received.fields()
+    assert fields["PIVOTD_LOG_LINES_DROPPED"] == str(5000 - kept)
+    assert received.piped.lines() == []
+
+
+def test_without_journald_there_are_lines(received: Received) -> None:
+    """With priorities, on stderr; a journald that comes back gets the next event."""
+    received.receiver.close()
+    received.piped.logger.info("a.b")
+    received.path.unlink()
+    received.piped.logger.info("c.d")
+    assert [line[:4] for line in received.piped.lines()] == ["<6>{", "<6>{"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(received.path))
+        received.piped.logger.info("e.f")
+        assert parsed(receiver.recv(10_000))["PIVOTD_EVENT"] == "e.f"
+
+
+def test_a_fact_that_fails_leaves_the_event(received: Received) -> None:
+    """As on stderr."""
+
+    class Broken:
+        def __str__(self) -> str:
+            raise ZeroDivisionError
+
+        __repr__ = __str__
+
+    received.piped.logger.info("daemon.died", error=Broken())
+    (fields,) = received.fields()
+    assert (fields["PIVOTD_EVENT"], fields["PIVOTD_CUT"]) == ("daemon.died", "true")
+
+
+def test_a_long_list_is_short_in_the_sentence(received: Received) -> None:
+    """All of it is in the field."""
+    received.piped.logger.info("daemon.reloaded", changed=[str(number) for number in range(50)])
+    (fields,) = received.fields()
+    assert fields["MESSAGE"].endswith("18, 19, and 30 more")
+    assert len(json.loads(fields["PIVOTD_CHANGED"])) == 50
+
+
+# -- kinds of messages --------------------------------------------------------------------------------------------
+
+PAGE = ROOT / "docs" / "log.md"
+
+
+def events_in_the_code() -> set[str]:
+    """Return every text of the package that looks like the name of an event and is the argument of a log call."""
+    found = set()
+    for path in (ROOT / "pivotd").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if isinstance(node.func.value, ast.Name) and node.func.value.id in {"log", "logger"}:
+                texts = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                found |= {text for text in texts if isinstance(text, str) and re.fullmatch(r"[a-z]+\.[a-z-]+", text)}
+    return found
+
+
+def test_every_event_has_a_kind() -> None:
+    """Whoever filters by MESSAGE_ID misses none; a kind that no code logs is not in the table."""
+    by_table = {name for _, name in [*pivot_log.OUTCOMES.values(), *pivot_log.RECORDS.values()]}
+    assert set(log_kinds.KINDS) == events_in_the_code() | by_table | {"library.message", "pivot.record"}
+
+
+def test_message_ids_are_unique() -> None:
+    """Each is a 128-bit number of its own."""
+    ids = [kind.message_id for kind in log_kinds.KINDS.values()]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
+
+
+def test_the_page_has_the_ids_of_the_code() -> None:
+    """docs/log.md lists every kind with its id, in the same order."""
+    rows = re.findall(r"^\| `([a-z.-]+)` \| `([0-9a-f]{32})` \|", PAGE.read_text(), re.MULTILINE)
+    assert rows == [(name, kind.message_id) for name, kind in log_kinds.KINDS.items()]

@@ -187,4 +187,7 @@ async def serve(service: Service, access: Access, sock: socket.socket, stop: asy
         ),
         stop,
     )
-    await server.serve(sockets=[sock])
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        REFUSALS.end()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 import socket
 import sqlite3
 import sys
@@ -20,6 +19,7 @@ from pivotd.errors import JournalError, JournalWriteError
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from tests.support.daemon import Daemon
+from tests.support.manager import Manager
 
 TIMEOUT_S = 10.0
 WATCHDOG_US = 200_000
@@ -85,35 +85,6 @@ from pivotd.daemon import main
 main()
 """
 """A pivotd in which adding one domain raises what the writer does not expect."""
-
-
-class Manager:
-    """Stands for systemd: takes every message at once, as its socket holds few."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._receiver.bind(str(path))
-        self._messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._receive, daemon=True)
-        self._thread.start()
-
-    def _receive(self) -> None:
-        while (message := self._receiver.recv(1000)) != b"end":
-            self._messages.put(message)
-
-    def await_message(self, wanted: bytes) -> None:
-        """Wait for a message with these bytes in it; those before it are gone."""
-        while wanted not in self._messages.get(timeout=TIMEOUT_S):
-            pass
-
-    def end(self) -> list[bytes]:
-        """Return what came since."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"end", str(self.path))
-        self._thread.join()
-        self._receiver.close()
-        return [self._messages.get() for _ in range(self._messages.qsize())]
 
 
 def test_systemd_is_pinged_no_more(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pivotd import log_kinds
 from tests.support.waiting import until
 from tests.systemd.container import Container, wait_for_exit
 from tests.systemd.host import REPOSITORY, WAIT_S, Host, install
@@ -194,6 +196,44 @@ def test_reload_of_a_bad_file_fails_and_changes_nothing(host: Host) -> None:
     assert host.container.property_of("pivotd", "ActiveState") == "active"
     assert host.main_pid() == pid
     assert host.domain()["connection"] == "connected"
+
+
+def test_journalctl_finds_what_concerns_a_domain(host: Host) -> None:
+    """With the fields of the native protocol: who, what, how long; from the unit in its sandbox, as its own messages."""
+    assert until(lambda: host.domain()["connection"] == "connected")
+    pivot = host.copy()
+    host.closed(pivot)
+    wanted = {"pivot.accepted", "pivot.switched", "pivot.paused"}
+    assert until(lambda: wanted <= {entry["PIVOTD_EVENT"] for entry in entries(host, f"PIVOTD_PIVOT={pivot}")})
+    told = {entry["PIVOTD_EVENT"]: entry for entry in entries(host, "PIVOTD_DOMAIN=web1", f"PIVOTD_PIVOT={pivot}")}
+    assert set(told) == wanted
+    for name, entry in told.items():
+        assert (entry["PRIORITY"], entry["MESSAGE_ID"]) == ("6", log_kinds.KINDS[name].message_id)
+        assert (entry["_SYSTEMD_UNIT"], entry["SYSLOG_IDENTIFIER"]) == ("pivotd.service", "pivotd")
+        assert (entry["PIVOTD_UID"], entry["PIVOTD_USER"]) == ("0", "root")
+    assert told["pivot.switched"]["MESSAGE"].startswith("web1: switched to the new images, disk0: /srv/images/new")
+    assert float(told["pivot.paused"]["PIVOTD_PAUSE_MS"]) > 0
+    (found,) = entries(host, "-n1", f"MESSAGE_ID={log_kinds.KINDS['daemon.serving'].message_id}")
+    assert "QEMUs found: web1 (QEMU " in found["MESSAGE"]
+    assert host.container.property_of("pivotd", "StatusText").startswith("supervising 1 domain, 1 connected")
+
+
+def test_journald_takes_a_large_message_out_of_the_sandbox(host: Host) -> None:
+    """As a sealed file, under the unit's filter of system calls; it arrives whole."""
+    program = "from pivotd import log; log.setup(); log.get_logger().error('library.message', message='x' * 400_000)"
+    unit = (REPOSITORY / "systemd/pivotd.service").read_text()
+    sandbox = unit[unit.index("NoNewPrivileges=") : unit.index("[Install]")].splitlines()
+    settings = [f"--property={line}" for line in ["User=pivotd", *sandbox] if line and not line.startswith("#")]
+    host.container.run("systemd-run", "--quiet", "--wait", *settings, "/opt/pivotd/bin/python", "-c", program)
+    (entry,) = entries(host, f"MESSAGE_ID={log_kinds.KINDS['library.message'].message_id}")
+    assert entry["PIVOTD_MESSAGE"] == "x" * 400_000
+    assert entry["PRIORITY"] == "3"
+
+
+def entries(host: Host, *matches: str) -> list[dict[str, str]]:
+    """Return what journalctl finds."""
+    done = host.container.run("journalctl", "--no-pager", "--all", "--output=json", *matches)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_bad_configuration_waits_for_a_person_and_is_then_started_as_documented(host: Host) -> None:
