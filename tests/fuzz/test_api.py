@@ -84,7 +84,7 @@ def _check_daemon(daemon: Daemon) -> None:
     assert "Traceback" not in log, log[-5000:]
     for line in log.splitlines():
         entry = json.loads(line)
-        assert entry["event"] not in {"api.failed", "pivot.failed", "daemon.died"}, entry
+        assert entry["event"] not in {"request.failed", "pivot.failed", "daemon.died"}, entry
     assert daemon.terminate() == 0
 
 
