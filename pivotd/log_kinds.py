@@ -62,6 +62,14 @@ KINDS: Mapping[str, Kind] = {
         "fbb6ec04e7b54229a57ac4a5524d1cff",
         "domain {domain}: pivotd failed on what QEMU said: {error}",
     ),
+    "domain.wrong-image": Kind("5ec8afff4080428f8324184b10482fa3", "{domain} {reason}; pivot {pivot}"),
+    "domain.image-accepted": Kind(
+        "28b33739af244a6b97e89f117b7f20ac",
+        "{who} says that {image} holds the data of {domain} {disk}: {reason}; pivot {pivot}",
+    ),
+    "domain.not-checked": Kind(
+        "34b081950d0c454f93adf334d35021ba", "the images of {domain} could not be checked: {error}"
+    ),
     # -- pivots
     "pivot.accepted": Kind(
         "f4a2293195ff4c2baa170d388fe67f7f",

@@ -13,11 +13,15 @@ from pivotd.core import nbd
 from pivotd.core.pivot import Accepted, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
 from pivotd.core.verdict import Presence, Verdict
+from pivotd.engine.pivot_log import by
 from pivotd.errors import BadRequestError, ConflictError, NotFoundError, RevisionConflictError
 from pivotd.host import files
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
+from pivotd.log import get_logger
+
+log = get_logger()
 
 
 class Accepting:
@@ -52,6 +56,8 @@ class Accepting:
                 raise ConflictError(
                     f"another request has changed {domain} {disk} meanwhile: look and try again"
                 ) from None
+            told = {"disk": disk, "image": image, "reason": word.reason, **by(who)}
+            log.warning("domain.image-accepted", domain=domain, pivot=pivot.id, **told)
 
     async def _last(self, domain: str, disk: str) -> tuple[Pivot, PivotDisk]:
         latest = await self._reads.latest(domain, disk)

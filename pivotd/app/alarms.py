@@ -84,6 +84,7 @@ class Alarms:
             if session is None or supervisor.session is not session:
                 return  # a new connection asks for a look of its own
             supervisor.alarms = alarms
+            self._host.changed.set()
             for disk in alarms.keys() - known.keys():
                 log.error("domain.wrong-image", domain=domain, disk=disk, pivot=doubts[disk].pivot, reason=alarms[disk])
                 facts = {"disk": disk, "right": doubts[disk].image, "reason": alarms[disk]}

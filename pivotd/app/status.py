@@ -24,7 +24,9 @@ class Status:
         supervisors = self._host.supervisors.values()
         connected = sum(supervisor.session is not None for supervisor in supervisors)
         pivots = sum(len(supervisor.drivers) for supervisor in supervisors)
-        more = f"; {self._more}" if self._more else ""
+        wrong = sum(bool(supervisor.alarms) for supervisor in supervisors)
+        more = f"; ON A WRONG IMAGE: {wrong}" if wrong else ""
+        more += f"; {self._more}" if self._more else ""
         domains = _many(len(supervisors), "domain")
         return f"supervising {domains}, {connected} connected, {_many(pivots, 'open pivot')}{more}"
 
