@@ -251,6 +251,21 @@ M005_STATEMENTS = (
         ON CONFLICT (filename, domain, disk) DO UPDATE SET pivot = excluded.pivot;
     END
     """,
+    # Which file this journal is; a restored copy is another one, and then every disk is in doubt until it is seen.
+    "CREATE TABLE journal_file (identity TEXT NOT NULL) STRICT",
+    "ALTER TABLE disk_latest ADD COLUMN doubtful INTEGER NOT NULL DEFAULT 0 CHECK (doubtful IN (0, 1))",
+    "DROP TRIGGER pivot_disk_latest",
+    """
+    CREATE TRIGGER pivot_disk_latest AFTER INSERT ON pivot_disk BEGIN
+        INSERT INTO disk_latest (domain, disk, pivot) SELECT domain, NEW.disk, id FROM pivot WHERE id = NEW.pivot
+        ON CONFLICT (domain, disk) DO UPDATE SET pivot = excluded.pivot, doubtful = 0;
+    END
+    """,
+    """
+    CREATE TRIGGER disk_latest_accepted AFTER UPDATE OF accepted_at ON pivot_disk BEGIN
+        UPDATE disk_latest SET doubtful = 0 WHERE disk = NEW.disk AND pivot = NEW.pivot;
+    END
+    """,
     """
     CREATE TRIGGER image_latest_no_delete BEFORE DELETE ON image_latest
     BEGIN SELECT RAISE(ABORT, 'image_latest rows are never deleted'); END

@@ -140,6 +140,7 @@ class Daemon:
             await self._host.started()
             others = self._add_open_domains()
             await self._recover()
+            await self._check_journal()
             await self._host.add_all(others)
             await self._host.discover(self._config.discover)
             await self._serve()
@@ -174,6 +175,14 @@ class Daemon:
             path, origin = known.pop(name, (pivots[-1].qmp, DISCOVERED))
             self._host.add(name, path, origin, pivots)
         return known
+
+    async def _check_journal(self) -> None:
+        """Doubt a journal that is another file than the last daemon left. A full disk does not stop pivotd here."""
+        try:
+            if await self._journal.check_file():
+                logger.warning("journal.moved", journal=str(self._journal.path))
+        except JournalError as error:
+            logger.warning("journal.not-checked", error=error.message)
 
     async def _recover(self) -> None:
         """Wait until every open pivot was looked at; tell systemd that this may take long."""

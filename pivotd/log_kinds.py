@@ -159,6 +159,13 @@ KINDS: Mapping[str, Kind] = {
         "6a205ea864cf41e5a1bcecac114fa33a",
         "{domain}: nothing can be recorded, and the guest is paused: {error}; pivot {pivot}",
     ),
+    "journal.moved": Kind(
+        "83bef7c9c52847fbad2371c333cc7259",
+        "{journal} is not the file that the last pivotd used: no verdict is certain until QEMU is seen on its image",
+    ),
+    "journal.not-checked": Kind(
+        "6f6dfea38f244d98b280c151c0a768d4", "nobody knows whether the journal was restored: {error}"
+    ),
     "journal.writer-died": Kind("f3082f8cee8942ba9c2b7ebfd8387ae2", "the writer of the journal died: {error}"),
     "request.refused": Kind("c15aff48ea7d4b64b9406b843af62fb8", "{method} {path} of {who} refused: {reason}"),
     "request.left-out": Kind(

@@ -77,6 +77,8 @@ class Alarms:
             return
         try:
             doubts = await self._reads.doubts(domain)
+            for disk, pivot in await self._reads.unsettled(domain):
+                await self._journal.seen(pivot, domain, disk)
             session = supervisor.session
             busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
             known = supervisor.alarms

@@ -30,6 +30,8 @@ class LiveVerdicts:
     def __init__(self, latest: Iterable[Moved]) -> None:
         self._last: dict[Key, Moved] = {(pivot.domain, disk.disk): (pivot, disk) for pivot, disk in latest}
         self._found: dict[Key, Verdict] = {key: verdict.of_pivot(*moved) for key, moved in self._last.items()}
+        self.seen: dict[Key, str] = {}
+        """Disks that QEMU was seen to have on the right image, and the last pivot of each."""
         self._confirmed: set[Key] = set()
         """Disks that the pivot's own QEMU has shown: this QEMU lives, so no other one starts the guest."""
 
@@ -39,6 +41,9 @@ class LiveVerdicts:
         for key, (pivot, _) in self._last.items():
             if verdict.may_be_overtaken(pivot) and key not in self._confirmed:
                 self._found[key] = verdict.provisional(self._found[key])
+        for key, (_, moved) in self._last.items():
+            if moved.doubtful and key not in self.seen:
+                self._found[key] = verdict.doubtful(self._found[key])
         return {key: found for key, found in sorted(self._found.items()) if disk is None or key[1] == disk}
 
     async def with_files(self, found: Mapping[Key, Verdict]) -> dict[Key, Verdict]:
@@ -72,6 +77,8 @@ class LiveVerdicts:
             paths = [disk.filename, verdict.right_image(moved[1]).filename]
             live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=paths)
             self._found[key] = verdict.check(self._found[key], live, decided=is_decided(moved[0]))
+            if live.is_right:
+                self.seen[key] = moved[0].id
             if live.same_qemu:
                 self._confirmed.add(key)
 

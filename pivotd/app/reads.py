@@ -239,6 +239,14 @@ class Reads:
         _, found = await self.live_verdicts(domain, None)
         return {disk: one for (_, disk), one in found.items() if one.outcome is Outcome.UNKNOWN}
 
+    async def unsettled(self, domain: str) -> list[tuple[str, str]]:
+        """Return the disks of a domain whose doubt QEMU has just ended, each with its last pivot: see Journal.seen."""
+        doubtful = {disk.disk for _, disk in await self.latest(domain) if disk.doubtful}
+        if not doubtful:
+            return []
+        live, _ = await self.live_verdicts(domain, None)
+        return [(disk, pivot) for (_, disk), pivot in live.seen.items() if disk in doubtful]
+
     def _sessions(self, domains: Iterable[str] | None) -> dict[str, Session]:
         """Return the connections to the QEMUs of these domains, or of all."""
         supervisors = self._host.supervisors

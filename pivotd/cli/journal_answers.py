@@ -84,10 +84,13 @@ class OfflineJournal:
 
     def _verdicts(self, domain: str | None, disk: str | None) -> dict[Key, verdict.Verdict]:
         found = {}
+        elsewhere = self._reader.is_copy()
         for pivot, moved in self._reader.every_latest(domain, disk):
             one = verdict.of_pivot(pivot, moved)
             if self._reader.beside_daemon and verdict.may_be_overtaken(pivot):
                 one = verdict.provisional(one)
+            if moved.doubtful or elsewhere:
+                one = verdict.doubtful(one)
             image = files.of_boot(verdict.right_image(moved), pivot)
             found[pivot.domain, moved.disk] = verdict.check_file(one, files.presence(image, sees_all=True))
         return found

@@ -108,6 +108,10 @@ class PivotDisk:
     outcome: Outcome | None = None
     accepted: Accepted | None = None
     """What a person has said of the disk since the pivot ended; it overrules the outcome."""
+    doubtful: bool = False
+    """The journal was restored or upgraded since, and QEMU was not seen on the image yet: later pivots may be missing.
+
+    Known only of the last pivot of a disk."""
 
     @property
     def switches(self) -> bool:

@@ -193,6 +193,18 @@ def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:
     )
 
 
+def doubtful(verdict: Verdict) -> Verdict:
+    """Return the verdict of a restored or upgraded journal on a disk that nobody has seen since."""
+    if not verdict.certain:
+        return verdict
+    return replace(
+        verdict,
+        certain=False,
+        reason=f"This journal was restored, copied or upgraded, and may lack the latest moves. It names "
+        f"{verdict.image}, but pivotd has not seen QEMU on that since, and no person has accepted it.",
+    )
+
+
 def may_be_overtaken(pivot: Pivot) -> bool:
     """Return whether a process that drives this pivot may have seen the switch, with the record still in flight."""
     return pivot.phase in {Phase.PAUSING, Phase.CANCELLING}

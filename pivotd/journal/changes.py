@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pivotd.core.pivot import JsonObject, Phase, Pivot, PivotDisk, Record
 from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, RevisionConflictError
+from pivotd.journal import place
 from pivotd.journal.rows import SELECT_OPEN, DomainRow, disk_row, load_pivots, pause_row, pivot_row, to_json
 
 T = TypeVar("T")
@@ -126,6 +127,35 @@ def note(event: str, facts: JsonObject, domain: str | None, pivot: str | None) -
     def change(connection: sqlite3.Connection) -> tuple[Record, Sequence[Record]]:
         record = _append(connection, (domain, pivot, None), event, text)
         return record, (record,)
+
+    return change
+
+
+def check_file(identity: str) -> Change[bool]:
+    """Put every disk in doubt if the journal is another file than the one that the last daemon left."""
+
+    def change(connection: sqlite3.Connection) -> tuple[bool, Sequence[Record]]:
+        known = connection.execute("SELECT identity FROM journal_file").fetchone()
+        if known is not None and place.is_same(known["identity"], identity):
+            return False, ()
+        connection.execute("DELETE FROM journal_file")
+        connection.execute("INSERT INTO journal_file VALUES (?)", (identity,))
+        doubtful = connection.execute("UPDATE disk_latest SET doubtful = 1").rowcount
+        text = to_json({"disks_in_doubt": doubtful, "before": None if known is None else known["identity"]})
+        return True, (_append(connection, (None, None, None), "journal-moved", text),)
+
+    return change
+
+
+def seen(pivot: str, domain: str, disk: str) -> Change[None]:
+    """End the doubt about a disk whose last pivot is still this one: QEMU was seen on the right image."""
+    text = to_json({"disk": disk})
+
+    def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
+        sql = "UPDATE disk_latest SET doubtful = 0 WHERE domain = ? AND disk = ? AND pivot = ? AND doubtful = 1"
+        if connection.execute(sql, (domain, disk, pivot)).rowcount != 1:
+            return None, ()
+        return None, (_append(connection, (domain, pivot, None), "image-seen", text),)
 
     return change
 

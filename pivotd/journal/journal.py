@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pivotd import limits
 from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
-from pivotd.journal import changes, lock, schema, wal
+from pivotd.journal import changes, lock, place, schema, wal
 from pivotd.journal.rows import DomainRow
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 from pivotd.journal.writer import Writer
@@ -110,6 +110,21 @@ class Journal:
         Raises: RevisionConflictError, ConflictError (nothing written), JournalError.
         """
         return await self._writer.submit(changes.hand_over(before, successor, facts, changes.utc_now()))
+
+    async def check_file(self) -> bool:
+        """Return whether this is another file than the one that the last daemon left; then every disk is in doubt.
+
+        A restored journal, or one from before an upgrade, may lack the latest moves. Raises: JournalError.
+        """
+        try:
+            identity = await asyncio.to_thread(place.identity, self.path)
+        except OSError as error:
+            raise on_read(error, self.path) from error
+        return await self._writer.submit(changes.check_file(identity))
+
+    async def seen(self, pivot: str, domain: str, disk: str) -> None:
+        """End the doubt about a disk: QEMU was seen on the image that its last pivot names. Raises: JournalError."""
+        await self._writer.submit(changes.seen(pivot, domain, disk))
 
     async def added_domains(self) -> list[DomainRow]:
         """Return the domains that were added at run time, by name. Raises: JournalError."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 from pivotd import limits
 from pivotd.core.pivot import Pivot, Record
 from pivotd.errors import JournalError, JournalLockedError, NotFoundError
-from pivotd.journal import offline, schema
+from pivotd.journal import offline, place, schema
 from pivotd.journal.changes import domains, last_seq
 from pivotd.journal.rows import DomainRow, Moved, load_moved, load_pivots, record
 from pivotd.journal.sqlite_failures import on_read
@@ -154,6 +154,14 @@ class Reader:
         """Return up to ``limit`` names of images that any pivot has known, in order, after this one."""
         query = "SELECT DISTINCT filename FROM image_latest WHERE filename > ? ORDER BY filename LIMIT ?"
         return self._read(lambda connection: [row[0] for row in connection.execute(query, (after, limit))])
+
+    def is_copy(self) -> bool:
+        """Return whether this is another file than the one that its last daemon has used."""
+        known = self._read(lambda connection: connection.execute("SELECT identity FROM journal_file").fetchone())
+        try:
+            return known is None or not place.is_same(known["identity"], place.identity(self.path))
+        except OSError as error:
+            raise on_read(error, self.path) from error
 
     def check(self) -> list[str]:
         """Return the faults that SQLite's quick_check and foreign_key_check find, and disks whose last pivot is wrong.

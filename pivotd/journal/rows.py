@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -159,7 +159,13 @@ def load_moved(connection: sqlite3.Connection, query: str, parameters: Iterable[
     ids = json.dumps(sorted({row["pivot"] for row in rows}))
     pivots = {pivot.id: pivot for pivot in load_pivots(connection, _SELECT_NAMED, (ids,))}
     disks = {(pivot.domain, disk.disk, pivot.id): disk for pivot in pivots.values() for disk in pivot.disks}
-    return [(pivots[row["pivot"]], disks[row["domain"], row["disk"], row["pivot"]]) for row in rows]
+    moved = [(pivots[row["pivot"]], disks[row["domain"], row["disk"], row["pivot"]]) for row in rows]
+    if not rows or "doubtful" not in rows[0].keys():  # noqa: SIM118 - a row is no dict
+        return moved
+    return [
+        (pivot, replace(disk, doubtful=True) if row["doubtful"] else disk)
+        for row, (pivot, disk) in zip(rows, moved, strict=True)
+    ]
 
 
 def record(row: Row) -> Record:

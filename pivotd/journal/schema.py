@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pivotd
 from pivotd.errors import JournalCorruptError, JournalError, JournalNewerError
-from pivotd.journal import raw_files
+from pivotd.journal import place, raw_files
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 
@@ -33,7 +33,7 @@ BUSY_TIMEOUT_MS = 250
 """Time to wait for another program's write lock; half of the default bound of a pause."""
 
 _OBJECTS = {
-    "table": {"domain", "pivot", "pivot_disk", "disk_latest", "image_latest", "pause", "record"},
+    "table": {"domain", "pivot", "pivot_disk", "disk_latest", "image_latest", "journal_file", "pause", "record"},
     "trigger": {
         "record_no_update",
         "record_no_delete",
@@ -48,6 +48,7 @@ _OBJECTS = {
         "pivot_disk_image_made",
         "pivot_disk_image_accepted",
         "image_latest_no_delete",
+        "disk_latest_accepted",
     },
     "index": {"pivot_open", "pivot_by_domain", "pivot_undo_of", "record_by_pivot", "image_latest_by_file"},
 }
@@ -251,6 +252,7 @@ def _create(path: Path) -> None:
         os.fchmod(descriptor, FILE_MODE)
         os.close(descriptor)
         migrate(new)
+        _claim(new)
         _check_whole(new)
         descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
         os.fsync(descriptor)
@@ -261,6 +263,12 @@ def _create(path: Path) -> None:
             leftover.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def _claim(new: Path) -> None:
+    """Note which file the journal is: renaming keeps that, copying does not."""
+    with closing(connect(new)) as connection:
+        connection.execute("INSERT INTO journal_file VALUES (?)", (place.identity(new),))
 
 
 def _check_whole(new: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -313,3 +314,63 @@ def test_images_that_no_disk_needs(guest: Guest):
     guest.daemon.kill()
     assert new.exists()
     assert str(new) in guest.ctl("stale", offline=True).stdout
+
+
+def restore(guest: Guest, backup: Path) -> None:
+    """Put a copy of the journal in its place, as a backup program does."""
+    for file in guest.daemon.state_dir.iterdir():
+        file.unlink()
+    shutil.copytree(backup, guest.daemon.state_dir, dirs_exist_ok=True)
+
+
+def test_a_restored_journal(guest: Guest):
+    """It may lack the latest moves, so it is not certain of anything until QEMU is seen on the image that it names."""
+    new, backup = guest.moved(), guest.directory / "backup"
+    guest.daemon.kill()
+    shutil.copytree(guest.daemon.state_dir, backup)
+    guest.daemon.start()
+    guest.moved(name="third")
+    guest.qemu.stop()
+    guest.daemon.kill()
+    restore(guest, backup)
+    for offline in (True, False):
+        answer = guest.ctl("image", "web1", "disk0", "--wait", "0", offline=offline)
+        assert (answer.status, answer.stdout) == (6, "")
+        assert "restored, copied or upgraded" in complaint(answer)
+        assert guest.ctl("guard", "web1", f"disk0={new}", "--wait", "0", offline=offline).status == 6
+        if offline:
+            guest.daemon.start()
+    guest.start_on(new)  # whoever does this knows more than the journal
+    guest.until([], "alarms")
+    deadline_s = time.monotonic() + LOOK_TIMEOUT_S
+    while "image-seen" not in [row["event"] for row in guest.json("events").rows]:
+        assert time.monotonic() < deadline_s
+        time.sleep(LOOK_S)
+    guest.qemu.stop()
+    for _ in range(2):
+        assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
+        guest.daemon.kill()
+        guest.daemon.start()
+
+
+def test_a_person_accepts_what_a_restored_journal_names(guest: Guest):
+    """Then no QEMU has to be seen."""
+    new = guest.moved()
+    guest.qemu.stop()
+    guest.daemon.kill()
+    shutil.copytree(guest.daemon.state_dir, guest.directory / "backup")
+    restore(guest, guest.directory / "backup")
+    guest.daemon.start()
+    assert guest.ctl("image", "web1", "disk0", "--wait", "0").status == 6
+    assert guest.ctl("verdict", "accept", "web1", "disk0", new, "--reason", "compared").status == 0
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
+    assert "journal-moved" in [row["event"] for row in guest.json("events").rows]
+
+
+def test_a_moved_directory_is_no_restored_journal(guest: Guest):
+    """Renaming keeps the file."""
+    new = guest.moved()
+    guest.qemu.stop()
+    guest.daemon.kill()
+    place = guest.daemon.state_dir.rename(guest.directory / "elsewhere")
+    assert ctl("--offline", place, "image", "web1", "disk0").stdout == f"{new}\n"
