@@ -113,7 +113,7 @@ PROTOCOL = (
     ),
     Defect(
         "a stop that found somebody else's pause counts as pivotd's", "G3", PAUSE,
-        "    ours = before in EXECUTING or resumed\n", "    ours = True\n",
+        "    ours = before in EXECUTING or resumed or", "    ours = True or before in EXECUTING or",
         SEARCH, searched(0, 1, 3),
     ),
     Defect(
