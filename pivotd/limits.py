@@ -170,12 +170,30 @@ STREAMS_PER_UID_MAX = 16
 """Event streams of one user; root alone may have more: a program that leaks them locks itself out and nobody else."""
 STREAMS_RESERVED = 16
 """Part of STREAMS_MAX for root and operators only, so that readers cannot lock out those who have to act."""
+HOOK_TIMEOUT_S = 60
+"""How long the command of `events --exec` may take, unless --timeout says otherwise."""
+HOOK_TIMEOUT_S_MAX = 86_400
+HOOK_GRACE_S = 5.0
+"""Between SIGTERM and SIGKILL for a command that took too long, or whose follower is ended."""
+HOOK_AGAIN_FIRST_S = 1.0
+HOOK_AGAIN_MAX_S = 60.0
+"""Back-off of a command that fails: a definition is late by a minute at most once the fault is mended."""
+FOLLOWER_AGAIN_FIRST_S = 0.05
+FOLLOWER_AGAIN_MAX_S = 5.0
+"""Back-off of a follower whose daemon is away; it never gives up."""
+FOLLOWER_PAGE = 100
+"""Records that a follower holds at once."""
+FOLLOWER_LOOK_S = 60.0
+"""An idle follower makes sure this often that the journal is still the one that its cursor belongs to."""
 NAME_LENGTH_MAX = 64
 REQUEST_ID_LENGTH_MAX = 128
 
 assert REFUSALS_LOGGED_PER_UID <= REFUSALS_LOGGED
 assert STREAMS_PER_UID_MAX <= STREAMS_MAX - STREAMS_RESERVED
 assert RECONNECT_FIRST_S < RECONNECT_MAX_S
+assert HOOK_AGAIN_FIRST_S < HOOK_AGAIN_MAX_S
+assert FOLLOWER_AGAIN_FIRST_S < FOLLOWER_AGAIN_MAX_S
+assert FOLLOWER_PAGE <= EVENTS_PAGE_MAX
 assert PAUSE_MS_MIN <= PAUSE_MS_MAX_DEFAULT <= PAUSE_MS_LIMIT
 assert 0 < PATH_THREADS_MAX < MOUNT_THREADS_MAX < THREADS_MAX
 assert QUERY_TIMEOUT_S < COMMAND_TIMEOUT_S

@@ -1,23 +1,27 @@
-"""`pivotctl events`: show the durable event log."""
+"""`pivotctl events`: show the durable event log, or run a command for each decided pivot in it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from pivotd import limits
 from pivotd.cli import render
 from pivotd.cli.complaints import EXIT_INTERRUPTED, UsageError
-from pivotd.cli.context import App, pass_app
+from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.help import ExampleCommand
+from pivotd.cli.values import UNITS_S, AbsolutePath, Length
 from pivotd.client import Record
 
 EXAMPLES = (
     "pivotctl events --after 1200",
     "pivotctl --json events --follow | jq .event",
+    "pivotctl events --follow --exec /etc/pivotd/hook --cursor /var/lib/pivotd-hooks/cursor",
 )
 
 
@@ -26,25 +30,61 @@ EXAMPLES = (
 @click.option(
     "--after",
     type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
     metavar="SEQ",
-    help="Only records with a larger sequence number.",
+    help="Only records with a larger sequence number.  [default: 0, with --exec the last one]",
+)
+@click.option("--exec", "command", metavar="COMMAND", help="Run COMMAND for each decided pivot.")
+@click.option("--cursor", type=AbsolutePath(), metavar="FILE", help="Where --exec keeps how far it has come.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=Length(UNITS_S, "seconds", "90s or 5min", limits.HOOK_TIMEOUT_S_MAX),
+    metavar="TIME",
+    help=f"How long COMMAND may take before it is killed.  [default: {limits.HOOK_TIMEOUT_S}s]",
 )
 @pass_app
-def events(app: App, follow: bool, after: int) -> None:
+def events(app: App, /, follow: bool, after: int | None, **executing: Any) -> None:
     """Show the records of the journal, oldest first.
 
     Each line starts with the record's sequence number. To continue later without a gap or a repetition, give the last
     number to --after. --follow continues across a restart of the daemon.
+
+    With --exec, nothing is shown. COMMAND runs once for each pivot whose outcome is decided, oldest first, with the
+    pivot as JSON on its standard input. If it fails, it runs again after 1 s, 2 s and so on, up to 60 s: no pivot is
+    skipped. FILE holds how far it has come, so a pivot whose COMMAND was interrupted is run again at the next start.
+    Without a FILE yet, the first pivot is the next one that is decided; --after 0 begins with the oldest one.
+
+    COMMAND is a program with arguments. Quotes work as in a shell, but no shell reads it: for pipes and variables name
+    a script, or give "sh -c '...'".
     """
     if follow and app.offline is not None:
         raise UsageError("`events --follow` needs the daemon: leave --offline or --follow out")
     try:
-        for record in _records(app, after, follow):
+        if any(value is not None for value in executing.values()):
+            _execute(app, follow, after, **executing)
+            return
+        for record in _records(app, after or 0, follow):
             _show(app, record, follow)
     except KeyboardInterrupt:
         app.status = EXIT_INTERRUPTED
+
+
+def _execute(app: App, follow: bool, after: int | None, **executing: Any) -> None:
+    """Run the command until Ctrl-C or SIGTERM, or without ``follow`` for what the journal holds now."""
+    from pivotd.cli.cursor import CursorFile  # noqa: PLC0415 - showing records does without
+    from pivotd.cli.follower import Follower, ended_by_sigterm  # noqa: PLC0415
+    from pivotd.cli.hook import Hook  # noqa: PLC0415
+
+    command, cursor = executing["command"], executing["cursor"]
+    if command is None or cursor is None:
+        raise UsageError("--exec, --cursor and --timeout: give the first two; see `pivotctl events --help`")
+    with ended_by_sigterm():
+        client, hook = app.client, Hook(command, executing["timeout_s"] or limits.HOOK_TIMEOUT_S, tell)
+        follower = Follower(client, CursorFile(Path(cursor)), hook)
+        follower.begin(after)
+        follower.catch_up()
+        if follow:
+            follower.follow()
 
 
 def _records(app: App, after: int, follow: bool) -> Iterator[Record]:

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -204,7 +205,7 @@ class Client:
         ``follow``: continue with new records as they become durable, for ever, across restarts of the daemon. A caller
         that passes the ``seq`` of the last record it has processed misses nothing and sees nothing twice.
         """
-        while not follow and (page := self._get("/v1/events", list[Record], after=after, limit=limits.EVENTS_PAGE_MAX)):
+        while not follow and (page := self.events_page(after, limits.EVENTS_PAGE_MAX)):
             yield from page
             after = page[-1].seq
         patience = Patience(self.patience_s, self.tell)
@@ -217,10 +218,25 @@ class Client:
             except ClientError as failure:
                 patience.spend(failure)
 
-    def _stream(self, after: int) -> Iterator[Record]:
+    def events_page(self, after: int, limit: int) -> list[Record]:
+        """Return up to ``limit`` records with a sequence number above ``after``, oldest first."""
+        return self._get("/v1/events", list[Record], after=after, limit=limit)
+
+    def await_event(self, after: int, timeout_s: float) -> None:
+        """Return once there is a record above ``after``, or at the stream's next sign of life after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        with closing(self._lines(after)) as lines:
+            for line in lines:
+                if line.startswith("data:") or time.monotonic() >= deadline:
+                    return
+
+    def _lines(self, after: int) -> Generator[str, None, None]:
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        return self._transport.lines("/v1/events", headers=headers, timeout_s=SILENCE_S)
+
+    def _stream(self, after: int) -> Iterator[Record]:
         data: list[str] = []
-        for line in self._transport.lines("/v1/events", headers=headers, timeout_s=SILENCE_S):
+        for line in self._lines(after):
             if line.startswith("data:"):
                 data.append(line[5:].strip())
             elif not line and data:

@@ -6,7 +6,7 @@ import errno
 import json
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
@@ -89,7 +89,7 @@ class Transport:
             response = self._send(connection, method, target, body, {"Accept": "application/json", **(headers or {})})
             return self._document(response)
 
-    def lines(self, target: str, *, headers: dict[str, str], timeout_s: float) -> Iterator[str]:
+    def lines(self, target: str, *, headers: dict[str, str], timeout_s: float) -> Generator[str, None, None]:
         """Yield the lines of an endless answer. Raises: UnknownError, however the answer ends."""
         with closing(UnixConnection(self.path, timeout_s)) as connection:
             response = self._send(connection, "GET", target, None, headers)
