@@ -20,8 +20,8 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.qemu
 FAILS_TWICE = 'echo >>"$DIRECTORY/tries"; test $(wc -l <"$DIRECTORY/tries") -gt 2 || exit 7; cat >>"$LOG"'
 HANGS_ONCE = (
-    'test -e "$DIRECTORY/hung" || { sleep 1000 & echo $! >"$DIRECTORY/child"; echo $$ >"$DIRECTORY/hung"; '
-    'trap "" TERM; while :; do sleep 1000; done; }; cat >>"$LOG"'
+    'test -e "$DIRECTORY/hung" || { trap "" TERM; sleep 1000 & echo $! >"$DIRECTORY/child"; '
+    'echo $$ >"$DIRECTORY/hung"; while :; do sleep 1000; done; }; cat >>"$LOG"'
 )
 WAITS = 'echo $$ >"$DIRECTORY/runs"; while ! test -e "$DIRECTORY/go"; do sleep 0.01; done; cat >>"$LOG"'
 
