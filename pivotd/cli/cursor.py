@@ -12,6 +12,8 @@ import msgspec
 from pivotd.errors import PivotdError
 
 CURSOR_BYTES_MAX = 4096
+SEQ_MAX = 1 << 53
+"""The API asks for no larger number."""
 
 
 class CursorError(PivotdError):
@@ -26,7 +28,7 @@ class Cursor(msgspec.Struct, frozen=True):
     ``at`` is the time of that record: it tells this journal from another one that has as many records.
     """
 
-    seq: Annotated[int, msgspec.Meta(ge=0)]
+    seq: Annotated[int, msgspec.Meta(ge=0, le=SEQ_MAX)]
     at: str | None
 
 
@@ -64,7 +66,7 @@ class CursorFile:
             raise self._unusable("read", error) from None
         try:
             return msgspec.json.decode(data, type=Cursor)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise CursorError(
                 f"{self._given} is no cursor of `pivotctl events`: name another file with --cursor, or remove this one"
             ) from None

@@ -125,6 +125,7 @@ class Follower:
                 pivot = self._ask(partial(self._client.pivot, record.pivot))
                 self._run(decided_pivot(pivot, record))
                 self._keep(here)
+                tell(f"{self._hook.name} ended with 0 for pivot {pivot.id} of {pivot.domain} ({record.event})")
             self._place = here
 
     def _run(self, pivot: DecidedPivot) -> None:
@@ -137,7 +138,6 @@ class Follower:
             tell(f"{self._hook.name} {fault} {about}; trying again in {wait_s:g} s")
             time.sleep(wait_s)
             wait_s = min(wait_s * 2, limits.HOOK_AGAIN_MAX_S)
-        tell(f"{self._hook.name} ended with 0 {about}")
 
     def _keep(self, cursor: Cursor) -> None:
         """Make the cursor durable; the command is not run again because that fails."""

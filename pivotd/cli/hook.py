@@ -38,18 +38,10 @@ class Hook:
         The command inherits the descriptor ``keep_open``. Whatever else is in its process group is killed with it,
         unless it ended with 0.
         """
-        # A file instead of a pipe: a command that does not read all of it, or nothing, is no special case.
-        stdin = os.memfd_create("pivot")
         try:
-            os.pwrite(stdin, document, 0)
-            try:
-                process = subprocess.Popen(  # noqa: S603 - the operator's own words, and no shell
-                    self.words, stdin=stdin, pass_fds=(keep_open,), process_group=0
-                )
-            except OSError as error:
-                return f"cannot be started ({error.strerror or error})"
-        finally:
-            os.close(stdin)
+            process = self._start(document, keep_open)
+        except OSError as error:
+            return f"cannot be started ({error.strerror or error})"
         in_time = False
         try:
             in_time = _ended(process, self.timeout_s)
@@ -63,8 +55,19 @@ class Hook:
         if not in_time:
             return f"was killed after {self.timeout_s:g} s"
         if status < 0:
-            return f"was ended by {signal.Signals(-status).name}"
+            return f"was ended by signal {-status} ({signal.strsignal(-status)})"
         return f"failed with exit status {status}" if status else None
+
+    def _start(self, document: bytes, keep_open: int) -> subprocess.Popen[bytes]:
+        # A file instead of a pipe: a command that does not read all of it, or nothing, is no special case.
+        stdin = os.memfd_create("pivot")
+        try:
+            os.pwrite(stdin, document, 0)
+            return subprocess.Popen(  # noqa: S603 - the operator's own words, and no shell
+                self.words, stdin=stdin, pass_fds=(keep_open,), process_group=0
+            )
+        finally:
+            os.close(stdin)
 
 
 def _ended(process: subprocess.Popen[bytes], timeout_s: float) -> bool:

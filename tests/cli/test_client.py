@@ -27,6 +27,10 @@ from tests.cli.test_socket import answering, http
 pytestmark = pytest.mark.qemu
 
 
+STREAMS = 70
+"""More than the daemon keeps open."""
+
+
 def client_of(bench: Bench) -> Client:
     return Client(str(bench.daemon.socket))
 
@@ -192,3 +196,15 @@ def test_events_resume_where_they_ended(bench: Bench) -> None:
     client.cancel(held.id)
     assert next(following).seq == every[-1].seq + 1
     following.close()
+
+
+def test_waiting_for_an_event_leaves_no_stream_behind(bench: Bench) -> None:
+    """It returns at once for a record that is there, at a sign of life once the time is over, and frees its place."""
+    client = client_of(bench)
+    client.wait(client.start("web1", copy_of(bench)).id)
+    last = client.health().journal.last_seq
+    assert [record.seq for record in client.events_page(last - 2, 1)] == [last - 1]
+    assert client.events_page(last, 1) == []
+    client.await_event(last - 1, 60)
+    for _ in range(STREAMS):
+        client.await_event(last, 0)

@@ -126,6 +126,17 @@ def test_a_failing_command_runs_again_and_holds_up_the_next_pivot(bench: Bench, 
     assert f"pivotctl: sh failed with exit status 7 {first}; trying again in 2 s\n" in follower.said()
 
 
+def test_a_command_that_a_signal_ends_runs_again(bench: Bench, directory: Path) -> None:
+    """Whichever signal, also one without a name."""
+    follower = following(
+        bench, directory, 'test -e "$DIRECTORY/hit" || { touch "$DIRECTORY/hit"; kill -40 $$; }; cat >>"$LOG"'
+    )
+    with follower.running():
+        pivot = copied(bench)["id"]
+        assert until(lambda: follower.ids() == [pivot]), follower.said()
+    assert "sh was ended by signal 40 (Real-time signal 6) for pivot" in follower.said()
+
+
 def test_a_command_that_hangs_is_killed_with_its_children(bench: Bench, directory: Path) -> None:
     """Also where it ignores SIGTERM; then it runs again."""
     follower = following(bench, directory, HANGS_ONCE)
@@ -230,7 +241,15 @@ def test_a_cursor_of_another_journal_is_refused(bench: Bench, directory: Path) -
     assert f"remove {follower.cursor} to go on from now" in ahead
     follower.cursor.write_text('{"seq":2,"at":"2026-01-01T00:00:00.000000Z"}\n')
     assert "this journal has a record 2 of 20" in refusal(follower)
-    for damaged in ("", "{}", "12", '{"seq":-1,"at":null}', "\x00" * 30):
+    for damaged in (
+        "",
+        "{}",
+        "12",
+        '{"seq":1,"at":null,"x":' + "[" * 4000,
+        '{"seq":99999999999999999999,"at":null}',
+        '{"seq":-1,"at":null}',
+        "\x00" * 30,
+    ):
         follower.cursor.write_text(damaged)
         assert "is no cursor of `pivotctl events`" in refusal(follower)
         assert follower.cursor.read_text() == damaged
