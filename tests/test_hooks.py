@@ -49,8 +49,8 @@ esac
 class Site:
     """A domain ``web1`` with the disk ``scsi0``, a cursor before its pivots, and programs found first."""
 
-    def __init__(self, directory: Path, daemon: Daemon) -> None:
-        self.directory, self.daemon = directory, daemon
+    def __init__(self, directory: Path, daemon: Daemon, qemu: Qemu) -> None:
+        self.directory, self.daemon, self.qemu = directory, daemon, qemu
         self.images = directory / "images"
         self.programs = directory / "programs"
         self.cursor = directory / "cursor"
@@ -70,6 +70,11 @@ class Site:
         answer = self.daemon.ctl(verb, "web1", *arguments)
         assert answer.status == status, answer
         return answer.json
+
+    def listed(self) -> str:
+        """Return what ``pivotctl image web1 --all`` prints."""
+        words = [*COMMAND, "--socket", str(self.daemon.socket), "image", "web1", "--all"]
+        return subprocess.run(words, env=environment(), capture_output=True, text=True, check=True).stdout
 
     def _command(self, hook: str) -> list[str]:
         words = [*COMMAND, "--socket", str(self.daemon.socket), "events"]
@@ -111,8 +116,8 @@ def site() -> Iterator[Site]:
         directory = Path(name)
         disk = Disk(create_image(directory / "old.qcow2"), name="scsi0")
         daemon = Daemon(directory, {"web1": directory / "web1.qmp"}, environment=environment())
-        with Qemu(directory, [disk]), daemon:
-            site = Site(directory, daemon)
+        with Qemu(directory, [disk]) as qemu, daemon:
+            site = Site(directory, daemon, qemu)
             site.follow("webhook.py http://127.0.0.1:1")
             yield site
 
@@ -147,6 +152,23 @@ def test_an_environment_file_names_the_right_image(site: Site) -> None:
     assert site.daemon.ctl("pivot", "wait", undo["id"]).status == 0
     site.follow(hook)
     assert real.read_text() == expected
+
+
+def test_the_word_of_a_person_is_followed_too(site: Site) -> None:
+    """An accepted image is written like one that was switched to; names as of ``pivotctl image --all``."""
+    file = site.directory / "web1.env"
+    file.write_text(BEFORE)
+    raw, other = site.image("new{}.raw"), create_image(site.image("restored{}.qcow2"))
+    site.pivot("copy", f"scsi0={raw}", "--format", "raw")
+    site.qemu.stop()
+    word = ("verdict", "accept", "web1", "scsi0", str(other), "--format", "qcow2", "--reason", "from the backup")
+    assert until(lambda: site.daemon.ctl(*word).status == 0)
+    done = site.follow(f"vm_environment.py {site.directory}")
+    assert done.stderr.count("ended with 0") == 2
+    assert f"\nSCSI0={other}\n\nSCSI0_FORMAT=qcow2\n" in file.read_text()
+    listed = dict(line.split("=", 1) for line in site.listed().splitlines())
+    found = dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
+    assert {name: found[name] for name in listed} == {name: value.strip('"') for name, value in listed.items()}
 
 
 def test_a_variable_that_is_missing_is_added_and_a_missing_file_is_not(site: Site) -> None:

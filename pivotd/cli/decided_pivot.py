@@ -6,10 +6,13 @@ docs/hooks.md shows an example, and a test compares the two.
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pivotd.client import Pivot, PivotDisk, Record, Requester
 
 DECISIONS = frozenset({"switched", "kept", "merged", "split", "unknown"})
+ACCEPTED = "image-accepted"
+"""The record of a person's word on one disk of a pivot that has been closed."""
 
 
 class DecidedDisk(Struct, frozen=True):
@@ -27,7 +30,10 @@ class DecidedDisk(Struct, frozen=True):
 
 
 class DecidedPivot(Struct, frozen=True):
-    """One decided pivot. ``seq``: its decision's sequence number in the journal."""
+    """One decided pivot. ``seq``: its decision's sequence number in the journal.
+
+    With the outcome ``accepted``: a person's word on the one disk in it, some time after the pivot.
+    """
 
     seq: int
     id: str
@@ -44,13 +50,14 @@ class DecidedPivot(Struct, frozen=True):
 
 
 def is_decision(record: Record) -> bool:
-    """Return whether this record is the decision on a pivot; every decided pivot has exactly one."""
-    return record.phase == "decided" and record.event in DECISIONS
+    """Return whether this record is the decision on a pivot, of which each has one, or a person's word after it."""
+    return (record.phase == "decided" and record.event in DECISIONS) or record.event == ACCEPTED
 
 
 def decided_pivot(pivot: Pivot, decision: Record) -> DecidedPivot:
     """Return the document on a pivot and its decision; it is the same whenever it is made."""
     reason = decision.facts.get("reason")
+    accepted = decision.event == ACCEPTED
     return DecidedPivot(
         seq=decision.seq,
         id=pivot.id,
@@ -58,13 +65,19 @@ def decided_pivot(pivot: Pivot, decision: Record) -> DecidedPivot:
         undo_of=pivot.undo_of,
         domain=pivot.domain,
         kind=pivot.kind,
-        outcome=decision.event,
+        outcome="accepted" if accepted else decision.event,
         requested_by=pivot.requested_by,
         created=pivot.created,
-        decided=pivot.decided or decision.at,
+        decided=decision.at if accepted or not pivot.decided else pivot.decided,
         reason=reason if isinstance(reason, str) else None,
-        disks=tuple(map(_disk, pivot.disks)),
+        disks=_accepted(pivot, decision) if accepted else tuple(map(_disk, pivot.disks)),
     )
+
+
+def _accepted(pivot: Pivot, word: Record) -> tuple[DecidedDisk, ...]:
+    disk, image, image_format = (word.facts.get(name) for name in ("disk", "image", "format"))
+    named = [one for one in map(_disk, pivot.disks) if one.disk == disk]
+    return tuple(replace(one, outcome="accepted", image=image, format=image_format) for one in named)
 
 
 def _disk(disk: PivotDisk) -> DecidedDisk:

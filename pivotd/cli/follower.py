@@ -125,7 +125,7 @@ class Follower:
                 pivot = self._ask(partial(self._client.pivot, record.pivot))
                 self._run(decided_pivot(pivot, record))
                 self._keep(here)
-                tell(f"{self._hook.name} ended with 0 for pivot {pivot.id} of {pivot.domain} ({record.event})")
+                tell(f"{self._hook.name} ended with 0 for pivot {pivot.id} of {pivot.domain}")
             self._place = here
 
     def _run(self, pivot: DecidedPivot) -> None:

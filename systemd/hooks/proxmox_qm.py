@@ -70,7 +70,7 @@ def main(storages: list[str]) -> None:
     for disk in pivot["disks"]:
         if disk["outcome"] == "unknown":
             print(f"{domain}: nobody knows the right image of {disk['disk']}, its configuration stays as it is")
-    switched = [disk for disk in pivot["disks"] if disk["outcome"] == "switched"]
+    switched = [disk for disk in pivot["disks"] if disk["outcome"] in {"switched", "accepted"}]
     vmid = vmid_of(domain) if switched else None
     if vmid is None:
         return

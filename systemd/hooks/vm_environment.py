@@ -4,8 +4,8 @@
     vm_environment.py DIRECTORY
 
 rewrites DIRECTORY/DOMAIN.env, which the unit of the guest reads with EnvironmentFile=. For a disk `disk0` that was
-switched, it sets DISK0=/path and DISK0_FORMAT=qcow2; every other line stays as it is. The name of a variable is the
-name of the disk in capitals, with _ for whatever is no letter or digit. A domain without a file is left alone.
+switched, it sets DISK0=/path and DISK0_FORMAT=qcow2, under the names of `pivotctl image --all`; every other line stays
+as it is. A domain without a file is left alone.
 
 The file is replaced at once: whatever dies, it is the old one or the new one.
 """
@@ -22,6 +22,12 @@ def quoted(value: str) -> str:
     if re.fullmatch(r"[\w/.:@%+=,-]+", value, re.ASCII):
         return value
     return '"' + re.sub(r'(["\\$`])', r"\\\1", value) + '"'
+
+
+def variable(disk: str) -> str:
+    """Return the name that `pivotctl image --all` gives to the disk's variable."""
+    name = re.sub(r"[^A-Z0-9]", "_", disk.upper())
+    return f"_{name}" if name[:1].isdigit() else name
 
 
 def rewritten(text: str, values: dict[str, str]) -> str:
@@ -63,8 +69,8 @@ def main() -> None:
     for disk in pivot["disks"]:
         if disk["outcome"] == "unknown":
             print(f"{pivot['domain']}: nobody knows the right image of {disk['disk']}, {path} keeps the one it names")
-        elif disk["outcome"] == "switched":
-            name = re.sub(r"\W", "_", disk["disk"], flags=re.ASCII).upper()
+        elif disk["outcome"] in {"switched", "accepted"}:
+            name = variable(disk["disk"])
             values |= {name: disk["image"], f"{name}_FORMAT": disk["format"]}
     if values and path.exists():
         try:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pivotd.cli.decided_pivot import decided_pivot, is_decision
+from pivotd.client import Record, shown
 from pivotd.core.pivot import Outcome, Phase, PivotDisk, outcome_of
 from pivotd.journal.journal import Journal
 from tests.cli.ctl import environment
@@ -24,6 +26,12 @@ EARLY = 200
 GROWTH_BYTES_MAX = 4 << 20
 OUTCOMES = (*((one, one) for one in Outcome), (Outcome.SWITCHED, Outcome.KEPT), (Outcome.SWITCHED, Outcome.UNKNOWN))
 AT = "2026-11-23T09:00:01.000000Z"
+LATER = "2026-11-24T09:00:00.000000Z"
+
+
+def two_disks(number: int) -> tuple[PivotDisk, PivotDisk]:
+    (first,) = make_pivot(number).disks
+    return first, replace(first, disk=f"other{number}", index=1, job="second")
 
 
 async def fill(state_dir: Path, pivots: int) -> None:
@@ -31,9 +39,7 @@ async def fill(state_dir: Path, pivots: int) -> None:
     journal = Journal.open(state_dir)
 
     async def one(number: int) -> None:
-        first = make_pivot(number)
-        second = replace(first.disks[0], disk=f"other{number}", index=1, job="second")
-        pivot, _ = await journal.accept(replace(first, disks=(*first.disks, second)), {})
+        pivot, _ = await journal.accept(replace(make_pivot(number), disks=two_disks(number)), {})
         pair = OUTCOMES[number % len(OUTCOMES)]
         disks: tuple[PivotDisk, ...] = tuple(
             replace(disk, outcome=outcome) for disk, outcome in zip(pivot.disks, pair, strict=True)
@@ -78,6 +84,19 @@ def test_a_thousand_pivots_in_order_in_bounded_memory(daemon: Daemon, tmp_path: 
         end(process, 9)
     assert follower.ids() == [f"P{number:04}" for number in range(PIVOTS)]
     assert late - early < GROWTH_BYTES_MAX, f"{early} bytes, then {late}"
+
+
+def test_a_persons_word_names_its_disk_and_its_image() -> None:
+    """Some time after the pivot: the other disk of the pivot is not in it, and the pivot's own outcome is not either."""
+    number = 3
+    pivot = shown.pivot(replace(make_pivot(number), disks=two_disks(number), phase=Phase.CLOSED, decided_at=AT))
+    facts = {"disk": "other3", "image": "/restored.raw", "format": "raw", "reason": "from Monday's backup", "uid": 7}
+    word = Record(seq=9, at=LATER, domain="web1", pivot=pivot.id, event="image-accepted", phase="closed", facts=facts)
+    assert is_decision(word)
+    found = decided_pivot(pivot, word)
+    assert (found.seq, found.outcome, found.decided, found.reason) == (9, "accepted", LATER, "from Monday's backup")
+    (disk,) = found.disks
+    assert (disk.disk, disk.outcome, disk.image, disk.format) == ("other3", "accepted", "/restored.raw", "raw")
 
 
 def test_every_outcome_is_delivered(daemon: Daemon, tmp_path: Path) -> None:
