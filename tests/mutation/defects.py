@@ -337,4 +337,34 @@ ONE_OWNER = (
 )  # fmt: skip
 """Only a pivot's driver records it."""
 
-DEFECTS = PROTOCOL + JUDGEMENT + ONE_OWNER
+IMAGES = "tests/cli/test_images.py"
+NEXT_BOOT = (
+    Defect(
+        "a new pivot washes a doubt away", "G1", "pivotd/app/start.py",
+        "            await self._refuse_doubtful(planned)\n", "",
+        "real QEMU", (IMAGES, "-k", "stale_image_that_runs"),
+    ),
+    Defect(
+        "an image that is not there is certain", "G1", "pivotd/core/verdict.py",
+        "    return replace(verdict, certain=False, reason=reason)\n", "    return verdict\n",
+        "real QEMU", (IMAGES, "-k", "not_the_one and gone"),
+    ),
+    Defect(
+        "a new file with the number of a deleted one is taken for it", "G1", "pivotd/core/standing.py",
+        "        old = self.born is not None and (until is None or self.born <= until)\n", "        old = True\n",
+        "rules for images", ("tests/core/test_standing.py", "-k", "another_name"),
+    ),
+    Defect(
+        "a restored journal is certain", "G1", "pivotd/journal/changes.py",
+        '"UPDATE disk_latest SET doubtful = 1"', '"UPDATE disk_latest SET doubtful = 0"',
+        "real QEMU", (IMAGES, "-k", "person_accepts_what"),
+    ),
+    Defect(
+        "a journal without its daemon is certain while QEMU runs", "G1", "pivotd/cli/right_images.py",
+        "    said = journal.running(domain)\n", "    said = None\n",
+        "real QEMU", (IMAGES, "-k", "daemon_is_dead_and_qemu"),
+    ),
+)  # fmt: skip
+"""Which image a guest starts from next."""
+
+DEFECTS = PROTOCOL + JUDGEMENT + ONE_OWNER + NEXT_BOOT
