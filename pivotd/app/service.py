@@ -116,15 +116,14 @@ class DaemonService:
         driver = self._host.driver(pivot)
         if driver is None:
             return None
-        left, total = driver.backlog or (None, None)
-        copied = None if left is None or total is None else max(0, total - left)
         pace = driver.pace
+        left, copied = pace.backlog_bytes, pace.copied_bytes
         return Progress(
             driver.pivot.phase.value,
             copied,
-            total,
+            None if left is None or copied is None else copied + left,
             driver.waits_for,
-            pace.backlog_bytes,
+            left,
             pace.dirty_bytes_per_s,
             pace.copy_bytes_per_s,
             pace.expected_pause_ms,

@@ -77,16 +77,59 @@ class Lines(Silent):
 
 def describe(pivot: Pivot, progress: Progress | None) -> str:
     """Return the phase, the bytes and the reason for waiting, in one line."""
-    parts = [pivot.phase, copied(progress), *rates(progress), progress and progress.detail]
-    return render.one_line(", ".join(str(part) for part in parts if part))
+    parts = [pivot.phase, copied(progress), time_left(progress), *rates(progress), reason(progress)]
+    return render.one_line(", ".join(part for part in parts if part))
+
+
+def figures(progress: Progress | None) -> str:
+    """Return the same in few words, the most wanted first: a terminal may be narrow."""
+    if progress is None:
+        return ""
+    done, total, taken = progress.copied_bytes, progress.total_bytes, progress.copy_bytes_per_s
+    written, pause_ms = progress.dirty_bytes_per_s, progress.expected_pause_ms
+    parts = [
+        None if done is None or not total else f"{render.mib(done).removesuffix(' MiB')} of {render.mib(total)}",
+        None if taken is None else f"{render.mib(taken)}/s",
+        time_left(progress),
+        f"guest writes {render.mib(written)}/s" if written else None,
+        None if pause_ms is None else f"expected pause {render.pause(pause_ms)}",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def reason(progress: Progress | None) -> str | None:
+    """Return what the pivot waits for, None if that is the copy itself."""
+    said = None if progress is None else progress.detail
+    return None if said in {"copying", "merging"} else said
+
+
+def time_left(progress: Progress | None) -> str | None:
+    """Return the time left in words."""
+    left_s = None if progress is None else time_left_s(progress)
+    return None if left_s is None else f"{render.duration(left_s)} left"
+
+
+def percent(progress: Progress | None) -> int | None:
+    """Return how much of what there is to copy has been copied; 100 only if nothing is left, None if not known."""
+    if progress is None or progress.copied_bytes is None or not progress.total_bytes:
+        return None
+    return min(100, 100 * progress.copied_bytes // progress.total_bytes)
+
+
+def time_left_s(progress: Progress) -> float | None:
+    """Return how long the copy will take at the present rates; None while that is not known, or nothing is left."""
+    left, taken, written = progress.backlog_bytes, progress.copy_bytes_per_s, progress.dirty_bytes_per_s or 0
+    if progress.phase != "copying" or not left or not taken or taken <= written:
+        return None
+    return left / (taken - written)
 
 
 def copied(progress: Progress | None) -> str | None:
     """Return how much is copied, None if that is not known."""
-    if progress is None or progress.copied_bytes is None or not progress.total_bytes:
+    share = percent(progress)
+    if progress is None or progress.copied_bytes is None or progress.total_bytes is None or share is None:
         return None
-    done, total = progress.copied_bytes, progress.total_bytes
-    return f"{render.size(done)} of {render.size(total)} ({100 * done // total} %)"
+    return f"{render.mib(progress.copied_bytes)} of {render.mib(progress.total_bytes)} ({share} %)"
 
 
 def rates(progress: Progress | None) -> list[str]:
@@ -95,7 +138,7 @@ def rates(progress: Progress | None) -> list[str]:
         return []
     written, taken, pause_ms = progress.dirty_bytes_per_s, progress.copy_bytes_per_s, progress.expected_pause_ms
     return [
-        *([] if written is None else [f"the guest writes {render.size(written)}/s"]),
-        *([] if taken is None else [f"the destination takes {render.size(taken)}/s"]),
+        *([] if written is None else [f"the guest writes {render.mib(written)}/s"]),
+        *([] if taken is None else [f"the destination takes {render.mib(taken)}/s"]),
         *([] if pause_ms is None else [f"expected pause {render.pause(pause_ms)}"]),
     ]

@@ -82,6 +82,12 @@ def size(size_bytes: int | None) -> str:
     raise AssertionError("the last unit takes everything")
 
 
+def mib(size_bytes: float) -> str:
+    """Return bytes in MiB, the unit of all that moves: figures that are compared need one unit."""
+    number = size_bytes / (1 << 20)
+    return f"{number:.1f} MiB" if 0 < number < 10 else f"{number:.0f} MiB"
+
+
 def duration(seconds: float | None) -> str:
     """Return a length of time in its two largest units."""
     if seconds is None:

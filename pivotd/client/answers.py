@@ -252,7 +252,11 @@ class DiskView(Struct, frozen=True):
 
 
 class Progress(Struct, frozen=True):
-    """The progress of an open pivot's mirrors; not durable. ``None`` fields are not known yet."""
+    """The progress of an open pivot's block jobs; not durable. ``None`` fields are not known yet.
+
+    ``total_bytes`` is what has been copied and what is left, so it is less than the disks' size if they have holes, and
+    grows with what the guest writes.
+    """
 
     phase: str
     copied_bytes: int | None

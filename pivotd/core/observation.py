@@ -54,6 +54,16 @@ class JobSeen:
         """Whether an I/O error has made the job wait for ``job-resume``."""
         return self.status in {"paused", "standby"} and self.io_status != "ok"
 
+    @property
+    def counted(self) -> bool:
+        """Whether the job knows how much there is to copy: before that, QEMU shows 0 bytes of 0.
+
+        Source: block/mirror.c, mirror_run() sets what remains only after mirror_dirty_init().
+        """
+        if self.backlog_bytes is None or self.copied_bytes is None:
+            return False
+        return self.backlog_bytes + self.copied_bytes > 0 or self.status not in STATUS_BEGINNING
+
 
 EXECUTING = frozenset({"running", "suspended"})
 """Run states in which guest writes are possible; a suspended guest may wake at any time."""
@@ -65,6 +75,8 @@ MIGRATION_STATES = frozenset({"inmigrate", "postmigrate", "finish-migrate", "sav
 PAUSABLE = frozenset({"running", "paused", "prelaunch", "io-error", "shutdown", "guest-panicked"})
 """Run states from which a switch may begin. Not ``suspended``: before QEMU 9 ``stop`` does not hold such a guest."""
 
+STATUS_BEGINNING = frozenset({"created", "running", "paused"})
+"""A job with 0 bytes of 0 in one of these may not have counted yet; in any other there was nothing to copy."""
 STATUS_READY = frozenset({"ready", "standby"})
 STATUS_ENDED = frozenset({"aborting", "concluded", "null"})
 STATUS_PENDING = "pending"

@@ -103,13 +103,8 @@ class Converger:
         return NotYet(self._explain(pivot), limits.CONVERGE_CHECK_S)
 
     def _explain(self, pivot: Pivot) -> str:
-        """Return why the guest has to keep running, and what helps."""
-        pace = self.pace
-        text = f"{pace.backlog_bytes} bytes are left to copy"
-        if pace.dirty_bytes_per_s is not None:
-            text += f"; the guest writes {pace.dirty_bytes_per_s} bytes/s"
-        if pace.copy_bytes_per_s is not None:
-            text += f", the destination takes {pace.copy_bytes_per_s} bytes/s"
+        """Return why the guest has to keep running, and what helps; the figures stand in the answer on progress."""
+        text = "too much is left to copy for the longest pause"
         if self._write_blocking or pivot.options.copy_mode is CopyMode.WRITE_BLOCKING:
             return f"{text}; the guest's writes wait for the destination (write-blocking)"
         if pivot.options.write_limits:

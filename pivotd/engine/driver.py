@@ -46,8 +46,6 @@ class Driver:
 
     def __init__(self, pivot: Pivot, domain: Domain, journal: Journal, clock: Clock, converger: Converger) -> None:
         self.state = DriverState(pivot, domain, journal, clock, converger)
-        self.backlog: tuple[int, int] | None = None
-        """Bytes left to copy, and bytes of all disks; None if there is no job to query."""
         self._failures = Failures()
         self._overtaken = False
         self._leave_at: float | None = None
@@ -291,7 +289,7 @@ class Driver:
         if state.attempt.deadline is None and self.pivot.phase is Phase.PAUSING and self.pivot.owes_resume:
             # An earlier process paused the guest: its deadline is gone, a new one counts from here.
             state.remember(deadline=state.clock.monotonic() + self.pivot.options.max_pause_ms / 1000)
-        self._note_backlog(seen)
+        self.pace.note(self.pivot, seen, state.clock.monotonic())
         if seen.qemu is Qemu.SAME:
             await progress_notes.stalled(state)
         return seen
@@ -326,10 +324,3 @@ class Driver:
             log.warning("qmp.trouble", domain=self.pivot.domain, pivot=self.pivot.id, error=error.message)
             await state.sleep(limits.RECONNECT_FIRST_S)
             return None
-
-    def _note_backlog(self, seen: Observation) -> None:
-        self.pace.note(self.pivot, seen, self.state.clock.monotonic())
-        jobs = [seen.job(disk.job) for disk in self.pivot.disks]
-        if all(job.backlog_bytes is not None for job in jobs):
-            total = sum(disk.size_bytes for disk in self.pivot.disks)
-            self.backlog = (sum(job.backlog_bytes or 0 for job in jobs), total)

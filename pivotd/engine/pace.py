@@ -19,6 +19,8 @@ class Sample:
     at_s: float
     backlog_bytes: int
     copied_bytes: int
+    counted: bool
+    """Whether every job knows how much there is to copy."""
 
     @property
     def begun(self) -> bool:
@@ -41,8 +43,13 @@ class Pace:
 
     @property
     def backlog_bytes(self) -> int | None:
-        """What is left to copy."""
-        return None if self._last is None else self._last.backlog_bytes
+        """What is left to copy; None until the jobs know it."""
+        return self._last.backlog_bytes if self._last is not None and self._last.counted else None
+
+    @property
+    def copied_bytes(self) -> int | None:
+        """What has been copied; None until the jobs know how much there is."""
+        return self._last.copied_bytes if self._last is not None and self._last.counted else None
 
     @property
     def expected_pause_ms(self) -> float | None:
@@ -65,10 +72,14 @@ class Pace:
         left, copied = [job.backlog_bytes for job in jobs], [job.copied_bytes for job in jobs]
         if None in left or None in copied:
             return
-        sample = Sample(now_s, sum(number or 0 for number in left), sum(number or 0 for number in copied))
+        counted = all(job.counted for job in jobs)
+        sample = Sample(now_s, sum(number or 0 for number in left), sum(number or 0 for number in copied), counted)
         ready = pivot.phase is not Phase.COPYING
         self._note_progress(sample, ready=ready)
         self._last = sample
+        if not counted:
+            # What a job counts later is no write of the guest's.
+            return
         if ready and not self._ready:
             # A limit of the bandwidth holds no longer: what was measured under it says nothing.
             self.copy_bytes_per_s, self._began = None, None
@@ -92,7 +103,8 @@ class Pace:
 
         A job that has not begun to work reports no bytes at all; this is not a small backlog.
         """
-        begins = self._last is None or (sample.begun and not self._last.begun)
+        last = self._last
+        begins = last is None or (sample.begun, sample.counted) > (last.begun, last.counted)
         lower = sample.backlog_bytes < self._lowest_backlog_bytes
         small = ready and sample.backlog_bytes <= limits.BUSY_BACKLOG_BYTES
         if begins or lower or small:

@@ -78,10 +78,10 @@ def test_hostile_name() -> None:
 def test_describe() -> None:
     """A line of progress has the phase, the bytes and what is waited for."""
     progress = Progress("copying", 1 << 20, 4 << 20, "QEMU is silent")
-    assert describe(pivot("copying", None), progress) == "copying, 1 MiB of 4 MiB (25 %), QEMU is silent"
+    assert describe(pivot("copying", None), progress) == "copying, 1.0 MiB of 4.0 MiB (25 %), QEMU is silent"
     assert describe(pivot("preparing", None), None) == "preparing"
     measured = Progress("ready", None, None, dirty_bytes_per_s=0, copy_bytes_per_s=3 << 20, expected_pause_ms=4.25)
-    said = "ready, the guest writes 0 B/s, the destination takes 3 MiB/s, expected pause 4.2 ms"
+    said = "ready, the guest writes 0 MiB/s, the destination takes 3.0 MiB/s, expected pause 4.2 ms"
     assert describe(pivot("ready", None), measured) == said
 
 

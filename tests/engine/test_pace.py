@@ -34,6 +34,29 @@ def test_a_job_that_has_not_begun_is_stalled():
     assert noted(pace, 40, 100, 0) == 10
 
 
+def test_what_a_job_counts_is_not_written_by_the_guest():
+    """Nothing is known until every job has counted; what it counts then is no rate of anybody's."""
+    pace = Pace()
+    noted(pace, 0, 0, 0)
+    assert (pace.backlog_bytes, pace.copied_bytes) == (None, None)
+    noted(pace, 1, 1000, 0)
+    assert (pace.backlog_bytes, pace.copied_bytes) == (1000 * MIB, 0)
+    assert pace.dirty_bytes_per_s is None
+    noted(pace, 2, 900, 100)
+    assert (pace.dirty_bytes_per_s, pace.copy_bytes_per_s) == (0, 100 * MIB)
+
+
+def test_one_job_of_two_has_not_counted():
+    """Their sum says nothing yet."""
+    copying = pivot(Phase.COPYING, 2)
+    first, second = (disk.job for disk in copying.disks)
+    jobs = {first: JobSeen("running", backlog_bytes=MIB, copied_bytes=0)}
+    for late, known in ((JobSeen("running", None, 0, 0), None), (JobSeen("ready", None, 0, 0), MIB)):
+        pace = Pace()
+        pace.note(copying, Observation(Qemu.SAME, jobs={**jobs, second: late}), 0)
+        assert pace.backlog_bytes == known
+
+
 def test_a_backlog_that_grows_as_fast_as_it_is_copied_is_stalled():
     """Until it has been smaller than ever before."""
     pace = Pace()
