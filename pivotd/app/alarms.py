@@ -47,7 +47,12 @@ class Alarms:
                 while self._due:
                     name = next(iter(self._due))
                     del self._due[name]
-                    await self._look(name)
+                    try:
+                        await self._look(name)
+                    except PivotdError as error:
+                        log.warning("domain.not-checked", domain=name, error=error.message)
+                    except Exception as error:  # one domain must not end the looks at the others
+                        log.exception("domain.not-checked", domain=name, error=repr(error))
         finally:
             unsubscribe()
             self._host.on_changed = None
@@ -73,26 +78,23 @@ class Alarms:
 
     async def _look(self, domain: str) -> None:
         supervisor = self._host.supervisors.get(domain)
-        if supervisor is None or supervisor.session is None:
+        session = None if supervisor is None else supervisor.session
+        if supervisor is None or session is None:
             return
-        try:
-            doubts = await self._reads.doubts(domain)
-            for disk, pivot in await self._reads.unsettled(domain):
-                await self._journal.seen(pivot, domain, disk)
-            session = supervisor.session
-            busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
-            known = supervisor.alarms
-            alarms = {disk: await self._sentence(supervisor, one) for disk, one in doubts.items() if disk not in busy}
-            if session is None or supervisor.session is not session:
-                return  # a new connection asks for a look of its own
-            supervisor.alarms = alarms
-            self._host.changed.set()
-            for disk in alarms.keys() - known.keys():
-                log.error("domain.wrong-image", domain=domain, disk=disk, pivot=doubts[disk].pivot, reason=alarms[disk])
-                facts = {"disk": disk, "right": doubts[disk].image, "reason": alarms[disk]}
-                await self._journal.note("wrong-image", facts, domain=domain, pivot=doubts[disk].pivot)
-        except PivotdError as error:
-            log.warning("domain.not-checked", domain=domain, error=error.message)
+        doubts = await self._reads.doubts(domain)
+        for disk, pivot in await self._reads.unsettled(domain):
+            await self._journal.seen(pivot, domain, disk)
+        busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
+        known = supervisor.alarms
+        alarms = {disk: await self._sentence(supervisor, one) for disk, one in doubts.items() if disk not in busy}
+        if supervisor.session is not session:
+            return  # a new connection asks for a look of its own
+        supervisor.alarms = alarms
+        self._host.changed.set()
+        for disk in alarms.keys() - known.keys():
+            log.error("domain.wrong-image", domain=domain, disk=disk, pivot=doubts[disk].pivot, reason=alarms[disk])
+            facts = {"disk": disk, "right": doubts[disk].image, "reason": alarms[disk]}
+            await self._journal.note("wrong-image", facts, domain=domain, pivot=doubts[disk].pivot)
 
     async def _sentence(self, supervisor: Supervisor, doubt: Verdict) -> str:
         """Return what is wrong with the image on which a disk runs, or why nobody knows which one is right."""

@@ -37,24 +37,22 @@ def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], 
 
     Also returns the name to go on from, None if there are no more images.
     """
-    found: list[ImageFound] = []
-    names = reader.image_names(after, limit)
-    for name in names:
-        asked = Asked(frozenset({name}))
-        moved = reader.image([name], None)
-        verdicts = {_key(one): of_pivot(*_latest(reader, _key(one))) for one in moved}
-        stands = images_found(reader, name, asked, verdicts)
-        if stands and all(one.finding.standing in OBSOLETE for one in stands):
-            found.append(max(stands, key=lambda one: one.finding.since or ""))
+    names, rows = reader.images(after, limit)
+    stands: dict[str, list[ImageFound]] = {name: [] for name in names}
+    for name, moved, latest in rows:
+        right = of_pivot(*latest)
+        finding = History(right, _finder(reader, _key(moved))).of_image(Asked(frozenset({name})), moved)
+        stands[name].append(ImageFound(name, right, finding))
+    found = [
+        max(of_disks, key=lambda one: one.finding.since or "")
+        for of_disks in stands.values()
+        if of_disks and all(one.finding.standing in OBSOLETE for one in of_disks)
+    ]
     return found, names[-1] if len(names) == limit else None
 
 
 def _key(moved: Moved) -> Key:
     return moved[0].domain, moved[1].disk
-
-
-def _latest(reader: Reader, key: Key) -> Moved:
-    return reader.latest(*key)[0]
 
 
 def _finder(reader: Reader, key: Key) -> Callable[[str], Moved | None]:

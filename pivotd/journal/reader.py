@@ -150,10 +150,26 @@ class Reader:
         parameters = json.dumps(list(names)), file_id
         return self._read(lambda connection: load_moved(connection, query, parameters))
 
-    def image_names(self, after: str, limit: int) -> list[str]:
-        """Return up to ``limit`` names of images that any pivot has known, in order, after this one."""
-        query = "SELECT DISTINCT filename FROM image_latest WHERE filename > ? ORDER BY filename LIMIT ?"
-        return self._read(lambda connection: [row[0] for row in connection.execute(query, (after, limit))])
+    def images(self, after: str, limit: int) -> tuple[list[str], list[tuple[str, Moved, Moved]]]:
+        """Return up to ``limit`` names of images after this one, in order, and a row for each and a disk that had it.
+
+        A row is the name, the last pivot of the disk that knew the image, and the last pivot of the disk.
+        """
+        named = "FROM image_latest WHERE filename IN (SELECT value FROM json_each(?))"
+        of_disks = f"SELECT * FROM disk_latest WHERE (domain, disk) IN (SELECT domain, disk {named})"  # noqa: S608 - ours
+        every = f"SELECT * {named} ORDER BY filename, domain, disk"
+
+        def look(connection: sqlite3.Connection) -> tuple[list[str], list[tuple[str, Moved, Moved]]]:
+            query = "SELECT DISTINCT filename FROM image_latest WHERE filename > ? ORDER BY filename LIMIT ?"
+            names = [row[0] for row in connection.execute(query, (after, limit))]
+            text = (json.dumps(names),)
+            of_name = [row["filename"] for row in connection.execute(every, text)]
+            latest = {(one[0].domain, one[1].disk): one for one in load_moved(connection, of_disks, text)}
+            moved = load_moved(connection, every, text)
+            rows = zip(of_name, moved, strict=True)
+            return names, [(name, one, latest[one[0].domain, one[1].disk]) for name, one in rows]
+
+        return self._read(look)
 
     def is_copy(self) -> bool:
         """Return whether this is another file than the one that its last daemon has used."""
