@@ -66,21 +66,20 @@ class OfflineJournal:
     def verdicts(self, domain: str | None = None, disk: str | None = None) -> list[Verdict]:
         """Return the journal's verdicts on the requested disks, checked against their files."""
         found = self._verdicts(domain, disk)
-        if domain is not None and not found:
-            if not self.knows(domain):
-                known = ", ".join(row.name for row in self.domains()[:10]) or "none"
-                raise NotFoundError(f"there is no domain {domain}; known are: {known}", domain=domain)
-            found = {(domain, disk): verdict.never_moved(domain, disk)} if disk is not None else {}
+        if domain is not None and disk is not None and not found:
+            self.check_known(domain)
+            found = {(domain, disk): verdict.never_moved(domain, disk)}
         return [shown.verdict(one) for one in found.values()]
 
-    def knows(self, domain: str) -> bool:
-        """Return whether the journal has heard of a domain, or the configuration of this host, if it can be read."""
+    def check_known(self, domain: str) -> None:
+        """Raises: NotFoundError: neither the journal nor the configuration of this host has heard of a domain."""
         if any(row.name == domain for row in self._reader.domains()) or self._reader.latest(domain, limit=1):
-            return True
-        try:
-            return domain in load().domains
-        except ConfigError:
-            return False
+            return
+        with contextlib.suppress(ConfigError):
+            if domain in load().domains:
+                return
+        known = ", ".join(row.name for row in self.domains()[:10]) or "none"
+        raise NotFoundError(f"there is no domain {domain}; known are: {known}", domain=domain)
 
     def _verdicts(self, domain: str | None, disk: str | None) -> dict[Key, verdict.Verdict]:
         found = {}

@@ -84,6 +84,7 @@ def _look(app: App, domain: str, disks: Iterable[str]) -> list[Verdict]:
 def _offline(app: App, domain: str) -> list[Verdict]:
     """Return what the journal says, uncertain while QEMU runs: it may be in the middle of a switch."""
     journal = app.journal
+    journal.check_known(domain)
     found = journal.verdicts(domain)
     said = journal.running(domain)
     if said is None:
