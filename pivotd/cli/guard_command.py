@@ -45,7 +45,7 @@ def guard(app: App, domain: str, images: tuple[tuple[str, str], ...], wait: int)
         try:
             right = certain(domain, disk, found)
         except UncertainError:
-            if not is_renamed(app, domain, disk, image):
+            if found[disk].pending or not is_renamed(app, domain, disk, image):
                 raise
             continue
         except NeverMovedError:
@@ -63,8 +63,8 @@ def guard(app: App, domain: str, images: tuple[tuple[str, str], ...], wait: int)
 
 def is_renamed(app: App, domain: str, disk: str, image: str) -> bool:
     """Return whether an image is the file that holds a disk's data, of which the journal has another name."""
-    found = image_history(app, image)
-    return any((one.domain, one.disk, one.standing) == (domain, disk, "current") for one in found)
+    mine = [one for one in image_history(app, image) if (one.domain, one.disk) == (domain, disk)]
+    return any(one.standing == "current" and one.file in {"gone", "replaced"} for one in mine)
 
 
 def same_image(one: str, other: str) -> bool:

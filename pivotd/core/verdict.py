@@ -34,7 +34,8 @@ class Presence(StrEnum):
 class Verdict:
     """Which image holds a disk's data, and why; these fields are part of the public API.
 
-    ``pending``: it may change in a moment, ask again. ``file``: what the image's name leads to, None if not looked at.
+    ``pending``: it may change in a moment, ask again. ``file``: what the image's name leads to, None where
+    nobody has looked, or where the verdict is not certain anyway.
     """
 
     domain: str
@@ -234,12 +235,13 @@ _MISSED = {
 
 def check_file(verdict: Verdict, presence: Presence) -> Verdict:
     """Return the verdict with what its image's name leads to; a guest cannot start from a file that is not there."""
+    if not verdict.certain:
+        return verdict  # whatever the file is, a person must look
     verdict = replace(verdict, file=presence)
     if presence not in _MISSED:
         return verdict
-    said = f"{verdict.image} {_MISSED[presence]}"
-    verdict = replace(verdict, evidence=(*verdict.evidence, said))
-    if presence is Presence.UNSEEN or not verdict.certain:
+    verdict = replace(verdict, evidence=(*verdict.evidence, f"{verdict.image} {_MISSED[presence]}"))
+    if presence is Presence.UNSEEN:
         return verdict
     reason = (
         f"The journal names {verdict.image}, but that name {_MISSED[presence]}: find the file before a guest starts."

@@ -374,3 +374,16 @@ def test_a_moved_directory_is_no_restored_journal(guest: Guest):
     guest.daemon.kill()
     place = guest.daemon.state_dir.rename(guest.directory / "elsewhere")
     assert ctl("--offline", place, "image", "web1", "disk0").stdout == f"{new}\n"
+
+
+def test_a_renamed_image_of_a_restored_journal(guest: Guest):
+    """The file is the one that the journal names, and yet the journal may lack the move after it."""
+    new, name = guest.moved(), guest.path("renamed")
+    guest.qemu.stop()
+    guest.daemon.kill()
+    shutil.copytree(guest.daemon.state_dir, guest.directory / "backup")
+    restore(guest, guest.directory / "backup")
+    new.rename(name)
+    assert guest.ctl("guard", "web1", f"disk0={name}", "--wait", "0", offline=True).status == 6
+    guest.daemon.start()
+    assert guest.ctl("guard", "web1", f"disk0={name}", "--wait", "0").status == 6
