@@ -2,13 +2,13 @@
 #
 # Number n goes to sector (n % 256) * SPREAD of every disk, filled with n as 32-bit words. After each number with
 # n % BATCH == BATCH - 1 the disks flush their caches, and then n is said on the serial port: "ACK 0000001f".
-# n lives in memory, which survives a reset of the machine, so no number is written twice.
+# n begins at FIRST. It lives in memory, which survives a reset of the machine, so no number is written twice.
 # A failed command says "ERR" and the number; then the CPU halts.
 #
 # A command has ended when the disk raises its interrupt, as for a real driver. Its busy bit is not enough: QEMU clears
 # that of a failed request too, before it stops the machine to try the request again later (werror=stop).
 #
-# Assembled by tiny_guest.py, which defines DISKS (1 or 2), SPREAD (128 KiB are 0x100 sectors), BATCH and PAUSE_MS.
+# Assembled by tiny_guest.py, which defines DISKS (1 or 2), SPREAD (128 KiB are 0x100 sectors), BATCH, PAUSE_MS and FIRST.
 
 	.code16
 	.section .text
@@ -29,7 +29,7 @@ start:
 	movl	COUNTER, %ebx
 	cmpl	$MAGIC, COUNTER + 4
 	je	greet
-	xorl	%ebx, %ebx
+	movl	$FIRST, %ebx
 	movl	$MAGIC, COUNTER + 4
 greet:
 	movl	$(0xf0000000 + tick), 8 * 4	# the timer's interrupt: F000:tick

@@ -42,15 +42,22 @@ class WriteFailedError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class TinyGuest:
-    """What the firmware does: ``batch`` numbers (a power of 2) share one flush, ``pause_ms`` is its sleep after each."""
+    """What the firmware does: ``batch`` numbers (a power of 2) share one flush, ``pause_ms`` is its sleep after each.
+
+    ``first``: the number it begins at when the machine is switched on, a multiple of SLOTS.
+    """
 
     disks: int = 1
     batch: int = 4
     pause_ms: int = PAUSE_MS_DEFAULT
+    first: int = 0
 
     def firmware(self, directory: Path) -> Path:
         """Assemble the firmware into a directory and return its path."""
-        words = {"DISKS": self.disks, "SPREAD": SPREAD_SECTORS, "BATCH": self.batch, "PAUSE_MS": self.pause_ms}
+        words = {
+            "DISKS": self.disks, "SPREAD": SPREAD_SECTORS, "BATCH": self.batch, "PAUSE_MS": self.pause_ms,
+            "FIRST": self.first,
+        }  # fmt: skip
         symbols = [part for name, value in words.items() for part in ("--defsym", f"{name}={value}")]
         whole, flat = directory / "tiny_guest.o", directory / "tiny_guest.bin"
         subprocess.run(["as", "--32", *symbols, "-o", str(whole), str(SOURCE)], check=True)
@@ -152,9 +159,14 @@ def read_slots(image: Path, image_format: str) -> list[int]:
             ["qemu-img", "convert", "-U", "-f", image_format, "-O", "raw", str(image), raw.name],
             check=True, capture_output=True,
         )  # fmt: skip
-        with Path(raw.name).open("rb") as file:
-            return [_number(os.pread(file.fileno(), SECTOR_BYTES, slot * SPREAD_SECTORS * SECTOR_BYTES), slot)
-                    for slot in range(SLOTS)]  # fmt: skip
+        return raw_slots(Path(raw.name))
+
+
+def raw_slots(image: Path) -> list[int]:
+    """Return the number in each slot of a raw image, as read_slots() does."""
+    with image.open("rb") as file:
+        return [_number(os.pread(file.fileno(), SECTOR_BYTES, slot * SPREAD_SECTORS * SECTOR_BYTES), slot)
+                for slot in range(SLOTS)]  # fmt: skip
 
 
 def _number(sector: bytes, slot: int) -> int:

@@ -1,7 +1,8 @@
 """A real systemd in a container, on a throw-away overlay of a Debian tree. Needs root.
 
 ``systemd-nspawn --boot`` gets a control group of its own first: a systemd that finds itself in the root group moves every
-process of the host. It is only ever ended by SIGTERM: a killed nspawn leaves its container behind.
+process of the host. It is only ever ended by SIGTERM, or by the death of what it has booted: a killed nspawn leaves its
+container behind.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -67,11 +69,15 @@ class Container:
             self._process.wait(END_TIMEOUT_S)
         subprocess.run(["umount", self.root], check=True)
         shutil.rmtree(self._place)
+        self._remove_group()
+
+    def _remove_group(self) -> None:
         if self._group is not None:
             # The groups below went with the container; those of other control group versions were never made.
             for directory, _, _ in os.walk(self._group, topdown=False):
                 with contextlib.suppress(OSError):
                     Path(directory).rmdir()
+            self._group = None
 
     # -- before the boot
 
@@ -113,6 +119,17 @@ class Container:
             assert self._process.poll() is None, f"the container ended: {self.console}"
             assert time.monotonic() < deadline_s, f"the container does not boot: {self.console}"
             time.sleep(LOOK_S)
+
+    def crash(self) -> None:
+        """Kill systemd, and with it every process in the container, at one instant; the tree can be booted again.
+
+        What was written and not flushed is still there: it is in the memory of the host outside.
+        """
+        assert self._process is not None
+        os.kill(self._leader, signal.SIGKILL)
+        self._process.wait(END_TIMEOUT_S)
+        self._process = None
+        self._remove_group()
 
     def _is_up(self) -> bool:
         assert self._process is not None

@@ -18,6 +18,7 @@ from tests.systemd.container import Container, wait_for_exit
 
 REPOSITORY = Path(__file__).parents[2]
 INSTALL = REPOSITORY / "docs" / "install.md"
+NEXT_BOOT = REPOSITORY / "docs" / "next-boot.md"
 TRIES_MAX = 20
 INSTALL_TIMEOUT_S = 300.0
 SOURCES = ("pivotd", "migrations", "systemd", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
@@ -49,9 +50,9 @@ DISK = (
 )
 
 
-def commands(heading: str) -> str:
-    """Return the shell commands of one section of docs/install.md, but for those that reach a package archive."""
-    section = INSTALL.read_text().split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+def commands(heading: str, page: Path = INSTALL) -> str:
+    """Return the shell commands of one section of a page, but for those that reach a package archive."""
+    section = page.read_text().split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
     return "".join(line + "\n" for line in "".join(blocks).splitlines() if not line.startswith("apt-get"))
 
