@@ -8,6 +8,8 @@ python -m tests.systemd.crashes --crashes 20 --seed 7
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import random
 import sys
 import time
@@ -116,6 +118,18 @@ class Crashes:
         return ""
 
 
+def evidence(host: BootHost) -> str:
+    """Return what there is to know after a problem: the last pivots with all records, the log, what QEMU shows."""
+    parts = [host.said()]
+    status, pivots = host.ctl("pivot", "ls", "--limit", "2")
+    for pivot in pivots if status == 0 else []:
+        parts.append(json.dumps(host.ctl("pivot", "show", pivot["id"])[1], indent=1))
+    parts.append(host.container.run("journalctl", "--no-pager", "-u", "pivotd", "-o", "cat", check=False).stdout)
+    with contextlib.suppress(OSError):
+        parts += [json.dumps(host.spy.execute(command)) for command in ("query-status", "query-block", "query-jobs")]
+    return "\n".join(parts)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Crash so many times; return 1 if any promise was broken."""
     parser = argparse.ArgumentParser(description="Crash a host at random instants of its pivots. Needs root.")
@@ -134,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seen = crashes.run(Crash.drawn(rng))
             print(f"{number + 1:>3}  {seen}", flush=True)
             if seen.problem:
+                print(evidence(host))
                 failed += 1
                 break  # what the guest runs on now is no start for another crash
     print(f"{number + 1} crashes, {failed} with a problem")

@@ -109,6 +109,8 @@ def test_no_guest_without_a_certain_image(host: BootHost) -> None:
 @pytest.mark.parametrize("shuts_down", [True, False])
 def test_stop_presses_the_power_button_and_loses_nothing(host: BootHost, shuts_down: bool) -> None:
     """QEMU ends when the guest has shut down, and after VM_STOP_S all the same; the unit is not failed, and stays down."""
+    told = "after its power button was pressed"
+    before = host.said().count(told)
     asking = host.container.start("systemctl", "stop", UNIT)
     host.spy.await_event("POWERDOWN")
     if shuts_down:  # what a guest does that has heard the button: this one has no operating system
@@ -120,7 +122,7 @@ def test_stop_presses_the_power_button_and_loses_nothing(host: BootHost, shuts_d
     asking.communicate()
     assert host.container.property_of(UNIT, "Result") == "success"
     assert host.container.property_of(UNIT, "ActiveState") == "inactive"
-    assert ("its power button was pressed" in host.said()) is not shuts_down or not shuts_down
+    assert (host.said().count(told) > before) is not shuts_down
     for image in host.ctl("verdict", "web1")[1]:
         assert host.missing(image["image"]) == []
     start(host)
@@ -153,7 +155,7 @@ def test_an_older_state_directory_is_handed_over(host: BootHost) -> None:
 @pytest.mark.parametrize("state", ["lives", "stopped", "killed"])
 def test_who_may_look_reads_the_journal(host: BootHost, state: str) -> None:
     """Neither root nor pivotd: beside the daemon, after its orderly end, after its death with records only in the WAL."""
-    images = {disk: image for disk, image in moved(host).items()}
+    images = moved(host)
     with contextlib.ExitStack() as stack:
         if state != "lives":
             stack.enter_context(pivotd_stopped(host, kill=state == "killed"))
@@ -164,7 +166,7 @@ def test_who_may_look_reads_the_journal(host: BootHost, state: str) -> None:
             assert image in done.stdout
         assert files(host) == before
         refused = host.container.run(*OFFLINE, "verdict", "web1", user="mallory", check=False)
-        assert refused.returncode == 4
+        assert refused.returncode != 0
         assert len(refused.stderr.splitlines()) == 1
 
 
