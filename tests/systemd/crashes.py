@@ -122,8 +122,8 @@ def evidence(host: BootHost) -> str:
     """Return what there is to know after a problem: the last pivots with all records, the log, what QEMU shows."""
     parts = [host.said()]
     status, pivots = host.ctl("pivot", "ls", "--limit", "2")
-    for pivot in pivots if status == 0 else []:
-        parts.append(json.dumps(host.ctl("pivot", "show", pivot["id"])[1], indent=1))
+    found = pivots if status == 0 else []
+    parts += [json.dumps(host.ctl("pivot", "show", pivot["id"])[1], indent=1) for pivot in found]
     parts.append(host.container.run("journalctl", "--no-pager", "-u", "pivotd", "-o", "cat", check=False).stdout)
     with contextlib.suppress(OSError):
         parts += [json.dumps(host.spy.execute(command)) for command in ("query-status", "query-block", "query-jobs")]

@@ -47,6 +47,28 @@ def test_units_are_valid(tmp_path: Path) -> None:
     assert (done.returncode, said) == (0, [])
 
 
+def test_guest_unit_is_valid(tmp_path: Path) -> None:
+    """The same for vm@.service, with a guest that is defined."""
+    (tmp_path / "vm@web1.service").write_text(
+        (UNITS / "vm@.service").read_text().replace("/usr/local/libexec/vm-guest", sys.executable)
+    )
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", tmp_path / "vm@web1.service"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "vm@" in line]
+    assert (done.returncode, said) == (0, [])
+
+
+def test_guests_do_not_depend_on_pivotd() -> None:
+    """What systemd would stop, or not start, with pivotd: nothing. The daemon is up before them and ends after them."""
+    unit = settings("vm@.service")
+    assert not {"Requires", "Requisite", "BindsTo", "PartOf", "Upholds"} & set(unit)
+    assert {"pivotd.socket", "pivotd.service"} <= set(unit["After"].split())
+
+
 @pytest.mark.parametrize("unit", EXPOSURE_MAX)
 def test_exposure_is_low(unit: str) -> None:
     """The score that systemd gives the sandbox is at most what is promised."""
@@ -104,6 +126,14 @@ def test_a_reload_is_answered_before_systemd_gives_up() -> None:
 def test_the_unit_allows_the_files_that_the_daemon_wants() -> None:
     """As many domains under systemd as without it."""
     assert settings("pivotd.service")["LimitNOFILE"] == str(limits.OPEN_FILES)
+
+
+def test_the_journal_belongs_to_those_who_may_look() -> None:
+    """They read it while the daemon is dead, and write nothing; monitors of QEMUs are for the daemon's other group."""
+    unit = settings("pivotd.service")
+    assert (unit["Group"], unit["SupplementaryGroups"]) == ("pivotd-ro", "pivotd")
+    assert (unit["StateDirectoryMode"], unit["UMask"]) == ("0750", "0027")
+    assert "-g pivotd-ro /run/pivotd" in settings("pivotd.socket")["ExecStartPre"]
 
 
 def test_units_and_defaults_mean_the_same_places() -> None:
