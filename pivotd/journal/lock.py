@@ -15,6 +15,10 @@ from pivotd.journal.sqlite_failures import on_read
 FILE_MODE = 0o640
 RETRY_S = 0.01
 """Between two tries; a reader holds the lock for the milliseconds of one copy."""
+WAITING_AT_BYTES = 32
+"""Where a daemon that waits writes when it has last tried; the pid of the owner is before that."""
+WAITING_S = 20 * RETRY_S
+"""A daemon that has not tried for so long has given up, or is dead."""
 
 
 def lock_path(journal: Path) -> Path:
@@ -51,16 +55,31 @@ def _wait(descriptor: int, journal: Path, path: Path) -> None:
     deadline_s = time.monotonic() + limits.JOURNAL_LOCK_TIMEOUT_S
     while not _try(descriptor, fcntl.LOCK_EX):
         if time.monotonic() >= deadline_s:
-            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            owner = (
+                os.pread(descriptor, WAITING_AT_BYTES, 0).partition(b"\n")[0].decode("ascii", "replace") or "unknown"
+            )
             raise JournalLockedError(
                 f"{journal} belongs to another pivotd (process {owner}, lock file {path}); stop that one first",
                 pid=owner,
             )
+        # Readers that come and go would together hold the lock for ever: new ones stay away while this is recent.
+        with suppress(OSError):
+            os.pwrite(descriptor, f"{time.monotonic():.3f}\n".encode(), WAITING_AT_BYTES)
         time.sleep(RETRY_S)
 
 
+def is_waited_for(journal: Path) -> bool:
+    """Return whether a daemon waits for the lock."""
+    try:
+        with lock_path(journal).open("rb", buffering=0) as file:
+            file.seek(WAITING_AT_BYTES)
+            return 0 <= time.monotonic() - float(file.read(32)) < WAITING_S
+    except (OSError, ValueError):
+        return False
+
+
 def try_shared(journal: Path) -> int | None:
-    """Return a descriptor that keeps daemons out until it is closed, None while one owns the journal.
+    """Return a descriptor that keeps daemons out until it is closed, None while one owns the journal or waits for it.
 
     Creates nothing: a directory without a lock file has never had a daemon, then the descriptor is -1.
     """
@@ -71,7 +90,7 @@ def try_shared(journal: Path) -> int | None:
         return -1
     except OSError as error:
         raise on_read(error, path) from error
-    if _try(descriptor, fcntl.LOCK_SH):
+    if not is_waited_for(journal) and _try(descriptor, fcntl.LOCK_SH):
         return descriptor
     os.close(descriptor)
     return None

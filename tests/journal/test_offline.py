@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.journal.process import look, wait_for, working
 
 WAL_HEADER_BYTES = 32
 SQLITE_WAITS_S = 10
+READERS = 4
 EVENTS = [(1, "accepted"), (2, "copying")]
 
 
@@ -95,6 +97,16 @@ async def test_an_open_reader_keeps_no_daemon_out_and_sees_what_it_writes(tmp_pa
     await journal.close()
     assert (reader.last_seq(), reader.beside_daemon) == (2, False)
     reader.close()
+
+
+def test_readers_that_come_and_go_keep_no_daemon_out(tmp_path: Path) -> None:
+    """However many there are: each looks for milliseconds, but together they would hold the lock for ever."""
+    asyncio.run(Journal.open(tmp_path).close())
+    with ExitStack() as stack:
+        for _ in range(READERS):
+            wait_for(stack.enter_context(working(tmp_path, "look")), "looked")
+        for _ in range(3):
+            asyncio.run(Journal.open(tmp_path).close())
 
 
 @pytest.mark.long

@@ -1,7 +1,8 @@
-"""A process that works on a journal until it is killed: ``work.py STATE_DIR [hold]``.
+"""A process that works on a journal until it is killed: ``work.py STATE_DIR [hold|look]``.
 
 Prints ``open`` and then one line ``SEQ PIVOT PHASE`` for each change that the journal has acknowledged. With ``hold``
-it writes a little, says ``held`` and waits for its end with the journal open.
+it writes a little, says ``held`` and waits for its end with the journal open. With ``look`` it says ``looked`` and reads,
+as ``pivotctl --offline`` does, again and again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from pivotd.core.pivot import Phase, Record
 from pivotd.journal.journal import Journal
+from pivotd.journal.reader import Reader
 from tests.journal.samples import make_pivot
 
 PHASES = (Phase.COPYING, Phase.READY, Phase.PAUSING, Phase.DECIDED, Phase.CLOSED)
@@ -36,6 +38,17 @@ def acknowledge(records: list[Record]) -> None:
         say(f"{record.seq} {record.pivot} {record.phase}")
 
 
+def look_for_ever(state_dir: Path) -> None:
+    said = False
+    while True:
+        reader = Reader.offline(state_dir)
+        reader.last_seq()
+        reader.close()
+        if not said:
+            say("looked")
+        said = True
+
+
 async def main() -> None:
     journal = Journal.open(Path(sys.argv[1]))
     say("open")
@@ -49,4 +62,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    if "look" in sys.argv:
+        look_for_ever(Path(sys.argv[1]))
     asyncio.run(main())

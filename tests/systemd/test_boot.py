@@ -164,7 +164,8 @@ def test_who_may_look_reads_the_journal(host: BootHost, state: str) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         for image in images.values():
             assert image in done.stdout
-        assert files(host) == before
+        if state != "lives":  # a daemon that lives writes at any time
+            assert files(host) == before
         refused = host.container.run(*OFFLINE, "verdict", "web1", user="mallory", check=False)
         assert refused.returncode != 0
         assert len(refused.stderr.splitlines()) == 1
