@@ -104,8 +104,8 @@ class Crashes:
     def _problem(self, images: dict[str, str], lacks: dict[str, list[int] | str], crash: Crash) -> str:
         """Return what is wrong with the start of the guest, or nothing."""
         for disk, image in images.items():
-            if lacks[image]:
-                return f"{disk} was started from {image}, which lacks {lacks[image]}; images: {lacks}"
+            if lack := lacks.get(image, "whatever was written since the disk was moved"):
+                return f"{disk} was started from {image}, which lacks {lack}; images: {lacks}"
         if self.host.container.property_of(UNIT, "NRestarts") != "0":
             return f"the guest was started more than once: {self.host.said()}"
         if crash.pivotd_away:
