@@ -95,7 +95,9 @@ class OfflineJournal:
         return found
 
     def running(self, domain: str) -> str | None:
-        """Return one sentence if QEMU of a domain runs, or if nobody can tell; None if it certainly does not."""
+        """Return one sentence if QEMU of a domain runs without a daemon, or if nobody can tell; else None."""
+        if self._reader.beside_daemon:
+            return None
         last = self._reader.every_latest(domain)
         monitors = {row.qmp_path for row in self._reader.domains() if row.name == domain}
         with contextlib.suppress(ConfigError):

@@ -13,7 +13,7 @@ from pivotd.client import ImageVerdict, Verdict
 from pivotd.config import Config, load
 from pivotd.core.pivot import Image
 from pivotd.core.verdict import Presence
-from pivotd.errors import ClientError, ConfigError, JournalError, RefusedError
+from pivotd.errors import ClientError, ConfigError, JournalError, JournalLockedError, RefusedError
 from pivotd.host import files
 
 LOOK_AGAIN_S = 0.2
@@ -30,7 +30,15 @@ def right_images(app: App, domain: str, disks: Iterable[str], wait_s: float) -> 
     """
     deadline = time.monotonic() + wait_s
     while True:
-        found = _look(app, domain, disks)
+        try:
+            found = _look(app, domain, disks)
+        except RefusedError:
+            raise
+        except (ClientError, JournalLockedError):
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(LOOK_AGAIN_S)
+            continue
         if not any(one.pending for one in found) or time.monotonic() >= deadline:
             return {one.disk: _looked_at(one) for one in found}
         time.sleep(LOOK_AGAIN_S)
@@ -82,7 +90,7 @@ def _look(app: App, domain: str, disks: Iterable[str]) -> list[Verdict]:
 
 
 def _offline(app: App, domain: str) -> list[Verdict]:
-    """Return what the journal says, uncertain while QEMU runs: it may be in the middle of a switch."""
+    """Return what the journal says, uncertain while QEMU runs without pivotd: it may be in the middle of a switch."""
     journal = app.journal
     journal.check_known(domain)
     found = journal.verdicts(domain)

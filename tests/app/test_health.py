@@ -11,6 +11,7 @@ from pivotd import limits
 from pivotd.app.domains import Domains
 from pivotd.app.health import Health
 from pivotd.app.start import Starter
+from pivotd.app.status import Status
 from pivotd.client.answers import FailingPivot
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Pivot
@@ -80,3 +81,17 @@ async def test_a_domain_whose_qemu_is_gone_says_why(engine: Engine, qemu_factory
     view = await Domains(engine.host, engine.journal, no_history).one("web1")
     assert view.connection == "unreachable"
     assert str(qemu.qmp) in str(view.detail)
+
+
+async def test_a_wrong_image(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+    """It degrades the health, with the reason, and stands in the line that `systemctl status` shows."""
+    supervisor = await engine.connect(qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))]))
+    health, status = health_of(engine), Status(engine.host, engine.journal)
+    assert (health.report().status, status.text) == ("ok", "supervising 1 domain, 1 connected, 0 open pivots")
+    supervisor.alarms = {"disk0": "disk0 runs on /old"}
+    report = health.report()
+    assert report.status == "degraded"
+    assert [(one.domain, one.disk, one.reason) for one in report.domains.wrong_images] == [
+        ("web1", "disk0", "disk0 runs on /old")
+    ]
+    assert status.text.endswith("; ON A WRONG IMAGE: 1")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,18 @@ def test_the_daemon_is_dead_and_qemu_is_not(guest: Guest):
         answer = guest.ctl(*command, "--wait", "0", offline=True)
         assert (answer.status, answer.stdout) == (6, "")
         assert "its QEMU runs" in complaint(answer)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_whoever_asks_while_pivotd_restarts_waits(guest: Guest, offline: bool):
+    """Nobody can be certain in between; soon somebody is."""
+    new = guest.moved()
+    guest.daemon.kill()
+    later = threading.Timer(1.0, guest.daemon.start)
+    later.start()
+    answer = guest.ctl("image", "web1", "disk0", "--wait", "30s", offline=offline)
+    later.join()
+    assert (answer.status, answer.stdout) == (0, f"{new}\n"), answer
 
 
 @pytest.mark.parametrize("how", ["gone", "replaced", "unseen"])
