@@ -8,7 +8,7 @@ from pivotd.app.live_verdicts import image_path
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.core.pivot import Phase, Record
-from pivotd.core.standing import ImageFound, Standing
+from pivotd.core.standing import Standing
 from pivotd.core.verdict import Verdict
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import PivotdError
@@ -103,10 +103,7 @@ class Alarms:
         if session is None or shown is None:
             return f"{doubt.disk}: {doubt.reason}"
         using = await image_path(shown.filename, session)
-        same: list[ImageFound] = await self._reads.image(using, lambda one: one)
-        stale = next(
-            (one for one in same if (one.verdict.domain, one.verdict.disk) == (doubt.domain, doubt.disk)), None
-        )
+        stale = await self._reads.history(using, doubt)
         if stale is None or stale.finding.standing is not Standing.STALE:
             return f"{doubt.disk}: {doubt.reason}"
         return f"{doubt.disk} runs on {using}, which is stale since {stale.finding.since}: {stale.finding.why}"

@@ -258,18 +258,19 @@ class Reads:
 
         Raises: ConflictError: its storage does not answer.
         """
-        try:
-            asked = await in_thread(limits.FILE_TIMEOUT_S, files.asked, image, paths=[image])
-        except TimeoutError as error:
-            raise ConflictError(f"{error}: ask by domain and disk instead") from None
+        asked = await _asked(image)
         moved = await self._single.read(Reader.image, asked.names, asked.file_id)
-        verdicts: dict[Key, Verdict] = {}
-        # Never seen by the journal: a QEMU may have it all the same.
-        domains: list[str | None] = [*sorted({pivot.domain for pivot, _ in moved})]
-        for domain in domains or [None]:
-            live, found = await self.live_verdicts(domain, None)
-            verdicts |= await live.with_files(found)
-        return await self._single.read(_images, encode, image, asked, verdicts)
+        had = {(pivot.domain, disk.disk) for pivot, disk in moved}
+        live, found = await self.live_verdicts(None, None)  # a QEMU may have it that the journal knows nothing of
+        found = {key: one for key, one in found.items() if key in had or one.image in asked.names}
+        return await self._single.read(_images, encode, image, asked, await live.with_files(found))
+
+    async def history(self, image: str, right: Verdict) -> ImageFound | None:
+        """Return what the journal says of an image and one disk, None if that never had it. Raises: ConflictError."""
+        found = await self._single.read(
+            _images, lambda one: one, image, await _asked(image), {(right.domain, right.disk): right}
+        )
+        return found[0] if found else None
 
     async def obsolete(self, after: str, limit: int, encode: Callable[[ImageFound], T]) -> tuple[list[T], str | None]:
         """Return those of the next ``limit`` images of the journal that no disk needs, and the name to go on from."""
@@ -282,6 +283,14 @@ class Reads:
                 return found, None
             left, name = left - limits.READ_AT_ONCE, following
         return found, name
+
+
+async def _asked(image: str) -> Asked:
+    """Return an image by its names and its file. Raises: ConflictError: its storage does not answer."""
+    try:
+        return await in_thread(limits.FILE_TIMEOUT_S, files.asked, image, paths=[image])
+    except TimeoutError as error:
+        raise ConflictError(f"{error}: ask by domain and disk instead") from None
 
 
 # -- what runs in the threads -----------------------------------------------------------------------------------

@@ -21,15 +21,14 @@ def images_found(reader: Reader, name: str, asked: Asked, verdicts: Mapping[Key,
     last |= {_key(one): one for one in moved if asked.is_named(one)}  # a name says more than a file's number
     found = [
         ImageFound(name, verdicts[key], History(verdicts[key], _finder(reader, key)).of_image(asked, one))
-        for key, one in sorted(last.items())
+        for key, one in last.items()
         if key in verdicts
     ]
-    for key, right in sorted(verdicts.items()):
+    for key, right in verdicts.items():
         if key not in last and right.image in asked.names:
-            found.append(
-                ImageFound(name, right, Finding(Standing.CURRENT, "QEMU uses it now", right.since, right.pivot))
-            )
-    return found
+            now = Finding(Standing.CURRENT, "QEMU uses it now", right.since, right.pivot)
+            found.append(ImageFound(name, right, now))
+    return sorted(found, key=lambda one: (one.verdict.domain, one.verdict.disk))
 
 
 def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], str | None]:

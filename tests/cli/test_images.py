@@ -225,6 +225,9 @@ def test_history_of_an_image(guest: Guest):
     moved = guest.path("moved")
     old.rename(moved)
     assert standing(moved) == ["stale"]
+    with Qemu(guest.directory, [Disk(moved)], name="other") as other:
+        assert guest.ctl("domain", "add", "other", "--qmp", other.qmp).status == 0
+        assert standing(moved) == ["current", "stale"]  # of a guest that pivotd has never moved
     fresh = create_image(guest.path("fresh"))
     assert standing(fresh) == []
     assert guest.ctl("verdict", "--image", fresh).status == 7
