@@ -31,6 +31,9 @@ VM_OPTIONS="-machine pc -accel tcg -m 16 -display none -cpu {CPU} -bios /srv/gue
  -chardev file,id=serial,path=/srv/guest/serial,append=on -serial chardev:serial"
 VM_STOP_S=1
 """
+PIDS_OF_A_BOOT = 1000
+"""All boots of a container are one to pivotd: systemd-nspawn mounts a boot id over the kernel's, but the service has a /proc
+of its own. A QEMU of an earlier boot is certainly gone only if no process has its pid, so each boot has pids of its own."""
 AWAY = "[Unit]\nConditionPathExists=/none\n"
 
 
@@ -61,7 +64,7 @@ class BootHost:
     def boot(self) -> None:
         """Boot; what is enabled starts by itself."""
         self.new_life()
-        self.container.boot()
+        self.container.boot(first_pid=self.lives * PIDS_OF_A_BOOT)
 
     def new_life(self) -> None:
         """Let the next start of the guest begin at numbers that none before has written."""

@@ -100,8 +100,8 @@ class Container:
         """What systemd has said since the boot."""
         return (self._place / "console").read_text(errors="replace")
 
-    def boot(self) -> None:
-        """Boot, and wait until systemd says that it is up."""
+    def boot(self, *, first_pid: int = 0) -> None:
+        """Boot, and wait until systemd says that it is up; its later processes have pids from ``first_pid`` on."""
         (self.root / "etc/systemd/system/test.target").write_text(_TARGET)
         self._group = _own_group()
         command = [
@@ -115,6 +115,9 @@ class Container:
                 subprocess.Popen, command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment
             ).result()
         deadline_s = time.monotonic() + BOOT_TIMEOUT_S
+        while first_pid and not self._next_pid(first_pid):
+            assert self._process.poll() is None, f"the container ended: {self.console}"
+            time.sleep(LOOK_S)
         while not self._is_up():
             assert self._process.poll() is None, f"the container ended: {self.console}"
             assert time.monotonic() < deadline_s, f"the container does not boot: {self.console}"
@@ -130,6 +133,16 @@ class Container:
         self._process.wait(END_TIMEOUT_S)
         self._process = None
         self._remove_group()
+
+    def _next_pid(self, pid: int) -> bool:
+        """Set the pid of the next process, in the /proc of this host: that of the container is read-only."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        if not children or Path(f"/proc/{children[0]}/ns/pid").readlink() == Path("/proc/self/ns/pid").readlink():
+            return False
+        write = f"echo {pid - 1} > /proc/sys/kernel/ns_last_pid"
+        enter = ["nsenter", f"--target={children[0]}", "-p", "sh", "-c", write]
+        return subprocess.run(enter, check=False, capture_output=True).returncode == 0
 
     def _is_up(self) -> bool:
         assert self._process is not None
