@@ -24,6 +24,7 @@ PivotdError
 |   +-- RefusedError        the daemon refused: nothing was changed
 |   +-- UnknownError        no conclusive answer: it may or may not have happened
 +-- JournalError            the journal cannot be used
+    +-- JournalNotAllowedError  this user may not read it
     +-- JournalLockedError  another daemon has it
     +-- JournalCorruptError not a journal, or damaged
     +-- JournalNewerError   written by a newer pivotd
@@ -213,6 +214,12 @@ class JournalError(PivotdError):
 
     kind = "journal"
     http_status = 503
+
+
+class JournalNotAllowedError(JournalError):
+    """This user may not read the journal. Field: ``path``, the directory or file that is closed to it."""
+
+    kind = "journal-not-allowed"
 
 
 class JournalLockedError(JournalError):

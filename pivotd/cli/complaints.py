@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Self
+
 from pivotd.errors import EXIT_NEVER_MOVED, EXIT_REFUSED, EXIT_UNKNOWN, EXIT_USAGE, PivotdError
 
 EXIT_OUTPUT = 1
@@ -45,6 +48,19 @@ class OutputError(PivotdError):
 
     kind = "output"
     exit_status = EXIT_OUTPUT
+
+
+class UnusableFileError(PivotdError):
+    """A file or directory on this host cannot be used."""
+
+    kind = "file"
+    exit_status = EXIT_REFUSED
+
+    @classmethod
+    def of(cls, error: OSError) -> Self:
+        """Return the error for one of the operating system that names a file."""
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+        return cls(f"{name}: {error.strerror or error}; check the path and your permissions", path=name)
 
 
 class InterruptError(PivotdError):

@@ -16,7 +16,14 @@ if not {"http.client", "ssl"} & sys.modules.keys():
 
 import click
 
-from pivotd.cli.complaints import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_OUTPUT, OutputError, UsageError
+from pivotd.cli.complaints import (
+    EXIT_BROKEN_PIPE,
+    EXIT_INTERRUPTED,
+    EXIT_OUTPUT,
+    OutputError,
+    UnusableFileError,
+    UsageError,
+)
 from pivotd.cli.context import App
 from pivotd.cli.help import HELP, GroupedGroup
 from pivotd.cli.render import one_line
@@ -106,6 +113,9 @@ def main() -> NoReturn:
         status = EXIT_BROKEN_PIPE if app.status is None else app.status
         _forget_stdout()
     except OSError as error:
+        if error.filename is not None:
+            # An error of stdout names no file.
+            sys.exit(_complain(app, UnusableFileError.of(error)))
         _forget_stdout()
         _complain(app, OutputError(f"the answer cannot be written: {error.strerror or error}"))
         status = EXIT_OUTPUT if app.status is None else app.status

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pivotd import limits
 from pivotd.errors import JournalError, JournalLockedError
-from pivotd.journal import lock, raw_files, schema
+from pivotd.journal import lock, permissions, raw_files, schema
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read, primary_code
 
 _LIVE = "mode=ro&readonly_shm=1"
@@ -47,16 +47,22 @@ class Opened:
 
 
 def journal_path(state_dir_or_file: Path) -> Path:
-    """Return the journal of a state directory, or the file itself."""
-    return state_dir_or_file / schema.FILE_NAME if state_dir_or_file.is_dir() else state_dir_or_file
+    """Return the journal of a state directory, or the file itself. Raises: JournalNotAllowedError, JournalError."""
+    try:
+        is_directory = state_dir_or_file.is_dir()
+    except OSError as error:
+        permissions.check(state_dir_or_file)
+        raise on_read(error, state_dir_or_file) from error
+    return state_dir_or_file / schema.FILE_NAME if is_directory else state_dir_or_file
 
 
 def open_journal(state_dir_or_file: Path) -> Opened:
     """Open a journal for one look, or a private copy if it cannot be read in place without changing a byte.
 
-    Raises: JournalError, JournalCorruptError, JournalNewerError, JournalLockedError.
+    Raises: JournalError, JournalNotAllowedError, JournalCorruptError, JournalNewerError, JournalLockedError.
     """
     path = journal_path(state_dir_or_file)
+    permissions.check(path)
     if not path.exists():
         raise JournalError(f"there is no journal at {path}; name the state_dir of the daemon or a copy of journal.db")
     deadline_s = time.monotonic() + limits.JOURNAL_LOCK_TIMEOUT_S

@@ -39,10 +39,22 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error", **(more or {})}
 
 
-def ctl(*arguments: str | Path | bytes, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Answer:
-    """Run pivotctl to its end; a traceback is a failure whatever the test asks for."""
+def ctl(
+    *arguments: str | Path | bytes,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    ids: tuple[int, int] | None = None,
+) -> Answer:
+    """Run pivotctl to its end, as another uid and gid if told so; a traceback is a failure whatever the test asks."""
+    who: dict[str, Any] = {} if ids is None else {"user": ids[0], "group": ids[1], "extra_groups": []}
     done = subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, timeout=TIMEOUT_S, env=environment(env), cwd=cwd, check=False
+        [*COMMAND, *arguments],
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        env=environment(env),
+        cwd=cwd,
+        check=False,
+        **who,
     )
     answer = Answer(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
     assert "Traceback" not in answer.stderr, answer.stderr

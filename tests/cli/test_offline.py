@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,3 +175,74 @@ def test_no_journal(tmp_path: Path) -> None:
     assert answer.status == 4
     assert "there is no journal" in complaint(answer)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def of_pivotd(state_dir: Path) -> Iterator[Path]:
+    """A state directory as the shipped unit makes it, with files as the daemon makes them, and open to a group."""
+    with tempfile.TemporaryDirectory(prefix="pivotd-") as name:
+        Path(name).chmod(0o755)
+        path = shutil.copytree(state_dir, Path(name) / "state")
+        for file in path.iterdir():
+            file.chmod(0o640)
+            os.chown(file, 1, 2)
+        path.chmod(0o750)
+        os.chown(path, 1, 2)
+        yield path
+
+
+COMMANDS = [
+    ("verdict",),
+    ("verdict", "--image", "/a"),
+    ("verdict", "web1", "disk1"),
+    ("image", "web1", "disk1"),
+    ("image", "web1", "--all"),
+    ("guard", "web1", "disk1=/a"),
+    ("stale",),
+    ("domain", "ls"),
+    ("pivot", "ls"),
+    ("pivot", "show", "P0001"),
+    ("events",),
+]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_directory_that_is_closed(of_pivotd: Path, command: tuple[str, ...]) -> None:
+    """Names the directory, who may look into it, and what to do; refused, which is no word on any image."""
+    answer = ctl("--offline", of_pivotd, *command, ids=(65534, 65534))
+    said = complaint(answer)
+    assert (answer.status, answer.stdout) == (4, "")
+    assert f"you may not enter {of_pivotd}" in said
+    assert "only root, daemon and members of the group bin may (owner daemon:bin, mode 0750)" in said
+    assert "usermod -aG bin" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@pytest.mark.parametrize("file", ["journal.db", "journal.lock"])
+def test_a_file_that_is_closed(of_pivotd: Path, file: str) -> None:
+    """The same for each file of the journal; somebody of the group may read the others."""
+    assert ctl("--offline", of_pivotd, "domain", "ls", ids=(65534, 2)).status == 0
+    (of_pivotd / file).chmod(0o600)
+    answer = ctl("--offline", of_pivotd, "--json", "domain", "ls", ids=(65534, 2))
+    assert (answer.status, answer.json["error"]["kind"]) == (4, "journal-not-allowed")
+    assert answer.json["error"]["path"] == str(of_pivotd / file)
+    assert f"you may not read {of_pivotd / file}" in answer.json["error"]["message"]
+    assert "only root and daemon may" in answer.json["error"]["message"]
+
+
+def test_a_closed_directory_further_up(of_pivotd: Path) -> None:
+    """The directory that is closed is named, not the one that was asked for."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    of_pivotd.parent.chmod(0o700)
+    answer = ctl("--offline", of_pivotd, "verdict", ids=(65534, 65534))
+    assert answer.status == 4
+    assert f"you may not enter {of_pivotd.parent}, so the journal" in complaint(answer)
+
+
+def test_a_file_that_cannot_be_used_is_no_broken_answer(tmp_path: Path) -> None:
+    """Only an error of stdout has status 1."""
+    answer = ctl("--offline", tmp_path / ("x" * 300), "verdict")
+    assert answer.status == 4
+    assert "cannot be written" not in complaint(answer)
