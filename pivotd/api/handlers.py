@@ -16,7 +16,7 @@ from pivotd.api import problems
 from pivotd.api.models import pivot_request
 from pivotd.api.ports import Service
 from pivotd.api.streams import EventStream, Streams
-from pivotd.client import shown
+from pivotd.client import request_words, shown
 from pivotd.client.answers import ObsoleteImages
 from pivotd.client.requests import (
     AcceptRequest,
@@ -36,7 +36,7 @@ from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import Verdict
 from pivotd.errors import BadRequestError, TooLargeError
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 HEARTBEAT_S = 15.0
 
 
@@ -95,7 +95,8 @@ async def _body(request: Request, model: type[T]) -> T:
     try:
         return msgspec.json.decode(bytes(data), type=model)
     except msgspec.ValidationError as error:
-        raise BadRequestError(f"the body does not fit: {error}") from error
+        field, said = request_words.of_error(error, bytes(data), model)
+        raise BadRequestError(said, field=field) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError(f"the body is not JSON: {error}") from error
 

@@ -68,6 +68,7 @@ def check_request_id(text: str | None) -> str | None:
     if len(text) > limits.REQUEST_ID_LENGTH_MAX or not REQUEST_ID.fullmatch(text):
         raise BadRequestError(
             f"Idempotency-Key must be 1 to {limits.REQUEST_ID_LENGTH_MAX} printable ASCII characters, "
-            "without blanks and slashes"
+            "without blanks and slashes",
+            field="Idempotency-Key",
         )
     return text

@@ -10,7 +10,7 @@ from pivotd.cli import starting
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import Name, absolute
+from pivotd.cli.values import FORMAT, Name, absolute
 from pivotd.client import AdoptDisk, AdoptRequest
 
 EXAMPLES = (
@@ -24,7 +24,7 @@ EXAMPLES = (
 @click.argument("domain", metavar="DOMAIN", type=Name())
 @click.argument("targets", metavar="[DISK[=IMAGE]]...", nargs=-1)
 @click.option("--job", "jobs", metavar="JOB[=IMAGE]", multiple=True, help="Name a job by its id; may be repeated.")
-@click.option("--format", "image_format", metavar="FORMAT", help="Format of the images.  [default: the source's]")
+@click.option("--format", "image_format", type=FORMAT, help="Format of the images.  [default: the source's]")
 @click.option("--sync", type=click.Choice(("full", "top")), help="The sync with which the mirrors were started.")
 @starting.pausing
 @starting.throttling

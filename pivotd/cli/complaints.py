@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Self
 
+from pivotd.client import NewImage
 from pivotd.errors import EXIT_NEVER_MOVED, EXIT_REFUSED, EXIT_UNKNOWN, EXIT_USAGE, PivotdError
 
 EXIT_OUTPUT = 1
@@ -68,3 +69,27 @@ class InterruptError(PivotdError):
 
     kind = "interrupted"
     exit_status = EXIT_INTERRUPTED
+
+
+OPTIONS = {
+    "Idempotency-Key": "--id",
+    "name": "DOMAIN",
+    "disk": "DISK",
+    "image": "IMAGE",
+    "job": "--job",
+    "max_pause_ms": "--max-pause",
+    "keep_synced_s": "--for",
+    "bandwidth_bytes_per_s": "--bandwidth",
+    "qmp": "--qmp",
+    **{name: f"--{name.replace('_', '-')}" for name in ("format", "base", "top", "reason", "secret_file", "attempts")},
+    **{name: f"--option {name.replace('_', '-')}" for name in NewImage.__struct_fields__},
+}
+"""Fields of requests, by which the daemon names what is wrong -> what was typed."""
+
+
+def as_typed(error: PivotdError) -> str:
+    """Return the message with the name of the option in the place of the field with which it starts."""
+    field = error.fields.get("field")
+    if isinstance(field, str) and field in OPTIONS and error.message.startswith(field):
+        return OPTIONS[field] + error.message.removeprefix(field)
+    return error.message

@@ -10,7 +10,7 @@ from pivotd.cli import image_options, starting
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import SECONDS, DiskImage, Name
+from pivotd.cli.values import FORMAT, SECONDS, DiskImage, Name
 from pivotd.client import CopyDisk, CopyRequest
 
 COPY_MODES = ("auto", "background", "write-blocking")
@@ -27,7 +27,7 @@ EXAMPLES = (
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Copy disks to new images, switch as one pivot.")
 @click.argument("domain", metavar="DOMAIN", type=Name())
 @click.argument("targets", metavar="DISK=IMAGE...", type=DiskImage(), nargs=-1, required=True)
-@click.option("--format", "image_format", metavar="FORMAT", help="Format of the new images.  [default: the source's]")
+@click.option("--format", "image_format", type=FORMAT, help="Format of the new images.  [default: the source's]")
 @click.option("--reuse", is_flag=True, help="The images exist already; overwrite them.")
 @click.option(
     "--sync",

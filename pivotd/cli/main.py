@@ -23,6 +23,7 @@ from pivotd.cli.complaints import (
     OutputError,
     UnusableFileError,
     UsageError,
+    as_typed,
 )
 from pivotd.cli.context import App
 from pivotd.cli.help import HELP, GroupedGroup
@@ -170,7 +171,7 @@ def _usage(error: click.UsageError) -> UsageError:
 
 def _complain(app: App, error: PivotdError) -> int:
     """Show the error and return its exit status."""
-    message = one_line(error.message)
+    message = one_line(as_typed(error))
     if app.json:
         shown: dict[str, Any] = {"kind": error.kind, "message": message, "exit_status": error.exit_status}
         print(json.dumps({"error": {**error.fields, **shown}}, default=str))

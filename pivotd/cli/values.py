@@ -105,6 +105,7 @@ class Length(click.ParamType[int]):
         return int(result)
 
 
+FORMAT = click.Choice(("qcow2", "raw"))
 WAIT = Length(UNITS_S, "seconds", "10s or 1min")
 MILLISECONDS = Length(UNITS_MS, "milliseconds", "500ms or 1s")
 SECONDS = Length(UNITS_S, "seconds", "90s, 30min, 1h or 2d", limits.KEEP_SYNCED_S_MAX)

@@ -10,7 +10,7 @@ from pivotd.cli import render
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import AnyImage, Name
+from pivotd.cli.values import FORMAT, AnyImage, Name
 from pivotd.client import AcceptRequest, Verdict
 from pivotd.errors import EXIT_DONE, EXIT_NEVER_MOVED, EXIT_UNKNOWN
 
@@ -42,7 +42,7 @@ class VerdictCommand(ExampleCommand):
 @click.argument("disk", type=Name())
 @click.argument("image", type=AnyImage())
 @click.option("--reason", required=True, metavar="TEXT", help="How you know; it stays in the journal with your uid.")
-@click.option("--format", type=click.Choice(["qcow2", "raw"]),
+@click.option("--format", type=FORMAT,
               help="Format of an image that the journal does not know.")  # fmt: skip
 @pass_app
 def accept(app: App, /, domain: str, disk: str, image: str, **word: Any) -> None:

@@ -17,13 +17,14 @@ from pivotd.core.names import DISKS_MAX, DOMAIN_NAME
 NAME_PATTERN = rf"^{DOMAIN_NAME}$(?!\n)"
 PATH_PATTERN = r"^/[^\x00\n\r]*$(?!\n)"
 DESTINATION_PATTERN = r"^(/|nbd://|nbd\+unix://)[^\x00\n\r]*$(?!\n)"
+REASON_PATTERN = r"^[^\x00-\x1f\x7f]*$(?!\n)"
 IMAGE_LENGTH_MAX = 4096
 INTEGER_MAX = 2**63 - 1
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
 Path = Annotated[str, msgspec.Meta(pattern=PATH_PATTERN, max_length=IMAGE_LENGTH_MAX)]
 Destination = Annotated[str, msgspec.Meta(pattern=DESTINATION_PATTERN, max_length=IMAGE_LENGTH_MAX)]
-Reason = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)", min_length=1, max_length=1000)]
+Reason = Annotated[str, msgspec.Meta(pattern=REASON_PATTERN, min_length=1, max_length=1000)]
 DiskName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Pause = Annotated[int, msgspec.Meta(ge=limits.PAUSE_MS_MIN, le=limits.PAUSE_MS_LIMIT)]
 Attempts = Annotated[int, msgspec.Meta(ge=1, le=limits.ATTEMPTS_MAX)]

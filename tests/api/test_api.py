@@ -141,6 +141,43 @@ def test_a_bad_body_names_what_is_wrong(api: Api, body: Any, named: str):
     assert "\n" not in answer.json["detail"]
 
 
+ONE = {"disk": "disk0", "image": "/a"}
+ABSOLUTE = "an absolute path of at most 4096 characters on one line"
+IMAGE = "an absolute path, nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=/PATH, of at most 4096 characters on one line"
+NAME = "at most 64 of A-Z a-z 0-9 . _ - that starts with a letter or digit"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "detail"),
+    [
+        ("domains", {"name": "a b", "qmp": "/a"}, f'name cannot be "a b": give {NAME}'),
+        ("domains", {"name": "a", "qmp": "a"}, f'qmp cannot be "a": give {ABSOLUTE}'),
+        ("domains/web1/copy", 5, "the body cannot be 5: give an object with fields of max_pause_ms, attempts,"),
+        ("domains/web1/copy", {}, "disks is missing: give a list of 1 to 64 objects"),
+        ("domains/web1/copy", {"disks": [{"disk": "a"}]}, f"image of a is missing: give {IMAGE}"),
+        ("domains/web1/copy", {"disks": [ONE | {"disk": ""}]}, 'disk of disk number 1 cannot be "": give text of 1 to 256'),
+        ("domains/web1/copy", {"disks": [ONE, ONE | {"image": "b"}]}, f'image of disk0 cannot be "b": give {IMAGE}'),
+        ("domains/web1/copy", {"disks": [ONE | {"format": "vmdk"}]}, 'format of disk0 cannot be "vmdk": give qcow2 or raw, or'),
+        ("domains/web1/copy", {"disks": [ONE | {"speed": 1}]}, '"speed" of disk0 is no field of this request; its fields are: disk, i'),
+        ("domains/web1/copy", {"disks": [ONE], "sync": "some"}, 'sync cannot be "some": give full or top'),
+        ("domains/web1/copy", {"disks": [ONE], "reuse": None}, "reuse cannot be null: give true or false"),
+        ("domains/web1/copy", {"disks": [ONE], "max_pause_ms": 0}, "max_pause_ms cannot be 0: give a whole number of milliseconds from 1 to"),
+        ("domains/web1/copy", {"disks": [ONE], "keep_synced_s": 1.5}, "keep_synced_s cannot be 1.5: give a whole number of seconds from 1 to"),
+        ("domains/web1/copy", {"disks": [ONE], "image_options": {"refcount_bits": 5}}, "refcount_bits cannot be 5: give 1, 2, 4, 8, 16, 32 or 64"),
+        ("domains/web1/copy", {"disks": [ONE], "image_options": {"cluster_size": 5}}, "cluster_size cannot be 5: give a whole number of bytes from"),
+        ("domains/web1/snapshot", {"disks": [ONE | {"image": "x" * 5000}]}, "x… (5000 characters)"),
+        ("domains/web1/commit", {"disks": [{"disk": "disk0", "top": "a"}]}, f'top of disk0 cannot be "a": give {ABSOLUTE}, or leave it out'),
+        ("domains/web1/pull", {"disks": [ONE]}, '"image" of disk0 is no field of this request; its fields are: disk, base'),
+        ("domains/web1/adopt", {"disks": []}, "disks cannot be a list of 0: give a list of 1 to 64"),
+    ],
+)  # fmt: skip
+def test_a_bad_body_is_refused_in_words(api: Api, path: str, body: Any, detail: str):
+    """The field, of which disk, the value, and what to give: no path, type or regular expression."""
+    answer = api.call("POST", f"/v1/{path}", body)
+    assert answer.status == 400
+    assert detail in answer.json["detail"]
+
+
 @pytest.mark.parametrize(
     "disks",
     [[{"image": "/a"}], [{"disk": "disk0", "job": "j", "image": "/a"}], [{"job": "j"}, {"job": "j"}]],

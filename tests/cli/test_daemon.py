@@ -182,3 +182,49 @@ def test_interrupt(bench: Bench) -> None:
     assert f"`pivotctl pivot cancel {pivot['id']}`" in said
     assert pivot["closed"] is None
     assert bench.ctl("pivot", "cancel", pivot["id"]).status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["domain", "add", "a b", "--qmp", "/a"], 'DOMAIN cannot be "a b": give at most 64 of A-Z'),
+        (["copy", "web1", f"disk0=/{'a' * 5000}"], "(5001 characters)"),
+        (["copy", "web1", "disk0=/a\nb"], 'IMAGE of disk0 cannot be "/a'),
+        (["copy", "web1", f"{'d' * 300}=/a"], "DISK of disk number 1 cannot be "),
+        (
+            ["copy", "web1", "disk0=/a", "--max-pause", "2min"],
+            "--max-pause cannot be 120000: give a whole number of mill",
+        ),
+        (["copy", "web1", "disk0=/a", "--secret-file", "/a\nb"], "--secret-file cannot be "),
+        (["copy", "web1", "disk0=/a", "--id", "a b"], "--id must be 1 to"),
+        (["copy", "web1", "disk0=/a", "-o", "version=v9"], '--option version cannot be "v9": give v2 or v3'),
+        (["copy", "web1", "disk0=/a", "-o", "refcount-bits=5"], "--option refcount-bits cannot be 5: give 1, 2"),
+        (
+            ["copy", "web1", "disk0=/a", "-o", "preallocation=x"],
+            '--option preallocation cannot be "x": give falloc, full, metadata or off',
+        ),
+        (["copy", "web1", "disk0=/a", "-o", "luks-iter-ms=0"], "--option luks-iter-ms cannot be 0: give a whole"),
+        (["commit", "web1", "disk0", "--base", "/a\nb"], "--base of disk0 cannot be"),
+        (["commit", "web1", "disk0", "--top", "/a\nb"], "--top of disk0 cannot be"),
+        (["pull", "web1", ""], "DISK of disk number 1 cannot be"),
+        (["pivot", "adopt", "web1", "--job", ""], "--job of disk number 1 cannot be"),
+        (["verdict", "accept", "web1", "disk0", "/a", "--reason", ""], '--reason cannot be "": give one line of text'),
+        (["copy", "a b", "disk0=/a"], "there is no domain a b; known are: web1"),
+        (["copy", "web1", "disk9=/a"], "web1 has no disk disk9; its disks are: disk0, disk1"),
+    ],
+)
+def test_wrong_values_are_told_in_the_words_of_the_command_line(bench: Bench, arguments: list[str], said: str) -> None:
+    """The option as it was typed: no field of the API, no path in it, no regular expression; nothing was done."""
+    answer = bench.ctl(*arguments)
+    assert answer.status == 4
+    message = complaint(answer)
+    assert said in message
+    assert not any(word in message for word in ("$", "regex", "Expected", "max_pause_ms", "Idempotency-Key"))
+
+
+@pytest.mark.parametrize("command", [("copy",), ("pivot", "adopt")])
+def test_a_format_that_pivotd_does_not_make(bench: Bench, command: tuple[str, ...]) -> None:
+    """A mistake of the command line, with what there is to choose from."""
+    answer = bench.ctl(*command, "web1", "disk0=/a", "--format", "vmdk")
+    assert answer.status == 2
+    assert "'vmdk' is not one of 'qcow2', 'raw'" in complaint(answer)
