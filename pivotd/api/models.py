@@ -25,7 +25,8 @@ def pivot_request(body: NewPivot, domain: str, request_id: str | None, defaults:
     """Return the request; the configuration supplies numbers that are null. Raises: BadRequestError."""
     options = _given(body)
     targets = tuple(Target(**{"disk": ""} | _given(disk)) for disk in options.pop("disks"))
-    for what in ("disk", "job", "image"):
+    # An image may be a directory, which several disks can have; planning looks.
+    for what in ("disk", "job", "image") if isinstance(body, AdoptRequest) else ("disk",):
         named = [os.path.normpath(value) for target in targets if (value := getattr(target, what))]
         twice = next((value for value in named if named.count(value) > 1), None)
         if twice is not None:

@@ -19,6 +19,7 @@ from pivotd.engine import pivot_log
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, DomainUnreachableError, PivotdError
 from pivotd.journal.journal import Journal
+from pivotd.planning import placing
 from pivotd.planning.plan import marks, plan, written
 from pivotd.qmp.session import Session
 
@@ -191,8 +192,11 @@ def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
 
 def _same_target(kind: Kind, had: PivotDisk, asked: Target) -> bool:
     wanted = ((asked.image, had.destination), (asked.top, had.top), (asked.base, had.base))
+    # The image may have been asked for by its directory, whatever has become of that since.
+    inside = placing.inside(asked.image, had.source.filename)
     named = all(
-        not name or (image is not None and image.filename in {name, nbd.canonical(name)}) for name, image in wanted
+        not name or (image is not None and image.filename in {name, nbd.canonical(name), name and inside})
+        for name, image in wanted
     )
     # What is left out means something too: the active layer for a commit, all layers for a pull.
     if kind is Kind.COMMIT and asked.top is None:

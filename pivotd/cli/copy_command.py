@@ -66,7 +66,8 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     guest continues on the source, and pivotd tries again.
 
     IMAGE is a path, or with --reuse also a block device or an NBD export: nbd://HOST:PORT/EXPORT,
-    nbd+unix:///EXPORT?socket=/PATH. With --sync top the new image has the backing image of the source.
+    nbd+unix:///EXPORT?socket=/PATH. In a directory, like /new/, the image gets the file name of the source. With --sync
+    top the new image has the backing image of the source.
 
     With --keep-synced QEMU mirrors every write back to the old images for a while: `pivotctl pivot undo ID` returns to
     them at once, `pivotctl pivot release ID` ends this early. Meanwhile each guest write waits for both images. If QEMU
@@ -75,8 +76,7 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     With --resumable a destination that fails or is full pauses the copy. pivotd tries again, and the copy continues
     where it stopped; `pivotctl pivot show` says how much did not have to be copied again.
     """
-    for index, what in ((0, "disk"), (1, "image")):
-        starting.check_twice(what, [target[index] for target in targets], "copy")
+    starting.check_targets(targets, "image", "copy")
     if options["keep_synced_s"] is not None and not options["keep_synced"]:
         raise UsageError("--for says how long --keep-synced lasts: give both; see `pivotctl copy --help`")
     image_format = options.pop("image_format")

@@ -38,10 +38,9 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
     """Put a new, empty OVERLAY on each DISK of DOMAIN, all of them at one instant: all or none.
 
     From then on the guest writes to the overlays, and the images below stay as they were at that instant. The overlays
-    are qcow2.
+    are qcow2. OVERLAY may also be a directory, like /new/: the overlay then gets the file name of the image below.
     """
-    for index, what in ((0, "disk"), (1, "overlay")):
-        starting.check_twice(what, [target[index] for target in targets], "snapshot")
+    starting.check_targets(targets, "overlay", "snapshot")
     disks = [SnapshotDisk(disk=disk, image=image) for disk, image in targets]
     starting.start(app, domain, SnapshotRequest, disks, image_options.fold(options))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -89,6 +90,12 @@ def check_twice(what: str, names: list[str], command: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{what} {twice} is named twice; see `pivotctl {command} --help`")
+
+
+def check_targets(targets: Iterable[tuple[str, str]], image: str, command: str) -> None:
+    """Check DISK=IMAGE; many disks can go to one directory. Raises: UsageError: a disk or an image is named twice."""
+    check_twice("disk", [disk for disk, _ in targets], command)
+    check_twice(image, [path for _, path in targets if not os.path.isdir(path)], command)  # noqa: PTH112
 
 
 def start(app: App, domain: str, request: Callable[..., NewPivot], disks: list[Any], options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class AbsolutePath(click.ParamType[str]):
 
 
 class DiskImage(click.ParamType[tuple[str, str]]):
-    """DISK=IMAGE; the first ``=`` separates."""
+    """DISK=IMAGE; the first ``=`` separates. A directory keeps its final slash."""
 
     name = "disk=image"
 
@@ -54,7 +55,11 @@ class DiskImage(click.ParamType[tuple[str, str]]):
         disk, separator, image = str(value).partition("=")
         if not (disk and separator and image):
             self.fail(f"{value!r} is not DISK=IMAGE, like disk0=/images/new.qcow2", param, ctx)
-        return disk, image if nbd.is_uri(image) else absolute(image)
+        if nbd.is_uri(image):
+            return disk, image
+        # A name that can only be a directory says so to the daemon, which may not be able to look.
+        only_directory = os.path.basename(image) in {"", ".", ".."}  # noqa: PTH119
+        return disk, f"{absolute(image).rstrip('/')}/" if only_directory else absolute(image)
 
 
 class AnyImage(AbsolutePath):

@@ -62,7 +62,10 @@ class BandwidthRequest(Struct):
 
 
 class CopyDisk(Struct):
-    """One disk and the image that it moves to; ``format`` null means the source's format."""
+    """One disk and the image that it moves to; ``format`` null means the source's format.
+
+    In a directory that exists, or whose name ends with a slash, the image gets the file name of the source.
+    """
 
     disk: DiskName
     image: Destination
@@ -88,7 +91,7 @@ class PullDisk(Struct):
 
 
 class SnapshotDisk(Struct):
-    """One disk and its new overlay."""
+    """One disk and its new overlay; in a directory it gets the file name of the image below."""
 
     disk: DiskName
     image: Path

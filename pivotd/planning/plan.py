@@ -16,6 +16,7 @@ from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
+from pivotd.planning import placing
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
 from pivotd.planning.domain_snapshot import DomainSnapshot
@@ -125,9 +126,13 @@ async def _in_use(others: Collection[Pivot]) -> frozenset[str]:
 def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]) -> tuple[PivotDisk, ...]:
     """Return the disks of the pivot; this looks at files, so it may block."""
     planned = []
-    for index, target in enumerate(request.targets):
-        seen = snapshot.find(target.disk)
+    creates = request.kind in {Kind.COPY, Kind.SNAPSHOT}
+    if creates:
+        placing.refuse_twice(request.targets)
+    for index, asked in enumerate(request.targets):
+        seen = snapshot.find(asked.disk)
         _refuse_busy(request, seen, busy)
+        target = placing.placed(asked, snapshot.source(seen).filename) if creates else asked
         jobs = snapshot.blocks.graph.jobs.get(seen.node, ())
         if jobs:
             raise DiskBusyError(
@@ -137,6 +142,8 @@ def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[s
             )
         check_source(seen, force=request.options.force)
         planned.append(PLANS[request.kind](snapshot, index, target, seen))
+    if creates:
+        placing.refuse_one_name(planned)
     if any(disk.switches != planned[0].switches for disk in planned):
         raise BadRequestError("some disks would be switched and others not: commit them as two requests")
     return tuple(planned)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Bench
+from tests.cli.ctl import complaint
 from tests.engine.storage import NbdServer, info
 from tests.support.qemu import create_image
 
@@ -83,3 +84,49 @@ def test_an_export_needs_reuse(bench: Bench):
     answer = bench.json("copy", "web1", "disk0=nbd://127.0.0.1:1/exp", "--format", "raw")
     assert answer.status != 0
     assert "use --reuse" in answer.stderr + answer.stdout
+
+
+@pytest.mark.parametrize("slash", [True, False], ids=["slash", "no slash"])
+@pytest.mark.parametrize("verb", ["copy", "snapshot"])
+def test_a_directory_takes_the_name_of_the_source(bench: Bench, verb: str, slash: bool):
+    """Of each disk; the same request again is the same pivot, also when the guest is on the new images."""
+    new = bench.directory / f"{verb}-{slash}"
+    new.mkdir()
+    where = f"{new}/" if slash else str(new)
+    before = {row["disk"]: Path(row["image"]).name for row in bench.json("disk", "ls", "web1").json}
+    request = (verb, "web1", f"disk0={where}", f"disk1={where}", "--id", f"to-{new.name}")
+    first = bench.json(*request)
+    assert first.status == 0, first
+    disks = {disk["disk"]: disk["destination"] for disk in first.json["disks"]}
+    assert disks == {disk: str(new / name) for disk, name in before.items()}
+    assert all(Path(image).exists() for image in disks.values())
+    again = bench.json(*request)
+    assert (again.status, again.json["id"]) == (0, first.json["id"])
+    elsewhere = bench.json(verb, "web1", "disk0=/", "disk1=/", "--id", f"to-{new.name}")
+    assert "use a new id" in elsewhere.json["error"]["message"]
+
+
+def test_two_disks_cannot_get_one_name(bench: Bench):
+    """Both are named, and nothing is made."""
+    left, right, new = (bench.directory / name for name in ("left", "right", "one"))
+    for directory in (left, right, new):
+        directory.mkdir()
+    assert bench.ctl("copy", "web1", f"disk0={left}/a.qcow2", f"disk1={right}/a.qcow2").status == 0
+    answer = bench.ctl("copy", "web1", f"disk0={new}/", f"disk1={new}")
+    assert answer.status == 4
+    assert f"disk0 and disk1 would both get {new}/a.qcow2: name the file" in complaint(answer)
+    assert list(new.iterdir()) == []
+    assert bench.ctl("copy", "web1", f"disk0={new}", f"disk1={new}/b.qcow2").status == 0
+
+
+def test_a_directory_that_is_none(bench: Bench):
+    """It must be there, and be one; the directory of the source would be the source."""
+    image = Path(bench.json("disk", "ls", "web1").json[0]["image"])
+    for where, said in (
+        ("/nowhere/", "directory /nowhere does not exist"),
+        (f"{image}/", "is not a directory"),
+        (str(image.parent), "it is its present image"),
+    ):
+        answer = bench.ctl("copy", "web1", f"disk0={where}")
+        assert answer.status == 4
+        assert said in complaint(answer)
