@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -12,7 +13,7 @@ from pivotd.app.live_verdicts import image_path
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.client.answers import DiskView, DomainView, JobView
 from pivotd.core import verdict
-from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.pivot import Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
 from pivotd.engine import pivot_log
 from pivotd.engine.supervisor import Supervisor
@@ -96,7 +97,11 @@ class Domains:
         session = await self._host.get(domain).connected()
         blocks = await session.blocks()
         seen, graph = blocks.disks, blocks.graph
-        said = {disk.disk: verdict.of_pivot(pivot, disk) for pivot, disk in await self._latest(domain)}
+        latest = await self._latest(domain)
+        said = {disk.disk: verdict.of_pivot(pivot, disk) for pivot, disk in latest}
+        phases: dict[str, Any] = {
+            disk.disk: pivot.phase.value for pivot, disk in latest if pivot.phase is not Phase.CLOSED
+        }
         names = {name for disk in seen.values() for name in (disk.filename, *(one.filename for one in disk.layers))}
         # Side by side: where storage hangs, all its images are waited for together.
         paths = dict(zip(names, await asyncio.gather(*(image_path(path, session) for path in names)), strict=True))
@@ -117,6 +122,7 @@ class Domains:
                     backing_formats=tuple(layer.format for layer in disk.layers[1:]),
                     job=jobs[0] if jobs else None,
                     pivot=last.pivot if last else None,
+                    phase=phases.get(name),
                     outcome=last.outcome if last else None,
                 )
             )

@@ -17,6 +17,16 @@ def _layers(row: DiskView) -> list[str]:
     return [f"{image} ({form})" if form else image for image, form in layers]
 
 
+def _journal(row: DiskView) -> str:
+    if row.pivot is None:
+        return "never moved by pivotd"
+    decided = f"{row.outcome} by pivot {row.pivot}"
+    if row.phase is None:
+        return decided
+    # Until it is decided, the source is right, which is no outcome of this pivot.
+    return f"{decided}, still open" if row.phase == "decided" else f"{row.phase}: pivot {row.pivot} is open"
+
+
 @click.group(short_help="Disks of a domain: image, backing chain, job, journal.")
 def disk() -> None:
     """Show the disks of a domain."""
@@ -31,7 +41,6 @@ def ls(app: App, domain: str) -> None:
     if render.answer(app, found):
         return
     for row in found:
-        journal = f"{row.outcome} by pivot {row.pivot}" if row.pivot else "never moved by pivotd"
         render.card(
             f"{row.disk}  {render.text(row.image)}",
             (
@@ -42,6 +51,6 @@ def ls(app: App, domain: str) -> None:
                 ("device", row.qdev),
                 ("node", row.node),
                 ("job", row.job),
-                ("journal", journal),
+                ("journal", _journal(row)),
             ),
         )

@@ -21,7 +21,7 @@ def domain() -> None:
 @domain.command("ls")
 @pass_app
 def ls(app: App) -> None:
-    """List every domain.
+    """List every domain, and say of one that is not connected, or whose pivot fails, why.
 
     With --offline: the domains that the journal knows, without the facts that only a running daemon can see.
     """
@@ -29,7 +29,7 @@ def ls(app: App) -> None:
     if render.answer(app, found):
         return
     render.table(
-        ("DOMAIN", "CONNECTION", "RUN STATE", "QEMU", "UPTIME", "OPEN PIVOTS"),
+        ("DOMAIN", "CONNECTION", "RUN STATE", "QEMU", "UPTIME", "OPEN PIVOTS", "DETAIL"),
         [
             (
                 row.name,
@@ -38,9 +38,12 @@ def ls(app: App) -> None:
                 row.qemu_version,
                 render.duration(row.uptime_s),
                 " ".join(row.open_pivots),
+                # Of the journal alone there is nothing to say of a connection.
+                row.detail if row.connection is not None else None,
             )
             for row in found
         ],
+        last_below=True,
     )
 
 

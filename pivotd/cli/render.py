@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,11 +37,21 @@ def emit_json(document: Any) -> None:
     print(json.dumps(plain, indent=indent, ensure_ascii=not _is_terminal()), flush=indent is None)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows under columns; a pipe gets one line for each row, whatever its width."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, last_below: bool = False) -> None:
+    """Print rows under columns; a pipe gets one line for each row, whatever its width.
+
+    ``last_below``: the last column has sentences. A terminal shows them below the table, each after the first cell; if
+    there are none, there is no such column.
+    """
     cells = [[text(value) for value in row] for row in rows]
+    if last_below and all(row[-1] == NOTHING for row in cells):
+        columns, cells, last_below = columns[:-1], [row[:-1] for row in cells], False
     if _is_terminal():
-        _rich_table(columns, cells)
+        said = [(row[0], row.pop()) for row in cells] if last_below else []
+        _rich_table(columns[:-1] if last_below else columns, cells)
+        for first, sentence in said:
+            if sentence != NOTHING:
+                print(_folded(f"{first}: {sentence}"))
         return
     widths = [max(len(line[index]) for line in [list(columns), *cells]) for index in range(len(columns))]
     for line in [list(columns), *cells]:
@@ -120,6 +132,12 @@ def answer(app: App, document: Any) -> bool:
 
 def _is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _folded(sentence: str) -> str:
+    """Return a sentence in lines that fit the terminal; a path stays whole, so that it can be copied."""
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(sentence, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

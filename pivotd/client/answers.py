@@ -248,7 +248,10 @@ class DiskView(Struct, frozen=True):
     """The block job that works on the disk, if any."""
     pivot: str | None = None
     """The last pivot of this disk in the journal."""
+    phase: Phase | None = None
+    """The phase of that pivot while it is open."""
     outcome: str | None = None
+    """What the journal says of the disk now; of an open pivot whose outcome is not decided: ``kept``."""
 
 
 class Progress(Struct, frozen=True):

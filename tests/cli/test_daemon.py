@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
+import struct
 import subprocess
+import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Bench
 from tests.cli.ctl import COMMAND, complaint, environment, start
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.qemu
 
@@ -228,3 +234,65 @@ def test_a_format_that_pivotd_does_not_make(bench: Bench, command: tuple[str, ..
     answer = bench.ctl(*command, "web1", "disk0=/a", "--format", "vmdk")
     assert answer.status == 2
     assert "'vmdk' is not one of 'qcow2', 'raw'" in complaint(answer)
+
+
+def on_terminal(bench: Bench, columns: int, *arguments: str) -> list[str]:
+    """Return the lines that pivotctl writes on a terminal of this width."""
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    env = {**environment(), "TERM": "dumb"} | {"NO_COLOR": "1"}
+    env.pop("COLUMNS", None)
+    done = subprocess.run(
+        [*COMMAND, "--socket", bench.daemon.socket, *arguments], stdout=its, stderr=its, env=env, check=True, timeout=60
+    )
+    os.close(its)
+    assert done.returncode == 0
+    with contextlib.closing(os.fdopen(ours, "rb", buffering=0)) as terminal:
+        said = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while chunk := terminal.read(65536):
+                said += chunk
+    return said.decode().splitlines()
+
+
+@pytest.fixture
+def away(bench: Bench) -> Iterator[str]:
+    """A domain whose QEMU does not run."""
+    bench.ctl("domain", "add", "away", "--qmp", "/nowhere/away.qmp")
+    assert until(lambda: bench.json("domain", "show", "away").json["connection"] == "unreachable")
+    yield "away"
+    bench.ctl("domain", "rm", "away")
+
+
+def test_domain_ls_says_why_a_domain_is_unreachable(bench: Bench, away: str) -> None:
+    """In a pipe the last column, which is only there if there is something to say."""
+    head, *rows = bench.ctl("domain", "ls").stdout.splitlines()
+    assert head.endswith("DETAIL")
+    found = {row.split()[0]: row[head.index("DETAIL") :] for row in rows}
+    assert found == {away: "/nowhere/away.qmp: no such socket; is the guest running?", "web1": "-"}
+    bench.ctl("domain", "rm", away)
+    assert "DETAIL" not in bench.ctl("domain", "ls").stdout
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_reason_is_a_line_of_its_own_on_a_terminal(bench: Bench, away: str, columns: int) -> None:
+    """The table stays as narrow as it was."""
+    lines = on_terminal(bench, columns, "domain", "ls")
+    said = " ".join(" ".join(lines).split())
+    assert said.endswith(f"{away}: /nowhere/away.qmp: no such socket; is the guest running?")
+    assert max(map(len, lines)) <= columns
+    assert any("unreachable" in line for line in lines)
+
+
+def test_disk_ls_shows_the_open_pivot_and_its_phase(bench: Bench) -> None:
+    """An open pivot has kept nothing yet."""
+    pivot = bench.at_ready()
+    try:
+        said = bench.ctl("disk", "ls", "web1").stdout
+        assert f"ready: pivot {pivot} is open" in said
+        assert f"kept by pivot {pivot}" not in said
+        row = next(row for row in bench.json("disk", "ls", "web1").json if row["disk"] == "disk1")
+        assert (row["pivot"], row["phase"]) == (pivot, "ready")
+    finally:
+        bench.ctl("pivot", "cancel", pivot)
+    assert f"kept by pivot {pivot}\n" in bench.ctl("disk", "ls", "web1").stdout
