@@ -145,12 +145,14 @@ def test_verdict(bench: Bench) -> None:
 
 def test_events_are_pages(bench: Bench) -> None:
     """Events without ``--follow`` end, and ``--after`` goes on where the last call ended."""
+    bench.ctl("pivot", "cancel", bench.at_ready())
     rows = bench.json("events").rows
     assert bench.json("events", "--after", str(rows[-2]["seq"])).rows == rows[-1:]
 
 
 def test_broken_pipe(bench: Bench) -> None:
     """A reader that goes away ends the client without a word."""
+    bench.ctl("pivot", "cancel", bench.at_ready())
     read, write = os.pipe()
     os.close(read)
     command = [*COMMAND, "--socket", str(bench.daemon.socket), "events"]

@@ -91,7 +91,7 @@ def _check_daemon(daemon: Daemon) -> None:
 def _tame(data: Any, ground: Ground, case: Any) -> None:
     """Put in names that mean something, and keep whatever QEMU would create inside the directory."""
     parameters = case.path_parameters or {}
-    known = {"domain": ["web1"], "pivot": list(ground.pivots)}
+    known = {"domain": ["web1"], "disk": ["disk0", "disk1"], "pivot": list(ground.pivots)}
     for name in parameters:
         if data.draw(st.booleans()):
             parameters[name] = data.draw(st.sampled_from(known[name]))
