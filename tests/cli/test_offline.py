@@ -96,7 +96,7 @@ def test_disk_without_pivot(state_dir: Path) -> None:
     answer = offline(state_dir, "verdict", "web1", "disk7")
     assert answer.status == 0
     assert (answer.json["outcome"], answer.json["image"], answer.json["certain"]) == (None, None, True)
-    mistyped = offline(state_dir, "verdict", "web7", "disk7")
+    mistyped = offline(state_dir, "image", "web7", "disk7")
     assert (mistyped.status, mistyped.json["error"]["kind"]) == (4, "not-found")
 
 

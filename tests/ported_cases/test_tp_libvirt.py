@@ -196,8 +196,8 @@ def test_a_relative_path(bench: Bench, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_is_no_place_for_an_image(bench: Bench):
-    """Directories and devices are refused with and without --reuse, and nothing is recorded."""
-    for image in ("/", "/dev/null", "/nowhere/new.qcow2"):
+    """Devices and directories that are not there are refused with and without --reuse, and nothing is recorded."""
+    for image in ("/nowhere/", "/dev/null", "/nowhere/new.qcow2"):
         for options in ((), ("--reuse",)):
             answer = bench.copy(image, *options)
             assert answer.status == REFUSED, answer
