@@ -140,7 +140,8 @@ class Daemon:
             await self._host.started()
             others = self._add_open_domains()
             await self._recover()
-            await self._check_journal()
+            checking = group.create_task(self._check_journal(), name="journal check")
+            await asyncio.wait([checking], timeout=limits.JOURNAL_CHECK_S)
             await self._host.add_all(others)
             await self._host.discover(self._config.discover)
             await self._serve()
@@ -148,6 +149,7 @@ class Daemon:
             logger.info("daemon.stopping", open_pivots=len(self._host.drivers()))
             self._host.end()
             await host
+            checking.cancel()
             watchdog.cancel()
         await self._journal.close()
         logger.info("daemon.stopped")
@@ -177,12 +179,20 @@ class Daemon:
         return known
 
     async def _check_journal(self) -> None:
-        """Doubt a journal that is another file than the last daemon left. A full disk does not stop pivotd here."""
-        try:
-            if await self._journal.check_file():
-                logger.warning("journal.moved", journal=str(self._journal.path))
-        except JournalError as error:
-            logger.warning("journal.not-checked", error=error.message)
+        """Doubt a journal that is another file than the last daemon left; until that is known, doubt every verdict.
+
+        A disk that is full or hangs keeps pivotd from nothing else.
+        """
+        told = False
+        while not self._journal.file_checked:
+            try:
+                if await self._journal.check_file():
+                    logger.warning("journal.moved", journal=str(self._journal.path))
+            except JournalError as error:
+                if not told:
+                    logger.warning("journal.not-checked", error=error.message)
+                told = True
+                await asyncio.sleep(limits.JOURNAL_CHECK_AGAIN_S)
 
     async def _recover(self) -> None:
         """Wait until every open pivot was looked at; tell systemd that this may take long."""

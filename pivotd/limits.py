@@ -62,6 +62,11 @@ ROLLBACK_TIMEOUT_S = 5.0
 FILE_TIMEOUT_S = 5.0
 """stat() answers in microseconds unless the file system hangs."""
 OTHERS_FILE_TIMEOUT_S = 0.5
+JOURNAL_CHECK_S = 2.0
+"""How long a start waits for the answer whether the journal was restored; after that every verdict is in doubt."""
+JOURNAL_CHECK_AGAIN_S = 5.0
+ALARM_AGAIN_S = 30.0
+"""After a look at a domain's images that failed."""
 FILES_AT_ONCE = 64
 """How many images one thread looks at in a row."""
 """For the images of other pivots: a request does not wait long for storage that it does not use."""

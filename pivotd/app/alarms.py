@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from pivotd import limits
 from pivotd.app.live_verdicts import image_path
-from pivotd.app.reads import Reads
+from pivotd.app.reads import Reads, in_doubt
 from pivotd.app.registry import Host
 from pivotd.core.pivot import Phase, Record
 from pivotd.core.standing import Standing
@@ -32,6 +33,7 @@ class Alarms:
         self._reads = reads
         self._connected: dict[str, Session] = {}
         self._due: dict[str, None] = {}
+        self._again: dict[str, asyncio.TimerHandle] = {}
         self._woken = asyncio.Event()
 
     async def run(self) -> None:
@@ -50,12 +52,16 @@ class Alarms:
                     try:
                         await self._look(name)
                     except PivotdError as error:
+                        self._ask_again(name)
                         log.warning("domain.not-checked", domain=name, error=error.message)
                     except Exception as error:  # one domain must not end the looks at the others
+                        self._ask_again(name)
                         log.exception("domain.not-checked", domain=name, error=repr(error))
         finally:
             unsubscribe()
             self._host.on_changed = None
+            for timer in self._again.values():
+                timer.cancel()
 
     def _on_changed(self, domain: str) -> None:
         """Ask for a look at each new connection."""
@@ -67,13 +73,23 @@ class Alarms:
             self._connected[domain] = session
             self._ask(domain)
 
+    def _ask_again(self, domain: str) -> None:
+        """Ask for a look later, once, however many have failed."""
+        if domain not in self._again:
+            self._again[domain] = asyncio.get_running_loop().call_later(limits.ALARM_AGAIN_S, self._ask, domain)
+
     def _ask(self, domain: str) -> None:
+        if (timer := self._again.pop(domain, None)) is not None:
+            timer.cancel()
         self._due[domain] = None
         self._woken.set()
 
     def _on_records(self, records: list[Record]) -> None:
         for record in records:
-            if record.domain is not None and (record.phase is Phase.CLOSED or record.event == "image-accepted"):
+            if record.event == "journal-moved":
+                for domain in self._connected:
+                    self._ask(domain)
+            elif record.domain is not None and (record.phase is Phase.CLOSED or record.event == "image-accepted"):
                 self._ask(record.domain)
 
     async def _look(self, domain: str) -> None:
@@ -81,8 +97,9 @@ class Alarms:
         session = None if supervisor is None else supervisor.session
         if supervisor is None or session is None:
             return
-        doubts = await self._reads.doubts(domain)
-        for disk, pivot in await self._reads.unsettled(domain):
+        live, found = await self._reads.checked(domain)
+        doubts = in_doubt(found)
+        for pivot, (_, disk) in live.settled():
             await self._journal.seen(pivot, domain, disk)
         busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
         known = supervisor.alarms

@@ -32,6 +32,8 @@ class LiveVerdicts:
         self._found: dict[Key, Verdict] = {key: verdict.of_pivot(*moved) for key, moved in self._last.items()}
         self.seen: dict[Key, str] = {}
         """Disks that QEMU was seen to have on the right image, and the last pivot of each."""
+        self.unchecked: set[str] = set()
+        """Domains whose QEMU or storage did not answer: of them, only the journal's word is known."""
         self._confirmed: set[Key] = set()
         """Disks that the pivot's own QEMU has shown: this QEMU lives, so no other one starts the guest."""
 
@@ -45,6 +47,10 @@ class LiveVerdicts:
             if moved.doubtful and key not in self.seen:
                 self._found[key] = verdict.doubtful(self._found[key])
         return {key: found for key, found in sorted(self._found.items()) if disk is None or key[1] == disk}
+
+    def settled(self) -> list[tuple[str, Key]]:
+        """Return the last pivot and the disk for each doubt of the journal that QEMU has just ended."""
+        return [(pivot, key) for key, pivot in self.seen.items() if self._last[key][1].doubtful]
 
     async def with_files(self, found: Mapping[Key, Verdict]) -> dict[Key, Verdict]:
         """Return verdicts with what their images' names lead to now."""
@@ -66,7 +72,7 @@ class LiveVerdicts:
             for disk in (await session.disks()).values():
                 await self._check_disk((name, disk.disk), disk, session)
         except (QmpError, TimeoutError):
-            return  # QEMU or the storage does not answer: the journal's word stands
+            self.unchecked.add(name)  # the journal's word stands
 
     async def _check_disk(self, key: Key, disk: DiskSeen, session: Session) -> None:
         moved = self._last.get(key)

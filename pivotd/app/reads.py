@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,8 +20,8 @@ from pivotd.app.registry import Host
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
 from pivotd.core.standing import Asked, ImageFound
-from pivotd.core.verdict import Verdict, never_moved
-from pivotd.errors import ConflictError, NotFoundError
+from pivotd.core.verdict import Verdict, without_pivot
+from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError
 from pivotd.host import files
 from pivotd.host.threads import in_thread
 from pivotd.journal.images import images_found, obsolete
@@ -206,7 +207,7 @@ class Reads:
         if domain is not None and disk is not None and not found:
             if self._host.get(domain).session is not None:
                 raise NotFoundError(f"{domain} has no disk {disk}, neither in QEMU nor in the journal", disk=disk)
-            found = {(domain, disk): never_moved(domain, disk)}
+            found = {(domain, disk): without_pivot(domain, disk)}
         result = list((await live.with_files(found)).values())
         encoded: list[T] = []
         for first in range(0, len(result), limits.READ_AT_ONCE):
@@ -224,6 +225,8 @@ class Reads:
             latest = await self.latest(domain, disk)
             if domain is not None and not latest:
                 self._host.get(domain)
+            if not self._journal.file_checked:
+                latest = [(pivot, replace(moved, doubtful=True)) for pivot, moved in latest]
             live = LiveVerdicts(latest)
             found = await live.all(self._sessions([domain] if domain is not None else None), disk)
             if self._journal.last_seq == before:
@@ -234,18 +237,20 @@ class Reads:
         """Return, for each disk that has ever had an image of this name, its last such pivot."""
         return await self._single.read(Reader.image, [image], None)
 
-    async def doubts(self, domain: str) -> dict[str, Verdict]:
-        """Return, by disk, the verdicts of a domain that a person has to settle: the evidence contradicts itself."""
-        _, found = await self.live_verdicts(domain, None)
-        return {disk: one for (_, disk), one in found.items() if one.outcome is Outcome.UNKNOWN}
+    async def checked(self, domain: str) -> tuple[LiveVerdicts, dict[Key, Verdict]]:
+        """Return the verdicts on the disks of a domain, of which QEMU has shown those that it has.
 
-    async def unsettled(self, domain: str) -> list[tuple[str, str]]:
-        """Return the disks of a domain whose doubt QEMU has just ended, each with its last pivot: see Journal.seen."""
-        doubtful = {disk.disk for _, disk in await self.latest(domain) if disk.doubtful}
-        if not doubtful:
-            return []
-        live, _ = await self.live_verdicts(domain, None)
-        return [(disk, pivot) for (_, disk), pivot in live.seen.items() if disk in doubtful]
+        Raises: DomainUnreachableError: QEMU or its storage does not answer, so that only the journal's word is known.
+        """
+        live, found = await self.live_verdicts(domain, None)
+        if domain in live.unchecked:
+            raise DomainUnreachableError(f"domain {domain}: its images could not be looked at; try again")
+        return live, found
+
+    async def doubts(self, domain: str) -> dict[str, Verdict]:
+        """Return, by disk, the verdicts of a domain that a person has to settle. Raises: DomainUnreachableError."""
+        _, found = await self.checked(domain)
+        return in_doubt(found)
 
     def _sessions(self, domains: Iterable[str] | None) -> dict[str, Session]:
         """Return the connections to the QEMUs of these domains, or of all."""
@@ -283,6 +288,11 @@ class Reads:
                 return found, None
             left, name = left - limits.READ_AT_ONCE, following
         return found, name
+
+
+def in_doubt(found: Mapping[Key, Verdict]) -> dict[str, Verdict]:
+    """Return, by disk, the verdicts of one domain whose evidence contradicts itself."""
+    return {disk: one for (_, disk), one in found.items() if one.outcome is Outcome.UNKNOWN}
 
 
 async def _asked(image: str) -> Asked:

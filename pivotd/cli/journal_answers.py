@@ -67,7 +67,7 @@ class OfflineJournal:
         """Return the journal's verdicts on the requested disks, checked against their files."""
         found = self._verdicts(domain, disk)
         if domain is not None and disk is not None and not found:
-            found = {(domain, disk): verdict.never_moved(domain, disk)}
+            found = {(domain, disk): verdict.without_pivot(domain, disk)}
         return [shown.verdict(one) for one in found.values()]
 
     def check_known(self, domain: str) -> None:

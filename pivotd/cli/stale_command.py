@@ -15,7 +15,7 @@ from pivotd.cli import render
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.client import ImageVerdict
-from pivotd.errors import PivotdError
+from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PivotdError
 
 EXAMPLES = (
     "pivotctl stale",
@@ -34,9 +34,11 @@ def stale(app: App, quiet: bool) -> None:
     USED BY names a guest whose QEMU has the image open, or a right image that is based on it. pivotctl looks at the
     files itself, so run it as a user who may see them. Nothing is ever deleted by pivotd.
 
-    With --offline, no QEMU is asked: only the chains of right images are looked at.
+    With -q, nothing is printed and the status is 6 if some guest could not be asked, such as one that is off: its disks
+    may be based on any image. With --offline, no QEMU is asked.
     """
     users = _Users(app)
+    app.status = EXIT_DONE
     shown = [_row(one, users) for one in app.reads.obsolete()]
     if app.json:
         render.emit_json(shown)
@@ -46,6 +48,7 @@ def stale(app: App, quiet: bool) -> None:
             if row["file"] == "there" and row["used_by"] is None and users.complete:
                 print(row["image"])
         if not users.complete:
+            app.status = EXIT_UNKNOWN
             tell(f"no name is printed: {users.missed}")
         return
     columns = ("IMAGE", "SIZE", "STALE FOR", "FILE", "USED BY", "OF")
@@ -72,6 +75,7 @@ def _row(one: ImageVerdict, users: _Users) -> dict[str, Any]:
         "file": file,
         "size_bytes": size_bytes,
         "used_by": users.of(one.asked),
+        "all_asked": users.complete,
     }
 
 
@@ -104,6 +108,8 @@ class _Users:
         self.missed: str | None = None
         self._by_name: dict[str, str] = {}
         self._by_file: dict[tuple[int, int], str] = {}
+        if app.offline is not None:
+            self.missed = "with --offline no QEMU is asked which images it uses"
         live = set() if app.offline is not None else set(self._of_guests(app))
         for one in app.reads.verdicts():
             if one.image is not None and (one.domain, one.disk) not in live:
@@ -123,6 +129,7 @@ class _Users:
     def _of_guests(self, app: App) -> Iterator[tuple[str, str]]:
         for domain in app.client.domains():
             if domain.connection != "connected":
+                self.missed = f"{domain.name} is not connected: nobody knows which images its disks use"
                 continue
             try:
                 disks = app.client.disks(domain.name)

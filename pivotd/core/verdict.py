@@ -139,34 +139,22 @@ _REASON = {
 }
 
 
-def without_pivot(domain: str, disk: str, live: Live) -> Verdict:
-    """Return the verdict on a disk that the journal does not know."""
+def without_pivot(domain: str, disk: str, live: Live | None = None) -> Verdict:
+    """Return the verdict on a disk that the journal does not know; without ``live``, while nobody can ask QEMU."""
+    if live is None:
+        reason = "The journal holds no pivot of this disk; only QEMU can tell which image it uses."
+    else:
+        reason = "pivotd has never moved this disk; this is the image that QEMU uses now."
     return Verdict(
         domain=domain,
         disk=disk,
-        image=live.image,
-        format=live.format,
+        image=None if live is None else live.image,
+        format=None if live is None else live.format,
         outcome=None,
         certain=True,
         pivot=None,
         since=None,
-        reason="pivotd has never moved this disk; this is the image that QEMU uses now.",
-        evidence=("no pivot of this disk in the journal",),
-    )
-
-
-def never_moved(domain: str, disk: str) -> Verdict:
-    """Return the verdict on a disk that the journal does not know, while nobody can ask QEMU."""
-    return Verdict(
-        domain=domain,
-        disk=disk,
-        image=None,
-        format=None,
-        outcome=None,
-        certain=True,
-        pivot=None,
-        since=None,
-        reason="The journal holds no pivot of this disk; only QEMU can tell which image it uses.",
+        reason=reason,
         evidence=("no pivot of this disk in the journal",),
     )
 

@@ -38,6 +38,8 @@ class Journal:
         self._subscribers: list[Subscriber] = []
         self._last_seq = 0
         self._wal_index = -1
+        self.file_checked = False
+        """Whether check_file() has succeeded: until then, nobody knows whether this is a restored copy."""
         self._writer = Writer(path, self._connect, self._settle, self._announce)
 
     @classmethod
@@ -120,7 +122,9 @@ class Journal:
             identity = await asyncio.to_thread(place.identity, self.path)
         except OSError as error:
             raise on_read(error, self.path) from error
-        return await self._writer.submit(changes.check_file(identity))
+        is_another = await self._writer.submit(changes.check_file(identity))
+        self.file_checked = True
+        return is_another
 
     async def seen(self, pivot: str, domain: str, disk: str) -> None:
         """End the doubt about a disk: QEMU was seen on the image that its last pivot names. Raises: JournalError."""

@@ -96,6 +96,18 @@ def try_shared(journal: Path) -> int | None:
     return None
 
 
+def is_owned(journal: Path) -> bool:
+    """Return whether a daemon owns the journal now; holds the lock for no longer than this question."""
+    try:
+        descriptor = os.open(lock_path(journal), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _try(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
 def release(descriptor: int) -> None:
     """Release a lock; -1 means none."""
     if descriptor >= 0:

@@ -75,7 +75,7 @@ def open_journal(state_dir_or_file: Path) -> Opened:
             held = lock.try_shared(path) if path.name == schema.FILE_NAME else -1
             if held is not None:
                 return _open_dead(path, held)
-            if not lock.is_waited_for(path) and (opened := _open_live(path)) is not None:
+            if lock.is_owned(path) and (opened := _open_live(path)) is not None:
                 return opened
             if last:
                 raise JournalLockedError(

@@ -1,0 +1,110 @@
+"""A QEMU on a wrong image is noticed, however its first look goes, and nothing is washed away meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivotd import limits
+from pivotd.app.alarms import Alarms
+from pivotd.app.reads import Reads
+from pivotd.app.start import Starter
+from pivotd.core.request import Kind, PivotRequest, Target
+from pivotd.errors import DomainUnreachableError, QmpUnknownError
+from pivotd.qmp.session import Session
+from tests.app.conftest import WHO
+from tests.conftest import QemuFactory
+from tests.engine.conftest import Engine
+from tests.support.qemu import Disk, create_image
+
+pytestmark = pytest.mark.qemu
+TIMEOUT_S = 20
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def reads(engine: Engine) -> AsyncIterator[Reads]:
+    await engine.journal.check_file()
+    opened = await Reads.attach(engine.state_dir, engine.host, engine.journal)
+    yield opened
+    opened.end()
+    await opened.close()
+
+
+async def on_the_old_image(engine: Engine, qemu_factory: QemuFactory, directory: Path) -> Path:
+    """Move a disk, then have a person start the guest on the old image, and pivotd connect to it; return that image."""
+    old = create_image(directory / "old.qcow2")
+    first = qemu_factory([Disk(old)])
+    supervisor = await engine.connect(first)
+    await engine.closed(await engine.copy("web1", {"disk0": directory / "new.qcow2"}))
+    first.stop()
+    await until(lambda: supervisor.session is None)
+    qemu_factory([Disk(old)])
+    await until(lambda: supervisor.session is not None)
+    return old
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """Let so many looks at disks go without an answer; return the list in which they are counted."""
+    looks: list[int] = []
+    disks = Session.disks
+
+    async def silent(session: Session) -> Any:
+        looks.append(len(looks))
+        if len(looks) <= times:
+            raise QmpUnknownError("no answer in time")
+        return await disks(session)
+
+    monkeypatch.setattr(Session, "disks", silent)
+    return looks
+
+
+async def test_a_look_that_failed_is_made_again(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A QEMU that is busy when pivotd connects is not taken for one on the right image."""
+    old = await on_the_old_image(engine, qemu_factory, tmp_path)
+    monkeypatch.setattr(limits, "ALARM_AGAIN_S", 0.05)
+    looks = refuse(monkeypatch, 2)
+    running = asyncio.ensure_future(Alarms(engine.host, engine.journal, reads).run())
+    supervisor = engine.host.get("web1")
+    await until(lambda: bool(supervisor.alarms))
+    assert len(looks) > 2
+    assert f"runs on {old}, which is stale since" in supervisor.alarms["disk0"]
+    running.cancel()
+
+
+async def test_no_pivot_begins_while_nobody_knows(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A look that fails says nothing: the journal's own word would let the doubt be washed away."""
+    await on_the_old_image(engine, qemu_factory, tmp_path)
+    refuse(monkeypatch, 99)
+    request = PivotRequest("web1", Kind.COPY, (Target("disk0", str(tmp_path / "next.qcow2")),))
+    with pytest.raises(DomainUnreachableError, match="could not be looked at"):
+        await Starter(engine.host, engine.journal, reads).start(request, WHO)
+    assert engine.journal.open_pivots() == []
+
+
+async def test_a_journal_that_was_not_checked_is_certain_of_nothing(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path
+):
+    """Its disk is full or hangs at the start: it may be a restored one."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    supervisor = await engine.connect(qemu)
+    await engine.closed(await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}))
+    qemu.stop()
+    await until(lambda: supervisor.session is None)
+    for checked in (False, True):
+        engine.journal.file_checked = checked
+        (found,) = await reads.verdicts("web1", "disk0", lambda one: one)
+        assert found.certain is checked
