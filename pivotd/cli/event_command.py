@@ -77,7 +77,9 @@ def _execute(app: App, follow: bool, after: int | None, **executing: Any) -> Non
 
     command, cursor = executing["command"], executing["cursor"]
     if command is None or cursor is None:
-        raise UsageError("--exec, --cursor and --timeout: give the first two; see `pivotctl events --help`")
+        raise UsageError(
+            "running a command needs both: --exec COMMAND, and --cursor FILE to keep the place; see `pivotctl events --help`"
+        )
     with ended_by_sigterm():
         client, hook = app.client, Hook(command, executing["timeout_s"] or limits.HOOK_TIMEOUT_S, tell)
         follower = Follower(client, CursorFile(Path(cursor)), hook)
