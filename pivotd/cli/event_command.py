@@ -78,7 +78,8 @@ def _execute(app: App, follow: bool, after: int | None, **executing: Any) -> Non
     command, cursor = executing["command"], executing["cursor"]
     if command is None or cursor is None:
         raise UsageError(
-            "running a command needs both: --exec COMMAND, and --cursor FILE to keep the place; see `pivotctl events --help`"
+            "give both, --exec COMMAND and --cursor FILE, where the place in the journal is kept; "
+            "see `pivotctl events --help`"
         )
     with ended_by_sigterm():
         client, hook = app.client, Hook(command, executing["timeout_s"] or limits.HOOK_TIMEOUT_S, tell)

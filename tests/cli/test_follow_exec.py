@@ -283,9 +283,9 @@ def test_a_journal_that_is_restored_under_a_follower_is_noticed(bench: Bench, di
 @pytest.mark.parametrize(
     ("arguments", "needle"),
     [
-        (["--follow", "--exec", "true"], "--exec, --cursor"),
-        (["--cursor", "/nowhere/cursor"], "--exec, --cursor"),
-        (["--timeout", "5s"], "--exec, --cursor"),
+        (["--follow", "--exec", "true"], "give both, --exec COMMAND and --cursor FILE"),
+        (["--cursor", "/nowhere/cursor"], "give both, --exec COMMAND and --cursor FILE"),
+        (["--timeout", "5s"], "give both, --exec COMMAND and --cursor FILE"),
         (["--exec", "/nowhere/hook", "--cursor", "/tmp/c"], "there is no program '/nowhere/hook'"),
         (["--exec", "/etc/passwd", "--cursor", "/tmp/c"], "'/etc/passwd', or it must not be executed"),
         (["--exec", "", "--cursor", "/tmp/c"], "there is no program ''"),
