@@ -199,7 +199,8 @@ class _Round:
                 return True
             pivot = self._pivot()
             if pivot is not None and pivot.phase == "closed":
-                return False
+                # A pivotd that lives may have seen QEMU's end, and closed the pivot, since the look above.
+                return kill is not None and kill.struck.is_set()
             if pivot is not None and pivot.window_open and not pivot.owes_resume:
                 self._undo()
             if pivot is not None and pivot.hold and pivot.phase == "ready" and self.setup.outrun:
