@@ -68,6 +68,8 @@ def main() -> NoReturn:
     try:
         config = load(options.config)
     except ConfigError as error:
+        if not options.check:
+            _tell_clients(f"{error.message}; correct it (`pivotd --check` reads it), then `systemctl restart pivotd`")
         _fail(error.message, EXIT_USAGE)
     if options.check:
         print(f"{options.config}: ok")  # noqa: T201 - the answer to --check
@@ -78,11 +80,14 @@ def main() -> NoReturn:
     try:
         journal = Journal.open(config.state_dir)
     except JournalError as error:
+        _tell_clients(error.message)
         if "NOTIFY_SOCKET" in os.environ:
             time.sleep(RETRY_START_S)
         _fail(error.message, EXIT_REFUSED)
     except OSError as error:
-        _fail(f"{config.state_dir}: {error.strerror}; make the directory usable for pivotd's user", EXIT_REFUSED)
+        why = f"{config.state_dir}: {error.strerror}; make the directory usable for pivotd's user"
+        _tell_clients(why)
+        _fail(why, EXIT_REFUSED)
     asyncio.run(Daemon(options.config, config, journal).run())
     sys.exit(0)
 
@@ -101,6 +106,11 @@ def _reload(pid: int) -> NoReturn:
         _fail(said, status)
     print(said)  # noqa: T201 - the answer
     sys.exit(0)
+
+
+def _tell_clients(why: str) -> None:
+    """Answer the clients that systemd has queued: they would wait for a daemon that does not come."""
+    importlib.import_module("pivotd.app.not_started").answer(why)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -190,10 +190,15 @@ FOLLOWER_PAGE = 100
 """Records that a follower holds at once."""
 FOLLOWER_LOOK_S = 60.0
 """An idle follower makes sure this often that the journal is still the one that its cursor belongs to."""
+NOT_STARTED_S = 1.0
+"""How long a daemon that cannot start answers the clients that wait for it; the others make systemd start it again."""
+NOT_STARTED_LINGER_S = 0.3
+"""How long it waits for one more client, and keeps the connections open: a request is written in a millisecond."""
 NAME_LENGTH_MAX = 64
 REQUEST_ID_LENGTH_MAX = 128
 
 assert REFUSALS_LOGGED_PER_UID <= REFUSALS_LOGGED
+assert NOT_STARTED_LINGER_S < NOT_STARTED_S
 assert STREAMS_PER_UID_MAX <= STREAMS_MAX - STREAMS_RESERVED
 assert RECONNECT_FIRST_S < RECONNECT_MAX_S
 assert HOOK_AGAIN_FIRST_S < HOOK_AGAIN_MAX_S

@@ -8,18 +8,22 @@ import socket
 import stat
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pivotd import limits
+from pivotd.client import Client, ClientError, UnsentError
 from pivotd.journal.reader import Reader
 from tests.chaos.rounds import call
 from tests.conftest import QemuFactory
 from tests.support.daemon import Daemon
 from tests.support.proxy import Direction, Message, When
 from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.waiting import until
 
 HEAVY = {"sqlite_utils", "starlette", "uvicorn", "click", "rich", "structlog", "msgspec", "httptools", "ulid"}
 
@@ -145,6 +149,53 @@ def test_a_handed_over_socket_is_served_and_kept(tmp_path: Path):
                 daemon.terminate()
                 daemon.wait()
         assert path.exists()
+
+
+@pytest.mark.parametrize("trouble", ["configuration", "journal", "no state directory"])
+def test_clients_of_a_daemon_that_cannot_start_are_told_why(tmp_path: Path, trouble: str):
+    """All who wait at the socket of systemd, each at once; nothing was carried out, so a retry is safe."""
+    path, state, config = tmp_path / "activated.sock", tmp_path / "state", tmp_path / "pivotd.toml"
+    if trouble != "no state directory":
+        state.mkdir()
+    if trouble == "journal":
+        (state / "journal.db").write_bytes(b"no journal")
+    bad = "nonsense = 1\n" if trouble == "configuration" else ""
+    config.write_text(f'state_dir = "{state}"\nsocket = "{path}"\n{bad}')
+    shell = 'exec 3<&"$0"; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+    daemon = [sys.executable, "-m", "pivotd.daemon", "--config", str(config)]
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as pool:
+        listener.bind(str(path))
+        listener.listen(5)
+        began_s = time.monotonic()
+        asked = [pool.submit(_health, path) for _ in range(3)]
+        assert until(lambda: _queued(path) == 3)
+        done = subprocess.run(
+            ["bash", "-c", shell, str(listener.fileno()), *daemon],
+            pass_fds=[listener.fileno()], capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        errors = [one.result() for one in asked]
+    assert done.returncode == (2 if trouble == "configuration" else 4)
+    why = done.stderr.strip().removeprefix("pivotd: ")
+    for error in errors:
+        assert isinstance(error, UnsentError)
+        assert (error.kind, error.exit_status) == ("unreachable", 3)
+        assert error.message.startswith(f"pivotd cannot start: {why}")
+    assert trouble != "configuration" or "`systemctl restart pivotd`" in errors[0].message
+    assert time.monotonic() - began_s < 15
+
+
+def _health(path: Path) -> ClientError | None:
+    try:
+        Client(str(path)).health()
+    except ClientError as error:
+        return error
+    return None
+
+
+def _queued(path: Path) -> int:
+    """Return how many connections a listening socket has that nobody has accepted."""
+    rows = Path("/proc/net/unix").read_text().splitlines()
+    return sum(row.endswith(str(path)) for row in rows) - 1
 
 
 def test_as_many_files_may_be_open_as_the_host_permits(tmp_path: Path):

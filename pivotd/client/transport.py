@@ -23,6 +23,8 @@ ANSWER_BYTES_MAX = 64 << 20
 MEDIA_PROBLEM = "application/problem+json"
 LOST = "connection-lost"
 UNREACHABLE = "unreachable"
+NOT_STARTED = "not-started"
+"""The kind of problem with which a daemon answers that cannot start: nothing has reached it."""
 TELLS_NOTHING = frozenset({"internal", "qmp", "qmp-unknown", "journal", "journal-write"})
 """Kinds of problem after which the request may or may not have been carried out. Every other kind is a refusal."""
 
@@ -171,6 +173,8 @@ def _problem(document: dict[str, Any]) -> ClientError:
     shown = {"type", "title", "status", "detail", "kind", "exit_status", "instance"}
     status = document.get("exit_status")
     kind = str(document["kind"])
+    if kind == NOT_STARTED:
+        return UnsentError(UNREACHABLE, " ".join(str(document.get("detail")).split()))
     failure = (UnknownError if kind in TELLS_NOTHING else RefusedError)(
         kind,
         " ".join(str(document.get("detail") or document.get("title") or kind).split()),
