@@ -14,6 +14,7 @@ from pivotd.core import nbd
 from pivotd.core.pivot import Image, Pivot
 from pivotd.core.standing import Asked
 from pivotd.core.verdict import Presence
+from pivotd.host import view
 from pivotd.host.birth import born
 from pivotd.host.process import boot_id
 from pivotd.host.threads import look_at
@@ -90,6 +91,8 @@ def file_id(path: str) -> str | None:
 
     None if there is no such file or pivotd may not look.
     """
+    if view.hidden(path) is not None:
+        return None
     look_at(path)
     try:
         return _identify(os.stat(path))  # noqa: PTH116 - one system call, no object
@@ -138,7 +141,7 @@ def lost(images: Iterable[Image]) -> str | None:
     that it has never seen in a directory that it cannot see.
     """
     for image in images:
-        if not image.filename.startswith("/"):
+        if not image.filename.startswith("/") or view.hidden(image.filename) is not None:
             continue
         look_at(image.filename)
         try:
@@ -162,6 +165,8 @@ def presence(image: Image, *, sees_all: bool) -> Presence:
     """
     if not image.filename.startswith("/"):
         return Presence.NO_FILE
+    if view.hidden(image.filename) is not None:
+        return Presence.UNSEEN
     look_at(image.filename)
     try:
         found = _identify(os.stat(image.filename))  # noqa: PTH116 - one system call, no object
@@ -175,7 +180,7 @@ def presence(image: Image, *, sees_all: bool) -> Presence:
 def sees_directory(path: str) -> bool:
     """Return whether this process sees the directory of a path."""
     look_at(path)
-    return os.path.isdir(os.path.dirname(path))  # noqa: PTH112, PTH120
+    return view.hidden(path) is None and os.path.isdir(os.path.dirname(path))  # noqa: PTH112, PTH120
 
 
 def of_boot(image: Image, pivot: Pivot) -> Image:

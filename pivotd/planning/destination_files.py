@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pivotd.core.pivot import Image
 from pivotd.errors import BadRequestError
+from pivotd.host import view
 from pivotd.host.threads import look_at
 from pivotd.qmp.blocks import DiskSeen
 
@@ -21,10 +22,20 @@ _QCOW2 = struct.Struct(">4sIQIIQ")
 _MAGIC = b"QFI\xfb"
 
 
-def check_path(image: Image, seen: DiskSeen, *, reuse: bool) -> None:
-    """Refuse visible mistakes early. Raises: BadRequestError."""
+def check_path(image: Image, seen: DiskSeen, *, reuse: bool, pid: int, force: bool) -> None:
+    """Refuse visible mistakes early, and places where pivotd could not see any: QEMU overwrites what is there.
+
+    ``pid``: QEMU. ``force``: go on without a look. Raises: BadRequestError.
+    """
     path = Path(image.filename)
     look_at(image.filename)
+    if (blind := unlike(image.filename, pid)) is not None:
+        if force:
+            return
+        raise BadRequestError(
+            f"{path}: {blind}; with --force pivotd goes on without a look: QEMU then overwrites an image that is there",
+            disk=seen.disk,
+        )
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -84,9 +95,18 @@ def _check_content(path: Path, image_format: str, seen: DiskSeen) -> None:
         raise BadRequestError(f"{path} is larger than {seen.disk}: {size} bytes for {seen.size_bytes}; resize it first")
 
 
+def unlike(filename: str, pid: int) -> str | None:
+    """Return one sentence if pivotd does not see the directory of a file as QEMU does, None if nothing shows that."""
+    directory = os.path.realpath(os.path.dirname(filename))  # noqa: PTH120
+    name = os.path.join(directory, os.path.basename(filename))  # noqa: PTH118, PTH119
+    return view.hidden(name) or view.other_directory(pid, directory)
+
+
 def missing(path: str | Path) -> bool:
-    """Return whether this name certainly does not exist."""
+    """Return whether this name certainly does not exist, as far as pivotd's sandbox lets it see."""
     look_at(str(path))
+    if view.hidden(os.path.realpath(path)) is not None:
+        return False
     try:
         os.stat(path)  # noqa: PTH116 - one system call, no object
     except FileNotFoundError:

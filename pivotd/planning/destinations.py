@@ -91,7 +91,8 @@ def _checked(domain: DomainSnapshot, index: int, seen: DiskSeen, image: Image) -
             "whether it still has what it had taken and not yet flushed"
         )
     if not nbd.is_uri(image.filename):
-        destination_files.check_path(image, seen, reuse=domain.options.reuse)
+        options = domain.options
+        destination_files.check_path(image, seen, reuse=options.reuse, pid=domain.pid, force=options.force)
     else:
         _check_export(image.filename, reuse=domain.options.reuse)
     return replace(image, node=names.destination_node(domain.pivot, index), file_id=None)

@@ -30,6 +30,8 @@ class DomainSnapshot:
     in_use: frozenset[str]
     opened: frozenset[str] | None = None
     """The files that QEMU has open, as Image.file_id; None if pivotd may not see them."""
+    pid: int = 0
+    """QEMU's process, 0 if it is not known."""
 
     def find(self, name: str) -> DiskSeen:
         """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""

@@ -53,7 +53,7 @@ async def plan(
 
     def look() -> tuple[Kind, tuple[PivotDisk, ...]]:
         opened = files.opened(session.pid) if request.options.adopted or request.kind is Kind.COMMIT else None
-        snapshot = DomainSnapshot(pivot, request.domain, options, blocks, directory, in_use, opened)
+        snapshot = DomainSnapshot(pivot, request.domain, options, blocks, directory, in_use, opened, session.pid)
         if request.options.adopted:
             return _plan_adopted(request, snapshot, busy)
         return request.kind, _plan_disks(request, snapshot, busy)

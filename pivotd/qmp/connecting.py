@@ -12,6 +12,7 @@ from qemu.qmp.qmp_client import GreetingError
 
 from pivotd import limits
 from pivotd.errors import DomainUnreachableError, MonitorBusyError, UnsupportedQemuError
+from pivotd.host import view
 from pivotd.qmp.burst import Client
 
 VERSION_MIN = (6, 2)
@@ -31,14 +32,18 @@ async def open_socket(path: str) -> socket.socket:
             await asyncio.get_running_loop().sock_connect(sock, path)
     except (OSError, TimeoutError, ValueError) as error:
         sock.close()
-        raise DomainUnreachableError(f"{path}: {_why(error)}", qmp=path, errno=getattr(error, "errno", None)) from error
+        raise DomainUnreachableError(
+            f"{path}: {_why(error, path)}", qmp=path, errno=getattr(error, "errno", None)
+        ) from error
     except asyncio.CancelledError:
         sock.close()
         raise
     return sock
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, path: str) -> str:
+    if isinstance(error, FileNotFoundError | PermissionError) and (why := view.hidden(path)) is not None:
+        return why
     match error:
         case FileNotFoundError():
             return "no such socket; is the guest running?"

@@ -28,6 +28,9 @@ WATCHDOG_S = 2
 KILLS_IN_A_ROW = 10
 CLIENTS = 10
 REFUSED = 4
+UNREACHABLE = 3
+TOLD_S_MAX = 20
+"""From a question to the reason why the daemon cannot start, on a busy machine."""
 
 
 @pytest.fixture(scope="module", params=[Path("/"), TRIXIE], ids=["host", "trixie"])
@@ -237,13 +240,67 @@ def entries(host: Host, *matches: str) -> list[dict[str, str]]:
 
 
 def test_bad_configuration_waits_for_a_person_and_is_then_started_as_documented(host: Host) -> None:
-    """With a key that nobody knows the daemon ends with 2 and is not started again; mended, it starts."""
+    """With a key that nobody knows the daemon ends with 2, and whoever asks is told why; mended, it starts."""
     extra = host.container.inside / "etc/pivotd/pivotd.toml.d/bad.toml"
     extra.write_text("nonsense = 1\n")
     host.container.run("systemctl", "restart", "pivotd", check=False)
     assert until(lambda: host.container.property_of("pivotd", "ActiveState") == "failed")
     assert host.container.property_of("pivotd", "ExecMainStatus") == "2"
+    for user in (None, "alice", "mallory"):
+        began_s = time.monotonic()
+        done = host.container.run("/usr/local/bin/pivotctl", "domain", "ls", user=user, check=False)
+        assert (done.returncode, done.stdout) == (UNREACHABLE, "")
+        assert "pivotd cannot start: " in done.stderr
+        assert "nonsense" in done.stderr
+        assert "then `systemctl restart pivotd`" in done.stderr
+        assert time.monotonic() - began_s < TOLD_S_MAX
+    # The daemon that answered the last one ends first.
+    assert until(lambda: host.container.property_of("pivotd", "ActiveState") == "failed")
     extra.unlink()
     host.container.run("systemctl", "start", "pivotd.socket", "pivotd")
     assert until(lambda: host.domain()["connection"] == "connected")
+    assert host.is_untouched()
+
+
+HIDDEN = [("/tmp", "PrivateTmp"), ("/var/tmp", "PrivateTmp"), ("/home", "ProtectHome"), ("/root", "ProtectHome")]
+
+
+@pytest.mark.parametrize(("place", "setting"), [*HIDDEN, ("/run/user", "ProtectHome")])
+@pytest.mark.parametrize("verb", ["copy", "snapshot"])
+def test_a_destination_that_the_sandbox_hides_is_refused(host: Host, verb: str, place: str, setting: str) -> None:
+    """Before a byte is copied, with the setting and two ways out; QEMU has made nothing there."""
+    images = host.container.inside / place.lstrip("/") / "images"
+    images.mkdir(exist_ok=True)
+    images.chmod(0o777)
+    status, answer = host.ctl(verb, "web1", f"disk0={place}/images/")
+    assert (status, answer["error"]["kind"]) == (REFUSED, "bad-request")
+    message = answer["error"]["message"]
+    assert f"pivotd's sandbox hides {place} ({setting}=): use another place, or `systemctl edit pivotd`" in message
+    assert ("ProtectHome=no" if setting == "ProtectHome" else f"BindPaths={place}/images") in message
+    assert not list(images.iterdir())
+
+
+@pytest.mark.parametrize(("place", "setting"), [("/tmp", "PrivateTmp"), ("/run/user", "ProtectHome")])
+def test_a_monitor_that_the_sandbox_hides_is_told(host: Host, place: str, setting: str) -> None:
+    """It may well be there: nobody is asked whether the guest runs."""
+    host.ctl("domain", "add", "hidden", "--qmp", f"{place}/hidden.qmp")
+    try:
+        assert until(lambda: host.ctl("domain", "show", "hidden")[1]["connection"] == "unreachable")
+        found = host.ctl("domain", "show", "hidden")[1]
+        assert f"sandbox hides {place} ({setting}=)" in found["detail"]
+        assert "is the guest running" not in found["detail"]
+    finally:
+        host.ctl("domain", "rm", "hidden")
+
+
+def test_with_force_a_hidden_destination_is_never_called_deleted(host: Host) -> None:
+    """No look is made: the verdict says that nobody could look, and the guest comes back from there."""
+    for name in ("away", "back"):
+        path = {"away": "/var/tmp/away0.qcow2", "back": "/srv/images/back0.qcow2"}[name]
+        status, pivot = host.ctl("copy", "web1", f"disk0={path}", "--force")
+        assert (status, pivot["outcome"]) == (0, "switched"), pivot
+        status, verdict = host.ctl("verdict", "web1", "disk0")
+        assert (status, verdict["image"], verdict["certain"]) == (0, path, True)
+        assert verdict["file"] == ("unseen" if name == "away" else "there")
+    assert (host.container.inside / "var/tmp/away0.qcow2").exists()
     assert host.is_untouched()

@@ -1,0 +1,97 @@
+"""Whether this process sees at a path what QEMU sees there: a sandbox or another mount namespace can stand between.
+
+Where nobody may look, nothing is claimed: "cannot look" is neither "the same" nor "not there".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+_PRIVATE = re.compile(r"/systemd-private-[^/]+/tmp$")
+_INACCESSIBLE = "/systemd/inaccessible/"
+_HOMES = ("/home", "/root", "/run/user")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+def hidden(path: str) -> str | None:
+    """Return one sentence on which setting of the unit hides a path from this process, None if none does.
+
+    Looks at no storage. Source: systemd.exec(5), and mountinfo as systemd 252 and 257 leave it (test_systemd.py).
+    """
+    setting, place = _over(os.path.normpath(path))
+    if setting is None:
+        return None
+    relief = "ProtectHome=no" if setting == "ProtectHome" else f"BindPaths={os.path.dirname(path)}"  # noqa: PTH120
+    return (
+        f"pivotd's sandbox hides {place} ({setting}=): use another place, or `systemctl edit pivotd` with [Service] "
+        f"{relief}, then `systemctl restart pivotd`"
+    )
+
+
+def other_directory(pid: int, directory: str) -> str | None:
+    """Return one sentence if QEMU certainly has another directory of this name than this process, else None."""
+    if pid <= 0:
+        return None
+    ours = _identity(directory)
+    its = _identity(f"/proc/{pid}/root{directory}") if _identity(f"/proc/{pid}/root/") else None
+    if ours is None or its is None or ours == its:
+        return None
+    why = f"QEMU (process {pid}) runs in another mount namespace"
+    where = f"use a place that both see, or give it to both with BindPaths={directory}"
+    if its == _NOTHING:
+        return f"{why}, in which there is no directory {directory}: {where}"
+    if ours == _NOTHING:
+        return f"{why}: it has a directory {directory}, and pivotd has none: {where}"
+    return f"{why}: its {directory} is another directory than pivotd's: {where}"
+
+
+_NOTHING = (-1, -1)
+"""There is certainly nothing."""
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return device and inode, _NOTHING if there is none, None if this process may not look."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - one system call, no object
+    except (FileNotFoundError, NotADirectoryError):
+        return _NOTHING
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _over(path: str) -> tuple[str | None, str]:
+    """Return the setting behind the mount that a path is on, None if it hides nothing, and the mount point."""
+    under = [point for point in _mounts() if path == point or path.startswith(f"{point.rstrip('/')}/")]
+    point = max(under, key=len, default="/")
+    return _mounts().get(point), point
+
+
+@cache
+def _mounts() -> dict[str, str | None]:
+    """Return each mount point of this process with the setting that hides what is below it.
+
+    Read once: systemd makes the sandbox before the program starts.
+    """
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return {}
+    return dict(map(_mount, lines))
+
+
+def _mount(line: str) -> tuple[str, str | None]:
+    """Return the mount point of a line of mountinfo, and the setting. Source: proc(5)."""
+    fields = line.split(" ")
+    root, point, options = fields[3], _OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4]), fields[5].split(",")
+    home = point in _HOMES
+    if _PRIVATE.search(root):
+        return point, "PrivateTmp"
+    if _INACCESSIBLE in root:
+        return point, "ProtectHome" if home else "InaccessiblePaths"
+    if home and "ro" in options and fields[fields.index("-") + 1] == "tmpfs":
+        return point, "ProtectHome"
+    return point, None
