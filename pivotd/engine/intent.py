@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict, replace
+from functools import partial
 
 from pivotd import limits
 from pivotd.core import actions
@@ -56,7 +57,8 @@ async def look_for_destinations(state: DriverState, timeout_s: float) -> None:
     destinations = [disk.destination for disk in state.pivot.disks]
     with contextlib.suppress(TimeoutError):
         names = [image.filename for image in destinations]
-        state.remember(lost=await in_thread(timeout_s, lost, destinations, paths=names))
+        look = partial(lost, destinations, state.pivot.identity.pid, blind=state.pivot.options.force)
+        state.remember(lost=await in_thread(timeout_s, look, paths=names))
 
 
 async def _record_intent(state: DriverState, session: Session, ready: Converged) -> Observation | None:

@@ -11,6 +11,7 @@ from pivotd.core.observation import Observation, Root
 from pivotd.core.pivot import Outcome, Phase, PivotDisk
 from pivotd.engine import pivot_log, record_shapes
 from pivotd.engine.driver_state import DriverState
+from pivotd.engine.intent import look_for_destinations
 from pivotd.engine.journal_failures import without_paused, without_record
 from pivotd.engine.pause_steps import note_resumed
 from pivotd.errors import JournalError, JournalWriteError
@@ -96,6 +97,9 @@ async def _write(state: DriverState, action: actions.Action, seen: Observation) 
     if changes["phase"] is Phase.COPYING:
         changes["disks"] = await _with_file_ids(state)
     await state.record(event, facts, **changes)
+    if changes["phase"] is Phase.COPYING and any(disk.destination.file_id is None for disk in state.pivot.disks):
+        # Made by QEMU, and not there: rather now than after hours of copying.
+        await look_for_destinations(state, limits.FILE_TIMEOUT_S)
     if isinstance(action, actions.Retreat):
         delay_s = min(limits.RETRY_FIRST_S * 2 ** (state.pivot.attempt - 1), limits.RETRY_MAX_S)
         state.remember(retry_at=state.clock.monotonic() + delay_s)

@@ -134,11 +134,12 @@ def opened(pid: int) -> frozenset[str] | None:
     return frozenset(found)
 
 
-def lost(images: Iterable[Image]) -> str | None:
+def lost(images: Iterable[Image], pid: int = 0, *, blind: bool = False) -> str | None:
     """Return a sentence on the first image whose name no longer leads to its file, None if there is none.
 
     A file without a name is gone as soon as QEMU closes it. This skips files that pivotd may not look at, and files
-    that it has never seen in a directory that it cannot see.
+    that it has never seen in a directory that it cannot see, or of which QEMU (``pid``) has another; with ``blind``
+    every file that it has never seen.
     """
     for image in images:
         if not image.filename.startswith("/") or view.hidden(image.filename) is not None:
@@ -147,9 +148,13 @@ def lost(images: Iterable[Image]) -> str | None:
         try:
             found = os.stat(image.filename)  # noqa: PTH116 - one system call, no object
         except (FileNotFoundError, NotADirectoryError):
-            if image.file_id is None and not sees_directory(image.filename):
+            deleted = f"{image.filename} was deleted or renamed by another program"
+            directory = os.path.dirname(image.filename)  # noqa: PTH120
+            if image.file_id is not None or view.same_directory(pid, directory):
+                return deleted
+            if blind or not sees_directory(image.filename) or view.other_directory(pid, directory) is not None:
                 continue
-            return f"{image.filename} was deleted or renamed by another program"
+            return f"{deleted}, or QEMU has another {directory} than pivotd, in a mount namespace of its own"
         except OSError:
             continue
         if image.file_id not in {None, _identify(found)}:

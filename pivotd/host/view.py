@@ -33,10 +33,7 @@ def hidden(path: str) -> str | None:
 
 def other_directory(pid: int, directory: str) -> str | None:
     """Return one sentence if QEMU certainly has another directory of this name than this process, else None."""
-    if pid <= 0:
-        return None
-    ours = _identity(directory)
-    its = _identity(f"/proc/{pid}/root{directory}") if _identity(f"/proc/{pid}/root/") else None
+    ours, its = _both(pid, directory)
     if ours is None or its is None or ours == its:
         return None
     why = f"QEMU (process {pid}) runs in another mount namespace"
@@ -46,6 +43,20 @@ def other_directory(pid: int, directory: str) -> str | None:
     if ours == _NOTHING:
         return f"{why}: it has a directory {directory}, and pivotd has none: {where}"
     return f"{why}: its {directory} is another directory than pivotd's: {where}"
+
+
+def same_directory(pid: int, directory: str) -> bool:
+    """Return whether QEMU certainly has the same directory of this name."""
+    ours, its = _both(pid, directory)
+    return ours is not None and ours == its
+
+
+def _both(pid: int, directory: str) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """Return what this process and QEMU have at a path, None for what nobody can know."""
+    # /proc may hide the process, or show it without letting anybody in.
+    if pid <= 0 or _identity(f"/proc/{pid}/root/") in {None, _NOTHING}:
+        return None, None
+    return _identity(directory), _identity(f"/proc/{pid}/root{directory}")
 
 
 _NOTHING = (-1, -1)

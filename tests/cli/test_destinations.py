@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from tests.cli.conftest import Bench
 from tests.cli.ctl import complaint
 from tests.engine.storage import NbdServer, info
-from tests.support.qemu import create_image
+from tests.support.daemon import Daemon
+from tests.support.qemu import Disk, Qemu, create_image, default_binary
 
 pytestmark = pytest.mark.qemu
 
@@ -130,3 +132,28 @@ def test_a_directory_that_is_none(bench: Bench):
         answer = bench.ctl("copy", "web1", f"disk0={where}")
         assert answer.status == 4
         assert said in complaint(answer)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a mount namespace")
+def test_a_directory_that_qemu_has_another_of(tmp_path: Path):
+    """QEMU in a mount namespace of its own: refused before a byte is copied, or forced; never called deleted."""
+    its, both = tmp_path / "its", tmp_path / "both"
+    its.mkdir()
+    both.mkdir()
+    apart = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {its} && exec "$0" "$@"', *default_binary()]
+    disk = Disk(create_image(tmp_path / "old.qcow2"))
+    with Qemu(tmp_path, [disk], binary=apart) as qemu, Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        refused = daemon.ctl("copy", "web1", f"disk0={its}/new.qcow2")
+        assert refused.status == 4
+        said = refused.json["error"]["message"]
+        assert "runs in another mount namespace: its" in said
+        assert f"BindPaths={its}" in said
+        assert not list(its.iterdir())
+        gone = daemon.ctl("copy", "web1", f"disk0={tmp_path}/none/new.qcow2")
+        assert "does not exist" in gone.json["error"]["message"]
+        for image in (f"{its}/new.qcow2", f"{both}/new.qcow2"):
+            forced = daemon.ctl("copy", "web1", f"disk0={image}", "--force")
+            assert (forced.status, forced.json["outcome"]) == (0, "switched"), forced
+            verdict = daemon.ctl("verdict", "web1", "disk0")
+            assert (verdict.json["image"], verdict.json["certain"]) == (image, True), verdict
+            assert "deleted" not in forced.stdout + verdict.stdout
