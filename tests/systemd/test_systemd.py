@@ -304,3 +304,36 @@ def test_with_force_a_hidden_destination_is_never_called_deleted(host: Host) -> 
         assert verdict["file"] == ("unseen" if name == "away" else "there")
     assert (host.container.inside / "var/tmp/away0.qcow2").exists()
     assert host.is_untouched()
+
+
+APART_UNIT = """
+[Service]
+User=qemuuser
+UMask=0007
+TemporaryFileSystem=/srv/apart:mode=1777
+ExecStart=/usr/bin/qemu-system-x86_64 -accel tcg -M q35 -m 64 -display none -nodefaults -no-user-config -name apart \
+ -chardev socket,id=pivotd,path=/run/qemu/apart.qmp,server=on,wait=off -mon chardev=pivotd,mode=control \
+ -blockdev driver=file,node-name=file0,filename=/srv/images/apart.qcow2 \
+ -blockdev driver=qcow2,node-name=src0,file=file0 -device virtio-blk-pci,id=disk0,drive=src0
+"""
+
+
+def test_a_qemu_with_another_directory_is_found_out_before_the_copy(host: Host) -> None:
+    """The daemon may not look at QEMU's process here: it claims no more than it knows, and the source stays right."""
+    host.container.run("mkdir", "-p", "/srv/apart")
+    host.container.run("qemu-img", "create", "-q", "-f", "qcow2", "/srv/images/apart.qcow2", "64M")
+    host.container.run("chown", "qemuuser", "/srv/images/apart.qcow2")
+    (host.container.inside / "etc/systemd/system/qemu-apart.service").write_text(APART_UNIT)
+    host.container.run("systemctl", "daemon-reload")
+    host.container.run("systemctl", "start", "qemu-apart")
+    try:
+        assert until(lambda: host.ctl("disk", "ls", "apart")[0] == 0)
+        status, pivot = host.ctl("copy", "apart", "disk0=/srv/apart/new.qcow2")
+        assert (status, pivot["outcome"]) == (5, "kept")
+        assert "or QEMU has another /srv/apart than pivotd, in a mount namespace of its own" in pivot["error"]
+        assert pivot["pauses"] == []
+        status, verdict = host.ctl("verdict", "apart", "disk0")
+        assert (status, verdict["image"]) == (0, "/srv/images/apart.qcow2")
+        assert host.ctl("copy", "apart", "disk0=/srv/images/apart-new.qcow2")[0] == 0
+    finally:
+        host.container.run("systemctl", "stop", "qemu-apart")
