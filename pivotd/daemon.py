@@ -69,7 +69,8 @@ def main() -> NoReturn:
         config = load(options.config)
     except ConfigError as error:
         if not options.check:
-            _tell_clients(f"{error.message}; correct it (`pivotd --check` reads it), then `systemctl restart pivotd`")
+            why = f"{error.message}; correct it (`pivotd --check` reads it), then `systemctl restart pivotd`"
+            _tell_clients(why, error.fields.get("file"))
         _fail(error.message, EXIT_USAGE)
     if options.check:
         print(f"{options.config}: ok")  # noqa: T201 - the answer to --check
@@ -108,9 +109,9 @@ def _reload(pid: int) -> NoReturn:
     sys.exit(0)
 
 
-def _tell_clients(why: str) -> None:
+def _tell_clients(why: str, file: str | None = None) -> None:
     """Answer the clients that systemd has queued: they would wait for a daemon that does not come."""
-    importlib.import_module("pivotd.app.not_started").answer(why)
+    importlib.import_module("pivotd.app.not_started").answer(why, file)
 
 
 def _fail(message: str, status: int) -> NoReturn:
