@@ -20,7 +20,7 @@ from pivotd.core.pivot import JsonObject, Pivot
 from pivotd.engine.driver import Driver
 from pivotd.engine.supervisor import DriverFactory, Supervisor
 from pivotd.errors import BadRequestError, NotFoundError
-from pivotd.host import files
+from pivotd.host import files, view
 from pivotd.host.threads import in_thread, look_at
 from pivotd.log import get_logger
 
@@ -204,7 +204,8 @@ class Host:
             gone = supervisor.path not in found and supervisor.session is None and not supervisor.drivers
             if supervisor.origin == DISCOVERED and gone and not self.lock(supervisor.name).locked():
                 self.remove(supervisor.name)
-        new = self._new(found)
+        hidden = {pattern: why for pattern in patterns if (why := view.hidden(pattern)) is not None}
+        new = self._new(found, hidden)
         if not new:
             return
         with suppress(BadRequestError):  # the next round asks again
@@ -223,11 +224,10 @@ class Host:
         except TimeoutError as error:
             raise BadRequestError(str(error)) from None
 
-    def _new(self, found: Iterable[str]) -> dict[str, str]:
-        """Return, by name, the path of each socket that no domain owns yet."""
+    def _new(self, found: Iterable[str], skipped: dict[str, str]) -> dict[str, str]:
+        """Return, by name, the path of each socket that no domain owns yet; ``skipped``: what else is not adopted."""
         known = {supervisor.path for supervisor in self.supervisors.values()}
         new: dict[str, str] = {}
-        skipped: dict[str, str] = {}
         for path in found:
             name = Path(path).stem
             owner = self.supervisors.get(name)

@@ -52,9 +52,9 @@ async def converge(
             state.leave_window()
 
 
-async def look_for_destinations(state: DriverState, timeout_s: float) -> None:
-    """Remember whether the name of each destination still leads to its file."""
-    destinations = [disk.destination for disk in state.pivot.disks]
+async def look_for_destinations(state: DriverState, timeout_s: float, only: int | None = None) -> None:
+    """Remember whether the name of each destination still leads to its file; ``only``: that of one disk, by index."""
+    destinations = [disk.destination for disk in state.pivot.disks if only in {None, disk.index}]
     with contextlib.suppress(TimeoutError):
         names = [image.filename for image in destinations]
         look = partial(lost, destinations, state.pivot.identity.pid, blind=state.pivot.options.force)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+from pivotd import limits
 from pivotd.core import actions
 from pivotd.core.observation import Observation
 from pivotd.engine import intent, pause_steps
@@ -28,7 +29,11 @@ async def place_nonce(state: DriverState, session: Session, _action: actions.Pla
 
 
 async def prepare(state: DriverState, session: Session, action: actions.Prepare, _seen: Observation) -> Seen:
-    """Do one step of the preparation of one disk."""
+    """Do one step of the preparation of one disk; before its job, see whether the image is where QEMU has made it."""
+    if action.step is actions.Step.START_JOB:
+        await intent.look_for_destinations(state, limits.FILE_TIMEOUT_S, action.index)
+        if state.attempt.lost is not None:
+            return None
     await session.prepare(state.pivot, state.pivot.disks[action.index], action.step)
     return None
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 _PRIVATE = re.compile(r"/systemd-private-[^/]+/tmp$")
-_INACCESSIBLE = "/systemd/inaccessible/"
+_INACCESSIBLE = "/inaccessible/"
 _HOMES = ("/home", "/root", "/run/user")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -24,7 +24,8 @@ def hidden(path: str) -> str | None:
     setting, place = _over(os.path.normpath(path))
     if setting is None:
         return None
-    relief = "ProtectHome=no" if setting == "ProtectHome" else f"BindPaths={os.path.dirname(path)}"  # noqa: PTH120
+    no = setting in {"ProtectHome", "PrivateDevices"}
+    relief = f"{setting}=no" if no else f"BindPaths={os.path.dirname(path)}"  # noqa: PTH120
     return (
         f"pivotd's sandbox hides {place} ({setting}=): use another place, or `systemctl edit pivotd` with [Service] "
         f"{relief}, then `systemctl restart pivotd`"
@@ -56,7 +57,15 @@ def _both(pid: int, directory: str) -> tuple[tuple[int, int] | None, tuple[int, 
     # /proc may hide the process, or show it without letting anybody in.
     if pid <= 0 or _identity(f"/proc/{pid}/root/") in {None, _NOTHING}:
         return None, None
-    return _identity(directory), _identity(f"/proc/{pid}/root{directory}")
+    real = os.path.realpath(directory)
+    if _is_link_below(f"/proc/{pid}/root", real):
+        return None, None
+    return _identity(real), _identity(f"/proc/{pid}/root{real}")
+
+
+def _is_link_below(root: str, real: str) -> bool:
+    """Return whether a part of this path is a link there: it would lead on from this process's own root."""
+    return any(os.path.islink(f"{root}{part}") for part in (*Path(real).parents, real))  # noqa: PTH114
 
 
 _NOTHING = (-1, -1)
@@ -105,4 +114,6 @@ def _mount(line: str) -> tuple[str, str | None]:
         return point, "ProtectHome" if home else "InaccessiblePaths"
     if home and "ro" in options and fields[fields.index("-") + 1] == "tmpfs":
         return point, "ProtectHome"
+    if point == "/dev" and "ro" in options and fields[fields.index("-") + 1] == "tmpfs":
+        return point, "PrivateDevices"
     return point, None

@@ -411,6 +411,13 @@ def test_every_state_has_a_decision_and_none_breaks_the_rules():
     assert count == len(pivots) * len(found)
 
 
+def test_an_image_that_pivotd_does_not_see_gets_no_job():
+    """QEMU has opened it, perhaps in another mount namespace: nothing is copied to it."""
+    found = seen(jobs="gone", has_nonce=True, nodes=frozenset({names.destination_node(PIVOT, 0)}))
+    assert decide(pivot(Phase.PREPARING), found) == a.Prepare(0, a.Step.START_JOB)
+    assert decide(pivot(Phase.PREPARING), found.but(lost="not there")) == a.Abandon("not there")
+
+
 def test_a_file_that_pivotd_did_not_create_is_never_written_to():
     """The probe of the path found a file, and pivotd died before it could say so."""
     found = seen(jobs="gone", has_nonce=True, nodes=frozenset({names.file_node(PIVOT, 0)}))

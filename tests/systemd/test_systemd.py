@@ -28,6 +28,7 @@ WATCHDOG_S = 2
 KILLS_IN_A_ROW = 10
 CLIENTS = 10
 REFUSED = 4
+PYTHON = "/opt/pivotd/bin/python"
 UNREACHABLE = 3
 TOLD_S_MAX = 20
 """From a question to the reason why the daemon cannot start, on a busy machine."""
@@ -254,6 +255,14 @@ def test_bad_configuration_waits_for_a_person_and_is_then_started_as_documented(
         assert "nonsense" in done.stderr
         assert "then `systemctl restart pivotd`" in done.stderr
         assert time.monotonic() - began_s < TOLD_S_MAX
+    # What a file says that is closed to the caller is not quoted to them. The last daemon still waits for clients.
+    assert until(lambda: host.container.property_of("pivotd", "ActiveState") == "failed")
+    extra.chmod(0o640)
+    host.container.run("chgrp", "pivotd", "/etc/pivotd/pivotd.toml.d/bad.toml")
+    for user, quoted in ((None, True), ("mallory", False)):
+        done = host.container.run("/usr/local/bin/pivotctl", "domain", "ls", user=user, check=False)
+        assert "/etc/pivotd/pivotd.toml.d/bad.toml" in done.stderr
+        assert ("nonsense" in done.stderr) is quoted
     # The daemon that answered the last one ends first.
     assert until(lambda: host.container.property_of("pivotd", "ActiveState") == "failed")
     extra.unlink()
@@ -278,6 +287,27 @@ def test_a_destination_that_the_sandbox_hides_is_refused(host: Host, verb: str, 
     assert f"pivotd's sandbox hides {place} ({setting}=): use another place, or `systemctl edit pivotd`" in message
     assert ("ProtectHome=no" if setting == "ProtectHome" else f"BindPaths={place}/images") in message
     assert not list(images.iterdir())
+
+
+def test_a_device_that_the_sandbox_hides_is_refused(host: Host) -> None:
+    """It is not called missing: the unit has a /dev of its own."""
+    status, answer = host.ctl("copy", "web1", "disk0=/dev/vg0/web1", "--format", "raw", "--reuse")
+    assert (status, answer["error"]["kind"]) == (REFUSED, "bad-request")
+    assert "pivotd's sandbox hides /dev (PrivateDevices=)" in answer["error"]["message"]
+    assert "PrivateDevices=no" in answer["error"]["message"]
+
+
+def test_a_pattern_that_the_sandbox_hides_is_told(host: Host) -> None:
+    """Nothing will ever be discovered there: the health says why."""
+    extra = host.container.inside / "etc/pivotd/pivotd.toml.d/x.toml"
+    extra.write_text('discover = ["/run/qemu/*.qmp", "/tmp/*.qmp"]\n')
+    skipped = "from pivotd.client import Client; print(Client().health().domains.skipped)"
+    host.container.run("systemctl", "reload", "pivotd")
+    try:
+        assert until(lambda: "hides /tmp (PrivateTmp=)" in host.container.run(PYTHON, "-c", skipped).stdout)
+    finally:
+        extra.unlink()
+        host.container.run("systemctl", "reload", "pivotd")
 
 
 @pytest.mark.parametrize(("place", "setting"), [("/tmp", "PrivateTmp"), ("/run/user", "ProtectHome")])

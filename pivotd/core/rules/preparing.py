@@ -13,6 +13,8 @@ def preparing(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """Return the first step of the preparation that has left no evidence in QEMU."""
     if attempt.cancelled_by:
         return Abandon("cancelled before the copy began")
+    if attempt.lost is not None:
+        return Abandon(attempt.lost)
     if seen.run_state in MIGRATION_STATES:
         return Abandon(f"the guest is in state {seen.run_state}: another process may own the images")
     for disk in pivot.disks:
