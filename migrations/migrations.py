@@ -281,3 +281,30 @@ def m005_images(db: Database) -> None:
     for statement in M005_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 5")
+
+
+M006_STATEMENTS = (
+    # When the guest was last seen to leave its QEMU by a migration; another host may have moved its disks since.
+    "ALTER TABLE disk_latest ADD COLUMN left_at TEXT",
+    "DROP TRIGGER pivot_disk_latest",
+    """
+    CREATE TRIGGER pivot_disk_latest AFTER INSERT ON pivot_disk BEGIN
+        INSERT INTO disk_latest (domain, disk, pivot) SELECT domain, NEW.disk, id FROM pivot WHERE id = NEW.pivot
+        ON CONFLICT (domain, disk) DO UPDATE SET pivot = excluded.pivot, doubtful = 0, left_at = NULL;
+    END
+    """,
+    "DROP TRIGGER disk_latest_accepted",
+    """
+    CREATE TRIGGER disk_latest_accepted AFTER UPDATE OF accepted_at ON pivot_disk BEGIN
+        UPDATE disk_latest SET doubtful = 0, left_at = NULL WHERE disk = NEW.disk AND pivot = NEW.pivot;
+    END
+    """,
+)
+
+
+@migrations()
+def m006_guests_that_left(db: Database) -> None:
+    """Keep when a guest left its QEMU by a migration."""
+    for statement in M006_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 6")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from pivotd import limits
 from pivotd.app.live_verdicts import image_path
 from pivotd.app.reads import Reads, in_doubt
 from pivotd.app.registry import Host
+from pivotd.core.observation import LEAVING
 from pivotd.core.pivot import Phase, Record
 from pivotd.core.standing import Standing
 from pivotd.core.verdict import Verdict
@@ -67,11 +69,28 @@ class Alarms:
         """Ask for a look at each new connection."""
         supervisor = self._host.supervisors.get(domain)
         session = None if supervisor is None else supervisor.session
-        if session is None:
+        if supervisor is None or session is None:
             self._connected.pop(domain, None)
         elif session is not self._connected.get(domain):
             self._connected[domain] = session
+            session.subscribe(self._on_stop(supervisor, session))
             self._ask(domain)
+
+    def _on_stop(self, supervisor: Supervisor, session: Session) -> Callable[[], None]:
+        """Return what looks whenever the guest has stopped: it may leave by a migration, and its QEMU end at once."""
+        stops = session.stops
+
+        def on_event() -> None:
+            nonlocal stops
+            if session.stops == stops:
+                return
+            stops = session.stops
+            if supervisor.window.locked():
+                self._ask_again(supervisor.name)  # it is pivotd's own pause, which no look may lengthen
+            else:
+                self._ask(supervisor.name)
+
+        return on_event
 
     def _ask_again(self, domain: str) -> None:
         """Ask for a look later, once, however many have failed."""
@@ -97,6 +116,8 @@ class Alarms:
         session = None if supervisor is None else supervisor.session
         if supervisor is None or session is None:
             return
+        if await session.run_state() in LEAVING:  # first of all: its QEMU may end at once
+            await self._journal.left(domain)
         live, found = await self._reads.checked(domain)
         doubts = in_doubt(found)
         for pivot, (_, disk) in live.settled():

@@ -9,12 +9,14 @@ from dataclasses import replace
 
 from pivotd import limits
 from pivotd.core import verdict
+from pivotd.core.observation import LEAVING, MIGRATION_STATES
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Image, Pivot, PivotDisk
 from pivotd.core.verdict import Presence, Verdict
 from pivotd.errors import QmpError
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
+from pivotd.journal.changes import utc_now
 from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
 
@@ -31,7 +33,9 @@ class LiveVerdicts:
         self._last: dict[Key, Moved] = {(pivot.domain, disk.disk): (pivot, disk) for pivot, disk in latest}
         self._found: dict[Key, Verdict] = {key: verdict.of_pivot(*moved) for key, moved in self._last.items()}
         self.seen: dict[Key, str] = {}
-        """Disks that QEMU was seen to have on the right image, and the last pivot of each."""
+        """Disks whose guest is in a QEMU that has the right image, and the last pivot of each."""
+        self.left: set[str] = set()
+        """Domains whose guest leaves its QEMU by a migration, or has left it."""
         self.unchecked: set[str] = set()
         """Domains whose QEMU or storage did not answer: of them, only the journal's word is known."""
         self._confirmed: set[Key] = set()
@@ -43,14 +47,20 @@ class LiveVerdicts:
         for key, (pivot, _) in self._last.items():
             if verdict.may_be_overtaken(pivot) and key not in self._confirmed:
                 self._found[key] = verdict.provisional(self._found[key])
+        now = utc_now()
         for key, (_, moved) in self._last.items():
-            if moved.doubtful and key not in self.seen:
-                self._found[key] = verdict.doubtful(self._found[key])
+            known = replace(moved, left_at=moved.left_at or now) if key[0] in self.left else moved
+            if key not in self.seen:
+                self._found[key] = verdict.doubtful(self._found[key], known)
         return {key: found for key, found in sorted(self._found.items()) if disk is None or key[1] == disk}
 
     def settled(self) -> list[tuple[str, Key]]:
         """Return the last pivot and the disk for each doubt of the journal that QEMU has just ended."""
-        return [(pivot, key) for key, pivot in self.seen.items() if self._last[key][1].doubtful]
+        return [(pivot, key) for key, pivot in self.seen.items() if self._is_doubted(key)]
+
+    def _is_doubted(self, key: Key) -> bool:
+        moved = self._last[key][1]
+        return moved.doubtful or moved.left_at is not None
 
     async def with_files(self, found: Mapping[Key, Verdict]) -> dict[Key, Verdict]:
         """Return verdicts with what their images' names lead to now."""
@@ -69,12 +79,15 @@ class LiveVerdicts:
 
     async def _check_domain(self, name: str, session: Session) -> None:
         try:
+            run_state = await session.run_state()
+            if run_state in LEAVING:
+                self.left.add(name)
             for disk in (await session.disks()).values():
-                await self._check_disk((name, disk.disk), disk, session)
+                await self._check_disk((name, disk.disk), disk, session, is_here=run_state not in MIGRATION_STATES)
         except (QmpError, TimeoutError):
             self.unchecked.add(name)  # the journal's word stands
 
-    async def _check_disk(self, key: Key, disk: DiskSeen, session: Session) -> None:
+    async def _check_disk(self, key: Key, disk: DiskSeen, session: Session, *, is_here: bool) -> None:
         moved = self._last.get(key)
         if moved is None:
             live = verdict.Live(await image_path(disk.filename, session), disk.format)
@@ -83,7 +96,7 @@ class LiveVerdicts:
             paths = [disk.filename, verdict.right_image(moved[1]).filename]
             live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=paths)
             self._found[key] = verdict.check(self._found[key], live, decided=is_decided(moved[0]))
-            if live.is_right:
+            if live.is_right and is_here:
                 self.seen[key] = moved[0].id
             if live.same_qemu:
                 self._confirmed.add(key)

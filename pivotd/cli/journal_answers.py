@@ -87,8 +87,7 @@ class OfflineJournal:
             one = verdict.of_pivot(pivot, moved)
             if self._reader.beside_daemon and verdict.may_be_overtaken(pivot):
                 one = verdict.provisional(one)
-            if moved.doubtful or elsewhere:
-                one = verdict.doubtful(one)
+            one = verdict.doubtful(one, moved, is_copy=elsewhere)
             image = files.of_boot(verdict.right_image(moved), pivot)
             found[pivot.domain, moved.disk] = verdict.check_file(one, files.presence(image, sees_all=True))
         return found

@@ -69,6 +69,8 @@ EXECUTING = frozenset({"running", "suspended"})
 """Run states in which guest writes are possible; a suspended guest may wake at any time."""
 OUR_PAUSE = frozenset({"paused", "prelaunch"})
 """Run states after ``stop``; a guest reset during the pause turns ``paused`` into ``prelaunch``."""
+LEAVING = frozenset({"finish-migrate", "postmigrate"})
+"""Run states of a guest that leaves by a migration, or has left."""
 MIGRATION_STATES = frozenset({"inmigrate", "postmigrate", "finish-migrate", "save-vm", "restore-vm", "colo"})
 """Run states in which another process may own the images."""
 

@@ -112,6 +112,11 @@ class PivotDisk:
     """The journal was restored or upgraded since, and QEMU was not seen on the image yet: later pivots may be missing.
 
     Known only of the last pivot of a disk."""
+    left_at: str | None = None
+    """When the guest left its QEMU by a migration; another host may have moved the disk since. None: it did not, or it
+    was seen here again.
+
+    Known only of the last pivot of a disk. UTC, RFC 3339."""
 
     @property
     def switches(self) -> bool:

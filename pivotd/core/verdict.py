@@ -182,10 +182,22 @@ def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:
     )
 
 
-def doubtful(verdict: Verdict) -> Verdict:
-    """Return the verdict of a restored or upgraded journal on a disk that nobody has seen since."""
-    if not verdict.certain:
+def doubtful(verdict: Verdict, moved: PivotDisk, *, is_copy: bool = False) -> Verdict:
+    """Return the verdict on a disk that nobody has seen since its journal or its guest went somewhere else.
+
+    ``moved``: the disk in its last pivot. ``is_copy``: the journal is another file than its daemon left, so it may lack
+    the latest moves.
+    """
+    if not verdict.certain or not (moved.doubtful or moved.left_at or is_copy):
         return verdict
+    if moved.left_at is not None:
+        return replace(
+            verdict,
+            certain=False,
+            reason=f"The guest left by a migration at {moved.left_at}, and another host may have moved its disks "
+            f"since. This journal names {verdict.image}, but the guest was not seen on that here again, and no "
+            "person has accepted it.",
+        )
     return replace(
         verdict,
         certain=False,

@@ -148,14 +148,31 @@ def check_file(identity: str) -> Change[bool]:
 
 
 def seen(pivot: str, domain: str, disk: str) -> Change[None]:
-    """End the doubt about a disk whose last pivot is still this one: QEMU was seen on the right image."""
+    """End the doubts about a disk whose last pivot is still this one: QEMU was seen on the right image."""
     text = to_json({"disk": disk})
 
     def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
-        sql = "UPDATE disk_latest SET doubtful = 0 WHERE domain = ? AND disk = ? AND pivot = ? AND doubtful = 1"
+        sql = (
+            "UPDATE disk_latest SET doubtful = 0, left_at = NULL "
+            "WHERE domain = ? AND disk = ? AND pivot = ? AND (doubtful = 1 OR left_at IS NOT NULL)"
+        )
         if connection.execute(sql, (domain, disk, pivot)).rowcount != 1:
             return None, ()
         return None, (_append(connection, (domain, pivot, None), "image-seen", text),)
+
+    return change
+
+
+def left(domain: str, at: str) -> Change[None]:
+    """Put every disk of a domain in doubt: its guest has left this host by a migration, or is about to."""
+
+    def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
+        sql = "UPDATE disk_latest SET left_at = ? WHERE domain = ? AND left_at IS NULL"
+        doubtful = connection.execute(sql, (at, domain)).rowcount
+        if not doubtful:
+            return None, ()
+        text = to_json({"disks_in_doubt": doubtful})
+        return None, (_append(connection, (domain, None, None), "guest-left", text),)
 
     return change
 

@@ -130,6 +130,10 @@ class Journal:
         """End the doubt about a disk: QEMU was seen on the image that its last pivot names. Raises: JournalError."""
         await self._writer.submit(changes.seen(pivot, domain, disk))
 
+    async def left(self, domain: str) -> None:
+        """Put every disk of a domain in doubt: its guest leaves this host by a migration. Raises: JournalError."""
+        await self._writer.submit(changes.left(domain, changes.utc_now()))
+
     async def added_domains(self) -> list[DomainRow]:
         """Return the domains that were added at run time, by name. Raises: JournalError."""
         return await self._look(changes.domains)

@@ -163,7 +163,7 @@ def load_moved(connection: sqlite3.Connection, query: str, parameters: Iterable[
     if not rows or "doubtful" not in rows[0].keys():  # noqa: SIM118 - a row is no dict
         return moved
     return [
-        (pivot, replace(disk, doubtful=True) if row["doubtful"] else disk)
+        (pivot, replace(disk, doubtful=bool(row["doubtful"]), left_at=row["left_at"]))
         for row, (pivot, disk) in zip(rows, moved, strict=True)
     ]
 

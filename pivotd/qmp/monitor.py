@@ -42,6 +42,8 @@ class Monitor:
         """Last JOB_STATUS_CHANGE of each job; a hint to look, never the basis of a decision about the graph."""
         self.resumes = 0
         """Number of RESUME events so far: the guest was resumed."""
+        self.stops = 0
+        """Number of STOP events so far: the guest was paused, or is about to leave by a migration."""
 
     @classmethod
     async def connect(cls, path: str) -> Monitor:
@@ -183,6 +185,8 @@ class Monitor:
                 self._note_job(event.get("data"))
             case "RESUME":
                 self.resumes += 1
+            case "STOP":
+                self.stops += 1
             case "BLOCK_JOB_ERROR":
                 return  # can come 60,000 times a second from a job that ignores errors; the status change tells enough
         self._wake()

@@ -61,6 +61,11 @@ class Session:
         return self._monitor.resumes
 
     @property
+    def stops(self) -> int:
+        """Number of STOP events received."""
+        return self._monitor.stops
+
+    @property
     def job_status(self) -> Mapping[str, str]:
         """The last status of each job by events: a hint."""
         return self._monitor.job_status

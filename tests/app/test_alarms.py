@@ -108,3 +108,39 @@ async def test_a_journal_that_was_not_checked_is_certain_of_nothing(
         engine.journal.file_checked = checked
         (found,) = await reads.verdicts("web1", "disk0", lambda one: one)
         assert found.certain is checked
+
+
+@pytest.mark.parametrize("state", ["running", "gone"])
+async def test_a_guest_that_has_left_makes_the_journal_doubtful(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path, state: str
+):
+    """Another host may move its disks, until it is seen here again: with its old QEMU there, and after that."""
+    events: list[str] = []
+    engine.journal.subscribe(lambda records: events.extend(record.event for record in records))
+    alarms = asyncio.ensure_future(Alarms(engine.host, engine.journal, reads).run())
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    supervisor = await engine.connect(qemu)
+    new = tmp_path / "new.qcow2"
+    await engine.closed(await engine.copy("web1", {"disk0": new}))
+
+    async def certain() -> bool:
+        (found,) = await reads.verdicts("web1", "disk0", lambda one: one)
+        if not found.certain:
+            assert "left by a migration" in found.reason
+        return found.certain
+
+    assert await certain()
+    saved = tmp_path / "guest"
+    qemu.spy("migrate", uri=f"exec:cat > {saved}")
+    await until(lambda: qemu.run_state() == "postmigrate")
+    assert not await certain()
+    await until(lambda: "guest-left" in events)
+    qemu.stop()
+    await until(lambda: supervisor.session is None)
+    assert not await certain()
+    if state == "running":
+        qemu_factory([Disk(new)], extra=["-incoming", f"exec:cat {saved}"])
+        async with asyncio.timeout(TIMEOUT_S):
+            while not await certain():
+                await asyncio.sleep(0.05)
+    alarms.cancel()

@@ -360,6 +360,11 @@ NEXT_BOOT = (
         "real QEMU", (IMAGES, "-k", "person_accepts_what"),
     ),
     Defect(
+        "a guest that has left by a migration is forgotten", "G1", "pivotd/app/alarms.py",
+        "            await self._journal.left(domain)\n", "            pass\n",
+        "real QEMU", ("tests/app/test_alarms.py", "-k", "has_left and gone"),
+    ),
+    Defect(
         "a journal without its daemon is certain while QEMU runs", "G1", "pivotd/cli/right_images.py",
         "    said = journal.running(domain)\n", "    said = None\n",
         "real QEMU", (IMAGES, "-k", "daemon_is_dead_and_qemu"),
