@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pivotd.client.answers import FailingPivot
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Pivot
 from pivotd.core.request import Kind, PivotRequest, Target
+from pivotd.errors import JournalError
 from pivotd.planning.plan import plan
 from tests.app.conftest import WHO, NoHistory
 from tests.conftest import QemuFactory
@@ -53,7 +55,9 @@ async def test_an_open_pivot_without_a_driver(
     assert health.report().status == "ok"
 
 
-async def test_a_driver_that_fails_again_and_again(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+async def test_a_driver_that_fails_again_and_again(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """It is listed with the reason, which the view of its domain has, too."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
@@ -61,7 +65,15 @@ async def test_a_driver_that_fails_again_and_again(engine: Engine, qemu_factory:
     driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, pivot=False)
     await engine.until(driver, is_resting)
     assert (health.report().status, (await domains.one("web1")).detail) == ("ok", None)
-    driver._failures.text = "the journal takes no record"
+
+    async def fail() -> None:
+        raise JournalError("the journal takes no record")
+
+    monkeypatch.setattr(driver, "_step", fail)
+    driver.wake()
+    async with asyncio.timeout(20):
+        while driver.failing is None:
+            await asyncio.sleep(0.01)
     report = health.report()
     failing = FailingPivot("web1", driver.pivot.id, "the journal takes no record")
     assert (report.status, report.domains.failing) == ("degraded", (failing,))
