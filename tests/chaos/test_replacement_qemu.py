@@ -36,7 +36,11 @@ def test_in_the_pause(victims: Victims, heir: Heir, disks: int):
 
 
 @pytest.mark.parametrize(
-    ("first", "heir"), [(SWITCHED, Heir.DESTINATION), (RECORDED, Heir.SOURCE)], ids=["unrecorded", "recorded"]
+    ("first", "heir"),
+    [
+        pytest.param(SWITCHED, Heir.DESTINATION, id="unrecorded"),
+        pytest.param(RECORDED, Heir.SOURCE, id="recorded", marks=pytest.mark.long),
+    ],
 )
 def test_killed_again_while_it_looks_at_the_other(first: Point, heir: Heir):
     """Wherever the recovery is killed, the next one comes to the same end: every fourth message and flush of it."""

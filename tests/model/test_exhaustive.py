@@ -39,10 +39,7 @@ SEARCHES = [
     *(Bounds(disks=2, crashes=0, faults=1, move=move) for move in CHAINS),
     *(Bounds(disks=1, crashes=1, faults=1, move=move) for move in CHAINS if move is not Move.INNER_COMMIT),
     *(Bounds(disks=1, crashes=1, faults=1, move=move, run_state="paused") for move in (Move.PULL, Move.SNAPSHOT)),
-    *(
-        Bounds(disks=1, crashes=0, faults=2, move=move, run_state="paused")
-        for move in (Move.SNAPSHOT, Move.INNER_COMMIT)
-    ),
+    Bounds(disks=1, crashes=0, faults=2, move=Move.INNER_COMMIT, run_state="paused"),
 ]
 LONG = [
     Bounds(disks=1, crashes=1, faults=1, move=Move.INNER_COMMIT),
@@ -50,7 +47,8 @@ LONG = [
     Bounds(disks=1, crashes=0, faults=2, from_phase=Phase.COPYING),
     *(
         Bounds(disks=1, crashes=0, faults=2, move=move, run_state="paused")
-        for move in (Move.COPY, Move.COMMIT, Move.PULL)
+        for move in Move
+        if move is not Move.INNER_COMMIT
     ),
     Bounds(disks=2, crashes=1, faults=1, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, bandwidth=True),

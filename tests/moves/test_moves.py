@@ -111,7 +111,7 @@ def test_a_guest_that_dirties_as_fast_as_it_can_is_moved(
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", [0, 1, *(pytest.param(number, marks=pytest.mark.long) for number in range(2, 6))])
 def test_killed_at_random_with_qemu_the_journal_names_the_right_image(
     qemu_factory: QemuFactory, guest_assets: GuestAssets, tmp_path: Path, number: int
 ):

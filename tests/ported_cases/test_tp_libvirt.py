@@ -152,7 +152,9 @@ def test_two_copies_to_one_image(bench: Bench):
 # -- interrupt_blockcopy ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL]
+)
 def test_the_client_dies(bench: Bench, number: signal.Signals):
     """Nothing happens to a pivot whose client is gone, whichever way it went."""
     command = ["env", "--default-signal=INT", str(_program("pivotctl")), "--socket", str(bench.daemon.socket)]
@@ -305,7 +307,7 @@ def test_a_copy_that_nobody_waits_for(bench: Bench):
 # -- limits -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bandwidth", ["0", str(INTEGER_MAX)])
+@pytest.mark.parametrize("bandwidth", [pytest.param("0", marks=pytest.mark.long), str(INTEGER_MAX)])
 def test_bandwidths_that_can_be(bench: Bench, bandwidth: str):
     """No limit, and the largest that QEMU can count."""
     assert bench.copy(bench.new(), "--bandwidth", bandwidth).status == 0

@@ -137,8 +137,19 @@ def test_a_guest_without_its_disk_refuses(qemu_factory: QemuFactory, guest_asset
 
 
 @pytest.mark.guest
-@pytest.mark.parametrize("cache", ["none", "writeback"])
-@pytest.mark.parametrize("bus", ["virtio-blk", "virtio-scsi", "nvme", "ide"])
+@pytest.mark.parametrize(
+    ("bus", "cache"),
+    [
+        ("virtio-blk", "none"),
+        ("nvme", "writeback"),
+        *(
+            pytest.param(bus, cache, marks=pytest.mark.long)
+            for bus in ("virtio-blk", "virtio-scsi", "nvme", "ide")
+            for cache in ("none", "writeback")
+            if (bus, cache) not in {("virtio-blk", "none"), ("nvme", "writeback")}
+        ),
+    ],
+)
 def test_a_killed_qemu_loses_nothing_acknowledged(
     qemu_factory: QemuFactory, guest_assets: GuestAssets, tmp_path: Path, cache: str, bus: str
 ) -> None:

@@ -19,7 +19,7 @@ from tests.systemd.crashes import Crash, Crashes
 
 pytestmark = [pytest.mark.systemd, pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(400)]
 
-CRASHES = int(os.environ.get("PIVOTD_HOST_CRASHES", "3"))
+CRASHES = int(os.environ.get("PIVOTD_HOST_CRASHES", "2"))
 STATE = "/var/lib/pivotd"
 OFFLINE = (PIVOTCTL, "--offline", STATE)
 
@@ -106,7 +106,7 @@ def test_no_guest_without_a_certain_image(host: BootHost) -> None:
     start(host)
 
 
-@pytest.mark.parametrize("shuts_down", [True, False])
+@pytest.mark.parametrize("shuts_down", [pytest.param(True, marks=pytest.mark.long), False])
 def test_stop_presses_the_power_button_and_loses_nothing(host: BootHost, shuts_down: bool) -> None:
     """QEMU ends when the guest has shut down, and after VM_STOP_S all the same; the unit is not failed, and stays down."""
     told = "after its power button was pressed"
@@ -152,7 +152,7 @@ def test_an_older_state_directory_is_handed_over(host: BootHost) -> None:
     assert host.container.run(*OFFLINE, "verdict", user="bob").returncode == 0
 
 
-@pytest.mark.parametrize("state", ["lives", "stopped", "killed"])
+@pytest.mark.parametrize("state", ["lives", pytest.param("stopped", marks=pytest.mark.long), "killed"])
 def test_who_may_look_reads_the_journal(host: BootHost, state: str) -> None:
     """Neither root nor pivotd: beside the daemon, after its orderly end, after its death with records only in the WAL."""
     images = moved(host)
