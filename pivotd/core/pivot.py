@@ -123,6 +123,11 @@ class PivotDisk:
         """Whether the disk gets another image."""
         return self.destination.node != self.source.node
 
+    @property
+    def below(self) -> Image | None:
+        """The image at which the chain goes on below what the pivot makes or merges; None: nothing is below."""
+        return self.source if self.base is None and self.backing_file is not None else self.base
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:

@@ -53,11 +53,15 @@ async def converge(
 
 
 async def look_for_destinations(state: DriverState, timeout_s: float, only: int | None = None) -> None:
-    """Remember whether the name of each destination still leads to its file; ``only``: that of one disk, by index."""
-    destinations = [disk.destination for disk in state.pivot.disks if only in {None, disk.index}]
+    """Remember whether the name of each destination still leads to its file; ``only``: that of one disk, by index.
+
+    The same goes for the image below it that a header names: it would be missing as soon as QEMU ends.
+    """
+    disks = [disk for disk in state.pivot.disks if only in {None, disk.index}]
+    images = [image for disk in disks for image in (disk.destination, disk.below) if image is not None]
     with contextlib.suppress(TimeoutError):
-        names = [image.filename for image in destinations]
-        look = partial(lost, destinations, state.pivot.identity.pid, blind=state.pivot.options.force)
+        names = [image.filename for image in images]
+        look = partial(lost, images, state.pivot.identity.pid, blind=state.pivot.options.force)
         state.remember(lost=await in_thread(timeout_s, look, paths=names))
 
 

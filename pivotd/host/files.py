@@ -19,6 +19,9 @@ from pivotd.host.birth import born
 from pivotd.host.process import boot_id
 from pivotd.host.threads import look_at
 
+LOST = "lost"
+"""The Image.file_id of an image whose name did not lead to its file when pivotd planned: no file at this name is it."""
+
 
 @dataclass(frozen=True, slots=True)
 class File:
@@ -95,7 +98,7 @@ def file_id(path: str) -> str | None:
         return None
     look_at(path)
     try:
-        return _identify(os.stat(path))  # noqa: PTH116 - one system call, no object
+        return identify(os.stat(path))  # noqa: PTH116 - one system call, no object
     except (OSError, ValueError):
         return None
 
@@ -115,7 +118,8 @@ def identities(name: str) -> frozenset[str]:
     return frozenset(filter(None, (path, place, itself)))
 
 
-def _identify(found: os.stat_result) -> str:
+def identify(found: os.stat_result) -> str:
+    """Return Image.file_id of what stat has found."""
     if stat.S_ISBLK(found.st_mode):
         return f"block:{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
     return f"{found.st_dev}:{found.st_ino}"
@@ -128,7 +132,7 @@ def opened(pid: int) -> frozenset[str] | None:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                 look_at(str(entry.readlink()))
-                found.add(_identify(entry.stat()))
+                found.add(identify(entry.stat()))
     except OSError:
         return None
     return frozenset(found)
@@ -157,7 +161,7 @@ def lost(images: Iterable[Image], pid: int = 0, *, blind: bool = False) -> str |
             return f"{deleted}, or QEMU has another {directory} than pivotd, in a mount namespace of its own"
         except OSError:
             continue
-        if image.file_id not in {None, _identify(found)}:
+        if image.file_id not in {None, identify(found)}:
             return f"{image.filename} was replaced by another file"
     return None
 
@@ -174,7 +178,7 @@ def presence(image: Image, *, sees_all: bool) -> Presence:
         return Presence.UNSEEN
     look_at(image.filename)
     try:
-        found = _identify(os.stat(image.filename))  # noqa: PTH116 - one system call, no object
+        found = identify(os.stat(image.filename))  # noqa: PTH116 - one system call, no object
     except (FileNotFoundError, NotADirectoryError):
         return Presence.GONE if sees_all or image.file_id is not None else Presence.UNSEEN
     except (OSError, ValueError):

@@ -94,7 +94,7 @@ def _destination(domain: DomainSnapshot, target: Target, seen: DiskSeen, node: s
     file = files.resolve(target.image, domain.directory)
     image = Image(file.path or target.image, target.format or domain.source(seen).format, node, file.file_id)
     domain.refuse_if_used(image, seen.disk)
-    if domain.opened is not None and image.file_id not in domain.opened:
+    if domain.held.opened is not None and image.file_id not in domain.held.opened:
         raise BadRequestError(
             f"QEMU has not opened {image.filename}: the mirror of {seen.disk} writes another image", disk=seen.disk
         )

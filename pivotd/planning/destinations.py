@@ -8,9 +8,9 @@ from pivotd.core import creation, names, nbd
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyMode, CopyOptions, Discard, Sync, Target
 from pivotd.errors import BadRequestError
-from pivotd.host import files
 from pivotd.planning import destination_files
 from pivotd.planning.domain_snapshot import DomainSnapshot
+from pivotd.planning.lasting_names import backing_name
 from pivotd.qmp.blocks import DiskSeen
 
 FORMATS = ("qcow2", "raw")
@@ -49,10 +49,8 @@ def _shallow(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, image: str
     chain = domain.chain(seen)
     if len(chain) == 1:
         return disk
-    written = seen.layers[0].backing_file
     below = chain[1]
-    relative = written is not None and not written.startswith("/") and ":" not in written.split("/", 1)[0]
-    name = files.relative(below.filename, image) if relative else below.filename
+    name = backing_name(below, image, seen.layers[0].backing_file)
     return replace(disk, base=below, backing_file=name)
 
 

@@ -12,6 +12,7 @@ from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyOptions
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from pivotd.host import files
+from pivotd.host.held import Held
 from pivotd.qmp.blocks import Blocks, DiskSeen
 
 WORKING = {"file", "host_device", "nbd"}
@@ -28,10 +29,10 @@ class DomainSnapshot:
     blocks: Blocks
     directory: Path | None
     in_use: frozenset[str]
-    opened: frozenset[str] | None = None
-    """The files that QEMU has open, as Image.file_id; None if pivotd may not see them."""
-    pid: int = 0
-    """QEMU's process, 0 if it is not known."""
+    held: Held
+    """The files that QEMU has open."""
+    pid: int
+    """QEMU's process."""
 
     def find(self, name: str) -> DiskSeen:
         """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""

@@ -9,6 +9,7 @@ from pivotd.core.request import Target
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from pivotd.host import files
 from pivotd.planning.domain_snapshot import DomainSnapshot
+from pivotd.planning.lasting_names import backing_name
 from pivotd.qmp.blocks import DiskSeen
 
 
@@ -23,7 +24,6 @@ def plan_commit(domain: DomainSnapshot, index: int, target: Target, seen: DiskSe
     if base <= top:
         raise BadRequestError(f"{chain[base].filename} is not below {chain[top].filename}: nothing can be committed")
     _refuse_short(seen, chain, top, base)
-    _refuse_lost(domain, chain, base)
     # Everything from below top down to base is wrong by itself once base has been written to.
     for image in chain[top + 1 : base + 1]:
         _refuse_shared(domain, image, seen.disk)
@@ -100,20 +100,6 @@ def _refuse_short(seen: DiskSeen, chain: list[Image], top: int, base: int) -> No
         )
 
 
-def _refuse_lost(domain: DomainSnapshot, chain: list[Image], base: int) -> None:
-    """Refuse to write into a file whose name is gone or now names another file: such a file ends with QEMU.
-
-    Raises: BadRequestError.
-    """
-    lost = files.lost([chain[base]])
-    opened = domain.opened
-    # A process that has not even opened the active image is not QEMU, but who listened in its place.
-    if lost is None and opened is not None and chain[0].file_id in opened and chain[base].file_id is not None:
-        lost = None if chain[base].file_id in opened else f"{chain[base].filename} was replaced by another file"
-    if lost is not None:
-        raise BadRequestError(f"{lost}: QEMU still has it open, and what is written into it ends with QEMU")
-
-
 def _refuse_shared(domain: DomainSnapshot, image: Image, disk: str) -> None:
     other = next((user for user in domain.users(image) if user != disk), None)
     if other is not None:
@@ -122,12 +108,6 @@ def _refuse_shared(domain: DomainSnapshot, image: Image, disk: str) -> None:
         raise DiskBusyError(f"{image.filename} belongs to another open pivot", disk=disk)
 
 
-def _backing_file(seen: DiskSeen, chain: list[Image], above: int, base: int) -> str | None:
-    """Return the backing file name for the image ``above``: relative if the name of base was relative before.
-
-    None leaves the name to QEMU, which writes the path under which it opened the base.
-    """
-    written = seen.layers[base - 1].backing_file
-    if written is None or written.startswith("/") or ":" in written.split("/", 1)[0]:
-        return None
-    return files.relative(chain[base].filename, chain[above].filename)
+def _backing_file(seen: DiskSeen, chain: list[Image], above: int, base: int) -> str:
+    """Return the backing file name for the image ``above``: relative if the name of base was relative before."""
+    return backing_name(chain[base], chain[above].filename, seen.layers[base - 1].backing_file)

@@ -13,10 +13,10 @@ from pivotd.core.observation import PAUSABLE
 from pivotd.core.pivot import Identity, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import Kind, PivotRequest, Requester, Sync, Target
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
-from pivotd.host import files, process
+from pivotd.host import files, held, process
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
-from pivotd.planning import placing
+from pivotd.planning import lasting_names, placing
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
 from pivotd.planning.domain_snapshot import DomainSnapshot
@@ -52,8 +52,8 @@ async def plan(
     busy = {disk.disk: other for other in others if other.domain == request.domain for disk in other.disks}
 
     def look() -> tuple[Kind, tuple[PivotDisk, ...]]:
-        opened = files.opened(session.pid) if request.options.adopted or request.kind is Kind.COMMIT else None
-        snapshot = DomainSnapshot(pivot, request.domain, options, blocks, directory, in_use, opened, session.pid)
+        has = held.look(session.pid)
+        snapshot = DomainSnapshot(pivot, request.domain, options, blocks, directory, in_use, has, session.pid)
         if request.options.adopted:
             return _plan_adopted(request, snapshot, busy)
         return request.kind, _plan_disks(request, snapshot, busy)
@@ -141,7 +141,8 @@ def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[s
                 job=jobs[0],
             )
         check_source(seen, force=request.options.force)
-        planned.append(PLANS[request.kind](snapshot, index, target, seen))
+        disk = PLANS[request.kind](snapshot, index, target, seen)
+        planned.append(lasting_names.checked(snapshot, seen, disk))
     if creates:
         placing.refuse_one_name(planned)
     if any(disk.switches != planned[0].switches for disk in planned):
@@ -163,7 +164,7 @@ def _plan_adopted(
         check_source(seen, force=request.options.force)
         kind, disk = plan_adopt(snapshot, index, target, seen)
         kinds.add(kind)
-        planned.append(disk)
+        planned.append(lasting_names.checked(snapshot, seen, disk))
     if len(kinds) > 1:
         raise BadRequestError("some jobs are mirrors and others commits: adopt them as two requests")
     return kinds.pop(), tuple(planned)

@@ -1,0 +1,74 @@
+"""Names that a pivot leaves in headers, or writes behind: each must lead to the very file that QEMU has open."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from pivotd.core.pivot import Image, PivotDisk
+from pivotd.errors import BadRequestError
+from pivotd.host import files
+from pivotd.host.held import Astray, astray
+from pivotd.planning.domain_snapshot import DomainSnapshot
+from pivotd.qmp.blocks import DiskSeen
+
+
+def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDisk:
+    """Refuse a pivot that would name, or write into, a file whose name is gone or leads to another file now.
+
+    This takes in every layer below the named one: a chain with a hole cannot be opened again. Layers that the pivot
+    itself takes out of the chain may be lost: that is how their data is saved. If the source is one of those, no file
+    at its name is the right one, and the disk returned says so. Raises: BadRequestError.
+    """
+    layers = [domain.image(layer.filename, layer.format, "") for layer in seen.layers]
+    for image in layers[_above(disk, layers)] + layers[_below(disk, layers)]:
+        found = astray(image.filename, domain.held)
+        if found is not None and not (found.unseen and domain.options.force):
+            raise BadRequestError(_sentence(image.filename, found), disk=seen.disk)
+    found = astray(disk.source.filename, domain.held)
+    if found is None or found.unseen:
+        return disk
+    return replace(disk, source=replace(disk.source, file_id=files.LOST))
+
+
+def _sentence(name: str, found: Astray) -> str:
+    if found.unseen:
+        return (
+            f"{name}: {found.why}; with --force pivotd goes on without a look, and if that name is wrong, the data "
+            "behind it ends with QEMU"
+        )
+    what = "deleted or renamed" if found.gone else "replaced"
+    return (
+        f"{name} was {what}: {found.why}, and the file that QEMU has open ends with QEMU; put the file "
+        "back, or copy the disk in full to a new image"
+    )
+
+
+def backing_name(below: Image, above: str, written: str | None) -> str:
+    """Return the name of a lower image for the header of the file ``above``; relative if ``written``, the old one, was.
+
+    QEMU looks from the directory of the name by which it opens ``above``. If that is a link, the name must lead to the
+    same file from where the link leads, too.
+    """
+    if written is None or written.startswith("/") or ":" in written.split("/", 1)[0]:
+        return below.filename
+    if not below.filename.startswith("/") or not above.startswith("/"):
+        return below.filename
+    name = files.relative(below.filename, above)
+    places = {os.path.dirname(above), os.path.dirname(os.path.realpath(above))}  # noqa: PTH120
+    leads = {files.file_id(os.path.join(place, name)) for place in places}  # noqa: PTH118
+    return name if len(places) == 1 or leads == {files.file_id(below.filename)} - {None} else below.filename
+
+
+def _above(disk: PivotDisk, layers: list[Image]) -> slice:
+    """Return the layers that stay above merged ones: they take in data, or get a new backing file name."""
+    return slice(0 if disk.switches or disk.top is None else _place(disk.top, layers))
+
+
+def _below(disk: PivotDisk, layers: list[Image]) -> slice:
+    """Return the layers with which the chain goes on downwards after the pivot."""
+    return slice(len(layers) if disk.below is None else _place(disk.below, layers), None)
+
+
+def _place(image: Image, layers: list[Image]) -> int:
+    return next(place for place, layer in enumerate(layers) if layer.filename == image.filename)

@@ -1,0 +1,192 @@
+"""A name in a header leads to the very file that QEMU has open, when it is written and when the guest is paused."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pivotd.core.pivot import Outcome, Pivot
+from pivotd.core.request import CopyOptions, Kind, PivotRequest, Requester, Sync, Target
+from pivotd.core.verdict import Presence
+from pivotd.errors import BadRequestError
+from pivotd.host import files, held
+from pivotd.planning.plan import plan
+from tests.conftest import QemuFactory
+from tests.support.qemu import Disk, Qemu, create_image
+
+from .conftest import Engine
+from .storage import header_chain
+
+pytestmark = pytest.mark.qemu
+WHO = Requester(0, 0, 1)
+NAMES = ("low.qcow2", "base.qcow2", "mid.qcow2", "top.qcow2")
+
+
+def lay(directory: Path, *, relative: bool = False) -> list[Path]:
+    """Create a chain of four images, the lowest first."""
+    paths = [directory / name for name in NAMES]
+    create_image(paths[0])
+    for below, path in itertools.pairwise(paths):
+        name = below.name if relative else str(below)
+        create_image(path, options=f"backing_file={name},backing_fmt=qcow2")
+    return paths
+
+
+def remove(path: Path) -> None:
+    path.rename(path.with_suffix(".away"))
+
+
+def replaced(path: Path) -> None:
+    remove(path)
+    create_image(path)
+
+
+def directory(path: Path) -> None:
+    remove(path)
+    path.mkdir()
+
+
+def link(path: Path) -> None:
+    remove(path)
+    path.symlink_to(create_image(path.with_suffix(".other")))
+
+
+def back(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.with_suffix(".away").rename(path)
+
+
+SAID = {remove: "deleted or renamed", replaced: "another file", directory: "a directory", link: "another file"}
+
+
+async def planned(engine: Engine, kind: Kind, target: Target, **options: object) -> Pivot:
+    """Plan alone: nothing is recorded."""
+    session = engine.host.get("web1").session
+    assert session is not None
+    request = PivotRequest("web1", kind, (target,), CopyOptions(**options))  # type: ignore[arg-type]
+    return await plan(request, session, [], pivot="01K9ABCDEFGHJKMNPQRSTV0000", who=WHO)
+
+
+@pytest.mark.parametrize("how", SAID)
+async def test_no_header_names_a_file_that_is_lost(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, how: Callable[[Path], None]
+):
+    """Every verb, with each layer of the chain lost in turn; what is taken out of the chain may be lost."""
+    layers = lay(tmp_path)
+    low, base, mid, top = layers
+    new = Target("disk0", str(tmp_path / "new.qcow2"))
+    verbs: dict[str, tuple[Kind, Target, dict[str, object], set[Path]]] = {
+        "snapshot": (Kind.SNAPSHOT, new, {}, {low, base, mid, top}),
+        "sync top": (Kind.COPY, new, {"sync": Sync.TOP}, {low, base, mid}),
+        "copy": (Kind.COPY, new, {}, set()),
+        "pull": (Kind.PULL, Target("disk0"), {}, {top}),
+        "pull to base": (Kind.PULL, Target("disk0", base=str(base)), {}, {low, base, top}),
+        "commit": (Kind.COMMIT, Target("disk0", base=str(base)), {}, {low, base}),
+        "inner commit": (Kind.COMMIT, Target("disk0", top=str(mid), base=str(base)), {}, {low, base, top}),
+    }
+    qemu_factory([Disk(top)], paused=True)
+    supervisor = await engine.connect(Qemu(tmp_path))
+    assert supervisor.session is not None
+    for verb, (kind, target, options, _) in verbs.items():
+        assert (await planned(engine, kind, target, **options)).disks, verb
+    for lost in layers:
+        how(lost)
+        for verb, (kind, target, options, needed) in verbs.items():
+            for force in (False, True):
+                if lost in needed:
+                    with pytest.raises(BadRequestError) as caught:
+                        await planned(engine, kind, target, **options, force=force)
+                    assert str(lost) in str(caught.value), (verb, lost)
+                    assert SAID[how] in str(caught.value), (verb, lost)
+                    assert "\n" not in str(caught.value)
+                else:
+                    source = (await planned(engine, kind, target, **options, force=force)).disks[0].source
+                    assert (source.file_id == files.LOST) is (lost == top), (verb, lost)
+        back(lost)
+    assert engine.journal.last_seq == 0
+
+
+async def test_a_copy_that_is_kept_never_vouches_for_a_source_that_is_lost(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
+):
+    """A copy saves the data of a deleted image; until it has, no file at that name is the right one."""
+    source = create_image(tmp_path / "old.qcow2")
+    qemu_factory([Disk(source)], paused=True)
+    await engine.connect(Qemu(tmp_path))
+    replaced(source)
+    pivot = await planned(engine, Kind.COPY, Target("disk0", str(tmp_path / "new.qcow2")))
+    assert files.presence(pivot.disks[0].source, sees_all=False) is Presence.REPLACED
+    source.unlink()
+    assert files.presence(pivot.disks[0].source, sees_all=False) is Presence.GONE
+
+
+async def test_where_pivotd_may_not_see_what_qemu_has_open(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+    """QEMU's lock on a file shows that it is open; a file without one is refused, or forced."""
+    source = create_image(tmp_path / "old.qcow2")
+    qemu = qemu_factory([Disk(source)], paused=True)
+    seen, unseen = held.look(qemu.pid), held.Held(qemu.pid, None, is_qemu=False)
+    other = held.Held(1, frozenset(), is_qemu=False)
+    assert seen.is_qemu
+    for look in (seen, unseen, other):
+        assert held.astray(str(source), look) is None
+    (tmp_path / "alias.qcow2").hardlink_to(source)
+    (tmp_path / "link.qcow2").symlink_to(source)
+    for name in ("alias.qcow2", "link.qcow2"):
+        assert held.astray(str(tmp_path / name), seen) is None
+        assert held.astray(str(tmp_path / name), unseen) is None
+    replaced(source)
+    for look in (unseen, other):
+        found = held.astray(str(source), look)
+        assert found is not None
+        assert found.unseen
+    definite = held.astray(str(source), seen)
+    assert definite is not None
+    assert not definite.unseen
+
+
+@pytest.mark.parametrize("verb", ["snapshot", "sync top", "pull", "inner commit"])
+async def test_the_file_is_lost_after_the_plan(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, verb: str):
+    """Looked at again before the intent: kept, and the chain is as it was."""
+    layers = lay(tmp_path)
+    _, base, mid, top = layers
+    qemu = qemu_factory([Disk(top)])
+    await engine.connect(qemu)
+    new = Target("disk0", str(tmp_path / "new.qcow2"))
+    kind, target, lost, sync = {
+        "snapshot": (Kind.SNAPSHOT, new, top, Sync.FULL),
+        "sync top": (Kind.COPY, new, mid, Sync.TOP),
+        "pull": (Kind.PULL, Target("disk0", base=str(base)), base, Sync.FULL),
+        "inner commit": (Kind.COMMIT, Target("disk0", top=str(mid), base=str(base)), base, Sync.FULL),
+    }[verb]
+    driver = await engine.start(kind, "web1", target, pivot=False, sync=sync)
+    await engine.resting(driver)
+    replaced(lost)
+    await driver.complete(WHO)
+    pivot = await engine.closed(driver)
+    assert pivot.outcome == Outcome.KEPT, pivot.error
+    assert f"{lost} was replaced" in (pivot.error or "")
+    assert qemu.root().filename == str(top)
+    back(lost)
+    assert [name for name, _ in header_chain(top)] == [str(path) for path in reversed(layers)]
+
+
+async def test_a_relative_name_leads_to_the_base_from_behind_a_link(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
+):
+    """The new image is made through a dangling link: its header leads right by the link, and by its own name."""
+    *_, mid, top = lay(tmp_path, relative=True)
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    there, link_to = tmp_path / "far" / "away" / "new.qcow2", tmp_path / "new.qcow2"
+    link_to.symlink_to(there)
+    qemu_factory([Disk(top)], paused=True)
+    await engine.connect(Qemu(tmp_path))
+    driver = await engine.start(Kind.COPY, "web1", Target("disk0", str(link_to)), sync=Sync.TOP)
+    assert (await engine.closed(driver)).outcome == Outcome.SWITCHED
+    for name in (there, link_to):
+        assert header_chain(name)[1][0] == str(mid)
+    assert driver.pivot.disks[0].backing_file == str(mid)
