@@ -308,3 +308,37 @@ def m006_guests_that_left(db: Database) -> None:
     for statement in M006_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 6")
+
+
+M007_STATEMENTS = (
+    """
+    CREATE TABLE overwritten (
+        domain TEXT NOT NULL,
+        disk TEXT NOT NULL,
+        image TEXT NOT NULL,
+        pivot TEXT NOT NULL REFERENCES pivot (id),
+        PRIMARY KEY (domain, disk)
+    ) STRICT, WITHOUT ROWID
+    """,
+    # A disk in doubt is moved only after a person's word; one that pivotd had never moved has a history from then on.
+    """
+    CREATE TRIGGER overwritten_moved AFTER INSERT ON pivot_disk BEGIN
+        DELETE FROM overwritten WHERE disk = NEW.disk
+            AND domain = (SELECT domain FROM pivot WHERE id = NEW.pivot);
+    END
+    """,
+    """
+    CREATE TRIGGER overwritten_accepted AFTER UPDATE OF accepted_at ON pivot_disk BEGIN
+        DELETE FROM overwritten WHERE disk = NEW.disk
+            AND domain = (SELECT domain FROM pivot WHERE id = NEW.pivot);
+    END
+    """,
+)
+
+
+@migrations()
+def m007_overwritten(db: Database) -> None:
+    """Keep the disks of which a forced pivot of another disk was told to overwrite an image."""
+    for statement in M007_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 7")

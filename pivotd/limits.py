@@ -67,6 +67,10 @@ JOURNAL_CHECK_S = 2.0
 JOURNAL_CHECK_AGAIN_S = 5.0
 ALARM_AGAIN_S = 30.0
 """After a look at a domain's images that failed."""
+IMAGES_BELOW_MAX = 256
+"""Images below one image: headers can lead in a circle."""
+DEVICES_BELOW_MAX = 256
+"""Devices below one RAID, device-mapper or loop device."""
 FILES_AT_ONCE = 64
 """How many images one thread looks at in a row."""
 """For the images of other pivots: a request does not wait long for storage that it does not use."""

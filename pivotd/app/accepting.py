@@ -46,6 +46,7 @@ class Accepting:
             pivot, known = await self._last(domain, disk)
             image = nbd.canonical(word.image) or word.image
             await self._check(pivot, known, image)
+            await self._refuse_while_written(domain, disk)
             image_format = word.format or await self._format(domain, disk, image)
             accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
             disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
@@ -68,6 +69,15 @@ class Accepting:
         if pivot.phase is not Phase.CLOSED:
             raise ConflictError(f"pivot {pivot.id} of {domain} {disk} is still open: wait for it first", pivot=pivot.id)
         return pivot, known
+
+    async def _refuse_while_written(self, domain: str, disk: str) -> None:
+        """Raises: ConflictError: a forced pivot of another disk still writes to an image of this one."""
+        mark = (await self._reads.overwritten()).get((domain, disk))
+        if mark is not None and (await self._reads.pivot(mark.pivot)).phase is not Phase.CLOSED:
+            raise ConflictError(
+                f"pivot {mark.pivot} of {mark.by} may still write to {mark.image}: wait for it, or cancel it first",
+                pivot=mark.pivot,
+            )
 
     async def _check(self, pivot: Pivot, known: PivotDisk, image: str) -> None:
         """Raises: BadRequestError: there is no such file; ConflictError: QEMU uses another one now."""

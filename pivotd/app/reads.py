@@ -17,6 +17,7 @@ from pivotd import limits
 from pivotd.app.lanes import Door, Lane
 from pivotd.app.live_verdicts import Key, LiveVerdicts
 from pivotd.app.registry import Host
+from pivotd.core.overwritten import Overwritten, doubted
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
 from pivotd.core.standing import Asked, ImageFound
@@ -24,7 +25,7 @@ from pivotd.core.verdict import Verdict, without_pivot
 from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError
 from pivotd.host import files
 from pivotd.host.threads import in_thread
-from pivotd.journal.images import images_found, obsolete
+from pivotd.journal.images import images_found, obsolete, standings
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.qmp.session import Session
@@ -207,7 +208,8 @@ class Reads:
         if domain is not None and disk is not None and not found:
             if self._host.get(domain).session is not None:
                 raise NotFoundError(f"{domain} has no disk {disk}, neither in QEMU nor in the journal", disk=disk)
-            found = {(domain, disk): without_pivot(domain, disk)}
+            marks = await self.overwritten()
+            found = {(domain, disk): doubted(without_pivot(domain, disk), marks.get((domain, disk)))}
         result = list((await live.with_files(found)).values())
         encoded: list[T] = []
         for first in range(0, len(result), limits.READ_AT_ONCE):
@@ -229,9 +231,19 @@ class Reads:
                 latest = [(pivot, replace(moved, doubtful=True)) for pivot, moved in latest]
             live = LiveVerdicts(latest)
             found = await live.all(self._sessions([domain] if domain is not None else None), disk)
+            marks = await self.overwritten()
+            found = {key: doubted(one, marks.get(key)) for key, one in found.items()}
             if self._journal.last_seq == before:
                 break
         return live, found
+
+    async def standings(self, image: str) -> list[ImageFound]:
+        """Return how an image stands to each disk that ever had it, by the journal alone. Raises: ConflictError."""
+        return await self._single.read(_standings, image, await _asked(image))
+
+    async def overwritten(self) -> dict[Key, Overwritten]:
+        """Return the disks of which a forced pivot of another one has overwritten an image, by domain and disk."""
+        return await self._single.read(Reader.overwritten)
 
     async def moved(self, image: str) -> list[tuple[Pivot, PivotDisk]]:
         """Return, for each disk that has ever had an image of this name, its last such pivot."""
@@ -330,6 +342,10 @@ def _images(
     reader: Reader, encode: Callable[[ImageFound], T], image: str, asked: Asked, verdicts: Mapping[Key, Verdict]
 ) -> list[T]:
     return [encode(one) for one in images_found(reader, image, asked, verdicts)]
+
+
+def _standings(reader: Reader, image: str, asked: Asked) -> list[ImageFound]:
+    return standings(reader, image, asked)
 
 
 def _obsolete(reader: Reader, encode: Callable[[ImageFound], T], after: str, limit: int) -> tuple[list[T], str | None]:

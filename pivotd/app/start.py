@@ -10,10 +10,12 @@ from typing import Protocol
 from ulid import ULID
 
 from pivotd import limits
+from pivotd.app.holders import Holders
 from pivotd.app.registry import Host
 from pivotd.core import nbd
 from pivotd.core.pivot import Image, Pivot, PivotDisk
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
+from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import Verdict
 from pivotd.engine import pivot_log
 from pivotd.engine.supervisor import Supervisor
@@ -35,6 +37,14 @@ class History(Protocol):
         """Return, by disk, the verdicts that a person has to settle."""
         ...
 
+    async def latest(self, domain: str | None, disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
+        """Return the last pivot of each disk with its entry for the disk."""
+        ...
+
+    async def standings(self, image: str) -> list[ImageFound]:
+        """Return how an image stands to each disk that ever had it, by the journal alone."""
+        ...
+
 
 Marked = Sequence[tuple[Image, frozenset[str]]]
 """Images, each with its identities: files.identities()."""
@@ -47,6 +57,7 @@ class Starter:
         self._host = host
         self._journal = journal
         self._history = history
+        self._holders = Holders(host, history)
         self._under_way: dict[str, tuple[PivotRequest, asyncio.Future[Pivot]]] = {}
         self.accepting: set[str] = set()
         """Pivots being recorded, which have no driver yet."""
@@ -118,13 +129,16 @@ class Starter:
     ) -> tuple[Pivot, bool]:
         """Record and start the planned pivot, unless the facts of the plan have changed."""
         async with self._host.lock(planned.domain):
-            if self._host.supervisors.get(planned.domain) is not supervisor or supervisor.ended:
-                raise ConflictError(f"domain {planned.domain} was removed meanwhile: add it and try again")
-            if supervisor.session is not session:
-                raise DomainUnreachableError(f"domain {planned.domain}: QEMU has closed the monitor; try again")
             self._reserve(planned, marked)
             try:
-                accepted, new = await self._journal.accept(planned, {"force": planned.options.force})
+                # After the reservation: a pivot that wrote to one of the images before has ended, and left its record.
+                found = await self._holders.check(planned)
+                if self._host.supervisors.get(planned.domain) is not supervisor or supervisor.ended:
+                    raise ConflictError(f"domain {planned.domain} was removed meanwhile: add it and try again")
+                if supervisor.session is not session:
+                    raise DomainUnreachableError(f"domain {planned.domain}: QEMU has closed the monitor; try again")
+                facts = {"force": planned.options.force, **found.facts}
+                accepted, new = await self._journal.accept(planned, facts, found.overwritten(planned))
                 if new:
                     pivot_log.accepted(accepted)
                 if new and not supervisor.ended:

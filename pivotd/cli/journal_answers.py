@@ -14,6 +14,7 @@ from pivotd import limits
 from pivotd.client import DomainView, ImageVerdict, Pivot, PivotWithRecords, Record, Verdict, shown
 from pivotd.config import load
 from pivotd.core import verdict
+from pivotd.core.overwritten import doubted
 from pivotd.errors import ConfigError, NotFoundError
 from pivotd.host import files, process
 from pivotd.journal.images import Key, images_found, obsolete
@@ -67,7 +68,8 @@ class OfflineJournal:
         """Return the journal's verdicts on the requested disks, checked against their files."""
         found = self._verdicts(domain, disk)
         if domain is not None and disk is not None and not found:
-            found = {(domain, disk): verdict.without_pivot(domain, disk)}
+            mark = self._reader.overwritten().get((domain, disk))
+            found = {(domain, disk): doubted(verdict.without_pivot(domain, disk), mark)}
         return [shown.verdict(one) for one in found.values()]
 
     def check_known(self, domain: str) -> None:
@@ -83,11 +85,13 @@ class OfflineJournal:
     def _verdicts(self, domain: str | None, disk: str | None) -> dict[Key, verdict.Verdict]:
         found = {}
         elsewhere = self._reader.is_copy()
+        marks = self._reader.overwritten()
         for pivot, moved in self._reader.every_latest(domain, disk):
             one = verdict.of_pivot(pivot, moved)
             if self._reader.beside_daemon and verdict.may_be_overtaken(pivot):
                 one = verdict.provisional(one)
             one = verdict.doubtful(one, moved, is_copy=elsewhere)
+            one = doubted(one, marks.get((pivot.domain, moved.disk)))
             image = files.of_boot(verdict.right_image(moved), pivot)
             found[pivot.domain, moved.disk] = verdict.check_file(one, files.presence(image, sees_all=True))
         return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import JsonObject, Phase, Pivot, PivotDisk, Record
 from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, RevisionConflictError
 from pivotd.journal import place
@@ -57,7 +58,7 @@ class _Update:
         return cls(sql, (*changed.values(), *where.values()))
 
 
-def accept(pivot: Pivot, facts: JsonObject) -> Change[tuple[Pivot, bool]]:
+def accept(pivot: Pivot, facts: JsonObject, overwritten: Sequence[Overwritten] = ()) -> Change[tuple[Pivot, bool]]:
     """Insert a pivot unless its request id is known or one of its disks is taken."""
     head = pivot_row(pivot)
     insert_head = _insert("pivot", tuple(head))
@@ -75,6 +76,9 @@ def accept(pivot: Pivot, facts: JsonObject) -> Change[tuple[Pivot, bool]]:
             connection.execute(_insert("pivot_disk", tuple(row)), row)
         for row in pauses:
             connection.execute(_insert("pause", tuple(row)), row)
+        for one in overwritten:
+            values = (one.domain, one.disk, one.image, one.pivot)
+            connection.execute("INSERT OR REPLACE INTO overwritten VALUES (?, ?, ?, ?)", values)
         return (pivot, True), (_append(connection, (pivot.domain, pivot.id, pivot.phase), "accepted", text),)
 
     return change

@@ -31,6 +31,13 @@ def images_found(reader: Reader, name: str, asked: Asked, verdicts: Mapping[Key,
     return sorted(found, key=lambda one: (one.verdict.domain, one.verdict.disk))
 
 
+def standings(reader: Reader, name: str, asked: Asked) -> list[ImageFound]:
+    """Return how an image stands to each disk that has ever had it, by the journal alone."""
+    keys = {_key(one) for one in reader.image(asked.names, asked.file_id)}
+    latest = [one for key in keys for one in reader.latest(*key, limit=1)]
+    return images_found(reader, name, asked, {_key(one): of_pivot(*one) for one in latest})
+
+
 def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], str | None]:
     """Return those of the next ``limit`` images after a name that no disk needs, by the journal alone.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pivotd import limits
+from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
 from pivotd.journal import changes, lock, place, schema, wal
@@ -88,14 +89,18 @@ class Journal:
         """Return the domains added at run time, by name. At start-up only: it blocks."""
         return self._start_up(changes.domains)
 
-    async def accept(self, pivot: Pivot, facts: JsonObject) -> tuple[Pivot, bool]:
+    async def accept(
+        self, pivot: Pivot, facts: JsonObject, overwritten: Sequence[Overwritten] = ()
+    ) -> tuple[Pivot, bool]:
         """Make a request durable with the record ``accepted``; returns False with a pivot that existed already.
+
+        ``overwritten``: the disks of which nobody is certain any more.
 
         For a known request id, return its present pivot and write nothing.
 
         Raises: DiskBusyError (fields ``pivot``, ``disk``), JournalError.
         """
-        return await self._writer.submit(changes.accept(pivot, facts))
+        return await self._writer.submit(changes.accept(pivot, facts, overwritten))
 
     async def advance(self, before: Pivot, event: str, facts: JsonObject, **new: Any) -> Pivot:
         """Change fields of a pivot with one record, if it is still at ``before.revision``; return the new pivot.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pivotd import limits
+from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import Pivot, Record
 from pivotd.errors import JournalError, JournalLockedError, NotFoundError
 from pivotd.journal import offline, place, schema
@@ -170,6 +171,13 @@ class Reader:
             return names, [(name, one, latest[one[0].domain, one[1].disk]) for name, one in rows]
 
         return self._read(look)
+
+    def overwritten(self) -> dict[tuple[str, str], Overwritten]:
+        """Return the disks of which a forced pivot of another one has overwritten an image, by domain and disk."""
+        query = "SELECT o.*, pivot.domain AS by_domain FROM overwritten o JOIN pivot ON pivot.id = o.pivot"
+        names = ("domain", "disk", "image", "pivot", "by_domain")
+        rows = self._read(lambda connection: connection.execute(query).fetchall())
+        return {(row["domain"], row["disk"]): Overwritten(*(row[name] for name in names)) for row in rows}
 
     def is_copy(self) -> bool:
         """Return whether this is another file than the one that its last daemon has used."""

@@ -22,7 +22,7 @@ from pivotd.journal import place, raw_files
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """The number of the last step in migrations/migrations.py."""
 APPLICATION_ID = 0x70767464
 FILE_NAME = "journal.db"
@@ -33,7 +33,17 @@ BUSY_TIMEOUT_MS = 250
 """Time to wait for another program's write lock; half of the default bound of a pause."""
 
 _OBJECTS = {
-    "table": {"domain", "pivot", "pivot_disk", "disk_latest", "image_latest", "journal_file", "pause", "record"},
+    "table": {
+        "domain",
+        "pivot",
+        "pivot_disk",
+        "disk_latest",
+        "image_latest",
+        "journal_file",
+        "overwritten",
+        "pause",
+        "record",
+    },
     "trigger": {
         "record_no_update",
         "record_no_delete",
@@ -49,6 +59,8 @@ _OBJECTS = {
         "pivot_disk_image_accepted",
         "image_latest_no_delete",
         "disk_latest_accepted",
+        "overwritten_moved",
+        "overwritten_accepted",
     },
     "index": {"pivot_open", "pivot_by_domain", "pivot_undo_of", "record_by_pivot", "image_latest_by_file"},
 }

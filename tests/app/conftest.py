@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import Requester
+from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import Verdict
 from tests.api.conftest import Answer, Connection
 from tests.engine.conftest import engine
@@ -32,6 +34,12 @@ class NoHistory:
 
     async def doubts(self, _domain: str) -> dict[str, Verdict]:
         return {}
+
+    async def latest(self, _domain: str | None, _disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
+        return []
+
+    async def standings(self, _image: str) -> list[ImageFound]:
+        return []
 
 
 class Host:

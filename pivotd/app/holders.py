@@ -1,0 +1,177 @@
+"""Refuses to write to what other disks need: the right image of one, an image below it, an image that QEMU has open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pivotd import limits
+from pivotd.app.registry import Host
+from pivotd.core.overwritten import Overwritten
+from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk
+from pivotd.core.standing import ImageFound, Standing
+from pivotd.core.verdict import right_image
+from pivotd.errors import BadRequestError, ConflictError, PivotdError
+from pivotd.host import files, process
+from pivotd.host.threads import in_thread
+from pivotd.planning import needed_images
+from pivotd.planning.needed_images import Holder, Process, Wanted
+from pivotd.qmp.session import Session
+
+NEEDED = {
+    Standing.CURRENT: "is the right image of",
+    Standing.BASE: "lies below the right image of",
+    Standing.IN_SYNC: "is kept in sync for",
+    Standing.DESTINATION: "is being written for",
+    Standing.UNKNOWN: "may be the right image of",
+}
+ROUNDS_MAX = 3
+"""A domain that is connected meanwhile may have the image open: look again."""
+Key = tuple[str, str]
+"""Domain and disk."""
+
+
+class History(Protocol):
+    """What these checks need of the journal; app.reads.Reads has it."""
+
+    async def latest(self, domain: str | None, disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
+        """Return the last pivot of each disk with its entry for the disk."""
+        ...
+
+    async def standings(self, image: str) -> list[ImageFound]:
+        """Return how an image stands to each disk that has ever had it, by the journal alone."""
+        ...
+
+
+@dataclass(slots=True)
+class Found:
+    """What stands against a pivot: disks that need its images, and sentences on what cannot be seen."""
+
+    holders: list[Holder] = field(default_factory=list)
+    blind: list[str] = field(default_factory=list)
+    returns: list[ImageFound] = field(default_factory=list)
+    """Images that the pivot's own disk has left before."""
+
+    def add(self, found: tuple[list[Holder], list[str]]) -> None:
+        """Take in one look; of several reasons for one disk the first one counts."""
+        known = {(one.image, one.domain, one.disk) for one in self.holders}
+        self.holders += [one for one in found[0] if (one.image, one.domain, one.disk) not in known]
+        self.blind += found[1]
+
+    def overwritten(self, pivot: Pivot) -> list[Overwritten]:
+        """Return the disks of which nobody is certain any more once the pivot writes."""
+        disks = {(one.domain, one.disk): one.image for one in self.holders}
+        return [Overwritten(domain, disk, image, pivot.id, pivot.domain) for (domain, disk), image in disks.items()]
+
+    @property
+    def facts(self) -> JsonObject:
+        """Return what the record of the pivot says of this."""
+        names = [f"{one.image} {one.why} {one.domain} {one.disk}" for one in self.holders]
+        returns = [f"{one.asked} was {one.finding.standing}: {one.finding.why}" for one in self.returns]
+        said: JsonObject = {"overwrites": names, "not_looked_at": self.blind, "returns_to": returns}
+        return {name: value for name, value in said.items() if value}
+
+
+class Holders:
+    """Finds the disks that need the images of a pivot."""
+
+    def __init__(self, host: Host, history: History) -> None:
+        self._host = host
+        self._history = history
+
+    async def check(self, pivot: Pivot) -> Found:
+        """Return what ``--force`` permits. No other pivot may begin to write to the images meanwhile.
+
+        Raises: ConflictError: something stands against the pivot; BadRequestError: a storage does not answer.
+        """
+        found = await self._find(pivot)
+        own = next((one for one in found.holders if one.own), None)
+        if own is not None:
+            raise BadRequestError(f"{own.image} {own.why} {own.domain} {own.disk}: name another image", disk=own.disk)
+        if pivot.options.force:
+            return found
+        for one in found.holders:
+            name = f"{one.domain} {one.disk}"
+            raise ConflictError(
+                f"{one.image} {one.why} {name}: name another one; --force writes to it, and nobody can be certain of "
+                f"{name} afterwards",
+                domain=one.domain, disk=one.disk, image=one.image,
+            )  # fmt: skip
+        for why in found.blind:
+            raise ConflictError(
+                f"{needed_images.targets(pivot)[0][1].filename}: nobody can tell whether another disk needs it: {why}; "
+                "--force goes on without a look"
+            )
+        return found
+
+    async def _find(self, pivot: Pivot) -> Found:
+        found = Found()
+        targets = needed_images.targets(pivot)
+        for disk, image in targets:
+            for one in await self._history.standings(image.filename):
+                key = one.verdict.domain, one.verdict.disk
+                if key == (pivot.domain, disk.disk):
+                    found.returns.append(one)
+                elif one.finding.standing in NEEDED:
+                    found.add(([Holder(image.filename, *key, NEEDED[one.finding.standing])], []))
+        if targets and needed_images.is_there(pivot):
+            await self._look(pivot, [image for _, image in targets], found)
+        return found
+
+    async def _look(self, pivot: Pivot, images: Sequence[Image], found: Found) -> None:
+        names = [image.filename for image in images]
+        try:
+            wanted = await in_thread(limits.FILE_TIMEOUT_S, needed_images.wanted, images, paths=names)
+        except TimeoutError as error:
+            raise BadRequestError(f"{error}: try again when it does") from None
+        seen: set[Key] = set()
+        looked: set[Session] = set()
+        for _ in range(ROUNDS_MAX):
+            new = {name: session for name, session in self._sessions().items() if session not in looked}
+            if not new:
+                break
+            looked |= set(new.values())
+            for shown in await asyncio.gather(*(self._in_use(*one, wanted, pivot, seen) for one in new.items())):
+                found.add(shown)
+        own = {(pivot.domain, disk.disk) for disk in pivot.disks}
+        left = [one for one in await self._history.latest(None) if (one[0].domain, one[1].disk) not in seen | own]
+        for first in range(0, len(left), limits.FILES_AT_ONCE):
+            part = left[first : first + limits.FILES_AT_ONCE]
+            for below in await asyncio.gather(*(_below(one, wanted) for one in part)):
+                found.add(below)
+
+    def _sessions(self) -> dict[str, Session]:
+        return {name: one.session for name, one in self._host.supervisors.items() if one.session is not None}
+
+    async def _in_use(
+        self, domain: str, session: Session, wanted: Wanted, pivot: Pivot, seen: set[Key]
+    ) -> tuple[list[Holder], list[str]]:
+        """Return the disks of one QEMU that have the images, and what cannot be seen; note in ``seen`` what it has."""
+        try:
+            blocks = await session.blocks()
+            names = [layer.filename for disk in blocks.disks.values() for layer in disk.layers]
+
+            def look() -> tuple[list[Holder], list[str]]:
+                opened, directory = files.opened(session.pid), process.working_directory(session.pid)
+                return needed_images.in_use(Process(domain, blocks, directory, opened), wanted, pivot)
+
+            shown = await in_thread(limits.FILE_TIMEOUT_S, look, paths=names)
+        except PivotdError as error:
+            return [], [f"{domain}: {error.message}"]
+        except TimeoutError as error:
+            return [], [f"{domain}: {error}"]
+        seen |= {(domain, disk) for disk in blocks.disks}
+        return shown
+
+
+async def _below(moved: tuple[Pivot, PivotDisk], wanted: Wanted) -> tuple[list[Holder], list[str]]:
+    right = right_image(moved[1])
+    try:
+        paths = [right.filename]
+        return await in_thread(
+            limits.OTHERS_FILE_TIMEOUT_S, needed_images.below_right, moved, right, wanted, paths=paths
+        )
+    except TimeoutError as error:
+        return [], [f"{moved[0].domain} {moved[1].disk}: {error}"]

@@ -1,0 +1,81 @@
+"""Where an image is stored: two names are one place if they share an identity, or if one lies on the other.
+
+A loop device lies on its file, a partition on its disk, a device-mapper device on the devices below it. Two partitions
+of one disk share nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pivotd import limits
+from pivotd.host import files
+
+_SYSFS = "/sys/dev/block"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """``itself``: files.identities(); ``below``: the ids of the files and devices on which it lies."""
+
+    itself: frozenset[str]
+    below: frozenset[str] = frozenset()
+
+    def overlaps(self, other: Place) -> bool:
+        """Return whether writing to one may change the other."""
+        return not (self.itself.isdisjoint(other.itself | other.below) and self.below.isdisjoint(other.itself))
+
+
+def of(name: str) -> Place:
+    """Return the place of a path or an NBD address. It looks at storage, so it may block."""
+    itself = files.identities(name)
+    return Place(itself, _below(itself))
+
+
+def of_file(file_id: str) -> Place:
+    """Return the place of a file that a process has open."""
+    itself = frozenset({file_id})
+    return Place(itself, _below(itself))
+
+
+def _below(itself: frozenset[str]) -> frozenset[str]:
+    """Return everything below block devices, as far as the kernel shows it. Source: sysfs(5), Documentation/ABI."""
+    found: set[str] = set()
+    queue = [one for one in itself if one.startswith("block:")]
+    while queue and len(found) < limits.DEVICES_BELOW_MAX:
+        new = _right_below(queue.pop()) - found
+        found |= new
+        queue += [one for one in new if one.startswith("block:")]
+    return frozenset(found)
+
+
+def _right_below(device: str) -> set[str]:
+    place = Path(_SYSFS) / device.removeprefix("block:")
+    found = {_device(path) for path in _entries(place / "slaves")}
+    if (place / "partition").exists():
+        found.add(_device(Path(os.path.realpath(place)).parent))
+    file = _text(place / "loop" / "backing_file")
+    if file is not None:
+        found |= {file, files.file_id(file)}
+    return {one for one in found if one is not None}
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _device(place: Path) -> str | None:
+    number = _text(place / "dev")
+    return None if number is None else f"block:{number}"
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="surrogateescape").rstrip("\n")
+    except OSError:
+        return None

@@ -1,0 +1,133 @@
+"""Which other disks need an image that a pivot is about to write to: by what QEMUs have open, and by headers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pivotd.core import nbd
+from pivotd.core.pivot import Image, Outcome, Pivot, PivotDisk
+from pivotd.core.request import Kind, Sync
+from pivotd.host import backing, files, places, view
+from pivotd.host.places import Place
+from pivotd.host.threads import look_at
+from pivotd.qmp.blocks import Blocks
+
+Wanted = Mapping[str, Place]
+"""The images that a pivot is about to write to, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A disk, and one sentence on what ``image`` is to it. ``own``: of the pivot's own guest, which nothing permits."""
+
+    image: str
+    domain: str
+    disk: str
+    why: str
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A running QEMU: what it shows, its working directory, and the files that it has open, None if nobody may look."""
+
+    domain: str
+    blocks: Blocks
+    directory: Path | None
+    opened: frozenset[str] | None
+
+
+def targets(pivot: Pivot) -> list[tuple[PivotDisk, Image]]:
+    """Return each disk with the image that the pivot fills; the active image belongs to the guest that writes to it."""
+    if pivot.kind in {Kind.COPY, Kind.SNAPSHOT}:
+        return [(disk, disk.destination) for disk in pivot.disks]
+    return [(disk, disk.base) for disk in pivot.disks if disk.base is not None and pivot.kind is Kind.COMMIT]
+
+
+def is_there(pivot: Pivot) -> bool:
+    """Return whether the pivot writes to images that exist: a new one can be in nobody's chain, and open nowhere."""
+    return pivot.options.reuse or pivot.options.adopted or pivot.kind is Kind.COMMIT
+
+
+def wanted(images: Iterable[Image]) -> Wanted:
+    """Return the images with their places; it looks at storage, so it may block."""
+    return {image.filename: places.of(image.filename) for image in images}
+
+
+def in_use(process: Process, images: Wanted, pivot: Pivot) -> tuple[list[Holder], list[str]]:
+    """Return the disks of a QEMU that have one of the images in their chain, and sentences on what cannot be seen.
+
+    Source: query-block, and the descriptors of the process, which also show what has no disk or no plain name.
+    """
+    own = process.domain == pivot.domain
+    chains = {disk.disk for disk in pivot.disks} if own and pivot.kind is Kind.COMMIT else set()
+    found: list[Holder] = []
+    blind: list[str] = []
+    for seen in process.blocks.disks.values():
+        for layer in () if seen.disk in chains else seen.layers:
+            name = files.resolve(layer.filename, process.directory).path
+            place = Place(frozenset()) if name is None else places.of(name)
+            taken = [image for image, at in images.items() if at.overlaps(place)]
+            found += [Holder(image, process.domain, seen.disk, "is in use by", own) for image in taken]
+            if process.opened is None and (why := _unseen(name, layer.filename)) is not None:
+                blind.append(f"{process.domain} {seen.disk}: {why}")
+    if own and (chains or pivot.options.adopted):
+        return found, blind
+    known = {one.image for one in found}
+    for image in (image for image, at in images.items() if image not in known and _is_open(at, process.opened)):
+        found += [Holder(image, process.domain, disk, "is open in QEMU of", own) for disk in process.blocks.disks]
+    return found, blind
+
+
+def below_right(moved: tuple[Pivot, PivotDisk], right: Image, images: Wanted) -> tuple[list[Holder], list[str]]:
+    """Return a disk that no QEMU was seen to have if its right image is, or lies on, one of the images.
+
+    Also sentences on what cannot be seen. It reads headers, so it may block.
+    """
+    pivot, disk = moved
+    found = _matching(right.filename, images, pivot, disk, "is the right image of")
+    try:
+        names = backing.needed(right.filename, right.format)
+    except backing.BlindError as error:
+        alone = pivot.kind is Kind.COPY and disk.outcome is Outcome.SWITCHED and disk.accepted is None
+        full = pivot.options.sync is Sync.FULL or disk.base is None
+        return found, [] if alone and full else [f"{pivot.domain} {disk.disk}: {error}"]
+    for name in names:
+        found += _matching(name, images, pivot, disk, f"lies below {right.filename}, the right image of")
+    return found, []
+
+
+def _matching(name: str, images: Wanted, pivot: Pivot, disk: PivotDisk, why: str) -> list[Holder]:
+    place = places.of(name)
+    return [Holder(image, pivot.domain, disk.disk, why) for image, at in images.items() if at.overlaps(place)]
+
+
+def _is_open(place: Place, opened: frozenset[str] | None) -> bool:
+    """Return whether a process has the image open, or a device on it or below it."""
+    if opened is None:
+        return False
+    devices = (places.of_file(one) for one in opened if one.startswith("block:"))
+    return not opened.isdisjoint(place.itself | place.below) or any(place.overlaps(device) for device in devices)
+
+
+def _unseen(path: str | None, shown: str) -> str | None:
+    """Return why nobody can tell which file QEMU has under a name, None if that can be told."""
+    if path is None:
+        return None if not shown.startswith("json:") else f"pivotd cannot tell which file {shown} is"
+    if nbd.is_uri(path):
+        return None
+    if path.startswith("/dev/fdset/"):
+        return f"pivotd cannot tell which file {path} is"
+    if (hidden := view.hidden(path)) is not None:
+        return hidden
+    look_at(path)
+    try:
+        os.stat(path)  # noqa: PTH116 - one system call, no object
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return f"pivotd may not look at {path}: {error.strerror or error}"
+    return None

@@ -1,0 +1,267 @@
+"""What a pivot would write to, and other disks need: refused, or forced and never called certain again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pivotd.app.accepting import Accepting
+from pivotd.app.holders import Holders
+from pivotd.app.reads import Reads
+from pivotd.app.start import Starter
+from pivotd.cli.journal_answers import OfflineJournal
+from pivotd.client.requests import AcceptRequest
+from pivotd.core.pivot import Image, Pivot
+from pivotd.core.request import CopyOptions, Kind, PivotRequest, Target
+from pivotd.errors import BadRequestError, ConflictError
+from pivotd.host import places
+from pivotd.planning import needed_images
+from pivotd.planning.plan import plan
+from tests.app.conftest import WHO, engine
+from tests.conftest import QemuFactory
+from tests.engine.conftest import Engine
+from tests.support.qemu import Disk, create_image
+
+__all__ = ["engine"]
+pytestmark = pytest.mark.qemu
+SIZE = "1M"
+
+
+class Desk:
+    """Requests as the daemon takes them, without a daemon around them."""
+
+    def __init__(self, engine: Engine, reads: Reads, start_qemu: QemuFactory, directory: Path) -> None:
+        self.engine, self.reads, self.directory = engine, reads, directory
+        self.starter = Starter(engine.host, engine.journal, reads)
+        self._start_qemu = start_qemu
+
+    def image(self, name: str, image_format: str = "qcow2", *, backing: Path | None = None) -> Path:
+        path = self.directory / name
+        if backing is None:
+            return create_image(path, image_format=image_format, size=SIZE)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, path], check=True)
+        return path
+
+    async def guest(self, name: str, *disks: Disk):
+        qemu = self._start_qemu(disks, name=name, paused=True)
+        await self.engine.connect(qemu, name)
+        return qemu
+
+    async def copy(self, domain: str, image: Path | str, image_format: str = "qcow2", **options) -> Pivot:
+        return await self.run(Kind.COPY, domain, Target("disk0", str(image), image_format), **options)
+
+    async def run(self, kind: Kind, domain: str, target: Target, **options) -> Pivot:
+        """Run one pivot to its end."""
+        started = await self.starter.start(PivotRequest(domain, kind, (target,), CopyOptions(**options)), WHO)
+        driver = self.engine.host.driver(started.id)
+        return started if driver is None else await self.engine.closed(driver)
+
+    async def stopped(self, name: str, *disks: Disk, to: str) -> Path:
+        """Return the right image of a guest that has moved there and does not run any more."""
+        qemu = await self.guest(name, *disks)
+        pivot = await self.copy(name, self.directory / to)
+        assert pivot.outcome == "switched", pivot
+        qemu.kill()
+        session = self.engine.host.get(name).session
+        if session is not None:
+            await session.closed()
+        return self.directory / to
+
+
+@pytest.fixture
+async def desk(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path) -> AsyncIterator[Desk]:
+    reads = await Reads.attach(engine.state_dir, engine.host, engine.journal)
+    await engine.journal.check_file()
+    yield Desk(engine, reads, qemu_factory, tmp_path)
+    reads.end()
+    await reads.close()
+
+
+async def test_the_right_image_of_a_stopped_guest(desk: Desk):
+    """By its name, a hard link, a symbolic link, and by its name alone after it is gone."""
+    right = await desk.stopped("web2", Disk(desk.image("c.qcow2")), to="b.qcow2")
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    hard, symbolic = desk.directory / "hard.qcow2", desk.directory / "symbolic.qcow2"
+    hard.hardlink_to(right)
+    symbolic.symlink_to(right)
+    for name in (right, hard, symbolic):
+        with pytest.raises(ConflictError, match=r"the right image of web2 disk0.*--force"):
+            await desk.copy("web1", name, reuse=True)
+    hard.unlink()
+    right.unlink()
+    with pytest.raises(ConflictError, match="the right image of web2 disk0"):
+        await desk.copy("web1", right)
+    with pytest.raises(ConflictError, match="the right image of web2 disk0"):
+        await desk.run(Kind.SNAPSHOT, "web1", Target("disk0", str(right)))
+
+
+async def test_an_image_below_the_right_image_of_a_stopped_guest(desk: Desk):
+    """Read from the headers, several layers down; neither copied over nor committed into."""
+    base = desk.image("base.qcow2")
+    middle = desk.image("middle.qcow2", backing=base)
+    qemu = await desk.guest("web2", Disk(middle))
+    snapshot = await desk.run(Kind.SNAPSHOT, "web2", Target("disk0", str(desk.directory / "top.qcow2")))
+    assert snapshot.outcome == "switched", snapshot
+    await desk.guest("web1", Disk(desk.image("over.qcow2", backing=base), node={"file": _unlocked(desk, "over.qcow2")}))
+    qemu.kill()
+    session = desk.engine.host.get("web2").session
+    if session is not None:
+        await session.closed()
+    with pytest.raises(ConflictError, match=r"base.qcow2 lies below .*top.qcow2, the right image of web2 disk0"):
+        await desk.run(Kind.COMMIT, "web1", Target("disk0"))
+    middle.rename(desk.directory / "moved")
+    with pytest.raises(ConflictError, match=r"middle.qcow2 lies below the right image of web2 disk0"):
+        await desk.copy("web1", middle)
+
+
+def _unlocked(desk: Desk, name: str) -> dict[str, object]:
+    return {"driver": "file", "filename": str(desk.directory / name), "locking": "off"}
+
+
+async def test_an_image_that_another_running_guest_has_open(desk: Desk):
+    """Also where QEMU takes no locks: as its image, below it, as a node without a disk, by a name of fd sets."""
+    active, lower, loose = (desk.image(name, "raw") for name in ("active.raw", "lower.raw", "loose.raw"))
+    top = desk.directory / "top.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", lower, top], check=True)
+    backing = {"driver": "raw", "read-only": True, "file": _unlocked(desk, "lower.raw")}
+    other = await desk.guest(
+        "web2",
+        Disk(active, format="raw", node={"file": _unlocked(desk, "active.raw")}),
+        Disk(top, node={"backing": backing}),
+    )
+    other.spy("blockdev-add", {**_unlocked(desk, "loose.raw"), "node-name": "loose"})
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    hard = desk.directory / "hard.raw"
+    hard.hardlink_to(active)
+    for path, why in (
+        (active, "is in use by web2 disk0"),
+        (hard, "is in use by web2 disk0"),
+        (lower, "is in use by web2 disk1"),
+        (loose, "is open in QEMU of web2"),
+    ):
+        with pytest.raises(ConflictError, match=f"{path.name} {why}"):
+            await desk.copy("web1", path, "raw", reuse=True)
+    assert active.read_bytes() == bytes(len(active.read_bytes()))
+
+
+async def test_a_loop_device_is_its_file(desk: Desk):
+    """One guest has the file, the other one is sent to a device on it; neither may a disk move onto its own image."""
+    disk = desk.image("disk.raw", "raw")
+    loop = subprocess.run(["losetup", "-f", "--show", disk], check=False, capture_output=True, text=True)
+    if loop.returncode:
+        pytest.skip(f"no loop device: {loop.stderr.strip()}")
+    device = loop.stdout.strip()
+    try:
+        await desk.guest("web2", Disk(disk, format="raw", node={"file": _unlocked(desk, "disk.raw")}))
+        await desk.guest("web1", Disk(desk.image("a.raw", "raw"), format="raw"))
+        with pytest.raises(ConflictError, match="is in use by web2 disk0"):
+            await desk.copy("web1", device, "raw", reuse=True)
+        with pytest.raises(BadRequestError, match="is in use by web2 disk0: name another image"):
+            await desk.copy("web2", device, "raw", reuse=True, force=True)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+async def test_the_image_that_a_disk_has_left_is_its_own(desk: Desk):
+    """It is stale, and the record says so; no force is needed."""
+    old = desk.image("old.qcow2")
+    await desk.guest("web1", Disk(old))
+    await desk.copy("web1", desk.directory / "new.qcow2")
+    back = await desk.copy("web1", old, reuse=True)
+    assert back.outcome == "switched"
+    (said,) = desk.engine.facts(back, "accepted")["returns_to"]
+    assert said.startswith(f"{old} was stale: "), said
+
+
+async def test_a_forced_pivot_puts_the_other_disk_in_doubt(desk: Desk):
+    """Its record says so; nothing but a person's word ends the doubt, and not while the pivot may still write."""
+    right = await desk.stopped("web2", Disk(desk.image("c.qcow2")), to="b.qcow2")
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    request = PivotRequest(
+        "web1", Kind.COPY, (Target("disk0", str(right)),), CopyOptions(reuse=True, force=True, pivot=False)
+    )
+    forced = await desk.starter.start(request, WHO)
+    assert desk.engine.facts(forced, "accepted")["overwrites"] == [f"{right} is the right image of web2 disk0"]
+    accept = Accepting(desk.engine.host, desk.engine.journal, desk.reads).accept
+    word = AcceptRequest(image=str(right), reason="seen")
+    with pytest.raises(ConflictError, match=f"pivot {forced.id} of web1 may still write"):
+        await accept("web2", "disk0", word, WHO)
+    driver = desk.engine.host.driver(forced.id)
+    assert driver is not None
+    await desk.engine.resting(driver)
+    await driver.complete(WHO)
+    await desk.engine.closed(driver)
+    for found in (await _verdict(desk, "web2"), _offline(desk, "web2")):
+        assert (found.certain, str(found.outcome)) == (False, "unknown"), found
+        assert f"Pivot {forced.id} of web1 was forced to write to {right}" in found.reason
+    assert (await _verdict(desk, "web1")).certain
+    await accept("web2", "disk0", word, WHO)
+    assert (await _verdict(desk, "web2")).certain
+    assert _offline(desk, "web2").certain
+
+
+async def test_a_disk_that_pivotd_never_moved_is_in_doubt_too(desk: Desk):
+    """The journal has no history of it, and still says whether it was overwritten."""
+    active = desk.image("active.raw", "raw")
+    await desk.guest("web2", Disk(active, format="raw", node={"file": _unlocked(desk, "active.raw")}))
+    await desk.guest("web1", Disk(desk.image("a.raw", "raw"), format="raw"))
+    await desk.copy("web1", active, "raw", reuse=True, force=True)
+    for found in (await _verdict(desk, "web2"), _offline(desk, "web2")):
+        assert (found.certain, found.outcome) == (False, None), found
+
+
+async def _verdict(desk: Desk, domain: str):
+    return (await desk.reads.verdicts(domain, "disk0", lambda one: one))[0]
+
+
+def _offline(desk: Desk, domain: str):
+    journal = OfflineJournal(str(desk.engine.state_dir))
+    try:
+        return journal.verdicts(domain, "disk0")[0]
+    finally:
+        journal.close()
+
+
+async def test_a_pivot_that_ends_between_a_plan_and_its_record_is_seen(desk: Desk):
+    """The look at the journal comes after the reservation: what was open in between has left its record."""
+    await desk.guest("web2", Disk(desk.image("c.qcow2")))
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    target = desk.image("target.qcow2")
+    doubts = desk.reads.doubts
+
+    async def first(domain: str):
+        if domain == "web1":  # planned, and not yet reserved
+            assert (await desk.copy("web2", target, reuse=True)).outcome == "switched"
+        return await doubts(domain)
+
+    desk.reads.doubts = first  # type: ignore[method-assign]
+    with pytest.raises(ConflictError, match="the right image of web2 disk0"):
+        await desk.copy("web1", target, reuse=True)
+
+
+async def test_what_nobody_can_see_is_refused(desk: Desk):
+    """A right image whose header pivotd cannot read may lie on the destination; a full copy lies on nothing."""
+    right = await desk.stopped("web2", Disk(desk.image("c.qcow2")), to="b.qcow2")
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    target = desk.image("target.qcow2")
+    supervisor = desk.engine.host.get("web1")
+    request = PivotRequest("web1", Kind.COPY, (Target("disk0", str(target)),), CopyOptions(reuse=True))
+    planned = await plan(request, supervisor.session, [], pivot="01K9ABCDEFGHJKMNPQRSTV9999", who=WHO)
+    ((pivot, disk),) = await desk.reads.latest("web2")
+    wanted = {str(target): places.of(str(target))}
+    strange = Image(str(right), "vmdk", "")
+    assert needed_images.below_right((pivot, disk), strange, wanted) == ([], [])
+    overlay = replace(pivot, kind=Kind.SNAPSHOT)
+    _, (why,) = needed_images.below_right((overlay, disk), strange, wanted)
+    assert why == f"web2 disk0: pivotd cannot read what is below {right}, a vmdk image"
+
+    async def latest(_domain, _disk=None):
+        return [(overlay, replace(disk, destination=strange))]
+
+    desk.reads.latest = latest  # type: ignore[method-assign]
+    with pytest.raises(ConflictError, match=r"nobody can tell whether another disk needs it: web2 disk0.*--force"):
+        await Holders(desk.engine.host, desk.reads).check(planned)
