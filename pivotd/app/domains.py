@@ -97,6 +97,7 @@ class Domains:
         session = await self._host.get(domain).connected()
         blocks = await session.blocks()
         seen, graph = blocks.disks, blocks.graph
+        writers = await session.writers(blocks)
         latest = await self._latest(domain)
         said = {disk.disk: verdict.of_pivot(pivot, disk) for pivot, disk in latest}
         phases: dict[str, Any] = {
@@ -124,6 +125,7 @@ class Domains:
                     pivot=last.pivot if last else None,
                     phase=phases.get(name),
                     outcome=last.outcome if last else None,
+                    other_writers=writers.get(name, ()),
                 )
             )
         return views

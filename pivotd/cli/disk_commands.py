@@ -51,6 +51,7 @@ def ls(app: App, domain: str) -> None:
                 ("device", row.qdev),
                 ("node", row.node),
                 ("job", row.job),
+                ("written by", ", ".join(row.other_writers) or None),
                 ("journal", _journal(row)),
             ),
         )

@@ -252,6 +252,8 @@ class DiskView(Struct, frozen=True):
     """The phase of that pivot while it is open."""
     outcome: str | None = None
     """What the journal says of the disk now; of an open pivot whose outcome is not decided: ``kept``."""
+    other_writers: tuple[str, ...] = ()
+    """What may write to the image besides the guest, such as ``nbd export e0``: no pause stops it."""
 
 
 class Progress(Struct, frozen=True):

@@ -111,6 +111,8 @@ class Observation:
     uses_destination: bool = False
     bitmaps: Bitmaps = field(default_factory=dict)
     """The consistent dirty bitmaps of the present roots."""
+    writers: tuple[str, ...] = ()
+    """What may write to a disk although the guest stands still; queried only at READY, for pivots that it hinders."""
     detail: str | None = None
     """One sentence for users, e.g. why QEMU is silent."""
 

@@ -24,6 +24,9 @@ async def converge(
     """Record the intent as soon as the pause can be short; return the observation made right before."""
     if state.inbox.ending:
         return None
+    if seen.writers:
+        await state.wait(f"{seen.writers[0]} while the guest is paused: remove it", limits.RETRY_MAX_S)
+        return None
     wait_s = state.attempt.retry_at - state.clock.monotonic()
     if wait_s > 0:
         await state.wait("the next attempt", wait_s)
@@ -70,7 +73,9 @@ async def _record_intent(state: DriverState, session: Session, ready: Converged)
     chardevs = await session.chardevs()
     before = moment(session)  # before the look: a resume in the middle of it must not pass for seen
     now = await session.look(state.pivot)
-    if state.inbox.interrupts or not isinstance(decide(state.pivot, now, state.attempt), actions.Converge):
+    if now.writers or state.inbox.interrupts:
+        return None
+    if not isinstance(decide(state.pivot, now, state.attempt), actions.Converge):
         return None  # a job that has just failed, or a guest that has just stopped, needs another decision
     state.attempt = state.attempt.begin(quick=ready.quick, moment=before)
     await state.record(

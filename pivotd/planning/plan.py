@@ -21,6 +21,7 @@ from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.layers import plan_commit, plan_pull
+from pivotd.planning.second_writer import refuse_second_writer
 from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
 
@@ -64,6 +65,8 @@ async def plan(
         kind, planned = await in_thread(limits.FILE_TIMEOUT_S, look, paths=paths)
     except TimeoutError as error:
         raise BadRequestError(f"{error}: try again when it does") from None
+    if not options.force:
+        refuse_second_writer(planned, await session.writers(blocks))
     if kind is Kind.COPY and would_wipe(options):
         options = replace(options, sync=Sync.TOP)
     return Pivot(

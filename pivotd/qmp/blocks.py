@@ -77,6 +77,8 @@ class Graph:
     jobs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)
     """Job id -> the node that it writes."""
+    writing: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    """Node -> type and name of each parent that may write to it."""
 
     def chain(self, root: str) -> list[str]:
         """Return root and the nodes that back it, downwards."""
@@ -237,9 +239,12 @@ def graph(answer: Any) -> Graph:
     users: dict[str, tuple[str, ...]] = {}
     backing: dict[str, str] = {}
     targets: dict[str, str] = {}
+    writing: dict[str, tuple[tuple[str, str], ...]] = {}
     for edge in of(list, answer["edges"]):
         kind = kinds[edge["parent"]]
         parent, child = named[edge["parent"]], named[edge["child"]]
+        if "write" in edge.get("perm", ()):
+            writing[child] = (*writing.get(child, ()), (kind, parent))
         if kind == "block-driver":
             children[parent] = (*children.get(parent, ()), child)
             if edge["name"] == "backing":
@@ -249,4 +254,4 @@ def graph(answer: Any) -> Graph:
             if edge["name"] == "target":
                 targets[parent] = child
     drivers = frozenset(named[number] for number, kind in kinds.items() if kind == "block-driver")
-    return Graph(drivers, children, backing, users, targets)
+    return Graph(drivers, children, backing, users, targets, writing)

@@ -11,7 +11,7 @@ from pivotd.core.observation import Observation, Qemu
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
-from pivotd.qmp import blocks, of_pivot, replies
+from pivotd.qmp import blocks, of_pivot, replies, writers
 from pivotd.qmp.blocks import Blocks, DiskSeen
 from pivotd.qmp.monitor import Monitor
 
@@ -63,6 +63,10 @@ async def look(monitor: Monitor, path: str, pivot: Pivot) -> Observation:
         migrating=replies.migrating(migrate),
         bitmaps=of_pivot.bitmaps(shown, pivot),
     )
+    if pivot.phase is Phase.READY and pivot.switches and not pivot.options.force:
+        # Not within the pause: there is a further question if there is such a writer.
+        others = await writers.of_disks(monitor, shown)
+        seen = replace(seen, writers=of_pivot.writers(others, shown, pivot))
     marked = seen.has_nonce or seen.nodes or any(names.belongs_to(name, *pivot.family) for name in own_jobs)
     if marked or _same_process(monitor.pid, pivot):
         return seen

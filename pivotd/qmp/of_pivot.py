@@ -70,6 +70,13 @@ def _with_progress(job: JobSeen, name: str, blocks: Blocks) -> JobSeen:
     return replace(job, backlog_bytes=shown.left_bytes, copied_bytes=shown.copied_bytes, io_status=shown.io_status)
 
 
+def writers(others: Mapping[str, tuple[str, ...]], blocks: Blocks, pivot: Pivot) -> tuple[str, ...]:
+    """Return what else may write to the present images of the pivot's disks, in words."""
+    shown = [(disk.disk, find(blocks.disks, disk)) for disk in pivot.disks]
+    found = [(name, seen) for name, seen in shown if seen is not None]
+    return tuple(f"{what} may write to {name}" for name, seen in found for what in others.get(seen.disk, ()))
+
+
 def nodes_below(graph: Graph, pivot: Pivot) -> tuple[str, ...]:
     """Return the nodes below the disks' images, except those that QEMU has named: QEMU deletes those itself."""
     below = [node for disk in pivot.disks for node in graph.below(disk.source.node)[1:]]

@@ -25,6 +25,7 @@ from pivotd.qmp import (
     rollback,
     secrets,
     throttle,
+    writers,
 )
 from pivotd.qmp.blocks import Blocks, DiskSeen
 from pivotd.qmp.monitor import Monitor, ask, command
@@ -103,6 +104,10 @@ class Session:
     async def blocks(self) -> Blocks:
         """Return every disk with a medium, the block graph, and every block job of any client."""
         return await looking.blocks_of(self._monitor)
+
+    async def writers(self, blocks: Blocks) -> Mapping[str, tuple[str, ...]]:
+        """Return, by disk, what else may write to its image while the guest stands still, in words."""
+        return await writers.of_disks(self._monitor, blocks)
 
     async def migrating(self) -> bool:
         """Return whether a migration is in progress."""
