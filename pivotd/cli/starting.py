@@ -82,6 +82,8 @@ def common(function: F) -> F:
     function = click.option(
         "--id", "request_id", type=Name(), metavar="REQUEST_ID", help="An id of your own for this request, see above."
     )(function)
+    said = "Let data of an encrypted disk land in an image that is not encrypted."
+    function = click.option("--plain", is_flag=True, help=said)(function)
     return click.option("--detach", "-d", is_flag=True, help="Do not wait.")(function)
 
 

@@ -123,6 +123,8 @@ class PivotOptions(Struct, frozen=True):
     keep_synced: bool
     keep_synced_s: int
     force: bool
+    plain: bool
+    """Data of encrypted images may land in images that are not encrypted."""
     resumable: bool
     throttle: bool
     adopted: bool

@@ -128,6 +128,8 @@ class NewPivot(Struct):
     attempts: Attempts | None = None
     force: bool = False
     """Continue where pivotd would refuse with a warning."""
+    plain: bool = False
+    """Let data of encrypted images land in images that are not encrypted."""
 
     verb: ClassVar[str]
     """The last part of the path of its route."""

@@ -92,6 +92,8 @@ class CopyOptions:
     """How long that window stays open."""
     force: bool = False
     """Continue where pivotd would refuse with a warning."""
+    plain: bool = False
+    """Data of encrypted images may land in images that are not encrypted."""
     resumable: bool = False
     """A failing destination pauses the copy instead of ending it; the copy continues once the destination works."""
     throttle: bool = True

@@ -16,7 +16,7 @@ from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.host import files, held, process
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
-from pivotd.planning import lasting_names, placing
+from pivotd.planning import lasting_names, placing, properties
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
 from pivotd.planning.domain_snapshot import DomainSnapshot
@@ -145,6 +145,7 @@ def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[s
             )
         check_source(seen, force=request.options.force)
         disk = PLANS[request.kind](snapshot, index, target, seen)
+        properties.check(snapshot, request.kind, seen, disk)
         planned.append(lasting_names.checked(snapshot, seen, disk))
     if creates:
         placing.refuse_one_name(planned)
@@ -166,6 +167,7 @@ def _plan_adopted(
             raise BadRequestError(f"disk {seen.disk} is named twice: name each once", disk=seen.disk)
         check_source(seen, force=request.options.force)
         kind, disk = plan_adopt(snapshot, index, target, seen)
+        properties.check(snapshot, kind, seen, disk)
         kinds.add(kind)
         planned.append(lasting_names.checked(snapshot, seen, disk))
     if len(kinds) > 1:

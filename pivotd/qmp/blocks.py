@@ -14,6 +14,7 @@ from typing import Any
 from pivotd.core.dirty_bitmaps import Bitmap
 from pivotd.core.pivot import PivotDisk
 from pivotd.core.request import Limits
+from pivotd.qmp import descriptions
 from pivotd.qmp.question import asks, of
 
 PERIPHERAL = "/machine/peripheral/"
@@ -30,6 +31,8 @@ class Layer:
     backing_file: str | None = None
     bitmaps: tuple[Bitmap, ...] = ()
     """The bitmaps that its file names; layers below the active one have no more. QEMU does not show what they mark."""
+    encrypted: bool | None = False
+    """Whether QEMU encrypts it, by itself or in a node below it; None: QEMU does not show all nodes below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,9 @@ def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
     for _ in range(BACKING_DEPTH_MAX):
         written = of(str, image["backing-filename"]) if "backing-filename" in image else None
         size_bytes = of(int, image["virtual-size"])
-        yield Layer(of(str, image["filename"]), of(str, image["format"]), size_bytes, written, _stored(image))
+        filename = of(str, image["filename"])
+        encrypted = of(bool, image.get("encrypted", False)) or descriptions.encrypted(filename)
+        yield Layer(filename, of(str, image["format"]), size_bytes, written, _stored(image), encrypted)
         if "backing-image" not in image:
             return
         image = of(dict, image["backing-image"])

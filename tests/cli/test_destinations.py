@@ -53,6 +53,12 @@ def test_an_encrypted_overlay(bench: Bench):
             break  # QEMU 7.2 measures the processor, and gives up where that is busy
     assert answer.status == 0, answer
     assert info(image)["encrypted"]
+    plain = bench.image()
+    answer = bench.ctl("copy", "web1", f"disk1={plain}")
+    assert answer.status == 4, answer
+    assert f"disk1: {image} is encrypted, and {plain} would hold data without encryption" in complaint(answer)
+    assert bench.ctl("copy", "web1", f"disk1={plain}", "--plain").status == 0
+    assert not info(plain).get("encrypted")
 
 
 def test_the_active_layer_moves_alone(bench: Bench):

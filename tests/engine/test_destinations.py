@@ -296,7 +296,7 @@ async def test_an_encrypted_image_and_away_from_it(engine: Engine, qemu_factory:
     assert pivot.outcome == Outcome.SWITCHED, pivot.error
     assert info(new)["encrypted"]
     assert len(secrets(qemu)) == 1
-    await switched(engine, tmp_path / "plain.qcow2")
+    await switched(engine, tmp_path / "plain.qcow2", plain=True)
     assert secrets(qemu) == []
     assert b"\x07" * 512 not in new.read_bytes()
     shut_down(qemu)
@@ -351,7 +351,7 @@ async def test_an_encrypted_source(engine: Engine, qemu_factory: QemuFactory, tm
     qemu = qemu_factory([disk], extra=["-object", f"secret,id=theirs,file={secret}"])
     await engine.connect(qemu)
     write(qemu, "disk0", 7)
-    await switched(engine, tmp_path / "new.qcow2")
+    await switched(engine, tmp_path / "new.qcow2", plain=True)
     assert secrets(qemu) == ["theirs"]
 
 

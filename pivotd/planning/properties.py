@@ -1,0 +1,48 @@
+"""Properties of a disk's images that would be lost: refused, unless the request says to drop them.
+
+docs/tasks.md has a table of every property that QEMU shows; tests/engine/test_properties.py walks it.
+"""
+
+from __future__ import annotations
+
+from pivotd.core.pivot import Image, PivotDisk
+from pivotd.core.request import Kind, Sync
+from pivotd.planning import encryption
+from pivotd.planning.domain_snapshot import DomainSnapshot
+from pivotd.qmp.blocks import DiskSeen
+
+
+def check(domain: DomainSnapshot, kind: Kind, seen: DiskSeen, disk: PivotDisk) -> None:
+    """Check one planned disk; this looks at files, so it may block. Raises: BadRequestError."""
+    encryption.check(domain, seen, disk, _copied(domain, kind, seen, disk), _taker(domain, kind, seen, disk))
+
+
+def _copied(domain: DomainSnapshot, kind: Kind, seen: DiskSeen, disk: PivotDisk) -> range:
+    """Return the layers, by their place in the chain, whose data lands in another image.
+
+    Of a snapshot: the active layer, because the overlay takes what the guest would have written into it.
+    """
+    match kind:
+        case Kind.SNAPSHOT:
+            return range(1)
+        case Kind.COPY:
+            return range(1 if domain.options.sync is Sync.TOP else len(seen.layers))
+        case Kind.PULL:
+            return range(1, _place(domain, seen, disk.base))
+        case Kind.COMMIT:
+            return range(_place(domain, seen, disk.top), _place(domain, seen, disk.base))
+
+
+def _taker(domain: DomainSnapshot, kind: Kind, seen: DiskSeen, disk: PivotDisk) -> int | None:
+    """Return the place of the layer that takes the data, None if it is an image outside the chain."""
+    match kind:
+        case Kind.PULL:
+            return 0
+        case Kind.COMMIT:
+            return _place(domain, seen, disk.base)
+    return None
+
+
+def _place(domain: DomainSnapshot, seen: DiskSeen, layer: Image | None) -> int:
+    """Return the place of a layer in the chain, the end of the chain for None."""
+    return len(seen.layers) if layer is None else domain.blocks.graph.chain(seen.node).index(layer.node)

@@ -1,0 +1,52 @@
+"""What QEMU's names of images say of the nodes below them: the drivers of ``json:{…}``. Pure.
+
+query-block shows driver and ``encrypted`` of an image's uppermost node alone. If a node below it has options that
+decide on the data, such as the passphrase of ``luks``, QEMU describes all nodes of the image in its name.
+Source: bdrv_refresh_filename() of QEMU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+PREFIX = "json:"
+BACKING = "backing"
+DEPTH_MAX = 64
+
+
+def nodes(filename: str) -> list[Mapping[str, Any]] | None:
+    """Return the description of each node of one image, the uppermost first, without those of its backing chain.
+
+    Empty for a plain name. None: QEMU has cut the description off at 4095 characters, or nobody can read it.
+    """
+    if not filename.startswith(PREFIX):
+        return []
+    try:
+        found = json.loads(filename.removeprefix(PREFIX))
+    except (ValueError, RecursionError):
+        return None
+    return list(_walk(found, 0))
+
+
+def _walk(node: Any, depth: int) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(node, dict) or depth > DEPTH_MAX:
+        return
+    if "driver" in node:
+        yield node
+    for name, child in node.items():
+        if name != BACKING:
+            yield from _walk(child, depth + 1)
+
+
+def encrypted(filename: str) -> bool | None:
+    """Return whether a node of the image encrypts by its own name; None if the name was cut off."""
+    found = nodes(filename)
+    if found is None:
+        return None
+    return any(node["driver"] == "luks" or any(_encrypts(name) for name in node) for node in found)
+
+
+def _encrypts(option: str) -> bool:
+    return option == "encrypt" or option.startswith("encrypt.")
