@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from pivotd import limits
 from pivotd.app.live_verdicts import image_path
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
-from pivotd.client.answers import DiskView, DomainView, JobView
+from pivotd.client.answers import DiskView, DomainView, InternalSnapshots, JobView
 from pivotd.core import verdict
 from pivotd.core.pivot import Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
@@ -126,6 +126,11 @@ class Domains:
                     phase=phases.get(name),
                     outcome=last.outcome if last else None,
                     other_writers=writers.get(name, ()),
+                    internal_snapshots=tuple(
+                        InternalSnapshots(paths[layer.filename], layer.snapshots)
+                        for layer in disk.layers
+                        if layer.snapshots
+                    ),
                 )
             )
         return views

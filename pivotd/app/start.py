@@ -13,7 +13,7 @@ from pivotd import limits
 from pivotd.app.holders import Holders
 from pivotd.app.registry import Host
 from pivotd.core import nbd
-from pivotd.core.pivot import Image, Pivot, PivotDisk
+from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
 from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import Verdict
@@ -137,7 +137,7 @@ class Starter:
                     raise ConflictError(f"domain {planned.domain} was removed meanwhile: add it and try again")
                 if supervisor.session is not session:
                     raise DomainUnreachableError(f"domain {planned.domain}: QEMU has closed the monitor; try again")
-                facts = {"force": planned.options.force, **found.facts}
+                facts = _facts(planned) | found.facts
                 accepted, new = await self._journal.accept(planned, facts, found.overwritten(planned))
                 if new:
                     pivot_log.accepted(accepted)
@@ -167,6 +167,17 @@ class Starter:
             own |= dict.fromkeys(marks_of, image.filename)
         self.accepting.add(planned.id)
         self._reserved[planned.id] = marked
+
+
+def _facts(planned: Pivot) -> JsonObject:
+    """Return what the record of a new pivot says of the request, and of what the request lets the disks lose."""
+    options = planned.options
+    left = {image: list(names) for image, names in options.snapshots_left}
+    return {
+        "force": options.force,
+        **({"plain": True} if options.plain else {}),
+        **({"internal_snapshots": left} if left else {}),
+    }
 
 
 @asynccontextmanager

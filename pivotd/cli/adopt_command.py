@@ -29,6 +29,7 @@ EXAMPLES = (
 @starting.pausing
 @starting.throttling
 @starting.holding
+@starting.dropping
 @starting.common
 @pass_app
 def adopt(app: App, /, domain: str, targets: tuple[str, ...], jobs: tuple[str, ...], **options: Any) -> None:

@@ -57,6 +57,7 @@ EXAMPLES = (
 )
 @click.option("--resumable", is_flag=True, help="A failing destination pauses the copy instead of ending it.")
 @starting.holding
+@starting.dropping
 @starting.common
 @pass_app
 def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **options: Any) -> None:

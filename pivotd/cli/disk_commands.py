@@ -17,6 +17,10 @@ def _layers(row: DiskView) -> list[str]:
     return [f"{image} ({form})" if form else image for image, form in layers]
 
 
+def _kept_inside(row: DiskView) -> list[str]:
+    return [f"internal snapshots of {kept.image}: {', '.join(kept.names)}" for kept in row.internal_snapshots]
+
+
 def _journal(row: DiskView) -> str:
     if row.pivot is None:
         return "never moved by pivotd"
@@ -48,6 +52,7 @@ def ls(app: App, domain: str) -> None:
                 ("size", render.size(row.size_bytes)),
                 ("access", "read-only" if row.read_only else None),
                 ("backing", _layers(row)),
+                ("inside", _kept_inside(row)),
                 ("device", row.qdev),
                 ("node", row.node),
                 ("job", row.job),

@@ -56,6 +56,7 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
 @starting.pausing
 @starting.throttling
 @starting.holding
+@starting.dropping
 @starting.common
 @pass_app
 def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, top: str | None, **options: Any) -> None:
@@ -76,6 +77,7 @@ def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, t
 @starting.bandwidth
 @starting.pausing
 @starting.holding
+@starting.dropping
 @starting.common
 @pass_app
 def pull(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, **options: Any) -> None:

@@ -73,6 +73,12 @@ def throttling(function: F) -> F:
     return click.option("--no-throttle", "throttle", is_flag=True, callback=_denied, help=said)(function)
 
 
+def dropping(function: F) -> F:
+    """Add the option to lose snapshots inside images."""
+    said = "Go on without the internal snapshots of the images that the disk leaves."
+    return click.option("--drop-internal-snapshots", is_flag=True, help=said)(function)
+
+
 def common(function: F) -> F:
     """Add the options of every request, and the help on waiting and on repeating a request."""
     function.__doc__ = f"{function.__doc__}\n{AGAIN}"

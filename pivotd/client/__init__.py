@@ -12,6 +12,7 @@ from pivotd.client.answers import (
     DomainView,
     Health,
     ImageVerdict,
+    InternalSnapshots,
     JobView,
     ObsoleteImages,
     Pause,
@@ -44,7 +45,8 @@ from pivotd.errors import ClientError, RefusedError, UnknownError, UnsentError
 
 __all__ = [
     "DEFAULT_SOCKET", "AcceptRequest", "AdoptDisk", "AdoptRequest", "Client", "ClientError", "CommitDisk",
-    "CommitRequest", "CopyDisk", "CopyRequest", "DiskView", "DomainView", "Health", "ImageVerdict", "JobView",
+    "CommitRequest", "CopyDisk", "CopyRequest", "DiskView", "DomainView", "Health", "ImageVerdict",
+    "InternalSnapshots", "JobView",
     "NewImage", "NewPivot", "ObsoleteImages", "Pause", "Pivot", "PivotDisk", "PivotOptions", "PivotWithRecords",
     "Progress", "PullDisk", "PullRequest", "Record", "RefusedError", "Requester", "SnapshotDisk", "SnapshotRequest",
     "UnknownError", "UnsentError", "Verdict", "new_request_id",

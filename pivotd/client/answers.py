@@ -125,6 +125,8 @@ class PivotOptions(Struct, frozen=True):
     force: bool
     plain: bool
     """Data of encrypted images may land in images that are not encrypted."""
+    drop_internal_snapshots: bool
+    """Snapshots inside qcow2 images may be lost: the record ``accepted`` names them."""
     resumable: bool
     throttle: bool
     adopted: bool
@@ -232,6 +234,13 @@ class DomainView(Struct, frozen=True):
     """Block jobs that other clients started; None in a list of domains, and if QEMU does not answer."""
 
 
+class InternalSnapshots(Struct, frozen=True):
+    """The snapshots inside one qcow2 image."""
+
+    image: str
+    names: tuple[str, ...]
+
+
 class DiskView(Struct, frozen=True):
     """One disk of a domain: what QEMU shows and what the journal says."""
 
@@ -256,6 +265,8 @@ class DiskView(Struct, frozen=True):
     """What the journal says of the disk now; of an open pivot whose outcome is not decided: ``kept``."""
     other_writers: tuple[str, ...] = ()
     """What may write to the image besides the guest, such as ``nbd export e0``: no pause stops it."""
+    internal_snapshots: tuple[InternalSnapshots, ...] = ()
+    """Of each image of the chain that has any, the active one first."""
 
 
 class Progress(Struct, frozen=True):

@@ -151,6 +151,7 @@ class CopyRequest(NewPivot, kw_only=True):
     keep_synced: bool = False
     keep_synced_s: WindowLength | None = None
     resumable: bool = False
+    drop_internal_snapshots: bool = False
 
     verb = "copy"
 
@@ -162,6 +163,7 @@ class CommitRequest(NewPivot, kw_only=True):
     bandwidth_bytes_per_s: Bandwidth = 0
     throttle: bool = True
     pivot: bool = True
+    drop_internal_snapshots: bool = False
 
     verb = "commit"
 
@@ -172,6 +174,7 @@ class PullRequest(NewPivot, kw_only=True):
     disks: Annotated[list[PullDisk], DISKS]
     bandwidth_bytes_per_s: Bandwidth = 0
     pivot: bool = True
+    drop_internal_snapshots: bool = False
 
     verb = "pull"
 
@@ -194,5 +197,6 @@ class AdoptRequest(NewPivot, kw_only=True):
     sync: Sync | None = None
     throttle: bool = True
     pivot: bool = True
+    drop_internal_snapshots: bool = False
 
     verb = "adopt"

@@ -94,6 +94,10 @@ class CopyOptions:
     """Continue where pivotd would refuse with a warning."""
     plain: bool = False
     """Data of encrypted images may land in images that are not encrypted."""
+    drop_internal_snapshots: bool = False
+    """Snapshots inside qcow2 images may stay behind in images that the disk leaves, or lose their data."""
+    snapshots_left: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Those that do: an image, and the names of its snapshots."""
     resumable: bool = False
     """A failing destination pauses the copy instead of ending it; the copy continues once the destination works."""
     throttle: bool = True

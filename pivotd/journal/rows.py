@@ -241,6 +241,7 @@ def _options(text: str) -> CopyOptions:
         "discard": Discard(stored.get("discard", Discard.UNMAP)),
         "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
         "nodes_below": tuple(stored.get("nodes_below", ())),
+        "snapshots_left": tuple((image, tuple(names)) for image, names in stored.get("snapshots_left", ())),
     }
     stored.pop("undo_of", None)  # it has a column since schema 4
     return CopyOptions(**stored | typed)

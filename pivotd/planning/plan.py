@@ -20,6 +20,7 @@ from pivotd.planning import lasting_names, placing, properties
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
 from pivotd.planning.domain_snapshot import DomainSnapshot
+from pivotd.planning.internal_snapshots import Left
 from pivotd.planning.layers import plan_commit, plan_pull
 from pivotd.planning.second_writer import refuse_second_writer
 from pivotd.qmp.blocks import DiskSeen
@@ -52,23 +53,26 @@ async def plan(
     in_use = await _in_use(others)
     busy = {disk.disk: other for other in others if other.domain == request.domain for disk in other.disks}
 
-    def look() -> tuple[Kind, tuple[PivotDisk, ...]]:
+    def look() -> tuple[Kind, tuple[PivotDisk, ...], tuple[Left, ...]]:
         has = held.look(session.pid)
         snapshot = DomainSnapshot(pivot, request.domain, options, blocks, directory, in_use, has, session.pid)
         if request.options.adopted:
-            return _plan_adopted(request, snapshot, busy)
-        return request.kind, _plan_disks(request, snapshot, busy)
+            kind, planned = _plan_adopted(request, snapshot, busy)
+        else:
+            kind, planned = request.kind, _plan_disks(request, snapshot, busy)
+        return kind, planned, properties.check(snapshot, kind, planned)
 
     paths = [layer.filename for seen in blocks.disks.values() for layer in seen.layers]
     paths += [target.image for target in request.targets if target.image]
     try:
-        kind, planned = await in_thread(limits.FILE_TIMEOUT_S, look, paths=paths)
+        kind, planned, left = await in_thread(limits.FILE_TIMEOUT_S, look, paths=paths)
     except TimeoutError as error:
         raise BadRequestError(f"{error}: try again when it does") from None
     if not options.force:
         refuse_second_writer(planned, await session.writers(blocks))
     if kind is Kind.COPY and would_wipe(options):
         options = replace(options, sync=Sync.TOP)
+    options = replace(options, snapshots_left=left)
     return Pivot(
         id=pivot,
         request_id=request.request_id or pivot,
@@ -145,7 +149,6 @@ def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[s
             )
         check_source(seen, force=request.options.force)
         disk = PLANS[request.kind](snapshot, index, target, seen)
-        properties.check(snapshot, request.kind, seen, disk)
         planned.append(lasting_names.checked(snapshot, seen, disk))
     if creates:
         placing.refuse_one_name(planned)
@@ -167,7 +170,6 @@ def _plan_adopted(
             raise BadRequestError(f"disk {seen.disk} is named twice: name each once", disk=seen.disk)
         check_source(seen, force=request.options.force)
         kind, disk = plan_adopt(snapshot, index, target, seen)
-        properties.check(snapshot, kind, seen, disk)
         kinds.add(kind)
         planned.append(lasting_names.checked(snapshot, seen, disk))
     if len(kinds) > 1:

@@ -5,16 +5,39 @@ docs/tasks.md has a table of every property that QEMU shows; tests/engine/test_p
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import Kind, Sync
-from pivotd.planning import encryption
+from pivotd.planning import encryption, internal_snapshots
 from pivotd.planning.domain_snapshot import DomainSnapshot
-from pivotd.qmp.blocks import DiskSeen
+from pivotd.planning.internal_snapshots import Left
+from pivotd.qmp.blocks import DiskSeen, find
 
 
-def check(domain: DomainSnapshot, kind: Kind, seen: DiskSeen, disk: PivotDisk) -> None:
-    """Check one planned disk; this looks at files, so it may block. Raises: BadRequestError."""
-    encryption.check(domain, seen, disk, _copied(domain, kind, seen, disk), _taker(domain, kind, seen, disk))
+def check(domain: DomainSnapshot, kind: Kind, planned: Iterable[PivotDisk]) -> tuple[Left, ...]:
+    """Check planned disks; this looks at files, so it may block. Return the internal snapshots that they lose.
+
+    Raises: BadRequestError.
+    """
+    left: list[Left] = []
+    for disk in planned:
+        seen = find(domain.blocks.disks, disk)
+        assert seen is not None, "it was planned from this"
+        copied = _copied(domain, kind, seen, disk)
+        encryption.check(domain, seen, disk, copied, _taker(domain, kind, seen, disk))
+        left += internal_snapshots.left(domain, seen, _spoilt(kind, copied))
+    return tuple(left)
+
+
+def _spoilt(kind: Kind, copied: range) -> range:
+    """Return the layers that the disk leaves, or that read other data afterwards if read by themselves."""
+    match kind:
+        case Kind.SNAPSHOT:
+            return range(0)
+        case Kind.PULL:
+            return range(copied.stop)
+    return copied
 
 
 def _copied(domain: DomainSnapshot, kind: Kind, seen: DiskSeen, disk: PivotDisk) -> range:

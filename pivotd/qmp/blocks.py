@@ -33,6 +33,8 @@ class Layer:
     """The bitmaps that its file names; layers below the active one have no more. QEMU does not show what they mark."""
     encrypted: bool | None = False
     """Whether QEMU encrypts it, by itself or in a node below it; None: QEMU does not show all nodes below it."""
+    snapshots: tuple[str, ...] = ()
+    """The names of the snapshots inside it, of one without a name its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,8 @@ def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
         size_bytes = of(int, image["virtual-size"])
         filename = of(str, image["filename"])
         encrypted = of(bool, image.get("encrypted", False)) or descriptions.encrypted(filename)
-        yield Layer(filename, of(str, image["format"]), size_bytes, written, _stored(image), encrypted)
+        snapshots = tuple(of(str, kept["name"] or kept["id"]) for kept in of(list, image.get("snapshots", [])))
+        yield Layer(filename, of(str, image["format"]), size_bytes, written, _stored(image), encrypted, snapshots)
         if "backing-image" not in image:
             return
         image = of(dict, image["backing-image"])

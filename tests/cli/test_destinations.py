@@ -61,6 +61,22 @@ def test_an_encrypted_overlay(bench: Bench):
     assert not info(plain).get("encrypted")
 
 
+def test_internal_snapshots(bench: Bench):
+    """Disk ls shows them, a copy leaves them only if told to, and the record names them."""
+    node = bench.qemu.root("disk1").node
+    for name in ("before", "after"):
+        bench.qemu.spy("blockdev-snapshot-internal-sync", device=node, name=name)
+    row = next(row for row in bench.json("disk", "ls", "web1").json if row["disk"] == "disk1")
+    assert row["internal_snapshots"] == [{"image": row["image"], "names": ["before", "after"]}]
+    assert f"internal snapshots of {row['image']}: before, after" in bench.ctl("disk", "ls", "web1").stdout
+    refused = bench.ctl("copy", "web1", f"disk1={bench.image()}")
+    assert "has internal snapshots, which the disk would lose: before, after" in complaint(refused)
+    made = bench.json("copy", "web1", f"disk1={bench.image()}", "--drop-internal-snapshots")
+    assert made.status == 0, made
+    facts = bench.json("pivot", "show", made.json["id"]).json["records"][0]["facts"]
+    assert facts["internal_snapshots"] == {row["image"]: ["before", "after"]}
+
+
 def test_the_active_layer_moves_alone(bench: Bench):
     """--sync top: the new image is backed by what backs the source."""
     overlay, image = bench.image(), bench.image()
