@@ -16,7 +16,7 @@ from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.host import files, held, process
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
-from pivotd.planning import lasting_names, placing, properties
+from pivotd.planning import filters, lasting_names, placing, properties
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
 from pivotd.planning.domain_snapshot import DomainSnapshot
@@ -148,6 +148,7 @@ def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[s
                 job=jobs[0],
             )
         check_source(seen, force=request.options.force)
+        filters.refuse_above(snapshot, seen)
         disk = PLANS[request.kind](snapshot, index, target, seen)
         planned.append(lasting_names.checked(snapshot, seen, disk))
     if creates:

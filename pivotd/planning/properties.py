@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import Kind, Sync
-from pivotd.planning import encryption, internal_snapshots
+from pivotd.planning import encryption, filters, internal_snapshots
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.internal_snapshots import Left
 from pivotd.qmp.blocks import DiskSeen, find
@@ -25,6 +25,7 @@ def check(domain: DomainSnapshot, kind: Kind, planned: Iterable[PivotDisk]) -> t
         seen = find(domain.blocks.disks, disk)
         assert seen is not None, "it was planned from this"
         copied = _copied(domain, kind, seen, disk)
+        filters.refuse_inside(domain, seen, disk)
         encryption.check(domain, seen, disk, copied, _taker(domain, kind, seen, disk))
         left += internal_snapshots.left(domain, seen, _spoilt(kind, copied))
     return tuple(left)

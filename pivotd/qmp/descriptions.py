@@ -11,12 +11,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+Node = Mapping[str, Any]
+"""The options of a node, with those of the nodes below it."""
+
 PREFIX = "json:"
 BACKING = "backing"
 DEPTH_MAX = 64
 
 
-def nodes(filename: str) -> list[Mapping[str, Any]] | None:
+def nodes(filename: str) -> list[Node] | None:
     """Return the description of each node of one image, the uppermost first, without those of its backing chain.
 
     Empty for a plain name. None: QEMU has cut the description off at 4095 characters, or nobody can read it.
@@ -30,7 +33,7 @@ def nodes(filename: str) -> list[Mapping[str, Any]] | None:
     return list(_walk(found, 0))
 
 
-def _walk(node: Any, depth: int) -> Iterator[Mapping[str, Any]]:
+def _walk(node: Any, depth: int) -> Iterator[Node]:
     if not isinstance(node, dict) or depth > DEPTH_MAX:
         return
     if "driver" in node:
