@@ -44,6 +44,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "lazy-refcounts": _switch,
     "version": lambda text: _COMPAT.get(text, text),
     "refcount-bits": _number,
+    "compression-type": str,
     "luks-iter-ms": _number,
 }
 """Name of an option -> parser of its value. The daemon checks which values go together."""
@@ -78,6 +79,11 @@ def creating(function: F) -> F:
         help="What QEMU does with space that the guest frees.",
     )(function)
     function = click.option(
+        "--aio",
+        type=click.Choice(("threads", "native", "io_uring")),
+        help="How QEMU reads and writes the new images.  [default: QEMU's]",
+    )(function)
+    function = click.option(
         "--secret-file",
         type=AbsolutePath(),
         metavar="PATH",
@@ -91,7 +97,7 @@ def creating(function: F) -> F:
         multiple=True,
         metavar="KEY=VALUE",
         help="Of new images: cluster-size=2M, extended-l2=on, preallocation=full, lazy-refcounts=on, version=v3, "
-        "refcount-bits=16, luks-iter-ms=500.",
+        "refcount-bits=16, compression-type=zstd, luks-iter-ms=500.",
     )(function)
 
 

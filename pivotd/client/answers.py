@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from pivotd.client.requests import CopyMode, Discard, Sync
+from pivotd.client.requests import Aio, CopyMode, Discard, Sync
 
 Kind = Literal["copy", "commit", "pull", "snapshot"]
 Phase = Literal["preparing", "copying", "ready", "pausing", "cancelling", "decided", "closed"]
@@ -41,6 +41,7 @@ class ImageOptions(Struct, frozen=True):
     lazy_refcounts: bool | None = None
     version: str | None = None
     refcount_bits: int | None = None
+    compression_type: str | None = None
     luks_iter_ms: int | None = None
 
 
@@ -120,6 +121,8 @@ class PivotOptions(Struct, frozen=True):
     image_options: ImageOptions
     secret_file: str | None
     discard: Discard
+    aio: Aio | None
+    """None: QEMU's default."""
     keep_synced: bool
     keep_synced_s: int
     force: bool

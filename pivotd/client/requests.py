@@ -33,6 +33,7 @@ WindowLength = Annotated[int, msgspec.Meta(ge=1, le=limits.KEEP_SYNCED_S_MAX)]
 Sync = Literal["full", "top"]
 CopyMode = Literal["auto", "background", "write-blocking"]
 Discard = Literal["unmap", "ignore"]
+Aio = Literal["threads", "native", "io_uring"]
 DISKS = msgspec.Meta(min_length=1, max_length=DISKS_MAX)
 
 
@@ -118,6 +119,7 @@ class NewImage(Struct):
     lazy_refcounts: bool | None = None
     version: Literal["v2", "v3"] | None = None
     refcount_bits: Literal[1, 2, 4, 8, 16, 32, 64] | None = None
+    compression_type: Literal["zlib", "zstd"] | None = None
     luks_iter_ms: Annotated[int, msgspec.Meta(ge=1, le=limits.LUKS_ITER_MS_MAX)] | None = None
 
 
@@ -144,6 +146,7 @@ class CopyRequest(NewPivot, kw_only=True):
     image_options: NewImage | None = None
     secret_file: Path | None = None
     discard: Discard = "unmap"
+    aio: Aio | None = None
     bandwidth_bytes_per_s: Bandwidth = 0
     copy_mode: CopyMode = "auto"
     throttle: bool = True
@@ -186,6 +189,7 @@ class SnapshotRequest(NewPivot, kw_only=True):
     image_options: NewImage | None = None
     secret_file: Path | None = None
     discard: Discard = "unmap"
+    aio: Aio | None = None
 
     verb = "snapshot"
 

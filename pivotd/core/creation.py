@@ -14,6 +14,7 @@ VERSIONS = ("v2", "v3")
 CLUSTER_BYTES_MIN = 512
 CLUSTER_BYTES_MAX = 2 << 20
 EXTENDED_L2_CLUSTER_BYTES_MIN = 16 << 10
+COMPRESSIONS = ("zlib", "zstd")
 REFCOUNT_BITS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -28,6 +29,8 @@ class ImageOptions:
     lazy_refcounts: bool | None = None
     version: str | None = None
     refcount_bits: int | None = None
+    compression_type: str | None = None
+    """Of clusters that are compressed, which only other programs do."""
     luks_iter_ms: int | None = None
     """How long one try of a passphrase takes. QEMU does nothing else meanwhile, when it creates and when it opens."""
 
@@ -62,6 +65,8 @@ def _of_qcow2(options: ImageOptions) -> str | None:
         return f"refcount-bits={options.refcount_bits}: expected a power of two from 1 to 64"
     if options.version is not None and options.version not in VERSIONS:
         return f"version={options.version}: expected v2 or v3"
+    if options.compression_type not in {None, *COMPRESSIONS}:
+        return f"compression-type={options.compression_type}: expected zlib or zstd"
     if options.luks_iter_ms is not None and not 1 <= options.luks_iter_ms <= LUKS_ITER_MS_MAX:
         return f"luks-iter-ms={options.luks_iter_ms}: expected 1 to {LUKS_ITER_MS_MAX}"
     if options.extended_l2 and size is not None and size < EXTENDED_L2_CLUSTER_BYTES_MIN:
@@ -76,6 +81,7 @@ def _old_version(options: ImageOptions) -> str | None:
         "lazy-refcounts": options.lazy_refcounts,
         "extended-l2": options.extended_l2,
         "refcount-bits": options.refcount_bits not in {None, 16},
+        "compression-type": options.compression_type not in {None, "zlib"},
     }
     wrong = next((name for name, wanted in new.items() if wanted), None)
     return None if wrong is None else f"{wrong} needs version=v3"

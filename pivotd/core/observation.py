@@ -113,6 +113,8 @@ class Observation:
     """The consistent dirty bitmaps of the present roots."""
     writers: tuple[str, ...] = ()
     """What may write to a disk although the guest stands still; queried only at READY, for pivots that it hinders."""
+    write_thresholds: tuple[tuple[str, int], ...] = ()
+    """The value for CopyOptions.write_thresholds."""
     detail: str | None = None
     """One sentence for users, e.g. why QEMU is silent."""
 

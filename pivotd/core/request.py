@@ -36,6 +36,14 @@ class Discard(StrEnum):
     IGNORE = "ignore"
 
 
+class Aio(StrEnum):
+    """How QEMU reads and writes the files of new images (QEMU's BlockdevAioOptions)."""
+
+    THREADS = "threads"
+    NATIVE = "native"
+    IO_URING = "io_uring"
+
+
 class Sync(StrEnum):
     """Which layers of the backing chain a copy includes (QEMU's MirrorSyncMode)."""
 
@@ -86,6 +94,8 @@ class CopyOptions:
     """The file from which QEMU reads the passphrase of LUKS-encrypted destinations; None: they are not encrypted."""
     discard: Discard = Discard.UNMAP
     """How pivotd opens destinations: QEMU does not show how the source is opened; unmap keeps sparse images sparse."""
+    aio: Aio | None = None
+    """How QEMU opens destinations that are files or devices; None: QEMU's default. QEMU shows it of no node."""
     keep_synced: bool = False
     """After the switch QEMU keeps the source in sync until the window ends, so that `pivot undo` can return."""
     keep_synced_s: int = 3600
@@ -98,6 +108,8 @@ class CopyOptions:
     """Snapshots inside qcow2 images may stay behind in images that the disk leaves, or lose their data."""
     snapshots_left: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Those that do: an image, and the names of its snapshots."""
+    write_thresholds: tuple[tuple[str, int], ...] = ()
+    """The write threshold in bytes of each disk that has one, as seen right before the last intent."""
     resumable: bool = False
     """A failing destination pauses the copy instead of ending it; the copy continues once the destination works."""
     throttle: bool = True

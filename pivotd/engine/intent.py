@@ -78,6 +78,8 @@ async def _record_intent(state: DriverState, session: Session, ready: Converged)
     if not isinstance(decide(state.pivot, now, state.attempt), actions.Converge):
         return None  # a job that has just failed, or a guest that has just stopped, needs another decision
     state.attempt = state.attempt.begin(quick=ready.quick, moment=before)
+    known, shown = state.pivot.options, now.write_thresholds
+    options = known if known.write_thresholds == shown else replace(known, write_thresholds=shown)
     await state.record(
         "pausing",
         ready.facts | {"run_state": now.run_state, "chardevs": chardevs},
@@ -86,5 +88,6 @@ async def _record_intent(state: DriverState, session: Session, ready: Converged)
         run_state_before=now.run_state,
         owes_resume=now.run_state == "running",
         pausing_since=state.clock.utc_now(),
+        options=options,
     )
     return now

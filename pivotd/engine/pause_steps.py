@@ -179,6 +179,7 @@ async def resume(state: DriverState, session: Session, _action: actions.Resume, 
         return None
     await session.resume()
     await note_resumed(state, "resumed", {})
+    await session.place_thresholds(state.pivot)
     return replace(seen, run_state="running")
 
 

@@ -116,6 +116,10 @@ class Session(Protocol):
         """Set the last limits of the pivot."""
         ...
 
+    async def place_thresholds(self, pivot: Pivot) -> None:
+        """Set the write thresholds of the sources on the destinations of switched disks."""
+        ...
+
     async def restore_limits(self, pivot: Pivot) -> list[str]:
         """Restore the earlier limits; return the disks on which another client has set limits since."""
         ...

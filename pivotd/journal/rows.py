@@ -12,7 +12,7 @@ from typing import Any
 
 from pivotd.core.creation import ImageOptions
 from pivotd.core.pivot import Accepted, Identity, Image, JsonObject, Outcome, Pause, Phase, Pivot, PivotDisk, Record
-from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, Limits, Requester, Sync, WriteLimit
+from pivotd.core.request import Aio, CopyMode, CopyOptions, Discard, Kind, Limits, Requester, Sync, WriteLimit
 
 Row = Mapping[str, Any]
 
@@ -239,8 +239,10 @@ def _options(text: str) -> CopyOptions:
         "copy_mode": CopyMode(stored["copy_mode"]),
         "image_options": ImageOptions(**stored.get("image_options", {})),
         "discard": Discard(stored.get("discard", Discard.UNMAP)),
+        "aio": None if stored.get("aio") is None else Aio(stored["aio"]),
         "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
         "nodes_below": tuple(stored.get("nodes_below", ())),
+        "write_thresholds": tuple((disk, size_bytes) for disk, size_bytes in stored.get("write_thresholds", ())),
         "snapshots_left": tuple((image, tuple(names)) for image, names in stored.get("snapshots_left", ())),
     }
     stored.pop("undo_of", None)  # it has a column since schema 4

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pivotd.core.pivot import Image, PivotDisk
-from pivotd.core.request import Kind, Sync
+from pivotd.core.request import Aio, Kind, Sync
+from pivotd.errors import BadRequestError
 from pivotd.planning import encryption, filters, internal_snapshots
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.internal_snapshots import Left
@@ -26,6 +27,14 @@ def check(domain: DomainSnapshot, kind: Kind, planned: Iterable[PivotDisk]) -> t
         assert seen is not None, "it was planned from this"
         copied = _copied(domain, kind, seen, disk)
         filters.refuse_inside(domain, seen, disk)
+        if kind is Kind.COPY:
+            _refuse_to_lose_data_file(domain, seen, disk)
+        if domain.options.aio is Aio.NATIVE and not seen.cache_direct:
+            raise BadRequestError(
+                f"{seen.disk} uses the host's page cache, and so would its new image: --aio native needs a disk with "
+                "cache.direct=on",
+                disk=seen.disk,
+            )
         encryption.check(domain, seen, disk, copied, _taker(domain, kind, seen, disk))
         left += internal_snapshots.left(domain, seen, _spoilt(kind, copied))
     return tuple(left)
@@ -39,6 +48,19 @@ def _spoilt(kind: Kind, copied: range) -> range:
         case Kind.PULL:
             return range(copied.stop)
     return copied
+
+
+def _refuse_to_lose_data_file(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> None:
+    """Raises: BadRequestError: other programs may read the external data file, which a new image would not have."""
+    data = seen.layers[0].raw_data_file
+    options = domain.options
+    if data is None or disk.destination.format == "raw" or options.reuse or options.adopted or options.force:
+        return
+    raise BadRequestError(
+        f"{seen.disk}: its image keeps the data as a raw image in {data}, and a new qcow2 image would not: use "
+        "--format raw, or --reuse with an image made with data_file and data_file_raw, or --force to go on without",
+        disk=seen.disk,
+    )
 
 
 def _copied(domain: DomainSnapshot, kind: Kind, seen: DiskSeen, disk: PivotDisk) -> range:

@@ -35,6 +35,8 @@ class Layer:
     """Whether QEMU encrypts it, by itself or in a node below it; None: QEMU does not show all nodes below it."""
     snapshots: tuple[str, ...] = ()
     """The names of the snapshots inside it, of one without a name its id."""
+    raw_data_file: str | None = None
+    """The external file that holds its data as a raw image would, if it promises that (``data-file-raw``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class DiskSeen:
     """The active image first."""
     bitmaps: tuple[Bitmap, ...] = ()
     """The bitmaps of the root, in memory."""
+    write_threshold_bytes: int = 0
+    """QEMU sends an event at the first write beyond it; 0: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,38 +175,45 @@ def _disk(name: str, entry: Mapping[str, Any], inserted: Mapping[str, Any]) -> D
         limits=tuple((name, of(kinds.get(name, int), limits[name])) for name in sorted(limits)),
         layers=tuple(_layers(image)),
         bitmaps=_bitmaps(inserted),
+        write_threshold_bytes=of(int, inserted.get("write_threshold", 0)),
     )
 
 
 def _layers(image: Mapping[str, Any]) -> Iterator[Layer]:
     for _ in range(BACKING_DEPTH_MAX):
-        written = of(str, image["backing-filename"]) if "backing-filename" in image else None
-        size_bytes = of(int, image["virtual-size"])
-        filename = of(str, image["filename"])
-        encrypted = of(bool, image.get("encrypted", False)) or descriptions.encrypted(filename)
-        snapshots = tuple(of(str, kept["name"] or kept["id"]) for kept in of(list, image.get("snapshots", [])))
-        yield Layer(filename, of(str, image["format"]), size_bytes, written, _stored(image), encrypted, snapshots)
+        yield _layer(image)
         if "backing-image" not in image:
             return
         image = of(dict, image["backing-image"])
 
 
-def _stored(image: Mapping[str, Any]) -> tuple[Bitmap, ...]:
-    """Return the bitmaps that a qcow2 file names; one in use belongs to memory, or to a QEMU that has crashed."""
+def _layer(image: Mapping[str, Any]) -> Layer:
+    filename = of(str, image["filename"])
     shown = of(dict, image["format-specific"]) if "format-specific" in image else {}
-    if shown.get("type") != "qcow2":
-        return ()
-    return tuple(
-        Bitmap(
-            name=of(str, bitmap["name"]),
-            granularity_bytes=of(int, bitmap["granularity"]),
-            persistent=True,
-            recording="auto" in of(list, bitmap["flags"]),
-            dirty_bytes=0,
-        )
-        for bitmap in of(list, shown["data"].get("bitmaps", []))
-        if "in-use" not in bitmap["flags"]
+    qcow2 = of(dict, shown["data"]) if shown.get("type") == "qcow2" else {}
+    return Layer(
+        filename=filename,
+        format=of(str, image["format"]),
+        size_bytes=of(int, image["virtual-size"]),
+        backing_file=of(str, image["backing-filename"]) if "backing-filename" in image else None,
+        bitmaps=tuple(_stored(of(list, qcow2.get("bitmaps", [])))),
+        encrypted=of(bool, image.get("encrypted", False)) or descriptions.encrypted(filename),
+        snapshots=tuple(of(str, kept["name"] or kept["id"]) for kept in of(list, image.get("snapshots", []))),
+        raw_data_file=of(str, qcow2["data-file"]) if qcow2.get("data-file-raw") else None,
     )
+
+
+def _stored(bitmaps: list[Any]) -> Iterator[Bitmap]:
+    """Return the bitmaps that a qcow2 file names; one in use belongs to memory, or to a QEMU that has crashed."""
+    for bitmap in bitmaps:
+        if "in-use" not in bitmap["flags"]:
+            yield Bitmap(
+                name=of(str, bitmap["name"]),
+                granularity_bytes=of(int, bitmap["granularity"]),
+                persistent=True,
+                recording="auto" in of(list, bitmap["flags"]),
+                dirty_bytes=0,
+            )
 
 
 def _bitmaps(inserted: Mapping[str, Any]) -> tuple[Bitmap, ...]:

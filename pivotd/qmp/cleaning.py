@@ -6,7 +6,7 @@ from pivotd import limits
 from pivotd.core import names
 from pivotd.core.observation import STATUS_ENDED
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk
-from pivotd.qmp import blocks, exports, of_pivot, replies, rollback, secrets
+from pivotd.qmp import blocks, exports, of_pivot, replies, rollback, secrets, write_thresholds
 from pivotd.qmp.blocks import Blocks
 from pivotd.qmp.looking import blocks_of
 from pivotd.qmp.monitor import Monitor, ask, command
@@ -17,6 +17,7 @@ async def clean_up(monitor: Monitor, pivot: Pivot) -> list[str]:
 
     Returns: names that QEMU did not remove.
     """
+    await write_thresholds.place(monitor, pivot)
     jobs = await ask(monitor, replies.jobs)
     own = of_pivot.jobs(jobs, await blocks_of(monitor), pivot)
     live = [name for name, job in own.items() if job.status not in STATUS_ENDED]

@@ -11,7 +11,7 @@ from pivotd.core.observation import Observation, Qemu
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
-from pivotd.qmp import blocks, of_pivot, replies, writers
+from pivotd.qmp import blocks, of_pivot, replies, write_thresholds, writers
 from pivotd.qmp.blocks import Blocks, DiskSeen
 from pivotd.qmp.monitor import Monitor
 
@@ -62,6 +62,7 @@ async def look(monitor: Monitor, path: str, pivot: Pivot) -> Observation:
         has_nonce=pivot.identity.nonce in replies.object_names(objects),
         migrating=replies.migrating(migrate),
         bitmaps=of_pivot.bitmaps(shown, pivot),
+        write_thresholds=write_thresholds.read(shown.disks, pivot),
     )
     if pivot.phase is Phase.READY and pivot.switches and not pivot.options.force:
         # Not within the pause: there is a further question if there is such a writer.

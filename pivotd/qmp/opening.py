@@ -33,8 +33,11 @@ async def protocol(filename: str) -> dict[str, Any]:
 
 async def file_options(pivot: Pivot, disk: PivotDisk) -> dict[str, Any]:
     """Return the options that open the protocol layer of the destination."""
+    found = await protocol(disk.destination.filename)
+    aio = pivot.options.aio
     return {
-        **await protocol(disk.destination.filename),
+        **found,
+        **({} if aio is None or found["driver"] == "nbd" else {"aio": str(aio)}),
         "node-name": names.file_node(pivot.id, disk.index),
         "cache": {"direct": disk.cache_direct, "no-flush": False},
         "discard": str(pivot.options.discard),

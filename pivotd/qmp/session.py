@@ -25,6 +25,7 @@ from pivotd.qmp import (
     rollback,
     secrets,
     throttle,
+    write_thresholds,
     writers,
 )
 from pivotd.qmp.blocks import Blocks, DiskSeen
@@ -167,6 +168,10 @@ class Session:
     async def restore_limits(self, pivot: Pivot) -> list[str]:
         """Restore the earlier limits; return the disks on which another client has set limits since."""
         return await throttle.restore(self._monitor, pivot)
+
+    async def place_thresholds(self, pivot: Pivot) -> None:
+        """Set the write thresholds of the sources on the destinations of switched disks."""
+        await write_thresholds.place(self._monitor, pivot)
 
     # -- the pause ----------------------------------------------------------------------------------------------
 

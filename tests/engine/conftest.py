@@ -24,6 +24,8 @@ from pivotd.journal.reader import Reader
 from pivotd.planning.plan import plan
 from tests.support.qemu import Qemu
 
+from .storage import encrypted_image
+
 TIMEOUT_S = 30.0
 ULID = "01K9ABCDEFGHJKMNPQRSTV{:04d}"
 
@@ -108,3 +110,12 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
         engine.host.end()
         await running
     await engine.journal.close()
+
+
+@pytest.fixture(scope="session")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the file ``key`` and the image ``qcow2``, made once: that takes seconds on a busy machine."""
+    directory = tmp_path_factory.mktemp("luks")
+    (directory / "key").write_text("correct horse")
+    encrypted_image(directory / "qcow2", directory / "key")
+    return directory

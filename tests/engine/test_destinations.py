@@ -18,16 +18,23 @@ from tests.support.proxy import Recorder
 from tests.support.qemu import Disk, Qemu, create_image
 
 from .conftest import Engine
-from .storage import LoopDevice, NbdServer, allocated_bytes, header_chain, info, shown_chain
+from .storage import (
+    BUSY,
+    TRIES_MAX,
+    LoopDevice,
+    NbdServer,
+    allocated_bytes,
+    encrypted_image,
+    header_chain,
+    info,
+    shown_chain,
+)
 from .test_copy import assert_clean, content, write
 
 WHO = Requester(0, 0, 1)
 pytestmark = pytest.mark.qemu
 
 MIB = 1 << 20
-BUSY = "accurate CPU usage"
-"""QEMU 7.2 measures the processor to encrypt, and gives up where that is busy."""
-TRIES_MAX = 5
 
 
 async def switched(engine: Engine, target: str | Path, image_format: str | None = None, **options: object) -> None:
@@ -43,19 +50,6 @@ def overlay(path: Path, backing: str, *, size: str = "64M") -> Path:
         ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", backing, "-F", "qcow2", str(path), size], check=True
     )
     return path
-
-
-def encrypted_image(path: Path, secret: Path) -> None:
-    """Create an encrypted image as a person does, who asks again where the processor is busy."""
-    for _ in range(TRIES_MAX):
-        made = subprocess.run(
-            ["qemu-img", "create", "-q", "--object", f"secret,id=s,file={secret}", "-f", "qcow2",
-             "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", str(path), "64M"],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
-        if BUSY not in made.stderr:
-            break
-    assert made.returncode == 0, made.stderr
 
 
 def shut_down(qemu: Qemu) -> None:

@@ -21,9 +21,9 @@ from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image
 
 from .conftest import Engine
-from .storage import info
+from .storage import BUSY, TRIES_MAX, info
 from .test_copy import write
-from .test_destinations import BUSY, TRIES_MAX, encrypted_image, overlay, secrets, shut_down
+from .test_destinations import overlay, secrets, shut_down
 
 pytestmark = pytest.mark.qemu
 
@@ -31,15 +31,6 @@ WHO = Requester(0, 0, 1)
 KEY = {"key-secret": "s"}
 LUKS = {"encrypt": {"format": "luks", **KEY}}
 FULL, TOP = {"sync": Sync.FULL}, {"sync": Sync.TOP}
-
-
-@pytest.fixture(scope="module")
-def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the file ``key`` and the image ``qcow2``, made once: that takes seconds on a busy machine."""
-    directory = tmp_path_factory.mktemp("luks")
-    (directory / "key").write_text("correct horse")
-    encrypted_image(directory / "qcow2", directory / "key")
-    return directory
 
 
 def qemu_img(directory: Path, command: str, *arguments: str) -> None:
