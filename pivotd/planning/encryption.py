@@ -11,6 +11,7 @@ from pivotd.core.pivot import PivotDisk
 from pivotd.errors import BadRequestError
 from pivotd.host import view
 from pivotd.host.threads import look_at
+from pivotd.planning import filters
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.qmp.blocks import DiskSeen
 
@@ -27,7 +28,8 @@ def check(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, copied: Itera
     the destination. Raises: BadRequestError.
     """
     options = domain.options
-    doubtful = next((place for place in copied if seen.layers[place].encrypted is not False), None)
+    hidden = filters.hides_nodes(domain.blocks.graph, seen)
+    doubtful = next((place for place in copied if hidden or seen.layers[place].encrypted is not False), None)
     if options.plain or doubtful is None:
         return
     if taker is not None:
@@ -40,7 +42,7 @@ def check(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, copied: Itera
         return
     layer = seen.layers[doubtful]
     name = domain.image(layer.filename, layer.format, "").filename
-    state = "is encrypted" if layer.encrypted else "may be encrypted, as QEMU does not show every node below it"
+    state = "is encrypted" if layer.encrypted else "may be encrypted, as QEMU does not describe every node below it"
     otherwise = "--secret-file makes an encrypted image, --plain one that is not" if created else "--plain allows that"
     raise BadRequestError(
         f"{seen.disk}: {name} {state}, and {disk.destination.filename} would hold data without encryption: {otherwise}",

@@ -11,12 +11,19 @@ from pivotd.core.pivot import PivotDisk
 from pivotd.errors import BadRequestError
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.qmp import descriptions
-from pivotd.qmp.blocks import DiskSeen
+from pivotd.qmp.blocks import DiskSeen, Graph
 
-NO_FILTERS = frozenset({"raw", "luks", "blkdebug"})
-"""Drivers with a node below them that may go: encryption has a rule of its own, blkdebug only injects errors."""
-NO_IMAGES = frozenset({"quorum", "snapshot-access", "blkverify", "blkreplay"})
+NO_FILTERS = frozenset(
+    {"raw", "luks", "qcow2", "qcow", "qed", "vdi", "vmdk", "vpc", "vhdx", "parallels", "bochs", "cloop", "dmg"}
+    | {"blkdebug", "blkverify", "blkreplay"}
+)
+"""Drivers with a node below them that may go: formats; encryption, which has a rule of its own; and tools for tests."""
+NO_IMAGES = frozenset({"quorum", "snapshot-access"})
 """Drivers of which QEMU does not say that they are filters, and whose node is no image either."""
+TOOLS = ("blkdebug:", "blkverify:")
+"""Names of images inside which is such a tool."""
+LEAVES = frozenset({"file", "host_device", "nbd"})
+"""Formats of layers that are one node."""
 
 
 def refuse_above(domain: DomainSnapshot, seen: DiskSeen) -> None:
@@ -37,23 +44,24 @@ def refuse_inside(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> No
     """Raises: BadRequestError: the active image has a filter below its format, and another image takes its place."""
     if not disk.switches:
         return
-    described = descriptions.nodes(seen.filename)
-    if described is None:
-        graph = domain.blocks.graph
-        below = [node for node in graph.children.get(seen.node, ()) if node != graph.backing.get(seen.node)]
-        found = "more than one" if any(graph.children.get(node) for node in below) else None
-    else:
-        found = next(
-            (f"a {node['driver']}" for node in described[1:] if _has_child(node) and node["driver"] not in NO_FILTERS),
-            None,
-        )
+    drivers = [node["driver"] for node in descriptions.inner(seen.filename)]
+    found = next((f"a {driver} node" for driver in drivers if driver not in NO_FILTERS), None)
+    if found is None and hides_nodes(domain.blocks.graph, seen):
+        found = "a node that QEMU does not describe"
     if found is not None:
         raise BadRequestError(
-            f"{seen.disk}: {found} node is below its image, and {disk.destination.filename} would not have it: pivotd "
-            "does not move such a disk",
+            f"{seen.disk}: {found} is below its image, and {disk.destination.filename} would not have it: pivotd does "
+            "not move such a disk",
             disk=seen.disk,
         )
 
 
-def _has_child(node: descriptions.Node) -> bool:
-    return any(isinstance(child, dict) and "driver" in child for child in node.values())
+def hides_nodes(graph: Graph, seen: DiskSeen) -> bool:
+    """Return whether below the images of a disk there are more nodes, other than the lowest, than their names describe.
+
+    QEMU names an image after its file also if a copy-before-write node is between them, or another data file was given.
+    """
+    known = sum(layer.format not in LEAVES for layer in seen.layers)
+    known += sum(len(descriptions.inner(layer.filename)) for layer in seen.layers)
+    known += sum(layer.filename.startswith(TOOLS) for layer in seen.layers)
+    return sum(bool(graph.children.get(node)) for node in graph.below(seen.node)) > known

@@ -33,14 +33,9 @@ def nodes(filename: str) -> list[Node] | None:
     return list(_walk(found, 0))
 
 
-def _walk(node: Any, depth: int) -> Iterator[Node]:
-    if not isinstance(node, dict) or depth > DEPTH_MAX:
-        return
-    if "driver" in node:
-        yield node
-    for name, child in node.items():
-        if name != BACKING:
-            yield from _walk(child, depth + 1)
+def inner(filename: str) -> list[Node]:
+    """Return those of the described nodes, below the uppermost one, that have a node below them."""
+    return [node for node in (nodes(filename) or ())[1:] if any(map(_describes, _children(node)))]
 
 
 def encrypted(filename: str) -> bool | None:
@@ -49,6 +44,26 @@ def encrypted(filename: str) -> bool | None:
     if found is None:
         return None
     return any(node["driver"] == "luks" or any(_encrypts(name) for name in node) for node in found)
+
+
+def _walk(node: Any, depth: int) -> Iterator[Node]:
+    if not isinstance(node, dict) or depth > DEPTH_MAX:
+        return
+    if _describes(node):
+        yield node
+    for child in _children(node):
+        yield from _walk(child, depth + 1)
+
+
+def _describes(node: Any) -> bool:
+    return isinstance(node, dict) and "driver" in node
+
+
+def _children(node: Node) -> Iterator[Any]:
+    """Yield the values that may be nodes; those of a quorum are in a list."""
+    for name, value in node.items():
+        if name != BACKING:
+            yield from value if isinstance(value, list) else [value]
 
 
 def _encrypts(option: str) -> bool:

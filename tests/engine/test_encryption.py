@@ -59,12 +59,16 @@ def start(factory: QemuFactory, directory: Path, encrypted: Path) -> Qemu:
     qemu_img(directory, "convert", "-n", "-f", "raw", "--target-image-opts", "inner", inside)
     bases = [create_image(directory / f"base{number}") for number in range(2)]
     overlay(directory / "plain-over", str(directory / "below"))
+    create_image(directory / "hidden", options=f"data_file={directory / 'hidden-data'}")
+    (directory / "hidden-data").write_bytes(container(encrypted / "qcow2", 64 << 20))
+    overlay(directory / "hidden-over", str(directory / "hidden"))
     overlay(directory / "top", str(directory / "middle"))
 
     def on(name: str, **above: Any) -> dict[str, Any]:
         return {**above, "file": {"driver": "file", "filename": str(directory / name)}}
 
     luks = {"driver": "luks", **KEY}
+    hidden = {**on("hidden", driver="qcow2"), "data-file": on("hidden-data", **luks)}
     middle = on("middle", driver="qcow2", **LUKS, backing=on("base1", driver="qcow2"))
     disks = [
         Disk(directory / "qcow2", name="qcow2", node=LUKS),
@@ -74,6 +78,7 @@ def start(factory: QemuFactory, directory: Path, encrypted: Path) -> Qemu:
         Disk(directory / "plain-over", name="over", node={"backing": on("below", driver="qcow2", **LUKS)}),
         Disk(directory / "active", name="active", node={**LUKS, "backing": on(bases[0].name, driver="qcow2")}),
         Disk(directory / "top", name="middle", node={"backing": middle}),
+        Disk(directory / "hidden-over", name="hidden", node={"backing": hidden}),
     ]
     secret = json.dumps({"qom-type": "secret", "id": "s", "file": str(directory / "key")})
     return factory(disks, paused=True, guest=None, extra=["-object", secret])
@@ -106,12 +111,13 @@ async def test_every_way_into_plain_text(engine: Engine, qemu_factory: QemuFacto
         (Kind.COMMIT, "middle", {"layers": {"top": middle}}),
         (Kind.PULL, "over", {}),
         (Kind.PULL, "middle", {}),
+        (Kind.PULL, "hidden", {}),
         (Kind.PULL, "middle", {"layers": {"base": str(tmp_path / "base1")}}),
     ]
     for kind, disk, more in asked:
         said = await refused(kind, disk, **more)
         assert said is not None, (kind, disk, more)
-        assert "is encrypted" in said, said
+        assert ("may be encrypted" if disk == "hidden" else "is encrypted") in said, said
         assert "--plain" in said, said
         assert await refused(kind, disk, plain=True, **more) is None, (kind, disk, more)
         if kind in {Kind.COPY, Kind.SNAPSHOT}:

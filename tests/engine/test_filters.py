@@ -41,10 +41,18 @@ def start(factory: QemuFactory, directory: Path) -> Qemu:
         path = image(name)
         return Disk(path, name=name, node={"file": {**driver, child: {"driver": "file", "filename": str(path)}}})
 
+    def file(name: str) -> dict[str, Any]:
+        return {"driver": "file", "filename": str(directory / name)}
+
     throttle = {"driver": "throttle", "throttle-group": "tg"}
     log = {"driver": "file", "filename": str(create_image(directory / "log", image_format="raw", size="4M"))}
     raw = create_image(directory / "raw", image_format="raw", size="4M")
     allocating = {"driver": "preallocate", "file": {"driver": "file", "filename": str(raw)}}
+    data = create_image(directory / "data", size="4M", options=f"data_file={directory / 'data.raw'}")
+    for name in ("target", "second"):
+        create_image(directory / name, size="4M")
+    before_write = {"driver": "copy-before-write", "target": file("target")}
+    both = {"children": [file("quorum"), file("second")]}
     disks = [
         on_top("throttle", throttle),
         on_top("copy-on-read", {"driver": "copy-on-read"}),
@@ -52,6 +60,9 @@ def start(factory: QemuFactory, directory: Path) -> Qemu:
         on_top("compress", {"driver": "compress"}),
         on_top("blklogwrites", {"driver": "blklogwrites", "log": log}),
         inside("throttle-inside", throttle),
+        Disk(data, name="data", node={"data-file": {**throttle, "file": file("data.raw")}}),
+        Disk(image("copied"), name="copied", node={"file": {**before_write, "file": file("copied")}}),
+        Disk(image("quorum"), name="quorum", node={"file": {"driver": "quorum", "vote-threshold": 1, **both}}),
         inside("blkdebug-inside", {"driver": "blkdebug"}, "image"),
         Disk(raw, "raw", "preallocate-inside", node={"file": allocating}),
         Disk(image("plain"), name="plain"),
@@ -85,6 +96,9 @@ async def test_filters(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
         assert "throttle-inside: a throttle node is below its image, and" in await said(kind, "throttle-inside")
     for kind in (Kind.COPY, Kind.SNAPSHOT):
         assert "a preallocate node is below its image, and" in await said(kind, "preallocate-inside")
+        assert "a quorum node is below its image, and" in await said(kind, "quorum")
+        assert "a copy-before-write node is below its image, and" in await said(kind, "copied")
+        assert "data: a node that QEMU does not describe is below its image, and" in await said(kind, "data")
     for disk in ("plain", "legacy", "blkdebug-inside"):
         driver = await engine.copy("web1", {disk: tmp_path / f"{disk}-new"}, pivot=False)
         assert not (await engine.resting(driver)).error
