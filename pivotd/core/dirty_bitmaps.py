@@ -17,6 +17,8 @@ class Bitmap:
     persistent: bool
     recording: bool
     dirty_bytes: int
+    busy: bool = False
+    """A backup or an export uses it: QEMU copies it only once that has ended."""
 
 
 Bitmaps = Mapping[str, tuple[Bitmap, ...]]
@@ -42,6 +44,19 @@ def owed(pivot: Pivot, found: Bitmaps) -> Bitmaps:
         for disk, bitmaps in found.items()
         if (kept := tuple(bitmap for bitmap in bitmaps if qcow2[disk] or not bitmap.persistent))
     }
+
+
+def in_use(pivot: Pivot, found: Bitmaps) -> str | None:
+    """Return one sentence on a bitmap that must come along and that QEMU would not copy now, None if there is none."""
+    if pivot.options.force:
+        return None
+    busy = ((disk, bitmap.name) for disk, bitmaps in owed(pivot, found).items() for bitmap in bitmaps if bitmap.busy)
+    return next((busy_sentence(disk, name) for disk, name in busy), None)
+
+
+def busy_sentence(disk: str, name: str) -> str:
+    """Return one sentence on a bitmap that is in use."""
+    return f"dirty bitmap {name} of {disk} is in use by a backup or an export, and cannot come along before its end"
 
 
 def wrong(carried: Bitmaps, found: Bitmaps, *, may_differ: bool) -> str | None:

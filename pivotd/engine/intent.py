@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from pivotd import limits
-from pivotd.core import actions
+from pivotd.core import actions, kinds
 from pivotd.core.decide import decide
 from pivotd.core.observation import Observation
 from pivotd.core.pivot import Phase
@@ -47,6 +47,11 @@ async def converge(
     await look_for_destinations(state, limits.FILE_TIMEOUT_S)
     if state.attempt.lost is not None:
         return None
+    if seen.bitmaps and kinds.of(state.pivot).carries_bitmaps and not state.pivot.options.force:
+        refused = await session.refusal_of_bitmaps(state.pivot)
+        if refused is not None:
+            await state.wait(f"ready: {refused}")
+            return None
     await state.enter_window()
     try:
         return await _record_intent(state, session, ready)

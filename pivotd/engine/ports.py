@@ -140,6 +140,10 @@ class Session(Protocol):
         """Ask jobs to go to pending."""
         ...
 
+    async def refusal_of_bitmaps(self, pivot: Pivot) -> str | None:
+        """Return why QEMU would not copy the bitmaps now, None if it would; nothing is changed."""
+        ...
+
     async def carry_bitmaps(self, pivot: Pivot) -> Bitmaps:
         """Copy the sources' dirty bitmaps to the destinations and return them. Raises: QmpRefusedError."""
         ...

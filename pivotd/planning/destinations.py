@@ -9,6 +9,7 @@ from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyMode, CopyOptions, Discard, Sync, Target
 from pivotd.errors import BadRequestError
 from pivotd.planning import destination_files
+from pivotd.planning.bitmap_refusals import refuse_bitmaps
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.lasting_names import backing_name
 from pivotd.qmp.blocks import DiskSeen
@@ -22,7 +23,6 @@ def plan_copy(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen
     wanted = target.format or disk.source.format
     if wanted not in FORMATS:
         raise BadRequestError(f"format {wanted}: pivotd creates {' and '.join(FORMATS)}; name one with --format")
-    domain.refuse_to_lose(seen.bitmaps, wanted, seen.disk)
     if domain.options.sync is Sync.TOP:
         disk = _shallow(domain, seen, disk, target.image, wanted)
     elif would_wipe(domain.options):
@@ -81,6 +81,7 @@ def _refuse_wiping(domain: DomainSnapshot, seen: DiskSeen) -> None:
 def _checked(domain: DomainSnapshot, index: int, seen: DiskSeen, image: Image, *, overlay: bool = False) -> Image:
     """Return the image with its future node name."""
     image = replace(image, filename=_name(image.filename))
+    refuse_bitmaps(domain, seen.bitmaps, image, seen.disk)
     _check_options(domain.options, image.format, force=domain.options.force, overlay=overlay)
     domain.refuse_if_used(image, seen.disk)
     if domain.options.resumable and nbd.is_uri(image.filename):

@@ -8,6 +8,7 @@ from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import Target
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from pivotd.host import files
+from pivotd.planning.bitmap_refusals import refuse_bitmaps
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.lasting_names import backing_name
 from pivotd.qmp.blocks import DiskSeen
@@ -28,7 +29,8 @@ def plan_commit(domain: DomainSnapshot, index: int, target: Target, seen: DiskSe
     for image in chain[top + 1 : base + 1]:
         _refuse_shared(domain, image, seen.disk)
     inner = top > 0
-    domain.refuse_to_lose(seen.layers[top].bitmaps if inner else seen.bitmaps, chain[base].format, seen.disk)
+    bitmaps = seen.layers[top].bitmaps if inner else seen.bitmaps
+    refuse_bitmaps(domain, bitmaps, chain[base], seen.disk, base=True)
     return replace(
         domain.disk(index, seen),
         destination=chain[0] if inner else chain[base],

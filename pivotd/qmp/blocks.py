@@ -225,6 +225,7 @@ def _bitmaps(inserted: Mapping[str, Any]) -> tuple[Bitmap, ...]:
             persistent=of(bool, bitmap["persistent"]),
             recording=of(bool, bitmap["recording"]),
             dirty_bytes=of(int, bitmap["count"]),
+            busy=of(bool, bitmap.get("busy", False)),
         )
         for bitmap in of(list, inserted.get("dirty-bitmaps", []))
         if bitmap.get("name") and not bitmap.get("inconsistent", False)

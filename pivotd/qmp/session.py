@@ -195,6 +195,10 @@ class Session:
         """Ask jobs to go to pending; the next look shows a job that refused."""
         await self._monitor.burst([command("job-complete", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
 
+    async def refusal_of_bitmaps(self, pivot: Pivot) -> str | None:
+        """Return why QEMU would not copy the bitmaps now, None if it would; nothing is changed."""
+        return await bitmaps.refusal(self._monitor, pivot)
+
     async def carry_bitmaps(self, pivot: Pivot) -> Bitmaps:
         """Copy the dirty bitmaps of the sources to the destinations and return them. Raises: QmpRefusedError."""
         return await bitmaps.carry(self._monitor, pivot)

@@ -144,22 +144,6 @@ async def test_a_format_without_bitmaps_is_refused(engine: Engine, qemu_factory:
         await engine.copy("web1", {"disk0": tmp_path / "new.raw"}, "raw")
 
 
-async def test_a_bitmap_that_cannot_come_along_keeps_the_source(
-    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
-):
-    """qcow2 of version 2 has no bitmaps: the switch is given up inside the pause, with QEMU's words."""
-    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
-    await engine.connect(qemu)
-    qemu.spy("block-dirty-bitmap-add", node="src0", name="backup", persistent=True)
-    target = create_image(tmp_path / "new.qcow2", options="compat=0.10")
-    pivot = await engine.closed(await engine.copy("web1", {"disk0": target}, reuse=True))
-    assert pivot.outcome == Outcome.KEPT
-    assert "bitmap" in (pivot.error or ""), pivot.error
-    assert qemu.run_state() == "running"
-    assert qemu.root("disk0").filename == str(tmp_path / "old.qcow2")
-    assert_clean(qemu)
-
-
 async def test_a_bitmap_that_comes_along_wrongly_takes_the_switch_back(
     engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
 ):

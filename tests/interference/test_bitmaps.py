@@ -55,3 +55,20 @@ async def test_a_merge_without_the_bitmap_says_so(bed: Bed, moment: Callable[[st
     pivot = await moved_without(bed, moment, images, Move.INNER_COMMIT)
     assert (pivot.kind, pivot.outcome) == (Kind.COMMIT, Outcome.MERGED)
     assert "bitmap backup of disk0 has not come along" in bed.engine.facts(pivot, "merged")["reason"]
+
+
+async def test_a_bitmap_that_comes_into_use_in_the_pause_keeps_the_source(bed: Bed, moment: Callable[[str], Moment]):
+    """Nobody looks again between the intent and the switch: with QEMU's words, and one short pause."""
+    await bed.domain(Disk(bed.image()))
+    bed.qemu.spy("block-dirty-bitmap-add", node="src0", name="backup", persistent=True, disabled=True)
+    bed.qemu.spy("nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(bed.directory / "nbd")}}})
+    export = {"type": "nbd", "id": "e", "node-name": "src0", "name": "e", "bitmaps": ["backup"]}
+    at = moment("stopped")
+    at.what = lambda: bed.qemu.spy("block-export-add", export)
+    pivot = await bed.engine.closed(await bed.engine.copy("web1", {"disk0": bed.target()}))
+    assert at.done
+    assert pivot.outcome == Outcome.KEPT
+    assert "'backup' is currently in use" in (pivot.error or "")
+    assert len(pivot.pauses) == 1
+    assert bed.qemu.run_state() == "running"
+    assert bed.qemu.root().node == "src0"

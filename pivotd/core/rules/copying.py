@@ -5,6 +5,7 @@ from __future__ import annotations
 from pivotd.core import kinds
 from pivotd.core.actions import Abandon, Action, Advance, Converge, Wait
 from pivotd.core.attempt import Attempt
+from pivotd.core.dirty_bitmaps import in_use
 from pivotd.core.observation import PAUSABLE, STATUS_ENDED, STATUS_PENDING, Observation, Root
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.rules import target_errors
@@ -50,7 +51,8 @@ def ready(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
         return Wait(f"a switch is not possible while the guest is {seen.run_state}")
     if not _all_ready(pivot, seen):
         return Wait("a job is not ready, or was paused by somebody else")
-    return Converge()
+    busy = in_use(pivot, seen.bitmaps) if kinds.of(pivot).carries_bitmaps else None
+    return Converge() if busy is None else Wait(f"ready: {busy}")
 
 
 def _trouble(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action | None:
