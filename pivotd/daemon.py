@@ -225,6 +225,7 @@ class Daemon:
         access_module: Any = importlib.import_module("pivotd.api.access")
         service: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.service")
         alarms_module: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.alarms")
+        leftovers_module: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.leftovers")
         sys.setswitchinterval(limits.SWITCH_INTERVAL_S)
         reads = await service.Reads.attach(self._config.state_dir, self._host, self._journal)
         daemon_service = service.DaemonService(self._config, self._host, self._journal, reads)
@@ -242,12 +243,13 @@ class Daemon:
             found = group.create_task(self._say_found(sock), name="found")
             discovery = group.create_task(self._discover(reloader), name="discovery")
             alarms = group.create_task(alarms_module.Alarms(self._host, self._journal, reads).run(), name="alarms")
+            leftovers = group.create_task(leftovers_module.Leftovers(self._host, reads).run(), name="leftovers")
             reloading = group.create_task(reloader.run(self._hangup, reload_listener), name="reload")
             api = group.create_task(server.serve(daemon_service, access, sock, api_stop), name="api")
             await self._stop.wait()
             daemon_service.end()
             api_stop.set()
-            for task in (status, found, discovery, alarms, reloading):
+            for task in (status, found, discovery, alarms, leftovers, reloading):
                 task.cancel()
             await api
         await reads.close()

@@ -62,6 +62,7 @@ ROLLBACK_TIMEOUT_S = 5.0
 FILE_TIMEOUT_S = 5.0
 """stat() answers in microseconds unless the file system hangs."""
 OTHERS_FILE_TIMEOUT_S = 0.5
+"""For the images of other pivots: a request does not wait long for storage that it does not use."""
 JOURNAL_CHECK_S = 2.0
 """How long a start waits for the answer whether the journal was restored; after that every verdict is in doubt."""
 JOURNAL_CHECK_AGAIN_S = 5.0
@@ -71,9 +72,14 @@ IMAGES_BELOW_MAX = 256
 """Images below one image: headers can lead in a circle."""
 DEVICES_BELOW_MAX = 256
 """Devices below one RAID, device-mapper or loop device."""
+LEFTOVERS_DELAY_S = 0.5
+"""From an event to the look for nodes that nobody uses: whoever unplugs a disk may delete nodes, or use them again."""
+LEFTOVERS_AGAIN_S = 30.0
+"""Between two looks at a QEMU that has nodes of pivotd's; each is one write and under 1 ms of QEMU's main loop."""
+LEFTOVERS_TIMEOUT_S = 5.0
+"""For closing images that no disk uses; an NBD server that takes longer is cut off, since QEMU hangs on it."""
 FILES_AT_ONCE = 64
 """How many images one thread looks at in a row."""
-"""For the images of other pivots: a request does not wait long for storage that it does not use."""
 PATH_THREADS_MAX = 4
 MOUNT_THREADS_MAX = 16
 THREADS_MAX = 64

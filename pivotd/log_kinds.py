@@ -70,6 +70,13 @@ KINDS: Mapping[str, Kind] = {
     "domain.not-checked": Kind(
         "34b081950d0c454f93adf334d35021ba", "the images of {domain} could not be checked: {error}"
     ),
+    "domain.nodes-removed": Kind(
+        "efe9a9525a7f425c9cc8a8dff497042e",
+        "domain {domain}: removed block nodes of pivotd's that nobody used any more, with their locks: {nodes}",
+    ),
+    "domain.nodes-left": Kind(
+        "133ec45cc1b54d62853a637b6896289a", "unused block nodes of {domain} could not be looked for: {error}"
+    ),
     # -- pivots
     "pivot.accepted": Kind(
         "f4a2293195ff4c2baa170d388fe67f7f",

@@ -40,7 +40,7 @@ class Alarms:
 
     async def run(self) -> None:
         """Look whenever a look is due; ends only when it is cancelled."""
-        self._host.on_changed = self._on_changed
+        self._host.listeners.append(self._on_changed)
         unsubscribe = self._journal.subscribe(self._on_records)
         for name in self._host.supervisors:
             self._on_changed(name)
@@ -61,7 +61,7 @@ class Alarms:
                         log.exception("domain.not-checked", domain=name, error=repr(error))
         finally:
             unsubscribe()
-            self._host.on_changed = None
+            self._host.listeners.remove(self._on_changed)
             for timer in self._again.values():
                 timer.cancel()
 

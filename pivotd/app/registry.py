@@ -44,7 +44,7 @@ class Host:
         self._claims: list[tuple[str, str]] = []
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._group: asyncio.TaskGroup | None = None
-        self.on_changed: Callable[[str], None] | None = None
+        self.listeners: list[Callable[[str], None]] = []
         """Called with the name of a domain at each change of its connection, and when a pivot of it comes or goes."""
         self._ended = asyncio.Event()
         self._started = asyncio.Event()
@@ -107,8 +107,8 @@ class Host:
 
     def _changed(self, name: str) -> None:
         self.changed.set()
-        if self.on_changed is not None:
-            self.on_changed(name)
+        for listener in self.listeners:
+            listener(name)
 
     def remove(self, name: str, by: JsonObject | None = None) -> None:
         """Forget a domain; its supervisor ends. ``by``: who asked, for the log."""

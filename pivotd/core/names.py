@@ -17,6 +17,7 @@ JOB_ID_CHARACTERS = 10
 DISKS_MAX = 64
 DOMAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 DOMAIN_NAME_WORDS = f"at most {limits.NAME_LENGTH_MAX} of A-Z a-z 0-9 . _ - that starts with a letter or digit"
+_NODE = re.compile(r"p([0-9A-Z]{26})-\d+[a-z]*")
 _DESTINATION = re.compile(r"p[0-9A-Z]{26}-\d+")
 
 
@@ -50,6 +51,12 @@ def file_node(pivot: str, index: int) -> str:
 def file_below(node: str) -> str | None:
     """Return the protocol layer's node below a destination of any pivot, None for a node that is not pivotd's."""
     return f"{node}f" if _DESTINATION.fullmatch(node) else None
+
+
+def pivot_of_node(node: str) -> str | None:
+    """Return the pivot that has opened a node, None for a node of anybody else."""
+    found = _NODE.fullmatch(node)
+    return found[1] if found is not None else None
 
 
 def reopened_source(pivot: str, index: int) -> str:

@@ -7,7 +7,7 @@ and query-block-jobs. Shapes: QEMU QAPI reference. Pure: no connection, no decis
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,20 @@ class Graph:
     """Job id -> the node that it writes."""
     writing: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     """Node -> type and name of each parent that may write to it."""
+    held: frozenset[str] = frozenset()
+    """Nodes that a device, an export or a job has."""
+
+    def unused(self, nodes: Collection[str]) -> list[str]:
+        """Return those of the nodes that nothing uses but others of them, parents before children."""
+        parents: dict[str, set[str]] = {}
+        for parent, children in self.children.items():
+            for child in children:
+                parents.setdefault(child, set()).add(parent)
+        found: list[str] = []
+        left = sorted(self.nodes.intersection(nodes) - self.held)
+        while more := [node for node in left if node not in found and parents.get(node, set()) <= set(found)]:
+            found += more
+        return found
 
     def chain(self, root: str) -> list[str]:
         """Return root and the nodes that back it, downwards."""
@@ -260,11 +274,14 @@ def graph(answer: Any) -> Graph:
     backing: dict[str, str] = {}
     targets: dict[str, str] = {}
     writing: dict[str, tuple[tuple[str, str], ...]] = {}
+    held: set[str] = set()
     for edge in of(list, answer["edges"]):
         kind = kinds[edge["parent"]]
         parent, child = named[edge["parent"]], named[edge["child"]]
         if "write" in edge.get("perm", ()):
             writing[child] = (*writing.get(child, ()), (kind, parent))
+        if kind != "block-driver":
+            held.add(child)
         if kind == "block-driver":
             children[parent] = (*children.get(parent, ()), child)
             if edge["name"] == "backing":
@@ -274,4 +291,4 @@ def graph(answer: Any) -> Graph:
             if edge["name"] == "target":
                 targets[parent] = child
     drivers = frozenset(named[number] for number, kind in kinds.items() if kind == "block-driver")
-    return Graph(drivers, children, backing, users, targets, writing)
+    return Graph(drivers, children, backing, users, targets, writing, frozenset(held))

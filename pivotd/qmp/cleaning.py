@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pivotd import limits
 from pivotd.core import names
 from pivotd.core.observation import STATUS_ENDED
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk
+from pivotd.errors import QmpUnknownError
 from pivotd.qmp import blocks, exports, of_pivot, replies, rollback, secrets, write_thresholds
 from pivotd.qmp.blocks import Blocks
 from pivotd.qmp.looking import blocks_of
@@ -30,12 +33,29 @@ async def clean_up(monitor: Monitor, pivot: Pivot) -> list[str]:
     # An export is cut off, too: to close it in order would wait for its server.
     await exports.cut(monitor, pivot, [disk for disk in pivot.disks if names.file_node(pivot.id, disk.index) in doomed])
     await monitor.burst([command("blockdev-del", node_name=node) for node in doomed], limits.COMMAND_TIMEOUT_S)
-    await secrets.remove_unused(monitor, pivot)
+    await secrets.remove_unused(monitor, pivot.id)
     await monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
     left = (await ask(monitor, blocks.graph)).nodes
     jobs = await ask(monitor, replies.jobs)
     ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, *pivot.family)}
     return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs]
+
+
+async def remove(monitor: Monitor, nodes: Sequence[str]) -> list[str]:
+    """Delete nodes that nobody uses, and passphrases of which no node is left; return the nodes that are still there.
+
+    An export is closed in order, since it may hold the only copy of the last writes. If its server does not answer,
+    and QEMU with it, it is cut off.
+    """
+    try:
+        await monitor.burst([command("blockdev-del", node_name=node) for node in nodes], limits.LEFTOVERS_TIMEOUT_S)
+    except QmpUnknownError:
+        if monitor.out_of_band:
+            await monitor.burst([exports.yank(node) for node in nodes], limits.YANK_TIMEOUT_S)
+        raise
+    await secrets.remove_unused(monitor, None)
+    left = (await ask(monitor, blocks.graph)).nodes
+    return [node for node in nodes if node in left]
 
 
 def _unwanted(shown: Blocks, pivot: Pivot) -> list[str]:

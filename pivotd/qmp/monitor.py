@@ -19,6 +19,7 @@ from pivotd.qmp.question import Question
 T = TypeVar("T")
 
 JOBS_REMEMBERED_MAX = 4096
+DETACHING = frozenset({"DEVICE_DELETED", "DEVICE_TRAY_MOVED", "BLOCK_JOB_COMPLETED", "BLOCK_EXPORT_DELETED"})
 
 
 def command(name: str, /, **arguments: Any) -> Command:
@@ -44,6 +45,8 @@ class Monitor:
         """Number of RESUME events so far: the guest was resumed."""
         self.stops = 0
         """Number of STOP events so far: the guest was paused, or is about to leave by a migration."""
+        self.detached = 0
+        """Number of events after which a node may have lost its last user: a device, a medium, a job, an export."""
 
     @classmethod
     async def connect(cls, path: str) -> Monitor:
@@ -180,7 +183,9 @@ class Monitor:
         return lambda: self._callbacks.remove(callback)
 
     def _on_event(self, event: Message) -> None:
-        match event["event"]:
+        name = event["event"]
+        self.detached += name in DETACHING
+        match name:
             case "JOB_STATUS_CHANGE":
                 self._note_job(event.get("data"))
             case "RESUME":

@@ -36,8 +36,8 @@ def _refused(reply: Any) -> bool:
     return isinstance(reply, QmpRefusedError) and DUPLICATE not in reply.fields["text"]
 
 
-async def remove_unused(monitor: Monitor, pivot: Pivot) -> None:
-    """Remove passphrases of pivots that have no node and, except for this pivot, no nonce any more."""
+async def remove_unused(monitor: Monitor, pivot: str | None) -> None:
+    """Remove passphrases of pivots that have no node and, except for ``pivot``, no nonce any more."""
     objects = await ask(monitor, replies.object_names)
     owners = {owner: name for name in objects if (owner := names.pivot_of_secret(name)) is not None}
     if not owners:
@@ -46,7 +46,7 @@ async def remove_unused(monitor: Monitor, pivot: Pivot) -> None:
     unused = [
         name
         for owner, name in owners.items()
-        if (owner == pivot.id or names.nonce_object(owner) not in objects)
+        if (owner == pivot or names.nonce_object(owner) not in objects)
         and not any(names.belongs_to(node, owner) for node in graph.nodes)
     ]
     await monitor.burst([command("object-del", id=name) for name in unused], limits.COMMAND_TIMEOUT_S)

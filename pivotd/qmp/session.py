@@ -68,6 +68,11 @@ class Session:
         return self._monitor.stops
 
     @property
+    def detached(self) -> int:
+        """Number of events after which a node may have lost its last user."""
+        return self._monitor.detached
+
+    @property
     def job_status(self) -> Mapping[str, str]:
         """The last status of each job by events: a hint."""
         return self._monitor.job_status
@@ -280,6 +285,10 @@ class Session:
         return await exports.cut(self._monitor, pivot, disks)
 
     # -- after it -----------------------------------------------------------------------------------------------
+
+    async def remove(self, nodes: Sequence[str]) -> list[str]:
+        """Delete nodes that nobody uses, with what only they needed; return those that QEMU did not delete."""
+        return await cleaning.remove(self._monitor, nodes)
 
     async def clean_up(self, pivot: Pivot) -> list[str]:
         """Remove what a decided pivot leaves in QEMU; return names that QEMU did not remove."""
