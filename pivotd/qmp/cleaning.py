@@ -8,17 +8,18 @@ from pivotd import limits
 from pivotd.core import names
 from pivotd.core.observation import STATUS_ENDED
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk
+from pivotd.core.request import Kind
 from pivotd.errors import QmpUnknownError
-from pivotd.qmp import blocks, exports, of_pivot, replies, rollback, secrets, write_thresholds
+from pivotd.qmp import blocks, exports, of_pivot, opening, replies, rollback, secrets, write_thresholds
 from pivotd.qmp.blocks import Blocks
 from pivotd.qmp.looking import blocks_of
 from pivotd.qmp.monitor import Monitor, ask, command
 
 
 async def clean_up(monitor: Monitor, pivot: Pivot) -> list[str]:
-    """Dismiss jobs, delete the nodes that no disk uses, remove the nonce; each may be done already.
+    """Dismiss jobs, delete the nodes that no disk uses, lift sizes, remove the nonce; each may be done already.
 
-    Returns: names that QEMU did not remove.
+    Returns: names of what QEMU did not remove.
     """
     await write_thresholds.place(monitor, pivot)
     jobs = await ask(monitor, replies.jobs)
@@ -33,12 +34,13 @@ async def clean_up(monitor: Monitor, pivot: Pivot) -> list[str]:
     # An export is cut off, too: to close it in order would wait for its server.
     await exports.cut(monitor, pivot, [disk for disk in pivot.disks if names.file_node(pivot.id, disk.index) in doomed])
     await monitor.burst([command("blockdev-del", node_name=node) for node in doomed], limits.COMMAND_TIMEOUT_S)
+    limited = await opening.lift_sizes(monitor, pivot) if pivot.kind is Kind.COPY and pivot.options.reuse else []
     await secrets.remove_unused(monitor, pivot.id)
     await monitor.burst([command("object-del", id=pivot.identity.nonce)], limits.COMMAND_TIMEOUT_S)
     left = (await ask(monitor, blocks.graph)).nodes
     jobs = await ask(monitor, replies.jobs)
     ours = {disk.source.node for disk in pivot.disks} | {n for n in doomed if names.belongs_to(n, *pivot.family)}
-    return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs]
+    return [name for name in (*doomed, *own) if (name in left and name in ours) or name in jobs] + limited
 
 
 async def remove(monitor: Monitor, nodes: Sequence[str]) -> list[str]:

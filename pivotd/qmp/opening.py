@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from collections.abc import Mapping
 from typing import Any
 
 from pivotd import limits
 from pivotd.core import names, nbd
-from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.pivot import Outcome, Pivot, PivotDisk
 from pivotd.core.request import Discard, Kind
 from pivotd.errors import QmpRefusedError
 from pivotd.host.threads import in_thread
 from pivotd.qmp import blocks
+from pivotd.qmp.blocks import DiskSeen
+from pivotd.qmp.burst import Command
 from pivotd.qmp.monitor import Monitor, ask, command
 
 TOO_SMALL = "actual size of the containing file"
@@ -65,14 +69,7 @@ def encryption(pivot: Pivot) -> dict[str, Any]:
 
 async def open_format(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
     """Open the format layer of the destination. Raises: QmpRefusedError."""
-    options: dict[str, Any] = {
-        "driver": disk.destination.format,
-        "node-name": disk.destination.node,
-        "file": names.file_node(pivot.id, disk.index),
-        "cache": {"direct": disk.cache_direct, "no-flush": False},
-        "discard": str(pivot.options.discard),
-        "detect-zeroes": await _detect_zeroes(monitor, pivot, disk),
-    }
+    options = _format_options(pivot, disk, await _detect_zeroes(monitor, pivot, disk))
     if pivot.options.secret_file is not None:
         options["encrypt"] = encryption(pivot)
     if pivot.kind is Kind.SNAPSHOT:
@@ -81,7 +78,7 @@ async def open_format(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
     elif disk.base is not None:
         options["backing"] = disk.base.node
     elif disk.destination.format == "raw" and pivot.options.reuse:
-        options |= await _size(disk)
+        options |= await _size(monitor, pivot, disk)
     try:
         await monitor.execute(command("blockdev-add", **options))
     except QmpRefusedError as error:
@@ -93,6 +90,40 @@ async def open_format(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
         await _refuse_backing(monitor, disk)
 
 
+def _format_options(pivot: Pivot, disk: PivotDisk, detect_zeroes: str) -> dict[str, Any]:
+    return {
+        "driver": disk.destination.format,
+        "node-name": disk.destination.node,
+        "file": names.file_node(pivot.id, disk.index),
+        "cache": {"direct": disk.cache_direct, "no-flush": False},
+        "discard": str(pivot.options.discard),
+        "detect-zeroes": detect_zeroes,
+    }
+
+
+async def lift_sizes(monitor: Monitor, pivot: Pivot) -> list[str]:
+    """Open raw destinations without the size that a mirror needed, so that these disks can be grown again.
+
+    QEMU resizes no raw node that was opened with a size. The guest is not told: it sees the size of the device or
+    export once it asks, at its next start or when a client sends block_resize. Returns: what QEMU has refused.
+    """
+    shown = await ask(monitor, blocks.disks)
+    limited = [(disk, seen) for disk in pivot.disks if (seen := _limited(shown, disk)) is not None]
+    options = [_format_options(pivot, disk, seen.detect_zeroes) for disk, seen in limited]
+    done = await monitor.burst([command("blockdev-reopen", options=[one]) for one in options], limits.COMMAND_TIMEOUT_S)
+    refused = [isinstance(reply, QmpRefusedError) for reply in done]
+    return [f"the size of {disk.destination.node}" for (disk, _), no in zip(limited, refused, strict=True) if no]
+
+
+def _limited(disks: Mapping[str, DiskSeen], disk: PivotDisk) -> DiskSeen | None:
+    """Return the disk if its root is its new image, opened with a size."""
+    seen = blocks.find(disks, disk)
+    if disk.outcome is not Outcome.SWITCHED or seen is None or seen.node != disk.destination.node:
+        return None
+    shown = json.loads(seen.filename.removeprefix("json:")) if seen.filename.startswith("json:{") else {}
+    return seen if shown.get("driver") == "raw" and "size" in shown else None
+
+
 async def _detect_zeroes(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str:
     """Return the source's setting; if space may not be freed, ``unmap`` becomes ``on``."""
     seen = blocks.find(await ask(monitor, blocks.disks), disk)
@@ -100,16 +131,25 @@ async def _detect_zeroes(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str
     return "on" if found == "unmap" and pivot.options.discard is not Discard.UNMAP else found
 
 
-async def _size(disk: PivotDisk) -> dict[str, int]:
-    """A mirror needs both sides to be of one size: a larger raw image is opened as if it ended where the disk does.
+async def _size(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> dict[str, int]:
+    """A mirror needs both sides to be of one size: a larger file is cut, a device opened as if it ended with the disk.
 
-    Not if the size is known to be right: QEMU then shows the plain name of the image.
+    A file of the right size is opened without one: QEMU then shows its plain name, and can resize it.
     """
     filename = disk.destination.filename
     found = None if nbd.is_uri(filename) else await _stat(filename)
-    if found is not None and stat.S_ISREG(found.st_mode) and found.st_size == disk.size_bytes:
-        return {}
+    if found is not None and stat.S_ISREG(found.st_mode):
+        cut = command("block_resize", node_name=names.file_node(pivot.id, disk.index), size=disk.size_bytes)
+        if found.st_size == disk.size_bytes:
+            return {}
+        if found.st_size > disk.size_bytes and not isinstance(await _tried(monitor, cut), QmpRefusedError):
+            return {}
     return {"size": disk.size_bytes}
+
+
+async def _tried(monitor: Monitor, message: Command) -> object:
+    (reply,) = await monitor.burst([message], limits.COMMAND_TIMEOUT_S)
+    return reply
 
 
 async def _refuse_backing(monitor: Monitor, disk: PivotDisk) -> None:
