@@ -22,6 +22,7 @@ from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.internal_snapshots import Left
 from pivotd.planning.layers import plan_commit, plan_pull
+from pivotd.planning.room import refuse_full
 from pivotd.planning.second_writer import refuse_second_writer
 from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
@@ -155,6 +156,7 @@ def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[s
         placing.refuse_one_name(planned)
     if any(disk.switches != planned[0].switches for disk in planned):
         raise BadRequestError("some disks would be switched and others not: commit them as two requests")
+    refuse_full(snapshot, request.kind, planned)
     return tuple(planned)
 
 

@@ -37,6 +37,8 @@ class Layer:
     """The names of the snapshots inside it, of one without a name its id."""
     raw_data_file: str | None = None
     """The external file that holds its data as a raw image would, if it promises that (``data-file-raw``)."""
+    allocated_bytes: int | None = None
+    """What its storage has allocated for it; None if QEMU cannot tell, 0 for a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,7 @@ def _layer(image: Mapping[str, Any]) -> Layer:
         encrypted=of(bool, image.get("encrypted", False)) or descriptions.encrypted(filename),
         snapshots=tuple(of(str, kept["name"] or kept["id"]) for kept in of(list, image.get("snapshots", []))),
         raw_data_file=of(str, qcow2["data-file"]) if qcow2.get("data-file-raw") else None,
+        allocated_bytes=of(int, image["actual-size"]) if "actual-size" in image else None,
     )
 
 

@@ -94,7 +94,7 @@ def _job(pivot: Pivot, disk: PivotDisk) -> Command:
                 target=disk.destination.node,
                 sync=str(pivot.options.sync),
                 copy_mode="write-blocking" if blocking else "background",
-                **({"on_target_error": "stop"} if pivot.options.resumable else {}),
+                on_target_error="stop" if pivot.options.resumable else "enospc",
                 **({"buf_size": limits.UNIX_EXPORT_BYTES} if nbd.is_unix(disk.destination.filename) else {}),
             )
         case Kind.COMMIT:

@@ -50,8 +50,9 @@ def test_a_job_that_somebody_paused_is_left_alone():
 
 
 def test_a_copy_that_is_not_resumable_is_left_alone():
-    """QEMU ends its job by itself."""
-    assert isinstance(decide(pivot(Phase.COPYING), interrupted()), Wait)
+    """QEMU ends its job by itself, unless the destination is full: that passes, and loses nothing."""
+    assert isinstance(decide(pivot(Phase.COPYING), interrupted(io_status="failed")), Wait)
+    assert isinstance(decide(pivot(Phase.READY), interrupted("standby", "nospace")), GoOn)
 
 
 def test_a_flush_that_failed_ends_the_copy():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import subprocess
 from pathlib import Path
@@ -307,8 +308,8 @@ async def test_a_second_pivot_of_a_disk_is_refused_with_the_id_of_the_first(
         await engine.copy("web1", {"disk0": tmp_path / "b.qcow2"})
 
 
-async def test_a_full_destination_ends_kept(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
-    """No space under the destination: QEMU's words are the reason, the guest runs on."""
+async def test_a_full_destination_is_waited_for(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+    """The copy waits for room, the guest runs on, and nothing is copied again."""
     if default_binary()[0] == "chroot":
         pytest.skip("a QEMU in another root does not see the small file system")
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.raw", image_format="raw"), format="raw")])
@@ -320,11 +321,16 @@ async def test_a_full_destination_ends_kept(engine: Engine, qemu_factory: QemuFa
         pytest.skip("needs root to mount a small file system")
     try:
         write(qemu, "disk0", 4, count=64)
-        pivot = await engine.closed(await engine.copy("web1", {"disk0": small / "new.qcow2"}, "qcow2"))
-        assert pivot.outcome == Outcome.KEPT
-        assert "No space" in (pivot.error or ""), pivot.error
-        assert qemu.run_state() == "running"
+        driver = await engine.copy("web1", {"disk0": small / "new.qcow2"}, "qcow2")
+        async with asyncio.timeout(20):
+            while "is full" not in driver.waits_for:
+                await asyncio.sleep(0.02)
+        assert (driver.pivot.phase, qemu.run_state()) == (Phase.COPYING, "running")
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+        pivot = await engine.closed(driver)
+        assert pivot.outcome == Outcome.SWITCHED, pivot.error
         assert_clean(qemu)
+        qemu.stop()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 

@@ -42,6 +42,12 @@ class Bed:
         self.judge: TinyJudge
         self._factory = factory
 
+    async def waits_for_room(self, driver: Driver) -> None:
+        """Wait until the copy says that its destination is full."""
+        async with asyncio.timeout(20):
+            while "is full" not in driver.waits_for:
+                await asyncio.sleep(0.02)
+
     # -- images and domains
 
     def image(self, name: str = "old.qcow2", *, fill: str = "", **options: Any) -> Path:

@@ -1,6 +1,7 @@
 """Copies that wait for a failed destination: what decide() does about them. Pure.
 
 QEMU's mirror itself knows what it has not yet copied, and with ``on-target-error=stop`` it keeps this while it waits.
+``enospc`` limits that to a full destination, which loses nothing: each copy waits for room, others only if resumable.
 The destination stays open meanwhile, so that its tables in QEMU's memory are not lost either.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from pivotd.core.actions import Abandon, Action, GoOn
 from pivotd.core.observation import Observation
 from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.request import Kind
 
 WORDS = {"nospace": "is full", "failed": "fails"}
 
@@ -34,7 +36,8 @@ def go_on(pivot: Pivot, seen: Observation) -> Action | None:
 
 
 def _interrupted(pivot: Pivot, seen: Observation) -> list[PivotDisk]:
-    return [disk for disk in pivot.disks if pivot.options.resumable and seen.job(disk.job).interrupted]
+    jobs = [(disk, seen.job(disk.job)) for disk in pivot.disks if pivot.kind is Kind.COPY and not pivot.options.adopted]
+    return [disk for disk, job in jobs if job.interrupted and (pivot.options.resumable or job.io_status == "nospace")]
 
 
 def _sentence(disk: PivotDisk, seen: Observation) -> str:

@@ -1,0 +1,71 @@
+"""What cannot be written for want of room or of O_DIRECT is refused before anything is made."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pivotd.core.creation import ImageOptions
+from pivotd.core.pivot import Outcome
+from pivotd.core.request import Kind, Sync, Target
+from pivotd.errors import BadRequestError
+from tests.conftest import QemuFactory
+from tests.ported_cases.fixture import small_file_system
+from tests.support.qemu import Disk, Qemu, create_image, default_binary
+
+from .conftest import Engine
+from .test_bitmaps_layers import overlays
+
+pytestmark = [
+    pytest.mark.qemu,
+    pytest.mark.skipif(default_binary()[0] == "chroot", reason="a QEMU in another root does not see the file system"),
+]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    with small_file_system(tmp_path, "4m") as place:
+        yield place
+
+
+def fill(image: Path, at: str, size: str, image_format: str = "qcow2") -> Path:
+    subprocess.run(["qemu-io", "-f", image_format, "-c", f"write -q -P 1 {at} {size}", image], check=True)
+    return image
+
+
+async def test_room_for_what_will_be_written(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, small: Path):
+    """Of the layers that are copied, or of the whole disk where that is preallocated, over all disks; --force goes on."""
+    images = overlays(tmp_path, "base", "top")
+    fill(images[0], "0", "4M")
+    fill(images[1], "8M", "1M")
+    raw = fill(create_image(tmp_path / "r.raw", image_format="raw"), "0", "2M", "raw")
+    qemu: Qemu = qemu_factory([Disk(images[-1]), Disk(raw, format="raw"), Disk(create_image(tmp_path / "e.qcow2"))])
+    await engine.connect(qemu)
+    new = [str(small / f"new{index}.qcow2") for index in range(3)]
+    with pytest.raises(BadRequestError, match=r"has room for 4 MiB, and disk0 needs about 6 MiB.*--force"):
+        await engine.start(Kind.COPY, "web1", Target("disk0", new[0]))
+    full = ImageOptions(preallocation="full")
+    with pytest.raises(BadRequestError, match="disk1 needs about 64 MiB"):
+        await engine.start(Kind.COPY, "web1", Target("disk1", new[1], "raw"), image_options=full)
+    with pytest.raises(BadRequestError, match="has room for 4 MiB"):
+        await engine.start(Kind.COPY, "web1", Target("disk1", new[1], "raw"), Target("disk0", new[0]))
+    assert list(small.iterdir()) == []
+    for target, options in ((Target("disk0", new[0]), {"sync": Sync.TOP}), (Target("disk2", new[2]), {"force": True})):
+        pivot = await engine.closed(await engine.start(Kind.COPY, "web1", target, **options))
+        assert pivot.outcome == Outcome.SWITCHED, pivot.error
+    qemu.stop()
+
+
+async def test_room_for_what_a_base_takes(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, small: Path):
+    """A commit writes into a base on a file system that cannot take it."""
+    base = create_image(small / "base.qcow2")
+    top = create_image(tmp_path / "top.qcow2", options=f"backing_file={base},backing_fmt=qcow2")
+    fill(top, "0", "8M")
+    qemu = qemu_factory([Disk(top)])
+    await engine.connect(qemu)
+    with pytest.raises(BadRequestError, match=r"base\.qcow2: its file system has room for"):
+        await engine.start(Kind.COMMIT, "web1", Target("disk0"))
+    qemu.stop()
