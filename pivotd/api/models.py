@@ -12,12 +12,12 @@ import msgspec
 from pivotd import limits
 from pivotd.client.requests import AdoptRequest, NewImage, NewPivot
 from pivotd.core.creation import ImageOptions
-from pivotd.core.request import Aio, CopyMode, CopyOptions, Discard, Kind, PivotRequest, Sync, Target
+from pivotd.core.request import Aio, Cache, CopyMode, CopyOptions, Discard, Kind, PivotRequest, Sync, Target
 from pivotd.errors import BadRequestError
 
 REQUEST_ID = re.compile(r"[!-.0-~]+")
 """Printable ASCII except the slash: the id also addresses the pivot in paths."""
-WORDS = {"sync": Sync, "copy_mode": CopyMode, "discard": Discard, "aio": Aio}
+WORDS = {"sync": Sync, "copy_mode": CopyMode, "discard": Discard, "aio": Aio, "cache": Cache}
 """Options with a fixed set of values."""
 
 

@@ -1,4 +1,4 @@
-"""Options for creating and opening new images: qcow2 options by name, the passphrase, discard."""
+"""Options for creating and opening new images: qcow2 options by name, the passphrase, discard, cache."""
 
 from __future__ import annotations
 
@@ -82,6 +82,11 @@ def creating(function: F) -> F:
         "--aio",
         type=click.Choice(("threads", "native", "io_uring")),
         help="How QEMU reads and writes the new images.  [default: QEMU's]",
+    )(function)
+    function = click.option(
+        "--cache",
+        type=click.Choice(("none", "writeback")),
+        help="Whether QEMU passes by the page cache of the host.  [default: as the source]",
     )(function)
     function = click.option(
         "--secret-file",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from pivotd.client.requests import Aio, CopyMode, Discard, Sync
+from pivotd.client.requests import Aio, Cache, CopyMode, Discard, Sync
 
 Kind = Literal["copy", "commit", "pull", "snapshot"]
 Phase = Literal["preparing", "copying", "ready", "pausing", "cancelling", "decided", "closed"]
@@ -123,6 +123,8 @@ class PivotOptions(Struct, frozen=True):
     discard: Discard
     aio: Aio | None
     """None: QEMU's default."""
+    cache: Cache | None
+    """Null: as the source is opened."""
     keep_synced: bool
     keep_synced_s: int
     force: bool

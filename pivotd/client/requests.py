@@ -34,6 +34,7 @@ Sync = Literal["full", "top"]
 CopyMode = Literal["auto", "background", "write-blocking"]
 Discard = Literal["unmap", "ignore"]
 Aio = Literal["threads", "native", "io_uring"]
+Cache = Literal["none", "writeback"]
 DISKS = msgspec.Meta(min_length=1, max_length=DISKS_MAX)
 
 
@@ -147,6 +148,7 @@ class CopyRequest(NewPivot, kw_only=True):
     secret_file: Path | None = None
     discard: Discard = "unmap"
     aio: Aio | None = None
+    cache: Cache | None = None
     bandwidth_bytes_per_s: Bandwidth = 0
     copy_mode: CopyMode = "auto"
     throttle: bool = True
@@ -190,6 +192,7 @@ class SnapshotRequest(NewPivot, kw_only=True):
     secret_file: Path | None = None
     discard: Discard = "unmap"
     aio: Aio | None = None
+    cache: Cache | None = None
 
     verb = "snapshot"
 

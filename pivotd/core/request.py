@@ -44,6 +44,13 @@ class Aio(StrEnum):
     IO_URING = "io_uring"
 
 
+class Cache(StrEnum):
+    """Whether QEMU opens a new image past the page cache of the host, or through it, as in its ``cache=``."""
+
+    NONE = "none"
+    WRITEBACK = "writeback"
+
+
 class Sync(StrEnum):
     """Which layers of the backing chain a copy includes (QEMU's MirrorSyncMode)."""
 
@@ -96,6 +103,8 @@ class CopyOptions:
     """How pivotd opens destinations: QEMU does not show how the source is opened; unmap keeps sparse images sparse."""
     aio: Aio | None = None
     """How QEMU opens destinations that are files or devices; None: QEMU's default. QEMU shows it of no node."""
+    cache: Cache | None = None
+    """How pivotd opens destinations; None: as the source is opened."""
     keep_synced: bool = False
     """After the switch QEMU keeps the source in sync until the window ends, so that `pivot undo` can return."""
     keep_synced_s: int = 3600
@@ -125,6 +134,11 @@ class CopyOptions:
 
     At the end, pivotd deletes those that no disk needs. QEMU no longer shows what was below a node that has gone.
     """
+
+
+def past_cache(options: CopyOptions, source: bool) -> bool:
+    """Return whether a destination is opened past the host's page cache; ``source``: whether the source is."""
+    return source if options.cache is None else options.cache is Cache.NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pivotd.core.creation import ImageOptions
 from pivotd.core.pivot import Accepted, Identity, Image, JsonObject, Outcome, Pause, Phase, Pivot, PivotDisk, Record
-from pivotd.core.request import Aio, CopyMode, CopyOptions, Discard, Kind, Limits, Requester, Sync, WriteLimit
+from pivotd.core.request import Aio, Cache, CopyMode, CopyOptions, Discard, Kind, Limits, Requester, Sync, WriteLimit
 
 Row = Mapping[str, Any]
 
@@ -240,6 +240,7 @@ def _options(text: str) -> CopyOptions:
         "image_options": ImageOptions(**stored.get("image_options", {})),
         "discard": Discard(stored.get("discard", Discard.UNMAP)),
         "aio": None if stored.get("aio") is None else Aio(stored["aio"]),
+        "cache": None if stored.get("cache") is None else Cache(stored["cache"]),
         "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
         "nodes_below": tuple(stored.get("nodes_below", ())),
         "write_thresholds": tuple((disk, size_bytes) for disk, size_bytes in stored.get("write_thresholds", ())),

@@ -8,7 +8,7 @@ from pivotd.core import creation, names, nbd
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyMode, CopyOptions, Discard, Sync, Target
 from pivotd.errors import BadRequestError
-from pivotd.planning import destination_files
+from pivotd.planning import destination_files, direct_io
 from pivotd.planning.bitmap_refusals import refuse_bitmaps
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.lasting_names import backing_name
@@ -92,6 +92,7 @@ def _checked(domain: DomainSnapshot, index: int, seen: DiskSeen, image: Image, *
     if not nbd.is_uri(image.filename):
         options = domain.options
         destination_files.check_path(image, seen, reuse=options.reuse, pid=domain.pid, force=options.force)
+        direct_io.refuse_without(options, seen, image.filename)
     else:
         _check_export(image.filename, reuse=domain.options.reuse)
     return replace(image, node=names.destination_node(domain.pivot, index), file_id=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pivotd.core.pivot import Image, PivotDisk
-from pivotd.core.request import Aio, Kind, Sync
+from pivotd.core.request import Aio, Kind, Sync, past_cache
 from pivotd.errors import BadRequestError
 from pivotd.planning import encryption, filters, internal_snapshots
 from pivotd.planning.domain_snapshot import DomainSnapshot
@@ -29,10 +29,10 @@ def check(domain: DomainSnapshot, kind: Kind, planned: Iterable[PivotDisk]) -> t
         filters.refuse_inside(domain, seen, disk)
         if kind is Kind.COPY:
             _refuse_to_lose_data_file(domain, seen, disk)
-        if domain.options.aio is Aio.NATIVE and not seen.cache_direct:
+        if domain.options.aio is Aio.NATIVE and not past_cache(domain.options, seen.cache_direct):
             raise BadRequestError(
-                f"{seen.disk} uses the host's page cache, and so would its new image: --aio native needs a disk with "
-                "cache.direct=on",
+                f"--aio native passes by the host's page cache, which the new image of {seen.disk} would use: "
+                "add --cache none",
                 disk=seen.disk,
             )
         encryption.check(domain, seen, disk, copied, _taker(domain, kind, seen, disk))

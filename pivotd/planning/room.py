@@ -96,7 +96,8 @@ def _room(path: str) -> int | None:
         found = os.statvfs(path)
     except OSError:
         return None
-    return found.f_bavail * found.f_frsize
+    # A file system without a size of its own shows none at all.
+    return found.f_bavail * found.f_frsize if found.f_blocks else None
 
 
 def _shown(size_bytes: int) -> str:

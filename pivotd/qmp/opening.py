@@ -11,7 +11,7 @@ from typing import Any
 from pivotd import limits
 from pivotd.core import names, nbd
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk
-from pivotd.core.request import Discard, Kind
+from pivotd.core.request import Discard, Kind, past_cache
 from pivotd.errors import QmpRefusedError
 from pivotd.host.threads import in_thread
 from pivotd.qmp import blocks
@@ -43,7 +43,7 @@ async def file_options(pivot: Pivot, disk: PivotDisk) -> dict[str, Any]:
         **found,
         **({} if aio is None or found["driver"] == "nbd" else {"aio": str(aio)}),
         "node-name": names.file_node(pivot.id, disk.index),
-        "cache": {"direct": disk.cache_direct, "no-flush": False},
+        "cache": {"direct": past_cache(pivot.options, disk.cache_direct), "no-flush": False},
         "discard": str(pivot.options.discard),
     }
 
@@ -95,7 +95,7 @@ def _format_options(pivot: Pivot, disk: PivotDisk, detect_zeroes: str) -> dict[s
         "driver": disk.destination.format,
         "node-name": disk.destination.node,
         "file": names.file_node(pivot.id, disk.index),
-        "cache": {"direct": disk.cache_direct, "no-flush": False},
+        "cache": {"direct": past_cache(pivot.options, disk.cache_direct), "no-flush": False},
         "discard": str(pivot.options.discard),
         "detect-zeroes": detect_zeroes,
     }

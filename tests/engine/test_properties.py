@@ -239,7 +239,7 @@ async def _(walk: Walk) -> None:
 @row("`aio`")
 async def _(walk: Walk) -> None:
     assert not walk.aio()
-    with pytest.raises(BadRequestError, match="--aio native needs a disk with cache"):
+    with pytest.raises(BadRequestError, match="add --cache none"):
         await walk.copy("native", "odd", aio=Aio.NATIVE)
     await walk.copy("native", "auto-read-only", aio=Aio.NATIVE)
     assert walk.aio()

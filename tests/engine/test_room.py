@@ -10,7 +10,7 @@ import pytest
 
 from pivotd.core.creation import ImageOptions
 from pivotd.core.pivot import Outcome
-from pivotd.core.request import Kind, Sync, Target
+from pivotd.core.request import Cache, Kind, Sync, Target
 from pivotd.errors import BadRequestError
 from tests.conftest import QemuFactory
 from tests.ported_cases.fixture import small_file_system
@@ -69,3 +69,36 @@ async def test_room_for_what_a_base_takes(engine: Engine, qemu_factory: QemuFact
     with pytest.raises(BadRequestError, match=r"base\.qcow2: its file system has room for"):
         await engine.start(Kind.COMMIT, "web1", Target("disk0"))
     qemu.stop()
+
+
+async def test_a_file_system_without_direct_io(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+    """Refused for an image that is to be opened as the source is, new or there already; --cache writeback is the way on."""
+    place = tmp_path / "ram"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "ramfs", "ramfs", str(place)], check=False).returncode:
+        pytest.skip("needs root to mount a file system without O_DIRECT")
+    try:
+        qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2")), Disk(create_image(tmp_path / "two.qcow2"))])
+        await engine.connect(qemu)
+        there = create_image(place / "there.qcow2")
+        new = place / "new.qcow2"
+        for kind, image, options in (
+            (Kind.COPY, new, {}),
+            (Kind.COPY, there, {"reuse": True}),
+            (Kind.SNAPSHOT, new, {}),
+        ):
+            with pytest.raises(BadRequestError, match=r"knows no O_DIRECT.*--cache writeback"):
+                await engine.start(kind, "web1", Target("disk0", str(image)), **options)
+        assert not new.exists()
+        driver = await engine.start(Kind.COPY, "web1", Target("disk0", str(new)), cache=Cache.WRITEBACK)
+        pivot = await engine.closed(driver)
+        assert pivot.outcome == Outcome.SWITCHED, pivot.error
+        driver = await engine.start(Kind.SNAPSHOT, "web1", Target("disk1", str(place / "over")), cache=Cache.WRITEBACK)
+        assert (await engine.closed(driver)).outcome == Outcome.SWITCHED
+        shown = {entry["qdev"].split("/")[3]: entry["inserted"]["cache"] for entry in qemu.spy("query-block")}
+        assert [shown[f"disk{index}"]["direct"] for index in range(2)] == [False, False]
+        driver = await engine.start(Kind.COPY, "web1", Target("disk0", str(tmp_path / "back")), cache=Cache.NONE)
+        assert (await engine.closed(driver)).options.cache is Cache.NONE
+        qemu.stop()
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
