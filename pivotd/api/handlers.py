@@ -280,7 +280,7 @@ async def accept(call: Call, request: Request) -> Response:
 async def images(call: Call, request: Request) -> Response:
     """What all of history says of one image."""
     path = request.query_params.get("image", "")
-    if not (path.startswith("/") or nbd.is_uri(path)):
+    if not (path.startswith(("/", "json:")) or nbd.is_uri(path)):
         raise BadRequestError(
             f"image={path[:80]}: expected the absolute path of an image, or the address of an NBD export"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pivotd import limits
-from pivotd.app.live_verdicts import image_path
+from pivotd.app.live_verdicts import image_name
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.client.requests import AcceptRequest
@@ -44,7 +44,7 @@ class Accepting:
     async def _accept(self, domain: str, disk: str, word: AcceptRequest, who: Requester) -> None:
         async with self._host.lock(domain):
             pivot, known = await self._last(domain, disk)
-            image = nbd.canonical(word.image) or word.image
+            image = word.image if word.image.startswith("json:") else nbd.canonical(word.image) or word.image
             await self._check(pivot, known, image)
             await self._refuse_while_written(domain, disk)
             image_format = word.format or await self._format(domain, disk, image)
@@ -84,7 +84,7 @@ class Accepting:
         supervisor = self._host.supervisors.get(pivot.domain)
         session = None if supervisor is None else supervisor.session
         seen = None if session is None else (await session.disks()).get(known.disk)
-        using = None if seen is None or session is None else await image_path(seen.filename, session)
+        using = None if seen is None or session is None else await image_name(seen, session)
         try:
             paths = [image] if using is None else [image, using]
             there, same = await in_thread(limits.FILE_TIMEOUT_S, _compare, image, using, paths=paths)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from pivotd import limits
-from pivotd.app.live_verdicts import image_path
+from pivotd.app.live_verdicts import image_name
 from pivotd.app.reads import Reads, in_doubt
 from pivotd.app.registry import Host
 from pivotd.core.observation import LEAVING
@@ -140,7 +140,7 @@ class Alarms:
         shown = (await session.disks()).get(doubt.disk) if session is not None else None
         if session is None or shown is None:
             return f"{doubt.disk}: {doubt.reason}"
-        using = await image_path(shown.filename, session)
+        using = await image_name(shown, session)
         stale = await self._reads.history(using, doubt)
         if stale is None or stale.finding.standing is not Standing.STALE:
             return f"{doubt.disk}: {doubt.reason}"

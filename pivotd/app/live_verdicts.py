@@ -9,16 +9,18 @@ from dataclasses import replace
 
 from pivotd import limits
 from pivotd.core import verdict
+from pivotd.core.image_names import describe
 from pivotd.core.observation import LEAVING, MIGRATION_STATES
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Image, Pivot, PivotDisk
 from pivotd.core.verdict import Presence, Verdict
 from pivotd.errors import QmpError
-from pivotd.host import files, process
+from pivotd.host import files, held, process
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
 from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
+from pivotd.qmp.whole_names import images_of
 
 Key = tuple[str, str]
 """Domain and disk."""
@@ -90,16 +92,28 @@ class LiveVerdicts:
     async def _check_disk(self, key: Key, disk: DiskSeen, session: Session, *, is_here: bool) -> None:
         moved = self._last.get(key)
         if moved is None:
-            live = verdict.Live(await image_path(disk.filename, session), disk.format)
-            self._found[key] = verdict.without_pivot(*key, live)
+            live = verdict.Live(await image_name(disk, session), disk.format)
+            found = verdict.without_pivot(*key, live)
+            stray = await in_thread(limits.FILE_TIMEOUT_S, _astray, live.image, session.pid, paths=[live.image])
+            self._found[key] = found if stray is None else verdict.nameless(found, stray)
         else:
-            paths = [disk.filename, verdict.right_image(moved[1]).filename]
+            paths = [*(layer.filename for layer in disk.layers), verdict.right_image(moved[1]).filename]
             live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=paths)
             self._found[key] = verdict.check(self._found[key], live, decided=is_decided(moved[0]))
             if live.is_right and is_here:
                 self.seen[key] = moved[0].id
             if live.same_qemu:
                 self._confirmed.add(key)
+
+
+async def image_name(disk: DiskSeen, session: Session) -> str:
+    """Return the complete name of a disk's image, or QEMU's own spelling if the storage does not answer."""
+    paths = [layer.filename for layer in disk.layers]
+    directory = process.working_directory(session.pid)
+    try:
+        return (await in_thread(limits.FILE_TIMEOUT_S, images_of, disk.layers, directory, paths=paths))[0].filename
+    except TimeoutError:
+        return disk.filename
 
 
 async def image_path(filename: str, session: Session) -> str:
@@ -112,6 +126,12 @@ async def image_path(filename: str, session: Session) -> str:
     return file.path or filename
 
 
+def _astray(image: str, pid: int) -> str | None:
+    """Return why the name of an image certainly does not lead to what QEMU has open, None if nothing shows that."""
+    found = held.astray(image, held.look(pid))
+    return None if found is None or found.unseen else found.why
+
+
 def _live(disk: DiskSeen, last: Moved, session: Session) -> verdict.Live:
     pivot, moved = last
     known = pivot.identity
@@ -121,9 +141,10 @@ def _live(disk: DiskSeen, last: Moved, session: Session) -> verdict.Live:
         process.boot_id(),
     )
     right = verdict.right_image(moved)
-    file = files.resolve(disk.filename, process.working_directory(session.pid))
+    directory = process.working_directory(session.pid)
+    file = files.resolve(disk.filename, directory)
     return verdict.Live(
-        image=file.path or disk.filename,
+        image=images_of(disk.layers, directory)[0].filename,
         format=disk.format,
         same_qemu=same,
         is_right=(same and disk.node == right.node) or _is(right, pivot, file),
@@ -137,7 +158,7 @@ def _is(image: Image, pivot: Pivot, file: files.File) -> bool:
     if file.path is None:
         return False
     known = files.of_boot(image, pivot)
-    if os.path.normpath(known.filename) == os.path.normpath(file.path):
+    if os.path.normpath(describe(known.filename).text) == os.path.normpath(file.path):
         return None in {known.file_id, file.file_id} or known.file_id == file.file_id
     linked = file.file_id is not None and files.file_id(known.filename) == file.file_id
     return linked or files.renamed(image, pivot, file)

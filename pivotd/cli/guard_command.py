@@ -15,6 +15,7 @@ from pivotd.cli.image_command import check_default
 from pivotd.cli.right_images import certain, image_history, right_images
 from pivotd.cli.values import WAIT, DiskImage, Name
 from pivotd.core import nbd
+from pivotd.core.image_names import options
 from pivotd.errors import EXIT_DONE
 
 EXAMPLES = (
@@ -69,6 +70,8 @@ def is_renamed(app: App, domain: str, disk: str, image: str) -> bool:
 
 def same_image(one: str, other: str) -> bool:
     """Return whether two names lead to one image now."""
+    if one.startswith("json:") or other.startswith("json:"):
+        return one == other or (options(one) is not None and options(one) == options(other))
     if nbd.is_uri(one) or nbd.is_uri(other):
         return (nbd.canonical(one) or one) == (nbd.canonical(other) or other)
     if os.path.normpath(one) == os.path.normpath(other):

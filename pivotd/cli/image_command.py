@@ -18,7 +18,9 @@ from pivotd.cli.right_images import certain, image_history, right_images
 from pivotd.cli.values import WAIT, AnyImage, Name, absolute
 from pivotd.client import Verdict
 from pivotd.core import nbd
+from pivotd.core.image_names import options
 from pivotd.core.standing import Standing
+from pivotd.host.files import with_drivers
 
 EXAMPLES = (
     "qemu-system-x86_64 -drive file=$(pivotctl image web1 disk0),format=$(pivotctl image web1 disk0 --format)",
@@ -118,14 +120,17 @@ def _of_disk(text: str) -> tuple[str, str]:
 
 def blockdev(disk: str, image: str, image_format: str) -> dict[str, Any]:
     """Return the options of QEMU's -blockdev for an image, as a node that is named after the disk."""
+    node = re.sub(r"[^A-Za-z0-9._-]", "-", disk)
+    node = (node if node[:1].isalpha() else f"disk{node}")[:NODE_NAME_LENGTH_MAX]
+    described = options(image)
+    if described is not None:
+        return {**with_drivers(described), "node-name": node}
     if nbd.is_uri(image):
         file: dict[str, Any] = dict(nbd.parse(image).options)
     else:
         path = Path(image)
         file = {"driver": "host_device" if path.is_block_device() else "file", "filename": image}
-    node = re.sub(r"[^A-Za-z0-9._-]", "-", disk)
-    node = node if node[:1].isalpha() else f"disk{node}"
-    return {"driver": image_format, "node-name": node[:NODE_NAME_LENGTH_MAX], "file": file}
+    return {"driver": image_format, "node-name": node, "file": file}
 
 
 def _lines(shown: dict[str, Shown]) -> list[str]:

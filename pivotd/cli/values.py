@@ -55,7 +55,7 @@ class DiskImage(click.ParamType[tuple[str, str]]):
         disk, separator, image = str(value).partition("=")
         if not (disk and separator and image):
             self.fail(f"{value!r} is not DISK=IMAGE, like disk0=/images/new.qcow2", param, ctx)
-        if nbd.is_uri(image):
+        if nbd.is_uri(image) or image.startswith("json:"):
             return disk, image
         # A name that can only be a directory says so to the daemon, which may not be able to look.
         only_directory = os.path.basename(image) in {"", ".", ".."}  # noqa: PTH119
@@ -63,13 +63,14 @@ class DiskImage(click.ParamType[tuple[str, str]]):
 
 
 class AnyImage(AbsolutePath):
-    """An image as the daemon must see it: a path, or an NBD address, which stays as it is."""
+    """An image as the daemon must see it: a path, or an NBD address or QEMU's description, which stay as they are."""
 
     name = "image"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the absolute path or the address."""
-        return str(value) if nbd.is_uri(str(value)) else super().convert(value, param, ctx)
+        as_it_is = nbd.is_uri(str(value)) or str(value).startswith("json:")
+        return str(value) if as_it_is else super().convert(value, param, ctx)
 
 
 class Bandwidth(click.ParamType[int]):

@@ -23,6 +23,7 @@ PATTERNS = {
     requests.PATH_PATTERN: f"an absolute path {_ONE_LINE}",
     requests.DESTINATION_PATTERN: "an absolute path, nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=/PATH, "
     + _ONE_LINE,
+    requests.IMAGE_PATTERN: f"an absolute path, an NBD address, or QEMU's json: description, {_ONE_LINE}",
     requests.REASON_PATTERN: "one line of text, of 1 to 1000 characters",
 }
 """What each regular expression of the requests means."""

@@ -17,6 +17,7 @@ from pivotd.core.names import DISKS_MAX, DOMAIN_NAME
 NAME_PATTERN = rf"^{DOMAIN_NAME}$(?!\n)"
 PATH_PATTERN = r"^/[^\x00\n\r]*$(?!\n)"
 DESTINATION_PATTERN = r"^(/|nbd://|nbd\+unix://)[^\x00\n\r]*$(?!\n)"
+IMAGE_PATTERN = r"^(/|nbd://|nbd\+unix://|json:)[^\x00\n\r]*$(?!\n)"
 REASON_PATTERN = r"^[^\x00-\x1f\x7f]*$(?!\n)"
 IMAGE_LENGTH_MAX = 4096
 INTEGER_MAX = 2**63 - 1
@@ -24,6 +25,7 @@ INTEGER_MAX = 2**63 - 1
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
 Path = Annotated[str, msgspec.Meta(pattern=PATH_PATTERN, max_length=IMAGE_LENGTH_MAX)]
 Destination = Annotated[str, msgspec.Meta(pattern=DESTINATION_PATTERN, max_length=IMAGE_LENGTH_MAX)]
+AnyImage = Annotated[str, msgspec.Meta(pattern=IMAGE_PATTERN, max_length=IMAGE_LENGTH_MAX)]
 Reason = Annotated[str, msgspec.Meta(pattern=REASON_PATTERN, min_length=1, max_length=1000)]
 DiskName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Pause = Annotated[int, msgspec.Meta(ge=limits.PAUSE_MS_MIN, le=limits.PAUSE_MS_LIMIT)]
@@ -52,7 +54,7 @@ class DomainRequest(Struct):
 class AcceptRequest(Struct):
     """A person's word: this image holds the disk's data. ``format`` null means the one that the journal knows of it."""
 
-    image: Destination
+    image: AnyImage
     reason: Reason
     format: Literal["qcow2", "raw"] | None = None
 

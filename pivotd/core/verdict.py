@@ -93,7 +93,7 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
         evidence.append(pivot.error)
     image = right_image(disk)
     other = disk.source if outcome is Outcome.SWITCHED else disk.destination
-    if other != image:
+    if other != image and disk.switches:
         evidence.append(f"the other image is {other.filename}")
     if pivot.window_open:
         evidence.append("a mirror back keeps the other image in sync; without QEMU it is out of date")
@@ -157,6 +157,12 @@ def without_pivot(domain: str, disk: str, live: Live | None = None) -> Verdict:
         reason=reason,
         evidence=("no pivot of this disk in the journal",),
     )
+
+
+def nameless(verdict: Verdict, why: str) -> Verdict:
+    """Return the verdict on an image that QEMU uses and to which its name does not lead."""
+    reason = f"QEMU uses {verdict.image} now, but {why}: without this QEMU, that name does not lead to the data."
+    return replace(verdict, certain=False, reason=reason)
 
 
 def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:

@@ -35,9 +35,7 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, attempt: At
             return "cancelling", facts(pivot, seen, attempt, reason), {"phase": Phase.CANCELLING, "error": reason}
         case actions.RecordOutcome(outcomes, reason, hold):
             outcome_by_disk = dict(outcomes)
-            disks = tuple(
-                replace(_as_seen(pivot, disk, seen), outcome=outcome_by_disk[disk.disk]) for disk in pivot.disks
-            )
+            disks = tuple(_decided(_as_seen(pivot, disk, seen), outcome_by_disk[disk.disk]) for disk in pivot.disks)
             event = outcome_of(disks)
             assert event is not None, "every disk has one"
             error = None if event == Outcome.SWITCHED.value else reason
@@ -46,6 +44,14 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, attempt: At
         case actions.EndWindow(reason):
             return "window-ended", {"reason": reason}, {"phase": Phase.DECIDED, "hold": False}
     raise AssertionError(action)
+
+
+def _decided(disk: PivotDisk, outcome: Outcome) -> PivotDisk:
+    """Return the disk with its outcome; merging layers below an image can change its complete name."""
+    if not disk.switches:
+        image = disk.destination if outcome is Outcome.MERGED else disk.source
+        disk = replace(disk, source=image, destination=image)
+    return replace(disk, outcome=outcome)
 
 
 def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:

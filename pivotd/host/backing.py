@@ -5,12 +5,14 @@ A header can say anything, and leads no further than a name.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import struct
 from pathlib import Path
 
 from pivotd import limits
+from pivotd.core.image_names import describe, options
 from pivotd.host import files, view
 from pivotd.host.threads import look_at
 
@@ -52,7 +54,16 @@ def needed(image: str, image_format: str | None) -> list[str]:
 
 
 def _right_below(name: str, image_format: str | None) -> list[tuple[str, str | None]]:
-    if image_format in _ALONE or not name.startswith("/"):
+    described = options(name)
+    if described is not None and "backing" in described:
+        below = described["backing"]
+        return [] if below is None else [(f"json:{json.dumps(below)}", below.get("driver"))]
+    if image_format in _ALONE:
+        return []
+    if described is not None and describe(name).text == name:
+        raise BlindError(f"pivotd cannot read what is below {name}")
+    name = describe(name).text
+    if not name.startswith("/"):
         return []
     if (hidden := view.hidden(name)) is not None:
         raise BlindError(hidden)

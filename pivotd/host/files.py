@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pivotd.core import nbd
+from pivotd.core.image_names import Description, describe
 from pivotd.core.pivot import Image, Pivot
 from pivotd.core.standing import Asked
 from pivotd.core.verdict import Presence
@@ -34,34 +35,37 @@ class File:
 def resolve(filename: str, directory: Path | None) -> File:
     """Return the file behind a name that QEMU shows; relative names start at QEMU's working directory.
 
-    QEMU writes ``json:{…}`` where a plain name would not say everything, such as after the backing file of an image
-    was changed under it; the file at its bottom counts. NBD addresses come in one spelling. Other names that are no
-    paths (``ssh:…``, ``/dev/fdset/7``) have no file.
+    QEMU writes ``json:{…}`` where a plain name would not say everything. Where it is only the backing image that QEMU
+    has otherwise than by the header, the file itself counts. A part of a file has a name and an id of its own. NBD
+    addresses come in one spelling. Other names that are no paths (``ssh:…``, ``/dev/fdset/7``) have no file.
     """
-    if filename.startswith("json:"):
-        filename = _bottom(filename.removeprefix("json:"))
-    if nbd.is_uri(filename):
-        return File(nbd.canonical(filename), None)
-    if not filename or (":" in filename.split("/", 1)[0]):
-        return File(None, None)
-    path = Path(filename)
-    if not path.is_absolute():
-        if directory is None:
-            return File(None, None)
-        path = directory / path
-    return File(str(path), file_id(str(path)))
+    found = describe(filename, None if directory is None else str(directory))
+    if found.text.startswith(("/", "json:")) or nbd.canonical(found.text) is not None:
+        return File(found.text, _id_of(found))
+    return File(None, None)
+
+
+def with_drivers(node: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a node with the driver of each file named: QEMU's -blockdev finds out nothing by itself."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found[key] = with_drivers(value) if isinstance(value, dict) else value
+    if "driver" not in found and "filename" in found:
+        look_at(found["filename"])
+        found["driver"] = "host_device" if Path(found["filename"]).is_block_device() else "file"
+    return found
 
 
 def named(name: str) -> File:
     """Return the image that a user names: an absolute path, or an NBD address in any spelling."""
-    return File(nbd.canonical(name) or name, file_id(name))
+    return File(describe(name).text, file_id(name))
 
 
 def asked(name: str) -> Asked:
     """Return an image that a user asks about, by every name that it may have in the journal, and by its file."""
-    export = nbd.canonical(name)
-    if export is not None:
-        return Asked(frozenset({name, export}))
+    found = describe(name)
+    if not found.text.startswith("/"):
+        return Asked(frozenset({name, found.text}), _id_of(found), boot_id(), None)
     file = file_id(name)
     names = {name, os.path.normpath(name), os.path.realpath(name)}
     return Asked(frozenset(names), file, boot_id(), None if file is None else born(name))
@@ -78,22 +82,40 @@ def relative(filename: str, image: str) -> str:
     return f"./{found}" if ":" in found.split("/", 1)[0] else found
 
 
-def _bottom(text: str) -> str:
-    """Return the file name at the bottom of a description of nodes, empty if there is none."""
-    try:
-        node = json.loads(text)
-        while isinstance(node, dict) and "file" in node:
-            node = node["file"]
-        return nbd.of_node(node) or str(node["filename"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return ""
-
-
-def file_id(path: str) -> str | None:
+def file_id(name: str) -> str | None:
     """Return ``DEV:INO``, ``block:MAJOR:MINOR`` for a block device: its name in /dev comes and goes.
 
-    None if there is no such file or pivotd may not look.
+    Of an image that is a part of a file, with ``@OFFSET+SIZE`` after it. None if there is no such file or pivotd may
+    not look.
     """
+    return _id_of(describe(name))
+
+
+def _id_of(image: Description) -> str | None:
+    if image.path is None or not image.path.startswith("/"):
+        return None
+    found = _file_id(image.path)
+    part = f"@{image.offset}+{'' if image.size_bytes is None else image.size_bytes}" if image.is_part else ""
+    return None if found is None else f"{found}{part}"
+
+
+def overlap(image: Image, file: File) -> bool:
+    """Return whether both have bytes of one file in common: parts of one file need not be one image."""
+    if file.path is None:
+        return False
+    one, other = describe(image.filename), describe(file.path)
+    if not (one.is_part or other.is_part):
+        return same(image, file)
+    if one.path is None or other.path is None:
+        if one.export is None or one.export != other.export:
+            return False
+    elif not same(Image(one.path, "", ""), File(other.path, _file_id(other.path))):
+        return False
+    ends = [None if part.size_bytes is None else part.offset + part.size_bytes for part in (one, other)]
+    return (ends[1] is None or one.offset < ends[1]) and (ends[0] is None or other.offset < ends[0])
+
+
+def _file_id(path: str) -> str | None:
     if view.hidden(path) is not None:
         return None
     look_at(path)
@@ -106,13 +128,14 @@ def file_id(path: str) -> str | None:
 def identities(name: str) -> frozenset[str]:
     """Return identities of the image behind a name, existing or not: two names of one image share at least one.
 
-    For a file: its real path, its entry in its directory, and the file itself. For an NBD export: its address.
+    For a file, or a part of one: its real path, its entry in its directory, and the file itself. For an NBD export:
+    its address.
     """
-    export = nbd.canonical(name)
-    if export is not None:
-        return frozenset({export})
-    look_at(name)
-    path = os.path.realpath(name)
+    found = describe(name)
+    if found.path is None:
+        return frozenset({found.export or found.text})
+    look_at(found.path)
+    path = os.path.realpath(found.path)
     directory, itself = file_id(os.path.dirname(path)), file_id(path)  # noqa: PTH120
     place = None if directory is None else f"{directory}/{os.path.basename(path)}"  # noqa: PTH119
     return frozenset(filter(None, (path, place, itself)))
@@ -145,7 +168,7 @@ def lost(images: Iterable[Image], pid: int = 0, *, blind: bool = False) -> str |
     that it has never seen in a directory that it cannot see, or of which QEMU (``pid``) has another; with ``blind``
     every file that it has never seen.
     """
-    for image in images:
+    for image in map(_at_bottom, images):
         if not image.filename.startswith("/") or view.hidden(image.filename) is not None:
             continue
         look_at(image.filename)
@@ -172,8 +195,9 @@ def presence(image: Image, *, sees_all: bool) -> Presence:
     ``sees_all``: no sandbox hides paths from this process, so that a missing name means a missing file; otherwise only
     if pivotd has seen the file before.
     """
+    image = _at_bottom(image)
     if not image.filename.startswith("/"):
-        return Presence.NO_FILE
+        return Presence.GONE if image.file_id == LOST else Presence.NO_FILE
     if view.hidden(image.filename) is not None:
         return Presence.UNSEEN
     look_at(image.filename)
@@ -184,6 +208,14 @@ def presence(image: Image, *, sees_all: bool) -> Presence:
     except (OSError, ValueError):
         return Presence.UNSEEN
     return Presence.THERE if image.file_id in {None, found} else Presence.REPLACED
+
+
+def _at_bottom(image: Image) -> Image:
+    """Return the whole file of which an image is a part; any other image as it is."""
+    path = describe(image.filename).path
+    if path is None or path == image.filename:
+        return image
+    return replace(image, filename=path, file_id=None if image.file_id is None else image.file_id.partition("@")[0])
 
 
 def sees_directory(path: str) -> bool:
@@ -204,7 +236,7 @@ def renamed(image: Image, pivot: Pivot, file: File) -> bool:
     """
     if file.path is None or file.file_id is None or file.file_id != of_boot(image, pivot).file_id:
         return False
-    made, until = born(file.path), pivot.decided_at or pivot.closed_at
+    made, until = born(describe(file.path).path or file.path), pivot.decided_at or pivot.closed_at
     return made is not None and until is not None and made <= until and file_id(image.filename) != file.file_id
 
 
@@ -216,4 +248,4 @@ def same(image: Image, file: File) -> bool:
         known = image.file_id or file_id(image.filename)
         if known is not None:
             return known == file.file_id
-    return os.path.normpath(image.filename) == os.path.normpath(file.path)
+    return os.path.normpath(describe(image.filename).text) == os.path.normpath(file.path)

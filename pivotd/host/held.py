@@ -12,6 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from pivotd.core.image_names import describe
 from pivotd.host import files, view
 from pivotd.host.threads import look_at
 
@@ -37,11 +38,13 @@ class Held:
 class Astray:
     """Why a name leads elsewhere, in one clause.
 
-    ``gone``: there is nothing. ``unseen``: pivotd could not look, and the name may be right after all.
+    ``gone``: there is nothing. ``fleeting``: no name leads to it. ``unseen``: pivotd could not look, and the name may
+    be right after all.
     """
 
     why: str
     gone: bool = False
+    fleeting: bool = False
     unseen: bool = False
 
 
@@ -53,9 +56,13 @@ def look(pid: int) -> Held:
 
 def astray(filename: str, held: Held) -> Astray | None:
     """Return why this name does not lead to a file that QEMU has open, None if it does or is no path."""
-    if not filename.startswith("/"):
+    image = describe(filename)
+    if image.fleeting is not None:
+        return Astray(image.fleeting, fleeting=True)
+    if image.path is None:
         return None  # QEMU opens what is no path by the words that it shows
-    path, hidden = filename, view.hidden(filename)
+    path = filename = image.path
+    hidden = view.hidden(filename)
     if hidden is not None:
         return Astray(hidden, unseen=True)
     directory = os.path.dirname(filename)  # noqa: PTH120

@@ -9,10 +9,11 @@ from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import Kind, Target
 from pivotd.errors import BadRequestError, ConflictError, NotFoundError
 from pivotd.host import files
-from pivotd.planning.domain_snapshot import WORKING, DomainSnapshot
+from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.qmp.blocks import Blocks, DiskSeen
+from pivotd.qmp.whole_names import PROTOCOLS
 
-FORMATS = {"qcow2", "raw", *WORKING}
+FORMATS = {"qcow2", "raw", *PROTOCOLS}
 """If the root is a filter, it could stay while the node below is replaced: then no node shows what happened."""
 RUNNING = {"running", "paused", "ready", "standby"}
 NO_DISK = "it does not work on the image of a disk"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pivotd.core import names
 from pivotd.core.dirty_bitmaps import Bitmap
+from pivotd.core.image_names import describe
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyOptions
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
 from pivotd.host import files
 from pivotd.host.held import Held
 from pivotd.qmp.blocks import Blocks, DiskSeen
-
-WORKING = {"file", "host_device", "nbd"}
-"""Protocol drivers that QEMU shows as the format of a disk without a format layer."""
+from pivotd.qmp.whole_names import images_of, shown_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +47,33 @@ class DomainSnapshot:
         nodes = self.blocks.graph.chain(seen.node)
         if len(nodes) != len(seen.layers):
             raise BadRequestError(f"{seen.disk} has filter nodes in its chain: pivotd cannot tell its layers apart")
-        return [self.image(layer.filename, layer.format, node) for layer, node in zip(seen.layers, nodes, strict=True)]
+        return self.images(seen)
+
+    def images(self, seen: DiskSeen) -> list[Image]:
+        """Return the images of a disk by their complete names, the active one first; without nodes if it has filters.
+
+        Raises: BadRequestError: no name leads to the data of one.
+        """
+        nodes = self.blocks.graph.chain(seen.node)
+        found = images_of(seen.layers, self.directory, nodes if len(nodes) == len(seen.layers) else ())
+        for image in found:
+            told = describe(image.filename)
+            if told.fleeting is not None and told.path is None and ":" in told.text.split("/", 1)[0]:
+                raise BadRequestError(f"{seen.disk} cannot be moved: {told.text}: {told.fleeting}", disk=seen.disk)
+        return found
+
+    def merged(self, seen: DiskSeen, above: int, base: int | None) -> Image:
+        """Return the active image as it is after a merge: the header of the layer ``above`` then leads to ``base``."""
+        kept = list(seen.layers[: above + 1])
+        below = () if base is None else seen.layers[base:]
+        name = self.images(seen)[base].filename if base is not None else None
+        kept[-1] = replace(kept[-1], backing_file=name, names=name)
+        image = images_of([*kept, *below], self.directory)[0]
+        return replace(self.source(seen), filename=image.filename)
 
     def source(self, seen: DiskSeen) -> Image:
-        """Return the active image of a disk."""
-        return self.image(seen.filename, seen.format, seen.node)
-
-    def image(self, filename: str, image_format: str, node: str) -> Image:
-        """Return an image with its absolute path and its file."""
-        file = files.resolve(filename, self.directory)
-        return Image(file.path or filename, "raw" if image_format in WORKING else image_format, node, file.file_id)
+        """Return the active image of a disk. Raises: BadRequestError: no name leads to its data."""
+        return replace(self.images(seen)[0], format=shown_format(seen.format), node=seen.node)
 
     def disk(self, index: int, seen: DiskSeen) -> PivotDisk:
         """Return the present disk, with every name that the pivot will use for it."""
@@ -74,11 +90,11 @@ class DomainSnapshot:
         )
 
     def users(self, image: Image) -> list[str]:
-        """Return the disks that have this file somewhere in their chain."""
+        """Return the disks that have bytes of this file somewhere in their chain."""
         return [
             other.disk
             for other in self.blocks.disks.values()
-            if any(files.same(image, files.resolve(layer.filename, self.directory)) for layer in other.layers)
+            if any(files.overlap(image, files.resolve(layer.filename, self.directory)) for layer in other.layers)
         ]
 
     def refuse_if_used(self, image: Image, disk: str) -> None:

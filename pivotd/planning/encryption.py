@@ -41,7 +41,7 @@ def check(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, copied: Itera
     if encrypts:
         return
     layer = seen.layers[doubtful]
-    name = domain.image(layer.filename, layer.format, "").filename
+    name = domain.images(seen)[doubtful].filename
     state = "is encrypted" if layer.encrypted else "may be encrypted, as QEMU does not describe every node below it"
     otherwise = "--secret-file makes an encrypted image, --plain one that is not" if created else "--plain allows that"
     raise BadRequestError(

@@ -18,8 +18,8 @@ Left = tuple[str, tuple[str, ...]]
 
 def left(domain: DomainSnapshot, seen: DiskSeen, places: Iterable[int]) -> tuple[Left, ...]:
     """Return what the layers at these places of the chain have. Raises: BadRequestError: nobody said to drop it."""
-    layers = [seen.layers[place] for place in places if seen.layers[place].snapshots]
-    found = tuple((domain.image(layer.filename, layer.format, "").filename, layer.snapshots) for layer in layers)
+    images = domain.images(seen)
+    found = tuple((images[place].filename, kept) for place in places if (kept := seen.layers[place].snapshots))
     if found and not domain.options.drop_internal_snapshots:
         image, names = found[0]
         raise BadRequestError(

@@ -12,6 +12,9 @@ from pivotd.host.held import Astray, astray
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.qmp.blocks import DiskSeen
 
+HEADER_NAME_BYTES_MAX = 1023
+"""The longest backing file name of qcow2. Source: docs/interop/qcow2.txt of QEMU."""
+
 
 def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDisk:
     """Refuse a pivot that would name, or write into, a file whose name is gone or leads to another file now.
@@ -20,11 +23,17 @@ def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDis
     itself takes out of the chain may be lost: that is how their data is saved. If the source is one of those, no file
     at its name is the right one, and the disk returned says so. Raises: BadRequestError.
     """
-    layers = [domain.image(layer.filename, layer.format, "") for layer in seen.layers]
+    layers = domain.images(seen)
     for image in layers[_above(disk, layers)] + layers[_below(disk, layers)]:
         found = astray(image.filename, domain.held)
         if found is not None and not (found.unseen and domain.options.force):
             raise BadRequestError(_sentence(image.filename, found), disk=seen.disk)
+    if disk.backing_file is not None and len(os.fsencode(disk.backing_file)) > HEADER_NAME_BYTES_MAX:
+        raise BadRequestError(
+            f"{disk.backing_file[:80]}… is too long for a header, which takes {HEADER_NAME_BYTES_MAX} bytes: copy the "
+            "disk in full to a new image",
+            disk=seen.disk,
+        )
     found = astray(disk.source.filename, domain.held)
     if found is None or found.unseen:
         return disk
@@ -37,6 +46,8 @@ def _sentence(name: str, found: Astray) -> str:
             f"{name}: {found.why}; with --force pivotd goes on without a look, and if that name is wrong, the data "
             "behind it ends with QEMU"
         )
+    if found.fleeting:
+        return f"{name} cannot stand in a header: {found.why}; copy the disk in full to a new image"
     what = "deleted or renamed" if found.gone else "replaced"
     return (
         f"{name} was {what}: {found.why}, and the file that QEMU has open ends with QEMU; put the file "

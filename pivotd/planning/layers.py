@@ -33,7 +33,7 @@ def plan_commit(domain: DomainSnapshot, index: int, target: Target, seen: DiskSe
     refuse_bitmaps(domain, bitmaps, chain[base], seen.disk, base=True)
     return replace(
         domain.disk(index, seen),
-        destination=chain[0] if inner else chain[base],
+        destination=domain.merged(seen, top - 1, base) if inner else chain[base],
         top=chain[top],
         base=chain[base],
         between=_names(chain[top + 1 : base]),
@@ -54,6 +54,7 @@ def plan_pull(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen
         _refuse_short(seen, chain, 1, base)
     return replace(
         domain.disk(index, seen),
+        destination=domain.merged(seen, 0, base),
         top=chain[1],
         base=None if base is None else chain[base],
         between=_names(chain[2:base]),
@@ -77,6 +78,9 @@ def _find(domain: DomainSnapshot, chain: list[Image], name: str, seen: DiskSeen)
     for index, image in enumerate(chain):
         if image.filename == name or files.same(image, wanted):
             return index
+    parts = [index for index, image in enumerate(chain) if files.overlap(image, wanted)]
+    if len(parts) == 1:
+        return parts[0]  # of a file that has but one part in this chain, the file's name says enough
     layers = ", ".join(image.filename for image in chain)
     raise NotFoundError(f"{name} is not in the chain of {seen.disk}; its layers are: {layers}", disk=seen.disk)
 

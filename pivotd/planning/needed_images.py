@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pivotd.core import nbd
+from pivotd.core.image_names import describe
 from pivotd.core.pivot import Image, Outcome, Pivot, PivotDisk
 from pivotd.core.request import Kind, Sync
 from pivotd.host import backing, files, places, view
@@ -115,10 +115,11 @@ def _is_open(place: Place, opened: frozenset[str] | None) -> bool:
 
 def _unseen(path: str | None, shown: str) -> str | None:
     """Return why nobody can tell which file QEMU has under a name, None if that can be told."""
-    if path is None:
-        return None if not shown.startswith("json:") else f"pivotd cannot tell which file {shown} is"
-    if nbd.is_uri(path):
-        return None
+    found = describe(shown if path is None else path)
+    if found.path is None:
+        lost = shown.startswith("json:") and found.export is None
+        return f"pivotd cannot tell which file {shown} is" if lost else None
+    path = found.path
     if path.startswith("/dev/fdset/"):
         return f"pivotd cannot tell which file {path} is"
     if (hidden := view.hidden(path)) is not None:

@@ -12,8 +12,9 @@ from pivotd.core.request import Kind, Sync
 from pivotd.errors import BadRequestError
 from pivotd.host import files
 from pivotd.host.threads import look_at
-from pivotd.planning.domain_snapshot import WORKING, DomainSnapshot
+from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.qmp.blocks import DiskSeen, Layer
+from pivotd.qmp.whole_names import PROTOCOLS
 
 FULL = {"falloc", "full"}
 """Preallocations that take the whole size of the disk at once."""
@@ -72,7 +73,7 @@ def _allocated_bytes(domain: DomainSnapshot, seen: DiskSeen, layer: Layer) -> in
     """Return how much of an image QEMU will copy, 0 if nobody knows, as for exports and for qcow2 on devices."""
     if layer.allocated_bytes:
         return layer.allocated_bytes
-    whole = layer.format in {"raw", *WORKING} and seen.detect_zeroes == "off"
+    whole = layer.format in {"raw", *PROTOCOLS} and seen.detect_zeroes == "off"
     device = whole and (files.resolve(layer.filename, domain.directory).file_id or "").startswith("block:")
     return layer.size_bytes if device else 0
 

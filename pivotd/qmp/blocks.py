@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pivotd.core.dirty_bitmaps import Bitmap
+from pivotd.core.image_names import of_own_node
 from pivotd.core.pivot import PivotDisk
 from pivotd.core.request import Limits
 from pivotd.qmp import descriptions
@@ -23,7 +24,10 @@ BACKING_DEPTH_MAX = 256
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One image of a backing chain; ``backing_file`` is the name of the image below, as written in this image."""
+    """One image of a backing chain; ``backing_file`` is the name of the image below, as written in this image.
+
+    ``names``: where that name leads, as QEMU would open it from here, None if there is none or QEMU cannot say.
+    """
 
     filename: str
     format: str
@@ -39,6 +43,7 @@ class Layer:
     """The external file that holds its data as a raw image would, if it promises that (``data-file-raw``)."""
     allocated_bytes: int | None = None
     """What its storage has allocated for it; None if QEMU cannot tell, 0 for a device."""
+    names: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class DiskSeen:
     """The active image first."""
     bitmaps: tuple[Bitmap, ...] = ()
     """The bitmaps of the root, in memory."""
+    is_limited: bool = False
+    """pivotd has opened a raw image with the size of the disk; ``filename`` does not say so."""
     write_threshold_bytes: int = 0
     """QEMU sends an event at the first write beyond it; 0: there is none."""
 
@@ -176,12 +183,16 @@ def _disk(name: str, entry: Mapping[str, Any], inserted: Mapping[str, Any]) -> D
     image = inserted["image"]
     limits = {name: value for name, value in inserted.items() if name.startswith(("bps", "iops")) or name == "group"}
     kinds: dict[str, type[int | str]] = {"group": str}
+    layers = list(_layers(image))
+    # pivotd opens a longer raw image only as far as the disk goes: it still has the whole of it.
+    shown = layers[0].filename
+    layers[0] = replace(layers[0], filename=of_own_node(shown, of(str, inserted["node-name"])))
     return DiskSeen(
         disk=name,
         device=of(str, entry.get("device", "")),
         qdev=of(str, entry.get("qdev", "")),
         node=of(str, inserted["node-name"]),
-        filename=of(str, image["filename"]),
+        filename=layers[0].filename,
         format=of(str, inserted["drv"]),
         size_bytes=of(int, image["virtual-size"]),
         read_only=of(bool, inserted["ro"]),
@@ -189,7 +200,8 @@ def _disk(name: str, entry: Mapping[str, Any], inserted: Mapping[str, Any]) -> D
         cache_no_flush=of(bool, inserted["cache"]["no-flush"]),
         detect_zeroes=of(str, inserted.get("detect_zeroes", "off")),
         limits=tuple((name, of(kinds.get(name, int), limits[name])) for name in sorted(limits)),
-        layers=tuple(_layers(image)),
+        layers=tuple(layers),
+        is_limited=layers[0].filename != shown,
         bitmaps=_bitmaps(inserted),
         write_threshold_bytes=of(int, inserted.get("write_threshold", 0)),
     )
@@ -217,6 +229,7 @@ def _layer(image: Mapping[str, Any]) -> Layer:
         snapshots=tuple(of(str, kept["name"] or kept["id"]) for kept in of(list, image.get("snapshots", []))),
         raw_data_file=of(str, qcow2["data-file"]) if qcow2.get("data-file-raw") else None,
         allocated_bytes=of(int, image["actual-size"]) if "actual-size" in image else None,
+        names=of(str, image["full-backing-filename"]) if "full-backing-filename" in image else None,
     )
 
 

@@ -55,7 +55,9 @@ async def look(monitor: Monitor, path: str, pivot: Pivot) -> Observation:
         run_state=replies.run_state(status),
         jobs=own_jobs,
         roots=roots,
-        images=of_pivot.images(shown.disks, pivot),
+        images=of_pivot.images(
+            shown.disks, pivot, process.working_directory(monitor.pid) if pivot.options.adopted else None
+        ),
         nodes=frozenset(name for name in shown.graph.nodes if names.belongs_to(name, *pivot.family)),
         nodes_below=of_pivot.nodes_below(shown.graph, pivot) if pivot.phase is Phase.PREPARING else (),
         merged=of_pivot.merged(shown.graph, roots, pivot),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from pivotd.core import names
 from pivotd.core.dirty_bitmaps import Bitmap, ends
@@ -11,6 +12,7 @@ from pivotd.core.observation import STATUS_ENDED, JobSeen, Root
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.errors import QmpUnknownError
 from pivotd.qmp.blocks import Blocks, DiskSeen, Graph, Layer, find
+from pivotd.qmp.whole_names import name_of
 
 
 def roots(disks: Mapping[str, DiskSeen], pivot: Pivot) -> dict[str, Root]:
@@ -30,12 +32,15 @@ def roots(disks: Mapping[str, DiskSeen], pivot: Pivot) -> dict[str, Root]:
     return seen
 
 
-def images(disks: Mapping[str, DiskSeen], pivot: Pivot) -> dict[str, tuple[str, str]]:
-    """Return file name and format of the root of each disk, if another client opened the destination."""
+def images(disks: Mapping[str, DiskSeen], pivot: Pivot, directory: Path | None) -> dict[str, tuple[str, str]]:
+    """Return complete name and format of the root of each disk, if another client opened the destination.
+
+    ``directory``: QEMU's working directory.
+    """
     if not pivot.options.adopted:
         return {}
     found = {disk.disk: find(disks, disk) for disk in pivot.disks}
-    return {name: (seen.filename, seen.format) for name, seen in found.items() if seen is not None}
+    return {name: (name_of(seen.layers, directory), seen.format) for name, seen in found.items() if seen is not None}
 
 
 def merged(graph: Graph, roots: Mapping[str, Root], pivot: Pivot) -> frozenset[str]:

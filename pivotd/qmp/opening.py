@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -120,8 +119,7 @@ def _limited(disks: Mapping[str, DiskSeen], disk: PivotDisk) -> DiskSeen | None:
     seen = blocks.find(disks, disk)
     if disk.outcome is not Outcome.SWITCHED or seen is None or seen.node != disk.destination.node:
         return None
-    shown = json.loads(seen.filename.removeprefix("json:")) if seen.filename.startswith("json:{") else {}
-    return seen if shown.get("driver") == "raw" and "size" in shown else None
+    return seen if seen.is_limited else None
 
 
 async def _detect_zeroes(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> str:

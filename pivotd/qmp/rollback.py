@@ -8,10 +8,13 @@ import time
 
 from pivotd import limits
 from pivotd.core import names
+from pivotd.core.image_names import options
 from pivotd.core.observation import STATUS_ENDED, JobSeen
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import Kind
 from pivotd.errors import QmpRefusedError
+from pivotd.host.files import with_drivers
+from pivotd.host.threads import in_thread
 from pivotd.qmp import blocks, opening, replies
 from pivotd.qmp.monitor import Monitor, ask, command
 
@@ -100,6 +103,13 @@ async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resu
 
 async def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
     cache = {"direct": disk.cache_direct, "no-flush": False}
+    described = options(disk.source.filename)
+    if described is not None:
+        try:
+            whole = await in_thread(limits.FILE_TIMEOUT_S, with_drivers, described, paths=[disk.source.filename])
+        except TimeoutError as error:
+            raise QmpRefusedError(str(error)) from None
+        return command("blockdev-add", **(whole | {"node-name": node, "cache": cache}))
     inner = await opening.protocol(disk.source.filename) | {"cache": cache}
     return command("blockdev-add", driver=disk.source.format, node_name=node, file=inner, cache=cache)
 

@@ -139,6 +139,9 @@ async def test_where_pivotd_may_not_see_what_qemu_has_open(engine: Engine, qemu_
     for name in ("alias.qcow2", "link.qcow2"):
         assert held.astray(str(tmp_path / name), seen) is None
         assert held.astray(str(tmp_path / name), unseen) is None
+    relative = held.astray(source.name, unseen)  # to a directory of QEMU's that pivotd may not see either
+    assert relative is not None
+    assert relative.fleeting
     replaced(source)
     for look in (unseen, other):
         found = held.astray(str(source), look)
