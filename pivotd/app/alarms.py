@@ -105,7 +105,7 @@ class Alarms:
 
     def _on_records(self, records: list[Record]) -> None:
         for record in records:
-            if record.event == "journal-moved":
+            if record.event == "journal-moved" or "overwrites" in record.facts:
                 for domain in self._connected:
                     self._ask(domain)
             elif record.domain is not None and (record.phase is Phase.CLOSED or record.event == "image-accepted"):

@@ -204,7 +204,7 @@ def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
         and known.options.adopted is request.options.adopted
         and (known.options.adopted or known.kind is request.kind)
     )
-    same = same and len(had) == len(request.targets)
+    same = same and len(known.movers) <= len(request.targets) <= len(had)
     by_job = {disk.job: disk for disk in known.disks}
     asked = [(had.get(t.disk) if t.job is None else by_job.get(t.job), t) for t in request.targets]
     if not same or not all(disk is not None and _same_target(request.kind, disk, t) for disk, t in asked):

@@ -192,6 +192,14 @@ class Pivot:
         return any(disk.switches for disk in self.disks)
 
     @property
+    def movers(self) -> tuple[PivotDisk, ...]:
+        """The disks, of those that are devices on one node only the first: what moves one moves them all."""
+        found: dict[str, PivotDisk] = {}
+        for disk in self.disks:
+            found.setdefault(disk.source.node, disk)
+        return tuple(found.values())
+
+    @property
     def window_open(self) -> bool:
         """Whether QEMU keeps the sources in sync after the switch, so that the pivot can be undone."""
         return self.phase is Phase.DECIDED and self.hold and self.options.keep_synced

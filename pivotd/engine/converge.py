@@ -115,4 +115,4 @@ class Converger:
 
 
 def _backlog(pivot: Pivot, seen: Observation) -> int:
-    return sum(seen.job(disk.job).backlog_bytes or 0 for disk in pivot.disks)
+    return sum(seen.job(disk.job).backlog_bytes or 0 for disk in pivot.movers)

@@ -68,7 +68,7 @@ class Pace:
 
     def note(self, pivot: Pivot, seen: Observation, now_s: float) -> None:
         """Take one look into account; a look without figures changes nothing."""
-        jobs = [seen.job(disk.job) for disk in pivot.disks]
+        jobs = [seen.job(disk.job) for disk in pivot.movers]
         left, copied = [job.backlog_bytes for job in jobs], [job.copied_bytes for job in jobs]
         if None in left or None in copied:
             return

@@ -107,7 +107,8 @@ def _refuse_short(seen: DiskSeen, chain: list[Image], top: int, base: int) -> No
 
 
 def _refuse_shared(domain: DomainSnapshot, image: Image, disk: str) -> None:
-    other = next((user for user in domain.users(image) if user != disk), None)
+    disks = domain.blocks.disks
+    other = next((user for user in domain.users(image) if disks[user].node != disks[disk].node), None)
     if other is not None:
         raise BadRequestError(f"{image.filename} is also below {other}: a commit into it would change that disk")
     if domain.is_taken(image):

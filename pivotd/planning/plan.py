@@ -16,7 +16,7 @@ from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.host import files, held, process
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
-from pivotd.planning import filters, lasting_names, placing, properties
+from pivotd.planning import filters, lasting_names, placing, properties, shared_images
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
 from pivotd.planning.domain_snapshot import DomainSnapshot
@@ -135,9 +135,10 @@ def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[s
     """Return the disks of the pivot; this looks at files, so it may block."""
     planned = []
     creates = request.kind in {Kind.COPY, Kind.SNAPSHOT}
+    targets = shared_images.once(snapshot, request.targets)
     if creates:
-        placing.refuse_twice(request.targets)
-    for index, asked in enumerate(request.targets):
+        placing.refuse_twice(targets)
+    for index, asked in enumerate(targets):
         seen = snapshot.find(asked.disk)
         _refuse_busy(request, seen, busy)
         target = placing.placed(asked, snapshot.source(seen).filename) if creates else asked
@@ -149,6 +150,7 @@ def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[s
                 job=jobs[0],
             )
         check_source(seen, force=request.options.force)
+        shared_images.refuse_two_nodes(snapshot, seen)
         filters.refuse_above(snapshot, seen)
         disk = PLANS[request.kind](snapshot, index, target, seen)
         planned.append(lasting_names.checked(snapshot, seen, disk))
@@ -157,7 +159,7 @@ def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[s
     if any(disk.switches != planned[0].switches for disk in planned):
         raise BadRequestError("some disks would be switched and others not: commit them as two requests")
     refuse_full(snapshot, request.kind, planned)
-    return tuple(planned)
+    return tuple(shared_images.with_companions(snapshot, planned))
 
 
 def _plan_adopted(
@@ -171,13 +173,16 @@ def _plan_adopted(
         _refuse_busy(request, seen, busy)
         if any(disk.disk == seen.disk for disk in planned):
             raise BadRequestError(f"disk {seen.disk} is named twice: name each once", disk=seen.disk)
+        if any(disk.source.node == seen.node for disk in planned):
+            raise BadRequestError(f"{seen.disk} is on an image that is named already: name one of its devices")
         check_source(seen, force=request.options.force)
+        shared_images.refuse_two_nodes(snapshot, seen)
         kind, disk = plan_adopt(snapshot, index, target, seen)
         kinds.add(kind)
         planned.append(lasting_names.checked(snapshot, seen, disk))
     if len(kinds) > 1:
         raise BadRequestError("some jobs are mirrors and others commits: adopt them as two requests")
-    return kinds.pop(), tuple(planned)
+    return kinds.pop(), tuple(shared_images.with_companions(snapshot, planned))
 
 
 def _refuse_busy(request: PivotRequest, seen: DiskSeen, busy: Mapping[str, Pivot]) -> None:

@@ -60,7 +60,7 @@ async def carry(monitor: Monitor, pivot: Pivot) -> Bitmaps:
     shown = await blocks_of(monitor)
     found = owed(pivot, of_pivot.bitmaps(shown, pivot))
     adds, actions = [], []
-    for disk in pivot.disks:
+    for disk in pivot.movers:
         below = _below(shown, pivot, disk)
         for bitmap in found.get(disk.disk, ()):
             adds.append(_add(disk, bitmap))

@@ -25,7 +25,7 @@ async def cut(monitor: Monitor, pivot: Pivot, disks: Sequence[PivotDisk]) -> boo
 
     This also works while QEMU's main loop hangs on such a server: every operation that waits for it then fails.
     """
-    exports = [disk for disk in disks if nbd.is_uri(disk.destination.filename)]
+    exports = [disk for disk in disks if disk in pivot.movers and nbd.is_uri(disk.destination.filename)]
     if not exports or not monitor.out_of_band:
         return False
     burst = [yank(names.file_node(pivot.id, disk.index)) for disk in exports]

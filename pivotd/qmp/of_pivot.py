@@ -18,12 +18,13 @@ from pivotd.qmp.whole_names import name_of
 def roots(disks: Mapping[str, DiskSeen], pivot: Pivot) -> dict[str, Root]:
     """Return which image is under each disk, by node name: pivotd chose the destination's, and it is unique."""
     seen = {}
+    first = {disk.source.node: disk.index for disk in pivot.movers}
     for disk in pivot.disks:
         shown = find(disks, disk)
         match None if shown is None else shown.node:
             case None:
                 seen[disk.disk] = Root.ABSENT
-            case node if node in {disk.source.node, names.reopened_source(pivot.id, disk.index)}:
+            case node if node in {disk.source.node, names.reopened_source(pivot.id, first[disk.source.node])}:
                 seen[disk.disk] = Root.SOURCE
             case disk.destination.node:
                 seen[disk.disk] = Root.DESTINATION

@@ -189,7 +189,7 @@ class Session:
         ``stop`` has an effect only on a running guest, and its answer does not tell. If the guest has stopped by itself
         since the query before, the check before the resume finds that. A refused ``job-complete`` shows in the jobs.
         """
-        completes = [command("job-complete", id=job) for job in complete]
+        completes = [command("job-complete", id=job) for job in dict.fromkeys(complete)]
         burst = [replies.run_state.command, command("stop"), *completes]
         (before, stopped, *_), resumes = await self._monitor.alone(burst, limits.COMMAND_TIMEOUT_S, leaving)
         if isinstance(stopped, QmpRefusedError):
@@ -198,7 +198,8 @@ class Session:
 
     async def complete(self, jobs: Sequence[str]) -> None:
         """Ask jobs to go to pending; the next look shows a job that refused."""
-        await self._monitor.burst([command("job-complete", id=job) for job in jobs], limits.COMMAND_TIMEOUT_S)
+        burst = [command("job-complete", id=job) for job in dict.fromkeys(jobs)]
+        await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
 
     async def refusal_of_bitmaps(self, pivot: Pivot) -> str | None:
         """Return why QEMU would not copy the bitmaps now, None if it would; nothing is changed."""
@@ -214,7 +215,7 @@ class Session:
         job-finalize has finished when it answers, so the graph shows its effect. The answer itself says nothing: it is
         positive even if finalizing has failed.
         """
-        burst = [*(command("job-finalize", id=job) for job in jobs), blocks.disks.command]
+        burst = [*(command("job-finalize", id=job) for job in dict.fromkeys(jobs)), blocks.disks.command]
         *_, shown = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
         return of_pivot.roots(blocks.disks(shown), pivot)
 
@@ -222,7 +223,7 @@ class Session:
         """Cancel jobs, then resume the guest if ``resume``, in one write."""
         if resume:
             await self._refuse_to_start()
-        burst = [command("job-cancel", id=job) for job in jobs]
+        burst = [command("job-cancel", id=job) for job in dict.fromkeys(jobs)]
         got = await self._monitor.burst(burst + [command("cont")] * resume, limits.COMMAND_TIMEOUT_S)
         if resume and isinstance(got[-1], QmpRefusedError):
             raise got[-1]
@@ -256,7 +257,7 @@ class Session:
         """
         actions = [
             {"type": "blockdev-snapshot", "data": {"node": disk.source.node, "overlay": disk.destination.node}}
-            for disk in pivot.disks
+            for disk in pivot.movers
         ]
         burst = [command("transaction", actions=actions), blocks.disks.command]
         done, shown = await self._monitor.burst(burst, limits.COMMAND_TIMEOUT_S)
@@ -277,7 +278,8 @@ class Session:
         If the guest was resumed since ``resumes`` was counted, only the destination has its writes: then nothing is
         taken back.
         """
-        await rollback.take_back(self._monitor, pivot, disk, resumes)
+        if disk in pivot.movers:  # which come first
+            await rollback.take_back(self._monitor, pivot, disk, resumes)
         return of_pivot.roots(await self.disks(), pivot)[disk.disk] is Root.SOURCE
 
     async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
