@@ -355,6 +355,16 @@ NEXT_BOOT = (
         "rules for images", ("tests/core/test_standing.py", "-k", "another_name"),
     ),
     Defect(
+        "a forced pivot leaves the other disk certain", "G1", "pivotd/journal/changes.py",
+        "        for one in overwritten:\n", "        for one in ():\n",
+        "real QEMU", ("tests/app/test_holders.py", "-k", "in_doubt"),
+    ),
+    Defect(
+        "the right image of a guest that is off is overwritten", "G1", "pivotd/app/holders.py",
+        "                elif one.finding.standing in NEEDED:\n", "                elif False:\n",
+        "real QEMU", ("tests/app/test_holders.py", "-k", "the_right_image_of"),
+    ),
+    Defect(
         "a restored journal is certain", "G1", "pivotd/journal/changes.py",
         '"UPDATE disk_latest SET doubtful = 1"', '"UPDATE disk_latest SET doubtful = 0"',
         "real QEMU", (IMAGES, "-k", "person_accepts_what"),

@@ -14,6 +14,7 @@ from tests.mutation.run import try_defect
 
 SLOW = {
     "a cancel is sent before it is recorded",
+    "a forced pivot leaves the other disk certain",
     "a guest that has left by a migration is forgotten",
     "a journal that fails leaves the guest paused",
     "a journal without its daemon is certain while QEMU runs",
@@ -33,6 +34,7 @@ SLOW = {
     "the guest is let run without a look at its run state",
     "the last look before the intent decides nothing",
     "what is below the images is not noted",
+    "the right image of a guest that is off is overwritten",
 }
 """Defects that take 4 s or longer: left to ``make mutation`` and ``make test-long``."""
 DOCUMENT = Path(__file__).parents[2] / "docs/reliability.md"
