@@ -44,14 +44,19 @@ def refuse_inside(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> No
     """Raises: BadRequestError: the active image has a filter below its format, and another image takes its place."""
     if not disk.switches:
         return
+    new = disk.destination.filename
     drivers = [node["driver"] for node in descriptions.inner(seen.filename)]
-    found = next((f"a {driver} node" for driver in drivers if driver not in NO_FILTERS), None)
-    if found is None and hides_nodes(domain.blocks.graph, seen):
-        found = "a node that QEMU does not describe"
+    found = next((driver for driver in drivers if driver not in NO_FILTERS), None)
     if found is not None:
         raise BadRequestError(
-            f"{seen.disk}: {found} is below its image, and {disk.destination.filename} would not have it: pivotd does "
-            "not move such a disk",
+            f"{seen.disk}: a {found} node is below its image, and {new} would not have it: pivotd does not move such a "
+            "disk",
+            disk=seen.disk,
+        )
+    if hides_nodes(domain.blocks.graph, seen) and not domain.options.force:
+        raise BadRequestError(
+            f"{seen.disk}: below its image is a node that QEMU does not describe, perhaps a filter: {new} would not "
+            "have it: --force goes on all the same",
             disk=seen.disk,
         )
 

@@ -142,6 +142,8 @@ async def _(walk: Walk) -> None:
         walk.qemu.spy("block-set-write-threshold", node_name=walk.shown()["rich"]["node-name"], write_threshold=MIB)
         await walk.engine.closed(await walk.engine.start(kind, "web1", target))
         assert walk.shown()["rich"]["write_threshold"] == MIB, kind
+        if kind is Kind.SNAPSHOT:
+            assert walk.shown()["rich"]["detect_zeroes"] == "on"
 
 
 @row("I/O limits of the device")
