@@ -106,6 +106,10 @@ class Reads:
         """Return one pivot by its id or its request id, None if there is none."""
         return await self._single.read(Reader.pivot, pivot)
 
+    async def records(self, pivot: str) -> list[Record]:
+        """Return every record of one pivot, oldest first."""
+        return await self._single.read(Reader.records, pivot)
+
     async def undo_of(self, pivot: str) -> Pivot | None:
         """Return the pivot that undoes this one, None if there is none."""
         return await self._single.read(Reader.undo, pivot)

@@ -10,10 +10,11 @@ from typing import Protocol
 from ulid import ULID
 
 from pivotd import limits
+from pivotd.app import half_made
 from pivotd.app.holders import Holders
 from pivotd.app.registry import Host
 from pivotd.core import nbd
-from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk
+from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk, Record
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
 from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import Verdict
@@ -31,6 +32,14 @@ class History(Protocol):
 
     async def known(self, pivot: str) -> Pivot | None:
         """Return one pivot by its id or its request id, None if there is none."""
+        ...
+
+    async def moved(self, image: str) -> list[tuple[Pivot, PivotDisk]]:
+        """Return, for each disk that has ever had an image of this name, its last such pivot."""
+        ...
+
+    async def records(self, pivot: str) -> list[Record]:
+        """Return every record of one pivot, oldest first."""
         ...
 
     async def doubts(self, domain: str) -> dict[str, Verdict]:
@@ -105,12 +114,24 @@ class Starter:
         async with _turn(supervisor):
             session = await supervisor.connected()
             others = [driver.pivot for driver in self._host.drivers().values()]
-            planned = await plan(request, session, others, pivot=str(ULID()), who=who)
+            planned = await self._plan(request, session, others, who)
             await self._refuse_doubtful(planned)
             images = written(planned)
             marked = list(zip(images, await marks(images), strict=True))
             accepted, new = await self._host.finish(self._accept(planned, marked, supervisor, session))
         return accepted if new else _same_request(accepted, request)
+
+    async def _plan(self, request: PivotRequest, session: Session, others: Sequence[Pivot], who: Requester) -> Pivot:
+        """Return the planned pivot, also where an image that an earlier one has made for nothing is in its way."""
+        made: set[str] = set()
+        while True:
+            try:
+                return await plan(request, session, others, pivot=str(ULID()), who=who, made=frozenset(made))
+            except BadRequestError as error:
+                path = error.fields.get("exists")
+                if path is None or path in made or not await half_made.is_unused(self._history, path):
+                    raise
+                made.add(path)
 
     async def _refuse_doubtful(self, planned: Pivot) -> None:
         """Raises: ConflictError: a disk may be on a wrong image, and after another pivot nobody could tell any more."""

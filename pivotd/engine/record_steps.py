@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from pivotd import limits
-from pivotd.core import actions, undo
+from pivotd.core import actions, names, undo
+from pivotd.core.kinds.new_image import half_made
 from pivotd.core.observation import Observation, Root
-from pivotd.core.pivot import Outcome, Phase, PivotDisk
+from pivotd.core.pivot import JsonObject, Outcome, Phase, PivotDisk
 from pivotd.engine import pivot_log, record_shapes
 from pivotd.engine.driver_state import DriverState
 from pivotd.engine.intent import look_for_destinations
 from pivotd.engine.journal_failures import without_paused, without_record
 from pivotd.engine.pause_steps import note_resumed
 from pivotd.errors import JournalError, JournalWriteError
-from pivotd.host.files import file_id
+from pivotd.host.files import change_times, file_id
 from pivotd.host.threads import in_thread
 
 
@@ -24,7 +27,7 @@ async def record(state: DriverState, action: actions.Action, seen: Observation) 
     try:
         match action:
             case actions.Close():
-                await state.record("closed", {}, phase=Phase.CLOSED, closed_at=state.clock.utc_now())
+                await state.record("closed", await _made(state), phase=Phase.CLOSED, closed_at=state.clock.utc_now())
             case actions.HandOver():
                 await _hand_over(state, seen)
             case actions.NoteResumed(run_state):
@@ -96,6 +99,8 @@ async def _write(state: DriverState, action: actions.Action, seen: Observation) 
     event, facts, changes = record_shapes.written(state.pivot, action, seen, state.attempt, state.clock.utc_now())
     if changes["phase"] is Phase.COPYING:
         changes["disks"] = await _with_file_ids(state)
+    elif isinstance(action, actions.Abandon) and state.pivot.phase is Phase.PREPARING:
+        await _name_made(state, seen, changes)
     await state.record(event, facts, **changes)
     if changes["phase"] is Phase.COPYING and any(disk.destination.file_id is None for disk in state.pivot.disks):
         # Made by QEMU, and not there: rather now than after hours of copying.
@@ -105,12 +110,39 @@ async def _write(state: DriverState, action: actions.Action, seen: Observation) 
         state.remember(retry_at=state.clock.monotonic() + delay_s)
 
 
-async def _with_file_ids(state: DriverState) -> tuple[PivotDisk, ...]:
-    """Return the disks with the id of each destination file, which now exists."""
+async def _made(state: DriverState) -> JsonObject:
+    """Return the change times of files that the pivot has made and no disk uses: who writes to one changes that."""
+    images = [
+        disk.destination for disk in state.pivot.disks if half_made(state.pivot, disk) and not state.pivot.attempt
+    ]
+    if not images or state.pivot.options.adopted:
+        return {}
+    names = [image.filename for image in images]
+    with contextlib.suppress(TimeoutError):
+        found = await in_thread(limits.FILE_TIMEOUT_S, change_times, images, paths=names)
+        return {"made": found} if found else {}
+    return {}
+
+
+async def _name_made(state: DriverState, seen: Observation, changes: dict[str, Any]) -> None:
+    """Add to the record which files pivotd has made for nothing: the jobs that made them are there until the end."""
+    made = {
+        disk.index
+        for disk in state.pivot.disks
+        if (job := seen.job(names.create_file_job(state.pivot.id, disk.index))).status == "concluded" and not job.error
+    }
+    if made:
+        changes["disks"] = await _with_file_ids(state, made)
+        files = ", ".join(disk.destination.filename for disk in state.pivot.disks if disk.index in made)
+        changes["error"] += f"; pivotd has made {files}, which no disk uses: the same command will use it again"
+
+
+async def _with_file_ids(state: DriverState, only: Collection[int] | None = None) -> tuple[PivotDisk, ...]:
+    """Return the disks with the id of each destination file, which now exists; ``only``: of these disks, by index."""
     found = []
     for disk in state.pivot.disks:
         known = disk.destination.file_id  # of an image that was there when the pivot was planned
-        if known is None:
+        if known is None and (only is None or disk.index in only):
             with contextlib.suppress(TimeoutError):
                 name = disk.destination.filename
                 known = await in_thread(limits.FILE_TIMEOUT_S, file_id, name, paths=[name])

@@ -125,6 +125,20 @@ def _file_id(path: str) -> str | None:
         return None
 
 
+def change_times(images: Iterable[Image]) -> dict[str, int]:
+    """Return, by name, when the file of each image was changed last, in ns; not of a file that is another by now.
+
+    Nobody can set this time: whoever writes to a file, also under an older modification time, or gives it to another
+    user, changes it.
+    """
+    found = {}
+    for image in images:
+        with contextlib.suppress(OSError, ValueError):
+            if image.file_id is not None and file_id(image.filename) == image.file_id:
+                found[image.filename] = os.stat(image.filename).st_ctime_ns  # noqa: PTH116
+    return found
+
+
 def identities(name: str) -> frozenset[str]:
     """Return identities of the image behind a name, existing or not: two names of one image share at least one.
 

@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 
 from pivotd.core.pivot import Image
+from pivotd.core.request import CopyOptions
 from pivotd.errors import BadRequestError
 from pivotd.host import view
 from pivotd.host.threads import look_at
@@ -22,15 +23,17 @@ _QCOW2 = struct.Struct(">4sIQIIQ")
 _MAGIC = b"QFI\xfb"
 
 
-def check_path(image: Image, seen: DiskSeen, *, reuse: bool, pid: int, force: bool) -> None:
+def check_path(image: Image, seen: DiskSeen, options: CopyOptions, *, pid: int) -> None:
     """Refuse visible mistakes early, and places where pivotd could not see any: QEMU overwrites what is there.
 
-    ``pid``: QEMU. ``force``: go on without a look. Raises: BadRequestError.
+    ``pid``: QEMU. With ``force`` it goes on without a look. Raises: BadRequestError; its field ``exists`` names a file
+    that is in the way of a new image.
     """
+    reuse = options.reuse
     path = Path(image.filename)
     look_at(image.filename)
     if (blind := unlike(image.filename, pid)) is not None:
-        if force:
+        if options.force:
             return
         raise BadRequestError(
             f"{path}: {blind}; with --force pivotd goes on without a look: QEMU then overwrites an image that is there",
@@ -51,7 +54,9 @@ def check_path(image: Image, seen: DiskSeen, *, reuse: bool, pid: int, force: bo
     if not reuse and stat.S_ISBLK(found.st_mode):
         raise BadRequestError(f"{path} is a block device, which is there already: use --reuse to overwrite it")
     if not reuse:
-        raise BadRequestError(f"{path} exists already: name a new image, or use --reuse to overwrite this one")
+        raise BadRequestError(
+            f"{path} exists already: name a new image, or use --reuse to overwrite this one", exists=image.filename
+        )
     if stat.S_ISBLK(found.st_mode):
         _check_unclaimed(path)
     elif not stat.S_ISREG(found.st_mode):

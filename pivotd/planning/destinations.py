@@ -8,6 +8,7 @@ from pivotd.core import creation, names, nbd
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyMode, CopyOptions, Discard, Sync, Target
 from pivotd.errors import BadRequestError
+from pivotd.host import files
 from pivotd.planning import destination_files, direct_io
 from pivotd.planning.bitmap_refusals import refuse_bitmaps
 from pivotd.planning.domain_snapshot import DomainSnapshot
@@ -89,13 +90,17 @@ def _checked(domain: DomainSnapshot, index: int, seen: DiskSeen, image: Image, *
             f"{image.filename}: a copy to an NBD export is not resumable; a server that comes back does not say "
             "whether it still has what it had taken and not yet flushed"
         )
+    known: str | None = None
     if not nbd.is_uri(image.filename):
         options = domain.options
-        destination_files.check_path(image, seen, reuse=options.reuse, pid=domain.pid, force=options.force)
+        if image.filename in domain.made:
+            known = files.file_id(image.filename)
+        else:
+            destination_files.check_path(image, seen, options, pid=domain.pid)
         direct_io.refuse_without(options, seen, image.filename)
     else:
         _check_export(image.filename, reuse=domain.options.reuse)
-    return replace(image, node=names.destination_node(domain.pivot, index), file_id=None)
+    return replace(image, node=names.destination_node(domain.pivot, index), file_id=known)
 
 
 def _name(name: str) -> str:

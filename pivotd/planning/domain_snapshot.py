@@ -32,6 +32,8 @@ class DomainSnapshot:
     """The files that QEMU has open."""
     pid: int
     """QEMU's process."""
+    made: frozenset[str] = frozenset()
+    """Files that pivotd has made for an earlier pivot and that hold nothing, by path: new images may replace them."""
 
     def find(self, name: str) -> DiskSeen:
         """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""

@@ -35,10 +35,18 @@ PLANS: dict[Kind, Callable[[DomainSnapshot, int, Target, DiskSeen], PivotDisk]] 
 }
 
 
-async def plan(
-    request: PivotRequest, session: Session, others: Collection[Pivot], *, pivot: str, who: Requester
+async def plan(  # noqa: PLR0913 - what a plan is made from, each from another place
+    request: PivotRequest,
+    session: Session,
+    others: Collection[Pivot],
+    *,
+    pivot: str,
+    who: Requester,
+    made: frozenset[str] = frozenset(),
 ) -> Pivot:
     """Return the pivot to record, with this id. ``others``: pivots of all domains; what open ones use is in use.
+
+    ``made``: DomainSnapshot.made.
 
     Raises: NotFoundError (disk, layer), BadRequestError (image), ConflictError (state), DiskBusyError (job).
     """
@@ -56,7 +64,8 @@ async def plan(
 
     def look() -> tuple[Kind, tuple[PivotDisk, ...], tuple[Left, ...]]:
         has = held.look(session.pid)
-        snapshot = DomainSnapshot(pivot, request.domain, options, blocks, directory, in_use, has, session.pid)
+        domain = request.domain
+        snapshot = DomainSnapshot(pivot, domain, options, blocks, directory, in_use, has, session.pid, made)
         if request.options.adopted:
             kind, planned = _plan_adopted(request, snapshot, busy)
         else:

@@ -9,9 +9,10 @@ from typing import Any
 
 from pivotd import limits
 from pivotd.core import names, nbd
-from pivotd.core.pivot import Outcome, Pivot, PivotDisk
+from pivotd.core.pivot import Image, Outcome, Pivot, PivotDisk
 from pivotd.core.request import Discard, Kind, past_cache
 from pivotd.errors import QmpRefusedError
+from pivotd.host import files
 from pivotd.host.threads import in_thread
 from pivotd.qmp import blocks
 from pivotd.qmp.blocks import DiskSeen
@@ -157,6 +158,15 @@ async def _refuse_backing(monitor: Monitor, disk: PivotDisk) -> None:
         raise QmpRefusedError(
             f"{disk.destination.filename} has a backing file: a full copy needs an image that stands alone"
         )
+
+
+async def is_file(image: Image) -> bool:
+    """Return whether the name leads to the very file of this image. Raises: QmpRefusedError: as protocol()."""
+    try:
+        found = await in_thread(limits.FILE_TIMEOUT_S, files.file_id, image.filename, paths=[image.filename])
+    except TimeoutError:
+        raise QmpRefusedError(f"{image.filename}: its storage does not answer") from None
+    return found == image.file_id
 
 
 async def _stat(filename: str) -> os.stat_result | None:

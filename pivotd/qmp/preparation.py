@@ -53,8 +53,8 @@ def _create_format(pivot: Pivot, disk: PivotDisk) -> Command:
     return command("blockdev-create", job_id=names.create_format_job(pivot.id, disk.index), options=options)
 
 
-async def _create_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
-    """Create the destination file, but only if it does not exist: QEMU would truncate it."""
+async def _refuse_existing(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
+    """Raises: QmpRefusedError: there is a file already."""
     options = await opening.file_options(pivot, disk) | {"read-only": True}
     try:
         await monitor.execute(command("blockdev-add", **options))
@@ -64,6 +64,14 @@ async def _create_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
     else:
         await monitor.execute(command("blockdev-del", node_name=options["node-name"]))
         raise QmpRefusedError(f"{disk.destination.filename} exists already; name a new image or use --reuse")
+
+
+async def _create_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
+    """Create the destination file, but only if it does not exist, or is pivotd's own: QEMU truncates it."""
+    if disk.destination.file_id is None:
+        await _refuse_existing(monitor, pivot, disk)
+    elif not await opening.is_file(disk.destination):
+        raise QmpRefusedError(f"{disk.destination.filename} is another file by now; name a new image or use --reuse")
     create: dict[str, Any] = {"driver": "file", "filename": disk.destination.filename, "size": 0}
     if disk.destination.format == "raw":
         preallocation = pivot.options.image_options.preallocation

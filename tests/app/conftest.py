@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.pivot import Pivot, PivotDisk, Record
 from pivotd.core.request import Requester
 from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import Verdict
@@ -31,6 +31,12 @@ class NoHistory:
 
     async def known(self, _pivot: str) -> None:
         return None
+
+    async def moved(self, _image: str) -> list[tuple[Pivot, PivotDisk]]:
+        return []
+
+    async def records(self, _pivot: str) -> list[Record]:
+        return []
 
     async def doubts(self, _domain: str) -> dict[str, Verdict]:
         return {}
