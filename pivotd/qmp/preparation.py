@@ -109,8 +109,11 @@ def _job(pivot: Pivot, disk: PivotDisk) -> Command:
             assert disk.base is not None
             assert disk.top is not None
             top = {} if pivot.switches else {"top_node": disk.top.node}
-            return command("block-commit", **common, **top, **_backing_file(disk), base_node=disk.base.node)
+            return command(
+                "block-commit", **common, on_error="enospc", **top, **_backing_file(disk), base_node=disk.base.node
+            )
         case Kind.PULL:
+            # The guest itself writes into the image that a pull fills: one that waited would take what is freed for it.
             base = {} if disk.base is None else {"base_node": disk.base.node}
             return command("block-stream", **common, **base, **_backing_file(disk))
     raise AssertionError(f"a {pivot.kind} has no job")

@@ -1,7 +1,8 @@
 """Copies that wait for a failed destination: what decide() does about them. Pure.
 
 QEMU's mirror itself knows what it has not yet copied, and with ``on-target-error=stop`` it keeps this while it waits.
-``enospc`` limits that to a full destination, which loses nothing: each copy waits for room, others only if resumable.
+``enospc`` limits that to a full destination, which loses nothing: each copy and commit waits for room, and for other
+errors only a copy that is resumable.
 The destination stays open meanwhile, so that its tables in QEMU's memory are not lost either.
 """
 
@@ -18,7 +19,7 @@ WORDS = {"nospace": "is full", "failed": "fails"}
 def failing(pivot: Pivot, seen: Observation) -> str | None:
     """Return a sentence on the first destination that has interrupted its copy, None if there is none."""
     disks = _interrupted(pivot, seen)
-    return _sentence(disks[0], seen) if disks else None
+    return _sentence(pivot, disks[0], seen) if disks else None
 
 
 def go_on(pivot: Pivot, seen: Observation) -> Action | None:
@@ -32,14 +33,19 @@ def go_on(pivot: Pivot, seen: Observation) -> Action | None:
             return Abandon(f"{disk.destination.filename} failed to make durable what it had taken: copy it anew")
     if not disks:
         return None
-    return GoOn(tuple(disk.job for disk in disks), f"{_sentence(disks[0], seen)}: the copy goes on when it is back")
+    what = pivot.kind.value
+    when = "there is room" if seen.job(disks[0].job).io_status == "nospace" else "it is back"
+    return GoOn(
+        tuple(disk.job for disk in disks), f"{_sentence(pivot, disks[0], seen)}: the {what} goes on when {when}"
+    )
 
 
 def _interrupted(pivot: Pivot, seen: Observation) -> list[PivotDisk]:
-    jobs = [(disk, seen.job(disk.job)) for disk in pivot.disks if pivot.kind is Kind.COPY and not pivot.options.adopted]
+    jobs = [(disk, seen.job(disk.job)) for disk in pivot.disks if not pivot.options.adopted]
     return [disk for disk, job in jobs if job.interrupted and (pivot.options.resumable or job.io_status == "nospace")]
 
 
-def _sentence(disk: PivotDisk, seen: Observation) -> str:
+def _sentence(pivot: Pivot, disk: PivotDisk, seen: Observation) -> str:
     status = seen.job(disk.job).io_status
-    return f"{disk.destination.filename} {WORDS.get(status, status)}"
+    written = disk.base if pivot.kind is Kind.COMMIT and disk.base is not None else disk.destination
+    return f"{written.filename} {WORDS.get(status, status)}"
