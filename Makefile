@@ -21,7 +21,7 @@ test-long: lint  ## the same, and what takes too long for every run
 demo: setup  ## watch a running guest move, with kill -9 at the worst moments
 	.venv/bin/python -m tests.demo
 
-bench: setup  ## measure the pause beside a bare client and with readers, the recovery after a kill, idling, a long history
+bench: setup  ## measure the pause beside a bare client and with readers, the recovery after a kill, idling, a long history, thin disks
 	@command -v gcc >/dev/null || { echo 'bench: needs a C compiler: apt-get install gcc libc6-dev' >&2; exit 1; }
 	.venv/bin/python -m bench.pause
 	.venv/bin/python -m bench.pause --rounds 8 --dirty-mib 750
@@ -32,6 +32,7 @@ bench: setup  ## measure the pause beside a bare client and with readers, the re
 	.venv/bin/python -m bench.monitor
 	.venv/bin/python -m bench.readers
 	.venv/bin/python -m bench.history
+	.venv/bin/python -m bench.thin
 
 FUZZ ?= 20
 fuzz: setup  ## try more wrong input than the tests do: FUZZ=20 times as much, SEED=n to repeat

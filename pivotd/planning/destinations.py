@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pivotd.core import creation, names, nbd
 from pivotd.core.pivot import Image, PivotDisk
-from pivotd.core.request import CopyMode, CopyOptions, Discard, Sync, Target
+from pivotd.core.request import CopyOptions, Sync, Target
 from pivotd.errors import BadRequestError
 from pivotd.host import files
 from pivotd.planning import destination_files, direct_io
@@ -14,6 +14,7 @@ from pivotd.planning.bitmap_refusals import refuse_bitmaps
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.lasting_names import backing_name
 from pivotd.qmp.blocks import DiskSeen
+from pivotd.qmp.mirror_start import copies_at_once, reads_as_zeroes
 
 FORMATS = ("qcow2", "raw")
 
@@ -26,7 +27,7 @@ def plan_copy(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen
         raise BadRequestError(f"format {wanted}: pivotd creates {' and '.join(FORMATS)}; name one with --format")
     if domain.options.sync is Sync.TOP:
         disk = _shallow(domain, seen, disk, target.image, wanted)
-    elif would_wipe(domain.options):
+    elif copies_at_once(domain.options):
         _refuse_wiping(domain, seen)
     return replace(disk, destination=_checked(domain, index, seen, Image(target.image, wanted, "")))
 
@@ -55,26 +56,22 @@ def _shallow(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, image: str
     return replace(disk, base=below, backing_file=name)
 
 
-def would_wipe(options: CopyOptions) -> bool:
-    """Return whether QEMU would copy the guest's writes at once while it still wipes the destination.
-
-    QEMU loses such writes. A new image needs no wiping, and ``sync=top`` copies all of a source without backing file.
-    """
-    at_once = options.copy_mode is CopyMode.WRITE_BLOCKING and not options.adopted
-    return at_once and options.sync is Sync.FULL and options.discard is Discard.UNMAP
-
-
 def _refuse_wiping(domain: DomainSnapshot, seen: DiskSeen) -> None:
-    """Raises: BadRequestError: the destination must be wiped, or sync=top would not copy all of the source.
+    """Raises: BadRequestError: QEMU would wipe the destination while it already copies the guest's writes to it.
+
+    QEMU wipes what may hold data. It wipes a new image below a chain unless it is told not to, and even then if the
+    image is opened with detect-zeroes=unmap, as the source is.
 
     Source: measured on 7.2 (docs/reliability.md); block/mirror.c, mirror_iteration_done() clears the marks of
     writes that are under way when the wiping ends, so that older data can be copied over them.
     """
-    if domain.options.reuse or len(seen.layers) > 1:
+    chain = not domain.blocks.graph.stands_alone(seen.node)
+    spared = domain.keeps_zeroes and seen.detect_zeroes != "unmap"
+    if not reads_as_zeroes(domain.options) or (chain and not spared):
         raise BadRequestError(
             f"--copy-mode write-blocking from the start would let QEMU lose writes while it wipes the image for "
-            f"{seen.disk} first, as it does with --reuse and below a source with a backing file: "
-            "use --copy-mode auto, --discard ignore or --sync top",
+            f"{seen.disk} first, as it does with --reuse, with a preallocated encrypted image, and (before QEMU 10.1 "
+            "or with detect-zeroes=unmap) for a source with a backing file: use --copy-mode auto or --discard ignore",
             disk=seen.disk,
         )
 

@@ -34,6 +34,8 @@ class DomainSnapshot:
     """QEMU's process."""
     made: frozenset[str] = frozenset()
     """Files that pivotd has made for an earlier pivot and that hold nothing, by path: new images may replace them."""
+    keeps_zeroes: bool = False
+    """QEMU can be told not to wipe a new image; asked only where a copy would lose writes meanwhile."""
 
     def find(self, name: str) -> DiskSeen:
         """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""

@@ -11,20 +11,21 @@ from pivotd import limits
 from pivotd.core import names, nbd
 from pivotd.core.observation import PAUSABLE
 from pivotd.core.pivot import Identity, Image, Phase, Pivot, PivotDisk
-from pivotd.core.request import Kind, PivotRequest, Requester, Sync, Target
+from pivotd.core.request import Kind, PivotRequest, Requester, Target
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.host import files, held, process
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
 from pivotd.planning import filters, lasting_names, placing, properties, shared_images
 from pivotd.planning.adopting import find_by_job, plan_adopt
-from pivotd.planning.destinations import plan_copy, plan_snapshot, would_wipe
+from pivotd.planning.destinations import plan_copy, plan_snapshot
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.internal_snapshots import Left
 from pivotd.planning.layers import plan_commit, plan_pull
 from pivotd.planning.room import refuse_full
 from pivotd.planning.second_writer import refuse_second_writer
 from pivotd.qmp.blocks import DiskSeen
+from pivotd.qmp.mirror_start import copies_at_once
 from pivotd.qmp.session import Session
 
 PLANS: dict[Kind, Callable[[DomainSnapshot, int, Target, DiskSeen], PivotDisk]] = {
@@ -60,12 +61,16 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
     blocks = await session.blocks()
     directory = process.working_directory(session.pid)
     in_use = await _in_use(others)
+    layered = any(not blocks.graph.stands_alone(seen.node) for seen in blocks.disks.values())
+    keeps_zeroes = layered and copies_at_once(options) and await session.takes_target_is_zero()
     busy = {disk.disk: other for other in others if other.domain == request.domain for disk in other.disks}
 
     def look() -> tuple[Kind, tuple[PivotDisk, ...], tuple[Left, ...]]:
         has = held.look(session.pid)
         domain = request.domain
-        snapshot = DomainSnapshot(pivot, domain, options, blocks, directory, in_use, has, session.pid, made)
+        snapshot = DomainSnapshot(
+            pivot, domain, options, blocks, directory, in_use, has, session.pid, made, keeps_zeroes
+        )
         if request.options.adopted:
             kind, planned = _plan_adopted(request, snapshot, busy)
         else:
@@ -80,8 +85,6 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
         raise BadRequestError(f"{error}: try again when it does") from None
     if not options.force:
         refuse_second_writer(planned, await session.writers(blocks))
-    if kind is Kind.COPY and would_wipe(options):
-        options = replace(options, sync=Sync.TOP)
     options = replace(options, snapshots_left=left)
     return Pivot(
         id=pivot,

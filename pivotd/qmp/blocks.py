@@ -119,6 +119,10 @@ class Graph:
             order.append(below)
         return order
 
+    def stands_alone(self, root: str) -> bool:
+        """Return whether no node under root has a backing node."""
+        return self.backing.keys().isdisjoint(self.below(root))
+
     def below(self, root: str) -> list[str]:
         """Return root and every node under it, each before its children."""
         order: list[str] = []

@@ -10,7 +10,7 @@ from pivotd.core.actions import Step
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import CopyMode, Kind
 from pivotd.errors import QmpRefusedError
-from pivotd.qmp import opening
+from pivotd.qmp import mirror_start, opening
 from pivotd.qmp.burst import Command
 from pivotd.qmp.monitor import Monitor, command
 
@@ -32,7 +32,7 @@ async def prepare(monitor: Monitor, pivot: Pivot, disk: PivotDisk, step: Step) -
         case Step.OPEN_FORMAT:
             await opening.open_format(monitor, pivot, disk)
         case Step.START_JOB:
-            await monitor.execute(_job(pivot, disk))
+            await _start_job(monitor, pivot, disk)
 
 
 def _create_format(pivot: Pivot, disk: PivotDisk) -> Command:
@@ -79,6 +79,13 @@ async def _create_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
     await monitor.execute(
         command("blockdev-create", job_id=names.create_file_job(pivot.id, disk.index), options=create)
     )
+
+
+async def _start_job(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
+    if pivot.kind is Kind.COPY:
+        await mirror_start.start(monitor, pivot, disk, _job(pivot, disk))
+    else:
+        await monitor.execute(_job(pivot, disk))
 
 
 def _job(pivot: Pivot, disk: PivotDisk) -> Command:

@@ -38,6 +38,16 @@ def writes(answer: Any) -> dict[str, tuple[int, int]]:
     }
 
 
+@asks("query-blockstats", **{"query-nodes": True})
+def highest_writes(answer: Any) -> dict[str, int]:
+    """Return where the highest write through each node has ended since it was opened, in bytes; 0: there was none."""
+    return {
+        of(str, entry["node-name"]): of(int, entry["stats"]["wr_highest_offset"])
+        for entry in of(list, answer)
+        if "node-name" in entry
+    }
+
+
 @asks("qom-list", path="/objects")
 def object_names(answer: Any) -> frozenset[str]:
     """Return the names of the objects that clients have added."""

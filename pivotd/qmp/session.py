@@ -19,6 +19,7 @@ from pivotd.qmp import (
     exports,
     looking,
     mirror_back,
+    mirror_start,
     of_pivot,
     preparation,
     replies,
@@ -118,6 +119,10 @@ class Session:
     async def migrating(self) -> bool:
         """Return whether a migration is in progress."""
         return await ask(self._monitor, replies.migrating)
+
+    async def takes_target_is_zero(self) -> bool:
+        """Return whether a mirror can be told that its destination reads as zeroes."""
+        return await mirror_start.takes_target_is_zero(self._monitor)
 
     async def chardevs(self) -> list[str]:
         """Return the labels of open character devices; these include other monitors."""

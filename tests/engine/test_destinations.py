@@ -357,7 +357,7 @@ async def test_an_encrypted_source(engine: Engine, qemu_factory: QemuFactory, tm
     ("backed", "options", "sync"),
     [
         (False, {}, "top"),
-        (False, {"discard": Discard.IGNORE}, "full"),
+        (False, {"discard": Discard.IGNORE}, "top"),
         (True, {"discard": Discard.IGNORE}, "full"),
         (True, {"sync": Sync.TOP}, "top"),
     ],
@@ -375,7 +375,7 @@ async def test_qemu_does_not_wipe_an_image_that_it_already_writes_to(
     write(qemu, "disk0", 7)
     await engine.connect(qemu)
     await switched(engine, tmp_path / "new.qcow2", copy_mode=CopyMode.WRITE_BLOCKING, **options)
-    (mirror,) = [message for message in walk.messages if message.label == "command:blockdev-mirror"]
+    mirror = [message for message in walk.messages if message.label == "command:blockdev-mirror"][-1]
     sent = json.loads(mirror.raw)["arguments"]
     assert (sent["copy-mode"], sent["sync"]) == ("write-blocking", sync)
     shut_down(qemu)

@@ -154,9 +154,14 @@ def blockdev_mirror(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
     disk = next((name for name, disk in qemu.disks.items() if disk.root == source), "")
     if qemu.in_use(target):
         raise RefusedError(f"Node '{target}' is busy")
+    if "target-is-zero" in arguments and qemu.version < (10, 1):
+        raise RefusedError("Parameter 'target-is-zero' is unexpected")
     filename = qemu.nodes[target].filename
     if disk:
         qemu.storage.assign(filename, disk)
+    # Nothing is written where the source has nothing: older data would stay there.
+    stale = qemu.nodes[target].written and (arguments["sync"] == "top" or arguments.get("target-is-zero", False))
+    qemu.nodes[target] = replace(qemu.nodes[target], written=True)
     qemu.start(
         arguments["job-id"],
         Job(
@@ -164,8 +169,8 @@ def blockdev_mirror(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
             source,
             target,
             disk,
-            arguments["sync"],
-            qemu.storage.images[filename],
+            "none" if stale else arguments["sync"],
+            replace(qemu.storage.images[filename], missing=1) if stale else qemu.storage.images[filename],
             auto_finalize=arguments.get("auto-finalize", True),
             auto_dismiss=arguments.get("auto-dismiss", True),
             doomed=None if qemu.nodes[source].size == qemu.nodes[target].size else DIFFERENT_SIZES,
@@ -271,6 +276,15 @@ def query_block_jobs(qemu: Qemu, _arguments: dict[str, Any]) -> list[dict[str, A
         | {"offset": 0 if job.status == "running" else SIZE_BYTES}
         for name, job in qemu.jobs.items()
         if job.kind != "create"
+    ]
+
+
+@handles("query-blockstats")
+def query_blockstats(qemu: Qemu, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return where the highest write through each node has ended."""
+    return [
+        {"node-name": name, "stats": {"wr_highest_offset": SIZE_BYTES if node.written else 0}}
+        for name, node in qemu.nodes.items()
     ]
 
 

@@ -56,6 +56,8 @@ class Node:
     size: int = 1
     """Any number; a mirror between two sizes fails."""
     backing: str | None = None
+    written: bool = False
+    """A mirror has written through it."""
 
 
 @dataclass(frozen=True, slots=True)

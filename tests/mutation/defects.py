@@ -117,9 +117,14 @@ PROTOCOL = (
         SEARCH, searched(0, 1, 3),
     ),
     Defect(
-        "a write-blocking copy begins with wiping its image", "G1", "pivotd/planning/plan.py",
-        "        options = replace(options, sync=Sync.TOP)\n", "        pass\n",
+        "a write-blocking copy begins with wiping its image", "G1", "pivotd/qmp/mirror_start.py",
+        "_with(mirror, sync=\"top\")", "mirror",
         "real QEMU", ("tests/engine/test_destinations.py::test_qemu_does_not_wipe_an_image_that_it_already_writes_to[new]",),
+    ),
+    Defect(
+        "a mirror begins again on an image that is taken for zeroes", "G1", "pivotd/qmp/mirror_start.py",
+        "    if replies.highest_writes(writes).get(disk.destination.node, 0):\n", "    if False:\n",
+        "real QEMU", ("tests/engine/test_thin.py::test_a_mirror_never_begins_again_on_what_another_has_written",),
     ),
     Defect(
         "jobs are dismissed before the outcome is durable", "G5", PAUSE,
