@@ -1,7 +1,7 @@
 """Where an image is stored: two names are one place if they share an identity, or if one lies on the other.
 
 A loop device lies on its file, a partition on its disk, a device-mapper device on the devices below it. Two partitions
-of one disk share nothing.
+of one disk share nothing, nor do two parts of one file that have no byte in common.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pivotd import limits
+from pivotd.core.image_names import describe
 from pivotd.host import files
 
 _SYSFS = "/sys/dev/block"
@@ -18,20 +19,29 @@ _SYSFS = "/sys/dev/block"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """``itself``: files.identities(); ``below``: the ids of the files and devices on which it lies."""
+    """``itself``: files.identities(); ``below``: the ids of the files and devices on which it lies.
+
+    ``start``, ``end``: the bytes of the file that are the image, ``end`` None: to the last one.
+    """
 
     itself: frozenset[str]
     below: frozenset[str] = frozenset()
+    start: int = 0
+    end: int | None = None
 
     def overlaps(self, other: Place) -> bool:
         """Return whether writing to one may change the other."""
-        return not (self.itself.isdisjoint(other.itself | other.below) and self.below.isdisjoint(other.itself))
+        if not (self.itself.isdisjoint(other.below) and self.below.isdisjoint(other.itself)):
+            return True
+        meet = (other.end is None or self.start < other.end) and (self.end is None or other.start < self.end)
+        return meet and not self.itself.isdisjoint(other.itself)
 
 
 def of(name: str) -> Place:
     """Return the place of a path or an NBD address. It looks at storage, so it may block."""
-    itself = files.identities(name)
-    return Place(itself, _below(itself))
+    itself, image = files.identities(name), describe(name)
+    end = None if image.size_bytes is None else image.offset + image.size_bytes
+    return Place(itself, _below(itself), image.offset, end)
 
 
 def of_file(file_id: str) -> Place:
