@@ -136,8 +136,10 @@ PROTOCOL = (
     ),
     Defect(
         "the destination is opened with cache=unsafe", "G1", "pivotd/qmp/opening.py",
-        '"file": names.file_node(pivot.id, disk.index),\n        "cache": {"direct": disk.cache_direct, "no-flush": False}',
-        '"file": names.file_node(pivot.id, disk.index),\n        "cache": {"direct": disk.cache_direct, "no-flush": True}',
+        '"file": names.file_node(pivot.id, disk.index),\n'
+        '        "cache": {"direct": past_cache(pivot.options, disk.cache_direct), "no-flush": False}',
+        '"file": names.file_node(pivot.id, disk.index),\n'
+        '        "cache": {"direct": past_cache(pivot.options, disk.cache_direct), "no-flush": True}',
         SEARCH, searched(3, 0),
     ),
     Defect(
@@ -325,8 +327,7 @@ ONE_OWNER = (
     ),
     Defect(
         "the last look before the intent decides nothing", "G2", INTENT,
-        "    if state.inbox.interrupts or not isinstance(decide(state.pivot, now, state.attempt), actions.Converge):\n",
-        "    if state.inbox.interrupts:\n",
+        "    if not isinstance(decide(state.pivot, now, state.attempt), actions.Converge):\n", "    if False:\n",
         "real QEMU", ("tests/engine/test_requests.py", "-k", "right_before"),
     ),
     Defect(
@@ -351,7 +352,8 @@ NEXT_BOOT = (
     ),
     Defect(
         "an image that is not there is certain", "G1", "pivotd/core/verdict.py",
-        "    return replace(verdict, certain=False, reason=reason)\n", "    return verdict\n",
+        "before a guest starts.\"\n    return replace(verdict, certain=False, reason=reason)\n",
+        "before a guest starts.\"\n    return verdict\n",
         "real QEMU", (IMAGES, "-k", "not_the_one and gone"),
     ),
     Defect(
