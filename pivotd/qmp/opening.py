@@ -108,7 +108,7 @@ async def lift_sizes(monitor: Monitor, pivot: Pivot) -> list[str]:
     export once it asks, at its next start or when a client sends block_resize. Returns: what QEMU has refused.
     """
     shown = await ask(monitor, blocks.disks)
-    limited = [(disk, seen) for disk in pivot.disks if (seen := _limited(shown, disk)) is not None]
+    limited = [(disk, seen) for disk in pivot.movers if (seen := _limited(shown, disk)) is not None]
     options = [_format_options(pivot, disk, seen.detect_zeroes) for disk, seen in limited]
     done = await monitor.burst([command("blockdev-reopen", options=[one]) for one in options], limits.COMMAND_TIMEOUT_S)
     refused = [isinstance(reply, QmpRefusedError) for reply in done]
