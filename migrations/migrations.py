@@ -317,16 +317,11 @@ M007_STATEMENTS = (
         disk TEXT NOT NULL,
         image TEXT NOT NULL,
         pivot TEXT NOT NULL REFERENCES pivot (id),
+        moved_on INTEGER NOT NULL CHECK (moved_on IN (0, 1)),
         PRIMARY KEY (domain, disk)
     ) STRICT, WITHOUT ROWID
     """,
-    # A disk in doubt is moved only after a person's word; one that pivotd had never moved has a history from then on.
-    """
-    CREATE TRIGGER overwritten_moved AFTER INSERT ON pivot_disk BEGIN
-        DELETE FROM overwritten WHERE disk = NEW.disk
-            AND domain = (SELECT domain FROM pivot WHERE id = NEW.pivot);
-    END
-    """,
+    # Only a person's word ends this doubt: a new pivot of the disk proves nothing of what was below it.
     """
     CREATE TRIGGER overwritten_accepted AFTER UPDATE OF accepted_at ON pivot_disk BEGIN
         DELETE FROM overwritten WHERE disk = NEW.disk
@@ -338,7 +333,7 @@ M007_STATEMENTS = (
 
 @migrations()
 def m007_overwritten(db: Database) -> None:
-    """Keep the disks of which a forced pivot of another disk was told to overwrite an image."""
+    """Keep the disks of which a pivot of another disk was forced to overwrite an image, or has moved on from it."""
     for statement in M007_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 7")

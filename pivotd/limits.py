@@ -68,6 +68,8 @@ JOURNAL_CHECK_S = 2.0
 JOURNAL_CHECK_AGAIN_S = 5.0
 ALARM_AGAIN_S = 30.0
 """After a look at a domain's images that failed."""
+ALARM_PAUSE_S = 0.2
+"""Between two looks whether a pause has ended, which no look at a domain's images may lengthen."""
 IMAGES_BELOW_MAX = 256
 """Images below one image: headers can lead in a circle."""
 DEVICES_BELOW_MAX = 256

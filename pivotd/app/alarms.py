@@ -77,20 +77,33 @@ class Alarms:
             self._ask(domain)
 
     def _on_stop(self, supervisor: Supervisor, session: Session) -> Callable[[], None]:
-        """Return what looks whenever the guest has stopped: it may leave by a migration, and its QEMU end at once."""
-        stops = session.stops
+        """Return what looks whenever the guest has stopped or runs again: it may leave by a migration, or have stayed.
+
+        Its QEMU may end right after that.
+        """
+        known = (session.stops, session.resumes)
 
         def on_event() -> None:
-            nonlocal stops
-            if session.stops == stops:
-                return
-            stops = session.stops
-            if supervisor.window.locked():
-                self._ask_again(supervisor.name)  # it is pivotd's own pause, which no look may lengthen
-            else:
-                self._ask(supervisor.name)
+            nonlocal known
+            if (session.stops, session.resumes) != known:
+                known = (session.stops, session.resumes)
+                self._ask_outside_pauses(supervisor)
 
         return on_event
+
+    def _ask_outside_pauses(self, supervisor: Supervisor) -> None:
+        """Ask for a look as soon as pivotd has no pause open: no look may lengthen one."""
+        name = supervisor.name
+        if not supervisor.window.locked():
+            self._ask(name)
+        elif name not in self._again:
+            loop = asyncio.get_running_loop()
+
+            def again() -> None:
+                del self._again[name]
+                self._ask_outside_pauses(supervisor)
+
+            self._again[name] = loop.call_later(limits.ALARM_PAUSE_S, again)
 
     def _ask_again(self, domain: str) -> None:
         """Ask for a look later, once, however many have failed."""

@@ -20,6 +20,8 @@ from pivotd.planning import needed_images
 from pivotd.planning.needed_images import Holder, Process, Wanted
 from pivotd.qmp.session import Session
 
+Key = tuple[str, str]
+"""Domain and disk."""
 NEEDED = {
     Standing.CURRENT: "is the right image of",
     Standing.BASE: "lies below the right image of",
@@ -29,8 +31,6 @@ NEEDED = {
 }
 ROUNDS_MAX = 3
 """A domain that is connected meanwhile may have the image open: look again."""
-Key = tuple[str, str]
-"""Domain and disk."""
 
 
 class History(Protocol):
@@ -44,6 +44,10 @@ class History(Protocol):
         """Return how an image stands to each disk that has ever had it, by the journal alone."""
         ...
 
+    async def overwritten(self) -> dict[Key, Overwritten]:
+        """Return the disks whose image a pivot of another one overwrites, or has moved on from."""
+        ...
+
 
 @dataclass(slots=True)
 class Found:
@@ -53,6 +57,8 @@ class Found:
     blind: list[str] = field(default_factory=list)
     returns: list[ImageFound] = field(default_factory=list)
     """Images that the pivot's own disk has left before."""
+    renamed: dict[Key, str] = field(default_factory=dict)
+    """Disks whose right image, as the journal has it, is or was the source of this guest: perhaps the same disk."""
 
     def add(self, found: tuple[list[Holder], list[str]]) -> None:
         """Take in one look; of several reasons for one disk the first one counts."""
@@ -61,16 +67,26 @@ class Found:
         self.blind += found[1]
 
     def overwritten(self, pivot: Pivot) -> list[Overwritten]:
-        """Return the disks of which nobody is certain any more once the pivot writes."""
+        """Return the disks of which nobody is certain any more once the pivot writes or switches."""
         disks = {(one.domain, one.disk): one.image for one in self.holders}
-        return [Overwritten(domain, disk, image, pivot.id, pivot.domain) for (domain, disk), image in disks.items()]
+        sources = {disk.source.filename for disk in pivot.disks if pivot.switches}
+        moved = {key: image for key, image in self.renamed.items() if image in sources and key not in disks}
+        return [Overwritten(*key, image, pivot.id, pivot.domain) for key, image in disks.items()] + [
+            Overwritten(*key, image, pivot.id, pivot.domain, moved_on=True) for key, image in moved.items()
+        ]
 
     @property
     def facts(self) -> JsonObject:
         """Return what the record of the pivot says of this."""
         names = [f"{one.image} {one.why} {one.domain} {one.disk}" for one in self.holders]
         returns = [f"{one.asked} was {one.finding.standing}: {one.finding.why}" for one in self.returns]
-        said: JsonObject = {"overwrites": names, "not_looked_at": self.blind, "returns_to": returns}
+        moved = [f"{image} is the right image of {domain} {disk}" for (domain, disk), image in self.renamed.items()]
+        said: JsonObject = {
+            "overwrites": names,
+            "not_looked_at": self.blind,
+            "returns_to": returns,
+            "moves_on_from": moved,
+        }
         return {name: value for name, value in said.items() if value}
 
 
@@ -109,12 +125,20 @@ class Holders:
     async def _find(self, pivot: Pivot) -> Found:
         found = Found()
         targets = needed_images.targets(pivot)
+        own = {(pivot.domain, disk.disk) for disk in pivot.disks}
+        marks = await self._history.overwritten()
+        found.renamed = {key: mark.image for key, mark in marks.items() if mark.moved_on and mark.by == pivot.domain}
+        for disk in pivot.movers:
+            for one in await self._history.standings(disk.source.filename):
+                key = one.verdict.domain, one.verdict.disk
+                if key not in own and one.finding.standing is Standing.CURRENT:
+                    found.renamed[key] = disk.source.filename
         for disk, image in targets:
             for one in await self._history.standings(image.filename):
                 key = one.verdict.domain, one.verdict.disk
-                if key == (pivot.domain, disk.disk):
-                    found.returns.append(one)
-                elif one.finding.standing in NEEDED:
+                if key in own:
+                    found.returns += [one] * (key == (pivot.domain, disk.disk))
+                elif one.finding.standing in NEEDED and key not in found.renamed:
                     found.add(([Holder(image.filename, *key, NEEDED[one.finding.standing])], []))
         if targets and needed_images.is_there(pivot):
             await self._look(pivot, [image for _, image in targets], found)
@@ -135,8 +159,8 @@ class Holders:
             looked |= set(new.values())
             for shown in await asyncio.gather(*(self._in_use(*one, wanted, pivot, seen) for one in new.items())):
                 found.add(shown)
-        own = {(pivot.domain, disk.disk) for disk in pivot.disks}
-        left = [one for one in await self._history.latest(None) if (one[0].domain, one[1].disk) not in seen | own]
+        seen |= {(pivot.domain, disk.disk) for disk in pivot.disks} | found.renamed.keys()
+        left = [one for one in await self._history.latest(None) if (one[0].domain, one[1].disk) not in seen]
         for first in range(0, len(left), limits.FILES_AT_ONCE):
             part = left[first : first + limits.FILES_AT_ONCE]
             for below in await asyncio.gather(*(_below(one, wanted) for one in part)):

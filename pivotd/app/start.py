@@ -10,13 +10,12 @@ from typing import Protocol
 from ulid import ULID
 
 from pivotd import limits
-from pivotd.app import half_made
+from pivotd.app import half_made, holders
 from pivotd.app.holders import Holders
 from pivotd.app.registry import Host
 from pivotd.core import nbd
 from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk, Record
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
-from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import Verdict
 from pivotd.engine import pivot_log
 from pivotd.engine.supervisor import Supervisor
@@ -27,7 +26,7 @@ from pivotd.planning.plan import marks, plan, written
 from pivotd.qmp.session import Session
 
 
-class History(Protocol):
+class History(holders.History, Protocol):
     """What a request needs of the journal; app.reads.Reads has it."""
 
     async def known(self, pivot: str) -> Pivot | None:
@@ -44,14 +43,6 @@ class History(Protocol):
 
     async def doubts(self, domain: str) -> dict[str, Verdict]:
         """Return, by disk, the verdicts that a person has to settle."""
-        ...
-
-    async def latest(self, domain: str | None, disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
-        """Return the last pivot of each disk with its entry for the disk."""
-        ...
-
-    async def standings(self, image: str) -> list[ImageFound]:
-        """Return how an image stands to each disk that ever had it, by the journal alone."""
         ...
 
 

@@ -57,6 +57,8 @@ def _right_below(name: str, image_format: str | None) -> list[tuple[str, str | N
     described = options(name)
     if described is not None and "backing" in described:
         below = described["backing"]
+        if below is not None and not isinstance(below, dict):
+            raise BlindError(f"pivotd cannot read what is below {name}")
         return [] if below is None else [(f"json:{json.dumps(below)}", below.get("driver"))]
     if image_format in _ALONE:
         return []
@@ -73,8 +75,8 @@ def _right_below(name: str, image_format: str | None) -> list[tuple[str, str | N
         head = _head(name)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as error:
-        raise BlindError(f"pivotd cannot read what is below {name}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise BlindError(f"pivotd cannot read what is below {name}: {error}") from None
     return [] if head is None else _named(name, head)
 
 

@@ -77,8 +77,8 @@ def accept(pivot: Pivot, facts: JsonObject, overwritten: Sequence[Overwritten] =
         for row in pauses:
             connection.execute(_insert("pause", tuple(row)), row)
         for one in overwritten:
-            values = (one.domain, one.disk, one.image, one.pivot)
-            connection.execute("INSERT OR REPLACE INTO overwritten VALUES (?, ?, ?, ?)", values)
+            values = (one.domain, one.disk, one.image, one.pivot, int(one.moved_on))
+            connection.execute("INSERT OR REPLACE INTO overwritten VALUES (?, ?, ?, ?, ?)", values)
         return (pivot, True), (_append(connection, (pivot.domain, pivot.id, pivot.phase), "accepted", text),)
 
     return change

@@ -173,11 +173,15 @@ class Reader:
         return self._read(look)
 
     def overwritten(self) -> dict[tuple[str, str], Overwritten]:
-        """Return the disks of which a forced pivot of another one has overwritten an image, by domain and disk."""
+        """Return, by domain and disk, the disks whose image a pivot of another one overwrites, or has moved on from."""
         query = "SELECT o.*, pivot.domain AS by_domain FROM overwritten o JOIN pivot ON pivot.id = o.pivot"
-        names = ("domain", "disk", "image", "pivot", "by_domain")
         rows = self._read(lambda connection: connection.execute(query).fetchall())
-        return {(row["domain"], row["disk"]): Overwritten(*(row[name] for name in names)) for row in rows}
+        return {
+            (row["domain"], row["disk"]): Overwritten(
+                row["domain"], row["disk"], row["image"], row["pivot"], row["by_domain"], bool(row["moved_on"])
+            )
+            for row in rows
+        }
 
     def is_copy(self) -> bool:
         """Return whether this is another file than the one that its last daemon has used."""

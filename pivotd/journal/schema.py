@@ -59,7 +59,6 @@ _OBJECTS = {
         "pivot_disk_image_accepted",
         "image_latest_no_delete",
         "disk_latest_accepted",
-        "overwritten_moved",
         "overwritten_accepted",
     },
     "index": {"pivot_open", "pivot_by_domain", "pivot_undo_of", "record_by_pivot", "image_latest_by_file"},

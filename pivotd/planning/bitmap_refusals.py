@@ -25,6 +25,8 @@ _BITMAPS_EXTENSION = 0x23852875
 _AUTOCLEAR_BITMAPS = 1
 _IN_USE = 1
 _EXTENSIONS_MAX = 64
+_OFFSET_MAX = (1 << 63) - 1 - (1 << 20)
+"""Beyond it a file cannot be read: a damaged header may say anything."""
 _DIRECTORY_BYTES_MAX = 64 << 20
 """QEMU's own bound is 65,535 bitmaps with names of at most 1,023 bytes."""
 
@@ -111,7 +113,7 @@ def _bitmaps(descriptor: int, at: int) -> Iterator[tuple[str, Stored]]:
         kind, size = _unpack(_EXTENSION, descriptor, at)
         if kind == _BITMAPS_EXTENSION:
             _, _, size, at = _unpack(_BITMAPS, descriptor, at + _EXTENSION.size)
-            directory, position = os.pread(descriptor, min(size, _DIRECTORY_BYTES_MAX), at), 0
+            directory, position = os.pread(descriptor, min(size, _DIRECTORY_BYTES_MAX), min(at, _OFFSET_MAX)), 0
             while position < len(directory):
                 _, _, flags, _, granularity, name, extra = _ENTRY.unpack_from(directory, position)
                 begin = position + _ENTRY.size + extra
@@ -125,4 +127,4 @@ def _bitmaps(descriptor: int, at: int) -> Iterator[tuple[str, Stored]]:
 
 
 def _unpack(shape: struct.Struct, descriptor: int, at: int) -> tuple[int, ...]:
-    return shape.unpack(os.pread(descriptor, shape.size, at))
+    return shape.unpack(os.pread(descriptor, shape.size, min(at, _OFFSET_MAX)))

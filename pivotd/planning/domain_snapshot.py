@@ -104,7 +104,7 @@ class DomainSnapshot:
     def refuse_if_used(self, image: Image, disk: str) -> None:
         """Raises: BadRequestError, DiskBusyError: the guest or another pivot uses this file."""
         for user in self.users(image):
-            role = "its present image" if user == disk else f"in use by {user}"
+            role = "an image of its own chain" if user == disk else f"in use by {user}"
             raise BadRequestError(f"{image.filename} cannot take {disk}: it is {role}", disk=disk)
         if self.is_taken(image):
             raise DiskBusyError(f"{image.filename} is the destination of another open pivot", disk=disk)

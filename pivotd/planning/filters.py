@@ -45,6 +45,13 @@ def refuse_inside(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> No
     if not disk.switches:
         return
     new = disk.destination.filename
+    stands_alone = disk.below is None and not domain.options.adopted
+    if stands_alone and len(domain.blocks.graph.chain(seen.node)) != len(seen.layers) and not domain.options.force:
+        raise BadRequestError(
+            f"{seen.disk}: a filter node is in its backing chain, and {new}, which stands alone, would not have it: "
+            "--force goes on without it",
+            disk=seen.disk,
+        )
     drivers = [node["driver"] for node in descriptions.inner(seen.filename)]
     found = next((driver for driver in drivers if driver not in NO_FILTERS), None)
     if found is not None:

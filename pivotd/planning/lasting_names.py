@@ -37,6 +37,12 @@ def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDis
     found = astray(disk.source.filename, domain.held)
     if found is None or found.unseen:
         return disk
+    if domain.options.keep_synced:
+        raise BadRequestError(
+            f"{disk.source.filename} was replaced, deleted or renamed: leave out --keep-synced, which would follow it "
+            "by its name",
+            disk=seen.disk,
+        )
     return replace(disk, source=replace(disk.source, file_id=files.LOST))
 
 

@@ -117,6 +117,8 @@ def _unseen(path: str | None, shown: str) -> str | None:
     """Return why nobody can tell which file QEMU has under a name, None if that can be told."""
     found = describe(shown if path is None else path)
     if found.path is None:
+        if shown and not shown.startswith("json:") and ":" not in shown.split("/", 1)[0]:
+            return f"pivotd cannot see the directory of QEMU at which {shown} starts"
         lost = shown.startswith("json:") and found.export is None
         return f"pivotd cannot tell which file {shown} is" if lost else None
     path = found.path

@@ -75,4 +75,4 @@ def refuse_two_nodes(domain: DomainSnapshot, seen: DiskSeen) -> None:
 
 def _place(domain: DomainSnapshot, filename: str) -> Place:
     name = files.resolve(filename, domain.directory).path
-    return Place(frozenset()) if name is None else places.of(name)
+    return Place(frozenset({filename})) if name is None else places.of(name)

@@ -36,13 +36,13 @@ async def refusal(monitor: Monitor, pivot: Pivot) -> str | None:
         text = done.fields["text"] if isinstance(done, QmpRefusedError) else ABORTED
         if not text.startswith(EXISTS):
             return None if text == ABORTED else f"the dirty bitmaps cannot come along now: {text}"
-    return None
+    return f"the dirty bitmaps cannot come along now: {text}"
 
 
 def _trial(pivot: Pivot, shown: Blocks, found: Bitmaps, alias: str | None) -> list[dict[str, Any]]:
     """Return actions that copy the bitmaps, under names with ``alias`` if there is one."""
     actions = []
-    for disk in pivot.disks:
+    for disk in pivot.movers:
         below = _below(shown, pivot, disk)
         for number, bitmap in enumerate(found.get(disk.disk, ())):
             taker = bitmap if alias is None else replace(bitmap, name=f"{alias}-{number}")

@@ -13,7 +13,7 @@ from pivotd.core.observation import STATUS_ENDED, JobSeen
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import Kind
 from pivotd.errors import QmpRefusedError
-from pivotd.host.files import with_drivers
+from pivotd.host.files import resolve, with_drivers
 from pivotd.host.threads import in_thread
 from pivotd.qmp import blocks, opening, replies
 from pivotd.qmp.monitor import Monitor, ask, command
@@ -102,6 +102,13 @@ async def _put_back_on_top(monitor: Monitor, pivot: Pivot, disk: PivotDisk, resu
 
 
 async def _source(disk: PivotDisk, node: str) -> dict[str, dict[str, object]]:
+    """Return the command that opens the source again. Raises: QmpRefusedError: its name leads to another file now."""
+    try:
+        now = await in_thread(limits.FILE_TIMEOUT_S, resolve, disk.source.filename, None, paths=[disk.source.filename])
+    except TimeoutError as error:
+        raise QmpRefusedError(str(error)) from None
+    if disk.source.file_id not in {None, now.file_id}:
+        raise QmpRefusedError(f"{disk.source.filename} leads to another file than the one that the disk has left")
     cache = {"direct": disk.cache_direct, "no-flush": False}
     described = options(disk.source.filename)
     if described is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import Pivot, PivotDisk, Record
 from pivotd.core.request import Requester
 from pivotd.core.standing import ImageFound
@@ -43,6 +44,9 @@ class NoHistory:
 
     async def latest(self, _domain: str | None, _disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
         return []
+
+    async def overwritten(self) -> dict[tuple[str, str], Overwritten]:
+        return {}
 
     async def standings(self, _image: str) -> list[ImageFound]:
         return []

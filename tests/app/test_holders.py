@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -265,3 +267,30 @@ async def test_what_nobody_can_see_is_refused(desk: Desk):
     desk.reads.latest = latest  # type: ignore[method-assign]
     with pytest.raises(ConflictError, match=r"nobody can tell whether another disk needs it: web2 disk0.*--force"):
         await Holders(desk.engine.host, desk.reads).check(planned)
+
+
+async def test_a_guest_that_goes_on_under_another_name(desk: Desk):
+    """Its disk is the same one: it may be moved, and then nobody is certain under the old name any more."""
+    right = await desk.stopped("web2", Disk(desk.image("c.qcow2")), to="b.qcow2")
+    await desk.guest("web3", Disk(right))
+    top = desk.directory / "top.qcow2"
+    assert (await desk.run(Kind.SNAPSHOT, "web3", Target("disk0", str(top)))).outcome == "switched"
+    (live,) = await desk.reads.verdicts("web2", "disk0", lambda one: one)
+    (offline,) = OfflineJournal(desk.engine.state_dir).verdicts("web2", "disk0")
+    for found in (live, offline):
+        assert not found.certain
+        assert "web3 ran on" in found.reason
+    assert (await desk.run(Kind.COMMIT, "web3", Target("disk0"))).outcome == "switched"
+
+
+async def test_a_commit_of_two_devices_on_one_node(desk: Desk):
+    """What a snapshot of both has made, a commit of both takes back: each of the two is the pivot's own."""
+    node = {"driver": "qcow2", "node-name": "fmt", "file": {"driver": "file", "filename": str(desk.image("a.qcow2"))}}
+    devices = (("-device", f"virtio-blk-pci,id={name},drive=fmt,share-rw=on") for name in ("da", "db"))
+    extra = ["-blockdev", json.dumps(node), *chain.from_iterable(devices)]
+    qemu = desk._start_qemu((), name="web1", paused=True, extra=extra)
+    await desk.engine.connect(qemu, "web1")
+    snapshot = await desk.run(Kind.SNAPSHOT, "web1", Target("da", str(desk.directory / "top.qcow2")))
+    assert [disk.disk for disk in snapshot.disks] == ["da", "db"]
+    commit = await desk.run(Kind.COMMIT, "web1", Target("db"))
+    assert {disk.outcome for disk in commit.disks} == {"switched"}

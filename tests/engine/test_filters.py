@@ -44,12 +44,16 @@ def start(factory: QemuFactory, directory: Path) -> Qemu:
     def file(name: str) -> dict[str, Any]:
         return {"driver": "file", "filename": str(directory / name)}
 
+    def layer(name: str) -> dict[str, Any]:
+        return {"driver": "qcow2", "file": file(name)}
+
     throttle = {"driver": "throttle", "throttle-group": "tg"}
     log = {"driver": "file", "filename": str(create_image(directory / "log", image_format="raw", size="4M"))}
     raw = create_image(directory / "raw", image_format="raw", size="4M")
     allocating = {"driver": "preallocate", "file": {"driver": "file", "filename": str(raw)}}
     data = create_image(directory / "data", size="4M", options=f"data_file={directory / 'data.raw'}")
-    for name in ("target", "second"):
+    between = create_image(directory / "between", size="4M")  # its header names nothing: QEMU takes no filter for that
+    for name in ("target", "second", "between-base"):
         create_image(directory / name, size="4M")
     before_write = {"driver": "copy-before-write", "target": file("target")}
     both = {"children": [file("quorum"), file("second")]}
@@ -65,6 +69,7 @@ def start(factory: QemuFactory, directory: Path) -> Qemu:
         Disk(image("quorum"), name="quorum", node={"file": {"driver": "quorum", "vote-threshold": 1, **both}}),
         inside("blkdebug-inside", {"driver": "blkdebug"}, "image"),
         Disk(raw, "raw", "preallocate-inside", node={"file": allocating}),
+        Disk(between, name="between", node={"backing": {**throttle, "file": layer("between-base")}}),
         Disk(image("plain"), name="plain"),
         Disk(image("legacy"), format="qcow2,copy-on-read=on,throttling.bps-write=1048576", name="legacy", legacy=True),
     ]
@@ -99,6 +104,7 @@ async def test_filters(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
         assert "QEMU does not keep its data in one image" in await said(kind, "quorum")
         assert "a copy-before-write node is below its image, and" in await said(kind, "copied")
         assert "data: below its image is a node that QEMU does not describe" in await said(kind, "data")
+    assert "between: a filter node is in its backing chain, and" in await said(Kind.COPY, "between")
     for disk in ("plain", "legacy", "blkdebug-inside"):
         driver = await engine.copy("web1", {disk: tmp_path / f"{disk}-new"}, pivot=False)
         assert not (await engine.resting(driver)).error

@@ -11,9 +11,10 @@ import pytest
 from pivotd.core.pivot import Outcome, Pivot
 from pivotd.core.request import CopyOptions, Kind, PivotRequest, Requester, Sync, Target
 from pivotd.core.verdict import Presence
-from pivotd.errors import BadRequestError
+from pivotd.errors import BadRequestError, QmpRefusedError
 from pivotd.host import files, held
 from pivotd.planning.plan import plan
+from pivotd.qmp import rollback
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image
 
@@ -121,6 +122,10 @@ async def test_a_copy_that_is_kept_never_vouches_for_a_source_that_is_lost(
     replaced(source)
     pivot = await planned(engine, Kind.COPY, Target("disk0", str(tmp_path / "new.qcow2")))
     assert files.presence(pivot.disks[0].source, sees_all=False) is Presence.REPLACED
+    with pytest.raises(QmpRefusedError, match="leads to another file"):
+        await rollback._source(pivot.disks[0], "again")
+    with pytest.raises(BadRequestError, match="leave out --keep-synced"):
+        await planned(engine, Kind.COPY, Target("disk0", str(tmp_path / "new.qcow2")), keep_synced=True)
     source.unlink()
     assert files.presence(pivot.disks[0].source, sees_all=False) is Presence.GONE
 
