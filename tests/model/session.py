@@ -226,7 +226,7 @@ def model_kernel(
     looking, rollback = pivotd.qmp.looking, pivotd.qmp.rollback
     replaced = {
         looking: {"process": _Identity(host), "in_thread": _at_once},
-        rollback: {"time": _Time(host), "_until": pause},
+        rollback: {"time": _Time(host), "_until": pause, "in_thread": _at_once},
         pivotd.qmp.opening: {"in_thread": _at_once},
     }
     for module in DRIVER:
