@@ -104,7 +104,10 @@ class DomainSnapshot:
     def refuse_if_used(self, image: Image, disk: str) -> None:
         """Raises: BadRequestError, DiskBusyError: the guest or another pivot uses this file."""
         for user in self.users(image):
-            role = "an image of its own chain" if user == disk else f"in use by {user}"
+            role = f"in use by {user}"
+            if user == disk:
+                active = files.same(image, files.resolve(self.blocks.disks[user].filename, self.directory))
+                role = "its present image" if active else "below its present image"
             raise BadRequestError(f"{image.filename} cannot take {disk}: it is {role}", disk=disk)
         if self.is_taken(image):
             raise DiskBusyError(f"{image.filename} is the destination of another open pivot", disk=disk)

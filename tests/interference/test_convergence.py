@@ -165,7 +165,7 @@ async def test_a_new_qemu_turns_to_write_blocking(bed: Bed, version: str):
 
 async def test_write_blocking_from_the_start_needs_no_help(bed: Bed):
     """The way out that is told works on every QEMU."""
-    driver = await too_fast(bed, next(iter(qemus())), copy_mode="write-blocking")
+    driver = await too_fast(bed, next(iter(qemus())), copy_mode="write-blocking", max_pause_ms=5000)
     await driver.complete(driver.pivot.requested_by)
     pivot = await bed.engine.closed(driver)
     assert pivot.outcome == Outcome.SWITCHED, pivot.error
