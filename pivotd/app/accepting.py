@@ -71,11 +71,11 @@ class Accepting:
         return pivot, known
 
     async def _refuse_while_written(self, domain: str, disk: str) -> None:
-        """Raises: ConflictError: a forced pivot of another disk still writes to an image of this one."""
+        """Raises: ConflictError: the pivot of another disk that puts this one in doubt is still open."""
         mark = (await self._reads.overwritten()).get((domain, disk))
         if mark is not None and (await self._reads.pivot(mark.pivot)).phase is not Phase.CLOSED:
             raise ConflictError(
-                f"pivot {mark.pivot} of {mark.by} may still write to {mark.image}: wait for it, or cancel it first",
+                f"pivot {mark.pivot} of {mark.by} still works on {mark.image}: wait for it, or cancel it first",
                 pivot=mark.pivot,
             )
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from pivotd import limits
+from pivotd.app.due_domains import DueDomains
 from pivotd.app.live_verdicts import image_name
 from pivotd.app.reads import Reads, in_doubt
 from pivotd.app.registry import Host
@@ -21,6 +22,9 @@ from pivotd.qmp.session import Session
 
 log = get_logger()
 
+DOUBTING = frozenset({"overwrites", "moves_on_from"})
+"""Facts of a new pivot that put disks of other domains in doubt."""
+
 
 class Alarms:
     """Looks at each domain when pivotd has connected to it, and whenever its verdicts may have changed.
@@ -34,9 +38,8 @@ class Alarms:
         self._journal = journal
         self._reads = reads
         self._connected: dict[str, Session] = {}
-        self._due: dict[str, None] = {}
+        self._due = DueDomains()
         self._again: dict[str, asyncio.TimerHandle] = {}
-        self._woken = asyncio.Event()
 
     async def run(self) -> None:
         """Look whenever a look is due; ends only when it is cancelled."""
@@ -46,19 +49,15 @@ class Alarms:
             self._on_changed(name)
         try:
             while True:
-                await self._woken.wait()
-                self._woken.clear()
-                while self._due:
-                    name = next(iter(self._due))
-                    del self._due[name]
-                    try:
-                        await self._look(name)
-                    except PivotdError as error:
-                        self._ask_again(name)
-                        log.warning("domain.not-checked", domain=name, error=error.message)
-                    except Exception as error:  # one domain must not end the looks at the others
-                        self._ask_again(name)
-                        log.exception("domain.not-checked", domain=name, error=repr(error))
+                name = await self._due.next()
+                try:
+                    await self._look(name)
+                except PivotdError as error:
+                    self._ask_again(name)
+                    log.warning("domain.not-checked", domain=name, error=error.message)
+                except Exception as error:  # one domain must not end the looks at the others
+                    self._ask_again(name)
+                    log.exception("domain.not-checked", domain=name, error=repr(error))
         finally:
             unsubscribe()
             self._host.listeners.remove(self._on_changed)
@@ -113,12 +112,11 @@ class Alarms:
     def _ask(self, domain: str) -> None:
         if (timer := self._again.pop(domain, None)) is not None:
             timer.cancel()
-        self._due[domain] = None
-        self._woken.set()
+        self._due.ask(domain)
 
     def _on_records(self, records: list[Record]) -> None:
         for record in records:
-            if record.event == "journal-moved" or "overwrites" in record.facts:
+            if record.event == "journal-moved" or not DOUBTING.isdisjoint(record.facts):
                 for domain in self._connected:
                     self._ask(domain)
             elif record.domain is not None and (record.phase is Phase.CLOSED or record.event == "image-accepted"):

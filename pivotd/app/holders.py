@@ -36,6 +36,10 @@ ROUNDS_MAX = 3
 class History(Protocol):
     """What these checks need of the journal; app.reads.Reads has it."""
 
+    async def known(self, pivot: str) -> Pivot | None:
+        """Return one pivot by its id or its request id."""
+        ...
+
     async def latest(self, domain: str | None, disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
         """Return the last pivot of each disk with its entry for the disk."""
         ...
@@ -126,8 +130,10 @@ class Holders:
         found = Found()
         targets = needed_images.targets(pivot)
         own = {(pivot.domain, disk.disk) for disk in pivot.disks}
-        marks = await self._history.overwritten()
-        found.renamed = {key: mark.image for key, mark in marks.items() if mark.moved_on and mark.by == pivot.domain}
+        for key, mark in (await self._history.overwritten()).items():
+            mover = await self._history.known(mark.pivot) if mark.moved_on and mark.by == pivot.domain else None
+            if mover is not None and not own.isdisjoint((mover.domain, disk.disk) for disk in mover.disks):
+                found.renamed[key] = mark.image
         for disk in pivot.movers:
             for one in await self._history.standings(disk.source.filename):
                 key = one.verdict.domain, one.verdict.disk

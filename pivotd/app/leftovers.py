@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from pivotd import limits
+from pivotd.app.due_domains import DueDomains
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.core import names
@@ -31,11 +32,10 @@ class Leftovers:
     def __init__(self, host: Host, reads: Reads) -> None:
         self._host = host
         self._reads = reads
-        self._due: dict[str, None] = {}
+        self._due = DueDomains()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._watched: dict[str, tuple[Session, Callable[[], None]]] = {}
         self._told: dict[str, str] = {}
-        self._woken = asyncio.Event()
 
     async def run(self) -> None:
         """Look whenever a look is due; ends only when it is cancelled."""
@@ -44,12 +44,7 @@ class Leftovers:
             self._on_changed(name)
         try:
             while True:
-                await self._woken.wait()
-                self._woken.clear()
-                while self._due:
-                    name = next(iter(self._due))
-                    del self._due[name]
-                    await self._try(name)
+                await self._try(await self._due.next())
         finally:
             self._host.listeners.remove(self._on_changed)
             for timer in self._timers.values():
@@ -108,8 +103,7 @@ class Leftovers:
 
     def _ask(self, domain: str) -> None:
         self._timers.pop(domain, None)
-        self._due[domain] = None
-        self._woken.set()
+        self._due.ask(domain)
 
     async def _look(self, domain: str) -> float | None:
         """Remove what nobody uses; return when to look again, None if only an event can change anything.

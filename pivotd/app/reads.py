@@ -243,10 +243,10 @@ class Reads:
 
     async def standings(self, image: str) -> list[ImageFound]:
         """Return how an image stands to each disk that ever had it, by the journal alone. Raises: ConflictError."""
-        return await self._single.read(_standings, image, await _asked(image))
+        return await self._single.read(standings, image, await _asked(image))
 
     async def overwritten(self) -> dict[Key, Overwritten]:
-        """Return the disks of which a forced pivot of another one has overwritten an image, by domain and disk."""
+        """Return, by domain and disk, the disks whose image a pivot of another one overwrites, or has moved on from."""
         return await self._single.read(Reader.overwritten)
 
     async def moved(self, image: str) -> list[tuple[Pivot, PivotDisk]]:
@@ -346,10 +346,6 @@ def _images(
     reader: Reader, encode: Callable[[ImageFound], T], image: str, asked: Asked, verdicts: Mapping[Key, Verdict]
 ) -> list[T]:
     return [encode(one) for one in images_found(reader, image, asked, verdicts)]
-
-
-def _standings(reader: Reader, image: str, asked: Asked) -> list[ImageFound]:
-    return standings(reader, image, asked)
 
 
 def _obsolete(reader: Reader, encode: Callable[[ImageFound], T], after: str, limit: int) -> tuple[list[T], str | None]:

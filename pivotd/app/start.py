@@ -14,7 +14,7 @@ from pivotd.app import half_made, holders
 from pivotd.app.holders import Holders
 from pivotd.app.registry import Host
 from pivotd.core import nbd
-from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk, Record
+from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
 from pivotd.core.verdict import Verdict
 from pivotd.engine import pivot_log
@@ -26,20 +26,8 @@ from pivotd.planning.plan import marks, plan, written
 from pivotd.qmp.session import Session
 
 
-class History(holders.History, Protocol):
+class History(holders.History, half_made.History, Protocol):
     """What a request needs of the journal; app.reads.Reads has it."""
-
-    async def known(self, pivot: str) -> Pivot | None:
-        """Return one pivot by its id or its request id, None if there is none."""
-        ...
-
-    async def moved(self, image: str) -> list[tuple[Pivot, PivotDisk]]:
-        """Return, for each disk that has ever had an image of this name, its last such pivot."""
-        ...
-
-    async def records(self, pivot: str) -> list[Record]:
-        """Return every record of one pivot, oldest first."""
-        ...
 
     async def doubts(self, domain: str) -> dict[str, Verdict]:
         """Return, by disk, the verdicts that a person has to settle."""

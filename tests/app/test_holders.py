@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pivotd.app.accepting import Accepting
+from pivotd.app.alarms import Alarms
 from pivotd.app.holders import Holders
 from pivotd.app.reads import Reads
 from pivotd.app.start import Starter
@@ -190,7 +192,7 @@ async def test_a_forced_pivot_puts_the_other_disk_in_doubt(desk: Desk):
     assert desk.engine.facts(forced, "accepted")["overwrites"] == [f"{right} is the right image of web2 disk0"]
     accept = Accepting(desk.engine.host, desk.engine.journal, desk.reads).accept
     word = AcceptRequest(image=str(right), reason="seen")
-    with pytest.raises(ConflictError, match=f"pivot {forced.id} of web1 may still write"):
+    with pytest.raises(ConflictError, match=f"pivot {forced.id} of web1 still works on"):
         await accept("web2", "disk0", word, WHO)
     driver = desk.engine.host.driver(forced.id)
     assert driver is not None
@@ -294,3 +296,39 @@ async def test_a_commit_of_two_devices_on_one_node(desk: Desk):
     assert [disk.disk for disk in snapshot.disks] == ["da", "db"]
     commit = await desk.run(Kind.COMMIT, "web1", Target("db"))
     assert {disk.outcome for disk in commit.disks} == {"switched"}
+
+
+async def test_a_running_guest_whose_disk_moves_on_under_another_name_is_an_alarm(desk: Desk):
+    """Two guests on one image, as QEMU permits without locks: the one that stays behind is told of at once."""
+    await desk.guest("web2", Disk(desk.image("c.qcow2")))
+    assert (await desk.copy("web2", desk.directory / "b.qcow2")).outcome == "switched"
+    await desk.guest("web3", Disk(desk.directory / "b.qcow2", node={"file": _unlocked(desk, "b.qcow2")}))
+    alarms = asyncio.ensure_future(Alarms(desk.engine.host, desk.engine.journal, desk.reads).run())
+    moved = await desk.run(Kind.SNAPSHOT, "web3", Target("disk0", str(desk.directory / "top.qcow2")))
+    assert moved.outcome == "switched"
+    async with asyncio.timeout(20):
+        while not desk.engine.host.get("web2").alarms:
+            await asyncio.sleep(0.02)
+    assert "web3 ran on" in desk.engine.host.get("web2").alarms["disk0"]
+    alarms.cancel()
+
+
+async def test_another_disk_gains_nothing_from_a_name_that_moved_on(desk: Desk):
+    """Only the disk that has moved on may write to what the journal names under its old name."""
+    right = await desk.stopped("web2", Disk(desk.image("c.qcow2")), to="b.qcow2")
+    unlocked = {"file": _unlocked(desk, "other.qcow2")}
+    qemu = await desk.guest("web3", Disk(right), Disk(desk.image("other.qcow2"), node=unlocked))
+    top = desk.directory / "top.qcow2"
+    assert (await desk.run(Kind.SNAPSHOT, "web3", Target("disk0", str(top)))).outcome == "switched"
+    qemu.kill()
+    supervisor = desk.engine.host.get("web3")
+    if supervisor.session is not None:
+        await supervisor.session.closed()
+    desk._start_qemu([Disk(desk.directory / "other.qcow2", name="disk1", node=unlocked)], name="web3", paused=True)
+    async with asyncio.timeout(20):
+        while supervisor.session is None:
+            supervisor.hurry()
+            await supervisor.settled(5)
+    request = PivotRequest("web3", Kind.COPY, (Target("disk1", str(right), "qcow2"),), CopyOptions(reuse=True))
+    with pytest.raises(ConflictError, match=r"b\.qcow2 .* of web[23] disk0.*--force"):
+        await desk.starter.start(request, WHO)
