@@ -319,7 +319,7 @@ async def test_another_disk_gains_nothing_from_a_name_that_moved_on(desk: Desk):
     unlocked = {"file": _unlocked(desk, "other.qcow2")}
     qemu = await desk.guest("web3", Disk(right), Disk(desk.image("other.qcow2"), node=unlocked))
     top = desk.directory / "top.qcow2"
-    assert (await desk.run(Kind.SNAPSHOT, "web3", Target("disk0", str(top)))).outcome == "switched"
+    assert (await desk.copy("web3", top)).outcome == "switched"
     qemu.kill()
     supervisor = desk.engine.host.get("web3")
     if supervisor.session is not None:
@@ -330,5 +330,5 @@ async def test_another_disk_gains_nothing_from_a_name_that_moved_on(desk: Desk):
             supervisor.hurry()
             await supervisor.settled(5)
     request = PivotRequest("web3", Kind.COPY, (Target("disk1", str(right), "qcow2"),), CopyOptions(reuse=True))
-    with pytest.raises(ConflictError, match=r"b\.qcow2 .* of web[23] disk0.*--force"):
+    with pytest.raises(ConflictError, match=r"b\.qcow2 .* of web2 disk0.*--force"):
         await desk.starter.start(request, WHO)
