@@ -202,6 +202,7 @@ def test_a_removed_block_of_a_real_image_is_found(
 
 
 @pytest.mark.guest
+@pytest.mark.long
 def test_numbers_go_on_after_a_restart(qemu_factory: QemuFactory, guest_assets: GuestAssets, tmp_path: Path) -> None:
     """A QEMU started again on the same image goes on above every number acknowledged before."""
     guest = Guest(guest_assets, slots=SLOTS)
@@ -229,6 +230,7 @@ def test_a_stale_image_is_noticed_at_the_next_boot(
 
 
 @pytest.mark.guest
+@pytest.mark.long
 def test_each_disk_has_numbers_of_its_own(qemu_factory: QemuFactory, guest_assets: GuestAssets, tmp_path: Path) -> None:
     """Two disks on different buses are written and judged separately."""
     guest = Guest(guest_assets)

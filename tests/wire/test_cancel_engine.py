@@ -115,7 +115,7 @@ async def ground(tmp_path: Path, qemu_factory: QemuFactory) -> AsyncIterator[Gro
     await ground.journal.close()
 
 
-@pytest.mark.parametrize("when", When)
+@pytest.mark.parametrize("when", [When.WAITING, pytest.param(When.ENDED, marks=pytest.mark.long)])
 @pytest.mark.timeout(400)
 async def test_a_cancelled_engine_lets_go_of_everything_and_the_next_one_goes_on(
     ground: Ground, when: When, caplog: pytest.LogCaptureFixture
