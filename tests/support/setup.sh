@@ -6,7 +6,8 @@
 set -eu
 cd "$(dirname "$0")/../.."
 
-packages='qemu-system-x86 qemu-utils busybox-static binutils e2fsprogs python3-venv strace systemd-container zstd'
+packages='qemu-system-x86 qemu-utils busybox-static binutils e2fsprogs python3-venv strace systemd-container zstd
+	libvirt-daemon-system libvirt-clients python3-libvirt gcc libc6-dev'
 python=${PYTHON:-/usr/bin/python3}
 
 say() { echo "setup: $*"; }
@@ -52,6 +53,16 @@ if ! is_current .venv/project.stamp "$key"; then
 	say 'installing pivotd into .venv'
 	pip install --no-deps -e .
 	echo "$key" >.venv/project.stamp
+fi
+
+# --- libvirt's Python module: Debian's own, as it is compiled for Debian's Python; pip would need libvirt's headers
+
+bindings=$("$python" -c 'from importlib.util import find_spec as f; print(f("libvirt").origin if f("libvirt") else "")')
+if [ -n "$bindings" ] && [ ! -e .venv/libvirt.stamp ]; then
+	say "linking libvirt's Python module into .venv"
+	site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+	ln -sf "${bindings%/*}"/libvirt.py "${bindings%/*}"/libvirt_qemu.py "${bindings%/*}"/libvirtmod*.so "$site/"
+	: >.venv/libvirt.stamp
 fi
 
 # --- the test guest
