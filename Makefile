@@ -1,4 +1,4 @@
-.PHONY: help setup test test-long lint demo bench fuzz trixie pins qemus chaos chaos-libvirt host-crash powercut mutation clean
+.PHONY: help setup test test-long lint demo bench fuzz trixie pins qemus libvirts chaos chaos-libvirt host-crash powercut mutation clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ chaos-libvirt: setup  ## the same question asked of libvirt, if it is installed:
 
 qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
 	@tests/support/qemus.sh
+
+libvirts:  ## fetch the libvirt of Debian 13 and sid with its QEMU, for tests against every release (as root)
+	@tests/support/libvirts.sh
 
 host-crash: setup  ## crash a host in its pivots; its guest has to start from the right images: CRASHES=20 SEED=7
 	.venv/bin/python -m tests.systemd.crashes --crashes $(or $(CRASHES),20) $(if $(SEED),--seed $(SEED))

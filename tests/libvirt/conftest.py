@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.libvirt.libvirtd import Libvirtd, missing
+from tests.libvirt.libvirtd import Libvirtd, missing, trees
 
 
-@pytest.fixture(scope="session")
-def libvirt_place() -> Iterator[Libvirtd]:
-    """Where libvirtds run one after the other."""
+@pytest.fixture(scope="session", params=[None, *trees()], ids=lambda tree: tree.name if tree else "installed")
+def libvirt_place(request: pytest.FixtureRequest) -> Iterator[Libvirtd]:
+    """Where libvirtds of one release run one after the other."""
     if (why := missing()) is not None:
         pytest.skip(why)
-    with Libvirtd() as libvirtd:
+    tree: Path | None = request.param
+    with Libvirtd(tree) as libvirtd:
         yield libvirtd
 
 

@@ -3,6 +3,9 @@
 Inside the namespace everything is at libvirt's default paths; outside, the same files are below ``Libvirtd.directory``:
 ``etc`` is /etc/libvirt, ``run`` is /run/libvirt and so on (PLACES). ``inside()`` runs a program in the namespace.
 Needs root and the packages that tests/support/setup.sh installs. libvirtd and its QEMUs end with the test.
+
+The libvirtd of another Debian release runs in a tree that `make libvirts` has fetched: after a chroot, with the same
+paths of images and monitors inside as outside.
 """
 
 from __future__ import annotations
@@ -49,6 +52,15 @@ stdio_handler = "file"
 """
 LIBVIRTD_CONF = 'auth_unix_rw = "none"\nlog_outputs = "2:file:/var/log/libvirt/libvirtd.log"\n'
 HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
+
+
+def trees() -> list[Path]:
+    """Return the trees of other releases: those listed in PIVOTD_TEST_LIBVIRTS (``TREE:TREE``), else those fetched."""
+    listed = os.environ.get("PIVOTD_TEST_LIBVIRTS")
+    if listed is not None:
+        return [Path(tree).resolve() for tree in listed.split(":") if tree]
+    return sorted(stamp.parent.resolve() for stamp in (cache_directory() / "libvirts").glob("*/.complete"))
 
 
 def missing() -> str | None:
@@ -87,10 +99,13 @@ class LibvirtError(AssertionError):
 
 
 class Libvirtd:
-    """One libvirtd at a time; its QEMUs outlive it and end with this. Use it as a context manager."""
+    """One libvirtd at a time; its QEMUs outlive it and end with this. Use it as a context manager.
 
-    def __init__(self, *, qemu_conf: str = QEMU_CONF) -> None:
-        self._qemu_conf = qemu_conf
+    ``tree``: of another release; None for what is installed here.
+    """
+
+    def __init__(self, tree: Path | None = None, *, qemu_conf: str = QEMU_CONF) -> None:
+        self._tree, self._qemu_conf = tree, qemu_conf
         self.directory = Path()
         self.pid: int | None = None
         """Of the running libvirtd, None after it was ended by one of our own methods."""
@@ -104,12 +119,8 @@ class Libvirtd:
             (self.directory / name).mkdir()
         (self.directory / "etc/qemu.conf").write_text(self._qemu_conf)
         (self.directory / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF)
-        binds = " && ".join(
-            f"mkdir -p {theirs} && mount --bind {self.directory / ours} {theirs}" for ours, theirs in PLACES.items()
-        )
-        keeper = f"exec {sys.executable} -I -S {HERE / 'keeper.py'}"
         self._keeper = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"{binds} && {keeper}"],
+            ["unshare", "--mount", "--propagation", "private", "sh", "-euc", self._enter()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self.directory,
         )  # fmt: skip
         return self
@@ -126,6 +137,20 @@ class Libvirtd:
         if kind is not None:
             print(self.said()[-3000:])  # noqa: T201 - pytest shows it beside the failure
         shutil.rmtree(self.directory)
+
+    def _enter(self) -> str:
+        """Return a script that mounts everything in its place, enters the tree, and becomes the keeper."""
+        root = self._tree or Path("/")
+        binds = [(self.directory / ours, theirs) for ours, theirs in PLACES.items()]
+        if self._tree is not None:
+            binds += [(path, str(path)) for path in (CHECKOUT, cache_directory().resolve(), self.directory)]
+        lines = [f"mount -t tmpfs tmp {root}/tmp"] * (self._tree is not None)
+        lines += [f"mkdir -p {root}{theirs} && mount --bind {ours} {root}{theirs}" for ours, theirs in binds]
+        keeper = f"-I -S {HERE / 'keeper.py'}"
+        if self._tree is None:
+            return "\n".join([*lines, f"exec {sys.executable} {keeper}"])
+        lines += [f"mount --rbind /{name} {root}/{name}" for name in ("proc", "sys", "dev")]
+        return "\n".join([*lines, f"LC_ALL=C exec chroot {root} python3 {keeper}"])
 
     def start(self, *, wait: bool = True) -> None:
         """Start libvirtd with the kill shim; ``wait`` until it answers."""
@@ -235,7 +260,8 @@ class Libvirtd:
 
     def inside(self, *command: str) -> list[str]:
         """Return a command that runs another one where libvirt's default paths are this libvirtd's."""
-        return ["nsenter", f"--mount=/proc/{self.keeper_pid}/ns/mnt", "--wdns=/", *command]
+        process = f"/proc/{self.keeper_pid}"
+        return ["nsenter", f"--mount={process}/ns/mnt", f"--root={process}/root", "--wdns=/", *command]
 
     def spawn(self, *command: str, environment: dict[str, str] | None = None, output: str = "output") -> int:
         """Start a program in the namespace that ends with this, and return its process id."""
