@@ -335,7 +335,7 @@ def test_a_replaced_qemu_on_the_destination_ends_unknown(qemu_factory: QemuFacto
         daemon.start()
         assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")["outcome"] == "unknown"
     reader = Reader.offline(tmp_path / "state")
-    assert reader.records(pivot)[-1].event == "closed"
+    assert "closed" in [record.event for record in reader.records(pivot)]  # the alarm may come after it
     reader.close()
 
 

@@ -38,12 +38,15 @@ class Hook:
         The command inherits the descriptor ``keep_open``. Whatever else is in its process group is killed with it,
         unless it ended with 0.
         """
+        held = _HeldSignals()
         try:
             process = self._start(document, keep_open)
         except OSError as error:
+            held.release()
             return f"cannot be started ({error.strerror or error})"
         in_time = False
         try:
+            held.release()
             in_time = _ended(process, self.timeout_s)
             if not in_time:
                 self.tell(f"{self.name} has not ended within {self.timeout_s:g} s: it is being killed")
@@ -68,6 +71,27 @@ class Hook:
             )
         finally:
             os.close(stdin)
+
+
+class _HeldSignals:
+    """SIGINT and SIGTERM held back until release(): an exception between fork and the return of Popen loses the child.
+
+    Not by a signal mask: the child would inherit it.
+    """
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self._before = {
+            number: signal.signal(number, lambda number, _frame: self._came.append(number))
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def release(self) -> None:
+        """Take signals as before, first those that came meanwhile; may raise what their handlers raise."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for came in self._came:
+            signal.raise_signal(came)
 
 
 def _ended(process: subprocess.Popen[bytes], timeout_s: float) -> bool:

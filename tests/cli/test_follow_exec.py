@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pivotd.cli.hook import Hook
 from tests.cli.conftest import Bench
 from tests.cli.ctl import complaint, ctl
 from tests.cli.following import Following, decisions, end, is_alive
@@ -177,6 +180,35 @@ def test_ended_in_the_middle_it_ends_its_command_and_runs_it_again(
     (directory / "go").touch()
     assert follower.to_the_end().returncode == 0
     assert follower.ids() == [pivot]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_command_starts_leaves_nothing_running(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the child is there and Popen has not returned yet."""
+    started: list[int] = []
+    real = subprocess.Popen
+
+    def popen(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = real(*words, **options)
+        started.append(process.pid)
+        os.kill(os.getpid(), number)
+        return process
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    before = signal.signal(number, stop)
+    try:
+        with (tmp_path / "lock").open("w") as lock, pytest.raises(KeyboardInterrupt):
+            Hook("sleep 600", 60, print).run(b"{}", lock.fileno())
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert len(started) == 1
+    assert not is_alive(started[0])
 
 
 def test_a_second_follower_is_refused_under_any_name(bench: Bench, directory: Path) -> None:
