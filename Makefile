@@ -13,10 +13,10 @@ lint: setup  ## check format, style, types and the direction of imports
 	.venv/bin/lint-imports
 
 test: lint  ## everything that CI checks: lint and all tests
-	.venv/bin/pytest -n 2 --dist worksteal
+	.venv/bin/pytest -n 3 --dist worksteal
 
 test-long: lint  ## the same, and what takes too long for every run
-	PIVOTD_LONG=1 .venv/bin/pytest -n 2 --dist worksteal
+	PIVOTD_LONG=1 .venv/bin/pytest -n 3 --dist worksteal
 
 demo: setup  ## watch a running guest move, with kill -9 at the worst moments
 	.venv/bin/python -m tests.demo

@@ -246,8 +246,8 @@ def test_an_image_outside_of_every_storage_stays_a_path(site: Site) -> None:
     ("state", "words"),
     [
         ({}, "would unplug disks of the running guest 100; forbid it with `qm set 100 --hotplug network,usb`"),
-        ({"HOTPLUG": "1"}, "would unplug disks of the running guest 100"),
-        ({"HOTPLUG": "usb,disk"}, "would unplug disks of the running guest 100"),
+        pytest.param({"HOTPLUG": "1"}, "would unplug disks of the running guest 100", marks=pytest.mark.long),
+        pytest.param({"HOTPLUG": "usb,disk"}, "would unplug disks of the running guest 100", marks=pytest.mark.long),
         ({"STATUS": "stopped", "TWICE": "1"}, "web1 is the name of several guests: 100 102"),
         ({"STATUS": "stopped", "FAILS": "2"}, "exit status 2"),
     ],

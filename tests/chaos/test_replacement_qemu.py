@@ -7,6 +7,7 @@ import pytest
 from tests.chaos import campaign
 from tests.chaos.plan import Heir, Plan, Point, Setup, Victims
 from tests.chaos.test_kill import assert_kept, late
+from tests.conftest import LONG
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -43,6 +44,6 @@ def test_in_the_pause(victims: Victims, heir: Heir, disks: int):
     ],
 )
 def test_killed_again_while_it_looks_at_the_other(first: Point, heir: Heir):
-    """Wherever the recovery is killed, the next one comes to the same end: every fourth message and flush of it."""
-    plans = campaign.heir_plans(Setup(), first, heir)[::4]
+    """Wherever the recovery is killed, the next one comes to the same end: every fourth or eighth message and flush of it."""
+    plans = campaign.heir_plans(Setup(), first, heir)[:: 4 if LONG else 8]
     assert_kept(plans, struck_min=len(plans))

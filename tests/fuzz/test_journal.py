@@ -32,7 +32,7 @@ from tests.fuzz.budget import SEED, examples
 from tests.fuzz.damage import DAMAGES, FILES, originals, values
 from tests.support.daemon import Daemon
 
-READ_ROUNDS, OPEN_ROUNDS, DRIVE_ROUNDS, PROCESS_ROUNDS = 150, 100, 60, 6
+READ_ROUNDS, OPEN_ROUNDS, DRIVE_ROUNDS, PROCESS_ROUNDS = 75, 50, 30, 6
 DRIVE_S = 30.0
 EXITS = {0, 2, 4, 6}
 

@@ -34,7 +34,7 @@ FAULTS_MAX = 2000
 GENERATIONS = 12
 """Of the WAL: records of one size fill the second half of a page, then the first."""
 CASES = [
-    (what, how, lasting)
+    pytest.param(what, how, lasting, marks=[pytest.mark.long] * ((what, how) == ("write", "eio")))
     for what, how in (("fsync", "eio"), ("write", "eio"), ("write", "enospc"))
     for lasting in (False, True)
 ]

@@ -81,7 +81,9 @@ def judge_sound(ground: Ground, answer: Any, where: str) -> None:
 
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
-@pytest.mark.parametrize(("what", "how"), [("fsync", "eio"), ("write", "eio"), ("write", "enospc")])
+@pytest.mark.parametrize(
+    ("what", "how"), [("fsync", "eio"), pytest.param("write", "eio", marks=pytest.mark.long), ("write", "enospc")]
+)
 def test_guest_goes_on_whichever_request_fails(ground: Ground, what: str, how: str, lasting: bool) -> None:
     """It runs, on the image that any crash would leave as the verdict, also while the disk is still broken."""
     chance = random.Random(seed())

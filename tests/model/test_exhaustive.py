@@ -25,8 +25,6 @@ SEARCHES = [
     Bounds(disks=3, crashes=3, faults=0, quick=False),
     Bounds(disks=1, crashes=1, faults=1),
     Bounds(disks=3, crashes=0, faults=1),
-    Bounds(disks=1, crashes=1, faults=1, quick=False, from_phase=Phase.COPYING),
-    Bounds(disks=1, crashes=1, faults=1, hold=True, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=0, faults=1, bandwidth=True),
     Bounds(disks=1, crashes=2, faults=0, keep_synced=True),
     Bounds(disks=1, crashes=0, faults=1, keep_synced=True),
@@ -39,18 +37,15 @@ SEARCHES = [
     *(Bounds(disks=2, crashes=0, faults=1, move=move) for move in CHAINS),
     *(Bounds(disks=1, crashes=1, faults=1, move=move) for move in CHAINS if move is not Move.INNER_COMMIT),
     Bounds(disks=1, crashes=1, faults=1, move=Move.PULL, run_state="paused"),
-    Bounds(disks=1, crashes=0, faults=2, move=Move.INNER_COMMIT, run_state="paused"),
 ]
 LONG = [
+    Bounds(disks=1, crashes=1, faults=1, quick=False, from_phase=Phase.COPYING),
+    Bounds(disks=1, crashes=1, faults=1, hold=True, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, move=Move.SNAPSHOT, run_state="paused"),
     Bounds(disks=1, crashes=1, faults=1, move=Move.INNER_COMMIT),
     *(Bounds(disks=1, crashes=1, faults=1, move=move, named=True) for move in Move),
     Bounds(disks=1, crashes=0, faults=2, from_phase=Phase.COPYING),
-    *(
-        Bounds(disks=1, crashes=0, faults=2, move=move, run_state="paused")
-        for move in Move
-        if move is not Move.INNER_COMMIT
-    ),
+    *(Bounds(disks=1, crashes=0, faults=2, move=move, run_state="paused") for move in Move),
     Bounds(disks=2, crashes=1, faults=1, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, bandwidth=True),
     Bounds(disks=1, crashes=0, faults=2, hold=True, from_phase=Phase.COPYING),

@@ -44,7 +44,7 @@ from tests.support.seeds import seed
 
 MEDDLINGS_MAX = 6
 """Of other people in one example."""
-EXAMPLES = int(os.environ.get("PIVOTD_EXAMPLES", "1000"))
+EXAMPLES = int(os.environ.get("PIVOTD_EXAMPLES", "600"))
 STEPS = 14
 REST_WITHIN_S = 90.0
 """Virtual time in which a pivot comes to rest once nothing more goes wrong: every attempt, its pause and back-off."""
