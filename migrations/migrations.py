@@ -337,3 +337,17 @@ def m007_overwritten(db: Database) -> None:
     for statement in M007_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 7")
+
+
+M008_STATEMENTS = (
+    "ALTER TABLE pivot ADD COLUMN manager TEXT NOT NULL DEFAULT 'pivotd' CHECK (manager IN ('pivotd', 'libvirt'))",
+    "ALTER TABLE pivot ADD COLUMN asking INTEGER NOT NULL DEFAULT 0 CHECK (asking IN (0, 1))",
+)
+
+
+@migrations()
+def m008_libvirt(db: Database) -> None:
+    """Keep who carries out the steps of a pivot, and whether libvirt was asked to switch."""
+    for statement in M008_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pivotd.core.observation import Root
 from pivotd.core.pivot import Outcome, Phase
 
 
@@ -103,6 +104,27 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class AskLibvirt:
+    """Have libvirt end its jobs on these disks, one after the other: with the switch, or (``pivot`` False) without.
+
+    For a snapshot: have it put the overlays on all disks.
+    """
+
+    disks: tuple[str, ...]
+    pivot: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Agree:
+    """Make libvirt's definition for the next boot name these images, by disk, and make it durable.
+
+    A disk for which it names neither image of the pivot is left alone: that is somebody's decision.
+    """
+
+    images: tuple[tuple[str, Root], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RollBack:
     """Take these disks back to their sources; the guest is still paused."""
 
@@ -143,6 +165,8 @@ class RecordOutcome:
     reason: str
     hold: bool = False
     """True: QEMU keeps every source in sync from here on, and the undo window is open."""
+    warning: str | None = None
+    """What a person has to know although the outcome is certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +232,8 @@ Action = (
     | Finalize
     | KeepSynced
     | Snapshot
+    | AskLibvirt
+    | Agree
     | RollBack
     | Retreat
     | Abandon

@@ -66,6 +66,18 @@ class Attempt:
     """Why the mirrors back to the sources cannot be started."""
     clean_up_failed: bool = False
     """QEMU has refused to remove something of pivotd's; the last record names it."""
+    started: frozenset[int] = frozenset()
+    """The disks, by index, whose jobs libvirt has started for this process."""
+    ask_in_doubt: bool = False
+    """libvirt may still act on a call to switch: its answer was lost, and no job has been seen to end since."""
+    ask_refused: str | None = None
+    """How libvirt has refused the last call to switch; it has then changed nothing."""
+    agreed: bool = False
+    """In this pause, libvirt has written the definition for the next boot, and it is durable."""
+    agree_refused: str | None = None
+    """Why libvirt would not write that definition."""
+    define_raced: bool = False
+    """Somebody else has defined the guest at the same moment; what pivotd has written may have replaced that."""
     window_over: bool = False
     """The undo window has expired."""
     cancelled_by: Requester | None = None
@@ -76,7 +88,9 @@ class Attempt:
     @classmethod
     def at_start(cls, pivot: Pivot) -> Attempt:
         """Return the attempt of a process that has just read the pivot from the journal."""
-        return cls(stop_sent=None, completing=None, snapshot_sent=None) if pivot.phase is Phase.PAUSING else cls()
+        if pivot.phase is not Phase.PAUSING:
+            return cls(ask_in_doubt=pivot.asking)
+        return cls(stop_sent=None, completing=None, snapshot_sent=None, ask_in_doubt=pivot.asking)
 
     def begin(self, *, quick: bool, moment: Moment) -> Attempt:
         """Return the attempt of a new intent, which is about to be recorded; only requests survive the last one."""

@@ -36,6 +36,33 @@ class Root(StrEnum):
     """The disk does not exist (it was unplugged) or has no medium."""
 
 
+class JobBelief(StrEnum):
+    """How libvirt believes that its block job on a disk stands."""
+
+    NONE = "none"
+    COPYING = "copying"
+    READY = "ready"
+    PIVOTING = "pivoting"
+    ABORTING = "aborting"
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What libvirt believes of one disk; it may be wrong if libvirtd was killed in the middle of a pivot.
+
+    libvirt must be asked after QEMU, and QEMU by a command that waits for libvirt's job lock: whatever a call has
+    changed in QEMU is then in these answers too.
+    """
+
+    live: Root
+    """The image by the definition of the running guest; ABSENT if libvirt does not take the guest for running."""
+    next: Root | None
+    """The image by the definition from which the guest starts next; None: a transient guest has none."""
+    job: JobBelief = JobBelief.NONE
+    job_id: str | None = None
+    """QEMU's name of that job: libvirt chooses it."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobSeen:
     """One job: QEMU's JobStatus, its error text, and bytes still to copy and copied (None if not queried).
@@ -92,6 +119,8 @@ class Observation:
 
     ``jobs`` and ``nodes`` hold only names that belong to the pivot; ``roots`` is by disk.
     ``uses_source`` and ``uses_destination`` describe a REPLACED process: it has that file of some disk as a root.
+    Of a guest of libvirt's, ``roots`` compares images, since libvirt chooses the nodes, also in a REPLACED process.
+    A libvirt that does not answer is SILENT, unless QEMU is certainly GONE: then ``beliefs`` is empty.
     """
 
     qemu: Qemu
@@ -115,6 +144,11 @@ class Observation:
     """What may write to a disk although the guest stands still; queried only at READY, for pivots that it hinders."""
     write_thresholds: tuple[tuple[str, int], ...] = ()
     """The value for CopyOptions.write_thresholds."""
+    beliefs: Mapping[str, Belief] = field(default_factory=dict)
+    """What libvirt believes, by disk; empty for pivots of which pivotd is the manager."""
+    calling: bool = False
+    """A call of pivotd whose answer was lost may still wait in libvirtd for its turn: the same libvirtd, and not long
+    ago."""
     detail: str | None = None
     """One sentence for users, e.g. why QEMU is silent."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from pivotd.core.request import CopyOptions, Kind, Requester
+from pivotd.core.request import CopyOptions, Kind, Manager, Requester
 
 JsonObject = dict[str, Any]
 
@@ -167,6 +167,10 @@ class Pivot:
     disks: tuple[PivotDisk, ...]
     created_at: str
     identity: Identity
+    manager: Manager = Manager.PIVOTD
+    """Who carries out the steps; it never changes."""
+    asking: bool = False
+    """libvirt was asked to switch under the last intent: until the outcome is recorded, either image may be next."""
     revision: int = 0
     """Counts the changes; the journal refuses a change that is not based on the last one."""
     undo_of: str | None = None

@@ -21,6 +21,15 @@ class Kind(StrEnum):
     """Puts a new empty overlay on each disk, all at one instant, and switches to them."""
 
 
+class Manager(StrEnum):
+    """The program that holds the guest's monitor, and so carries out the steps of a pivot."""
+
+    PIVOTD = "pivotd"
+    """pivotd itself, over QMP."""
+    LIBVIRT = "libvirt"
+    """libvirt: pivotd asks it, and guards what it does."""
+
+
 class CopyMode(StrEnum):
     """How a mirror follows guest writes once it is ready (QEMU's MirrorCopyMode, and auto)."""
 
@@ -125,6 +134,8 @@ class CopyOptions:
     """Whether pivotd may slow the guest's writes if they are faster than the destination."""
     adopted: bool = False
     """Another client made the jobs and destinations: it chose the names, and pivotd must not delete the nodes."""
+    abort: bool = False
+    """An adopted job of a libvirt guest is to end without a switch, in a guarded pause."""
     bandwidth_due: bool = False
     """The bandwidth was changed, and QEMU may not have the new value yet."""
     write_limits: tuple[WriteLimit, ...] = ()

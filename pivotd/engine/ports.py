@@ -187,6 +187,33 @@ class Session(Protocol):
         ...
 
 
+class LibvirtSession(Session, Protocol):
+    """One guest of libvirt's. Of the steps that change the guest, each is a call to libvirt.
+
+    QmpRefusedError: libvirt has answered with an error, and QEMU got no command that could still switch the disk.
+    QmpUnknownError: the answer was lost (libvirtd died, or does not answer); the call may still be carried out.
+    """
+
+    async def ask_libvirt(self, pivot: Pivot, disks: Sequence[str], *, switch: bool) -> None:
+        """Have libvirt end its jobs on disks, one after the other, and wait until it has; without the switch: abort.
+
+        For a snapshot: put the overlays on all disks in one call. Returning means that libvirt has finished.
+        """
+        ...
+
+    async def agree(self, pivot: Pivot, images: Mapping[str, Root]) -> bool:
+        """Have libvirt write the definition for the next boot with these images of the pivot, by disk; make it durable.
+
+        Compares right before: a disk for which the definition names neither image of the pivot is left alone. Where
+        it names the right image already it is written again, since libvirt ignores that it could not save it after a
+        switch. Only the disk is changed, nothing else of the definition. Returns after fsync of the file and of its
+        directory. A transient guest has no such definition: nothing is done.
+
+        Returns: whether somebody else has defined the guest between the comparison and the answer.
+        """
+        ...
+
+
 class Domain(Protocol):
     """What a driver needs from the supervisor of its domain."""
 

@@ -21,7 +21,9 @@ _Whose = tuple[str | None, str | None, Phase | None]
 Change = Callable[[sqlite3.Connection], tuple[T, Sequence[Record]]]
 """Returns the answer for the caller and the records appended."""
 
-FIXED = frozenset({"id", "request_id", "undo_of", "domain", "qmp", "kind", "requested_by", "created_at", "revision"})
+FIXED = frozenset({
+    "id", "request_id", "undo_of", "domain", "qmp", "kind", "manager", "requested_by", "created_at", "revision"
+})  # fmt: skip
 """Fields that identify a pivot, and its revision: no caller may change them."""
 
 _INSERT_RECORD = "INSERT INTO record (at, domain, pivot, event, phase, facts) VALUES (?, ?, ?, ?, ?, ?)"

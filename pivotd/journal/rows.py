@@ -12,7 +12,19 @@ from typing import Any
 
 from pivotd.core.creation import ImageOptions
 from pivotd.core.pivot import Accepted, Identity, Image, JsonObject, Outcome, Pause, Phase, Pivot, PivotDisk, Record
-from pivotd.core.request import Aio, Cache, CopyMode, CopyOptions, Discard, Kind, Limits, Requester, Sync, WriteLimit
+from pivotd.core.request import (
+    Aio,
+    Cache,
+    CopyMode,
+    CopyOptions,
+    Discard,
+    Kind,
+    Limits,
+    Manager,
+    Requester,
+    Sync,
+    WriteLimit,
+)
 
 Row = Mapping[str, Any]
 
@@ -60,6 +72,7 @@ def pivot_row(pivot: Pivot) -> dict[str, Any]:
         "domain": pivot.domain,
         "qmp_path": pivot.qmp,
         "kind": pivot.kind.value,
+        "manager": pivot.manager.value,
         "phase": pivot.phase.value,
         "revision": pivot.revision,
         "requested_by_uid": pivot.requested_by.uid,
@@ -72,6 +85,7 @@ def pivot_row(pivot: Pivot) -> dict[str, Any]:
         "identity": _text(pivot.identity),
         "run_state_before": pivot.run_state_before,
         "owes_resume": int(pivot.owes_resume),
+        "asking": int(pivot.asking),
         "pausing_since": pivot.pausing_since,
         "error": pivot.error,
         "decided_at": pivot.decided_at,
@@ -189,6 +203,7 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
         domain=row["domain"],
         qmp=row["qmp_path"],
         kind=Kind(row["kind"]),
+        manager=Manager(row["manager"]),
         phase=Phase(row["phase"]),
         revision=row["revision"],
         requested_by=Requester(row["requested_by_uid"], row["requested_by_gid"], row["requested_by_pid"]),
@@ -200,6 +215,7 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
         identity=_identity(row["identity"]),
         run_state_before=row["run_state_before"],
         owes_resume=bool(row["owes_resume"]),
+        asking=bool(row["asking"]),
         pausing_since=row["pausing_since"],
         error=row["error"],
         pauses=tuple(pauses),

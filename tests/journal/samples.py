@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from pivotd.core.pivot import Accepted, Identity, Image, Outcome, Pause, Phase, Pivot, PivotDisk
-from pivotd.core.request import CopyMode, CopyOptions, Kind, Requester, Sync
+from pivotd.core.request import CopyMode, CopyOptions, Kind, Manager, Requester, Sync
 
 
 def make_pivot(number: int, *, disk: str | None = None, domain: str = "web1", images: str = "/images") -> Pivot:
@@ -71,6 +71,8 @@ PIVOTS = st.builds(
     domain=TEXT,
     qmp=TEXT,
     kind=st.sampled_from(Kind),
+    manager=st.sampled_from(Manager),
+    asking=st.booleans(),
     phase=st.sampled_from(Phase),
     requested_by=st.builds(Requester, NUMBER, NUMBER, NUMBER),
     options=OPTIONS,

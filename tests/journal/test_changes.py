@@ -73,6 +73,7 @@ async def test_advance_writes_every_field_that_may_change(journal: Journal) -> N
         "identity": Identity("boot2", 1, None, "nonce2"),
         "run_state_before": "running",
         "owes_resume": True,
+        "asking": True,
         "pausing_since": "2026-11-23T09:00:01.000000Z",
         "error": "why",
         "pauses": (Pause(1, 1.5, "pausing"), Pause(2, 2.5, "decided")),

@@ -18,6 +18,7 @@ import sqlite_utils
 
 from pivotd import limits
 from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.request import Manager
 from pivotd.errors import JournalCorruptError, JournalError, JournalLockedError, JournalNewerError
 from pivotd.journal import schema
 from pivotd.journal.journal import Journal
@@ -223,6 +224,18 @@ def test_a_journal_of_schema_3_is_upgraded_with_its_history(tmp_path: Path) -> N
     latest = connection.execute("SELECT domain, disk, pivot FROM disk_latest ORDER BY domain, disk").fetchall()
     connection.close()
     assert latest == [("db1", "disk0", "P0005"), ("web1", "disk0", "P0003"), ("web1", "disk1", "P0007")]
+
+
+def test_the_pivots_of_a_journal_of_schema_7_are_of_pivotd_itself(tmp_path: Path) -> None:
+    """Before schema 8 nobody else carried out the steps of a pivot."""
+    path = tmp_path / "journal.db"
+    make_older_journal(path, "m008_libvirt", [(make_pivot(1), {})])
+    assert schema.inspect(path) == 7
+    make_journal(tmp_path)
+    reader = Reader.attach(tmp_path)
+    found = reader.pivot("P0001")
+    reader.close()
+    assert (found.manager, found.asking) == (Manager.PIVOTD, False)
 
 
 def test_a_journal_that_cannot_be_upgraded_is_left_as_it_was(tmp_path: Path) -> None:
