@@ -63,6 +63,13 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Libvirt:
+    """The libvirt of this host whose domains pivotd shows and guards; None: none."""
+
+    uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration of the daemon. ``domains`` maps each name to the path of its QMP socket."""
 
@@ -73,6 +80,7 @@ class Config:
     access: Access = Access()
     pause: PauseLimits = PauseLimits()
     log: Log = Log()
+    libvirt: Libvirt = Libvirt()
     domains: Mapping[str, Path] = field(default_factory=dict)
     files: tuple[Path, ...] = field(default=(), compare=False)
     """The files that it was read from, in order."""
@@ -107,6 +115,7 @@ def load(path: Path = DEFAULT_PATH) -> Config:
             attempts=value(PauseLimits().attempts, "pause", "attempts"),
         ),
         log=Log(level=value(LEVEL_DEFAULT, "log", "level")),
+        libvirt=Libvirt(uri=value(None, "libvirt", "uri")),
         domains={key[1]: found[key][0] for key in _qmp_keys(found)},
         files=files,
     )
@@ -214,6 +223,12 @@ def _integer(least: int, most: int) -> Callable[[object], int]:
     return check
 
 
+def _local_libvirt(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"qemu(\+unix)?:///(system|session)(\?\S+)?", value):
+        raise _ExpectedError('the URI of the libvirt of this host, "qemu:///system"')
+    return value
+
+
 def _level(value: object) -> str:
     if value not in LEVELS:
         raise _ExpectedError(f"one of {', '.join(map(_shown, LEVELS))}")
@@ -229,9 +244,10 @@ _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "pause.max_ms": _integer(limits.PAUSE_MS_MIN, limits.PAUSE_MS_LIMIT),
     "pause.attempts": _integer(1, limits.ATTEMPTS_MAX),
     "log.level": _level,
+    "libvirt.uri": _local_libvirt,
     "domains.*.qmp": _socket_path,
 }
-_TABLES = frozenset({"access", "pause", "log", "domains", "domains.*"})
+_TABLES = frozenset({"access", "pause", "log", "libvirt", "domains", "domains.*"})
 
 
 def _check_domain_name(file: Path, name: str) -> None:

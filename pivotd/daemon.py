@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pivotd import __version__, limits, log, sd
-from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
+from pivotd.app.registry import CONFIG, DISCOVERED, LIBVIRT, RUNTIME, Host
 from pivotd.app.status import Status
 from pivotd.config import Config, load
 from pivotd.core.pivot import Pivot
+from pivotd.core.request import Manager
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.ports import Domain
-from pivotd.errors import EXIT_REFUSED, EXIT_USAGE, ConfigError, JournalError
+from pivotd.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, ConfigError, JournalError, PivotdError
 from pivotd.host.flush import Flusher
 from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
@@ -72,6 +73,8 @@ def main() -> NoReturn:
             why = f"{error.message}; correct it (`pivotd --check` reads it), then `systemctl restart pivotd`"
             _tell_clients(why, error.fields.get("file"))
         _fail(error.message, EXIT_USAGE)
+    if options.check and config.libvirt.uri is not None:
+        _check_libvirt(config.libvirt.uri)
     if options.check:
         print(f"{options.config}: ok")  # noqa: T201 - the answer to --check
         sys.exit(0)
@@ -112,6 +115,14 @@ def _reload(pid: int) -> NoReturn:
 def _tell_clients(why: str, file: str | None = None) -> None:
     """Answer the clients that systemd has queued: they would wait for a daemon that does not come."""
     importlib.import_module("pivotd.app.not_started").answer(why, file)
+
+
+def _check_libvirt(uri: str) -> None:
+    """Connect to libvirt, and exit with one line if that fails."""
+    try:
+        importlib.import_module("pivotd.libvirt.connection").check(uri)
+    except PivotdError as error:
+        _fail(error.message, EXIT_UNREACHABLE)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -155,7 +166,10 @@ class Daemon:
             await asyncio.wait([checking], timeout=limits.JOURNAL_CHECK_S)
             await self._host.add_all(others)
             await self._host.discover(self._config.discover)
+            libvirt = await self._find_libvirts_domains(group)
             await self._serve()
+            if libvirt is not None:
+                libvirt.cancel()
             sd.notify("STOPPING=1", "STATUS=finishing pauses that are open")
             logger.info("daemon.stopping", open_pivots=len(self._host.drivers()))
             self._host.end()
@@ -185,9 +199,26 @@ class Daemon:
         known = {name: (str(path), CONFIG) for name, path in self._config.domains.items()}
         known |= {row.name: (row.qmp_path, RUNTIME) for row in self._journal.domains() if row.name not in known}
         for name, pivots in open_pivots.items():
+            if pivots[-1].manager is Manager.LIBVIRT:
+                if name in known:
+                    path, _ = known.pop(name)
+                    self._host.left_out[name] = path, f"domain {name} is left out: libvirt's has an open pivot"
+                connector = importlib.import_module("pivotd.app.libvirt_domains").LibvirtConnector(pivots[-1].qmp, name)
+                self._host.add_by(name, connector, LIBVIRT, pivots)
+                continue
             path, origin = known.pop(name, (pivots[-1].qmp, DISCOVERED))
             self._host.add(name, path, origin, pivots)
         return known
+
+    async def _find_libvirts_domains(self, group: asyncio.TaskGroup) -> asyncio.Task[None] | None:
+        """Look for libvirt's domains from now on, once before this returns; None: no libvirt is configured."""
+        uri = self._config.libvirt.uri
+        if uri is None:
+            return None
+        module: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.libvirt_domains")
+        domains = module.LibvirtDomains(self._host, uri)
+        await domains.look()
+        return group.create_task(domains.run(), name="libvirt")
 
     async def _check_journal(self) -> None:
         """Doubt a journal that is another file than the last daemon left; until that is known, doubt every verdict.

@@ -14,6 +14,7 @@ PivotdError
 +-- TooBusyError            too many readers ask at once; a retry is safe
 +-- DomainUnreachableError  QEMU's monitor does not answer
 |   +-- MonitorBusyError    another client holds the monitor
+|   +-- LibvirtUnreachableError  libvirt's daemon, or its Python binding, cannot be used
 +-- UnsupportedQemuError    QEMU is older than the protocol allows
 +-- QmpError                one command; see what is known about its effect
 |   +-- QmpUnsentError      never sent: a retry is safe
@@ -151,6 +152,12 @@ class MonitorBusyError(DomainUnreachableError):
     """The socket accepts but sends no greeting: another client holds this monitor."""
 
     kind = "monitor-busy"
+
+
+class LibvirtUnreachableError(DomainUnreachableError):
+    """libvirt's daemon cannot be reached, or pivotd lacks the module that talks to it."""
+
+    kind = "libvirt-unreachable"
 
 
 class UnsupportedQemuError(PivotdError):

@@ -24,6 +24,14 @@ RECONNECT_MAX_S = 5.0
 LOOK_AGAIN_S = 1.0
 """A driver that waits for events looks again after this, in case an event was lost with a connection."""
 
+LIBVIRT_CONNECT_TIMEOUT_S = 5.0
+"""A connection takes 1-10 ms; one that has to start libvirtd takes as long as that looks at its guests."""
+LIBVIRT_KEEPALIVE_S = 2
+LIBVIRT_KEEPALIVES = 3
+"""A libvirtd that answers none of these is given up: 8 s after it has begun to hang, calls to it end."""
+LIBVIRT_LIST_S = 10.0
+"""Between two looks for libvirt's domains; its events tell of them at once."""
+
 PAUSE_MS_MAX_DEFAULT = 500
 PAUSE_MS_MIN = 1
 PAUSE_MS_LIMIT = 60_000

@@ -77,6 +77,8 @@ KINDS: Mapping[str, Kind] = {
     "domain.nodes-left": Kind(
         "133ec45cc1b54d62853a637b6896289a", "unused block nodes of {domain} could not be looked for: {error}"
     ),
+    "libvirt.connected": Kind("0c1d4ad0f4b54f5a9e3f6a9bb6a8c3a1", "libvirt answers: {uri}"),
+    "libvirt.unreachable": Kind("5b6ff1a4c9d04d0c8ce9f1f4a3b7d2e6", "libvirt is not reached: {reason}"),
     # -- pivots
     "pivot.accepted": Kind(
         "f4a2293195ff4c2baa170d388fe67f7f",

@@ -12,6 +12,7 @@ from pivotd.app.reads import Reads, in_doubt
 from pivotd.app.registry import Host
 from pivotd.core.observation import LEAVING
 from pivotd.core.pivot import Phase, Record
+from pivotd.core.request import Manager
 from pivotd.core.standing import Standing
 from pivotd.core.verdict import Verdict
 from pivotd.engine.supervisor import Supervisor
@@ -127,6 +128,8 @@ class Alarms:
         session = None if supervisor is None else supervisor.session
         if supervisor is None or session is None:
             return
+        if supervisor.manager is Manager.LIBVIRT and not await self._reads.latest(domain):
+            return  # there is nothing to compare: not even a query, which libvirt would note, is due
         if await session.run_state() in LEAVING:  # first of all: its QEMU may end at once
             await self._journal.left(domain)
         live, found = await self._reads.checked(domain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,13 +12,14 @@ from msgspec.structs import replace
 from pivotd import limits
 from pivotd.app.live_verdicts import image_path
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
-from pivotd.client.answers import DiskView, DomainView, InternalSnapshots, JobView
+from pivotd.client.answers import DiskView, DomainView, InternalSnapshots, JobView, LibvirtImages
 from pivotd.core import verdict
+from pivotd.core.believed import DiskBelieved
 from pivotd.core.pivot import Phase, Pivot, PivotDisk
-from pivotd.core.request import Requester
+from pivotd.core.request import Manager, Requester
 from pivotd.engine import pivot_log
-from pivotd.engine.supervisor import Supervisor
-from pivotd.errors import ConflictError, QmpError
+from pivotd.engine.supervisor import MonitorConnector, Supervisor
+from pivotd.errors import ConflictError, DomainUnreachableError, QmpError
 from pivotd.host import process
 from pivotd.journal.journal import Journal
 from pivotd.planning.adoptable_jobs import adoptable_jobs
@@ -57,6 +59,11 @@ class Domains:
             known = self._host.supervisors.get(name)
             if known is not None and known.path == qmp:
                 return known
+            if known is not None and known.manager is Manager.LIBVIRT:
+                raise ConflictError(
+                    f"domain {name} is libvirt's, and pivotd reaches it by {known.path}: it needs no monitor",
+                    domain=name,
+                )
             if known is not None:
                 raise ConflictError(f"domain {name} exists with {known.path}; remove it first", domain=name)
             async with self._host.claim({name: qmp}) as owners:
@@ -64,6 +71,7 @@ class Domains:
                     raise ConflictError(
                         f"{qmp} belongs to domain {owners[name]} already: a monitor has one owner", domain=owners[name]
                     )
+                await _refuse_libvirts(qmp)
                 await self._journal.add_domain(name, qmp, who.uid)
                 return self._host.add(name, qmp, RUNTIME, by=pivot_log.by(who))
 
@@ -84,6 +92,10 @@ class Domains:
                 raise ConflictError(f"domain {name} has an open pivot, {pivot}: cancel it or wait for it", pivot=pivot)
             if supervisor.origin == CONFIG:
                 raise ConflictError(f"domain {name} stands in the configuration: remove it there and restart pivotd")
+            if supervisor.manager is Manager.LIBVIRT:
+                raise ConflictError(
+                    f"domain {name} is libvirt's: it goes when it is shut down, or [libvirt] leaves the configuration"
+                )
             if supervisor.origin == DISCOVERED:
                 raise ConflictError(f"domain {name} was discovered by its socket {supervisor.path}: it goes with that")
             await self._journal.remove_domain(name, who.uid)
@@ -98,6 +110,7 @@ class Domains:
         blocks = await session.blocks()
         seen, graph = blocks.disks, blocks.graph
         writers = await session.writers(blocks)
+        believed = await session.believed()
         latest = await self._latest(domain)
         said = {disk.disk: verdict.of_pivot(pivot, disk) for pivot, disk in latest}
         phases: dict[str, Any] = {
@@ -126,6 +139,7 @@ class Domains:
                     phase=phases.get(name),
                     outcome=last.outcome if last else None,
                     other_writers=writers.get(name, ()),
+                    libvirt=_libvirt(believed.get(name), paths[disk.filename]),
                     internal_snapshots=tuple(
                         InternalSnapshots(paths[layer.filename], layer.snapshots)
                         for layer in disk.layers
@@ -134,6 +148,24 @@ class Domains:
                 )
             )
         return views
+
+
+def _libvirt(believed: DiskBelieved | None, root: str) -> LibvirtImages | None:
+    if believed is None:
+        return None
+    return LibvirtImages(
+        believed.live, believed.next, believed.job.value, persistent=believed.persistent, agree=believed.agrees(root)
+    )
+
+
+async def _refuse_libvirts(qmp: str) -> None:
+    """Look before a domain is recorded. Raises: UnsupportedQemuError: libvirt manages the QEMU behind this monitor."""
+    with contextlib.suppress(DomainUnreachableError, QmpError, TimeoutError):
+        session = await MonitorConnector(qmp).connect()
+        try:
+            await session.refuse_libvirts()
+        finally:
+            await session.close()
 
 
 async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:
@@ -164,6 +196,7 @@ async def _view(supervisor: Supervisor) -> DomainView:
     return DomainView(
         name=supervisor.name,
         qmp=supervisor.path,
+        manager=supervisor.manager.value,
         origin=supervisor.origin,
         connection=connection,
         detail="; ".join(detail) or None,

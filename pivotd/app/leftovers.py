@@ -15,6 +15,7 @@ from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.core import names
 from pivotd.core.pivot import Phase
+from pivotd.core.request import Manager
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import PivotdError, QmpRefusedError
 from pivotd.log import get_logger
@@ -70,6 +71,8 @@ class Leftovers:
         """Watch each new connection, and look soon: a pivot may have ended."""
         supervisor = self._host.supervisors.get(domain)
         session = None if supervisor is None else supervisor.session
+        if supervisor is not None and supervisor.manager is Manager.LIBVIRT:
+            return  # pivotd opens no nodes there
         known, unsubscribe = self._watched.get(domain, (None, None))
         if session is not known:
             if unsubscribe is not None:

@@ -17,8 +17,9 @@ from weakref import WeakValueDictionary
 from pivotd import limits
 from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
 from pivotd.core.pivot import JsonObject, Pivot
+from pivotd.core.request import Manager
 from pivotd.engine.driver import Driver
-from pivotd.engine.supervisor import DriverFactory, Supervisor
+from pivotd.engine.supervisor import Connector, DriverFactory, MonitorConnector, Supervisor
 from pivotd.errors import BadRequestError, NotFoundError
 from pivotd.host import files, view
 from pivotd.host.threads import in_thread, look_at
@@ -29,6 +30,7 @@ log = get_logger()
 CONFIG = "config"
 RUNTIME = "runtime"
 DISCOVERED = "discovered"
+LIBVIRT = "libvirt"
 T = TypeVar("T")
 
 
@@ -40,6 +42,8 @@ class Host:
         self.left_out: dict[str, tuple[str, str]] = {}
         """Domains of configuration and journal without a monitor of their own, by name: the path and the reason."""
         self._not_adopted: dict[str, str] = {}
+        self.libvirts_left_out: dict[str, str] = {}
+        """Domains of libvirt that are not supervised, or libvirt itself, and the reason."""
         self._make_driver = make_driver
         self._claims: list[tuple[str, str]] = []
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -93,13 +97,19 @@ class Host:
     def add(
         self, name: str, path: str, origin: str, pivots: Iterable[Pivot] = (), by: JsonObject | None = None
     ) -> Supervisor:
+        """Begin to supervise a domain that has a monitor for pivotd. ``by``: who asked, for the log."""
+        return self.add_by(name, MonitorConnector(path), origin, pivots, by)
+
+    def add_by(
+        self, name: str, connector: Connector, origin: str, pivots: Iterable[Pivot] = (), by: JsonObject | None = None
+    ) -> Supervisor:
         """Begin to supervise a domain. ``by``: who asked, for the log."""
         assert self._group is not None, "run() has begun"
         assert name not in self.supervisors, name
-        supervisor = Supervisor(name, path, origin, self._make_driver, self._changed)
+        supervisor = Supervisor(name, connector, origin, self._make_driver, self._changed)
         self.supervisors[name] = supervisor
         self.changed.set()
-        log.log(_level(origin, by), "domain.added", domain=name, qmp=path, origin=origin, **(by or {}))
+        log.log(_level(origin, by), "domain.added", domain=name, qmp=connector.path, origin=origin, **(by or {}))
         self._group.create_task(supervisor.run(list(pivots)), name=f"domain {name}")
         if self._ended.is_set():
             supervisor.end()
@@ -173,7 +183,8 @@ class Host:
                 self._claims.remove(claim)
 
     def _owned(self) -> list[tuple[str, str]]:
-        return [(supervisor.name, supervisor.path) for supervisor in self.supervisors.values()] + self._claims
+        own = (one for one in self.supervisors.values() if one.manager is Manager.PIVOTD)
+        return [(supervisor.name, supervisor.path) for supervisor in own] + self._claims
 
     async def add_all(self, wanted: Mapping[str, tuple[str, str]]) -> None:
         """Add the domains of configuration and journal, path and origin by name; skip those without an own monitor."""
@@ -245,7 +256,7 @@ class Host:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Monitors that were configured, added or found and are not supervised: the path, and one sentence on why."""
-        return [*self.left_out.values(), *self._not_adopted.items()]
+        return [*self.left_out.values(), *self._not_adopted.items(), *self.libvirts_left_out.items()]
 
     def _say(self, not_adopted: Mapping[str, str]) -> None:
         """Remember the monitors that are not adopted, and log the new ones."""
@@ -262,7 +273,7 @@ class Host:
 
 def _level(origin: str, by: JsonObject | None) -> str:
     """Return the level for a domain that comes or goes: of the configuration's, start and reload tell already."""
-    return "info" if by or origin == DISCOVERED else "debug"
+    return "info" if by or origin in {DISCOVERED, LIBVIRT} else "debug"
 
 
 def _marks(paths: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -31,6 +31,18 @@ def _journal(row: DiskView) -> str:
     return f"{decided}, still open" if row.phase == "decided" else f"{row.phase}: pivot {row.pivot} is open"
 
 
+def _libvirt(row: DiskView) -> list[str]:
+    """Return what libvirt believes, in lines: one if all agrees."""
+    believed = row.libvirt
+    if believed is None:
+        return []
+    job = [] if believed.job == "none" else [f"its job is {believed.job}"]
+    if believed.agree:
+        return ["agrees: this image live" + (" and at the next boot" if believed.persistent else ""), *job]
+    following = believed.next or ("none" if believed.persistent else "none, the domain is transient")
+    return ["DOES NOT AGREE", f"live {believed.live or 'none'}", f"next boot {following}", *job]
+
+
 @click.group(short_help="Disks of a domain: image, backing chain, job, journal.")
 def disk() -> None:
     """Show the disks of a domain."""
@@ -57,6 +69,7 @@ def ls(app: App, domain: str) -> None:
                 ("node", row.node),
                 ("job", row.job),
                 ("written by", ", ".join(row.other_writers) or None),
+                ("libvirt", _libvirt(row)),
                 ("journal", _journal(row)),
             ),
         )

@@ -29,10 +29,11 @@ def ls(app: App) -> None:
     if render.answer(app, found):
         return
     render.table(
-        ("DOMAIN", "CONNECTION", "RUN STATE", "QEMU", "UPTIME", "OPEN PIVOTS", "DETAIL"),
+        ("DOMAIN", "MANAGER", "CONNECTION", "RUN STATE", "QEMU", "UPTIME", "OPEN PIVOTS", "DETAIL"),
         [
             (
                 row.name,
+                row.manager,
                 row.connection,
                 f"{row.run_state}, wrong image" if row.alarms else row.run_state,
                 row.qemu_version,
@@ -99,7 +100,8 @@ def _card(found: DomainView) -> None:
             ("QEMU", found.qemu_version),
             ("pid", found.pid),
             ("uptime", None if found.uptime_s is None else render.duration(found.uptime_s)),
-            ("QMP socket", found.qmp),
+            ("manager", found.manager),
+            ("QMP socket" if found.manager == "pivotd" else "reached by", found.qmp),
             ("known from", found.origin),
             ("open pivots", list(found.open_pivots)),
             ("other jobs", [_job(job) for job in found.jobs or ()]),

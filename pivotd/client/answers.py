@@ -224,14 +224,17 @@ class DomainView(Struct, frozen=True):
 
     name: str
     qmp: str
+    """The QMP socket, or the URI of libvirt."""
     origin: str | None
-    """``config``, ``runtime`` or ``discovered``."""
+    """``config``, ``runtime``, ``discovered`` or ``libvirt``."""
     connection: str | None
     detail: str | None = None
     run_state: str | None = None
     qemu_version: str | None = None
     pid: int | None = None
     uptime_s: float | None = None
+    manager: Literal["pivotd", "libvirt"] = "pivotd"
+    """Who changes the guest: pivotd by a monitor of its own, or libvirt, which pivotd asks."""
     open_pivots: tuple[str, ...] = ()
     alarms: tuple[str, ...] = ()
     """One sentence for each disk that runs on an image which does not hold its data, or may not."""
@@ -244,6 +247,21 @@ class InternalSnapshots(Struct, frozen=True):
 
     image: str
     names: tuple[str, ...]
+
+
+class LibvirtImages(Struct, frozen=True):
+    """What libvirt believes of one disk; the root image is what QEMU uses, whatever libvirt believes."""
+
+    live: str | None
+    """The image by the definition of the running domain; None: it has none, or none that is a local file or device."""
+    next: str | None
+    """The image by the definition of the next boot; None also for a transient domain, which has none."""
+    job: str
+    """``none``, ``copying``, ``ready``, ``pivoting`` or ``aborting``."""
+    persistent: bool
+    """Whether there is a definition for a next boot."""
+    agree: bool
+    """Whether QEMU's root, the running domain and the next boot name the same image."""
 
 
 class DiskView(Struct, frozen=True):
@@ -270,6 +288,8 @@ class DiskView(Struct, frozen=True):
     """What the journal says of the disk now; of an open pivot whose outcome is not decided: ``kept``."""
     other_writers: tuple[str, ...] = ()
     """What may write to the image besides the guest, such as ``nbd export e0``: no pause stops it."""
+    libvirt: LibvirtImages | None = None
+    """What libvirt believes of the disk; None for a domain that is not libvirt's."""
     internal_snapshots: tuple[InternalSnapshots, ...] = ()
     """Of each image of the chain that has any, the active one first."""
 

@@ -1,4 +1,4 @@
-"""One domain's supervisor: keeps the monitor connected and runs the drivers of the domain's open pivots."""
+"""One domain's supervisor: keeps its QEMU connected and runs the drivers of the domain's open pivots."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from typing import Protocol
 
 from pivotd import limits
 from pivotd.core.pivot import Identity, Phase, Pivot
+from pivotd.core.request import Manager
 from pivotd.engine import pivot_log
 from pivotd.engine.driver import Driver
-from pivotd.errors import DomainUnreachableError, UnsupportedQemuError
+from pivotd.errors import DomainUnreachableError, QmpError, UnsupportedQemuError
 from pivotd.host import process
 from pivotd.host.threads import in_thread
 from pivotd.log import get_logger
+from pivotd.qmp.libvirt_signs import refuse_path
 from pivotd.qmp.session import Session
 
 log = get_logger()
@@ -22,20 +25,56 @@ log = get_logger()
 DriverFactory = Callable[[Pivot, "Supervisor"], Driver]
 
 
+class Connector(Protocol):
+    """How a domain is reached."""
+
+    manager: Manager
+    """Who changes the guest."""
+    path: str
+    """The QMP socket, or the URI of libvirt."""
+
+    async def connect(self) -> Session:
+        """Connect once. Raises: DomainUnreachableError, UnsupportedQemuError, TimeoutError: storage hangs."""
+        ...
+
+    def end(self) -> None:
+        """Release what the connections had in common."""
+        ...
+
+
+class MonitorConnector:
+    """Connects to a QMP socket that pivotd has for itself."""
+
+    manager = Manager.PIVOTD
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    async def connect(self) -> Session:
+        """Connect once."""
+        # connect() of a name whose storage hangs would stop the event loop.
+        refuse_path(await in_thread(limits.CONNECT_TIMEOUT_S, os.path.realpath, self.path, paths=[self.path]))
+        return await Session.connect(self.path)
+
+    def end(self) -> None:
+        """There is nothing to release."""
+
+
 class Supervisor:
-    """Owns one QMP socket. ``connection`` is ``connecting``, ``connected``, ``unreachable`` or ``refused``."""
+    """Reaches one QEMU. ``connection`` is ``connecting``, ``connected``, ``unreachable`` or ``refused``."""
 
     def __init__(
         self,
         name: str,
-        path: str,
+        connector: Connector,
         origin: str,
         make_driver: DriverFactory,
         changed: Callable[[str], None] = lambda _name: None,
     ) -> None:
         """``changed`` is called at each change of the connection, and when a pivot begins or ends."""
         self.name = name
-        self.path = path
+        self.path = connector.path
+        self.manager = connector.manager
         self.origin = origin
         self.window = asyncio.Lock()
         self.planning = asyncio.Lock()
@@ -46,6 +85,7 @@ class Supervisor:
         self.detail = "not yet connected"
         self.alarms: dict[str, str] = {}
         """Disks that run on a wrong image, each with one sentence; app.alarms keeps them."""
+        self._connector = connector
         self._make_driver = make_driver
         self._changed = changed
         self._settled = asyncio.Event()
@@ -70,6 +110,7 @@ class Supervisor:
             connector.cancel()
         if self.session is not None:
             await self.session.close()
+        self._connector.end()
 
     def start(self, pivot: Pivot) -> Driver:
         """Drive a pivot."""
@@ -134,10 +175,7 @@ class Supervisor:
             self._settled.clear()
             self._hurry.clear()
             try:
-                # connect() of a name whose storage hangs would stop the event loop.
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                    await in_thread(limits.CONNECT_TIMEOUT_S, os.stat, self.path, paths=[self.path])
-                session = await Session.connect(self.path)
+                session = await self._connect()
             except TimeoutError as error:
                 self._lost("unreachable", str(error))
             except (DomainUnreachableError, UnsupportedQemuError) as error:
@@ -154,6 +192,23 @@ class Supervisor:
                     await self._hurry.wait()
             delay_s = min(delay_s * 2, limits.RECONNECT_MAX_S)
 
+    async def _connect(self) -> Session:
+        """Connect once; a domain of libvirt that was given as pivotd's own is refused, but its open pivots are ended.
+
+        A QEMU that does not answer this question is asked again before each pivot.
+
+        Raises: as Connector.connect().
+        """
+        session = await self._connector.connect()
+        try:
+            if not self.drivers:
+                with contextlib.suppress(QmpError):
+                    await session.refuse_libvirts()
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
     async def _attend(self, session: Session) -> None:
         session.subscribe(self._wake)
         self.session = session
@@ -168,7 +223,8 @@ class Supervisor:
             self.session = None
             self.alarms = {}
             await session.close()
-        self._lost("connecting", "QEMU closed the monitor")
+        gone = "QEMU closed the monitor" if self.manager is Manager.PIVOTD else "the connection to libvirt has ended"
+        self._lost("connecting", gone)
 
     def _lost(self, connection: str, detail: str) -> None:
         if detail != self.detail:

@@ -52,6 +52,7 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
     Raises: NotFoundError (disk, layer), BadRequestError (image), ConflictError (state), DiskBusyError (job).
     """
     others = [other for other in others if other.phase is not Phase.CLOSED]
+    await session.refuse_libvirts()
     run_state = await session.run_state()
     if run_state not in PAUSABLE:
         raise ConflictError(f"{request.domain} is {run_state}: a switch is not possible in this state; try again later")

@@ -165,7 +165,7 @@ class Monitor:
         finally:
             late.cancel()
             self._client.forget(burst)
-        values = [_value(reply, message) for (reply, _), message in zip(got, messages, strict=True)]
+        values = [value_of(reply, message) for (reply, _), message in zip(got, messages, strict=True)]
         return values, [resumes for _, resumes in got]
 
     async def _wait_for_turn(self, messages: Sequence[Command], timeout_s: float) -> None:
@@ -225,7 +225,7 @@ def _names(messages: Sequence[Command]) -> str:
     return ", ".join(str(message.get("execute") or message["exec-oob"]) for message in messages)
 
 
-def _value(reply: Message, message: Command) -> Any:
+def value_of(reply: Message, message: Command) -> Any:
     """Return the value or the refusal. Raises: QmpUnknownError: it is neither."""
     name = str(message.get("execute") or message["exec-oob"])
     error = reply.get("error")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pivotd import limits
 from pivotd.core.actions import Step
+from pivotd.core.believed import DiskBelieved
 from pivotd.core.dirty_bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, Observation, Root
 from pivotd.core.pivot import Pivot, PivotDisk
@@ -17,6 +18,7 @@ from pivotd.qmp import (
     blocks,
     cleaning,
     exports,
+    libvirt_signs,
     looking,
     mirror_back,
     mirror_start,
@@ -103,6 +105,14 @@ class Session:
                 "qemu-storage-daemon: it has no guest that could be paused, and its clients write to the new image "
                 "before pivotd could record the switch"
             ) from error
+
+    async def refuse_libvirts(self) -> None:
+        """Raises: UnsupportedQemuError: libvirt manages this QEMU, and pivotd has reached it past libvirt."""
+        await libvirt_signs.refuse(self._monitor, self.path)
+
+    async def believed(self) -> Mapping[str, DiskBelieved]:
+        """Return what libvirt believes of each disk; nothing, for this QEMU is not libvirt's."""
+        return {}
 
     async def disks(self) -> Mapping[str, DiskSeen]:
         """Return every disk with a medium by its name."""

@@ -19,7 +19,7 @@ from pivotd.core.request import CopyOptions, Kind, PivotRequest, Requester, Targ
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
-from pivotd.engine.supervisor import Supervisor
+from pivotd.engine.supervisor import MonitorConnector, Supervisor
 from pivotd.host.flush import Flusher
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
@@ -56,7 +56,7 @@ class Ground:
         def make(pivot: Pivot, domain: Supervisor) -> Driver:
             return Driver(pivot, domain, self.journal, self.clock, Converger(Flusher(), self.clock))
 
-        return Supervisor("web1", str(self.qemu.qmp), "config", make)
+        return Supervisor("web1", MonitorConnector(str(self.qemu.qmp)), "config", make)
 
     async def copy(self, supervisor: Supervisor) -> None:
         """Accept and drive one copy to its end, then let the supervisor end."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pivotd import limits
-from pivotd.engine.supervisor import Supervisor
+from pivotd.engine.supervisor import MonitorConnector, Supervisor
 from tests.support.cancel import Leftovers
 from tests.wire.server import FakeQemu, greeting
 from tests.wire.test_greeting import NO_GREETINGS
@@ -21,7 +21,7 @@ def _supervisor(fake: FakeQemu) -> Supervisor:
     def make(*_: object) -> None:
         raise AssertionError("there is no pivot")
 
-    return Supervisor("web1", fake.path, "config", make)  # type: ignore[arg-type]
+    return Supervisor("web1", MonitorConnector(fake.path), "config", make)  # type: ignore[arg-type]
 
 
 async def _until(supervisor: Supervisor, connection: str) -> None:

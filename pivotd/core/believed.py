@@ -1,0 +1,21 @@
+"""What libvirt believes of one disk, by image; core.observation has the same of a pivot. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pivotd.core.observation import JobBelief
+
+
+@dataclass(frozen=True, slots=True)
+class DiskBelieved:
+    """The images by the definitions of the running domain and of its next boot; None: none, or none that is local."""
+
+    live: str | None
+    next: str | None
+    job: JobBelief
+    persistent: bool
+
+    def agrees(self, root: str) -> bool:
+        """Return whether both name this image, the one that QEMU uses."""
+        return self.live == root and (self.next == root or not self.persistent)

@@ -1,0 +1,103 @@
+"""Calls to libvirt: each domain has a thread of its own, which makes one call after the other.
+
+A call to a libvirtd that hangs cannot be ended. It keeps this one thread; the caller gets an error in time, and later
+callers learn what hangs. Another domain's calls are not concerned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, TypeVar, TypeVarTuple
+
+from pivotd.errors import QmpUnknownError, QmpUnsentError
+
+Ts = TypeVarTuple("Ts")
+T = TypeVar("T")
+
+
+class _Call:
+    """One call. ``begun`` and ``given_up`` exclude each other: a call that was given up in the queue is never made."""
+
+    def __init__(self, what: str, work: Callable[[], Any]) -> None:
+        self.what = what
+        self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._work = work
+        self._lock = threading.Lock()
+        self._begun = False
+        self._given_up = False
+
+    def make(self) -> None:
+        """Make the call unless its caller has gone; in the thread."""
+        with self._lock:
+            if self._given_up:
+                return
+            self._begun = True
+        resolve: Callable[[Any], None]
+        outcome: Any
+        try:
+            resolve, outcome = self._resolve, self._work()
+        except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
+            resolve, outcome = self._fail, error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self.done.get_loop().call_soon_threadsafe(resolve, outcome)
+
+    def give_up(self) -> bool:
+        """Let nobody wait for the call any longer; return whether it had begun, so that its effect is unknown."""
+        with self._lock:
+            self._given_up = not self._begun
+            return self._begun
+
+    def _resolve(self, value: Any) -> None:
+        if not self.done.done():
+            self.done.set_result(value)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()  # counts as told
+
+
+class Line:
+    """The thread of one domain; it ends with the process, or once end() was called and its calls have returned."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._now: str | None = None
+        self._thread: threading.Thread | None = None
+
+    async def call(self, what: str, timeout_s: float, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Return the result of function, which calls libvirt; ``what`` names the call for people.
+
+        Raises: QmpUnsentError: an earlier call still hangs, and this one was not made. QmpUnknownError: it has not
+        returned within timeout_s. Whatever function raises.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"libvirt {self._name}", daemon=True)
+            self._thread.start()
+        call = _Call(what, lambda: function(*args))
+        self._calls.put(call)
+        try:
+            await asyncio.wait([call.done], timeout=timeout_s)
+        finally:
+            begun = call.give_up()
+        if call.done.done():
+            result: T = call.done.result()
+            return result
+        if begun:
+            raise QmpUnknownError(f"libvirt has not answered {what} within {timeout_s:g} s", command=what)
+        raise QmpUnsentError(f"{what}: libvirt has not answered {self._now or 'an earlier call'} yet", command=what)
+
+    def end(self) -> None:
+        """Let the thread end after its present call."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            self._now = call.what
+            call.make()
+            self._now = None

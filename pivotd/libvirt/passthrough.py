@@ -1,0 +1,148 @@
+"""Queries to the QEMU of a domain of libvirt's: libvirt passes them on, and its events take the place of QEMU's.
+
+libvirt marks the domain ``custom-monitor`` at the first of them (`virsh dominfo`, and its log).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pivotd.errors import QmpRefusedError, QmpUnknownError, QmpUnsentError
+from pivotd.libvirt import library
+from pivotd.libvirt.connection import translated
+from pivotd.libvirt.line import Line
+from pivotd.qmp.burst import Command
+from pivotd.qmp.monitor import Monitor, value_of
+
+HARMLESS = frozenset({"qom-list", "x-debug-query-block-graph"})
+"""What pivotd sends besides ``query-…``: nothing that changes QEMU behind libvirt's back."""
+
+
+class Passthrough(Monitor):
+    """QEMU's monitor as libvirt lends it. Commands that could change QEMU are refused here and never sent."""
+
+    def __init__(self, line: Line, connection: Any, domain: Any, pid: int, version: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.pid = pid
+        self.version = version
+        self._line = line
+        self._connection = connection
+        self._domain = domain
+        self._ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._registered: list[int] = []
+
+    @property
+    def out_of_band(self) -> bool:
+        """Whether QEMU takes out-of-band commands: libvirt passes none on."""
+        return False
+
+    @property
+    def connected(self) -> bool:
+        """Whether queries can be sent now."""
+        return not self._ended.is_set()
+
+    async def closed(self) -> None:
+        """Return once libvirt's daemon is gone, or the guest has ended."""
+        await self._ended.wait()
+
+    async def close(self) -> None:
+        """Disconnect; never raises, and waits for no call that hangs."""
+        self.lost()
+        with suppress(QmpUnsentError, QmpUnknownError):
+            await self._line.call("the end of the connection", 0.0, self._close)
+
+    def lost(self) -> None:
+        """Note that the connection is of no use any more."""
+        if not self._ended.is_set():
+            self._ended.set()
+            self._wake()
+
+    def _close(self) -> None:
+        with suppress(Exception):
+            for number in self._registered:
+                self._connection.domainEventDeregisterAny(number)
+            self._connection.unregisterCloseCallback()
+            self._connection.close()
+
+    async def call(self, what: str, timeout_s: float, function: Callable[[], Any]) -> Any:
+        """Return the result of a call to libvirt, made in the domain's thread.
+
+        Raises: QmpUnsentError, QmpRefusedError, QmpUnknownError; without a connection the session ends.
+        """
+        if self._ended.is_set():
+            raise QmpUnsentError(f"{what}: the connection to libvirt has ended", command=what)
+        try:
+            return await self._line.call(what, timeout_s, translated, self._connection, what, function)
+        except QmpUnknownError:
+            self.lost()  # whatever hangs: only a new connection shows what has become of it
+            raise
+
+    async def _run(
+        self, messages: Sequence[Command], timeout_s: float, leaving: Callable[[], None] | None = None
+    ) -> tuple[list[Any], list[int]]:
+        assert leaving is None, "no command of a pause goes this way"
+        refused = next((one for one in map(name_of, messages) if not harmless(one)), None)
+        if refused is not None:
+            raise QmpRefusedError(f"{refused} is not sent to a QEMU that libvirt manages", command=refused)
+        texts = [json.dumps(message) for message in messages]
+        replies = await self.call(name_of(messages[0]), timeout_s, lambda: self.query(texts))
+        values = [value_of(reply, message) for reply, message in zip(replies, messages, strict=True)]
+        return values, [self.resumes] * len(values)
+
+    def query(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Send queries, in the domain's thread, and return QEMU's replies. Raises: libvirtError, ValueError."""
+        monitor = library.load().qemu.qemuMonitorCommand
+        return [json.loads(monitor(self._domain, text, 0)) for text in texts]
+
+    # -- events; they come in libvirt's thread --------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Ask libvirt for the events of the domain and of the connection; in the domain's thread."""
+        api = library.load().api
+        self._connection.registerCloseCallback(lambda *_: self._soon(self.lost), None)
+        register = self._connection.domainEventRegisterAny
+        self._registered = [
+            register(self._domain, api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None),
+            register(self._domain, api.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, lambda *_: self._soon(self._on_block), None),
+            register(self._domain, api.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, lambda *_: self._soon(self._on_block), None),
+        ]
+
+    def _soon(self, function: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the daemon's loop has ended
+            self._loop.call_soon_threadsafe(function)
+
+    def _on_lifecycle(self, _connection: Any, _domain: Any, event: int, _detail: int, _opaque: Any) -> None:
+        api = library.load().api
+        if event == api.VIR_DOMAIN_EVENT_RESUMED:
+            self._soon(self._on_resume)
+        elif event in {api.VIR_DOMAIN_EVENT_SUSPENDED, api.VIR_DOMAIN_EVENT_SHUTDOWN}:
+            self._soon(self._on_stop)
+        elif event in {api.VIR_DOMAIN_EVENT_STOPPED, api.VIR_DOMAIN_EVENT_CRASHED, api.VIR_DOMAIN_EVENT_STARTED}:
+            self._soon(self.lost)
+
+    def _on_resume(self) -> None:
+        self.resumes += 1
+        self._wake()
+
+    def _on_stop(self) -> None:
+        self.stops += 1
+        self._wake()
+
+    def _on_block(self) -> None:
+        self.detached += 1
+        self._wake()
+
+
+def name_of(message: Command) -> str:
+    """Return the name of a command."""
+    return str(message.get("execute") or message["exec-oob"])
+
+
+def harmless(name: str) -> bool:
+    """Return whether a command only looks."""
+    return name.startswith("query-") or name in HARMLESS

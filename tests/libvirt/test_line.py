@@ -1,0 +1,58 @@
+"""Calls to libvirt never block: each ends in time, and it is known whether it may still have an effect."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from pivotd.errors import QmpUnknownError, QmpUnsentError
+from pivotd.libvirt.line import Line
+
+
+async def test_a_call_that_hangs_is_unknown_and_the_next_one_is_never_made():
+    """The first may still happen; the second was given up in the queue, also once the first returns."""
+    line, free, made = Line("web1"), threading.Event(), []
+    with pytest.raises(QmpUnknownError, match=r"libvirt has not answered the pivot within 0\.05 s"):
+        await line.call("the pivot", 0.05, free.wait)
+    with pytest.raises(QmpUnsentError, match="libvirt has not answered the pivot yet"):
+        await line.call("the resume", 0.05, made.append, "late")
+    free.set()
+    assert await line.call("a look", 5, lambda: "answer") == "answer"
+    assert made == []
+    line.end()
+
+
+async def test_a_caller_that_goes_away_takes_its_call_along():
+    """A cancelled task must not have something done later that nobody waits for."""
+    line, free, made = Line("web1"), threading.Event(), []
+    first = asyncio.ensure_future(line.call("the pivot", 5, free.wait))
+    second = asyncio.ensure_future(line.call("the resume", 5, made.append, "late"))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.wait([second])
+    free.set()
+    assert await first is True
+    await line.call("a look", 5, lambda: None)
+    assert made == []
+    line.end()
+
+
+async def test_an_error_is_the_callers():
+    """As it was raised."""
+    line = Line("web1")
+    with pytest.raises(ZeroDivisionError):
+        await line.call("a look", 5, lambda: 1 // 0)
+    line.end()
+
+
+async def test_one_line_does_not_wait_for_another():
+    """A QEMU that hangs holds up its own domain."""
+    hanging, other, free = Line("web1"), Line("web2"), threading.Event()
+    waiting = asyncio.ensure_future(hanging.call("a look", 5, free.wait))
+    assert await other.call("a look", 5, lambda: "answer") == "answer"
+    free.set()
+    assert await waiting is True
+    hanging.end()
+    other.end()
