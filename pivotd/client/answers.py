@@ -12,6 +12,7 @@ from msgspec import Struct
 from pivotd.client.requests import Aio, Cache, CopyMode, Discard, Sync
 
 Kind = Literal["copy", "commit", "pull", "snapshot"]
+Manager = Literal["pivotd", "libvirt"]
 Phase = Literal["preparing", "copying", "ready", "pausing", "cancelling", "decided", "closed"]
 Presence = Literal["there", "gone", "replaced", "unseen", "no file"]
 Standing = Literal["current", "base", "in sync", "destination", "never switched to", "released", "stale", "unknown"]
@@ -165,6 +166,8 @@ class Pivot(Struct, frozen=True):
     """The pivot that this one undoes."""
     domain: str
     kind: Kind
+    manager: Manager
+    """The program that carries out the steps: pivotd, or libvirt, whose pivots pivotd guards."""
     phase: Phase
     outcome: str | None
     """An outcome, ``split`` if the disks differ, None while the pivot is open."""
@@ -175,6 +178,8 @@ class Pivot(Struct, frozen=True):
     """The pivot waits: at ready, to be completed or cancelled; after the switch, for the end of its undo window."""
     undo_until: str | None
     """Until when the pivot can be undone; None: it cannot."""
+    asking: bool
+    """libvirt was asked to switch, and what came of it is not recorded yet: either image may be next."""
     attempt: int
     """Number of pauses tried."""
     run_state_before: str | None

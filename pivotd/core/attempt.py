@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pivotd.core.dirty_bitmaps import Bitmaps
+from pivotd.core.observation import Root
 from pivotd.core.pivot import Pause, Phase, Pivot
 from pivotd.core.request import Requester
 from pivotd.core.undo import Undo, window_left_s
@@ -72,8 +73,8 @@ class Attempt:
     """libvirt may still act on a call to switch: its answer was lost, and no job has been seen to end since."""
     ask_refused: str | None = None
     """How libvirt has refused the last call to switch; it has then changed nothing."""
-    agreed: bool = False
-    """In this pause, libvirt has written the definition for the next boot, and it is durable."""
+    agreed: frozenset[tuple[str, Root]] = frozenset()
+    """The images, by disk, that libvirt has written in this pause into the definition for the next boot, durably."""
     agree_refused: str | None = None
     """Why libvirt would not write that definition."""
     define_raced: bool = False

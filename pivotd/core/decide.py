@@ -13,10 +13,12 @@ from pivotd.core.actions import Action, AskAgain, Done, RestoreLimits, SetBandwi
 from pivotd.core.attempt import Attempt
 from pivotd.core.observation import STATUS_READY, Observation, Qemu
 from pivotd.core.pivot import Outcome, Phase, Pivot
+from pivotd.core.request import Manager
 from pivotd.core.rules.cancelling import cancelling
 from pivotd.core.rules.copying import copying, ready
 from pivotd.core.rules.decided import decided
-from pivotd.core.rules.endings import record_all
+from pivotd.core.rules.endings import record_all, replaced
+from pivotd.core.rules.libvirt import guarded
 from pivotd.core.rules.pausing import pausing
 from pivotd.core.rules.preparing import preparing
 
@@ -32,12 +34,14 @@ def decide(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
         return AskAgain(seen.detail or "QEMU does not answer")
     if seen.qemu is Qemu.SAME and (owed := _owed(pivot, seen)) is not None:
         return owed
+    if pivot.manager is Manager.LIBVIRT:
+        return guarded(pivot, seen, attempt)
     if pivot.phase is Phase.DECIDED:
         return decided(pivot, seen, attempt)
     if seen.qemu is Qemu.GONE:
         return record_all(pivot, Outcome.KEPT, "QEMU is gone and no switch was recorded: the source has every write")
     if seen.qemu is Qemu.REPLACED:
-        return _replaced(pivot, seen)
+        return replaced(pivot, seen)
     return _PHASES[pivot.phase](pivot, seen, attempt)
 
 
@@ -52,17 +56,6 @@ def _owed(pivot: Pivot, seen: Observation) -> Action | None:
     if pivot.options.bandwidth_due and pivot.phase in {Phase.COPYING, Phase.READY} and running:
         return SetBandwidth()
     return None
-
-
-def _replaced(pivot: Pivot, seen: Observation) -> Action:
-    if seen.uses_destination and pivot.switches:
-        return record_all(
-            pivot,
-            Outcome.UNKNOWN,
-            "no switch was recorded, yet another QEMU process now uses the destination: compare both images",
-        )
-    where = "the source" if seen.uses_source else "neither image"
-    return record_all(pivot, Outcome.KEPT, f"another QEMU process answers and uses {where}; no switch was recorded")
 
 
 _PHASES: dict[Phase, Callable[[Pivot, Observation, Attempt], Action]] = {

@@ -61,6 +61,8 @@ class Belief:
     job: JobBelief = JobBelief.NONE
     job_id: str | None = None
     """QEMU's name of that job: libvirt chooses it."""
+    next_image: str = ""
+    """The name of the next boot's image, where it is neither of the pivot's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Literal
 
 from pivotd.core.pivot import Image, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.request import Manager
 
 ACCEPTED: Literal["accepted"] = "accepted"
 """The outcome of a verdict that rests on a person's word."""
@@ -95,6 +96,9 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
     other = disk.source if outcome is Outcome.SWITCHED else disk.destination
     if other != image and disk.switches:
         evidence.append(f"the other image is {other.filename}")
+    pending = is_pending(pivot, disk)
+    if pending:
+        reason = PENDING
     if pivot.window_open:
         evidence.append("a mirror back keeps the other image in sync; without QEMU it is out of date")
     return Verdict(
@@ -103,12 +107,24 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
         image=image.filename,
         format=image.format,
         outcome=outcome,
-        certain=outcome is not Outcome.UNKNOWN,
+        certain=outcome is not Outcome.UNKNOWN and not pending,
         pivot=pivot.id,
         since=pivot.decided_at or pivot.created_at,
         reason=reason,
         evidence=tuple(evidence),
+        pending=pending,
     )
+
+
+PENDING = (
+    "libvirt was asked to switch, and what came of it is not recorded yet: both images are complete, and the next boot "
+    "of the guest decides. pivotd asks libvirt and records it: start pivotd if it does not run, and ask again."
+)
+
+
+def is_pending(pivot: Pivot, disk: PivotDisk) -> bool:
+    """Return whether nobody may start the guest yet, whoever is dead: libvirt has perhaps switched the disk."""
+    return pivot.manager is Manager.LIBVIRT and pivot.asking and disk.outcome is None
 
 
 def _accepted(pivot: Pivot, disk: PivotDisk) -> Verdict:
@@ -175,7 +191,12 @@ def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:
     if live.is_right and live.renamed and verdict.outcome is not Outcome.UNKNOWN:
         moved = f"{verdict.image} was renamed to {live.image}: it is the same file"
         return replace(verdict, image=live.image, evidence=(*verdict.evidence, shown, moved))
-    if live.is_right or verdict.outcome is Outcome.UNKNOWN or (not decided and live.is_destination and live.same_qemu):
+    if (
+        live.is_right
+        or verdict.pending
+        or verdict.outcome is Outcome.UNKNOWN
+        or (not decided and live.is_destination and live.same_qemu)
+    ):
         return replace(verdict, evidence=(*verdict.evidence, shown))
     who = "the same QEMU process" if live.same_qemu else "another QEMU process"
     return replace(
@@ -220,9 +241,13 @@ def may_be_overtaken(pivot: Pivot) -> bool:
 def provisional(verdict: Verdict) -> Verdict:
     """Return the verdict on such a pivot if pivotd lives and its QEMU was not seen: it is right now but may change.
 
+    One that is pending anyway keeps its reason.
+
     If somebody started the guest on the source now, the record could still follow and name the destination. Once
     pivotd is dead or the pivot is decided, no record can follow.
     """
+    if verdict.pending:
+        return verdict
     return replace(
         verdict,
         certain=False,

@@ -145,8 +145,9 @@ class DriverState:
             idle = phases.is_resting(self.pivot)
             left_s = window_left_s(self.pivot, self.clock.utc_now())
             timeout_s = max(0.0, min(limits.HOLD_LOOK_S if idle else limits.LOOK_AGAIN_S, left_s))
-        if self.attempt.deadline is not None:
-            timeout_s = min(timeout_s, max(0.0, self.attempt.deadline - self.clock.monotonic()))
+        left_s = 0.0 if self.attempt.deadline is None else self.attempt.deadline - self.clock.monotonic()
+        if left_s > 0:
+            timeout_s = min(timeout_s, left_s)
         await self.sleep(timeout_s)
 
     async def ask_again(self, reason: str) -> None:

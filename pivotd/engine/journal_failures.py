@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, STATUS_PENDING, Observation, Qemu, Root
+from pivotd.core.request import Manager
+from pivotd.engine import libvirt_steps
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.pause_steps import take_back
 from pivotd.engine.ports import Session
@@ -33,9 +35,9 @@ async def without_record(state: DriverState, seen: Observation, error: JournalEr
     if not state.unrecorded:
         log.error("journal.not-written", domain=state.pivot.domain, pivot=state.pivot.id, error=error.message)
     state.unrecorded = True
-    if state.attempt.switch_in_doubt:
+    if state.attempt.switch_in_doubt and state.pivot.manager is Manager.PIVOTD:
         state.remember(switch_in_doubt=not await state.journal.settle())
-    if state.attempt.switch_in_doubt:
+    if state.attempt.switch_in_doubt and state.pivot.manager is Manager.PIVOTD:
         return False
     with contextlib.suppress(QmpError):
         return await _let_run(state, session, seen)
@@ -57,6 +59,8 @@ async def without_paused(state: DriverState) -> bool:
 
 async def _let_run(state: DriverState, session: Session, seen: Observation) -> bool:
     """Take disks back and resume the guest on its sources. Raises: QmpError."""
+    if state.pivot.manager is Manager.LIBVIRT:
+        return await libvirt_steps.let_run(state, session)
     moved = tuple(disk.disk for disk in state.pivot.disks if seen.roots.get(disk.disk) is Root.DESTINATION)
     await take_back(state, session, moved)
     before = moment(session)

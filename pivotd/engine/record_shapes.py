@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pivotd.core import actions
@@ -24,26 +24,35 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, attempt: At
             changes: dict[str, Any] = {"phase": phase, "hold": hold}
             if phase is Phase.COPYING:
                 changes["options"] = replace(pivot.options, nodes_below=seen.nodes_below)
+                changes["disks"] = tuple(_with_job(disk, seen) for disk in pivot.disks)
             return phase.value, {}, changes
         case actions.Retreat(reason, hold):
-            changes = {"phase": Phase.READY, "hold": hold}
+            changes = {"phase": Phase.READY, "hold": hold, "asking": False}
             if hold:
                 kept = tuple(replace(disk, outcome=Outcome.KEPT) for disk in pivot.disks)
                 changes |= {"disks": kept, "error": reason}
             return "gave-up", facts(pivot, seen, attempt, reason), changes
         case actions.Abandon(reason):
             return "cancelling", facts(pivot, seen, attempt, reason), {"phase": Phase.CANCELLING, "error": reason}
-        case actions.RecordOutcome(outcomes, reason, hold):
+        case actions.RecordOutcome(outcomes, reason, hold, warning):
             outcome_by_disk = dict(outcomes)
             disks = tuple(_decided(_as_seen(pivot, disk, seen), outcome_by_disk[disk.disk]) for disk in pivot.disks)
             event = outcome_of(disks)
             assert event is not None, "every disk has one"
-            error = None if event == Outcome.SWITCHED.value else reason
+            told = [warning] if event == Outcome.SWITCHED.value else [reason, warning]
+            error = "; ".join(text for text in told if text is not None) or None
             changes = {"phase": Phase.DECIDED, "disks": disks, "decided_at": utc_now, "error": error, "hold": hold}
-            return event, facts(pivot, seen, attempt, reason), changes
+            more = {} if warning is None else {"warning": warning}
+            return event, facts(pivot, seen, attempt, reason) | more, changes | {"asking": False}
         case actions.EndWindow(reason):
             return "window-ended", {"reason": reason}, {"phase": Phase.DECIDED, "hold": False}
     raise AssertionError(action)
+
+
+def _with_job(disk: PivotDisk, seen: Observation) -> PivotDisk:
+    """Return the disk with QEMU's name of its job, which libvirt has chosen if it has started the job."""
+    belief = seen.beliefs.get(disk.disk)
+    return disk if belief is None or belief.job_id is None else replace(disk, job=belief.job_id)
 
 
 def _decided(disk: PivotDisk, outcome: Outcome) -> PivotDisk:
@@ -71,6 +80,7 @@ def facts(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> Jso
     carried = {disk: [bitmap.name for bitmap in bitmaps] for disk, bitmaps in (attempt.carried or {}).items()}
     return {
         **({"bitmaps": carried} if carried else {}),
+        **({"libvirt": {disk: asdict(belief) for disk, belief in seen.beliefs.items()}} if seen.beliefs else {}),
         "reason": reason,
         "qemu": seen.qemu.value,
         "run_state": seen.run_state,

@@ -12,6 +12,7 @@ from pivotd.core import actions, names, undo
 from pivotd.core.kinds.new_image import half_made
 from pivotd.core.observation import Observation, Root
 from pivotd.core.pivot import JsonObject, Outcome, Phase, PivotDisk
+from pivotd.core.request import Manager
 from pivotd.engine import pivot_log, record_shapes
 from pivotd.engine.driver_state import DriverState
 from pivotd.engine.intent import look_for_destinations
@@ -85,6 +86,8 @@ async def _in_time(state: DriverState, action: actions.Action, seen: Observation
     pivotd must wait for a ``switched`` that hangs: it may or may not be on disk, so the guest can run on neither image.
     """
     moved = isinstance(action, actions.RecordOutcome | actions.EndWindow) or Root.DESTINATION in seen.roots.values()
+    if state.pivot.manager is Manager.LIBVIRT:
+        moved = False  # the next boot of libvirt's guests names the right image without a record, too
     work = _write(state, action, seen)
     if moved or not state.pivot.owes_resume:
         await work
@@ -98,7 +101,7 @@ async def _write(state: DriverState, action: actions.Action, seen: Observation) 
     """Write the record of an action. Raises: PhaseConflictError, JournalError."""
     event, facts, changes = record_shapes.written(state.pivot, action, seen, state.attempt, state.clock.utc_now())
     if changes["phase"] is Phase.COPYING:
-        changes["disks"] = await _with_file_ids(state)
+        changes["disks"] = await _with_file_ids(changes["disks"])
     elif isinstance(action, actions.Abandon) and state.pivot.phase is Phase.PREPARING:
         await _name_made(state, seen, changes)
     await state.record(event, facts, **changes)
@@ -132,15 +135,15 @@ async def _name_made(state: DriverState, seen: Observation, changes: dict[str, A
         if (job := seen.job(names.create_file_job(state.pivot.id, disk.index))).status == "concluded" and not job.error
     }
     if made:
-        changes["disks"] = await _with_file_ids(state, made)
+        changes["disks"] = await _with_file_ids(state.pivot.disks, made)
         files = ", ".join(disk.destination.filename for disk in state.pivot.disks if disk.index in made)
         changes["error"] += f"; pivotd has made {files}, which no disk uses: the same command will use it again"
 
 
-async def _with_file_ids(state: DriverState, only: Collection[int] | None = None) -> tuple[PivotDisk, ...]:
+async def _with_file_ids(disks: tuple[PivotDisk, ...], only: Collection[int] | None = None) -> tuple[PivotDisk, ...]:
     """Return the disks with the id of each destination file, which now exists; ``only``: of these disks, by index."""
     found = []
-    for disk in state.pivot.disks:
+    for disk in disks:
         known = disk.destination.file_id  # of an image that was there when the pivot was planned
         if known is None and (only is None or disk.index in only):
             with contextlib.suppress(TimeoutError):

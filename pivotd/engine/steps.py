@@ -12,14 +12,15 @@ from typing import Any
 from pivotd import limits
 from pivotd.core import actions
 from pivotd.core.observation import Observation
-from pivotd.engine import intent, pause_steps
+from pivotd.engine import intent, libvirt_steps, pause_steps
 from pivotd.engine.driver_state import DriverState
 from pivotd.engine.ports import Session
 from pivotd.log import get_logger
 
 log = get_logger()
 Seen = Observation | None
-Step = Callable[[DriverState, Session, Any, Observation], Coroutine[Any, Any, Seen]]
+Step = Callable[[DriverState, Any, Any, Observation], Coroutine[Any, Any, Seen]]
+"""The session of a guest of libvirt's is a LibvirtSession."""
 
 
 async def place_nonce(state: DriverState, session: Session, _action: actions.PlaceNonce, _seen: Observation) -> Seen:
@@ -35,6 +36,7 @@ async def prepare(state: DriverState, session: Session, action: actions.Prepare,
         if state.attempt.lost is not None:
             return None
     await session.prepare(state.pivot, state.pivot.disks[action.index], action.step)
+    state.remember(started=state.attempt.started | {action.index})
     return None
 
 
@@ -92,6 +94,8 @@ STEPS: dict[type[actions.Action], Step] = {
     actions.Finalize: pause_steps.finalize,
     actions.Snapshot: pause_steps.snapshot,
     actions.KeepSynced: pause_steps.keep_synced,
+    actions.AskLibvirt: libvirt_steps.ask_libvirt,
+    actions.Agree: libvirt_steps.agree,
     actions.RollBack: pause_steps.roll_back,
     actions.CancelJobs: pause_steps.cancel_jobs,
     actions.Resume: pause_steps.resume,

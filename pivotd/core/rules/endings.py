@@ -80,5 +80,17 @@ def record_all(pivot: Pivot, outcome: Outcome, reason: str) -> Action:
     return RecordOutcome(tuple((disk.disk, outcome) for disk in pivot.disks), reason)
 
 
+def replaced(pivot: Pivot, seen: Observation) -> Action:
+    """Return the record of a pivot whose QEMU has ended and been replaced before a switch was recorded."""
+    if seen.uses_destination and pivot.switches:
+        return record_all(
+            pivot,
+            Outcome.UNKNOWN,
+            "no switch was recorded, yet another QEMU process now uses the destination: compare both images",
+        )
+    where = "the source" if seen.uses_source else "neither image"
+    return record_all(pivot, Outcome.KEPT, f"another QEMU process answers and uses {where}; no switch was recorded")
+
+
 NO_JOB = JobSeen("ready")
 """The job of a disk whose pivot has no jobs."""

@@ -1,0 +1,160 @@
+"""Whether QEMU and libvirt name one image of each disk, and the outcome once they do. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pivotd.core import kinds
+from pivotd.core.actions import Action, Agree, RecordOutcome, Wait
+from pivotd.core.attempt import Attempt
+from pivotd.core.observation import (
+    STATUS_ENDED,
+    Belief,
+    JobBelief,
+    Observation,
+    Qemu,
+    Root,
+)
+from pivotd.core.pivot import Outcome, Pivot, PivotDisk
+from pivotd.core.rules.endings import by_roots, root
+
+SIDES = frozenset({Root.SOURCE, Root.DESTINATION})
+CALLING = "a call to libvirt whose answer was lost may still be carried out"
+_NOTHING = Belief(Root.ABSENT, None)
+
+
+def believed(seen: Observation, disk: PivotDisk) -> Belief:
+    """Return what libvirt believes of a disk; of one that it does not have, that it is not there."""
+    return seen.beliefs.get(disk.disk, _NOTHING)
+
+
+def live_jobs(pivot: Pivot, seen: Observation) -> list[PivotDisk]:
+    """Return the disks on their source whose job may still move them.
+
+    QEMU decides, not libvirt. Before the record that names libvirt's jobs, only libvirt knows the job.
+    """
+    if not kinds.of(pivot).has_jobs:
+        return []
+    found = []
+    for disk in pivot.disks:
+        unnamed = not disk.job and believed(seen, disk).job is not JobBelief.NONE
+        if root(seen, disk) is Root.SOURCE and (unnamed or seen.job(disk.job).status not in STATUS_ENDED):
+            found.append(disk)
+    return found
+
+
+def in_doubt(pivot: Pivot, seen: Observation, attempt: Attempt) -> bool:
+    """Return whether a call to switch may still be carried out although its answer was lost.
+
+    A job that has ended in QEMU ends the doubt; a snapshot has none.
+    """
+    late = bool(live_jobs(pivot, seen)) if kinds.of(pivot).has_jobs else seen.calling
+    return attempt.ask_in_doubt and late
+
+
+def disbelief(pivot: Pivot, seen: Observation) -> str | None:
+    """Return what libvirt does not know of the running guest, and what to do, in one sentence; None if it knows all."""
+    for disk in pivot.disks:
+        now, belief = root(seen, disk), believed(seen, disk)
+        if now not in SIDES:
+            continue
+        image = disk.destination if now is Root.DESTINATION else disk.source
+        ours = belief.job is not JobBelief.NONE and belief.job_id in {None, disk.job}
+        # A job that QEMU still lists makes libvirt act; one that is gone does not, but then the disk has not moved.
+        ending = ours and seen.job(disk.job).status in {"aborting", "concluded"}
+        if belief.live is not now or ending or (ours and now is Root.DESTINATION):
+            what = f"QEMU uses {image.filename} as {disk.disk}, and libvirt does not know that"
+            if kinds.of(pivot).has_jobs:
+                return f"{what}: restart libvirtd with pivotd's hook in place"
+            return f"{what}: before you resume the guest, define that image for its next boot"
+    return None
+
+
+def settle(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> Action:
+    """Record each disk as the graph shows it, once libvirt agrees; only valid once no job can still move a root.
+
+    A guest that runs already, or of which a disk is lost, cannot be helped by waiting: the record comes at once.
+    """
+    known = {disk.disk: root(seen, disk) for disk in pivot.disks if root(seen, disk) in SIDES}
+    paused = seen.qemu is Qemu.SAME and not seen.executing and len(known) == len(pivot.disks)
+    if paused and (doubt := disbelief(pivot, seen)) is not None:
+        return Wait(doubt)
+    touched = pivot.asking or Root.DESTINATION in known.values()
+    if touched and (agree := _agree(pivot, seen, attempt, known, paused=paused)) is not None:
+        return agree
+    found = by_roots(pivot, seen, attempt, reason)
+    if seen.qemu is Qemu.REPLACED:
+        # Nothing of this process tells where an earlier one had a disk that this one lacks.
+        lost = {disk.disk for disk in pivot.disks} - known.keys()
+        outcomes = tuple((disk, Outcome.UNKNOWN if disk in lost else outcome) for disk, outcome in found.outcomes)
+        found = replace(found, outcomes=outcomes)
+    return replace(found, warning=_warning(pivot, seen, attempt, known))
+
+
+def by_next_boot(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
+    """QEMU has ended: record for each disk what the next boot uses; the source is complete in any case.
+
+    Without a call of pivotd's to switch, a next boot from the destination is somebody else's doing.
+    """
+    known = {disk.disk: next_ for disk in pivot.disks if (next_ := believed(seen, disk).next) in SIDES}
+    moved = {disk for disk, next_ in known.items() if next_ is Root.DESTINATION}
+    if moved and not pivot.asking:
+        outcomes = tuple((disk.disk, Outcome.UNKNOWN if disk.disk in moved else Outcome.KEPT) for disk in pivot.disks)
+        return RecordOutcome(
+            outcomes, "QEMU is gone, and the next boot uses a destination to which pivotd did not switch: compare both"
+        )
+    if pivot.asking and (agree := _agree(pivot, seen, attempt, known, paused=False)) is not None:
+        return agree
+    outcomes = tuple((disk.disk, Outcome.SWITCHED if disk.disk in moved else Outcome.KEPT) for disk in pivot.disks)
+    reason = "QEMU is gone in the guarded pause, when both images were complete: the next boot's image is right"
+    if not pivot.asking:
+        reason = "QEMU is gone and libvirt was not asked to switch: the source has every write"
+    sides = {disk.disk: known.get(disk.disk, Root.SOURCE) for disk in pivot.disks}
+    return RecordOutcome(outcomes, reason, warning=_warning(pivot, seen, attempt, sides))
+
+
+def may_run(pivot: Pivot, seen: Observation, attempt: Attempt) -> bool:
+    """Return whether the guest may run although nothing more can be recorded: all that name an image name the same.
+
+    Whatever becomes of this QEMU then, the next boot's definition says which image is right.
+    """
+    if seen.qemu is not Qemu.SAME or in_doubt(pivot, seen, attempt) or disbelief(pivot, seen) is not None:
+        return False
+    for disk in pivot.disks:
+        now, next_ = root(seen, disk), believed(seen, disk).next
+        durable = next_ is None or (next_ is now and (disk.disk, now) in attempt.agreed)
+        if now is not Root.SOURCE and not (now is Root.DESTINATION and durable):
+            return False
+    return True
+
+
+def _agree(pivot: Pivot, seen: Observation, attempt: Attempt, images: dict[str, Root], *, paused: bool) -> Agree | None:
+    """Return the definition of the next boot that is still to be written and made durable, None if there is none.
+
+    It is written once in a pause: after that, another image in it is somebody's decision. If libvirt refuses, a paused
+    guest waits for another try until its deadline.
+    """
+    given_up = attempt.agree_refused is not None and (attempt.deadline_passed or not paused)
+    due = [
+        (disk.disk, images[disk.disk])
+        for disk in pivot.disks
+        if disk.disk in images and believed(seen, disk).next in SIDES
+    ]
+    return None if given_up or attempt.agreed.issuperset(due) else Agree(tuple(due))
+
+
+def _warning(pivot: Pivot, seen: Observation, attempt: Attempt, images: dict[str, Root]) -> str | None:
+    """Return what a person has to know of the next boot, None if it uses the images that were recorded."""
+    parts = []
+    if attempt.agree_refused is not None:
+        parts.append(f"libvirt did not write the definition for the next boot: {attempt.agree_refused}")
+    if attempt.define_raced:
+        parts.append("somebody else defined the guest at the same moment: look at its definition")
+    for disk in pivot.disks:
+        belief, now = believed(seen, disk), images.get(disk.disk)
+        if now is None or belief.next in {None, now}:
+            continue
+        sides = {Root.SOURCE: disk.source.filename, Root.DESTINATION: disk.destination.filename}
+        used = sides.get(belief.next or now) or belief.next_image or "another image"
+        parts.append(f"the data of {disk.disk} is in {sides[now]}, and the next boot was redefined to {used}")
+    return "; ".join(parts) or None

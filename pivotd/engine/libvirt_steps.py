@@ -1,0 +1,69 @@
+"""The steps that ask libvirt to move a disk, and to agree on what the guest starts with next."""
+
+from __future__ import annotations
+
+from pivotd import limits
+from pivotd.core import actions
+from pivotd.core.observation import OUR_PAUSE, Observation
+from pivotd.core.pivot import Phase
+from pivotd.core.rules.agreement import may_run
+from pivotd.engine import record_shapes
+from pivotd.engine.driver_state import DriverState, moment
+from pivotd.engine.pause_steps import same_moment
+from pivotd.engine.ports import LibvirtSession, Session
+from pivotd.errors import QmpRefusedError
+
+Seen = Observation | None
+
+
+async def ask_libvirt(
+    state: DriverState, session: LibvirtSession, action: actions.AskLibvirt, seen: Observation
+) -> Seen:
+    """Record that libvirt is asked to switch, then ask it; without a record of that, no disk moves."""
+    if action.pivot and not state.pivot.asking:
+        facts = record_shapes.facts(state.pivot, seen, state.attempt, "libvirt is asked to switch")
+        await state.record("asking", facts | {"disks": action.disks}, asking=True)
+    if action.pivot and not same_moment(state, session):
+        return None  # another client may have resumed the guest
+    doubt = state.attempt.ask_in_doubt
+    if action.pivot:
+        state.remember(ask_in_doubt=True)  # without an answer it may still be carried out
+    try:
+        await session.ask_libvirt(state.pivot, action.disks, switch=action.pivot)
+    except QmpRefusedError as error:
+        state.remember(ask_in_doubt=doubt, ask_refused=error.message)
+        if state.pivot.phase is Phase.CANCELLING:
+            await state.sleep(limits.CANCEL_AGAIN_S)
+        return None
+    if action.pivot:
+        state.remember(ask_in_doubt=False)
+    return None
+
+
+async def agree(state: DriverState, session: LibvirtSession, action: actions.Agree, _seen: Observation) -> Seen:
+    """Have libvirt write the definition for the next boot, durably; what it says then is looked at again."""
+    try:
+        raced = await session.agree(state.pivot, dict(action.images))
+    except QmpRefusedError as error:
+        state.remember(agree_refused=error.message)
+        await state.sleep(limits.CANCEL_AGAIN_S)
+        return None
+    raced = raced or state.attempt.define_raced
+    state.remember(agreed=state.attempt.agreed | set(action.images), agree_refused=None, define_raced=raced)
+    return None
+
+
+async def let_run(state: DriverState, session: Session) -> bool:
+    """Resume the guest although nothing can be recorded, if QEMU and libvirt name one image of each disk.
+
+    Returns: True if the guest is no longer in pivotd's pause. Raises: QmpError.
+    """
+    before = moment(session)
+    now = await session.look(state.pivot)
+    if now.run_state not in OUR_PAUSE:
+        return True
+    if before != moment(session) or not may_run(state.pivot, now, state.attempt):
+        return False
+    await session.resume()
+    state.remember(resumed_at=state.clock.monotonic())
+    return True
