@@ -7,19 +7,13 @@ pivotd may not see QEMU's files, a file at this name that some QEMU has locked i
 from __future__ import annotations
 
 import os
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from pivotd.core.image_names import describe
-from pivotd.host import files, view
+from pivotd.host import files, locks, view
 from pivotd.host.threads import look_at
-
-_LOCK = re.compile(r"OFDLCK\s+ADVISORY\s+\S+\s+-?\d+\s+([0-9a-f]+):([0-9a-f]+):(\d+)\s+(\d+)\s")
-"""Device and inode, and the first byte of a lock. Source: proc(5), /proc/locks."""
-_LOCK_BYTES = range(100, 300)
-"""QEMU locks single bytes here. Source: docs/system/images.rst of QEMU, and block/file-posix.c."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +74,16 @@ def astray(filename: str, held: Held) -> Astray | None:
         return Astray(f"pivotd may not look at it ({error.strerror})", unseen=True)
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
         return Astray(f"there is {'a directory' if stat.S_ISDIR(found.st_mode) else 'no image'} at this name now")
-    return _is_held(found, held)
+    return _is_held(path, found, held)
 
 
-def _is_held(found: os.stat_result, held: Held) -> Astray | None:
+def _is_held(path: str, found: os.stat_result, held: Held) -> Astray | None:
     """Return why QEMU does not have this file open, None if it has."""
     if held.opened is not None and files.identify(found) in held.opened:
         return None
     if held.is_qemu:
         return Astray("there is another file at this name now")
-    if _is_locked(found):
+    if locks.is_locked(path, found):
         return None
     return Astray("pivotd cannot see whether QEMU has this file or another one open", unseen=True)
 
@@ -100,18 +94,4 @@ def _holds_locks(pid: int) -> bool:
         entries = list(Path(f"/proc/{pid}/fdinfo").iterdir())
     except OSError:
         return False
-    return any(_locks(entry) for entry in entries)
-
-
-def _is_locked(found: os.stat_result) -> bool:
-    """Return whether some QEMU has locked this file."""
-    return (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino) in _locks(Path("/proc/locks"))
-
-
-def _locks(path: Path) -> set[tuple[int, int, int]]:
-    """Return the files of QEMU's locks that a file of /proc lists: device numbers and inode."""
-    try:
-        listed = _LOCK.findall(path.read_text())
-    except OSError:
-        return set()
-    return {(int(major, 16), int(minor, 16), int(node)) for major, minor, node, at in listed if int(at) in _LOCK_BYTES}
+    return any(locks.listed(entry) for entry in entries)

@@ -16,6 +16,7 @@ from pivotd.host import files, held
 from pivotd.planning.plan import plan
 from pivotd.qmp import rollback
 from tests.conftest import QemuFactory
+from tests.support.btrfs import subvolumes
 from tests.support.qemu import Disk, Qemu, create_image
 
 from .conftest import Engine
@@ -155,6 +156,20 @@ async def test_where_pivotd_may_not_see_what_qemu_has_open(engine: Engine, qemu_
     definite = held.astray(str(source), seen)
     assert definite is not None
     assert not definite.unseen
+
+
+async def test_locks_on_a_file_system_whose_device_stat_does_not_show(qemu_factory: QemuFactory, tmp_path: Path):
+    """On btrfs the lock of the file itself counts, and not that of a file with its number in another subvolume."""
+    with subvolumes(tmp_path) as (one, two):
+        images = [create_image(place / "a.qcow2") for place in (one, two)]
+        assert images[0].stat().st_ino == images[1].stat().st_ino
+        qemu = qemu_factory([Disk(images[0])], paused=True)
+        unseen = held.Held(qemu.pid, None, is_qemu=False)
+        assert held.astray(str(images[0]), unseen) is None
+        found = held.astray(str(images[1]), unseen)
+        assert found is not None
+        assert found.unseen
+        qemu.stop()
 
 
 @pytest.mark.parametrize("verb", ["snapshot", "sync top", "pull", "inner commit"])
