@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from pivotd import limits
 from pivotd.app.registry import Host
+from pivotd.core import known_chain
 from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk
 from pivotd.core.standing import ImageFound, Standing
 from pivotd.core.verdict import right_image
 from pivotd.errors import BadRequestError, ConflictError, PivotdError
 from pivotd.host import files, process
+from pivotd.host.backing import Below, BlindError
 from pivotd.host.threads import in_thread
 from pivotd.planning import needed_images
 from pivotd.planning.needed_images import Holder, Process, Wanted
@@ -22,6 +26,8 @@ from pivotd.qmp.session import Session
 
 Key = tuple[str, str]
 """Domain and disk."""
+Moved = tuple[Pivot, PivotDisk]
+"""A pivot, and one of its disks."""
 NEEDED = {
     Standing.CURRENT: "is the right image of",
     Standing.BASE: "lies below the right image of",
@@ -40,7 +46,7 @@ class History(Protocol):
         """Return one pivot by its id or its request id."""
         ...
 
-    async def latest(self, domain: str | None, disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
+    async def latest(self, domain: str | None, disk: str | None = None) -> list[Moved]:
         """Return the last pivot of each disk with its entry for the disk."""
         ...
 
@@ -50,6 +56,10 @@ class History(Protocol):
 
     async def overwritten(self) -> dict[Key, Overwritten]:
         """Return the disks whose image a pivot of another one overwrites, or has moved on from."""
+        ...
+
+    async def had(self, image: str) -> list[Moved]:
+        """Return every pivot that had an image of this name, the newest first; none if several disks had it."""
         ...
 
 
@@ -169,7 +179,7 @@ class Holders:
         left = [one for one in await self._history.latest(None) if (one[0].domain, one[1].disk) not in seen]
         for first in range(0, len(left), limits.FILES_AT_ONCE):
             part = left[first : first + limits.FILES_AT_ONCE]
-            for below in await asyncio.gather(*(_below(one, wanted) for one in part)):
+            for below in await asyncio.gather(*(self._below(one, wanted) for one in part)):
                 found.add(below)
 
     def _sessions(self) -> dict[str, Session]:
@@ -189,19 +199,37 @@ class Holders:
 
             shown = await in_thread(limits.FILE_TIMEOUT_S, look, paths=names)
         except PivotdError as error:
-            return [], [f"{domain}: {error.message}"]
+            return await self._of_silent(domain, session, error.message, wanted, pivot)
         except TimeoutError as error:
-            return [], [f"{domain}: {error}"]
+            return await self._of_silent(domain, session, str(error), wanted, pivot)
         seen |= {(domain, disk) for disk in blocks.disks}
         return shown
 
+    async def _of_silent(
+        self, domain: str, session: Session, why: str, wanted: Wanted, pivot: Pivot
+    ) -> tuple[list[Holder], list[str]]:
+        """Return what can be told of a QEMU that does not answer, or whose storage does not."""
+        found = None
+        if domain != pivot.domain:
+            look = partial(needed_images.of_silent, domain, session.pid, session.shown, wanted, pivot)
+            with contextlib.suppress(TimeoutError):
+                # Its descriptors may lead to storage that hangs, which must cost looks at this QEMU alone.
+                found = await in_thread(limits.OTHERS_FILE_TIMEOUT_S, look, paths=[session.path])
+        return ([], [f"{domain}: {why}"]) if found is None else found
 
-async def _below(moved: tuple[Pivot, PivotDisk], wanted: Wanted) -> tuple[list[Holder], list[str]]:
-    right = right_image(moved[1])
-    try:
-        paths = [right.filename]
-        return await in_thread(
-            limits.OTHERS_FILE_TIMEOUT_S, needed_images.below_right, moved, right, wanted, paths=paths
-        )
-    except TimeoutError as error:
-        return [], [f"{moved[0].domain} {moved[1].disk}: {error}"]
+    async def _below(self, moved: Moved, wanted: Wanted) -> tuple[list[Holder], list[str]]:
+        """Return a disk whose right image is, or lies on, one of the images, and what cannot be seen of that."""
+        disk = f"{moved[0].domain} {moved[1].disk}"
+        right = right_image(moved[1])
+        known: dict[str, list[Below]] = {}
+        while True:
+            try:
+                look = partial(needed_images.below_right, moved, right, wanted, known)
+                return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, look, paths=[right.filename]), []
+            except TimeoutError as error:
+                return [], [f"{disk}: {error}"]
+            except BlindError as error:
+                below = known_chain.right_below(error.image, await self._history.had(error.image))
+                if below is None or error.image in known:
+                    return [], [f"{disk}: {error}"]
+                known[error.image] = [(image.filename, image.format) for image in below]

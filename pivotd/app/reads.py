@@ -17,6 +17,7 @@ from pivotd import limits
 from pivotd.app.lanes import Door, Lane
 from pivotd.app.live_verdicts import Key, LiveVerdicts
 from pivotd.app.registry import Host
+from pivotd.core import known_chain
 from pivotd.core.overwritten import Overwritten, doubted
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
@@ -252,6 +253,16 @@ class Reads:
     async def moved(self, image: str) -> list[tuple[Pivot, PivotDisk]]:
         """Return, for each disk that has ever had an image of this name, its last such pivot."""
         return await self._single.read(Reader.image, [image], None)
+
+    async def had(self, image: str) -> list[tuple[Pivot, PivotDisk]]:
+        """Return every pivot that had an image of this name, the newest first; none if several disks had it."""
+        disks = {(pivot.domain, disk.disk) for pivot, disk in await self.moved(image)}
+        if len(disks) != 1:
+            return []
+        ((domain, disk),) = disks
+        bound = limits.PIVOTS_LISTED_MAX
+        pivots = await self.pivots(domain, open_only=False, limit=bound, before=None, encode=lambda pivot: pivot)
+        return known_chain.had(pivots, disk, image)
 
     async def checked(self, domain: str) -> tuple[LiveVerdicts, dict[Key, Verdict]]:
         """Return the verdicts on the disks of a domain, of which QEMU has shown those that it has.

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pivotd import limits
@@ -31,52 +32,67 @@ _ALONE = frozenset({"raw", "vdi", "vhdx", "vpc", "dmg", "luks", "bochs", "cloop"
 """Formats whose images QEMU never puts on others."""
 
 
+Below = tuple[str, str | None]
+"""The name of an image, and its format; None: decided by its content, as QEMU would."""
+
+
 class BlindError(Exception):
-    """This process may not look at an image that is there, or may be there; the text is one sentence."""
+    """This process may not look at ``image``, which is there, or may be there; the text is one sentence."""
+
+    def __init__(self, text: str, image: str) -> None:
+        super().__init__(text)
+        self.image = image
 
 
-def needed(image: str, image_format: str | None) -> list[str]:
+def needed(image: str, image_format: str | None, known: Mapping[str, Sequence[Below]] | None = None) -> list[str]:
     """Return the names of all images and data files below an image, as absolute paths and addresses, nearest first.
 
-    ``image_format`` None: decided by its content, as QEMU would. It looks at storage, so it may block.
+    ``known``: what is right below images that nobody can read, by name. It looks at storage, so it may block.
 
     Raises: BlindError.
     """
     found: list[str] = []
-    queue: list[tuple[str, str | None]] = [(image, image_format)]
+    queue: list[Below] = [(image, image_format)]
     while queue and len(found) < limits.IMAGES_BELOW_MAX:
         name, kind = queue.pop(0)
-        for below in _right_below(name, kind):
+        try:
+            right_below = _right_below(name, kind)
+        except BlindError:
+            if known is None or name not in known:
+                raise
+            right_below = known[name]
+        for below in right_below:
             if below[0] not in found:
                 found.append(below[0])
                 queue.append(below)
     return found
 
 
-def _right_below(name: str, image_format: str | None) -> list[tuple[str, str | None]]:
+def _right_below(name: str, image_format: str | None) -> Sequence[Below]:
+    asked = name
     described = options(name)
     if described is not None and "backing" in described:
         below = described["backing"]
         if below is not None and not isinstance(below, dict):
-            raise BlindError(f"pivotd cannot read what is below {name}")
+            raise BlindError(f"pivotd cannot read what is below {name}", asked)
         return [] if below is None else [(f"json:{json.dumps(below)}", below.get("driver"))]
     if image_format in _ALONE:
         return []
     if described is not None and describe(name).text == name:
-        raise BlindError(f"pivotd cannot read what is below {name}")
+        raise BlindError(f"pivotd cannot read what is below {name}", asked)
     name = describe(name).text
     if not name.startswith("/"):
         return []
     if (hidden := view.hidden(name)) is not None:
-        raise BlindError(hidden)
+        raise BlindError(hidden, asked)
     if image_format not in {None, "qcow", "qcow2"}:
-        raise BlindError(f"pivotd cannot read what is below {name}, a {image_format} image")
+        raise BlindError(f"pivotd cannot read what is below {name}, a {image_format} image", asked)
     try:
         head = _head(name)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError) as error:
-        raise BlindError(f"pivotd cannot read what is below {name}: {error}") from None
+        raise BlindError(f"pivotd cannot read what is below {name}: {error}", asked) from None
     return [] if head is None else _named(name, head)
 
 
@@ -98,10 +114,10 @@ def _head(name: str) -> bytes | None:
         os.close(descriptor)
 
 
-def _named(name: str, head: bytes) -> list[tuple[str, str | None]]:
+def _named(name: str, head: bytes) -> list[Below]:
     _, version, at, size, _ = _HEADER.unpack_from(head)
     extensions = _extensions(head, version)
-    found: list[tuple[str, str | None]] = []
+    found: list[Below] = []
     if _DATA_FILE in extensions:
         found.append((extensions[_DATA_FILE], "raw"))
     if at and size:

@@ -25,10 +25,30 @@ _OFD = -1
 
 def is_locked(path: str, found: os.stat_result) -> bool:
     """Return whether some QEMU has locked the file that was found at a path; it may block on its storage."""
-    asked = _ask(path, found)
+    asked = ask(path, found)
     if asked is not None:
         return asked
     return (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino) in listed(Path("/proc/locks"))
+
+
+def ask(path: str, found: os.stat_result) -> bool | None:
+    """Return what the kernel says of the file; None if it may not be asked, or if another program has locked it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        if not os.path.samestat(os.fstat(descriptor), found):
+            return None
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BYTES.start, len(_BYTES), 0)
+        kind, _, start, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wanted))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    if kind == fcntl.F_UNLCK:
+        return False
+    return True if pid == _OFD and start in _BYTES else None
 
 
 def listed(path: Path) -> set[tuple[int, int, int]]:
@@ -38,21 +58,3 @@ def listed(path: Path) -> set[tuple[int, int, int]]:
     except OSError:
         return set()
     return {(int(major, 16), int(minor, 16), int(node)) for major, minor, node, at in locks if int(at) in _BYTES}
-
-
-def _ask(path: str, found: os.stat_result) -> bool | None:
-    """Return what the kernel says of the file, None if it may not be asked."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        if not os.path.samestat(os.fstat(descriptor), found):
-            return False
-        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BYTES.start, len(_BYTES), 0)
-        kind, _, start, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wanted))
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return kind != fcntl.F_UNLCK and pid == _OFD and start in _BYTES

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pivotd.core.image_names import describe
-from pivotd.core.pivot import Image, Outcome, Pivot, PivotDisk
-from pivotd.core.request import Kind, Sync
-from pivotd.host import backing, files, places, view
+from pivotd.core.pivot import Image, Pivot, PivotDisk
+from pivotd.core.request import Kind
+from pivotd.host import backing, files, locks, places, view
+from pivotd.host.backing import Below
 from pivotd.host.places import Place
+from pivotd.host.process import working_directory
 from pivotd.host.threads import look_at
 from pivotd.qmp.blocks import Blocks
 
@@ -82,22 +84,52 @@ def in_use(process: Process, images: Wanted, pivot: Pivot) -> tuple[list[Holder]
     return found, blind
 
 
-def below_right(moved: tuple[Pivot, PivotDisk], right: Image, images: Wanted) -> tuple[list[Holder], list[str]]:
+def of_silent(
+    domain: str, pid: int, shown: Blocks | None, images: Wanted, pivot: Pivot
+) -> tuple[list[Holder], list[str]] | None:
+    """Return what ``in_use`` returns for a QEMU that does not answer; None: nobody can tell. It may block.
+
+    Its descriptors say it all, but for exports. Where nobody may see them, two things together do: no QEMU has locked
+    the image, and this one did not have it when it answered last (``shown``), without locks perhaps.
+    """
+    opened, directory = files.opened(pid), working_directory(pid)
+    if opened is None:
+        seen = None if shown is None else in_use(Process(domain, shown, directory, None), images, pivot)
+        free = all(_is_unlocked(image) for image in images)
+        return seen if seen is not None and (free or seen[0]) else None
+    if any(describe(image).path is None for image in images):
+        return None
+    is_open = [image for image, place in images.items() if _is_open(place, opened)]
+    disks = [] if shown is None else list(shown.disks)
+    if is_open and not disks:
+        return [], [f"{domain}: its QEMU does not answer, and has {image} open" for image in is_open]
+    return [Holder(image, domain, disk, "is open in QEMU of") for image in is_open for disk in disks], []
+
+
+def _is_unlocked(image: str) -> bool:
+    """Return whether certainly no QEMU has locked the file of an image."""
+    path = describe(image).path
+    if path is None or view.hidden(path) is not None:
+        return False
+    look_at(path)
+    try:
+        return locks.ask(path, os.stat(path)) is False  # noqa: PTH116
+    except OSError:
+        return False
+
+
+def below_right(
+    moved: tuple[Pivot, PivotDisk], right: Image, images: Wanted, known: Mapping[str, Sequence[Below]]
+) -> list[Holder]:
     """Return a disk that no QEMU was seen to have if its right image is, or lies on, one of the images.
 
-    Also sentences on what cannot be seen. It reads headers, so it may block.
+    ``known``: what is right below images that nobody can read. It reads headers, so it may block. Raises: BlindError.
     """
     pivot, disk = moved
     found = _matching(right.filename, images, pivot, disk, "is the right image of")
-    try:
-        names = backing.needed(right.filename, right.format)
-    except backing.BlindError as error:
-        alone = pivot.kind is Kind.COPY and disk.outcome is Outcome.SWITCHED and disk.accepted is None
-        full = pivot.options.sync is Sync.FULL or disk.base is None
-        return found, [] if alone and full else [f"{pivot.domain} {disk.disk}: {error}"]
-    for name in names:
+    for name in () if found else backing.needed(right.filename, right.format, known):
         found += _matching(name, images, pivot, disk, f"lies below {right.filename}, the right image of")
-    return found, []
+    return found
 
 
 def _matching(name: str, images: Wanted, pivot: Pivot, disk: PivotDisk, why: str) -> list[Holder]:

@@ -44,6 +44,8 @@ class Session:
         self._monitor = monitor
         self.path = path
         self.pid = monitor.pid
+        self.shown: Blocks | None = None
+        """What QEMU has shown at the last look at its disks and graph."""
 
     @classmethod
     async def connect(cls, path: str) -> Session:
@@ -120,7 +122,8 @@ class Session:
 
     async def blocks(self) -> Blocks:
         """Return every disk with a medium, the block graph, and every block job of any client."""
-        return await looking.blocks_of(self._monitor)
+        self.shown = await looking.blocks_of(self._monitor)
+        return self.shown
 
     async def writers(self, blocks: Blocks) -> Mapping[str, tuple[str, ...]]:
         """Return, by disk, what else may write to its image while the guest stands still, in words."""

@@ -48,6 +48,9 @@ class NoHistory:
     async def overwritten(self) -> dict[tuple[str, str], Overwritten]:
         return {}
 
+    async def had(self, _image: str) -> list[tuple[Pivot, PivotDisk]]:
+        return []
+
     async def standings(self, _image: str) -> list[ImageFound]:
         return []
 

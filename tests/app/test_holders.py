@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pivotd import limits
 from pivotd.app.accepting import Accepting
 from pivotd.app.alarms import Alarms
 from pivotd.app.holders import Holders
@@ -22,7 +25,7 @@ from pivotd.client.requests import AcceptRequest
 from pivotd.core.pivot import Image, Pivot
 from pivotd.core.request import CopyOptions, Kind, PivotRequest, Target
 from pivotd.errors import BadRequestError, ConflictError
-from pivotd.host import places
+from pivotd.host import backing, places
 from pivotd.planning import needed_images
 from pivotd.planning.plan import plan
 from tests.app.conftest import WHO, engine
@@ -258,15 +261,20 @@ async def test_what_nobody_can_see_is_refused(desk: Desk):
     ((pivot, disk),) = await desk.reads.latest("web2")
     wanted = {str(target): places.of(str(target))}
     strange = Image(str(right), "vmdk", "")
-    assert needed_images.below_right((pivot, disk), strange, wanted) == ([], [])
-    overlay = replace(pivot, kind=Kind.SNAPSHOT)
-    _, (why,) = needed_images.below_right((overlay, disk), strange, wanted)
-    assert why == f"web2 disk0: pivotd cannot read what is below {right}, a vmdk image"
+    with pytest.raises(backing.BlindError, match=f"pivotd cannot read what is below {right}, a vmdk image"):
+        needed_images.below_right((pivot, disk), strange, wanted, {})
+    assert needed_images.below_right((pivot, disk), strange, wanted, {str(right): []}) == []
 
     async def latest(_domain, _disk=None):
-        return [(overlay, replace(disk, destination=strange))]
+        return [(pivot, replace(disk, destination=strange))]
 
     desk.reads.latest = latest  # type: ignore[method-assign]
+    await Holders(desk.engine.host, desk.reads).check(planned)
+
+    async def had(_image):
+        return [(replace(pivot, kind=Kind.PULL), disk)]
+
+    desk.reads.had = had  # type: ignore[method-assign]
     with pytest.raises(ConflictError, match=r"nobody can tell whether another disk needs it: web2 disk0.*--force"):
         await Holders(desk.engine.host, desk.reads).check(planned)
 
@@ -332,3 +340,70 @@ async def test_another_disk_gains_nothing_from_a_name_that_moved_on(desk: Desk):
     request = PivotRequest("web3", Kind.COPY, (Target("disk1", str(right), "qcow2"),), CopyOptions(reuse=True))
     with pytest.raises(ConflictError, match=r"b\.qcow2 .* of web2 disk0.*--force"):
         await desk.starter.start(request, WHO)
+
+
+async def test_a_qemu_that_does_not_answer(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """Its descriptors say which files it has: what it does not have may be written, and nothing else."""
+    monkeypatch.setattr(limits, "QUERY_TIMEOUT_S", 0.5)
+    active = desk.image("active.qcow2")
+    hung = await desk.guest("web2", Disk(active, node={"file": _unlocked(desk, "active.qcow2")}))
+    await desk.guest("web1", Disk(desk.image("a.qcow2", backing=desk.image("base.qcow2"))))
+    os.kill(hung.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(
+            ConflictError, match=r"active.qcow2 is open in QEMU of web2|QEMU .* has .*active.qcow2 open"
+        ):
+            await desk.copy("web1", active, reuse=True)
+        assert (await desk.copy("web1", desk.image("other.qcow2"), reuse=True)).outcome == "switched"
+    finally:
+        os.kill(hung.pid, signal.SIGCONT)
+
+
+async def test_a_silent_qemu_whose_descriptors_nobody_may_see(desk: Desk):
+    """An image that no QEMU has locked, and that this one did not show at the last look, is not its."""
+    active, free = desk.image("active.qcow2"), desk.image("free.qcow2")
+    await desk.guest("web2", Disk(active, node={"file": _unlocked(desk, "active.qcow2")}))
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    session = desk.engine.host.get("web2").session
+    assert session is not None
+    shown, hidden = await session.blocks(), 1 << 30
+    request = PivotRequest("web1", Kind.COPY, (Target("disk0", str(free)),), CopyOptions(reuse=True))
+    pivot = await plan(request, desk.engine.host.get("web1").session, [], pivot="01K9ABCDEFGHJKMNPQRSTV9999", who=WHO)
+
+    def told(image: Path, known=shown):
+        return needed_images.of_silent("web2", hidden, known, needed_images.wanted([Image(str(image), "", "")]), pivot)
+
+    assert told(free) == ([], [])
+    assert told(free, None) is None
+    assert [one.disk for one in told(active)[0]] == ["disk0"]
+    assert told(desk.directory / "a.qcow2") is None  # locked: by whom is not known
+
+
+async def test_a_header_that_nobody_can_read(desk: Desk):
+    """What pivotd has made it on is known without it, and is all that it needs; a merged image may need anything."""
+    base = desk.image("base.qcow2")
+    kinds = {"web2": (Kind.SNAPSHOT,), "web3": (Kind.SNAPSHOT, Kind.PULL)}
+    for name, verbs in kinds.items():
+        first = desk.image(f"{name}.qcow2", backing=base if name == "web2" else None)
+        qemu = await desk.guest(name, Disk(first, node={"file": _unlocked(desk, first.name)}))
+        for verb in verbs:
+            target = Target("disk0", str(desk.directory / f"{name}-top.qcow2") if verb is Kind.SNAPSHOT else "")
+            assert (await desk.run(verb, name, target)).outcome in {"switched", "merged"}
+        qemu.kill()
+        session = desk.engine.host.get(name).session
+        if session is not None:
+            await session.closed()
+    await desk.guest("web1", Disk(desk.image("over.qcow2", backing=base), node={"file": _unlocked(desk, "over.qcow2")}))
+    _make_unreadable(desk.directory / "web2-top.qcow2")
+    with pytest.raises(ConflictError, match=r"base.qcow2 lies below .*web2-top.qcow2, the right image of web2 disk0"):
+        await desk.run(Kind.COMMIT, "web1", Target("disk0"))
+    assert (await desk.copy("web1", desk.image("other.qcow2"), reuse=True)).outcome == "switched"
+    _make_unreadable(desk.directory / "web3-top.qcow2")
+    with pytest.raises(ConflictError, match=r"nobody can tell .* web3 disk0: pivotd cannot read .*web3-top.qcow2"):
+        await desk.copy("web1", desk.image("another.qcow2"), reuse=True)
+
+
+def _make_unreadable(image: Path) -> None:
+    """Also for root, whom no permission keeps out."""
+    image.rename(image.with_suffix(".away"))
+    image.symlink_to(image)
