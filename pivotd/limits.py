@@ -76,6 +76,8 @@ JOURNAL_CHECK_S = 2.0
 JOURNAL_CHECK_AGAIN_S = 5.0
 ALARM_AGAIN_S = 30.0
 """After a look at a domain's images that failed."""
+OTHERS_PAUSE_S = 5.0
+"""How long a request waits until pivotd has no pause open in another domain that it must look at."""
 ALARM_PAUSE_S = 0.2
 """Between two looks whether a pause has ended, which no look at a domain's images may lengthen."""
 IMAGES_BELOW_MAX = 256

@@ -190,6 +190,7 @@ class Holders:
     ) -> tuple[list[Holder], list[str]]:
         """Return the disks of one QEMU that have the images, and what cannot be seen; note in ``seen`` what it has."""
         try:
+            await self._no_pause(domain)
             blocks = await session.blocks()
             names = [layer.filename for disk in blocks.disks.values() for layer in disk.layers]
 
@@ -204,6 +205,20 @@ class Holders:
             return await self._of_silent(domain, session, str(error), wanted, pivot)
         seen |= {(domain, disk) for disk in blocks.disks}
         return shown
+
+    async def _no_pause(self, domain: str) -> None:
+        """Wait while pivotd holds the guest of a domain in a pause: no look of another one may lengthen it.
+
+        What is sent right after this reaches QEMU before the ``stop`` of the next pause. Raises: TimeoutError.
+        """
+        supervisor = self._host.supervisors.get(domain)
+        try:
+            async with asyncio.timeout(limits.OTHERS_PAUSE_S):
+                while supervisor is not None and supervisor.window.locked():
+                    async with supervisor.window:
+                        pass
+        except TimeoutError:
+            raise TimeoutError("pivotd works on its disks in a pause: try again when that has ended") from None
 
     async def _of_silent(
         self, domain: str, session: Session, why: str, wanted: Wanted, pivot: Pivot

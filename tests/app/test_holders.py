@@ -407,3 +407,27 @@ def _make_unreadable(image: Path) -> None:
     """Also for root, whom no permission keeps out."""
     image.rename(image.with_suffix(".away"))
     image.symlink_to(image)
+
+
+async def test_no_look_falls_into_the_pause_of_another_guest(desk: Desk):
+    """QEMU answers one question after the other: the request waits until pivotd has no pause open there."""
+    await desk.guest("web2", Disk(desk.image("c.qcow2")))
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    other = desk.engine.host.get("web2")
+    assert other.session is not None
+    blocks, asked = other.session.blocks, []
+
+    async def watched():
+        asked.append(other.window.locked())
+        return await blocks()
+
+    other.session.blocks = watched  # type: ignore[method-assign]
+    await other.window.acquire()
+    copy = asyncio.ensure_future(desk.copy("web1", desk.image("target.qcow2"), reuse=True))
+    async with asyncio.timeout(20):
+        while not other.window._waiters:  # type: ignore[attr-defined]
+            assert not asked, "in the pause"
+            await asyncio.sleep(0.01)
+    other.window.release()
+    assert (await copy).outcome == "switched"
+    assert asked == [False]
