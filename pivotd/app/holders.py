@@ -82,7 +82,7 @@ class Found:
 
     def overwritten(self, pivot: Pivot) -> list[Overwritten]:
         """Return the disks of which nobody is certain any more once the pivot writes or switches."""
-        disks = {(one.domain, one.disk): one.image for one in self.holders}
+        disks = {(one.domain, one.disk): one.image for one in self.holders if one.disk}
         sources = {disk.source.filename for disk in pivot.disks if pivot.switches}
         moved = {key: image for key, image in self.renamed.items() if image in sources and key not in disks}
         return [Overwritten(*key, image, pivot.id, pivot.domain) for key, image in disks.items()] + [
@@ -92,7 +92,7 @@ class Found:
     @property
     def facts(self) -> JsonObject:
         """Return what the record of the pivot says of this."""
-        names = [f"{one.image} {one.why} {one.domain} {one.disk}" for one in self.holders]
+        names = [f"{one.image} {one.why} {one.name}" for one in self.holders]
         returns = [f"{one.asked} was {one.finding.standing}: {one.finding.why}" for one in self.returns]
         moved = [f"{image} is the right image of {domain} {disk}" for (domain, disk), image in self.renamed.items()]
         said: JsonObject = {
@@ -119,14 +119,13 @@ class Holders:
         found = await self._find(pivot)
         own = next((one for one in found.holders if one.own), None)
         if own is not None:
-            raise BadRequestError(f"{own.image} {own.why} {own.domain} {own.disk}: name another image", disk=own.disk)
+            raise BadRequestError(f"{own.image} {own.why} {own.name}: name another image", disk=own.disk)
         if pivot.options.force:
             return found
         for one in found.holders:
-            name = f"{one.domain} {one.disk}"
             raise ConflictError(
-                f"{one.image} {one.why} {name}: name another one; --force writes to it, and nobody can be certain of "
-                f"{name} afterwards",
+                f"{one.image} {one.why} {one.name}: name another one; --force writes to it, and nobody can be certain "
+                f"of {one.name} afterwards",
                 domain=one.domain, disk=one.disk, image=one.image,
             )  # fmt: skip
         for why in found.blind:

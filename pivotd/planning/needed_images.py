@@ -23,13 +23,21 @@ Wanted = Mapping[str, Place]
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A disk, and one sentence on what ``image`` is to it. ``own``: of the pivot's own guest, which nothing permits."""
+    """A disk, and one sentence on what ``image`` is to it. ``own``: of the pivot's own guest, which nothing permits.
+
+    ``disk`` empty: its QEMU has the image, and no disk of it needs that.
+    """
 
     image: str
     domain: str
     disk: str
     why: str
     own: bool = False
+
+    @property
+    def name(self) -> str:
+        """Domain and disk."""
+        return f"{self.domain} {self.disk}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,7 @@ def in_use(process: Process, images: Wanted, pivot: Pivot) -> tuple[list[Holder]
         return found, blind
     known = {one.image for one in found}
     for image in (image for image, at in images.items() if image not in known and _is_open(at, process.opened)):
-        found += [Holder(image, process.domain, disk, "is open in QEMU of", own) for disk in process.blocks.disks]
+        found += [Holder(image, process.domain, disk, "is open in QEMU of", own) for disk in _may_have(process.blocks)]
     return found, blind
 
 
@@ -100,10 +108,24 @@ def of_silent(
     if any(describe(image).path is None for image in images):
         return None
     is_open = [image for image, place in images.items() if _is_open(place, opened)]
-    disks = [] if shown is None else list(shown.disks)
-    if is_open and not disks:
-        return [], [f"{domain}: its QEMU does not answer, and has {image} open" for image in is_open]
+    # Which of its disks, only its last answer says; it may have got the image since.
+    disks = [""] if shown is None else shown.disks or [""]
     return [Holder(image, domain, disk, "is open in QEMU of") for image in is_open for disk in disks], []
+
+
+def _may_have(blocks: Blocks) -> list[str]:
+    """Return the disks that may need a file which is open and which no layer's name shows; ``[""]``: no disk does.
+
+    Such a file is below a node that has more files than its layers have names (``data-file``, quorum), or a job works
+    with it. Otherwise a node has it that no disk uses.
+    """
+    graph, found = blocks.graph, []
+    for seen in blocks.disks.values():
+        below = graph.below(seen.node)
+        files_below = [node for node in below if not graph.children.get(node)]
+        if len(files_below) > len({layer.filename for layer in seen.layers}) or any(graph.jobs.get(n) for n in below):
+            found.append(seen.disk)
+    return found or [""]
 
 
 def _is_unlocked(image: str) -> bool:

@@ -155,6 +155,28 @@ async def test_an_image_that_another_running_guest_has_open(desk: Desk):
     assert active.read_bytes() == bytes(len(active.read_bytes()))
 
 
+async def test_only_the_disk_that_has_a_file_open_is_in_doubt(desk: Desk):
+    """An external data file is below one of two disks, and a loose node below none of them."""
+    data, loose = desk.directory / "data.raw", desk.image("loose.raw", "raw")
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={data}", desk.directory / "d.qcow2", SIZE],
+        check=True,
+    )
+    node = {"data-file": "data"}
+    before = ({**_unlocked(desk, "data.raw"), "node-name": "data"},)
+    disks = [Disk(desk.directory / "d.qcow2", node=node, before=before), Disk(desk.image("plain.qcow2"))]
+    await desk.guest("web2", *disks)
+    other = await desk.guest("web3", Disk(desk.image("c.qcow2")))
+    other.spy("blockdev-add", {**_unlocked(desk, "loose.raw"), "node-name": "loose"})
+    await desk.guest("web1", Disk(desk.image("a.raw", "raw"), format="raw"))
+    assert (await desk.copy("web1", loose, "raw", reuse=True, force=True)).outcome == "switched"
+    assert await desk.reads.overwritten() == {}
+    forced = await desk.copy("web1", data, "raw", reuse=True, force=True)
+    assert forced.outcome == "switched"
+    assert desk.engine.facts(forced, "accepted")["overwrites"] == [f"{data} is open in QEMU of web2 disk0"]
+    assert list(await desk.reads.overwritten()) == [("web2", "disk0")]
+
+
 async def test_a_loop_device_is_its_file(desk: Desk):
     """One guest has the file, the other one is sent to a device on it; neither may a disk move onto its own image."""
     disk = desk.image("disk.raw", "raw")
