@@ -94,7 +94,7 @@ class LiveVerdicts:
         if moved is None:
             live = verdict.Live(await image_name(disk, session), disk.format)
             found = verdict.without_pivot(*key, live)
-            stray = await in_thread(limits.FILE_TIMEOUT_S, _astray, live.image, session.pid, paths=[live.image])
+            stray = await in_thread(limits.FILE_TIMEOUT_S, _astray, live.image, disk, session.pid, paths=[live.image])
             self._found[key] = found if stray is None else verdict.nameless(found, stray)
         else:
             paths = [*(layer.filename for layer in disk.layers), verdict.right_image(moved[1]).filename]
@@ -126,9 +126,12 @@ async def image_path(filename: str, session: Session) -> str:
     return file.path or filename
 
 
-def _astray(image: str, pid: int) -> str | None:
+def _astray(image: str, disk: DiskSeen, pid: int) -> str | None:
     """Return why the name of an image certainly does not lead to what QEMU has open, None if nothing shows that."""
-    found = held.astray(image, held.look(pid))
+    has, data = held.look(pid), disk.layers[0].data_file
+    found = held.astray(image, has)
+    if found is None and data is not None:
+        found = held.data_astray(data, process.working_directory(pid), has)
     return None if found is None or found.unseen else found.why
 
 

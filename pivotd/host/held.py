@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pivotd.core.image_names import describe
@@ -75,6 +75,15 @@ def astray(filename: str, held: Held) -> Astray | None:
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
         return Astray(f"there is {'a directory' if stat.S_ISDIR(found.st_mode) else 'no image'} at this name now")
     return _is_held(path, found, held)
+
+
+def data_astray(data_file: str, directory: Path | None, held: Held) -> Astray | None:
+    """Return why the external data file that a header names is not one that QEMU has open, None if it is.
+
+    QEMU looks for a relative name from its own working directory, and not from the image's.
+    """
+    found = astray(describe(data_file, None if directory is None else str(directory)).text, held)
+    return None if found is None else replace(found, why=f"of its external data file {data_file}, {found.why}")
 
 
 def _is_held(path: str, found: os.stat_result, held: Held) -> Astray | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.errors import BadRequestError
 from pivotd.host import files
-from pivotd.host.held import Astray, astray
+from pivotd.host.held import Astray, astray, data_astray
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.qmp.blocks import DiskSeen
 
@@ -24,17 +24,18 @@ def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDis
     at its name is the right one, and the disk returned says so. Raises: BadRequestError.
     """
     layers = domain.images(seen)
-    for image in layers[_above(disk, layers)] + layers[_below(disk, layers)]:
-        found = astray(image.filename, domain.held)
+    every = range(len(layers))
+    for place in (*every[_above(disk, layers)], *every[_below(disk, layers)]):
+        found = _astray(domain, seen, layers, place)
         if found is not None and not (found.unseen and domain.options.force):
-            raise BadRequestError(_sentence(image.filename, found), disk=seen.disk)
+            raise BadRequestError(_sentence(layers[place].filename, found), disk=seen.disk)
     if disk.backing_file is not None and len(os.fsencode(disk.backing_file)) > HEADER_NAME_BYTES_MAX:
         raise BadRequestError(
             f"{disk.backing_file[:80]}… is too long for a header, which takes {HEADER_NAME_BYTES_MAX} bytes: copy the "
             "disk in full to a new image",
             disk=seen.disk,
         )
-    found = astray(disk.source.filename, domain.held)
+    found = _astray(domain, seen, layers, 0)
     if found is None or found.unseen:
         return disk
     if domain.options.keep_synced:
@@ -44,6 +45,18 @@ def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDis
             disk=seen.disk,
         )
     return replace(disk, source=replace(disk.source, file_id=files.LOST))
+
+
+def _astray(domain: DomainSnapshot, seen: DiskSeen, layers: list[Image], place: int) -> Astray | None:
+    """Return why the name of a layer does not lead to the data that QEMU has there, None if it does."""
+    if (found := astray(layers[place].filename, domain.held)) is not None:
+        return found
+    data, nodes = seen.layers[place].data_file, domain.blocks.graph.chain(seen.node)
+    if data is not None:
+        return data_astray(data, domain.directory, domain.held)
+    if len(nodes) == len(layers) and nodes[place] in domain.blocks.graph.with_data_file:
+        return Astray("its data is in an external file that it does not name", fleeting=True)
+    return None
 
 
 def _sentence(name: str, found: Astray) -> str:

@@ -52,7 +52,7 @@ def _spoilt(kind: Kind, copied: range) -> range:
 
 def _refuse_to_lose_data_file(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> None:
     """Raises: BadRequestError: other programs may read the external data file, which a new image would not have."""
-    data = seen.layers[0].raw_data_file
+    data = seen.layers[0].data_file if seen.layers[0].data_file_is_raw else None
     options = domain.options
     if data is None or disk.destination.format == "raw" or options.reuse or options.adopted or options.force:
         return

@@ -39,8 +39,10 @@ class Layer:
     """Whether QEMU encrypts it, by itself or in a node below it; None: QEMU does not show all nodes below it."""
     snapshots: tuple[str, ...] = ()
     """The names of the snapshots inside it, of one without a name its id."""
-    raw_data_file: str | None = None
-    """The external file that holds its data as a raw image would, if it promises that (``data-file-raw``)."""
+    data_file: str | None = None
+    """The external file that holds its data, as its header says; QEMU may have been given another one."""
+    data_file_is_raw: bool = False
+    """It promises that this file holds its data as a raw image would (``data-file-raw``)."""
     allocated_bytes: int | None = None
     """What its storage has allocated for it; None if QEMU cannot tell, 0 for a device."""
     names: str | None = None
@@ -97,6 +99,8 @@ class Graph:
     """Job id -> the node that it writes."""
     writing: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     """Node -> type and name of each parent that may write to it."""
+    with_data_file: frozenset[str] = frozenset()
+    """Nodes whose data is in an external file."""
     held: frozenset[str] = frozenset()
     """Nodes that a device, an export or a job has."""
 
@@ -231,7 +235,8 @@ def _layer(image: Mapping[str, Any]) -> Layer:
         bitmaps=tuple(_stored(of(list, qcow2.get("bitmaps", [])))),
         encrypted=of(bool, image.get("encrypted", False)) or descriptions.encrypted(filename),
         snapshots=tuple(of(str, kept["name"] or kept["id"]) for kept in of(list, image.get("snapshots", []))),
-        raw_data_file=of(str, qcow2["data-file"]) if qcow2.get("data-file-raw") else None,
+        data_file=of(str, qcow2["data-file"]) if "data-file" in qcow2 else None,
+        data_file_is_raw=of(bool, qcow2.get("data-file-raw", False)),
         allocated_bytes=of(int, image["actual-size"]) if "actual-size" in image else None,
         names=of(str, image["full-backing-filename"]) if "full-backing-filename" in image else None,
     )
@@ -295,6 +300,7 @@ def graph(answer: Any) -> Graph:
     targets: dict[str, str] = {}
     writing: dict[str, tuple[tuple[str, str], ...]] = {}
     held: set[str] = set()
+    with_data_file: set[str] = set()
     for edge in of(list, answer["edges"]):
         kind = kinds[edge["parent"]]
         parent, child = named[edge["parent"]], named[edge["child"]]
@@ -306,9 +312,11 @@ def graph(answer: Any) -> Graph:
             children[parent] = (*children.get(parent, ()), child)
             if edge["name"] == "backing":
                 backing[parent] = child
+            if edge["name"] == "data-file":
+                with_data_file.add(parent)
         elif kind == "block-job":
             users[child] = (*users.get(child, ()), parent)
             if edge["name"] == "target":
                 targets[parent] = child
     drivers = frozenset(named[number] for number, kind in kinds.items() if kind == "block-driver")
-    return Graph(drivers, children, backing, users, targets, writing, frozenset(held))
+    return Graph(drivers, children, backing, users, targets, writing, frozenset(with_data_file), frozenset(held))

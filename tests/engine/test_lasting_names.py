@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +112,27 @@ async def test_no_header_names_a_file_that_is_lost(
                     assert (source.file_id == files.LOST) is (lost == top), (verb, lost)
         back(lost)
     assert engine.journal.last_seq == 0
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_data_file_that_the_header_does_not_lead_to(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, *, named: bool
+):
+    """QEMU was given another one: no header may name the image. A full copy saves the data."""
+    image = create_image(tmp_path / "old.qcow2", options=f"data_file={tmp_path / 'theirs.raw'}")
+    given = create_image(tmp_path / "given.raw", image_format="raw")
+    if not named:
+        subprocess.run(["qemu-img", "amend", "-q", "-f", "qcow2", "-o", "data_file=", image], check=True)
+    data = {"driver": "file", "filename": str(given), "node-name": "data"}
+    qemu_factory([Disk(image, node={"data-file": "data"}, before=(data,))], paused=True)
+    await engine.connect(Qemu(tmp_path))
+    new = Target("disk0", str(tmp_path / "new.qcow2"), "qcow2")
+    for force in (False, True):
+        with pytest.raises(BadRequestError, match="external") as caught:
+            await planned(engine, Kind.SNAPSHOT, new, force=force)
+        assert str(image) in str(caught.value)
+    pivot = await planned(engine, Kind.COPY, new)
+    assert pivot.disks[0].source.file_id == files.LOST
 
 
 async def test_a_copy_that_is_kept_never_vouches_for_a_source_that_is_lost(
