@@ -8,19 +8,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 from pathlib import Path
 
 from pivotd.core.pivot import Image
 from pivotd.core.request import CopyOptions
 from pivotd.errors import BadRequestError
-from pivotd.host import view
+from pivotd.host import qcow2, view
 from pivotd.host.threads import look_at
 from pivotd.qmp.blocks import DiskSeen
-
-_QCOW2 = struct.Struct(">4sIQIIQ")
-"""Magic, version, backing file offset and size, cluster bits, virtual size. Source: docs/interop/qcow2.txt of QEMU."""
-_MAGIC = b"QFI\xfb"
 
 
 def check_path(image: Image, seen: DiskSeen, options: CopyOptions, *, pid: int) -> None:
@@ -78,22 +73,18 @@ def _check_unclaimed(device: Path) -> None:
 def _check_content(path: Path, image_format: str, seen: DiskSeen) -> None:
     """Check that the image is of the named format, which is never probed, and as large as the disk."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+        head = qcow2.look(str(path))
+    except (OSError, ValueError):
         return
-    try:
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-        header = os.pread(descriptor, _QCOW2.size, 0)
-    except OSError:
+    if head is None:
         return
-    finally:
-        os.close(descriptor)
+    size = head.file_bytes
     if image_format == "qcow2":
-        magic, _, backing, _, _, size = _QCOW2.unpack(header.ljust(_QCOW2.size, b"\0"))
-        if magic != _MAGIC:
+        if head.header is None:
             raise BadRequestError(f"{path} holds no qcow2 image: create one there first, or name --format raw")
-        if backing:
+        if head.header.backing_file is not None:
             raise BadRequestError(f"{path} has a backing file: a full copy needs an image that stands alone")
+        size = head.header.size_bytes
     if size < seen.size_bytes:
         raise BadRequestError(f"{path} is smaller than {seen.disk}: {size} bytes for {seen.size_bytes}")
     if image_format == "qcow2" and size > seen.size_bytes:

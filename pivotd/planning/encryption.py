@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterable
 
 from pivotd.core import nbd
 from pivotd.core.pivot import PivotDisk
 from pivotd.errors import BadRequestError
-from pivotd.host import view
-from pivotd.host.threads import look_at
+from pivotd.host import qcow2, view
 from pivotd.planning import filters
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.qmp.blocks import DiskSeen
-
-_QCOW2 = struct.Struct(">4s28xI")
-"""Magic, and the method of encryption, 0 for none. Source: docs/interop/qcow2.txt of QEMU."""
-_QCOW2_MAGIC = b"QFI\xfb"
-_LUKS_MAGIC = b"LUKS\xba\xbe"
 
 
 def check(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, copied: Iterable[int], taker: int | None) -> None:
@@ -54,16 +47,8 @@ def _is_encrypted(filename: str) -> bool:
     """Return whether a file says of itself that it is encrypted; False if pivotd may not look."""
     if nbd.is_uri(filename) or view.hidden(os.path.realpath(filename)) is not None:
         return False
-    look_at(filename)
     try:
-        descriptor = os.open(filename, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+        head = qcow2.look(filename)
+    except (OSError, ValueError):
         return False
-    try:
-        head = os.pread(descriptor, _QCOW2.size, 0)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    magic, method = _QCOW2.unpack(head.ljust(_QCOW2.size, b"\0"))
-    return head.startswith(_LUKS_MAGIC) or (magic == _QCOW2_MAGIC and method != 0)
+    return head is not None and head.is_encrypted
