@@ -29,6 +29,11 @@ LIBVIRT_CONNECT_TIMEOUT_S = 5.0
 LIBVIRT_KEEPALIVE_S = 2
 LIBVIRT_KEEPALIVES = 3
 """A libvirtd that answers none of these is given up: 8 s after it has begun to hang, calls to it end."""
+LIBVIRT_DOUBT_S = 35.0
+"""How long a call whose answer was lost may still be carried out by a libvirtd that works again: each call waits at
+most 30 s for its turn at a domain (QEMU_JOB_WAIT_TIME)."""
+LIBVIRT_QUICK_S = 1.0
+"""A look that takes longer has waited: for an earlier call, or for a libvirtd that hung."""
 LIBVIRT_LIST_S = 10.0
 """Between two looks for libvirt's domains; its events tell of them at once."""
 

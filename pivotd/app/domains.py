@@ -161,7 +161,7 @@ def _libvirt(believed: DiskBelieved | None, root: str) -> LibvirtImages | None:
 async def _refuse_libvirts(qmp: str) -> None:
     """Look before a domain is recorded. Raises: UnsupportedQemuError: libvirt manages the QEMU behind this monitor."""
     with contextlib.suppress(DomainUnreachableError, QmpError, TimeoutError):
-        session = await MonitorConnector(qmp).connect()
+        session = await MonitorConnector(qmp).connect(wanted=False)
         try:
             await session.refuse_libvirts()
         finally:

@@ -31,9 +31,9 @@ class LibvirtConnector:
         self._name = name
         self._line = Line(name)
 
-    async def connect(self) -> Session:
+    async def connect(self, *, wanted: bool) -> Session:
         """Connect once; this also starts a libvirtd that systemd starts for its clients."""
-        return await LibvirtSession.open(self.path, self._name, self._line)
+        return await LibvirtSession.open(self.path, self._name, self._line, wanted=wanted)
 
     def end(self) -> None:
         """Let the thread end."""

@@ -15,7 +15,7 @@ from pivotd.app.holders import Holders
 from pivotd.app.registry import Host
 from pivotd.core import nbd
 from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk
-from pivotd.core.request import Kind, Manager, PivotRequest, Requester, Target
+from pivotd.core.request import Kind, PivotRequest, Requester, Target
 from pivotd.core.verdict import Verdict
 from pivotd.engine import pivot_log
 from pivotd.engine.supervisor import Supervisor
@@ -90,10 +90,6 @@ class Starter:
 
     async def _start(self, request: PivotRequest, who: Requester) -> Pivot:
         supervisor = self._host.get(request.domain)
-        if supervisor.manager is Manager.LIBVIRT:
-            raise ConflictError(
-                f"domain {request.domain} is libvirt's: pivotd shows it, and does not move its disks yet"
-            )
         async with _turn(supervisor):
             session = await supervisor.connected()
             others = [driver.pivot for driver in self._host.drivers().values()]

@@ -36,6 +36,7 @@ SECTIONS = (
             ("pivot wait ID", "wait for a pivot, show its progress"),
             ("pivot complete ID", "switch a pivot that waits at ready"),
             ("pivot adopt DOMAIN DISK[=IMAGE]...", "take over other programs' block jobs"),
+            ("libvirt pivot | libvirt abort DOMAIN DISK...", "guard a job of libvirt's to its end"),
             ("pivot set ID --bandwidth RATE", "copy slower or faster from now on"),
             ("pivot cancel ID", "cancel a pivot, keep the source"),
             ("pivot undo ID", "return to images that were kept in sync"),

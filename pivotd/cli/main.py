@@ -45,6 +45,7 @@ COMMANDS = {
     "guard": "guard_command",
     "stale": "stale_command",
     "events": "event_command",
+    "libvirt": "libvirt_command",
 }
 """Each command, and the module in this folder that defines it."""
 GLOBAL_OPTIONS = ("--json", "--socket", "--offline")

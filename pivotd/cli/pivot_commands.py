@@ -78,7 +78,7 @@ def show(app: App, pivot_id: str) -> None:
     found = app.reads.pivot(pivot_id)
     if render.answer(app, found):
         return
-    copying = app.offline is None and found.phase in {"copying", "ready"}
+    copying = app.offline is None and found.phase in {"copying", "ready", "pausing", "cancelling"}
     now = app.client.progress(found.id) if copying else None
     who = found.requested_by
     tries = [f"{render.pause(each.pause_ms)}, {each.ended}" for each in found.pauses]

@@ -104,7 +104,7 @@ class SnapshotDisk(Struct):
 class AdoptDisk(Struct):
     """One disk with a block job, named by the disk or by the id of the job.
 
-    ``image`` is the image that a mirror writes to; leave it out for a commit.
+    ``image`` is the image that a mirror writes to; leave it out for a commit, and for a job of libvirt's.
     """
 
     disk: DiskName | None = None
@@ -204,6 +204,8 @@ class AdoptRequest(NewPivot, kw_only=True):
 
     disks: Annotated[list[AdoptDisk], DISKS]
     sync: Sync | None = None
+    abort: bool = False
+    """End libvirt's jobs without a switch, in a guarded pause; only for guests of libvirt's."""
     throttle: bool = True
     pivot: bool = True
     drop_internal_snapshots: bool = False

@@ -13,8 +13,13 @@ class DiskBelieved:
 
     live: str | None
     next: str | None
-    job: JobBelief
     persistent: bool
+    job: JobBelief = JobBelief.NONE
+    job_kind: str | None = None
+    """``copy`` or ``active-commit``, libvirt's words."""
+    mirror: str | None = None
+    """The image to which the job would switch."""
+    mirror_format: str | None = None
 
     def agrees(self, root: str) -> bool:
         """Return whether both name this image, the one that QEMU uses."""

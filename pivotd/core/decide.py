@@ -18,7 +18,7 @@ from pivotd.core.rules.cancelling import cancelling
 from pivotd.core.rules.copying import copying, ready
 from pivotd.core.rules.decided import decided
 from pivotd.core.rules.endings import record_all, replaced
-from pivotd.core.rules.libvirt import guarded
+from pivotd.core.rules.libvirt_phases import guarded
 from pivotd.core.rules.pausing import pausing
 from pivotd.core.rules.preparing import preparing
 

@@ -10,7 +10,8 @@ from pivotd import limits
 from pivotd.core import actions, kinds
 from pivotd.core.decide import decide
 from pivotd.core.observation import Observation
-from pivotd.core.pivot import Phase
+from pivotd.core.pivot import Phase, Pivot, PivotDisk
+from pivotd.core.request import Manager
 from pivotd.engine.converge import Converged, NotYet, Slow
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.ports import Session
@@ -66,16 +67,25 @@ async def look_for_destinations(state: DriverState, timeout_s: float, only: int 
     The same goes for the image below it that a header names: it would be missing as soon as QEMU ends.
     """
     disks = [disk for disk in state.pivot.disks if only in {None, disk.index}]
-    images = [image for disk in disks for image in (disk.destination, disk.below) if image is not None]
+    sides = [(disk.below, None if _libvirt_makes_it(state.pivot, disk) else disk.destination) for disk in disks]
+    images = [image for pair in sides for image in pair if image is not None]
     with contextlib.suppress(TimeoutError):
         names = [image.filename for image in images]
         look = partial(lost, images, state.pivot.identity.pid, blind=state.pivot.options.force)
         state.remember(lost=await in_thread(timeout_s, look, paths=names))
 
 
+def _libvirt_makes_it(pivot: Pivot, disk: PivotDisk) -> bool:
+    """Return whether the destination need not be there yet: libvirt makes it with its job, or with the snapshot."""
+    there = pivot.options.reuse or pivot.options.adopted or disk.destination == disk.base
+    if pivot.manager is not Manager.LIBVIRT or there:
+        return False
+    return pivot.phase is Phase.PREPARING or not kinds.of(pivot).has_jobs
+
+
 async def _record_intent(state: DriverState, session: Session, ready: Converged) -> Observation | None:
     """Record the intent if a new look allows it; only ``stop`` follows it."""
-    chardevs = await session.chardevs()
+    facts = await session.intent_facts()
     before = moment(session)  # before the look: a resume in the middle of it must not pass for seen
     now = await session.look(state.pivot)
     if now.writers or state.inbox.interrupts:
@@ -87,7 +97,7 @@ async def _record_intent(state: DriverState, session: Session, ready: Converged)
     options = known if known.write_thresholds == shown else replace(known, write_thresholds=shown)
     await state.record(
         "pausing",
-        ready.facts | {"run_state": now.run_state, "chardevs": chardevs},
+        ready.facts | {"run_state": now.run_state} | facts,
         phase=Phase.PAUSING,
         attempt=state.pivot.attempt + 1,
         run_state_before=now.run_state,

@@ -124,8 +124,8 @@ class Session(Protocol):
         """Restore the earlier limits; return the disks on which another client has set limits since."""
         ...
 
-    async def chardevs(self) -> list[str]:
-        """Return the labels of open character devices; these include other monitors."""
+    async def intent_facts(self) -> JsonObject:
+        """Return what the record of an intent says of the guest besides what a look shows."""
         ...
 
     async def stop(self, complete: Sequence[str], leaving: Callable[[], None]) -> tuple[str, bool, int]:

@@ -33,8 +33,11 @@ class Connector(Protocol):
     path: str
     """The QMP socket, or the URI of libvirt."""
 
-    async def connect(self) -> Session:
-        """Connect once. Raises: DomainUnreachableError, UnsupportedQemuError, TimeoutError: storage hangs."""
+    async def connect(self, *, wanted: bool) -> Session:
+        """Connect once; ``wanted``: there are open pivots, which have to know if the guest has ended.
+
+        Raises: DomainUnreachableError, UnsupportedQemuError, TimeoutError: storage hangs.
+        """
         ...
 
     def end(self) -> None:
@@ -50,7 +53,7 @@ class MonitorConnector:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    async def connect(self) -> Session:
+    async def connect(self, *, wanted: bool) -> Session:  # noqa: ARG002 - no QEMU, no monitor
         """Connect once."""
         # connect() of a name whose storage hangs would stop the event loop.
         refuse_path(await in_thread(limits.CONNECT_TIMEOUT_S, os.path.realpath, self.path, paths=[self.path]))
@@ -199,7 +202,7 @@ class Supervisor:
 
         Raises: as Connector.connect().
         """
-        session = await self._connector.connect()
+        session = await self._connector.connect(wanted=bool(self.drivers))
         try:
             if not self.drivers:
                 with contextlib.suppress(QmpError):

@@ -2,50 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pivotd import limits
+from pivotd.core import kinds
+from pivotd.core.actions import Step
 from pivotd.core.believed import DiskBelieved
-from pivotd.errors import DomainUnreachableError, QmpError, QmpUnknownError
-from pivotd.libvirt import domain_xml, library, qemu_process
+from pivotd.core.observation import OUR_PAUSE, Observation, Qemu, Root
+from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk
+from pivotd.core.request import Limits, Manager
+from pivotd.errors import DomainUnreachableError, QmpError, QmpRefusedError, QmpUnknownError
+from pivotd.host import process
+from pivotd.libvirt import calls, domain_xml, durable, library, pivot_look, qemu_process
 from pivotd.libvirt.connection import open_connection, translated, version_text
 from pivotd.libvirt.domain_xml import DomainDefined
 from pivotd.libvirt.line import Line
 from pivotd.libvirt.passthrough import Passthrough
-from pivotd.qmp import blocks, looking
+from pivotd.qmp import blocks, looking, replies
 from pivotd.qmp.blocks import Blocks, DiskSeen
 from pivotd.qmp.monitor import ask
 from pivotd.qmp.session import Session
 
+NO_QEMU = 0
+"""The pid of a session with a domain that does not run: only libvirt's word on its next boot is there."""
+
 
 class LibvirtSession(Session):
-    """One running domain of libvirt. Its disks have libvirt's names for them, such as ``vda``."""
+    """One domain of libvirt, running or not. Its disks have libvirt's names for them, such as ``vda``."""
+
+    manager = Manager.LIBVIRT
 
     def __init__(self, monitor: Passthrough, uri: str, domain: Any, uuid: str, mark: str) -> None:
+        """``mark``: what another QEMU process of the same domain does not have."""
         super().__init__(monitor, uri)
         self._libvirt = monitor
         self._domain = domain
-        self.uuid = uuid
-        self.mark = mark
-        """What another QEMU process of the same domain does not have."""
+        self._uuid = uuid
+        self._mark = mark
+        self._doubt_until = 0.0
+        """Until when a call whose answer was lost may still be carried out, by the monotonic clock."""
 
     @classmethod
-    async def open(cls, uri: str, name: str, line: Line) -> LibvirtSession:
-        """Connect to a domain by its name. Raises: DomainUnreachableError."""
+    async def open(cls, uri: str, name: str, line: Line, *, wanted: bool = False) -> LibvirtSession:
+        """Connect to a domain by its name; ``wanted``: also to one that does not run.
+
+        Raises: DomainUnreachableError.
+        """
         try:
             connection, domain, uuid, version = await line.call(
-                "a connection", limits.LIBVIRT_CONNECT_TIMEOUT_S, _open, uri, name
+                "a connection", limits.LIBVIRT_CONNECT_TIMEOUT_S, _open, uri, name, wanted
             )
-            found = qemu_process.find(uri, name, uuid)
-            if found is None:
+            found = None if uuid is None else qemu_process.find(uri, name, uuid)
+            if uuid is not None and found is None:
                 raise DomainUnreachableError(f"libvirt says that {name} runs, but its QEMU process is not to be found")
-            monitor = Passthrough(line, connection, domain, found[0], version)
+            pid, mark = found or (NO_QEMU, "")
+            monitor = Passthrough(line, connection, domain, pid, version)
             await line.call("its events", limits.LIBVIRT_CONNECT_TIMEOUT_S, monitor.listen)
         except QmpError as error:
             raise DomainUnreachableError(f"{uri}: {error.message}", uri=uri) from error
-        return cls(monitor, uri, domain, uuid, found[1])
+        session = cls(monitor, uri, domain, uuid or "", mark)
+        if line.lost:
+            session._doubt_until = time.monotonic() + limits.LIBVIRT_DOUBT_S
+        line.lost = False
+        return session
+
+    def identity(self, pivot: str = "") -> Identity:
+        """Return what distinguishes this QEMU process; nothing is put into it."""
+        return Identity(
+            process.boot_id(), self.pid, process.start_ticks(self.pid), f"libvirt-{self._uuid}-{self._mark}"
+        )
 
     async def refuse_libvirts(self) -> None:
         """Nothing is refused: this session goes through libvirt."""
@@ -72,7 +101,13 @@ class LibvirtSession(Session):
         following = (await self.defined(inactive=True)).disks if persistent else {}
         return {
             name: DiskBelieved(
-                disk.image, following[name].image if name in following else None, disk.job, persistent=persistent
+                disk.image,
+                following[name].image if name in following else None,
+                persistent=persistent,
+                job=disk.job,
+                job_kind=disk.job_kind,
+                mirror=disk.mirror,
+                mirror_format=disk.mirror_format,
             )
             for name, disk in live.disks.items()
         }
@@ -86,19 +121,189 @@ class LibvirtSession(Session):
         seen = await looking.blocks_of(self._libvirt)
         return replace(seen, disks=named(seen.disks, await self.defined()))
 
-    async def _ask(self, what: str, function: Any) -> Any:
+    async def look(self, pivot: Pivot) -> Observation:
+        """Look at QEMU, then at libvirt's definitions."""
+        began_s = time.monotonic()
+        seen = await self._look(pivot)
+        if time.monotonic() - began_s > limits.LIBVIRT_QUICK_S:
+            self._doubt_until = time.monotonic() + limits.LIBVIRT_DOUBT_S
+        return replace(seen, calling=time.monotonic() < self._doubt_until)
+
+    async def _look(self, pivot: Pivot) -> Observation:
+        known = pivot.identity
+        same = (known.boot_id, known.pid, known.nonce) == (process.boot_id(), self.pid, self.identity().nonce)
+        if not same and not process.is_gone(known.pid, known.start_ticks, known.boot_id):
+            what = "says that it does not run" if self.pid == NO_QEMU else "has another process for it"
+            return Observation(
+                Qemu.SILENT,
+                detail=f"QEMU process {known.pid}, in which the pivot began, still lives, and libvirt {what}: "
+                "restart libvirtd with pivotd's hook in place",
+            )
+        if self.pid == NO_QEMU:
+            following = (
+                None
+                if self._domain is None
+                else await self._ask("the next boot", lambda: pivot_look.next_boot(self._domain))
+            )
+            beliefs = {disk.disk: pivot_look.belief(disk, {}, following, {}) for disk in pivot.disks}
+            return Observation(Qemu.GONE, beliefs=beliefs)
+        query = self._libvirt.query
+        try:
+            shown = await self._ask("a look", lambda: pivot_look.ask(pivot, self._domain, query))
+        except ValueError as error:
+            raise QmpUnknownError(f"libvirt's answer to a look cannot be read: {error}") from error
+        seen = pivot_look.observed(pivot, shown)
+        if same:
+            return seen
+        roots = set(seen.roots.values())
+        source, destination = Root.SOURCE in roots, Root.DESTINATION in roots
+        return replace(seen, qemu=Qemu.REPLACED, uses_source=source, uses_destination=destination)
+
+    async def intent_facts(self) -> JsonObject:
+        """Return what the record of an intent says besides: whose guest it is, and libvirt's own notes on it."""
+        status = await self._ask("its status file", lambda: durable.status_file(self.path, self._domain.name()))
+        return {"uuid": self._uuid, **({} if status is None else {"status_file": status})}
+
+    # -- changing -----------------------------------------------------------------------------------------------
+
+    async def prepare(self, pivot: Pivot, disk: PivotDisk, step: Step) -> None:
+        """Have libvirt start its job on one disk. Raises: QmpRefusedError."""
+        assert step is Step.START_JOB, step
+        await self._change(f"the job of {disk.disk}", lambda: calls.start_job(self._domain, pivot, disk))
+
+    async def set_bandwidth(self, pivot: Pivot) -> None:
+        """Set the bandwidth of each job of the pivot."""
+        flag = library.load().api.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+        for disk in pivot.disks:
+            speed = pivot.options.bandwidth_bytes_per_s
+            await self._change("the bandwidth", lambda: self._domain.blockJobSetSpeed(disk.disk, speed, flag))  # noqa: B023 - awaited here
+
+    async def stop(self, complete: Sequence[str], leaving: Callable[[], None]) -> tuple[str, bool, int]:
+        """Pause the guest; see ports.Session."""
+        assert not complete, "libvirt completes its own jobs"
+        resumes = self.resumes
+        before = await ask(self._libvirt, replies.run_state)
+        leaving()
+        await self._change("the pause", self._domain.suspend)
+        return before, self.resumes != resumes, self.resumes
+
+    async def resume(self) -> None:
+        """Resume the guest. Raises: QmpRefusedError: it is no longer in a pause."""
+        resumes = self.resumes
+        state, migrating = await self._libvirt.burst(
+            [replies.run_state.command, replies.migrating.command], limits.QUERY_TIMEOUT_S
+        )
+        if replies.migrating(migrating):
+            raise QmpRefusedError("the guest is being migrated: it is not pivotd's to resume now")
+        if self.resumes != resumes or replies.run_state(state) not in OUR_PAUSE:
+            raise QmpRefusedError(f"the guest is {replies.run_state(state)}: it is not pivotd's to resume")
+        await self._change("the resume", self._domain.resume)
+
+    async def ask_libvirt(self, pivot: Pivot, disks: Sequence[str], *, switch: bool) -> None:
+        """Have libvirt end its jobs on disks, or put the overlays on them; see ports.LibvirtSession."""
+        if not kinds.of(pivot).has_jobs:
+            assert switch, "a snapshot has no job to abort"
+            await self._certain("the snapshot", lambda: calls.snapshot(self._domain, pivot))
+            return
+        what = "the switch" if switch else "the end of its job"
+        await self._certain(what, lambda: calls.end_jobs(self._domain, disks, switch=switch))
+
+    async def _certain(self, what: str, function: Callable[[], Any]) -> None:
+        """Make a call that may move a disk. Raises: QmpRefusedError: it certainly has not, and will not."""
+        try:
+            await self._change(what, function)
+        except QmpRefusedError as error:
+            if calls.has_had_no_effect(error.fields["code"], error.fields["text"]):
+                raise
+            raise QmpUnknownError(error.message, command=what) from error
+
+    async def agree(self, pivot: Pivot, images: Mapping[str, Root]) -> bool:
+        """Have libvirt write the definition for the next boot, durably; see ports.LibvirtSession."""
+        by_name = {disk.disk: disk for disk in pivot.disks}
+        wanted = {
+            name: by_name[name].destination if side is Root.DESTINATION else by_name[name].source
+            for name, side in images.items()
+        }
+        allowed = {disk.disk: {disk.source.filename, disk.destination.filename} for disk in pivot.disks}
+        defined = self._libvirt.defined
+
+        def define() -> bool:
+            if not calls.define(self._domain, wanted, allowed):
+                return False
+            durable.sync_definition(self.path, self._domain.name())
+            return True
+
+        try:
+            done = await self._change("the definition of the next boot", define)
+        except (OSError, ValueError) as error:
+            raise QmpRefusedError(f"the definition of the next boot is not certain: {error}") from error
+        return bool(done) and self._libvirt.defined > defined + 1
+
+    async def place_nonce(self, pivot: Pivot) -> None:
+        """Nothing is put into a QEMU of libvirt's."""
+
+    async def place_thresholds(self, pivot: Pivot) -> None:
+        """Nothing: libvirt keeps write thresholds."""
+
+    async def write_blocking(self, pivot: Pivot) -> bool:
+        """Return False: libvirt cannot change that of a job that runs."""
+        return False
+
+    async def io_limits(self, pivot: Pivot) -> Mapping[str, Limits]:
+        """Return nothing: pivotd does not slow guests of libvirt's."""
+        return {}
+
+    async def restore_limits(self, pivot: Pivot) -> list[str]:
+        """Return nothing: no limits were set."""
+        return []
+
+    async def refusal_of_bitmaps(self, pivot: Pivot) -> str | None:
+        """Return None: libvirt carries the bitmaps itself."""
+        return None
+
+    async def cut(self, pivot: Pivot, disks: Sequence[PivotDisk]) -> bool:
+        """Return False: libvirt passes no out-of-band command on."""
+        return False
+
+    async def clean_up(self, pivot: Pivot) -> list[str]:
+        """Return nothing: libvirt cleans up what it has made."""
+        return []
+
+    async def _ask(self, what: str, function: Callable[[], Any]) -> Any:
         return await self._libvirt.call(what, limits.QUERY_TIMEOUT_S, function)
 
+    async def _change(self, what: str, function: Callable[[], Any]) -> Any:
+        """Make a call that changes something; one without an answer may still be carried out for a while."""
+        try:
+            return await self._libvirt.call(what, limits.COMMAND_TIMEOUT_S, function)
+        except QmpUnknownError:
+            self._libvirt.line.lost = True
+            raise
+        except asyncio.CancelledError:
+            self._libvirt.line.lost = True
+            raise
 
-def _open(uri: str, name: str) -> tuple[Any, Any, str, tuple[int, int, int]]:
-    """Connect, and find a running domain. Raises: DomainUnreachableError, QmpError."""
+
+def _open(uri: str, name: str, wanted: bool) -> tuple[Any, Any, str | None, tuple[int, int, int]]:
+    """Connect, and find a domain; its uuid is None if it does not run. Raises: DomainUnreachableError, QmpError."""
     connection = open_connection(uri)
-    domain = translated(connection, "the domain", lambda: connection.lookupByName(name))
-    if not translated(connection, "whether it runs", domain.isActive):
+    domain = _find(connection, name)
+    runs = domain is not None and translated(connection, "whether it runs", domain.isActive)
+    if not runs and not wanted:
         raise DomainUnreachableError(f"{uri}: {name} does not run")
     version = translated(connection, "QEMU's version", connection.getVersion)
     major, minor, micro = map(int, version_text(version).split("."))
-    return connection, domain, domain.UUIDString(), (major, minor, micro)
+    return connection, domain, domain.UUIDString() if runs else None, (major, minor, micro)
+
+
+def _find(connection: Any, name: str) -> Any:
+    """Return a domain, None if libvirt does not know it. Raises: QmpError."""
+    try:
+        return translated(connection, "the domain", lambda: connection.lookupByName(name))
+    except QmpRefusedError as error:
+        if error.fields["code"] != library.load().api.VIR_ERR_NO_DOMAIN:
+            raise
+        return None
 
 
 def _parsed(text: str) -> DomainDefined:

@@ -68,6 +68,8 @@ class Line:
         self._name = name
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._now: str | None = None
+        self.lost = False
+        """Whether a call that changes something got no answer since the last connection was made."""
         self._thread: threading.Thread | None = None
 
     async def call(self, what: str, timeout_s: float, function: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -91,6 +93,11 @@ class Line:
         if begun:
             raise QmpUnknownError(f"libvirt has not answered {what} within {timeout_s:g} s", command=what)
         raise QmpUnsentError(f"{what}: libvirt has not answered {self._now or 'an earlier call'} yet", command=what)
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Have the thread call function after what it has to do; nobody waits, and errors are nobody's."""
+        if self._thread is not None:
+            self._calls.put(_Call("the end of a connection", function))
 
     def end(self) -> None:
         """Let the thread end after its present call."""

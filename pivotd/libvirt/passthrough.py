@@ -29,8 +29,10 @@ class Passthrough(Monitor):
         super().__init__()
         self.pid = pid
         self.version = version
-        self._line = line
-        self._connection = connection
+        self.line = line
+        self.connection = connection
+        self.defined = 0
+        """Number of times that the domain was defined for its next boot, by anybody."""
         self._domain = domain
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -53,8 +55,7 @@ class Passthrough(Monitor):
     async def close(self) -> None:
         """Disconnect; never raises, and waits for no call that hangs."""
         self.lost()
-        with suppress(QmpUnsentError, QmpUnknownError):
-            await self._line.call("the end of the connection", 0.0, self._close)
+        self.line.post(self._close)
 
     def lost(self) -> None:
         """Note that the connection is of no use any more."""
@@ -65,9 +66,9 @@ class Passthrough(Monitor):
     def _close(self) -> None:
         with suppress(Exception):
             for number in self._registered:
-                self._connection.domainEventDeregisterAny(number)
-            self._connection.unregisterCloseCallback()
-            self._connection.close()
+                self.connection.domainEventDeregisterAny(number)
+            self.connection.unregisterCloseCallback()
+            self.connection.close()
 
     async def call(self, what: str, timeout_s: float, function: Callable[[], Any]) -> Any:
         """Return the result of a call to libvirt, made in the domain's thread.
@@ -77,7 +78,7 @@ class Passthrough(Monitor):
         if self._ended.is_set():
             raise QmpUnsentError(f"{what}: the connection to libvirt has ended", command=what)
         try:
-            return await self._line.call(what, timeout_s, translated, self._connection, what, function)
+            return await self.line.call(what, timeout_s, translated, self.connection, what, function)
         except QmpUnknownError:
             self.lost()  # whatever hangs: only a new connection shows what has become of it
             raise
@@ -103,9 +104,11 @@ class Passthrough(Monitor):
 
     def listen(self) -> None:
         """Ask libvirt for the events of the domain and of the connection; in the domain's thread."""
+        if self._domain is None:
+            return
         api = library.load().api
-        self._connection.registerCloseCallback(lambda *_: self._soon(self.lost), None)
-        register = self._connection.domainEventRegisterAny
+        self.connection.registerCloseCallback(lambda *_: self._soon(self.lost), None)
+        register = self.connection.domainEventRegisterAny
         self._registered = [
             register(self._domain, api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None),
             register(self._domain, api.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, lambda *_: self._soon(self._on_block), None),
@@ -122,6 +125,8 @@ class Passthrough(Monitor):
             self._soon(self._on_resume)
         elif event in {api.VIR_DOMAIN_EVENT_SUSPENDED, api.VIR_DOMAIN_EVENT_SHUTDOWN}:
             self._soon(self._on_stop)
+        elif event == api.VIR_DOMAIN_EVENT_DEFINED:
+            self.defined += 1
         elif event in {api.VIR_DOMAIN_EVENT_STOPPED, api.VIR_DOMAIN_EVENT_CRASHED, api.VIR_DOMAIN_EVENT_STARTED}:
             self._soon(self.lost)
 

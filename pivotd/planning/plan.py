@@ -8,15 +8,16 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from pivotd import limits
-from pivotd.core import names, nbd
+from pivotd.core import nbd
+from pivotd.core.believed import DiskBelieved
 from pivotd.core.observation import PAUSABLE
-from pivotd.core.pivot import Identity, Image, Phase, Pivot, PivotDisk
-from pivotd.core.request import Kind, PivotRequest, Requester, Target
+from pivotd.core.pivot import Image, Phase, Pivot, PivotDisk
+from pivotd.core.request import Kind, Manager, PivotRequest, Requester, Target
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError
 from pivotd.host import files, held, process
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
-from pivotd.planning import filters, lasting_names, placing, properties, shared_images
+from pivotd.planning import filters, lasting_names, libvirt_requests, placing, properties, shared_images
 from pivotd.planning.adopting import find_by_job, plan_adopt
 from pivotd.planning.destinations import plan_copy, plan_snapshot
 from pivotd.planning.domain_snapshot import DomainSnapshot
@@ -59,7 +60,12 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
     if await session.migrating():
         raise ConflictError(f"{request.domain} is being migrated: try again when that has ended")
     options = request.options
-    blocks = await session.blocks()
+    guarded = session.manager is Manager.LIBVIRT
+    if guarded:
+        libvirt_requests.refuse(request)
+    elif options.abort:
+        raise BadRequestError(f"{request.domain} is not libvirt's: cancel the pivot, or the job, instead")
+    blocks, believed = await session.blocks(), await session.believed()
     directory = process.working_directory(session.pid)
     in_use = await _in_use(others)
     layered = any(not blocks.graph.stands_alone(seen.node) for seen in blocks.disks.values())
@@ -73,9 +79,11 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
             pivot, domain, options, blocks, directory, in_use, has, session.pid, made, keeps_zeroes
         )
         if request.options.adopted:
-            kind, planned = _plan_adopted(request, snapshot, busy)
+            kind, planned = _plan_adopted(request, snapshot, busy, believed if guarded else None)
         else:
             kind, planned = request.kind, _plan_disks(request, snapshot, busy)
+        if guarded:
+            planned = libvirt_requests.checked(domain, kind, planned, believed, adopted=options.adopted)
         return kind, planned, properties.check(snapshot, kind, planned)
 
     paths = [layer.filename for seen in blocks.disks.values() for layer in seen.layers]
@@ -98,12 +106,8 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
         options=options,
         disks=planned,
         created_at=utc_now(),
-        identity=Identity(
-            boot_id=process.boot_id(),
-            pid=session.pid,
-            start_ticks=process.start_ticks(session.pid),
-            nonce=names.nonce_object(pivot),
-        ),
+        identity=session.identity(pivot),
+        manager=session.manager,
     )
 
 
@@ -176,9 +180,15 @@ def _plan_disks(request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[s
 
 
 def _plan_adopted(
-    request: PivotRequest, snapshot: DomainSnapshot, busy: Mapping[str, Pivot]
+    request: PivotRequest,
+    snapshot: DomainSnapshot,
+    busy: Mapping[str, Pivot],
+    believed: Mapping[str, DiskBelieved] | None,
 ) -> tuple[Kind, tuple[PivotDisk, ...]]:
-    """Return the kind of pivot for other clients' jobs, and its disks; this looks at files, so it may block."""
+    """Return the kind of pivot for other clients' jobs, and its disks; this looks at files, so it may block.
+
+    ``believed``: what libvirt believes of each disk; None: the guest is not libvirt's.
+    """
     kinds: set[Kind] = set()
     planned: list[PivotDisk] = []
     for index, target in enumerate(request.targets):
@@ -190,7 +200,10 @@ def _plan_adopted(
             raise BadRequestError(f"{seen.disk} is on an image that is named already: name one of its devices")
         check_source(seen, force=request.options.force)
         shared_images.refuse_two_nodes(snapshot, seen)
-        kind, disk = plan_adopt(snapshot, index, target, seen)
+        if believed is None:
+            kind, disk = plan_adopt(snapshot, index, target, seen)
+        else:
+            kind, disk = libvirt_requests.plan_adopt(snapshot, index, target, seen, believed)
         kinds.add(kind)
         planned.append(lasting_names.checked(snapshot, seen, disk))
     if len(kinds) > 1:

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from pivotd import limits
+from pivotd.core import names
 from pivotd.core.actions import Step
 from pivotd.core.believed import DiskBelieved
 from pivotd.core.dirty_bitmaps import Bitmaps
 from pivotd.core.observation import OUR_PAUSE, Observation, Root
-from pivotd.core.pivot import Pivot, PivotDisk
-from pivotd.core.request import Limits
+from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk
+from pivotd.core.request import Limits, Manager
 from pivotd.errors import QmpRefusedError, QmpUnknownError, UnsupportedQemuError
+from pivotd.host import process
 from pivotd.qmp import (
     bitmaps,
     blocks,
@@ -39,6 +41,9 @@ BEFORE_CONT = (replies.migrating.command, replies.run_state.command)
 
 class Session:
     """Every operation of the engine on one QEMU process."""
+
+    manager = Manager.PIVOTD
+    """Who changes the guest."""
 
     def __init__(self, monitor: Monitor, path: str) -> None:
         self._monitor = monitor
@@ -140,6 +145,14 @@ class Session:
     async def chardevs(self) -> list[str]:
         """Return the labels of open character devices; these include other monitors."""
         return await ask(self._monitor, replies.open_chardevs)
+
+    async def intent_facts(self) -> JsonObject:
+        """Return what the record of an intent says of the guest besides what a look shows."""
+        return {"chardevs": await self.chardevs()}
+
+    def identity(self, pivot: str) -> Identity:
+        """Return what distinguishes this QEMU process once the nonce of a pivot is in it."""
+        return Identity(process.boot_id(), self.pid, process.start_ticks(self.pid), names.nonce_object(pivot))
 
     async def look(self, pivot: Pivot) -> Observation:
         """Look at run state, jobs and graph, in this order; identify the QEMU process."""

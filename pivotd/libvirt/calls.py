@@ -1,0 +1,130 @@
+"""What libvirt is asked to change: jobs, the guest, the definition of the next boot. It blocks: for a Line's thread."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from pivotd.core.pivot import Image, Pivot, PivotDisk
+from pivotd.core.request import CopyMode, Sync
+from pivotd.libvirt import library
+from pivotd.libvirt.domain_xml import DiskDefined, parse
+from pivotd.libvirt.next_boot import NewImage, disk_element, with_images
+
+
+def start_job(domain: Any, pivot: Pivot, disk: PivotDisk) -> None:
+    """Start the copy or the commit of one disk. Raises: libvirtError."""
+    if disk.destination == disk.base:
+        _commit(domain, pivot, disk)
+    else:
+        _copy(domain, pivot, disk)
+
+
+def _copy(domain: Any, pivot: Pivot, disk: PivotDisk) -> None:
+    api, options = library.load().api, pivot.options
+    # Without "transient" libvirt refuses the copy of a guest that has a next boot: it could not go on after that.
+    flags = api.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
+    if options.sync is Sync.TOP:
+        flags |= api.VIR_DOMAIN_BLOCK_COPY_SHALLOW
+    if options.reuse:
+        flags |= api.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT
+    if options.copy_mode is CopyMode.WRITE_BLOCKING:
+        flags |= api.VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES
+    speed = options.bandwidth_bytes_per_s
+    params = {api.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH: speed} if speed else {}
+    domain.blockCopy(disk.disk, f"<disk {_kind_and_source(disk.destination)}</disk>", params, flags)
+
+
+def _commit(domain: Any, pivot: Pivot, disk: PivotDisk) -> None:
+    """Commit the active layer; never with the flag that deletes it (libvirt's abort deletes an image in use)."""
+    api, base = library.load().api, disk.destination.filename
+    flags = api.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | api.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+    domain.blockCommit(disk.disk, base, None, pivot.options.bandwidth_bytes_per_s, flags)
+
+
+def is_device(path: str) -> bool:
+    """Return whether a path is that of a block device."""
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)  # noqa: PTH116 - one system call, no object
+    except OSError:
+        return path.startswith("/dev/")
+
+
+def _kind_and_source(image: Image) -> str:
+    """Return type, format and source of an image for libvirt, from within its element on."""
+    device, path = is_device(image.filename), quoteattr(image.filename)
+    kind, name = ("block", "dev") if device else ("file", "file")
+    return f"type='{kind}'><driver name='qemu' type={quoteattr(image.format)}/><source {name}={path}/>"
+
+
+def end_jobs(domain: Any, disks: Sequence[str], *, switch: bool) -> None:
+    """End the jobs on disks, one after the other, and wait for each. Raises: libvirtError."""
+    flag = library.load().api.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT if switch else 0
+    for disk in disks:
+        domain.blockJobAbort(disk, flag)
+
+
+def snapshot(domain: Any, pivot: Pivot) -> None:
+    """Put the overlays on all disks of the pivot in one call; libvirt makes the images. Raises: libvirtError."""
+    api = library.load().api
+    overlays = {disk.disk: disk.destination for disk in pivot.disks}
+    elements = [
+        f"<disk name={quoteattr(name)} snapshot='external' {_kind_and_source(overlays[name])}</disk>"
+        if name in overlays
+        else f"<disk name={quoteattr(name)} snapshot='no'/>"
+        for name in parse(domain.XMLDesc(0)).disks
+    ]
+    flags = (
+        api.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+        | api.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        | api.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+    )
+    domain.snapshotCreateXML(f"<domainsnapshot><disks>{''.join(elements)}</disks></domainsnapshot>", flags)
+
+
+def has_had_no_effect(code: int, text: str) -> bool:
+    """Return whether libvirt's error came before QEMU got a command, or is QEMU's own refusal of that command."""
+    api = library.load().api
+    before = {
+        api.VIR_ERR_OPERATION_INVALID,
+        api.VIR_ERR_OPERATION_TIMEOUT,
+        api.VIR_ERR_OPERATION_UNSUPPORTED,
+        api.VIR_ERR_OPERATION_DENIED,
+        api.VIR_ERR_CONFIG_UNSUPPORTED,
+        api.VIR_ERR_ARGUMENT_UNSUPPORTED,
+        api.VIR_ERR_INVALID_ARG,
+        api.VIR_ERR_BLOCK_COPY_ACTIVE,
+        api.VIR_ERR_XML_ERROR,
+    }
+    return code in before or "unable to execute QEMU command" in text
+
+
+def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[str]]) -> bool:
+    """Have libvirt write the definition of the next boot with these images, by disk; return whether there is one.
+
+    Each disk is written by itself, under libvirt's own lock, so that nobody's change of the rest is lost; also one that
+    is right already, since libvirt ignores that it could not save it after a switch.
+
+    ``allowed``: the images, by disk, that it may replace: another one is somebody's decision.
+
+    Raises: libvirtError; ValueError: the definition is not as libvirt writes it.
+    """
+    if not domain.isPersistent():
+        return False
+    api = library.load().api
+    # Without "secure" it would lack passwords, and defined again it would have lost them.
+    text = domain.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE | api.VIR_DOMAIN_XML_SECURE)
+    known = parse(text).disks
+    for name, image in images.items():
+        if name in known and known[name].image in allowed[name]:
+            new = NewImage(image.filename, image.format, device=is_device(image.filename))
+            element = disk_element(text if _has(known[name], image) else with_images(text, {name: new}), name)
+            domain.updateDeviceFlags(element, api.VIR_DOMAIN_DEVICE_MODIFY_CONFIG)
+    return True
+
+
+def _has(disk: DiskDefined, image: Image) -> bool:
+    return (disk.image, disk.format) == (image.filename, image.format)

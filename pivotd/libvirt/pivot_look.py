@@ -1,0 +1,119 @@
+"""One look at a domain of libvirt for one pivot: first QEMU by libvirt, then libvirt's own definitions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pivotd.core.observation import Belief, JobBelief, JobSeen, Observation, Qemu, Root
+from pivotd.core.pivot import Phase, Pivot, PivotDisk
+from pivotd.libvirt import library
+from pivotd.libvirt.domain_xml import DiskDefined, parse
+from pivotd.qmp import blocks, replies
+from pivotd.qmp.blocks import Blocks, DiskSeen, find
+from pivotd.qmp.question import Question
+from pivotd.qmp.whole_names import name_of
+
+Query = Callable[[Sequence[str]], list[dict[str, Any]]]
+IN_A_PAUSE = (replies.run_state, replies.jobs, blocks.disks)
+OUTSIDE = (replies.run_state, replies.jobs, blocks.disks, blocks.block_jobs, replies.migrating)
+"""Jobs come before the disks: the effect of a job seen as ended is in the roots that are read after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What one look has brought: QEMU's answers, and libvirt's definitions after that; None: there is none."""
+
+    answers: Mapping[Question[Any], Any]
+    live: Mapping[str, DiskDefined]
+    next: Mapping[str, DiskDefined] | None
+
+
+def ask(pivot: Pivot, domain: Any, query: Query) -> Shown:
+    """Ask, in the domain's thread. Raises: libvirtError, ValueError."""
+    questions = IN_A_PAUSE if pivot.phase is Phase.PAUSING or pivot.owes_resume else OUTSIDE
+    got = query([json.dumps(question.command) for question in questions])
+    answers = {question: reply.get("return") for question, reply in zip(questions, got, strict=True)}
+    # The definition of a domain that does not run any more would be that of its next boot.
+    text = domain.XMLDesc(0)
+    live = parse(text).disks if domain.isActive() else {}
+    return Shown(answers, live, next_boot(domain))
+
+
+def next_boot(domain: Any) -> Mapping[str, DiskDefined] | None:
+    """Return the disks of the definition of the next boot, None for a transient domain. Raises: libvirtError."""
+    if not domain.isPersistent():
+        return None
+    return parse(domain.XMLDesc(library.load().api.VIR_DOMAIN_XML_INACTIVE)).disks
+
+
+def observed(pivot: Pivot, shown: Shown) -> Observation:
+    """Return what a look shows of a running domain. Raises: QmpUnknownError: QEMU's answers make no sense."""
+    answers = shown.answers
+    disks, jobs = blocks.disks(answers[blocks.disks]), replies.jobs(answers[replies.jobs])
+    running = blocks.block_jobs(answers[blocks.block_jobs]) if blocks.block_jobs in answers else {}
+    return Observation(
+        qemu=Qemu.SAME,
+        run_state=replies.run_state(answers[replies.run_state]),
+        jobs=_with_progress(pivot, jobs, running),
+        roots={disk.disk: _root(disk, find(disks, disk)) for disk in pivot.disks},
+        migrating=replies.migrating(answers[replies.migrating]) if replies.migrating in answers else False,
+        beliefs={disk.disk: belief(disk, shown.live, shown.next, jobs) for disk in pivot.disks},
+    )
+
+
+def belief(
+    disk: PivotDisk,
+    live: Mapping[str, DiskDefined],
+    following: Mapping[str, DiskDefined] | None,
+    jobs: Mapping[str, JobSeen],
+) -> Belief:
+    """Return what libvirt believes of a disk, by image."""
+    now = live.get(disk.disk)
+    later = None if following is None else following.get(disk.disk)
+    next_root = None if following is None else _side(disk, None if later is None else later.image)
+    return Belief(
+        live=_side(disk, None if now is None else now.image),
+        next=next_root,
+        job=JobBelief.NONE if now is None else now.job,
+        job_id=None if now is None or now.job is JobBelief.NONE else job_of(disk.disk, jobs),
+        next_image=(later.image or "") if later is not None and next_root is Root.OTHER else "",
+    )
+
+
+def job_of(target: str, jobs: Mapping[str, Any]) -> str | None:
+    """Return QEMU's name of libvirt's job on a disk: libvirt names jobs by kind, disk and node.
+
+    Source: qemu_blockjob.c, qemuBlockJobDiskNew: "copy-%s-%s" and "commit-%s-%s".
+    """
+    return next((name for name in sorted(jobs) if name.startswith((f"copy-{target}-", f"commit-{target}-"))), None)
+
+
+def _side(disk: PivotDisk, image: str | None) -> Root:
+    """Return which image of the pivot a name in a definition is."""
+    sides = {disk.source.filename: Root.SOURCE, disk.destination.filename: Root.DESTINATION}
+    return Root.ABSENT if image is None else sides.get(image, Root.OTHER)
+
+
+def _root(disk: PivotDisk, seen: DiskSeen | None) -> Root:
+    """Return which image of the pivot QEMU uses."""
+    if seen is None:
+        return Root.ABSENT
+    return _side(disk, name_of(seen.layers, None))
+
+
+def _with_progress(pivot: Pivot, jobs: Mapping[str, JobSeen], running: Mapping[str, Any]) -> dict[str, JobSeen]:
+    """Return the jobs on the pivot's disks, with what is left to copy where that was asked for."""
+    shown = Blocks({}, blocks.Graph(), dict(running))
+    names = {disk.job or job_of(disk.disk, jobs) for disk in pivot.disks}
+    return {name: of_job(job, name, shown) for name, job in jobs.items() if name in names}
+
+
+def of_job(job: JobSeen, name: str, shown: Blocks) -> JobSeen:
+    """Return a job with its progress."""
+    found = shown.jobs.get(name)
+    if found is None:
+        return job
+    return JobSeen(job.status, job.error, found.left_bytes, found.copied_bytes, found.io_status)

@@ -1,0 +1,104 @@
+"""Pivots of guests that libvirt manages: what libvirt cannot do, and its own jobs that are to be guarded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from pivotd.core import names
+from pivotd.core.believed import DiskBelieved
+from pivotd.core.creation import ImageOptions
+from pivotd.core.observation import JobBelief
+from pivotd.core.pivot import Image, PivotDisk
+from pivotd.core.request import CopyOptions, Discard, Kind, PivotRequest, Target
+from pivotd.errors import BadRequestError, ConflictError, NotFoundError
+from pivotd.host import files
+from pivotd.planning.domain_snapshot import DomainSnapshot
+from pivotd.qmp.blocks import DiskSeen
+
+KINDS = {"copy": Kind.COPY, "active-commit": Kind.COMMIT}
+ENDING = frozenset({JobBelief.PIVOTING, JobBelief.ABORTING})
+CANNOT: tuple[tuple[Callable[[CopyOptions], bool], str], ...] = (
+    (lambda o: o.keep_synced, "--keep-synced: libvirt does not know a mirror back"),
+    (lambda o: o.resumable, "--resumable: libvirt ends a copy whose destination fails"),
+    (
+        lambda o: o.image_options != ImageOptions(),
+        "--option: libvirt makes images without options; make it, and --reuse",
+    ),
+    (lambda o: o.secret_file is not None, "--secret-file: libvirt has secrets of its own"),
+    (lambda o: o.discard is not Discard.UNMAP, "--discard: the new image gets what the definition of the disk says"),
+    (lambda o: o.aio is not None, "--aio: the new image gets what the definition of the disk says"),
+    (lambda o: o.cache is not None, "--cache: the new image gets what the definition of the disk says"),
+)
+"""What a request may not ask for, and why, in the words of the command line."""
+
+
+def refuse(request: PivotRequest) -> None:
+    """Raises: BadRequestError: libvirt cannot do this."""
+    domain = request.domain
+    if request.kind is Kind.PULL:
+        raise BadRequestError(f"{domain} is libvirt's: pull with `virsh blockpull`, which switches no disk")
+    if any(target.top is not None for target in request.targets):
+        raise BadRequestError(f"{domain} is libvirt's: commit layers below the active one with `virsh blockcommit`")
+    if any(not target.image.startswith("/") for target in request.targets if target.image):
+        raise BadRequestError(f"{domain} is libvirt's: pivotd has it copy to files and block devices alone")
+    why = next((why for is_asked, why in CANNOT if is_asked(request.options)), None)
+    if why is not None:
+        raise BadRequestError(f"{domain} is libvirt's, which cannot do {why}")
+
+
+def refuse_disbelief(disk: PivotDisk, believed: Mapping[str, DiskBelieved]) -> None:
+    """Raises: ConflictError: libvirt does not know the disk, or takes another image for the one that QEMU uses."""
+    known = believed.get(disk.disk)
+    if known is None:
+        raise ConflictError(f"libvirt has no disk {disk.disk} in this guest", disk=disk.disk)
+    if known.live != disk.source.filename:
+        raise ConflictError(
+            f"QEMU uses {disk.source.filename} as {disk.disk}, and libvirt takes {known.live} for it: restart libvirtd "
+            "with pivotd's hook in place",
+            disk=disk.disk,
+        )
+
+
+def checked(
+    domain: str, kind: Kind, disks: tuple[PivotDisk, ...], believed: Mapping[str, DiskBelieved], *, adopted: bool
+) -> tuple[PivotDisk, ...]:
+    """Return planned disks whose jobs libvirt will name. Raises: BadRequestError, ConflictError: libvirt cannot."""
+    for disk in disks:
+        refuse_disbelief(disk, believed)
+    if kind is Kind.COMMIT and not all(disk.switches for disk in disks):
+        raise BadRequestError(f"{domain} is libvirt's: commit layers below the active one with `virsh blockcommit`")
+    return disks if adopted else tuple(replace(disk, job="") for disk in disks)
+
+
+def plan_adopt(
+    domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen, believed: Mapping[str, DiskBelieved]
+) -> tuple[Kind, PivotDisk]:
+    """Return the disk with libvirt's job on it, and the kind of the pivot.
+
+    Raises: NotFoundError (no job), ConflictError (a job that cannot be guarded), BadRequestError (another image).
+    """
+    known = believed.get(seen.disk)
+    if known is None or known.job is JobBelief.NONE or known.job_kind not in KINDS:
+        raise NotFoundError(f"no copy or active commit of libvirt works on {seen.disk}: there is nothing to adopt")
+    if known.job in ENDING:
+        raise ConflictError(f"libvirt is ending its job of {seen.disk} already", disk=seen.disk)
+    names_of_job = [name for name in domain.blocks.graph.jobs.get(seen.node, ()) if name in domain.blocks.jobs]
+    if not names_of_job or known.mirror is None:
+        raise ConflictError(f"the job of {seen.disk} does not write to a local file or device", disk=seen.disk)
+    if target.image and not files.same(Image(known.mirror, "", ""), files.resolve(target.image, domain.directory)):
+        raise BadRequestError(f"the job of {seen.disk} writes to {known.mirror}, not to {target.image}", disk=seen.disk)
+    disk = replace(domain.disk(index, seen), job=names_of_job[0])
+    kind = KINDS[known.job_kind]
+    if kind is Kind.COPY:
+        node = names.destination_node(domain.pivot, index)
+        file_id = files.file_id(known.mirror)
+        destination = Image(known.mirror, known.mirror_format or disk.source.format, node, file_id)
+        domain.refuse_if_used(destination, seen.disk)
+        return kind, replace(disk, destination=destination)
+    chain = domain.chain(seen)
+    base = next((image for image in chain[1:] if image.filename == known.mirror), None)
+    if base is None:
+        raise ConflictError(f"libvirt commits {seen.disk} into {known.mirror}, which is not in its chain")
+    between = tuple(image.filename for image in chain[1 : chain.index(base)])
+    return kind, replace(disk, destination=base, top=chain[0], base=base, between=between)

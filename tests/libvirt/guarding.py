@@ -1,0 +1,106 @@
+"""A pivotd that guards the pivots of a private libvirtd, and what has to be true once everything has settled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.libvirt.domain import Domain
+from tests.libvirt.libvirtd import Libvirtd
+from tests.support.daemon import Daemon
+
+WAIT_S = 60.0
+PROGRAM = Path(sys.executable).parent / "pivotd"
+CONFIGURATION = '[libvirt]\nuri = "qemu:///system"\n[log]\nlevel = "debug"\n[pause]\nmax_ms = 5000'
+
+
+def until(true: Callable[[], Any], what: str = "it") -> Any:
+    """Return what ``true`` returns once that is true."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not (found := true()):
+        assert time.monotonic() < deadline_s, f"{what} does not come"
+        time.sleep(0.02)
+    return found
+
+
+def guard(directory: Path, libvirtd: Libvirtd) -> Daemon:
+    """Return a pivotd beside a libvirtd, not started: both have its files at their default places."""
+    return Daemon(directory, {}, configuration=CONFIGURATION, command=libvirtd.inside(str(PROGRAM)))
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a pivot stands: its phase, its outcome, what it waits for; root, live and next boot; the run state."""
+
+    phase: str
+    outcome: str | None
+    detail: str
+    images: tuple[str, str | None, str | None]
+    run_state: str
+    verdict: Any
+
+
+class Guarded:
+    """One domain, its libvirtd and its pivotd, any of which may die."""
+
+    def __init__(self, domain: Domain, daemon: Daemon) -> None:
+        self.domain, self.libvirtd, self.daemon = domain, domain.libvirtd, daemon
+
+    def await_domain(self) -> None:
+        """Wait until pivotd is connected to the domain."""
+        until(self._connected, "the domain")
+
+    def _connected(self) -> bool:
+        rows = self.daemon.ctl("domain", "ls").json
+        return any(row["name"] == self.domain.name and row["connection"] == "connected" for row in rows)
+
+    def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Let pivotctl ask for something in the background."""
+        ctl = [str(PROGRAM.with_name("pivotctl")), "--socket", str(self.daemon.socket), *arguments]
+        return subprocess.Popen(ctl, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def pivot(self) -> Any:
+        """Return the newest pivot, as `pivot show` tells it."""
+        newest = self.daemon.ctl("pivot", "ls", "--limit", "1").json[0]["id"]
+        return self.daemon.ctl("pivot", "show", newest).json
+
+    def ended(self, target: str = "vda") -> Ended:
+        """Return how the newest pivot stands."""
+        shown = self.pivot()
+        believed = self.domain.believe(target)
+        waits = subprocess.run(
+            [PROGRAM.with_name("pivotctl"), "--socket", self.daemon.socket, "pivot", "show", shown["id"]],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        spy = self.domain.spy()
+        run_state = spy.execute("query-status")["status"]
+        spy.close()
+        return Ended(
+            shown["phase"], shown["outcome"], waits.stdout,
+            (self.domain.root(target), believed.live, believed.next_boot), run_state,
+            self.daemon.ctl("verdict", self.domain.name, target).json,
+        )  # fmt: skip
+
+    def await_end(self) -> None:
+        """Wait until the newest pivot is closed."""
+        until(lambda: self.pivot()["phase"] == "closed", "the end of the pivot")
+
+    def assert_right(self, target: str = "vda") -> None:
+        """The guest runs, QEMU and libvirt and the verdict name one image, and a further pivot of libvirt works."""
+        end = self.ended(target)
+        root, *believed = end.images
+        assert believed == [root, root], end
+        assert end.run_state == "running", end
+        assert end.verdict["certain"], end
+        assert Path(end.verdict["image"]).name == root, end
+        assert end.outcome == ("kept" if root.endswith("-0.qcow2") else "switched"), end
+        if self.domain.believe(target).mirror == "yes":
+            self.libvirtd.ask("blockjob", self.domain.name, target, "--abort")
+        self.domain.copy(target, 9)
+        self.libvirtd.ask("blockjob", self.domain.name, target, "--pivot")
+        assert self.domain.root(target).endswith("-9.qcow2"), "libvirt does not go on"

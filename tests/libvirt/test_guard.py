@@ -1,0 +1,122 @@
+"""pivotd guards libvirt's own pivots: each kind, one job of another tool, and the worst moments of libvirtd and pivotd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.libvirt.domain import PIVOT_POINTS, Domain
+from tests.libvirt.guarding import Guarded, guard, until
+from tests.libvirt.libvirtd import Libvirtd
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+def guarded(libvirtd: Libvirtd, tmp_path: Path) -> Iterator[Guarded]:
+    """A running domain with two disks and no guest system, and pivotd beside it."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False, disks=2).define().boot()
+    with guard(tmp_path, libvirtd) as daemon:
+        found = Guarded(domain, daemon)
+        found.await_domain()
+        yield found
+
+
+def names(guarded: Guarded, target: str = "vda") -> set[str | None]:
+    believed = guarded.domain.believe(target)
+    return {guarded.domain.root(target), believed.live, believed.next_boot}
+
+
+def test_two_disks_are_copied_and_switched_in_one_pause(guarded: Guarded):
+    """Root, live and next boot of both agree; the record says that libvirt was asked before it was."""
+    domain = guarded.domain
+    targets = [f"{target}={domain.image(target, 1)}" for target in domain.targets]
+    answer = guarded.daemon.ctl("copy", "web1", *targets)
+    assert (answer.status, answer.json["outcome"]) == (0, "switched"), answer
+    assert (names(guarded, "vda"), names(guarded, "vdb")) == ({"web1-vda-1.qcow2"}, {"web1-vdb-1.qcow2"})
+    shown = guarded.pivot()
+    assert shown["manager"] == "libvirt"
+    assert len(shown["pauses"]) == 1
+    events = [record["event"] for record in shown["records"]]
+    assert events == ["accepted", "copying", "ready", "pausing", "asking", "switched", "resumed", "closed"]
+    assert guarded.ended().run_state == "running"
+
+
+def test_overlays_and_back(guarded: Guarded):
+    """A snapshot of both disks, and a commit of one: each agrees, and no image is deleted."""
+    domain = guarded.domain
+    answer = guarded.daemon.ctl("snapshot", "web1", *(f"{name}={domain.image(name, 2)}" for name in domain.targets))
+    assert (answer.status, answer.json["outcome"]) == (0, "switched"), answer
+    assert (names(guarded, "vda"), names(guarded, "vdb")) == ({"web1-vda-2.qcow2"}, {"web1-vdb-2.qcow2"})
+    answer = guarded.daemon.ctl("commit", "web1", "vdb")
+    assert (answer.status, answer.json["outcome"]) == (0, "switched"), answer
+    assert names(guarded, "vdb") == {"web1-vdb-0.qcow2"}
+    assert domain.image("vdb", 2).exists()
+
+
+def test_a_job_of_another_tool_is_guarded_to_either_end(guarded: Guarded):
+    """`libvirt pivot` and `libvirt abort` in place of `virsh blockjob`: status 0 for what was asked."""
+    domain = guarded.domain
+    domain.copy("vda", 1)
+    answer = guarded.daemon.ctl("libvirt", "pivot", "web1", "vda")
+    assert (answer.status, answer.json["outcome"], names(guarded)) == (0, "switched", {"web1-vda-1.qcow2"}), answer
+    domain.copy("vda", 2)
+    answer = guarded.daemon.ctl("libvirt", "abort", "web1", "vda")
+    assert (answer.status, answer.json["outcome"], names(guarded)) == (0, "kept", {"web1-vda-1.qcow2"}), answer
+    assert domain.believe().mirror is None
+
+
+REFUSED = (
+    (("pull", "web1", "vda"), "pull with `virsh blockpull`"),
+    (("copy", "web1", "vda=/x", "--keep-synced"), "--keep-synced: libvirt does not know a mirror back"),
+    (("copy", "web1", "vda=/x", "--option", "cluster_size=64K"), "make it, and --reuse"),
+    (("copy", "web1", "vda=nbd://h/x", "--format", "raw", "--reuse"), "to files and block devices alone"),
+    (("copy", "web1", "hda=/x"), "web1 has no disk hda; its disks are: vda, vdb"),
+    (("libvirt", "pivot", "web1", "vda"), "there is nothing to adopt"),
+)
+
+
+def test_what_libvirt_cannot_do_is_refused_in_one_line(guarded: Guarded):
+    """Before anything is recorded."""
+    for arguments, why in REFUSED:
+        answer = guarded.daemon.ctl(*arguments)
+        assert answer.status == 4, answer
+        assert why in answer.json["error"]["message"]
+    assert guarded.daemon.ctl("pivot", "ls").json == []
+
+
+def test_libvirtd_that_dies_before_its_last_save_is_set_right(guarded: Guarded):
+    """K6: the next boot would be from the old image; pivotd defines it, and only then the guest runs."""
+    domain, libvirtd = guarded.domain, guarded.libvirtd
+    domain.copy()
+    libvirtd.kill_at(PIVOT_POINTS["K6"])
+    asking = guarded.begin("libvirt", "pivot", "web1", "vda")
+    libvirtd.await_death()
+    libvirtd.start()
+    guarded.await_end()
+    assert asking.wait(60) == 0
+    guarded.assert_right()
+
+
+def test_while_libvirtd_is_wrong_the_guest_stays_paused(guarded: Guarded):
+    """K2 without the hook, pivotd dead too: QEMU is on the new image, libvirt on the old one; nobody may start either."""
+    domain, libvirtd = guarded.domain, guarded.libvirtd
+    domain.copy()
+    libvirtd.kill_at(PIVOT_POINTS["K2"])
+    asking = guarded.begin("libvirt", "pivot", "web1", "vda")
+    libvirtd.await_death()
+    guarded.daemon.kill()
+    asking.wait(60)
+    libvirtd.start()
+    guarded.daemon.start()
+    end = until(
+        lambda: (now := guarded.ended()).verdict and "libvirt does not know" in now.detail and now, "the sentence"
+    )
+    assert end.images == ("web1-vda-1.qcow2", "web1-vda-0.qcow2", "web1-vda-0.qcow2")
+    assert (end.phase, end.run_state) == ("pausing", "paused")
+    assert "restart libvirtd with pivotd's hook in place" in end.detail
+    answer = guarded.daemon.ctl("image", "web1", "vda")
+    assert answer.status == 6
