@@ -12,7 +12,7 @@ from pivotd import limits
 from pivotd.core import kinds
 from pivotd.core.actions import Step
 from pivotd.core.believed import DiskBelieved
-from pivotd.core.observation import OUR_PAUSE, Observation, Qemu, Root
+from pivotd.core.observation import EXECUTING, OUR_PAUSE, Observation, Qemu, Root
 from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk
 from pivotd.core.request import Limits, Manager
 from pivotd.errors import DomainUnreachableError, QmpError, QmpRefusedError, QmpUnknownError
@@ -22,7 +22,7 @@ from pivotd.libvirt.connection import open_connection, translated, version_text
 from pivotd.libvirt.domain_xml import DomainDefined
 from pivotd.libvirt.line import Line
 from pivotd.libvirt.passthrough import Passthrough
-from pivotd.qmp import blocks, looking, replies
+from pivotd.qmp import blocks, cleaning, looking, replies, rollback
 from pivotd.qmp.blocks import Blocks, DiskSeen
 from pivotd.qmp.monitor import ask
 from pivotd.qmp.session import Session
@@ -184,7 +184,8 @@ class LibvirtSession(Session):
         resumes = self.resumes
         before = await ask(self._libvirt, replies.run_state)
         leaving()
-        await self._change("the pause", self._domain.suspend)
+        if before in EXECUTING:
+            await self._change("the pause", self._domain.suspend)
         return before, self.resumes != resumes, self.resumes
 
     async def resume(self) -> None:
@@ -238,6 +239,24 @@ class LibvirtSession(Session):
         except (OSError, ValueError) as error:
             raise QmpRefusedError(f"the definition of the next boot is not certain: {error}") from error
         return bool(done) and self._libvirt.defined > defined + 1
+
+    async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
+        """Take back a switch that libvirt does not know of; True when the source is the root again.
+
+        Only while the guest is still, and not a commit: its old top would have to be opened anew, under a name that
+        libvirt does not have.
+        """
+        root = (await self.disks())[disk.disk].node
+        if root == disk.source.node or disk.destination == disk.base:
+            return root == disk.source.node
+        below = (await self.blocks()).graph.children.get(root, ())
+        moved = replace(disk, destination=replace(disk.destination, node=root))
+        with self._libvirt.taking_back():
+            await rollback.take_back(self._libvirt, pivot, moved, resumes)
+            back = (await self.disks())[disk.disk].node == disk.source.node
+            if back:
+                await cleaning.remove(self._libvirt, [root, *(node for node in below if node != disk.source.node)])
+        return back
 
     async def place_nonce(self, pivot: Pivot) -> None:
         """Nothing is put into a QEMU of libvirt's."""

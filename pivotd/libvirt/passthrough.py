@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pivotd.errors import QmpRefusedError, QmpUnknownError, QmpUnsentError
@@ -23,7 +23,7 @@ HARMLESS = frozenset({"qom-list", "x-debug-query-block-graph"})
 
 
 class Passthrough(Monitor):
-    """QEMU's monitor as libvirt lends it. Commands that could change QEMU are refused here and never sent."""
+    """QEMU's monitor as libvirt lends it. Commands that could change QEMU are refused here, save in taking_back()."""
 
     def __init__(self, line: Line, connection: Any, domain: Any, pid: int, version: tuple[int, int, int]) -> None:
         super().__init__()
@@ -34,6 +34,7 @@ class Passthrough(Monitor):
         self.defined = 0
         """Number of times that the domain was defined for its next boot, by anybody."""
         self._domain = domain
+        self._may_change = False
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._registered: list[int] = []
@@ -87,13 +88,22 @@ class Passthrough(Monitor):
         self, messages: Sequence[Command], timeout_s: float, leaving: Callable[[], None] | None = None
     ) -> tuple[list[Any], list[int]]:
         assert leaving is None, "no command of a pause goes this way"
-        refused = next((one for one in map(name_of, messages) if not harmless(one)), None)
+        refused = next((one for one in map(name_of, messages) if not self._may_change and not harmless(one)), None)
         if refused is not None:
             raise QmpRefusedError(f"{refused} is not sent to a QEMU that libvirt manages", command=refused)
         texts = [json.dumps(message) for message in messages]
         replies = await self.call(name_of(messages[0]), timeout_s, lambda: self.query(texts))
         values = [value_of(reply, message) for reply, message in zip(replies, messages, strict=True)]
         return values, [self.resumes] * len(values)
+
+    @contextmanager
+    def taking_back(self) -> Iterator[None]:
+        """Permit commands that change QEMU: only to take back a switch of which libvirt has not learnt."""
+        self._may_change = True
+        try:
+            yield
+        finally:
+            self._may_change = False
 
     def query(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Send queries, in the domain's thread, and return QEMU's replies. Raises: libvirtError, ValueError."""
