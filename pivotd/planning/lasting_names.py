@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from pivotd.core.image_names import describe
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.errors import BadRequestError
-from pivotd.host import files
+from pivotd.host import files, qcow2
 from pivotd.host.held import Astray, astray, data_astray
+from pivotd.planning.destination_files import unlike
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.qmp.blocks import DiskSeen
 
+_OTHER_LAYER = Astray("there is another file at this name now, which QEMU has as another layer")
 HEADER_NAME_BYTES_MAX = 1023
 """The longest backing file name of qcow2. Source: docs/interop/qcow2.txt of QEMU."""
 
@@ -25,7 +28,11 @@ def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDis
     """
     layers = domain.images(seen)
     every = range(len(layers))
-    for place in (*every[_above(disk, layers)], *every[_below(disk, layers)]):
+    needed = (*every[_above(disk, layers)], *every[_below(disk, layers)])
+    other = next((place for place in every if _is_another_layer(domain, seen, layers, place)), None)
+    if needed and other is not None:
+        raise BadRequestError(_sentence(layers[other].filename, _OTHER_LAYER), disk=seen.disk)
+    for place in needed:
         found = _astray(domain, seen, layers, place)
         if found is not None and not (found.unseen and domain.options.force):
             raise BadRequestError(_sentence(layers[place].filename, found), disk=seen.disk)
@@ -35,7 +42,7 @@ def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDis
             "disk in full to a new image",
             disk=seen.disk,
         )
-    found = _astray(domain, seen, layers, 0)
+    found = _OTHER_LAYER if other == 0 else _astray(domain, seen, layers, 0)
     if found is None or found.unseen:
         return disk
     if domain.options.keep_synced:
@@ -45,6 +52,25 @@ def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDis
             disk=seen.disk,
         )
     return replace(disk, source=replace(disk.source, file_id=files.LOST))
+
+
+def _is_another_layer(domain: DomainSnapshot, seen: DiskSeen, layers: list[Image], place: int) -> bool:
+    """Return whether the name of a layer certainly leads to a file that QEMU has, but not as this layer.
+
+    Layers can change their names among each other. Their headers tell them apart: each names the next one.
+    """
+    layer, found = seen.layers[place], describe(layers[place].filename)
+    if layer.format != "qcow2" or found.path is None or found.is_part or unlike(found.path, domain.pid) is not None:
+        return False
+    if astray(found.path, domain.held) is not None:
+        return False
+    try:
+        head = qcow2.look(found.path)
+        name = "" if head is None or head.header is None else (head.header.backing_file or "")
+        name.encode()  # QEMU shows no name that is not UTF-8 as it is
+    except (OSError, ValueError):
+        return False
+    return head is not None and (head.header is None or name != (layer.backing_file or ""))
 
 
 def _astray(domain: DomainSnapshot, seen: DiskSeen, layers: list[Image], place: int) -> Astray | None:

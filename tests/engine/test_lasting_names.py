@@ -114,6 +114,30 @@ async def test_no_header_names_a_file_that_is_lost(
     assert engine.journal.last_seq == 0
 
 
+@pytest.mark.parametrize("relative", [True, False])
+async def test_layers_of_one_chain_that_have_changed_their_names(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, *, relative: bool
+):
+    """Each name leads to a file that QEMU has open, but not as this layer."""
+    low, base, mid, top = lay(tmp_path, relative=relative)
+    qemu_factory([Disk(top)], paused=True)
+    await engine.connect(Qemu(tmp_path))
+    new = Target("disk0", str(tmp_path / "new.qcow2"))
+    for one, other in ((base, mid), (low, base), (mid, top)):
+        swap(one, other)
+        with pytest.raises(BadRequestError, match="another file at this name now"):
+            await planned(engine, Kind.SNAPSHOT, new)
+        swap(one, other)
+    assert (await planned(engine, Kind.SNAPSHOT, new)).disks
+
+
+def swap(one: Path, other: Path) -> None:
+    aside = one.with_suffix(".aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
 @pytest.mark.parametrize("named", [True, False])
 async def test_a_data_file_that_the_header_does_not_lead_to(
     engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, *, named: bool
