@@ -87,6 +87,8 @@ ALARM_PAUSE_S = 0.2
 """Between two looks whether a pause has ended, which no look at a domain's images may lengthen."""
 IMAGES_BELOW_MAX = 256
 """Images below one image: headers can lead in a circle."""
+LINKS_MAX = 40
+"""Symbolic links in one path; the kernel follows no more. Source: path_resolution(7)."""
 DEVICES_BELOW_MAX = 256
 """Devices below one RAID, device-mapper or loop device."""
 LEFTOVERS_DELAY_S = 0.5

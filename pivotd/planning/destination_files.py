@@ -10,6 +10,7 @@ import os
 import stat
 from pathlib import Path
 
+from pivotd import limits
 from pivotd.core.pivot import Image
 from pivotd.core.request import CopyOptions
 from pivotd.errors import BadRequestError
@@ -27,6 +28,8 @@ def check_path(image: Image, seen: DiskSeen, options: CopyOptions, *, pid: int) 
     reuse = options.reuse
     path = Path(image.filename)
     look_at(image.filename)
+    if is_of_a_process(image.filename):
+        raise BadRequestError(f"{path} leads to a file of one process alone: name the file itself", disk=seen.disk)
     if (blind := unlike(image.filename, pid)) is not None:
         if options.force:
             return
@@ -96,6 +99,31 @@ def unlike(filename: str, pid: int) -> str | None:
     directory = os.path.realpath(os.path.dirname(filename))  # noqa: PTH120
     name = os.path.join(directory, os.path.basename(filename))  # noqa: PTH118, PTH119
     return view.hidden(name) or view.other_directory(pid, directory)
+
+
+def is_of_a_process(filename: str) -> bool:
+    """Return whether a name leads through /proc, or by a descriptor: to another file in each process, and then to none.
+
+    It follows links one by one, as /proc/self is pivotd's own here.
+    """
+    if filename.startswith("/dev/fdset/"):
+        return True
+    at, parts, links = "/", [*reversed(Path(filename).parts[1:])], 0
+    while parts:
+        part = parts.pop()
+        at = os.path.dirname(at) if part == ".." else os.path.join(at, part)  # noqa: PTH118, PTH120
+        if at == "/proc":
+            return True
+        look_at(at)
+        try:
+            link = os.readlink(at)  # noqa: PTH115
+        except OSError:
+            continue
+        if (links := links + 1) > limits.LINKS_MAX:
+            return False
+        at = "/" if link.startswith("/") else os.path.dirname(at)  # noqa: PTH120
+        parts += reversed([name for name in link.split("/") if name not in {"", "."}])
+    return False
 
 
 def missing(path: str | Path) -> bool:

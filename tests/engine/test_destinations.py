@@ -450,6 +450,32 @@ async def test_a_request_that_cannot_be_met_is_refused_in_one_line(
     assert len(qemu.nodes()) == 2
 
 
+async def test_a_place_that_is_of_one_process_is_refused(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
+    """Below /proc, by a descriptor, through a link to either: it is another one for QEMU, and none later."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))], paused=True)
+    await engine.connect(qemu)
+    target = create_image(tmp_path / "target.qcow2")
+    (tmp_path / "link").symlink_to("cwd")
+    (tmp_path / "cwd").symlink_to("/proc/self/cwd")
+    names = [
+        f"/proc/{qemu.pid}/cwd/new.qcow2",
+        "/proc/self/fd/9",
+        "/dev/fdset/3",
+        "/dev/fd/9",
+        f"{tmp_path}/link/new.qcow2",
+    ]
+    with target.open("rb") as file:
+        for name in (*names, f"/proc/{qemu.pid}/root{target}", f"/dev/fd/{file.fileno()}"):
+            for options in ({}, {"reuse": True}, {"reuse": True, "force": True}):
+                with pytest.raises(BadRequestError, match="leads to a file of one process alone"):
+                    await engine.start(Kind.COPY, "web1", Target("disk0", name, "qcow2"), **options)
+            with pytest.raises(BadRequestError, match="leads to a file of one process alone"):
+                await engine.start(Kind.SNAPSHOT, "web1", Target("disk0", name))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "ok").symlink_to("../" + tmp_path.name + "/real")
+    await switched(engine, tmp_path / "ok" / "new.qcow2")
+
+
 async def test_a_device_that_the_host_uses_is_refused(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
     """A mounted file system is not overwritten, whatever --reuse says."""
     image = create_image(tmp_path / "fs.raw", image_format="raw", size="64M")
