@@ -58,6 +58,15 @@ def test_a_raw_image_has_nothing_below_whatever_a_guest_writes_into_it(tmp_path:
     assert needed(image, "raw") == []
 
 
+def test_storage_that_is_no_file_has_nothing_below():
+    """A node of a network protocol, by its name alone and below raw; a qcow2 image there cannot be read."""
+    rbd = '{"driver": "rbd", "pool": "p", "image": "i"}'
+    assert needed(f"json:{rbd}", "rbd") == []
+    assert needed(f'json:{{"driver": "raw", "offset": 512, "file": {rbd}}}', "raw") == []
+    with pytest.raises(BlindError, match="cannot read what is below"):
+        needed(f'json:{{"driver": "qcow2", "file": {rbd}}}', "qcow2")
+
+
 def test_an_image_of_another_format_is_not_called_alone(tmp_path: Path):
     """Pivotd reads qcow2 only."""
     with pytest.raises(BlindError, match="cannot read what is below"):

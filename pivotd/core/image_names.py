@@ -23,6 +23,8 @@ _PASSES = dict.fromkeys(
 """Drivers that show the data of one child as it is, and its name in the description."""
 _FILES = frozenset({"file", "host_device", "host_cdrom"})
 _REMOTE = frozenset({"nbd", "rbd", "iscsi", "nfs", "ssh", "gluster", "http", "https", "ftp", "ftps", "nvme"})
+PROTOCOLS = _FILES | _REMOTE | {"null-co", "null-aio"}
+"""Drivers of the lowest node; an image of such a format is raw."""
 _FORMATS = frozenset({"raw", "qcow2", "qcow", "qed", "luks", "vmdk", "vdi", "vpc", "vhdx", "parallels", "bochs"})
 _DESCRIBED = _FILES | _REMOTE | _FORMATS
 """With these a description leads to the data again. Not with ``null-co``, which keeps none, or ``vvfat``."""
@@ -52,6 +54,8 @@ class Description:
     fleeting: str | None = None
     export: str | None = None
     """The address of the NBD export at its bottom, if there is one."""
+    is_elsewhere: bool = False
+    """Its lowest node is certainly no file or device of this host, nor an NBD export."""
 
     @property
     def is_part(self) -> bool:
@@ -160,6 +164,7 @@ def _described(node: Node) -> Description:
         min(sizes, default=None),
         fleeting,
         export,
+        is_elsewhere=drivers[-1] in PROTOCOLS - _FILES - {"nbd"},
     )
 
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pivotd import limits
-from pivotd.core.image_names import describe, options
+from pivotd.core.image_names import PROTOCOLS, describe, options
 from pivotd.host import files, qcow2, view
 
-_ALONE = frozenset({"raw", "vdi", "vhdx", "vpc", "dmg", "luks", "bochs", "cloop", "file", "host_device", "nbd"})
+_ALONE = frozenset({"raw", "vdi", "vhdx", "vpc", "dmg", "luks", "bochs", "cloop"}) | PROTOCOLS
 """Formats whose images QEMU never puts on others."""
 
 
@@ -61,11 +61,13 @@ def _right_below(name: str, image_format: str | None) -> Sequence[Below]:
         if below is not None and not isinstance(below, dict):
             raise BlindError(f"pivotd cannot read what is below {name}", asked)
         return [] if below is None else [(f"json:{json.dumps(below)}", below.get("driver"))]
+    if described is not None and image_format is None:
+        image_format = described.get("driver")
     if image_format in _ALONE:
         return []
-    if described is not None and describe(name).text == name:
-        raise BlindError(f"pivotd cannot read what is below {name}", asked)
     name = describe(name).text
+    if name.startswith("json:"):
+        raise BlindError(f"pivotd cannot read what is below {name}", asked)
     if not name.startswith("/"):
         return []
     if (hidden := view.hidden(name)) is not None:

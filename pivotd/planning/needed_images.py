@@ -173,7 +173,7 @@ def _unseen(path: str | None, shown: str) -> str | None:
     if found.path is None:
         if shown and not shown.startswith("json:") and ":" not in shown.split("/", 1)[0]:
             return f"pivotd cannot see the directory of QEMU at which {shown} starts"
-        lost = shown.startswith("json:") and found.export is None
+        lost = shown.startswith("json:") and found.export is None and not found.is_elsewhere
         return f"pivotd cannot tell which file {shown} is" if lost else None
     path = found.path
     if path.startswith("/dev/fdset/"):

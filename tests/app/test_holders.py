@@ -401,6 +401,29 @@ async def test_a_silent_qemu_whose_descriptors_nobody_may_see(desk: Desk):
     assert told(desk.directory / "a.qcow2") is None  # locked: by whom is not known
 
 
+async def test_a_disk_that_is_no_file_hides_nothing(desk: Desk):
+    """Where pivotd may not see QEMU's files: storage of no file of this host is not the image. Of quorum nobody knows."""
+    nothing = {"driver": "null-co", "size": 1 << 20, "read-zeroes": True, "node-name": "nothing"}
+    raw = {"driver": "raw", "offset": 512, "size": 4096, "file": nothing, "node-name": "part"}
+    extra = ["-blockdev", json.dumps(raw), "-device", "virtio-blk-pci,id=part,drive=part"]
+    qemu = desk._start_qemu((), name="web2", paused=True, extra=extra)
+    await desk.engine.connect(qemu, "web2")
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    target = desk.image("target.qcow2")
+    session = desk.engine.host.get("web2").session
+    assert session is not None
+    blocks = await session.blocks()
+    assert blocks.disks["part"].filename.startswith("json:")
+    request = PivotRequest("web1", Kind.COPY, (Target("disk0", str(target)),), CopyOptions(reuse=True))
+    pivot = await plan(request, desk.engine.host.get("web1").session, [], pivot="01K9ABCDEFGHJKMNPQRSTV9999", who=WHO)
+    wanted = needed_images.wanted([pivot.disks[0].destination])
+    assert needed_images.in_use(needed_images.Process("web2", blocks, None, None), wanted, pivot) == ([], [])
+    quorum = replace(blocks.disks["part"].layers[0], filename='json:{"driver": "quorum", "children": []}')
+    disks = {"part": replace(blocks.disks["part"], layers=(quorum,))}
+    process = needed_images.Process("web2", replace(blocks, disks=disks), None, None)
+    assert needed_images.in_use(process, wanted, pivot)[1] != []
+
+
 async def test_a_header_that_nobody_can_read(desk: Desk):
     """What pivotd has made it on is known without it, and is all that it needs; a merged image may need anything."""
     base = desk.image("base.qcow2")

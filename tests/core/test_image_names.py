@@ -93,7 +93,7 @@ def test_addresses():
     for name in ("http://h/a.img", "rbd:pool/a", "blkdebug::rbd:pool/a"):
         assert describe(name) == Description(name.removeprefix("blkdebug::"))
     rbd = {"driver": "raw", "file": {"driver": "rbd", "pool": "p", "image": "i"}}
-    assert of(rbd) == Description(text(rbd))
+    assert of(rbd) == Description(text(rbd), is_elsewhere=True)
 
 
 def test_a_name_that_says_what_is_below():
