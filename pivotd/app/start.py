@@ -204,9 +204,11 @@ def _same_request(known: Pivot, request: PivotRequest) -> Pivot:
         and known.options.adopted is request.options.adopted
         and (known.options.adopted or known.kind is request.kind)
     )
-    same = same and len(known.movers) <= len(request.targets) <= len(had)
     by_job = {disk.job: disk for disk in known.disks}
     asked = [(had.get(t.disk) if t.job is None else by_job.get(t.job), t) for t in request.targets]
+    # Each image must be named, by any of the devices on it: two devices on one image do not make up for another one.
+    same = same and {disk.source.node for disk, _ in asked if disk} == {disk.source.node for disk in known.movers}
+    same = same and len({disk.disk for disk, _ in asked if disk}) == len(asked)
     if not same or not all(disk is not None and _same_target(request.kind, disk, t) for disk, t in asked):
         raise ConflictError(
             f"request id {known.request_id} belongs to pivot {known.id} with other disks or images: use a new id",

@@ -91,6 +91,22 @@ async def test_two_devices_on_one_node_cannot_go_different_ways(
         _same_request(known, PivotRequest("web1", Kind.COPY, (other,), CopyOptions()))
 
 
+async def test_two_devices_on_one_image_do_not_stand_for_another_disk(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
+):
+    """A request that leaves a disk out is another request, also if it names as many."""
+    old, loner = (create_image(tmp_path / f"{name}.qcow2", size=SIZE) for name in ("old", "loner"))
+    await engine.connect(guest(qemu_factory, shared(old), Disk(loner)))
+    one, alone = Target("disk0", str(tmp_path / "a")), Target("disk1", str(tmp_path / "b"))
+    known = await engine.closed(await engine.start(Kind.COPY, "web1", one, alone))
+    twin = Target("disk9", one.image)
+    for targets in ((one, alone), (twin, alone), (alone, one, twin)):
+        assert _same_request(known, PivotRequest("web1", Kind.COPY, targets, CopyOptions())) is known
+    for targets in ((one, twin), (one,), (one, one), (alone, alone, one)):
+        with pytest.raises(ConflictError, match="use a new id"):
+            _same_request(known, PivotRequest("web1", Kind.COPY, targets, CopyOptions()))
+
+
 @pytest.mark.parametrize("kind", [Kind.COPY, Kind.SNAPSHOT])
 async def test_two_nodes_on_one_image_are_refused(
     engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, kind: Kind
