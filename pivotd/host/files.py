@@ -82,6 +82,21 @@ def relative(filename: str, image: str) -> str:
     return f"./{found}" if ":" in found.split("/", 1)[0] else found
 
 
+def normal(path: str) -> str:
+    """Return an absolute path without ``..``, as it is if pivotd cannot see its directory; it looks at files.
+
+    ``..`` after a directory that is a symbolic link leads to another directory than the text says.
+    """
+    if ".." not in path.split("/"):
+        return path
+    text, real = os.path.normpath(path), os.path.realpath(os.path.dirname(path))  # noqa: PTH120
+    if not sees_directory(path):
+        return path
+    if os.path.realpath(os.path.dirname(text)) == real:  # noqa: PTH120
+        return text
+    return os.path.join(real, os.path.basename(path))  # noqa: PTH118, PTH119
+
+
 def file_id(name: str) -> str | None:
     """Return ``DEV:INO``, ``block:MAJOR:MINOR`` for a block device: its name in /dev comes and goes.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pivotd.core.image_names import describe, of_own_node, options, with_backing
@@ -26,7 +27,11 @@ def images_of(layers: Sequence[Layer], directory: Path | None, nodes: Sequence[s
     def same(image: Image, name: str) -> bool:
         return files.same(image, files.resolve(name, directory))
 
-    found = _images(layers, directory, nodes, same)
+    def text(name: str) -> str:
+        found = _text(name, directory)
+        return files.normal(found) if found.startswith("/") else found
+
+    found = _images(layers, text, nodes, same)
     return [
         Image(image.filename, image.format, image.node, files.resolve(layer.filename, directory).file_id)
         for image, layer in zip(found, layers, strict=True)
@@ -39,7 +44,7 @@ def name_of(layers: Sequence[Layer], directory: Path | None) -> str:
     def same(image: Image, name: str) -> bool:
         return os.path.normpath(image.filename) == os.path.normpath(_text(name, directory))
 
-    return _images(layers, directory, (), same)[0].filename
+    return _images(layers, partial(_text, directory=directory), (), same)[0].filename
 
 
 def shown_format(driver: str) -> str:
@@ -47,12 +52,13 @@ def shown_format(driver: str) -> str:
     return "raw" if driver in PROTOCOLS else driver
 
 
-def _images(layers: Sequence[Layer], directory: Path | None, nodes: Sequence[str], same: Same) -> list[Image]:
+def _images(layers: Sequence[Layer], text: Callable[[str], str], nodes: Sequence[str], same: Same) -> list[Image]:
+    """Return the images by the names that ``text`` makes of QEMU's."""
     found: list[Image] = []
     for place in reversed(range(len(layers))):
         layer, node = layers[place], nodes[place] if nodes else ""
         below = found[0] if found else None
-        name, image_format = _text(of_own_node(layer.filename, node), directory), shown_format(layer.format)
+        name, image_format = text(of_own_node(layer.filename, node)), shown_format(layer.format)
         if below is not None and name == describe(below.filename).text:
             name = below.filename  # QEMU shows a filter as an image above its own
         elif not _leads(layer, below, same):

@@ -58,6 +58,25 @@ def written_backing_file(image: Path) -> str | None:
     return None if line is None else line.removeprefix("backing file: ").partition(" (")[0]
 
 
+@pytest.mark.parametrize("linked", [False, True])
+async def test_layers_with_relative_names_have_normal_paths(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, *, linked: bool
+):
+    """QEMU shows ``sub/../base.qcow2``: the journal has the path of the file, also where ``sub`` is a link."""
+    place = tmp_path / "place"
+    (place / "real").mkdir(parents=True)
+    (tmp_path / "sub").symlink_to("place/real") if linked else (tmp_path / "sub").mkdir()
+    base = create_image((place if linked else tmp_path) / "base.qcow2")
+    top = tmp_path / "sub" / "top.qcow2"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "../base.qcow2", "-F", "qcow2", str(top)]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    await engine.connect(qemu_factory([Disk(top)], paused=True))
+    pivot = await engine.closed(await engine.start(Kind.COMMIT, "web1", Target("disk0")))
+    assert pivot.outcome == Outcome.SWITCHED
+    assert [disk.destination.filename for disk in pivot.disks] == [str(base)]
+    assert [disk.base and disk.base.filename for disk in pivot.disks] == [str(base)]
+
+
 async def test_the_active_layer_is_committed_and_the_guest_moves_to_the_base(
     engine: Engine, qemu_factory: QemuFactory, tmp_path: Path
 ):
