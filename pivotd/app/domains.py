@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -20,9 +20,12 @@ from pivotd.core.request import Manager, Requester
 from pivotd.engine import pivot_log
 from pivotd.engine.supervisor import MonitorConnector, Supervisor
 from pivotd.errors import ConflictError, DomainUnreachableError, QmpError
-from pivotd.host import process
+from pivotd.host import held, process
+from pivotd.host.threads import in_thread
 from pivotd.journal.journal import Journal
-from pivotd.planning.adoptable_jobs import adoptable_jobs
+from pivotd.planning.adoptable_jobs import OPTIONS, AdoptableJob, adoptable_jobs
+from pivotd.planning.domain_snapshot import DomainSnapshot
+from pivotd.qmp.blocks import Blocks
 
 Latest = Callable[[str], Awaitable[list[tuple[Pivot, PivotDisk]]]]
 """Returns the last pivot of each disk of a domain."""
@@ -174,13 +177,25 @@ async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:
         if session is None:
             return None
         blocks = await session.blocks()
-    except QmpError:
+        writers = await session.writers(blocks) if blocks.jobs else {}
+        pivots = [driver.pivot for driver in supervisor.drivers.values()]
+        found = await in_thread(
+            limits.FILE_TIMEOUT_S, _adoptable, supervisor.name, session.pid, blocks, pivots, writers,
+            paths=[layer.filename for seen in blocks.disks.values() for layer in seen.layers],
+        )  # fmt: skip
+    except (QmpError, TimeoutError):
         return None
-    pivots = [driver.pivot for driver in supervisor.drivers.values()]
     return tuple(
-        JobView(one.id, one.job.kind, one.job.status, one.disk, one.obstacle is None, one.obstacle)
-        for one in adoptable_jobs(blocks, pivots)
+        JobView(one.id, one.job.kind, one.job.status, one.disk, one.obstacle is None, one.obstacle) for one in found
     )
+
+
+def _adoptable(
+    name: str, pid: int, blocks: Blocks, pivots: Collection[Pivot], writers: Mapping[str, tuple[str, ...]]
+) -> list[AdoptableJob]:
+    """Return the jobs of other clients; this looks at files."""
+    directory, has = process.working_directory(pid), held.look(pid)
+    return adoptable_jobs(DomainSnapshot("", name, OPTIONS, blocks, directory, frozenset(), has, pid), pivots, writers)
 
 
 async def _view(supervisor: Supervisor) -> DomainView:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from pivotd.core import names
-from pivotd.core.pivot import Pivot
-from pivotd.errors import BadRequestError
-from pivotd.planning.adopting import NO_DISK, obstacle
+from pivotd.core.pivot import Image, Pivot
+from pivotd.core.request import CopyOptions, Kind, Target
+from pivotd.errors import BadRequestError, ConflictError
+from pivotd.planning import lasting_names, properties, shared_images
+from pivotd.planning.adopting import KINDS, NO_DISK, obstacle, plan_adopt
+from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.plan import check_source
-from pivotd.qmp.blocks import BlockJob, Blocks
+from pivotd.planning.second_writer import refuse_second_writer
+from pivotd.qmp.blocks import BlockJob, DiskSeen
+
+OPTIONS = CopyOptions(adopted=True, plain=True)
+"""Nobody knows yet which image a mirror writes, and whether that one is encrypted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +30,45 @@ class AdoptableJob:
     obstacle: str | None
 
 
-def adoptable_jobs(blocks: Blocks, pivots: Collection[Pivot]) -> list[AdoptableJob]:
-    """Return every block job that belongs to none of the open pivots of the domain, sorted by id."""
+def adoptable_jobs(
+    domain: DomainSnapshot, pivots: Collection[Pivot], writers: Mapping[str, tuple[str, ...]]
+) -> list[AdoptableJob]:
+    """Return every block job that belongs to none of the open pivots of the domain, sorted by id.
+
+    ``domain``: with OPTIONS. ``writers``: what else may write to each disk. It looks at files, so it may block.
+    """
     own = {disk.job for pivot in pivots for disk in pivot.disks}
     family = [name for pivot in pivots for name in pivot.family]
-    others = [name for name in sorted(blocks.jobs) if name not in own and not names.belongs_to(name, *family)]
-    return [_adoptable(name, blocks) for name in others]
+    jobs = domain.blocks.jobs
+    others = [name for name in sorted(jobs) if name not in own and not names.belongs_to(name, *family)]
+    busy = {disk.disk: pivot.id for pivot in pivots for disk in pivot.disks}
+    found = []
+    for name in others:
+        seen = domain.blocks.disk_of_job(name)
+        why = NO_DISK if seen is None else _obstacle(domain, name, seen, busy, writers)
+        found.append(AdoptableJob(name, jobs[name], None if seen is None else seen.disk, why))
+    return found
 
 
-def _adoptable(name: str, blocks: Blocks) -> AdoptableJob:
-    job, seen = blocks.jobs[name], blocks.disk_of_job(name)
-    if seen is None:
-        return AdoptableJob(name, job, None, NO_DISK)
-    why = obstacle(name, blocks, seen)
-    if why is None:
-        try:
-            check_source(seen, force=False)
-        except BadRequestError as error:
-            why = error.message
-    return AdoptableJob(name, job, seen.disk, why)
+def _obstacle(
+    domain: DomainSnapshot, name: str, seen: DiskSeen, busy: Mapping[str, str], writers: Mapping[str, tuple[str, ...]]
+) -> str | None:
+    """Return why a request to adopt this job alone would be refused, whatever image it names."""
+    if (why := obstacle(name, domain.blocks, seen)) is not None:
+        return why
+    if seen.disk in busy:
+        return f"disk {seen.disk} belongs to the open pivot {busy[seen.disk]}"
+    try:
+        check_source(seen, force=False)
+        shared_images.refuse_two_nodes(domain, seen)
+        if KINDS[domain.blocks.jobs[name].kind] is Kind.COMMIT:
+            kind, disk = plan_adopt(domain, 0, Target("", job=name), seen)
+        else:
+            new = Image("its new image", "qcow2", domain.blocks.graph.targets[name])
+            kind, disk = Kind.COPY, replace(domain.disk(0, seen), destination=new)
+        disk = lasting_names.checked(domain, seen, disk)
+        properties.check(domain, kind, [disk])
+        refuse_second_writer([disk], writers)
+    except (BadRequestError, ConflictError) as error:
+        return error.message
+    return None

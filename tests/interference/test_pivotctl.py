@@ -58,6 +58,21 @@ def test_domain_show_lists_the_jobs_of_others(bench: Bench):
     bench.assert_right(bench.new("theirs.qcow2"))
 
 
+def test_what_domain_show_says_of_a_job_is_what_adopt_does(bench: Bench):
+    """Both look at the same: here at the snapshots inside the image that the disk would leave."""
+    bench.qemu.spy("blockdev-snapshot-internal-sync", device="src0", name="before")
+    file = {"driver": "file", "filename": str(create_image(bench.new()))}
+    bench.qemu.spy("blockdev-add", {"driver": "qcow2", "node-name": "n", "file": file})
+    flags = {"auto-finalize": False, "auto-dismiss": False}
+    bench.qemu.spy("blockdev-mirror", {"job-id": "theirs", "device": "src0", "target": "n", "sync": "full", **flags})
+    bench.qemu.await_event("BLOCK_JOB_READY", device="theirs")
+    adopt = ("pivot", "adopt", "web1", "--job", f"theirs={bench.new()}", "--sync", "full", "--no-pivot")
+    (job,) = bench.daemon.ctl("domain", "show", "web1").json["jobs"]
+    refused = ctl("--socket", bench.daemon.socket, *adopt)
+    assert (refused.status, job["adoptable"]) == (4, False)
+    assert job["reason"] in complaint(refused)
+
+
 def test_a_job_that_cannot_be_adopted_is_refused_in_one_line(bench: Bench):
     """A job that finalizes itself, an unknown one, and nothing named at all."""
     file = {"driver": "file", "filename": str(create_image(bench.new()))}
