@@ -13,6 +13,7 @@ from pivotd.core.request import Kind
 ROOT = Path(__file__).parents[1]
 ONLY_READ = {
     "pivotd/planning/adopting.py": "which kind a job of somebody else is",
+    "pivotd/planning/adoptable_jobs.py": "which kind a job of somebody else is",
     "pivotd/core/rules/target_errors.py": "which image a commit fills",
     "pivotd/qmp/cleaning.py": "only a copy opens images that were there before",
     "pivotd/qmp/bitmaps.py": "bitmaps of the layers between",
