@@ -32,7 +32,8 @@ def start(command: list[str], environment: dict[str, str], output: str) -> int:
         for number, target in ((null, 0), (file, 1), (file, 2)):
             os.dup2(number, target)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         try:
             os.execvpe(command[0], command, os.environ | environment)
         finally:
@@ -72,6 +73,9 @@ def main() -> None:
     assert _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Those of the test's process group: the children have to be ended first.
+        signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     left = b""
     try:
