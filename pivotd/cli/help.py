@@ -57,6 +57,7 @@ SECTIONS = (
         (
             ("domain add DOMAIN --qmp PATH", "let pivotd manage a QEMU"),
             ("domain rm DOMAIN", "remove it; QEMU keeps running"),
+            ("libvirt install-hooks", "repair libvirt's view of its disks"),
         ),
     ),
 )

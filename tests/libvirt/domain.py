@@ -29,6 +29,13 @@ PIVOT_POINTS = {
     "K7": Point("after", "rename", "/etc/libvirt/qemu/web1.xml", since='"job-dismiss"'),
 }
 """Where libvirtd may die in the pivot of a copy of web1, in the order of its steps."""
+ABORT_POINTS = {
+    "K0": Point("before", "command", '"block-job-cancel"'),
+    "K1": Point("after", "command", '"block-job-cancel"'),
+    "K2": Point("after", "command", '"block-job-cancel"', delay_ms=300),
+    **{name: point for name, point in PIVOT_POINTS.items() if name in {"K3", "K4", "K5", "K5b", "K6", "K7"}},
+}
+"""The same in its abort."""
 
 _XML = """
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -131,7 +138,7 @@ class Domain:
     def writes_go_on(self) -> bool:
         """Tell whether the guest gets further writes acknowledged, on every disk."""
         try:
-            for number in range(len(self.targets)):
+            for number in range(len(self.targets) if self.guest else 0):
                 disk = f"disk{number}"
                 self.judge.await_acks(disk, more_than=self.judge.last_ack(disk) + 3)
         except TimeoutError:
@@ -151,6 +158,20 @@ class Domain:
         self.libvirtd.ask("blockcopy", self.name, target, *arguments)
         return destination
 
+    def snapshot(self, target: str = "vda", number: int = 1) -> Path:
+        """Let libvirt put an empty overlay on top of a disk, its image of that number; return it."""
+        overlay = self.image(target, number)
+        others = (f"--diskspec={other},snapshot=no" for other in self.targets if other != target)
+        self.libvirtd.ask(
+            "snapshot-create-as", self.name, "--disk-only", "--no-metadata", "--atomic",
+            f"--diskspec={target},file={overlay}", *others,
+        )  # fmt: skip
+        return overlay
+
+    def commit(self, target: str = "vda", *options: str) -> None:
+        """Let libvirt commit the uppermost layer of a disk, return when that is ready to be pivoted."""
+        self.libvirtd.ask("blockcommit", self.name, target, "--active", "--wait", *options)
+
     def complete(self, target: str = "vda") -> list[str]:
         """Return the names of those images of a disk that hold every acknowledged write; QEMU has to be gone."""
         disk = f"disk{self.targets.index(target)}"
@@ -161,6 +182,26 @@ class Domain:
         ]
 
     # --- what libvirt believes, what QEMU has
+
+    def agrees(self, target: str = "vda") -> bool:
+        """Tell whether libvirt's live and next definition name the image that QEMU has, with no job left over."""
+        believed = self.believe(target)
+        return believed.live == believed.next_boot == self.root(target) and believed.mirror is None
+
+    def is_healthy(self, target: str = "vda", number: int = 7) -> bool:
+        """Tell whether all that is asked of a domain after a repair goes well: new move, and boot from its image."""
+        assert self.agrees(target)
+        assert self.writes_go_on()
+        destination = self.copy(target, number)
+        self.libvirtd.ask("blockjob", self.name, target, "--pivot")
+        assert self.agrees(target)
+        assert self.root(target) == destination.name
+        assert self.writes_go_on()
+        self.libvirtd.ask("destroy", self.name)
+        if self.guest:
+            assert destination.name in self.complete(target)
+        self.boot()
+        return self.root(target) == destination.name and self.writes_go_on()
 
     def believe(self, target: str = "vda") -> Belief:
         """Ask libvirt for one disk: live, next boot, mirror."""

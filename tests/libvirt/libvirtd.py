@@ -115,8 +115,9 @@ class Libvirtd:
 
     def __enter__(self) -> Self:
         self.directory = Path(tempfile.mkdtemp(prefix="lv"))  # short: it is part of paths of sockets
-        for name in (*PLACES, "etc/hooks", "etc/qemu", "kill_at", "images"):
-            (self.directory / name).mkdir()
+        for name in (*PLACES, "etc/hooks", "etc/qemu", "kill_at", "images", "root/etc"):
+            (self.directory / name).mkdir(parents=True)
+        (self.directory / "root/etc/libvirt").symlink_to(self.directory / "etc")
         (self.directory / "etc/qemu.conf").write_text(self._qemu_conf)
         (self.directory / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF)
         self._keeper = subprocess.Popen(
@@ -152,23 +153,27 @@ class Libvirtd:
         lines += [f"mount --rbind /{name} {root}/{name}" for name in ("proc", "sys", "dev")]
         return "\n".join([*lines, f"LC_ALL=C exec chroot {root} python3 {keeper}"])
 
-    def start(self, *, wait: bool = True) -> None:
-        """Start libvirtd with the kill shim; ``wait`` until it answers."""
-        environment = {"LD_PRELOAD": str(_shim()), "PIVOTD_KILL_AT": str(self.directory / "kill_at")}
+    def start(self, *, wait: bool = True, shim: bool = True) -> None:
+        """Start libvirtd, with what kill_at() needs unless it is not wanted; ``wait`` until it answers."""
+        environment = {"LD_PRELOAD": str(_shim()), "PIVOTD_KILL_AT": str(self.directory / "kill_at")} if shim else {}
         self.pid = self.spawn("libvirtd", "--pid-file", "/run/libvirt/libvirtd.pid", environment=environment)
         if wait:
             self.await_answer()
 
     def clear(self) -> None:
         """End everything in the namespace and forget all domains, images, hooks and logs; what was probed is kept."""
-        self._keep(run=None)
-        self.pid = None
+        self.clear_processes()
         self.never_kill()
         for place in ("run", "lib", "log", "images", "etc/qemu", "etc/hooks"):
             for path in (self.directory / place).glob("*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in self.directory.glob("*.*"):
             path.unlink()
+
+    def clear_processes(self) -> None:
+        """End libvirtd and its QEMUs, also one that it has forgotten."""
+        self._keep(run=None)
+        self.pid = None
 
     def await_answer(self) -> None:
         """Wait until libvirtd has reconnected to its domains and answers."""
@@ -241,14 +246,44 @@ class Libvirtd:
             raise LibvirtError(f"virsh {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout.strip()
 
+    def version(self) -> str:
+        """Return the release of libvirt."""
+        done = subprocess.run(self.inside("libvirtd", "--version"), capture_output=True, text=True, check=True)
+        return done.stdout.split()[-1]
+
     def virsh_session(self) -> VirshSession:
         """Return a virsh that is connected and waits for commands: no time is lost when one is sent."""
         return VirshSession(self.uri)
 
     def said(self) -> str:
         """Return the log of libvirtd, and what it wrote to stderr."""
-        logs = [self.directory / "log/libvirtd.log", self.directory / "output"]
+        logs = [self.directory / "log/libvirtd.log", self.directory / "output", self.directory / "log/hook.log"]
         return "\n".join(log.read_text(errors="replace") for log in logs if log.exists())
+
+    # --- the hook
+
+    def install_hook(self) -> None:
+        """Install pivotd's hook as its users do; what it says when libvirtd starts is kept (hook_said())."""
+        pivotctl = Path(sys.executable).with_name("pivotctl")
+        root = str(self.directory / "root")
+        subprocess.run(
+            [pivotctl, "libvirt", "install-hooks", "--starts", "--root", root], check=True, capture_output=True
+        )
+        program = self.directory / "etc/hooks/daemon.d/pivotd"
+        program.write_text(program.read_text().replace('daemon "$@"', 'daemon "$@" 2>>/var/log/libvirt/hook.log'))
+
+    def hook_said(self) -> str:
+        """Return what the hook has said at the starts of libvirtd, one line for each domain that it changed."""
+        log = self.directory / "log/hook.log"
+        return log.read_text() if log.exists() else ""
+
+    def dry_run(self) -> str:
+        """Return what the hook says it would repair; libvirtd has to be dead."""
+        done = subprocess.run(
+            self.inside("/usr/bin/python3", "-I", "-S", "/etc/libvirt/hooks/pivotd-libvirt-hook.py", "--dry-run"),
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stderr
 
     # --- others in its namespace
 

@@ -13,6 +13,7 @@ from tests.libvirt.libvirtd import Libvirtd, Point
 pytestmark = pytest.mark.qemu
 
 
+@pytest.mark.long
 def test_libvirtd_starts_at_once_and_moves_two_disks(libvirtd: Libvirtd):
     """Undisturbed, each disk ends on its copy, and the other one is left alone."""
     libvirtd.start()
@@ -28,6 +29,7 @@ def test_libvirtd_starts_at_once_and_moves_two_disks(libvirtd: Libvirtd):
     assert domain.believe("vdb").live == "web1-vdb-1.qcow2"
 
 
+@pytest.mark.long
 def test_plain_libvirt_believes_the_wrong_image_after_a_kill(libvirtd: Libvirtd):
     """Killed after QEMU switched: without help libvirt goes back to the image that QEMU has left."""
     libvirtd.start()
@@ -46,9 +48,9 @@ def test_plain_libvirt_believes_the_wrong_image_after_a_kill(libvirtd: Libvirtd)
 
 def test_a_program_inside_sees_this_libvirtd_at_the_default_paths(libvirtd: Libvirtd):
     """What runs beside libvirtd finds its files and its socket where they always are."""
-    (libvirtd.directory / "etc/hooks/mark").write_text("ours")
-    seen = subprocess.run(libvirtd.inside("cat", "/etc/libvirt/hooks/mark"), capture_output=True, text=True, check=True)
-    assert seen.stdout == "ours"
+    (libvirtd.directory / "etc/hooks/mark").write_text("ours\n")
+    command = libvirtd.inside("sh", "-c", "read word </etc/libvirt/hooks/mark; echo $word")
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "ours\n"
     assert not Path("/etc/libvirt/hooks/mark").exists()
 
 
