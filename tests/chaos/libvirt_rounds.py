@@ -1,10 +1,12 @@
-"""The same question asked of libvirt: `virsh blockcopy --pivot` under a writing guest, libvirtd killed on the way.
+"""libvirtd killed at random in the end of a block job under a writing guest: libvirt alone, and with pivotd's hook.
 
-    make chaos-libvirt ROUNDS=20 SEED=7
+    make chaos-libvirt ROUNDS=26 SEED=7
 
-libvirtd is killed at a random instant, in one half of the rounds of the whole operation, in the other of its last step,
-the pivot of a copy that is ready; in every second round of each QEMU is killed up to three seconds later. libvirtd is
-started again and asked which image the domain has: that one must hold the guest's last acknowledged write.
+Every round is played once for each column, with the same choices: a job of libvirt waits, its end is asked for, and
+libvirtd gets SIGKILL at a random instant of that, or, with ``--kind copy``, of the whole copy and pivot. libvirtd is
+started again. Right is a round after which libvirt names the image that QEMU has, for the running domain and for its
+next boot, and that image holds every write that the guest was told is on disk. With ``--kill-qemu``, QEMU is killed
+too before libvirtd is started: right is then a next boot from such an image.
 """
 
 # ruff: noqa: T201 - a campaign speaks
@@ -13,212 +15,160 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from xml.sax.saxutils import escape
 
-from tests.chaos.libvirt_host import Libvirtd, kill_qemu, missing
-from tests.support.guest import KERNEL_OPTIONS, MEMORY_MIB, GuestJudge, serial_log
-from tests.support.guest_assets import GuestAssets, build
-from tests.support.qemu import create_image
+from tests.libvirt.domain import Domain
+from tests.libvirt.libvirtd import Libvirtd, missing
 from tests.support.seeds import drawn
+from tests.support.waiting import until
 
-ACK_TIMEOUT_S = 90.0
-OPERATION_TIMEOUT_S = 90.0
 QEMU_LATER_MAX_S = 3.0
-DOMAIN = "web1"
-
-XML = """
-<domain type='qemu'>
-  <name>{name}</name>
-  <memory unit='MiB'>{memory}</memory>
-  <vcpu>1</vcpu>
-  <os>
-    <type arch='x86_64' machine='pc'>hvm</type>
-    <kernel>{kernel}</kernel><initrd>{initrd}</initrd><cmdline>{cmdline}</cmdline>
-  </os>
-  <on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
-  <devices>
-    <emulator>{emulator}</emulator>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='qcow2' cache='none'/>
-      <source file='{image}'/><target dev='vda' bus='virtio'/><serial>disk0</serial>
-    </disk>
-    <serial type='file'><source path='{serial}' append='on'/></serial>
-    <memballoon model='none'/>
-  </devices>
-</domain>
-"""
+SETTLE_S = 8.0
+"""libvirt has reconnected to its domains long before."""
+OVERSHOOT = 1.1
+"""The last kills come after the operation."""
+KINDS = {
+    "pivot": ("copy", ("blockjob", "web1", "vda", "--pivot")),
+    "copy": (None, ("blockcopy", "web1", "vda", "{destination}", "qcow2", "--transient-job", "--wait", "--pivot")),
+    "abort": ("copy", ("blockjob", "web1", "vda", "--abort")),
+    "commit": ("commit", ("blockjob", "web1", "vda", "--pivot")),
+    "commit-abort": ("commit", ("blockjob", "web1", "vda", "--abort")),
+}
+"""What waits when a round begins, and what libvirtd is killed in."""
+COLUMNS: Mapping[str, Callable[[Libvirtd], None]] = {
+    "plain": lambda _: None,
+    "hook": Libvirtd.install_hook,
+}
+"""What is done to a host before its libvirtd starts."""
+RIGHT, NEXT_STALE, WRONG = "right", "next boot stale", "WRONG"
 
 
 @dataclass(frozen=True, slots=True)
-class LibvirtRound:
-    """``at_s``: from the start of virsh to the kill of libvirtd. ``qemu_after_s`` None: QEMU is left alive.
+class Plan:
+    """``at_s``: from the request to the kill of libvirtd. ``qemu_after_s`` None: QEMU is left alive."""
 
-    ``pivot_only``: virsh pivots a copy that is ready.
-    """
-
-    pivot_only: bool
+    kind: str
     at_s: float
     qemu_after_s: float | None
 
     def __str__(self) -> str:
-        later = "QEMU left alive" if self.qemu_after_s is None else f"QEMU killed {self.qemu_after_s:.3f} s later"
-        what = "the pivot" if self.pivot_only else "the copy"
-        return f"libvirtd killed at {self.at_s * 1000:.1f} ms of {what}, {later}"
+        later = "" if self.qemu_after_s is None else f", QEMU killed {self.qemu_after_s:.3f} s later"
+        return f"libvirtd killed at {self.at_s * 1000:.1f} ms of the {self.kind}{later}"
 
 
-class LibvirtWorld:
-    """A fresh domain for each round."""
-
-    def __init__(self, directory: Path, assets: GuestAssets, libvirtd: Libvirtd) -> None:
-        self.directory, self.libvirtd = directory, libvirtd
-        self._assets = assets
-        self.source = directory / "old.qcow2"
-        self.destination = directory / "new.qcow2"
-        self._qemu: int | None = None
-
-    def boot(self) -> GuestJudge:
-        """Define the domain, boot it, and wait for its first writes."""
-        for image in (self.source, self.destination):
-            image.unlink(missing_ok=True)
-        log = serial_log(self.directory, DOMAIN)
-        log.unlink(missing_ok=True)
-        create_image(self.source)
-        xml = self.directory / "domain.xml"
-        modules = ",".join(self._assets.modules["virtio-blk"])
-        words = f"{KERNEL_OPTIONS} pivotd.disks=disk0 pivotd.modules={modules}"
-        xml.write_text(
-            XML.format(
-                name=DOMAIN, memory=MEMORY_MIB, kernel=self._assets.kernel, initrd=self._assets.initramfs,
-                cmdline=escape(words), emulator=shutil.which("qemu-system-x86_64"), image=self.source, serial=log,
-            )
-        )  # fmt: skip
-        for arguments in (("define", str(xml)), ("start", DOMAIN)):
-            done = self.libvirtd.virsh(*arguments)
-            assert done.returncode == 0, done.stderr
-        self._qemu = self.libvirtd.qemu_pid(DOMAIN)
-        judge = GuestJudge(log)
-        judge.await_acks(more_than=5, timeout_s=ACK_TIMEOUT_S)
-        return judge
-
-    def measure(self, *, pivot_only: bool) -> float:
-        """Return the seconds that the operation takes with nobody killed; it must end on the destination."""
-        judge = self.boot()
-        arguments = self._operation(pivot_only=pivot_only)
-        started_s = time.monotonic()
-        done = self.libvirtd.virsh(*arguments)
-        took_s = time.monotonic() - started_s
-        assert done.returncode == 0, done.stderr
-        assert self.libvirtd.source(DOMAIN, inactive=True) == str(self.destination)
-        judge.await_acks(more_than=judge.last_ack() + 3, timeout_s=ACK_TIMEOUT_S)
-        self.clear()
-        # The judge must be able to fail: the image that was left behind lacks what came after.
-        assert judge.check_image(self.destination, "qcow2") == []
-        assert judge.check_image(self.source, "qcow2") != []
-        return took_s
-
-    def _operation(self, *, pivot_only: bool) -> tuple[str, ...]:
-        """Return the arguments of virsh that move the disk, after all that comes before them."""
-        copy = ("blockcopy", DOMAIN, "vda", "--dest", str(self.destination), "--format", "qcow2", "--wait",
-                "--transient-job")  # fmt: skip
-        if not pivot_only:
-            return (*copy, "--pivot")
-        done = self.libvirtd.virsh(*copy)
-        assert done.returncode == 0, done.stderr
-        return ("blockjob", DOMAIN, "vda", "--pivot")
-
-    def play(self, planned: LibvirtRound) -> tuple[str, str]:
-        """Play one round; return one word for what came of it, and the facts."""
-        judge = self.boot()
-        assert self._qemu is not None
-        virsh = self.libvirtd.start_virsh(*self._operation(pivot_only=planned.pivot_only))
-        time.sleep(planned.at_s)
-        self.libvirtd.kill()
-        virsh.wait(OPERATION_TIMEOUT_S)
-        if planned.qemu_after_s is not None:
-            time.sleep(planned.qemu_after_s)
-            kill_qemu(self._qemu)
-        else:
-            judge.await_acks(more_than=judge.last_ack() + 3, timeout_s=ACK_TIMEOUT_S)
-        self.libvirtd.start()
-        state = self.libvirtd.virsh("domstate", DOMAIN).stdout.strip()
-        live = self.libvirtd.source(DOMAIN, inactive=False)
-        named = self.libvirtd.source(DOMAIN, inactive=True)
-        self.clear()
-        holds = [image.name for image in (self.source, self.destination) if self._complete(judge, image)]
-        facts = f"state {state!r}, live {_name(live)}, next boot {_name(named)}, complete: {', '.join(holds) or 'none'}"
-        if named is None:
-            return "no answer", facts
-        return "right" if Path(named).name in holds else "WRONG", facts
-
-    def clear(self) -> None:
-        """End the domain, whatever libvirt thinks of it, and forget it."""
-        if self._qemu is not None:
-            kill_qemu(self._qemu)
-            self._qemu = None
-        self.libvirtd.virsh("destroy", DOMAIN)
-        self.libvirtd.virsh("undefine", DOMAIN)
-
-    @staticmethod
-    def _complete(judge: GuestJudge, image: Path) -> bool:
-        return image.exists() and image.stat().st_size > 0 and not judge.check_image(image, "qcow2")
+def begin(libvirtd: Libvirtd, kind: str) -> tuple[Domain, str]:
+    """Boot a guest, bring it to where the round begins, and return the request for virsh."""
+    domain = Domain(libvirtd, rate_per_s=200).define().boot()
+    waits, request = KINDS[kind]
+    if waits == "copy":
+        domain.copy()
+    elif waits == "commit":
+        domain.snapshot()
+        domain.commit("vda", "--delete")
+    return domain, " ".join(request).format(destination=domain.image("vda", 1))
 
 
-def _name(image: str | None) -> str:
-    return Path(image).name if image else "none"
+def measure(libvirtd: Libvirtd, kind: str) -> float:
+    """Return the seconds that the operation takes with nobody killed."""
+    libvirtd.clear()
+    libvirtd.start()
+    domain, request = begin(libvirtd, kind)
+    virsh = libvirtd.virsh_session()
+    started_s = time.monotonic()
+    virsh.send(request)
+    virsh.end()
+    took_s = time.monotonic() - started_s
+    assert domain.agrees(), domain.believe()
+    assert domain.writes_go_on()
+    return took_s
 
 
-def campaign(count: int, seed: int) -> Counter[str]:
-    """Run so many rounds; return how often each word came."""
+def play(libvirtd: Libvirtd, plan: Plan, install: Callable[[Libvirtd], None]) -> tuple[str, str]:
+    """Play one round; return one word for what came of it, and the facts."""
+    libvirtd.clear()
+    install(libvirtd)
+    libvirtd.start()
+    domain, request = begin(libvirtd, plan.kind)
+    virsh = libvirtd.virsh_session()
+    virsh.send(request)
+    time.sleep(plan.at_s)
+    libvirtd.kill()
+    virsh.end()
+    if plan.qemu_after_s is None:
+        assert domain.writes_go_on()
+    else:
+        time.sleep(plan.qemu_after_s)
+        domain.kill_qemu()
+    libvirtd.start()
+    return judged(domain, alive=plan.qemu_after_s is None)
+
+
+def judged(domain: Domain, *, alive: bool) -> tuple[str, str]:
+    """Return the word for what libvirt believes now, beside what QEMU has and what the images hold."""
+
+    def believes() -> bool:
+        believed = domain.believe()
+        live = domain.root() if alive else believed.next_boot
+        return believed.live == believed.next_boot == live and believed.mirror in {None, "yes"}
+
+    agrees = until(believes, SETTLE_S)
+    believed, root = domain.believe(), domain.root() if alive else None
+    domain.libvirtd.clear_processes()
+    holds = domain.complete()
+    facts = (
+        f"{believed.state}, root {root}, live {believed.live}, next boot {believed.next_boot}, mirror {believed.mirror}"
+    )
+    facts += f", complete: {', '.join(holds) or 'none'}; {domain.libvirtd.hook_said().strip()}"
+    if agrees and believed.next_boot in holds:
+        return RIGHT, facts
+    if alive and believed.live == root and believed.mirror is None:
+        return NEXT_STALE, facts
+    return WRONG, facts
+
+
+def campaign(options: argparse.Namespace, seed: int) -> Counter[tuple[str, str]]:
+    """Play so many rounds of each column; return how often each column got each word."""
     rng = random.Random(seed)
-    words: Counter[str] = Counter()
-    assets = build()
-    with tempfile.TemporaryDirectory(prefix="lv") as name, ExitStack() as stack:
-        directory = Path(name)
-        libvirtd = Libvirtd(directory)
-        stack.callback(libvirtd.kill)
-        libvirtd.start()
-        world = LibvirtWorld(directory, assets, libvirtd)
-        stack.callback(world.clear)
-        took_s = {pivot_only: world.measure(pivot_only=pivot_only) for pivot_only in (False, True)}
-        print(f"undisturbed: copy {took_s[False] * 1000:.0f} ms, pivot alone {took_s[True] * 1000:.0f} ms", flush=True)
-        for number in range(count):
-            pivot_only, kills_qemu = bool(number % 2), bool(number // 2 % 2)
-            later = rng.uniform(0, QEMU_LATER_MAX_S) if kills_qemu else None
-            planned = LibvirtRound(pivot_only, rng.uniform(0, took_s[pivot_only] * 1.1), later)
-            word, facts = world.play(planned)
-            kind = f"{'pivot' if pivot_only else 'copy'}, QEMU {'killed' if kills_qemu else 'alive'}"
-            words[f"{kind}: {word}"] += 1
-            print(f"round {number}: {planned}: {word} ({facts})", flush=True)
+    words: Counter[tuple[str, str]] = Counter()
+    with Libvirtd() as libvirtd:
+        took_s = {kind: measure(libvirtd, kind) for kind in options.kind}
+        print("undisturbed: " + ", ".join(f"{kind} {took * 1000:.0f} ms" for kind, took in took_s.items()), flush=True)
+        for number in range(options.rounds):
+            kind = options.kind[number % len(options.kind)]
+            later_s = rng.uniform(0, QEMU_LATER_MAX_S)
+            plan = Plan(kind, rng.uniform(0, took_s[kind] * OVERSHOOT), later_s if options.kill_qemu else None)
+            for column in options.columns:
+                word, facts = play(libvirtd, plan, COLUMNS[column])
+                words[column, word] += 1
+                print(f"round {number} {column}: {plan}: {word} ({facts})", flush=True)
     return words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a campaign and print its figures; how libvirt does is no error of ours."""
-    parser = argparse.ArgumentParser(description="Kill libvirtd in the middle of blockcopy --pivot.")
-    parser.add_argument("--rounds", type=int, default=20)
+    """Run a campaign and print its figures; how libvirt does by itself is no error of ours."""
+    parser = argparse.ArgumentParser(description="Kill libvirtd in the end of its block jobs.")
+    parser.add_argument("--rounds", type=int, default=26)
     parser.add_argument("--seed", type=int, default=0, help="0 takes PIVOTD_SEED, or one at random")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="in turn; by default pivot alone")
+    parser.add_argument("--columns", type=lambda text: text.split(","), default=list(COLUMNS), help="plain,hook")
+    parser.add_argument("--kill-qemu", action="store_true")
     options = parser.parse_args(arguments)
+    options.kind = options.kind or ["pivot"]
     if (why := missing()) is not None:
         print(f"skipped: {why}")
         return 0
     seed = drawn(options.seed)
     started_s = time.monotonic()
-    words = campaign(options.rounds, seed)
-    for word, times in sorted(words.items()):
-        print(f"{word:32}{times:>5}")
-    wrong = sum(times for word, times in words.items() if word.endswith("WRONG"))
-    print(f"libvirt: {wrong} of {options.rounds} rounds end with an image without an acknowledged write; seed {seed}")
-    print(f"{time.monotonic() - started_s:.0f} s")
-    return 0
+    words = campaign(options, seed)
+    print(f"{'':18}" + "".join(f"{column:>8}" for column in options.columns))
+    for word in (RIGHT, NEXT_STALE, WRONG):
+        print(f"{word:18}" + "".join(f"{words[column, word]:>8}" for column in options.columns))
+    print(f"{options.rounds} rounds of each, seed {seed}, {time.monotonic() - started_s:.0f} s")
+    return 1 if words["hook", WRONG] and not options.kill_qemu else 0
 
 
 if __name__ == "__main__":
