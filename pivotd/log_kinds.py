@@ -132,6 +132,10 @@ KINDS: Mapping[str, Kind] = {
         "448a6dd3ae1c43d5979a7e7231cb21c2",
         "{domain}: the undo window has ended: {reason}; pivot {pivot}",
     ),
+    "pivot.guest-waits": Kind(
+        "a2f7c6d1e0b94b8e9a3c5d7f1b2e4c60",
+        "{domain}: the guest stays paused: {reason}; pivot {pivot}",
+    ),
     "pivot.stalled": Kind(
         "3187efe0c0d04bc7be5258ce342b40fb",
         "{domain}: the copy makes no progress, it waits for {waits_for}; pivot {pivot}",

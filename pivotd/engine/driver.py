@@ -91,8 +91,8 @@ class Driver:
 
     @property
     def failing(self) -> str | None:
-        """One sentence that says why this driver fails again and again; None while it does not."""
-        return self._failures.text
+        """One sentence that says why this driver fails again and again, or leaves its guest paused; None: neither."""
+        return self._failures.text or self.state.guest_waits_for
 
     # -- what others may ask ------------------------------------------------------------------------------------
 
@@ -299,6 +299,7 @@ class Driver:
         state = self.state
         if not isinstance(action, actions.AskAgain):
             state.looked.set()
+        state.note_guest_waits(action.reason if isinstance(action, actions.Wait | actions.AskAgain) else None)
         match action:
             case actions.Done():
                 return seen

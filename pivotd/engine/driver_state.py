@@ -16,6 +16,7 @@ from pivotd import limits, log
 from pivotd.core import phases
 from pivotd.core.attempt import Attempt, Moment
 from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.request import Manager
 from pivotd.core.undo import window_left_s
 from pivotd.engine import pivot_log
 from pivotd.engine.converge import Converger
@@ -47,6 +48,8 @@ class DriverState:
         """Set at each record, and then replaced by a new one."""
         self.waits_for = "its first look at QEMU"
         self.stalled = False
+        self.guest_waits_for: str | None = None
+        """Why a guest stays paused beyond the longest pause: libvirt does not know its disk, or does not answer."""
         self.unrecorded = False
         """It was logged that a record cannot be written while the guest is paused; until the next record."""
         self.domain = domain
@@ -149,6 +152,14 @@ class DriverState:
         if left_s > 0:
             timeout_s = min(timeout_s, left_s)
         await self.sleep(timeout_s)
+
+    def note_guest_waits(self, reason: str | None) -> None:
+        """Log once why a guest of libvirt's stays paused beyond its longest pause; None: it need not, or may not."""
+        late = self.in_window and self.attempt.deadline_passed and self.pivot.manager is Manager.LIBVIRT
+        now = reason if late else None
+        if now is not None and self.guest_waits_for is None:
+            log.get_logger().error("pivot.guest-waits", domain=self.pivot.domain, pivot=self.pivot.id, reason=now)
+        self.guest_waits_for = now
 
     async def ask_again(self, reason: str) -> None:
         """Wait before the next look at a QEMU that does not answer; each wait is longer."""

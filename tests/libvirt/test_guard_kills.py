@@ -1,0 +1,116 @@
+"""libvirtd killed at every point of a guarded pivot, alone, with pivotd, or with QEMU too, and started again without the hook.
+
+While the guest is paused both images are complete at every point. So each case ends in one of two ways: QEMU, both
+definitions and the verdict name one image, and the guest runs; or libvirt does not know its own disk, the guest stays
+paused, and pivotd says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.libvirt.domain import PIVOT_POINTS, Domain
+from tests.libvirt.guarding import Guarded, guard, until
+from tests.libvirt.libvirtd import Libvirtd
+
+pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.long, pytest.mark.timeout(300)]
+SETTLED_S = 20.0
+SAYS = ("libvirt does not know that: restart libvirtd", "libvirt says that it does not run: restart libvirtd")
+
+
+def die(guarded: Guarded, point: str, *, pivotd: bool, qemu: bool) -> None:
+    """Let libvirtd die at a point of the guarded pivot, and others right after it; start again what was killed."""
+    domain, libvirtd = guarded.domain, guarded.libvirtd
+    guarded.await_domain()
+    domain.copy()
+    libvirtd.kill_at(PIVOT_POINTS[point])
+    asking = guarded.begin("libvirt", "pivot", domain.name, "vda")
+    libvirtd.await_death()
+    if pivotd:
+        guarded.daemon.kill()
+    if qemu:
+        domain.kill_qemu()
+    libvirtd.never_kill()
+    libvirtd.start()
+    if pivotd:
+        asking.wait(60)
+        guarded.daemon.start()
+
+
+def settled(guarded: Guarded) -> Any:
+    """Return the pivot once it is closed, or has had time enough."""
+    deadline_s = time.monotonic() + SETTLED_S
+    while (pivot := guarded.pivot())["phase"] != "closed" and time.monotonic() < deadline_s:
+        pass
+    return pivot
+
+
+@pytest.fixture(params=[False, True], ids=["pivotd lives", "pivotd dead too"])
+def pivotd_dies(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("point", PIVOT_POINTS)
+def test_libvirtd_killed_in_a_guarded_pivot(libvirtd: Libvirtd, tmp_path: Path, point: str, pivotd_dies: bool):
+    """Everything names one image and the guest runs, or it stays paused and the reason is told."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    with guard(tmp_path, libvirtd) as daemon:
+        guarded = Guarded(domain, daemon)
+        die(guarded, point, pivotd=pivotd_dies, qemu=False)
+        if settled(guarded)["phase"] == "closed":
+            guarded.assert_right()
+            return
+        end = guarded.ended()
+        assert end.run_state == "paused", end
+        assert any(text in " ".join(end.detail.split()) for text in SAYS), end
+        assert daemon.ctl("image", "web1", "vda").status == 6, end
+        assert "pivot.guest-waits" in daemon.log_path.read_text(), end
+
+
+@pytest.mark.parametrize("point", PIVOT_POINTS)
+def test_qemu_killed_too(libvirtd: Libvirtd, tmp_path: Path, point: str, pivotd_dies: bool):
+    """The verdict is the image of the next boot, certain and recorded."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    with guard(tmp_path, libvirtd) as daemon:
+        guarded = Guarded(domain, daemon)
+        die(guarded, point, pivotd=pivotd_dies, qemu=True)
+        guarded.await_end()
+        verdict = daemon.ctl("verdict", "web1", "vda").json
+        assert verdict["certain"], verdict
+        assert Path(verdict["image"]).name == domain.believe().next_boot, verdict
+        assert domain.image().exists()
+
+
+def test_a_libvirtd_that_hangs_in_the_pivot(libvirtd: Libvirtd, tmp_path: Path):
+    """Its answer is lost; the guest stays paused for so long, and once libvirtd goes on everything ends right."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    with guard(tmp_path, libvirtd) as daemon:
+        guarded = Guarded(domain, daemon)
+        guarded.await_domain()
+        domain.copy()
+        libvirtd.kill_at(replace(PIVOT_POINTS["K2"], action="stop"))
+        asking = guarded.begin("libvirt", "pivot", "web1", "vda")
+        assert libvirtd.pid is not None
+        until(lambda: state(libvirtd.pid) == "T", "the stop of libvirtd")
+        until(lambda: "keepalive" in daemon.log_path.read_text() or "hangs" in daemon.log_path.read_text(), "the loss")
+        spy = domain.spy()
+        assert spy.execute("query-status")["status"] == "paused"
+        spy.close()
+        os.kill(libvirtd.pid, signal.SIGCONT)
+        assert asking.wait(120) == 0
+        guarded.assert_right()
+
+
+def state(pid: int | None) -> str:
+    """Return the state letter of a process."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
