@@ -22,22 +22,25 @@ class History(Protocol):
         ...
 
 
-async def is_unused(history: History, path: str) -> bool:
-    """Return whether the file was made by a pivot of this boot that never copied, and untouched since that ended."""
+async def unused_since(history: History, path: str) -> int | None:
+    """Return the change time in ns of a file that a pivot of this boot has made, without ever copying to it.
+
+    None for any other file, and if anybody has touched it since that pivot ended.
+    """
     known = await history.moved(path)
     if not known or not all(_made(pivot, disk, path) for pivot, disk in known):
-        return False
+        return None
     pivot, disk = max(known, key=lambda one: one[0].created_at)
     records = await history.records(pivot.id)
     if any(record.phase in {Phase.COPYING, Phase.READY, Phase.PAUSING} for record in records):
-        return False
+        return None
     closed = next((record.facts for record in reversed(records) if record.event == "closed"), {})
-    at_its_end = closed.get("made", {}).get(path)
+    at_its_end: int | None = closed.get("made", {}).get(path)
     try:
         now = await in_thread(limits.FILE_TIMEOUT_S, files.change_times, [disk.destination], paths=[path])
     except TimeoutError:
-        return False
-    return at_its_end is not None and now.get(path) == at_its_end
+        return None
+    return at_its_end if now.get(path) == at_its_end else None
 
 
 def _made(pivot: Pivot, disk: PivotDisk, path: str) -> bool:

@@ -102,15 +102,18 @@ class Starter:
 
     async def _plan(self, request: PivotRequest, session: Session, others: Sequence[Pivot], who: Requester) -> Pivot:
         """Return the planned pivot, also where an image that an earlier one has made for nothing is in its way."""
-        made: set[str] = set()
+        made: dict[str, int] = {}
         while True:
             try:
-                return await plan(request, session, others, pivot=str(ULID()), who=who, made=frozenset(made))
+                return await plan(request, session, others, pivot=str(ULID()), who=who, made=made)
             except BadRequestError as error:
                 path = error.fields.get("exists")
-                if path is None or path in made or not await half_made.is_unused(self._history, path):
+                if path is None or path in made:
                     raise
-                made.add(path)
+                changed = await half_made.unused_since(self._history, path)
+                if changed is None:
+                    raise
+                made[path] = changed
 
     async def _refuse_doubtful(self, planned: Pivot) -> None:
         """Raises: ConflictError: a disk may be on a wrong image, and after another pivot nobody could tell any more."""

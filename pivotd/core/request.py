@@ -126,6 +126,9 @@ class CopyOptions:
     """Snapshots inside qcow2 images may stay behind in images that the disk leaves, or lose their data."""
     snapshots_left: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Those that do: an image, and the names of its snapshots."""
+    made_before: tuple[tuple[str, int], ...] = ()
+    """New images that an earlier pivot has made for nothing, and that this one makes again: path, and change time in
+    ns, by which pivotd sees whether anybody has written to one since."""
     write_thresholds: tuple[tuple[str, int], ...] = ()
     """The write threshold in bytes of each disk that has one, as seen right before the last intent."""
     resumable: bool = False

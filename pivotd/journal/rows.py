@@ -260,6 +260,7 @@ def _options(text: str) -> CopyOptions:
         "write_limits": tuple(map(_write_limit, stored.get("write_limits", ()))),
         "nodes_below": tuple(stored.get("nodes_below", ())),
         "write_thresholds": tuple((disk, size_bytes) for disk, size_bytes in stored.get("write_thresholds", ())),
+        "made_before": tuple((path, changed) for path, changed in stored.get("made_before", ())),
         "snapshots_left": tuple((image, tuple(names)) for image, names in stored.get("snapshots_left", ())),
     }
     stored.pop("undo_of", None)  # it has a column since schema 4

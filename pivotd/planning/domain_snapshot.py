@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pivotd.core import names
@@ -32,8 +32,9 @@ class DomainSnapshot:
     """The files that QEMU has open."""
     pid: int
     """QEMU's process."""
-    made: frozenset[str] = frozenset()
-    """Files that pivotd has made for an earlier pivot and that hold nothing, by path: new images may replace them."""
+    made: Mapping[str, int] = field(default_factory=dict)
+    """Files that pivotd has made for an earlier pivot and that hold nothing: new images may replace them. By path, with
+    the change time in ns."""
     keeps_zeroes: bool = False
     """QEMU can be told not to wipe a new image; asked only where a copy would lose writes meanwhile."""
 

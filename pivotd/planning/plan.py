@@ -44,7 +44,7 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
     *,
     pivot: str,
     who: Requester,
-    made: frozenset[str] = frozenset(),
+    made: Mapping[str, int] | None = None,
 ) -> Pivot:
     """Return the pivot to record, with this id. ``others``: pivots of all domains; what open ones use is in use.
 
@@ -76,7 +76,7 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
         has = held.look(session.pid)
         domain = request.domain
         snapshot = DomainSnapshot(
-            pivot, domain, options, blocks, directory, in_use, has, session.pid, made, keeps_zeroes
+            pivot, domain, options, blocks, directory, in_use, has, session.pid, made or {}, keeps_zeroes
         )
         if request.options.adopted:
             kind, planned = _plan_adopted(request, snapshot, busy, believed if guarded else None)
@@ -94,7 +94,7 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
         raise BadRequestError(f"{error}: try again when it does") from None
     if not options.force:
         refuse_second_writer(planned, await session.writers(blocks))
-    options = replace(options, snapshots_left=left)
+    options = replace(options, snapshots_left=left, made_before=tuple((made or {}).items()))
     return Pivot(
         id=pivot,
         request_id=request.request_id or pivot,

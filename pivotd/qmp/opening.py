@@ -160,13 +160,17 @@ async def _refuse_backing(monitor: Monitor, disk: PivotDisk) -> None:
         )
 
 
-async def is_file(image: Image) -> bool:
-    """Return whether the name leads to the very file of this image. Raises: QmpRefusedError: as protocol()."""
+async def is_untouched(image: Image, changed: Mapping[str, int]) -> bool:
+    """Return whether the name leads to the very file of this image, and whether nobody has written to that since.
+
+    ``changed``: the change time in ns, by path. Raises: QmpRefusedError: as protocol().
+    """
     try:
-        found = await in_thread(limits.FILE_TIMEOUT_S, files.file_id, image.filename, paths=[image.filename])
+        found = await in_thread(limits.FILE_TIMEOUT_S, files.change_times, [image], paths=[image.filename])
     except TimeoutError:
         raise QmpRefusedError(f"{image.filename}: its storage does not answer") from None
-    return found == image.file_id
+    now = found.get(image.filename)
+    return now is not None and changed.get(image.filename, now) == now
 
 
 async def _stat(filename: str) -> os.stat_result | None:

@@ -70,8 +70,10 @@ async def _create_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
     """Create the destination file, but only if it does not exist, or is pivotd's own: QEMU truncates it."""
     if disk.destination.file_id is None:
         await _refuse_existing(monitor, pivot, disk)
-    elif not await opening.is_file(disk.destination):
-        raise QmpRefusedError(f"{disk.destination.filename} is another file by now; name a new image or use --reuse")
+    elif not await opening.is_untouched(disk.destination, dict(pivot.options.made_before)):
+        raise QmpRefusedError(
+            f"{disk.destination.filename} is another file by now, or was written to; name a new image or use --reuse"
+        )
     create: dict[str, Any] = {"driver": "file", "filename": disk.destination.filename, "size": 0}
     if disk.destination.format == "raw":
         preallocation = pivot.options.image_options.preallocation

@@ -121,6 +121,28 @@ async def test_a_file_that_somebody_has_touched_is_not_taken(
     assert qemu.root().node == "src0"
 
 
+async def test_a_file_that_is_written_to_after_the_plan(
+    engine: Engine, ask: Ask, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In place, right before QEMU would make it again: the pivot ends, and what was written is there."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old0.qcow2", size="1M"))])
+    await engine.connect(qemu)
+    new = tmp_path / "new.qcow2"
+    await kept(qemu, ask, monkeypatch, {"disk0": new})
+    prepare = Session.prepare
+
+    async def wrapped(session: Session, pivot: Pivot, disk: PivotDisk, step: Step) -> None:
+        if step is Step.CREATE_FILE:
+            new.write_bytes(b"somebody's")
+        await prepare(session, pivot, disk, step)
+
+    monkeypatch.setattr(Session, "prepare", wrapped)
+    pivot = await ask({"disk0": new})
+    assert pivot.outcome == Outcome.KEPT
+    assert "was written to" in (pivot.error or "")
+    assert new.read_bytes() == b"somebody's"
+
+
 async def test_a_copy_that_had_begun_is_not_overwritten_unasked(
     engine: Engine, ask: Ask, qemu_factory: QemuFactory, tmp_path: Path
 ):
