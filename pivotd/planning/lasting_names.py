@@ -12,6 +12,7 @@ from pivotd.host import files, qcow2
 from pivotd.host.held import Astray, astray, data_astray
 from pivotd.planning.destination_files import unlike
 from pivotd.planning.domain_snapshot import DomainSnapshot
+from pivotd.qmp import descriptions
 from pivotd.qmp.blocks import DiskSeen
 
 _OTHER_LAYER = Astray("there is another file at this name now, which QEMU has as another layer")
@@ -62,8 +63,8 @@ def _is_another_layer(domain: DomainSnapshot, seen: DiskSeen, layers: list[Image
     layer, found = seen.layers[place], describe(layers[place].filename)
     if layer.format != "qcow2" or found.path is None or found.is_part or unlike(found.path, domain.pid) is not None:
         return False
-    if astray(found.path, domain.held) is not None:
-        return False
+    if descriptions.inner(layer.filename) or astray(found.path, domain.held) is not None:
+        return False  # the header is not at the beginning of a file that is encrypted below qcow2
     try:
         head = qcow2.look(found.path)
         name = "" if head is None or head.header is None else (head.header.backing_file or "")
