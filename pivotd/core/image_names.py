@@ -67,11 +67,13 @@ def describe(filename: str, directory: str | None = None) -> Description:
     """Return what a name says that QEMU shows; relative paths start at ``directory``, QEMU's working directory."""
     if not filename.startswith("json:"):
         return _plain(filename, directory)
+    node = options(filename)
     try:
-        node = json.loads(filename.removeprefix("json:"))
-        return _described(_reduced(node, directory, top=True))
+        if node is not None:
+            return _described(_reduced(node, directory, top=True))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return Description(filename, fleeting="QEMU's description of it is one that pivotd does not know")
+        pass  # something stands in it that no node has
+    return Description(filename, fleeting="QEMU's description of it is one that pivotd does not know")
 
 
 def of_own_node(filename: str, node: str) -> str:

@@ -7,14 +7,14 @@ Source: bdrv_refresh_filename() of QEMU.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from pivotd.core.image_names import options
 
 Node = Mapping[str, Any]
 """The options of a node, with those of the nodes below it."""
 
-PREFIX = "json:"
 BACKING = "backing"
 DEPTH_MAX = 64
 
@@ -24,13 +24,10 @@ def nodes(filename: str) -> list[Node] | None:
 
     Empty for a plain name. None: QEMU has cut the description off at 4095 characters, or nobody can read it.
     """
-    if not filename.startswith(PREFIX):
+    if not filename.startswith("json:"):
         return []
-    try:
-        found = json.loads(filename.removeprefix(PREFIX))
-    except (ValueError, RecursionError):
-        return None
-    return list(_walk(found, 0))
+    found = options(filename)
+    return None if found is None else list(_walk(found, 0))
 
 
 def inner(filename: str) -> list[Node]:
