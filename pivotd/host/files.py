@@ -114,22 +114,6 @@ def _id_of(image: Description) -> str | None:
     return None if found is None else f"{found}{part}"
 
 
-def overlap(image: Image, file: File) -> bool:
-    """Return whether both have bytes of one file in common: parts of one file need not be one image."""
-    if file.path is None:
-        return False
-    one, other = describe(image.filename), describe(file.path)
-    if not (one.is_part or other.is_part):
-        return same(image, file)
-    if one.path is None or other.path is None:
-        if one.export is None or one.export != other.export:
-            return False
-    elif not same(Image(one.path, "", ""), File(other.path, _file_id(other.path))):
-        return False
-    ends = [None if part.size_bytes is None else part.offset + part.size_bytes for part in (one, other)]
-    return (ends[1] is None or one.offset < ends[1]) and (ends[0] is None or other.offset < ends[0])
-
-
 def _file_id(path: str) -> str | None:
     if view.hidden(path) is not None:
         return None

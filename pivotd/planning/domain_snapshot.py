@@ -12,8 +12,9 @@ from pivotd.core.image_names import describe
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyOptions
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
-from pivotd.host import files
+from pivotd.host import files, places
 from pivotd.host.held import Held
+from pivotd.host.places import Place
 from pivotd.qmp.blocks import Blocks, DiskSeen
 from pivotd.qmp.whole_names import images_of, shown_format
 
@@ -96,11 +97,17 @@ class DomainSnapshot:
 
     def users(self, image: Image) -> list[str]:
         """Return the disks that have bytes of this file somewhere in their chain."""
+        place = places.of(image.filename)
         return [
             other.disk
             for other in self.blocks.disks.values()
-            if any(files.overlap(image, files.resolve(layer.filename, self.directory)) for layer in other.layers)
+            if any(place.overlaps(self.place(layer.filename)) for layer in other.layers)
         ]
+
+    def place(self, filename: str) -> Place:
+        """Return where an image is stored that QEMU shows under this name."""
+        name = files.resolve(filename, self.directory).path
+        return Place(frozenset({filename})) if name is None else places.of(name)
 
     def refuse_if_used(self, image: Image, disk: str) -> None:
         """Raises: BadRequestError, DiskBusyError: the guest or another pivot uses this file."""

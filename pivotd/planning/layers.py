@@ -7,7 +7,7 @@ from dataclasses import replace
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import Target
 from pivotd.errors import BadRequestError, DiskBusyError, NotFoundError
-from pivotd.host import files
+from pivotd.host import files, places
 from pivotd.planning.bitmap_refusals import refuse_bitmaps
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.lasting_names import backing_name
@@ -78,7 +78,8 @@ def _find(domain: DomainSnapshot, chain: list[Image], name: str, seen: DiskSeen)
     for index, image in enumerate(chain):
         if image.filename == name or files.same(image, wanted):
             return index
-    parts = [index for index, image in enumerate(chain) if files.overlap(image, wanted)]
+    place = places.of(name if wanted.path is None else wanted.path)
+    parts = [index for index, image in enumerate(chain) if place.overlaps(places.of(image.filename))]
     if len(parts) == 1:
         return parts[0]  # of a file that has but one part in this chain, the file's name says enough
     layers = ", ".join(image.filename for image in chain)

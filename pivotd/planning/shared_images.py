@@ -8,8 +8,6 @@ from dataclasses import replace
 from pivotd.core.pivot import PivotDisk
 from pivotd.core.request import Target
 from pivotd.errors import BadRequestError, NotFoundError
-from pivotd.host import files, places
-from pivotd.host.places import Place
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.qmp.blocks import DiskSeen
 
@@ -57,11 +55,11 @@ def with_companions(domain: DomainSnapshot, planned: list[PivotDisk]) -> list[Pi
 
 def refuse_two_nodes(domain: DomainSnapshot, seen: DiskSeen) -> None:
     """Raises: BadRequestError: the guest has the image of this disk under another disk too, by a node of its own."""
-    own = [_place(domain, layer.filename) for layer in seen.layers]
+    own = [domain.place(layer.filename) for layer in seen.layers]
     for other in domain.blocks.disks.values():
         if other.node == seen.node:
             continue
-        theirs = [_place(domain, layer.filename) for layer in other.layers]
+        theirs = [domain.place(layer.filename) for layer in other.layers]
         is_below = not other.read_only and any(place.overlaps(theirs[0]) for place in own[1:])
         if is_below or any(own[0].overlaps(place) for place in theirs):
             image = other.filename if is_below else seen.filename
@@ -71,8 +69,3 @@ def refuse_two_nodes(domain: DomainSnapshot, seen: DiskSeen) -> None:
                 "device",
                 disk=seen.disk,
             )
-
-
-def _place(domain: DomainSnapshot, filename: str) -> Place:
-    name = files.resolve(filename, domain.directory).path
-    return Place(frozenset({filename})) if name is None else places.of(name)

@@ -15,7 +15,7 @@ from pivotd.core.names import reopened_source
 from pivotd.core.pivot import Outcome
 from pivotd.core.request import Kind, Sync, Target
 from pivotd.errors import BadRequestError, RequestError
-from pivotd.host import files
+from pivotd.host import files, places
 from tests.conftest import QemuFactory
 from tests.support.qemu import Disk, Qemu, create_image, default_binary
 
@@ -184,8 +184,8 @@ async def test_parts_of_one_device(engine: Engine, qemu_factory: QemuFactory, tm
         first, second = (files.resolve(source.filename, None) for source in sources)
         assert files.same(sources[0], first)
         assert not files.same(sources[0], second)
-        assert not files.overlap(sources[0], second)
+        assert not places.of(sources[0].filename).overlaps(places.of(second.path))
         assert not files.same(sources[0], files.resolve(str(path), None))
-        assert files.overlap(sources[0], files.resolve(str(path), None))
+        assert places.of(sources[0].filename).overlaps(places.of(str(path)))
         with pytest.raises(RequestError, match=r"in use by|its present image"):
             await planned(engine, Kind.COPY, Target("disk0", str(path), "raw"), reuse=True)
