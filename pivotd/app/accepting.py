@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pivotd import limits
-from pivotd.app.live_verdicts import image_name
+from pivotd.app.live_verdicts import image_names
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.client.requests import AcceptRequest
@@ -84,7 +84,7 @@ class Accepting:
         supervisor = self._host.supervisors.get(pivot.domain)
         session = None if supervisor is None else supervisor.session
         seen = None if session is None else (await session.disks()).get(known.disk)
-        using = None if seen is None or session is None else await image_name(seen, session)
+        using = None if seen is None or session is None else (await image_names(seen, session))[0]
         try:
             paths = [image] if using is None else [image, using]
             there, same = await in_thread(limits.FILE_TIMEOUT_S, _compare, image, using, paths=paths)

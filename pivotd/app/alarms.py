@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from pivotd import limits
 from pivotd.app.due_domains import DueDomains
-from pivotd.app.live_verdicts import image_name
+from pivotd.app.live_verdicts import image_names
 from pivotd.app.reads import Reads, in_doubt
 from pivotd.app.registry import Host
 from pivotd.core.observation import LEAVING
@@ -154,7 +154,7 @@ class Alarms:
         shown = (await session.disks()).get(doubt.disk) if session is not None else None
         if session is None or shown is None:
             return f"{doubt.disk}: {doubt.reason}"
-        using = await image_name(shown, session)
+        using = (await image_names(shown, session))[0]
         stale = await self._reads.history(using, doubt)
         if stale is None or stale.finding.standing is not Standing.STALE:
             return f"{doubt.disk}: {doubt.reason}"

@@ -10,11 +10,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from pivotd import limits
-from pivotd.app.live_verdicts import image_path
+from pivotd.app.live_verdicts import image_names
 from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
 from pivotd.client.answers import DiskView, DomainView, InternalSnapshots, JobView, LibvirtImages
 from pivotd.core import verdict
 from pivotd.core.believed import DiskBelieved
+from pivotd.core.image_names import describe
 from pivotd.core.pivot import Phase, Pivot, PivotDisk
 from pivotd.core.request import Manager, Requester
 from pivotd.engine import pivot_log
@@ -119,9 +120,9 @@ class Domains:
         phases: dict[str, Any] = {
             disk.disk: pivot.phase.value for pivot, disk in latest if pivot.phase is not Phase.CLOSED
         }
-        names = {name for disk in seen.values() for name in (disk.filename, *(one.filename for one in disk.layers))}
-        # Side by side: where storage hangs, all its images are waited for together.
-        paths = dict(zip(names, await asyncio.gather(*(image_path(path, session) for path in names)), strict=True))
+        # Side by side: where storage hangs, all disks are waited for together.
+        found = await asyncio.gather(*(image_names(disk, session) for disk in seen.values()))
+        images = {disk: [describe(image).text for image in chain] for disk, chain in zip(seen, found, strict=True)}
         views = []
         for name in sorted(seen):
             disk, last = seen[name], said.get(name)
@@ -130,22 +131,22 @@ class Domains:
                 DiskView(
                     disk=name,
                     qdev=disk.qdev,
-                    image=paths[disk.filename],
+                    image=images[name][0],
                     format=disk.format,
                     size_bytes=disk.size_bytes,
                     node=disk.node,
                     read_only=disk.read_only,
-                    backing_chain=tuple(paths[layer.filename] for layer in disk.layers[1:]),
+                    backing_chain=tuple(images[name][1:]),
                     backing_formats=tuple(layer.format for layer in disk.layers[1:]),
                     job=jobs[0] if jobs else None,
                     pivot=last.pivot if last else None,
                     phase=phases.get(name),
                     outcome=last.outcome if last else None,
                     other_writers=writers.get(name, ()),
-                    libvirt=_libvirt(believed.get(name), paths[disk.filename]),
+                    libvirt=_libvirt(believed.get(name), images[name][0]),
                     internal_snapshots=tuple(
-                        InternalSnapshots(paths[layer.filename], layer.snapshots)
-                        for layer in disk.layers
+                        InternalSnapshots(image, layer.snapshots)
+                        for image, layer in zip(images[name], disk.layers, strict=True)
                         if layer.snapshots
                     ),
                 )

@@ -92,7 +92,7 @@ class LiveVerdicts:
     async def _check_disk(self, key: Key, disk: DiskSeen, session: Session, *, is_here: bool) -> None:
         moved = self._last.get(key)
         if moved is None:
-            live = verdict.Live(await image_name(disk, session), disk.format)
+            live = verdict.Live((await image_names(disk, session))[0], disk.format)
             found = verdict.without_pivot(*key, live)
             stray = await in_thread(limits.FILE_TIMEOUT_S, _astray, live.image, disk, session.pid, paths=[live.image])
             self._found[key] = found if stray is None else verdict.nameless(found, stray)
@@ -106,24 +106,15 @@ class LiveVerdicts:
                 self._confirmed.add(key)
 
 
-async def image_name(disk: DiskSeen, session: Session) -> str:
-    """Return the complete name of a disk's image, or QEMU's own spelling if the storage does not answer."""
-    paths = [layer.filename for layer in disk.layers]
+async def image_names(disk: DiskSeen, session: Session) -> list[str]:
+    """Return the complete names of a disk's images, the active one first; QEMU's own if the storage does not answer."""
+    shown = [layer.filename for layer in disk.layers]
     directory = process.working_directory(session.pid)
     try:
-        return (await in_thread(limits.FILE_TIMEOUT_S, images_of, disk.layers, directory, paths=paths))[0].filename
+        found = await in_thread(limits.FILE_TIMEOUT_S, images_of, disk.layers, directory, paths=shown)
     except TimeoutError:
-        return disk.filename
-
-
-async def image_path(filename: str, session: Session) -> str:
-    """Return the absolute path of an image, or QEMU's own spelling if the storage does not answer."""
-    directory = process.working_directory(session.pid)
-    try:
-        file = await in_thread(limits.FILE_TIMEOUT_S, files.resolve, filename, directory, paths=[filename])
-    except TimeoutError:
-        return filename
-    return file.path or filename
+        return shown
+    return [image.filename for image in found]
 
 
 def _astray(image: str, disk: DiskSeen, pid: int) -> str | None:
