@@ -11,7 +11,7 @@ from pivotd.host.backing import BlindError, needed
 
 
 def create(path: Path, *options: str) -> str:
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "1M"], check=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "1M"], check=True, cwd=path.parent)
     return str(path)
 
 
@@ -30,9 +30,11 @@ def test_a_chain_of_names(tmp_path: Path, compat: str):
 
 
 def test_a_data_file_is_needed(tmp_path: Path):
-    """The guest's data is in it."""
+    """The guest's data is in it. A relative name starts where QEMU runs, which nobody knows of a guest that is off."""
     image = create(tmp_path / "image", "-o", f"data_file={tmp_path / 'data'}")
     assert needed(image, "qcow2") == [str(tmp_path / "data")]
+    here = create(tmp_path / "here", "-o", "data_file=relative")
+    assert needed(here, "qcow2") == [str(tmp_path / "relative"), "/relative"]
 
 
 def test_what_a_header_says_leads_to_no_loop_and_no_error(tmp_path: Path):

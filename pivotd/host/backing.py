@@ -83,8 +83,14 @@ def _right_below(name: str, image_format: str | None) -> Sequence[Below]:
     header = None if head is None else head.header
     if header is None:
         return []
-    named = ((header.data_file, "raw"), (header.backing_file, header.backing_format))
-    return [(path, kind) for text, kind in named if text is not None and (path := _path(text, name)) is not None]
+    # QEMU opens a relative name of a data file from its working directory: that of a service is the root.
+    named = (
+        (header.data_file, "raw", name),
+        (header.data_file, "raw", "/x"),
+        (header.backing_file, header.backing_format, name),
+    )
+    found = [(_path(text, at), kind) for text, kind, at in named if text is not None]
+    return [(path, kind) for path, kind in dict.fromkeys(found) if path is not None]
 
 
 def _path(text: str, image: str) -> str | None:
