@@ -114,7 +114,7 @@ class DomainSnapshot:
         for user in self.users(image):
             role = f"in use by {user}"
             if user == disk:
-                active = files.same(image, files.resolve(self.blocks.disks[user].filename, self.directory))
+                active = places.of(image.filename).overlaps(self.place(self.blocks.disks[user].filename))
                 role = "its present image" if active else "below its present image"
             raise BadRequestError(f"{image.filename} cannot take {disk}: it is {role}", disk=disk)
         if self.is_taken(image):
