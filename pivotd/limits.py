@@ -81,6 +81,8 @@ JOURNAL_CHECK_S = 2.0
 JOURNAL_CHECK_AGAIN_S = 5.0
 ALARM_AGAIN_S = 30.0
 """After a look at a domain's images that failed."""
+OTHERS_QUERY_S = 1.0
+"""How long a request waits for the QEMU of another domain before it looks at what that process has open instead."""
 OTHERS_PAUSE_S = 5.0
 """How long a request waits until pivotd has no pause open in another domain that it must look at."""
 ALARM_PAUSE_S = 0.2

@@ -22,6 +22,7 @@ from pivotd.host.backing import Below, BlindError
 from pivotd.host.threads import in_thread
 from pivotd.planning import needed_images
 from pivotd.planning.needed_images import Holder, Process, Wanted
+from pivotd.qmp.blocks import Blocks
 from pivotd.qmp.session import Session
 
 Key = tuple[str, str]
@@ -190,7 +191,13 @@ class Holders:
         """Return the disks of one QEMU that have the images, and what cannot be seen; note in ``seen`` what it has."""
         try:
             await self._no_pause(domain)
-            blocks = await session.blocks()
+            blocks = await _soon(session)
+            if blocks is None:
+                told = await self._of_silent(domain, session, wanted, pivot)
+                if told is not None:
+                    return told
+                await self._no_pause(domain)
+                blocks = await session.blocks()
             names = [layer.filename for disk in blocks.disks.values() for layer in disk.layers]
 
             def look() -> tuple[list[Holder], list[str]]:
@@ -198,10 +205,10 @@ class Holders:
                 return needed_images.in_use(Process(domain, blocks, directory, opened), wanted, pivot)
 
             shown = await in_thread(limits.FILE_TIMEOUT_S, look, paths=names)
-        except PivotdError as error:
-            return await self._of_silent(domain, session, error.message, wanted, pivot)
-        except TimeoutError as error:
-            return await self._of_silent(domain, session, str(error), wanted, pivot)
+        except (PivotdError, TimeoutError) as error:
+            told = await self._of_silent(domain, session, wanted, pivot)
+            why = error.message if isinstance(error, PivotdError) else str(error)
+            return ([], [f"{domain}: {why}"]) if told is None else told
         seen |= {(domain, disk) for disk in blocks.disks}
         return shown
 
@@ -220,16 +227,16 @@ class Holders:
             raise TimeoutError("pivotd works on its disks in a pause: try again when that has ended") from None
 
     async def _of_silent(
-        self, domain: str, session: Session, why: str, wanted: Wanted, pivot: Pivot
-    ) -> tuple[list[Holder], list[str]]:
-        """Return what can be told of a QEMU that does not answer, or whose storage does not."""
-        found = None
-        if domain != pivot.domain:
-            look = partial(needed_images.of_silent, domain, session.pid, session.shown, wanted, pivot)
-            with contextlib.suppress(TimeoutError):
-                # Its descriptors may lead to storage that hangs, which must cost looks at this QEMU alone.
-                found = await in_thread(limits.OTHERS_FILE_TIMEOUT_S, look, paths=[session.path])
-        return ([], [f"{domain}: {why}"]) if found is None else found
+        self, domain: str, session: Session, wanted: Wanted, pivot: Pivot
+    ) -> tuple[list[Holder], list[str]] | None:
+        """Return what can be told of a QEMU that does not answer, or whose storage does not; None: nothing."""
+        if domain == pivot.domain:
+            return None
+        look = partial(needed_images.of_silent, domain, session.pid, session.shown, wanted, pivot)
+        with contextlib.suppress(TimeoutError):
+            # Its descriptors may lead to storage that hangs, which must cost looks at this QEMU alone.
+            return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, look, paths=[session.path])
+        return None
 
     async def _below(self, moved: Moved, wanted: Wanted) -> tuple[list[Holder], list[str]]:
         """Return a disk whose right image is, or lies on, one of the images, and what cannot be seen of that."""
@@ -247,3 +254,12 @@ class Holders:
                 if below is None or error.image in known:
                     return [], [f"{disk}: {error}"]
                 known[error.image] = [(image.filename, image.format) for image in below]
+
+
+async def _soon(session: Session) -> Blocks | None:
+    """Return what a QEMU shows, None if it does not answer at once. Raises: QmpError."""
+    try:
+        async with asyncio.timeout(limits.OTHERS_QUERY_S):
+            return await session.blocks()
+    except TimeoutError:
+        return None
