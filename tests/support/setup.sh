@@ -6,7 +6,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 
-packages='qemu-system-x86 qemu-utils busybox-static binutils e2fsprogs python3-venv strace systemd-container zstd
+packages='qemu-system-x86 qemu-utils busybox-static binutils e2fsprogs btrfs-progs python3-venv strace systemd-container zstd
 	libvirt-daemon-system libvirt-clients python3-libvirt gcc libc6-dev'
 python=${PYTHON:-/usr/bin/python3}
 
