@@ -59,6 +59,15 @@ lost to its bookkeeping) waits for room in it, and before QEMU 10.1 no yank free
 
 Source: tests/engine/test_nbd_hangs.py.
 """
+MIRROR_BUFFER_BYTES = 16 << 20
+"""A mirror's buffer without an argument, and how far it steps at once. Source: block/mirror.c."""
+MIRROR_BUFFER_BYTES_MAX = 128 << 20
+"""It is QEMU's memory once as much was copied; a limit of a guest's memory should have this room."""
+MIRROR_STEPS_MAX = 1 << 16
+"""Steps through the holes of a raw disk that take about as long as `qemu-img convert` takes for the whole disk, or up
+to three times as long. A step costs 8 to 14 microseconds (bench/thin.py)."""
+MIRROR_HOLES_PER_DATA = 4096
+"""A larger buffer is for disks with this many times more holes than data: 2 GiB of data among 8 TiB."""
 PREPARE_PATIENCE_S = 2.0
 """Once connected, the first reads of an export take milliseconds."""
 YANK_GRACE_S = 0.05

@@ -14,7 +14,7 @@ from pivotd.planning.bitmap_refusals import refuse_bitmaps
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.lasting_names import backing_name
 from pivotd.qmp.blocks import DiskSeen
-from pivotd.qmp.mirror_start import copies_at_once, reads_as_zeroes
+from pivotd.qmp.mirror_start import copies_at_once, has_all_allocated, reads_as_zeroes
 
 FORMATS = ("qcow2", "raw")
 
@@ -27,7 +27,7 @@ def plan_copy(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen
         raise BadRequestError(f"format {wanted}: pivotd creates {' and '.join(FORMATS)}; name one with --format")
     if domain.options.sync is Sync.TOP:
         disk = _shallow(domain, seen, disk, target.image, wanted)
-    elif copies_at_once(domain.options):
+    if disk.base is None and copies_at_once(domain.options):
         _refuse_wiping(domain, seen)
     return replace(disk, destination=_checked(domain, index, seen, Image(target.image, wanted, "")))
 
@@ -60,18 +60,20 @@ def _refuse_wiping(domain: DomainSnapshot, seen: DiskSeen) -> None:
     """Raises: BadRequestError: QEMU would wipe the destination while it already copies the guest's writes to it.
 
     QEMU wipes what may hold data. It wipes a new image below a chain unless it is told not to, and even then if the
-    image is opened with detect-zeroes=unmap, as the source is.
+    image is opened with detect-zeroes=unmap, as the source is. It wipes nothing where the source, like every raw image,
+    has all of the disk allocated.
 
     Source: measured on 7.2 (docs/reliability.md); block/mirror.c, mirror_iteration_done() clears the marks of
     writes that are under way when the wiping ends, so that older data can be copied over them.
     """
     chain = not domain.blocks.graph.stands_alone(seen.node)
     spared = domain.keeps_zeroes and seen.detect_zeroes != "unmap"
-    if not reads_as_zeroes(domain.options) or (chain and not spared):
+    if not has_all_allocated(seen) and (not reads_as_zeroes(domain.options) or (chain and not spared)):
         raise BadRequestError(
             f"--copy-mode write-blocking from the start would let QEMU lose writes while it wipes the image for "
-            f"{seen.disk} first, as it does with --reuse, with a preallocated encrypted image, and (before QEMU 10.1 "
-            "or with detect-zeroes=unmap) for a source with a backing file: use --copy-mode auto or --discard ignore",
+            f"{seen.disk} first, as it does unless the source is raw: with --reuse, with a preallocated encrypted "
+            "image, and (before QEMU 10.1 or with detect-zeroes=unmap) for a source with a backing file: use "
+            "--copy-mode auto or --discard ignore",
             disk=seen.disk,
         )
 

@@ -1,22 +1,29 @@
-"""How a copy's mirror begins: which data QEMU is told to copy, so that a new image is not filled with zeroes first.
+"""How a copy's mirror begins: which data QEMU is told to copy, so that it does not fill the image with zeroes first.
 
 With ``sync: full`` and a destination that may be unmapped, QEMU writes zeroes over all of it before it copies anything:
 a qcow2 image gets tables for its whole size (128 MiB for each TiB), and write-blocking mirrors lose writes meanwhile.
-A new image reads as zeroes already. Source: block/mirror.c, mirror_dirty_init(); docs/performance.md, "Thin disks".
+``sync: top`` copies what the active image has allocated, and nothing is wiped. That is the whole disk where the
+destination reads as zeroes and nothing is below the source, or where the source has all of the disk allocated.
+Source: block/mirror.c, mirror_dirty_init(); docs/performance.md, "Thin disks".
 """
 
 from __future__ import annotations
 
 from pivotd import limits
+from pivotd.core import nbd
+from pivotd.core.image_names import describe
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import CopyMode, CopyOptions, Discard, Sync
 from pivotd.errors import QmpRefusedError
 from pivotd.qmp import blocks, replies
+from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.burst import Command
 from pivotd.qmp.monitor import Monitor, command
 
 TARGET_IS_ZERO = "target-is-zero"
 """An argument of blockdev-mirror since QEMU 10.1."""
+RAW = frozenset({"raw", "file", "host_device"})
+"""Drivers of a root node that shows the bytes of a file or block device as they are."""
 
 
 def reads_as_zeroes(options: CopyOptions) -> bool:
@@ -37,6 +44,31 @@ def copies_at_once(options: CopyOptions) -> bool:
     return at_once and options.discard is Discard.UNMAP
 
 
+def has_all_allocated(seen: DiskSeen) -> bool:
+    """Return whether a mirror with ``sync: top`` copies all of this disk, the holes of its image as zeroes.
+
+    QEMU takes every byte of a raw file or device for allocated. What an export tells of itself may be otherwise.
+    """
+    return seen.format in RAW and describe(seen.filename, "/").path is not None
+
+
+def buffer_bytes(seen: DiskSeen) -> int | None:
+    """Return how much a mirror should copy in one step, None for QEMU's own choice.
+
+    A mirror steps through the holes of a raw file, never further at once than its buffer is large. The buffer is QEMU's
+    memory once as much was copied, and a sixteenth of it is one request: it is larger only where next to nothing but
+    holes is to be copied, and the steps take longer than the data.
+    """
+    allocated = seen.layers[0].allocated_bytes
+    if not allocated or not has_all_allocated(seen):
+        return None  # QEMU shows 0 for a device
+    holes = seen.size_bytes - allocated
+    if holes < allocated * limits.MIRROR_HOLES_PER_DATA:
+        return None
+    wanted = 1 << (holes // limits.MIRROR_STEPS_MAX).bit_length()
+    return min(wanted, limits.MIRROR_BUFFER_BYTES_MAX) if wanted > limits.MIRROR_BUFFER_BYTES else None
+
+
 async def takes_target_is_zero(monitor: Monitor) -> bool:
     """Return whether QEMU can be told that a destination reads as zeroes.
 
@@ -54,34 +86,42 @@ async def start(monitor: Monitor, pivot: Pivot, disk: PivotDisk, mirror: Command
     ``mirror``: the command as the request has it, with ``sync`` top if only the active layer is copied.
     """
     options = pivot.options
-    if options.reuse:
-        await monitor.execute(mirror)
-        return
-    questions = [blocks.graph.command, replies.highest_writes.command]
-    shown, writes = await monitor.burst(questions, limits.QUERY_TIMEOUT_S)
-    if replies.highest_writes(writes).get(disk.destination.node, 0):
+    questions = [blocks.graph.command, replies.highest_writes.command, blocks.disks.command]
+    shown, writes, disks = await monitor.burst(questions, limits.QUERY_TIMEOUT_S)
+    if not options.reuse and replies.highest_writes(writes).get(disk.destination.node, 0):
         # Only if another client has dismissed the first job. QEMU was told that the image read as zeroes.
         raise QmpRefusedError(
             f"{disk.destination.filename}: a job that has gone has written to it already; copy to a new image"
         )
+    seen = blocks.find(blocks.disks(disks), disk)
+    larger = None if seen is None or nbd.is_uri(disk.destination.filename) else buffer_bytes(seen)
+    if larger is not None:
+        mirror = _with(mirror, buf_size=larger)
+    zeroed = reads_as_zeroes(options)
     if options.sync is Sync.TOP and disk.base is not None:
         await monitor.execute(mirror)
-    elif not reads_as_zeroes(options):
-        await _start_wiping(monitor, disk, options, _with(mirror, sync="full"))
-    elif blocks.graph(shown).stands_alone(disk.source.node):
+    elif zeroed and blocks.graph(shown).stands_alone(disk.source.node):
+        await _start_on_zeroes(monitor, _with(mirror, sync="top"))
+    elif seen is not None and seen.node == disk.source.node and has_all_allocated(seen):
         await monitor.execute(_with(mirror, sync="top"))
-    else:
-        await _start_flat(monitor, disk, options, _with(mirror, sync="full"))
+    elif not (zeroed and await _start_on_zeroes(monitor, _with(mirror, sync="full"), needed=True)):
+        await _start_wiping(monitor, disk, options, _with(mirror, sync="full"))
 
 
-async def _start_flat(monitor: Monitor, disk: PivotDisk, options: CopyOptions, mirror: Command) -> None:
-    """Start a full copy of a source with backing images; QEMU before 10.1 wipes the destination."""
+async def _start_on_zeroes(monitor: Monitor, mirror: Command, *, needed: bool = False) -> bool:
+    """Start a mirror to an image that reads as zeroes, and say so: QEMU need not look through all of it.
+
+    ``needed``: do not start it if QEMU cannot be told. Returns: whether it was started.
+    """
     try:
         await monitor.execute(_with(mirror, target_is_zero=True))
     except QmpRefusedError as error:
         if TARGET_IS_ZERO not in error.fields["text"]:
             raise
-        await _start_wiping(monitor, disk, options, mirror)
+        if needed:
+            return False
+        await monitor.execute(mirror)
+    return True
 
 
 async def _start_wiping(monitor: Monitor, disk: PivotDisk, options: CopyOptions, mirror: Command) -> None:

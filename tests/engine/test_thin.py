@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from pivotd.core.pivot import Outcome, Pivot
 from pivotd.core.request import CopyMode, CopyOptions, Discard, Kind, PivotRequest, Requester, Sync, Target
 from pivotd.errors import BadRequestError, QmpRefusedError
 from pivotd.planning.plan import plan
-from pivotd.qmp.mirror_start import reads_as_zeroes
+from pivotd.qmp.blocks import DiskSeen, Layer
+from pivotd.qmp.mirror_start import buffer_bytes, has_all_allocated, reads_as_zeroes
 from pivotd.qmp.session import Session
 from tests.conftest import QemuFactory
-from tests.support.qemu import Disk, create_image
+from tests.support.proxy import Recorder
+from tests.support.qemu import Disk, Qemu, create_image
 from tests.support.qemus import number, qemus
 
 from .conftest import ULID, Engine
@@ -103,30 +106,31 @@ async def test_a_copy_is_as_thin_as_its_source(engine: Engine, qemu_factory: Qem
 async def test_an_image_that_is_there_holds_nothing_of_its_own_afterwards(
     engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, version: str
 ):
-    """Where a source has no data, the image that is overwritten must not keep its own."""
+    """Where a source has no data, the image that is overwritten must not keep its own.
+
+    A raw source is copied write-blocking from the start too: QEMU overwrites all of the image without wiping it first.
+    """
     size = "8M"
     base = qemu_io(create_image(tmp_path / "base.qcow2", size=size), "write -q -P 5 1M 1M", "write -q -P 5 4M 1M")
-    raw = create_image(tmp_path / "raw.raw", image_format="raw", size=size)
-    sources = {
-        "alone": (qemu_io(create_image(tmp_path / "alone.qcow2", size=size), "write -q -P 5 1M 1M"), "qcow2"),
-        "raw": (qemu_io(raw, "write -q -P 5 1M 1M", image_format="raw"), "raw"),
-        "layered": (qemu_io(overlay(tmp_path / "top.qcow2", str(base), size=size), "write -q -z 1M 64k"), "qcow2"),
-    }
-    disks = [Disk(image, image_format, name=name) for name, (image, image_format) in sources.items()]
-    qemu = qemu_factory(disks, binary=qemus()[version], paused=True)
+
+    def source(kind: str, path: Path) -> tuple[Path, str]:
+        if kind == "layered":
+            return qemu_io(overlay(path, str(base), size=size), "write -q -z 1M 64k"), "qcow2"
+        return qemu_io(create_image(path, image_format=kind, size=size), "write -q -P 5 1M 1M", image_format=kind), kind
+
+    moves = [(kind, discard, CopyMode.AUTO) for kind in ("qcow2", "raw", "layered") for discard in Discard]
+    moves += [("raw", Discard.UNMAP, CopyMode.WRITE_BLOCKING)]
+    targets = [(*move, image_format) for move in moves for image_format in ("raw", "qcow2")]
+    sources = [source(kind, tmp_path / f"old{index}") for index, (kind, *_) in enumerate(targets)]
+    qemu = qemu_factory([Disk(*found) for found in sources], binary=qemus()[version], paused=True)
     await engine.connect(qemu)
-    made: list[tuple[str, Path, str]] = []
-    for disk in sources:
-        for image_format in ("raw", "qcow2"):
-            for discard in Discard:
-                new = tmp_path / f"{disk}-{discard}.{image_format}"
-                full = create_image(new, image_format=image_format, size=size)
-                qemu_io(full, f"write -q -P 8 0 {size}", image_format=image_format)
-                await moved(engine, disk, new, image_format, reuse=True, discard=discard)
-                made.append((disk, new, image_format))
+    for index, (_, discard, mode, image_format) in enumerate(targets):
+        new = create_image(tmp_path / f"new{index}", image_format=image_format, size=size)
+        qemu_io(new, f"write -q -P 8 0 {size}", image_format=image_format)
+        await moved(engine, f"disk{index}", new, image_format, reuse=True, discard=discard, copy_mode=mode)
     shut_down(qemu)
-    for disk, new, image_format in made:
-        assert same(*sources[disk], new, image_format), (disk, new)
+    for index, target in enumerate(targets):
+        assert same(*sources[index], tmp_path / f"new{index}", target[-1]), target
 
 
 @pytest.mark.parametrize("version", qemus())
@@ -144,6 +148,79 @@ async def test_a_write_blocking_copy_of_a_chain_needs_a_qemu_that_need_not_wipe(
             continue
         with pytest.raises(BadRequestError, match="lose writes while it wipes"):
             await moved(engine, disk, tmp_path / "no.qcow2", "qcow2", copy_mode=CopyMode.WRITE_BLOCKING)
+
+
+@pytest.mark.parametrize("version", qemus())
+async def test_qemu_is_told_what_it_need_not_look_for(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, version: str
+):
+    """That a new image reads as zeroes, where QEMU can be told; how far to step through the holes of a raw disk."""
+    raw = qemu_io(
+        create_image(tmp_path / "raw.raw", image_format="raw", size="4T"), "write -q 1T 1M", image_format="raw"
+    )
+    alone = create_image(tmp_path / "alone.qcow2")
+    layered = overlay(tmp_path / "top.qcow2", str(create_image(tmp_path / "base.qcow2")))
+    proxy = Qemu.proxy_for(tmp_path, on_message=(sent := Recorder([])))
+    disks = [Disk(raw, "raw"), Disk(alone), Disk(layered)]
+    qemu = qemu_factory(disks, binary=qemus()[version], paused=True, proxy=proxy)
+    await engine.connect(qemu)
+    for disk in ("disk0", "disk1", "disk2"):
+        await moved(engine, disk, tmp_path / f"{disk}.raw", "raw")
+    label = "command:blockdev-mirror"
+    told = [json.loads(message.raw)["arguments"] for message in sent.messages if message.label == label]
+    if number(version) < TOLD_FROM:
+        assert all(arguments["target-is-zero"] for arguments in told[::2]), "QEMU has refused these"
+        told = told[1::2]
+    shown = [(one["sync"], one.get("target-is-zero", False), one.get("buf-size")) for one in told]
+    zero = number(version) >= TOLD_FROM
+    assert shown == [("top", zero, 64 * MIB), ("top", zero, None), ("full", zero, None)]
+
+
+def a_disk(allocated: int | None, *, size: int = 8 << 40, image_format: str = "raw", filename: str = "/x") -> DiskSeen:
+    layer = Layer(filename, image_format, size, allocated_bytes=allocated)
+    return DiskSeen(
+        "disk0", "", "", "src0", filename, image_format, size, False, True, False, "off", (), (layer,)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seen", "mib"),
+    [
+        (a_disk(1 << 30), 128),
+        (a_disk(1 << 20, size=2 << 40), 32),
+        (a_disk(1 << 30, size=64 << 40), 128),
+        (a_disk(1 << 20, size=1 << 40), None),
+        (a_disk(4 << 30), None),
+        (a_disk(8 << 40), None),
+        (a_disk(None), None),
+        (a_disk(0), None),
+        (a_disk(1 << 30, image_format="qcow2"), None),
+        (a_disk(1 << 30, filename="nbd://host/x"), None),
+    ],
+    ids=["holes", "smaller", "most", "small", "data", "full", "unknown", "device", "qcow2", "export"],
+)
+def test_a_mirror_has_a_larger_buffer_only_for_a_disk_of_holes(seen: DiskSeen, mib: int | None):
+    """It is memory of QEMU's, and a sixteenth of it is one request, which the guest's own wait for."""
+    assert buffer_bytes(seen) == (None if mib is None else mib * MIB)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "filename", "all_allocated"),
+    [
+        ("raw", "/x", True),
+        ("raw", "relative.raw", True),
+        ("host_device", "/dev/vg/x", True),
+        ("raw", 'json:{"driver":"raw","offset":512,"file":{"driver":"file","filename":"/x"}}', True),
+        ("raw", "nbd+unix:///x?socket=/s", False),
+        ("raw", "null-co://", False),
+        ("raw", 'json:{"driver":"raw","file":{"driver":"nbd","server.type":"unix","server.path":"/s"}}', False),
+        ("qcow2", "/x", False),
+        ("throttle", "/x", False),
+    ],
+)
+def test_only_files_and_devices_are_known_to_have_all_of_a_disk(image_format: str, filename: str, all_allocated: bool):
+    """An export may have holes of which it does not say that they read as zeroes."""
+    assert has_all_allocated(a_disk(None, image_format=image_format, filename=filename)) is all_allocated
 
 
 @pytest.mark.parametrize(

@@ -118,12 +118,17 @@ PROTOCOL = (
     ),
     Defect(
         "a write-blocking copy begins with wiping its image", "G1", "pivotd/qmp/mirror_start.py",
-        "_with(mirror, sync=\"top\")", "mirror",
+        "_start_on_zeroes(monitor, _with(mirror, sync=\"top\"))", "_start_on_zeroes(monitor, mirror)",
         "real QEMU", ("tests/engine/test_destinations.py::test_qemu_does_not_wipe_an_image_that_it_already_writes_to[new]",),
     ),
     Defect(
+        "an image that is there keeps its data where the disk has none", "G1", "pivotd/qmp/mirror_start.py",
+        "    return seen.format in RAW and", "    return True or",
+        "real QEMU", ("tests/engine/test_thin.py::test_an_image_that_is_there_holds_nothing_of_its_own_afterwards",),
+    ),
+    Defect(
         "a mirror begins again on an image that is taken for zeroes", "G1", "pivotd/qmp/mirror_start.py",
-        "    if replies.highest_writes(writes).get(disk.destination.node, 0):\n", "    if False:\n",
+        "    if not options.reuse and replies.highest_writes(writes).get(disk.destination.node, 0):\n", "    if False:\n",
         "real QEMU", ("tests/engine/test_thin.py::test_a_mirror_never_begins_again_on_what_another_has_written",),
     ),
     Defect(
