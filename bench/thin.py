@@ -220,9 +220,7 @@ def main() -> None:
     parser.add_argument("--version", default="", help="QEMUs whose version begins so")
     parser.add_argument("--limit-s", type=float, default=20.0)
     options = parser.parse_args()
-    print(
-        "QEMU | source | qemu-img convert | bare mirror | pivotd | time | room | loop held: mirror's, most | pivotd's, most"
-    )
+    print("QEMU | source | qemu-img convert | bare mirror | pivotd | time | room | loop held: mirror's | pivotd's")
     with tempfile.TemporaryDirectory(prefix="pivot-thin-", dir="/var/tmp") as name:
         for scene in (scene for scene in SCENES if options.only in scene.name):
             source = scene.make(Path(name) / "source")

@@ -9,6 +9,7 @@ from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyOptions, Sync, Target
 from pivotd.errors import BadRequestError
 from pivotd.host import files
+from pivotd.host.blank import is_blank
 from pivotd.planning import destination_files, direct_io
 from pivotd.planning.bitmap_refusals import refuse_bitmaps
 from pivotd.planning.domain_snapshot import DomainSnapshot
@@ -27,9 +28,10 @@ def plan_copy(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen
         raise BadRequestError(f"format {wanted}: pivotd creates {' and '.join(FORMATS)}; name one with --format")
     if domain.options.sync is Sync.TOP:
         disk = _shallow(domain, seen, disk, target.image, wanted)
+    disk = replace(disk, destination=_checked(domain, index, seen, Image(target.image, wanted, "")))
     if disk.base is None and copies_at_once(domain.options):
-        _refuse_wiping(domain, seen)
-    return replace(disk, destination=_checked(domain, index, seen, Image(target.image, wanted, "")))
+        _refuse_wiping(domain, seen, disk.destination)
+    return disk
 
 
 def plan_snapshot(domain: DomainSnapshot, index: int, target: Target, seen: DiskSeen) -> PivotDisk:
@@ -56,10 +58,10 @@ def _shallow(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, image: str
     return replace(disk, base=below, backing_file=name)
 
 
-def _refuse_wiping(domain: DomainSnapshot, seen: DiskSeen) -> None:
+def _refuse_wiping(domain: DomainSnapshot, seen: DiskSeen, image: Image) -> None:
     """Raises: BadRequestError: QEMU would wipe the destination while it already copies the guest's writes to it.
 
-    QEMU wipes what may hold data. It wipes a new image below a chain unless it is told not to, and even then if the
+    QEMU wipes what may hold data. It wipes an empty image below a chain unless it is told not to, and even then if the
     image is opened with detect-zeroes=unmap, as the source is. It wipes nothing where the source, like every raw image,
     has all of the disk allocated.
 
@@ -68,12 +70,14 @@ def _refuse_wiping(domain: DomainSnapshot, seen: DiskSeen) -> None:
     """
     chain = not domain.blocks.graph.stands_alone(seen.node)
     spared = domain.keeps_zeroes and seen.detect_zeroes != "unmap"
-    if not has_all_allocated(seen) and (not reads_as_zeroes(domain.options) or (chain and not spared)):
+    there = domain.options.reuse and image.format == "qcow2" and is_blank(image.filename)
+    zeroed = there or reads_as_zeroes(domain.options)
+    if not has_all_allocated(seen) and not (zeroed and (spared or not chain)):
         raise BadRequestError(
             f"--copy-mode write-blocking from the start would let QEMU lose writes while it wipes the image for "
-            f"{seen.disk} first, as it does unless the source is raw: with --reuse, with a preallocated encrypted "
-            "image, and (before QEMU 10.1 or with detect-zeroes=unmap) for a source with a backing file: use "
-            "--copy-mode auto or --discard ignore",
+            f"{seen.disk} first. QEMU wipes an image that may hold data (--reuse), a new one that is encrypted and "
+            "preallocated, and, before 10.1 or with detect-zeroes=unmap, any for a source with a backing file; none "
+            "for a raw source: use --copy-mode auto or --discard ignore",
             disk=seen.disk,
         )
 

@@ -15,6 +15,9 @@ from pivotd.core.image_names import describe
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import CopyMode, CopyOptions, Discard, Sync
 from pivotd.errors import QmpRefusedError
+from pivotd.host import held
+from pivotd.host.blank import is_blank
+from pivotd.host.threads import in_thread
 from pivotd.qmp import blocks, replies
 from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.burst import Command
@@ -88,7 +91,8 @@ async def start(monitor: Monitor, pivot: Pivot, disk: PivotDisk, mirror: Command
     options = pivot.options
     questions = [blocks.graph.command, replies.highest_writes.command, blocks.disks.command]
     shown, writes, disks = await monitor.burst(questions, limits.QUERY_TIMEOUT_S)
-    if not options.reuse and replies.highest_writes(writes).get(disk.destination.node, 0):
+    written = replies.highest_writes(writes).get(disk.destination.node, 0) > 0
+    if not options.reuse and written:
         # Only if another client has dismissed the first job. QEMU was told that the image read as zeroes.
         raise QmpRefusedError(
             f"{disk.destination.filename}: a job that has gone has written to it already; copy to a new image"
@@ -97,7 +101,7 @@ async def start(monitor: Monitor, pivot: Pivot, disk: PivotDisk, mirror: Command
     larger = None if seen is None or nbd.is_uri(disk.destination.filename) else buffer_bytes(seen)
     if larger is not None:
         mirror = _with(mirror, buf_size=larger)
-    zeroed = reads_as_zeroes(options)
+    zeroed = reads_as_zeroes(options) or (not written and await _is_blank(pivot, disk))
     if options.sync is Sync.TOP and disk.base is not None:
         await monitor.execute(mirror)
     elif zeroed and blocks.graph(shown).stands_alone(disk.source.node):
@@ -106,6 +110,21 @@ async def start(monitor: Monitor, pivot: Pivot, disk: PivotDisk, mirror: Command
         await monitor.execute(_with(mirror, sync="top"))
     elif not (zeroed and await _start_on_zeroes(monitor, _with(mirror, sync="full"), needed=True)):
         await _start_wiping(monitor, disk, options, _with(mirror, sync="full"))
+
+
+async def _is_blank(pivot: Pivot, disk: PivotDisk) -> bool:
+    """Return whether the image was there before, and holds nothing: it is the very file that QEMU has open."""
+    filename = disk.destination.filename
+    if disk.destination.format != "qcow2" or not pivot.options.reuse or nbd.is_uri(filename):
+        return False
+
+    def look() -> bool:
+        return held.astray(filename, held.look(pivot.identity.pid)) is None and is_blank(filename)
+
+    try:
+        return await in_thread(limits.FILE_TIMEOUT_S, look, paths=[filename])
+    except TimeoutError:
+        return False
 
 
 async def _start_on_zeroes(monitor: Monitor, mirror: Command, *, needed: bool = False) -> bool:

@@ -401,6 +401,8 @@ def _prepare_refusals(tmp_path: Path) -> None:
     create_image(tmp_path / "large.qcow2", size="80M")
     create_image(tmp_path / "small.raw", image_format="raw", size="32M")
     (tmp_path / "no.qcow2").write_bytes(bytes(1 << 20))
+    used = create_image(tmp_path / "used.qcow2")
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 512", str(used)], check=True, stdout=subprocess.DEVNULL)
     overlay(tmp_path / "backed.qcow2", str(tmp_path / "small.qcow2"))
 
 
@@ -424,7 +426,7 @@ REFUSALS = [
     ("new.qcow2", {"secret_file": "/nonexistent"}, "does not exist"),
     ("new.raw", {"format": "raw", "secret_file": "/etc/hostname"}, "encrypts qcow2 images"),
     ("new.qcow2", {"secret_file": "/etc/hostname"}, "can stand still for seconds"),
-    ("small.qcow2", {"reuse": True, "copy_mode": CopyMode.WRITE_BLOCKING}, "lose writes while it wipes"),
+    ("used.qcow2", {"reuse": True, "copy_mode": CopyMode.WRITE_BLOCKING}, "lose writes while it wipes"),
     ("nbd://127.0.0.1:1/x", {"format": "raw"}, "use --reuse"),
     ("nbd://127.0.0.1:99999/x", {"format": "raw", "reuse": True}, "is no NBD address"),
     ("nbd+unix:///x?socket=relative", {"format": "raw", "reuse": True}, "expected nbd+unix:///EXPORT"),

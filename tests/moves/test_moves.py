@@ -92,7 +92,7 @@ def test_disks_of_a_writing_guest_are_moved(
     assert {disk: digest(path) for disk, path in old.items()} == before
 
 
-@pytest.mark.parametrize("image_format", ["qcow2", "raw"])
+@pytest.mark.parametrize("image_format", ["qcow2", pytest.param("raw", marks=pytest.mark.long)])
 def test_a_guest_that_dirties_as_fast_as_it_can_is_moved(
     qemu_factory: QemuFactory, guest_assets: GuestAssets, tmp_path: Path, image_format: str
 ):

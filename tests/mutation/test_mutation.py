@@ -29,6 +29,8 @@ SLOW = {
     "a verdict is certain while its record may be on the way",
     "an image that is not there is certain",
     "an image that is there is overwritten",
+    "an image that is there is taken for empty",
+    "an image that is there keeps its data where the disk has none",
     "nobody can have written to a disk that is gone",
     "nodes are left behind",
     "somebody else's pause is resumed",
