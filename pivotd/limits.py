@@ -195,6 +195,9 @@ Python's own 5 ms are longer than a pause; with a tenth of that 9 of 10 answers 
 """
 READ_HELD_BACK_S = 0.1
 """How long reads wait for a pause to end; a guest that stays paused for longer does not block readers."""
+CLEAN_UP_HELD_BACK_S = 5.0
+"""How long what a pivot leaves in QEMU stays there while other guests are in their pauses, which may be 1,000 after a
+kill (bench/domains.py)."""
 STATUS_INTERVAL_S = 0.2
 """Between two texts for `systemctl status`: many domains may connect at once."""
 READS_WAITING_MAX = 256

@@ -46,6 +46,10 @@ class Journal(Protocol):
         """End one hold."""
         ...
 
+    async def calm(self, patience_s: float) -> None:
+        """Return once no guest is in its pause; at once if one was during all of the last ``patience_s``."""
+        ...
+
     async def settle(self) -> bool:
         """After a failed write: make disk and memory agree; True if the contents of the disk are now certain."""
         ...

@@ -74,7 +74,8 @@ async def restore_limits(
 
 
 async def clean_up(state: DriverState, session: Session, _action: actions.CleanUp, _seen: Observation) -> Seen:
-    """Dismiss jobs, remove nodes and the nonce."""
+    """Dismiss jobs, remove nodes and the nonce. The pauses of other guests end first: after a kill there are many."""
+    await state.journal.calm(limits.CLEAN_UP_HELD_BACK_S)
     left = await session.clean_up(state.pivot)
     state.remember(clean_up_failed=bool(left))
     if left:

@@ -185,10 +185,13 @@ class Journal:
         """Whether a guest is in its pause: checkpoints are held."""
         return self._writer.held
 
-    async def calm(self) -> None:
-        """Return once no guest is in its pause; at once if one stays paused longer than limits.READ_HELD_BACK_S."""
+    async def calm(self, patience_s: float | None = None) -> None:
+        """Return once no guest is in its pause; at once if one was during all of the last ``patience_s``.
+
+        None: limits.READ_HELD_BACK_S.
+        """
         if self._writer.held:
-            await self._writer.released(limits.READ_HELD_BACK_S)
+            await self._writer.released(limits.READ_HELD_BACK_S if patience_s is None else patience_s)
 
     def hold_checkpoints(self) -> None:
         """Keep checkpoints, and readers, away while a guest is in its pause; counted.

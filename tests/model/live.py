@@ -97,6 +97,9 @@ class LiveJournal:
     def release_checkpoints(self) -> None:
         self.real.release_checkpoints()
 
+    async def calm(self, patience_s: float) -> None:
+        await self.real.calm(patience_s)
+
     async def reopen(self) -> list[Pivot]:
         """Close and open again, as a new process does; return what it finds open."""
         await self.work(self.real.close())

@@ -75,6 +75,9 @@ class Ledger:
     def release_checkpoints(self) -> None:
         """Nothing was kept away."""
 
+    async def calm(self, patience_s: float) -> None:
+        """No other guest is in a pause."""
+
     def read_journal(self) -> None:
         """Start anew from what is on disk: a record of unknown fate is there or is not."""
         if self.maybe is None:
