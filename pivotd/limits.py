@@ -64,8 +64,7 @@ MIRROR_BUFFER_BYTES = 16 << 20
 MIRROR_BUFFER_BYTES_MAX = 128 << 20
 """It is QEMU's memory once as much was copied; a limit of a guest's memory should have this room."""
 MIRROR_STEPS_MAX = 1 << 16
-"""Steps through the holes of a raw disk that take about as long as `qemu-img convert` takes for the whole disk, or up
-to three times as long. A step costs 8 to 14 microseconds (bench/thin.py)."""
+"""At most so many steps through the holes of a raw disk, if the buffer may be as large: 0.5 to 0.9 s of QEMU's time."""
 MIRROR_HOLES_PER_DATA = 4096
 """A larger buffer is for disks with this many times more holes than data: 2 GiB of data among 8 TiB."""
 PREPARE_PATIENCE_S = 2.0
