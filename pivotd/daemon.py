@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -155,7 +156,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        log.wake_with(_flusher(loop))
+        log.wake_with(flusher(loop))
         async with asyncio.TaskGroup() as group:
             host = group.create_task(self._host.run(), name="host")
             watchdog = group.create_task(self._watchdog(), name="watchdog")
@@ -313,10 +314,16 @@ class Daemon:
             sd.notify("STATUS=the journal's writer has died: waiting for a restart")
 
 
-def _flusher(loop: asyncio.AbstractEventLoop) -> Callable[[float], None]:
+def flusher(loop: asyncio.AbstractEventLoop) -> Callable[[float], None]:
+    """Return what has log.flush() called by this loop, in whose thread this runs, after so many seconds."""
+    thread = threading.get_ident()
+
     def wake(seconds: float) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the rest is written at exit
-            loop.call_soon_threadsafe(loop.call_later, seconds, log.flush)
+            if threading.get_ident() == thread:
+                loop.call_later(seconds, log.flush)  # in a pause: a wake-up would be another turn of the loop
+            else:
+                loop.call_soon_threadsafe(loop.call_later, seconds, log.flush)
 
     return wake
 

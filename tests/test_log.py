@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 from pivotd import journald, log, log_kinds, log_lines
+from pivotd.daemon import flusher
 from pivotd.engine import pivot_log
 
 ROOT = Path(__file__).parents[1]
@@ -587,3 +589,22 @@ def test_the_page_has_the_ids_of_the_code() -> None:
     """docs/log.md lists every kind with its id, in the same order."""
     rows = re.findall(r"^\| `([a-z.-]+)` \| `([0-9a-f]{32})` \|", PAGE.read_text(), re.MULTILINE)
     assert rows == [(name, kind.message_id) for name, kind in log_kinds.KINDS.items()]
+
+
+async def test_the_loop_that_logs_need_not_be_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wake-up is another turn of the loop, in the pause of a guest; only other threads need one."""
+    flushed, woken = asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+    wake_up = loop.call_soon_threadsafe
+    monkeypatch.setattr(log, "flush", flushed.set)
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *call: (woken.append(call), wake_up(*call)))
+    wake = flusher(loop)
+    wake(0.0)
+    await asyncio.wait_for(flushed.wait(), 10)
+    assert not woken
+    flushed.clear()
+    thread = threading.Thread(target=wake, args=(0.0,))
+    thread.start()
+    await asyncio.wait_for(flushed.wait(), 10)
+    thread.join()
+    assert woken
