@@ -54,8 +54,9 @@ def call_stale(state_dir: Path, domain: Domain) -> None:
 
 
 @pytest.fixture
-def state_dir(tmp_path: Path) -> Path:
-    return tmp_path / "state"
+def state_dir(libvirtd: Libvirtd) -> Path:
+    """Where the hook of every release sees it: another one has its own /tmp."""
+    return libvirtd.directory / "images" / "state"
 
 
 def test_a_start_on_a_stale_image_is_refused_and_a_running_domain_is_never_touched(
@@ -122,6 +123,8 @@ def other_host() -> Iterator[Libvirtd]:
 @pytest.mark.long
 def test_a_migration_comes_in(libvirtd: Libvirtd, other_host: Libvirtd, state_dir: Path) -> None:
     """This host's journal knows nothing of what the other host has done to the disk."""
+    if libvirtd.version() != other_host.version():
+        pytest.skip("another release does not see the images of this one")
     install(other_host, state_dir / "journal.db")
     libvirtd.start()
     other_host.start()
