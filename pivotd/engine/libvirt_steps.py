@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pivotd import limits
 from pivotd.core import actions
 from pivotd.core.observation import OUR_PAUSE, Observation
@@ -40,8 +42,12 @@ async def ask_libvirt(
     return None
 
 
-async def agree(state: DriverState, session: LibvirtSession, action: actions.Agree, _seen: Observation) -> Seen:
-    """Have libvirt write the definition for the next boot, durably; what it says then is looked at again."""
+async def agree(state: DriverState, session: LibvirtSession, action: actions.Agree, seen: Observation) -> Seen:
+    """Have libvirt write the definition for the next boot, durably.
+
+    libvirt has compared and written under its own lock: unless something else has happened, another look would only
+    lengthen the pause.
+    """
     try:
         raced = await session.agree(state.pivot, dict(action.images))
     except QmpRefusedError as error:
@@ -50,7 +56,11 @@ async def agree(state: DriverState, session: LibvirtSession, action: actions.Agr
         return None
     raced = raced or state.attempt.define_raced
     state.remember(agreed=state.attempt.agreed | set(action.images), agree_refused=None, define_raced=raced)
-    return None
+    if raced or not same_moment(state, session):
+        return None
+    images = dict(action.images)
+    beliefs = {disk: replace(belief, next=images.get(disk, belief.next)) for disk, belief in seen.beliefs.items()}
+    return replace(seen, beliefs=beliefs)
 
 
 async def let_run(state: DriverState, session: Session) -> bool:

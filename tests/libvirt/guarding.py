@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.libvirt.domain import Domain
 from tests.libvirt.libvirtd import Libvirtd
@@ -46,10 +46,19 @@ class Ended:
 
 
 class Guarded:
-    """One domain, its libvirtd and its pivotd, any of which may die."""
+    """One domain, its libvirtd and its pivotd, any of which may die; a context manager that leaves no pivotctl."""
 
     def __init__(self, domain: Domain, daemon: Daemon) -> None:
         self.domain, self.libvirtd, self.daemon = domain, domain.libvirtd, daemon
+        self._asking: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for asking in self._asking:
+            asking.kill()
+            asking.wait()
 
     def await_domain(self) -> None:
         """Wait until pivotd is connected to the domain."""
@@ -62,7 +71,8 @@ class Guarded:
     def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Let pivotctl ask for something in the background."""
         ctl = [str(PROGRAM.with_name("pivotctl")), "--socket", str(self.daemon.socket), *arguments]
-        return subprocess.Popen(ctl, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._asking.append(subprocess.Popen(ctl, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return self._asking[-1]
 
     def pivot(self) -> Any:
         """Return the newest pivot, as `pivot show` tells it."""

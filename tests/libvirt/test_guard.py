@@ -19,8 +19,7 @@ def guarded(libvirtd: Libvirtd, tmp_path: Path) -> Iterator[Guarded]:
     """A running domain with two disks and no guest system, and pivotd beside it."""
     libvirtd.start()
     domain = Domain(libvirtd, guest=False, disks=2).define().boot()
-    with guard(tmp_path, libvirtd) as daemon:
-        found = Guarded(domain, daemon)
+    with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as found:
         found.await_domain()
         yield found
 

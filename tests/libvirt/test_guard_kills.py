@@ -62,8 +62,7 @@ def test_libvirtd_killed_in_a_guarded_pivot(libvirtd: Libvirtd, tmp_path: Path, 
     """Everything names one image and the guest runs, or it stays paused and the reason is told."""
     libvirtd.start()
     domain = Domain(libvirtd, guest=False).define().boot()
-    with guard(tmp_path, libvirtd) as daemon:
-        guarded = Guarded(domain, daemon)
+    with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as guarded:
         die(guarded, point, pivotd=pivotd_dies, qemu=False)
         if settled(guarded)["phase"] == "closed":
             guarded.assert_right()
@@ -80,8 +79,7 @@ def test_qemu_killed_too(libvirtd: Libvirtd, tmp_path: Path, point: str, pivotd_
     """The verdict is the image of the next boot, certain and recorded."""
     libvirtd.start()
     domain = Domain(libvirtd, guest=False).define().boot()
-    with guard(tmp_path, libvirtd) as daemon:
-        guarded = Guarded(domain, daemon)
+    with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as guarded:
         die(guarded, point, pivotd=pivotd_dies, qemu=True)
         guarded.await_end()
         verdict = daemon.ctl("verdict", "web1", "vda").json
@@ -94,8 +92,7 @@ def test_a_libvirtd_that_hangs_in_the_pivot(libvirtd: Libvirtd, tmp_path: Path):
     """Its answer is lost; the guest stays paused for so long, and once libvirtd goes on everything ends right."""
     libvirtd.start()
     domain = Domain(libvirtd, guest=False).define().boot()
-    with guard(tmp_path, libvirtd) as daemon:
-        guarded = Guarded(domain, daemon)
+    with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as guarded:
         guarded.await_domain()
         domain.copy()
         libvirtd.kill_at(replace(PIVOT_POINTS["K2"], action="stop"))
