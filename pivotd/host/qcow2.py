@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from pivotd.host.threads import look_at
 
-_HEADER = struct.Struct(">4sIQI4xQI52xQ4xI")
-"""Magic, version, offset and size of the backing file name, virtual size, method of encryption; of version 3 also the
-autoclear features, and the length of the header."""
+_HEADER = struct.Struct(">4sIQI4xQIIQ24xQ8xQ4xI")
+"""Magic, version, offset and size of the backing file name, virtual size, method of encryption, entries and offset of
+the L1 table; of version 3 also the incompatible and the autoclear features, and the length of the header."""
 _MAGIC = b"QFI\xfb"
 _LUKS_MAGIC = b"LUKS\xba\xbe"
 _EXTENSIONS_AT = {1: 48, 2: 72}
@@ -27,6 +27,12 @@ _DIRECTORY = struct.Struct(">IIQQ")
 _ENTRY = struct.Struct(">QIIBBHI")
 """Table offset and size, flags, type, granularity as a power of two, sizes of the name and of extra data."""
 _AUTOCLEAR_BITMAPS = 1
+_STORED_OTHERWISE = 1 << 3 | 1 << 4
+"""Incompatible features that only say how clusters are stored: compression type, extended L2 entries."""
+_L1_ENTRY_BYTES = 8
+_L1_BYTES_MAX = 32 << 20
+"""QEMU opens no image with a larger one."""
+_PIECE_BYTES = 1 << 20
 _IN_USE = 1
 _READ_BYTES = 65536
 _NAME_BYTES_MAX = 1023
@@ -90,7 +96,7 @@ def look(path: str) -> Head | None:
 
 
 def _header(descriptor: int, start: bytes) -> Header:
-    _, version, at, length, size, encryption, autoclear, header_bytes = _HEADER.unpack_from(start)
+    _, version, at, length, size, encryption, _, _, _, autoclear, header_bytes = _HEADER.unpack_from(start)
     extensions = dict(_extensions(start, _EXTENSIONS_AT.get(version, header_bytes)))
     text = {kind: os.fsdecode(data) for kind, data in extensions.items()}
     name = os.pread(descriptor, min(length, _NAME_BYTES_MAX), at) if at < _CLUSTER_BYTES_MAX else b""
@@ -128,3 +134,34 @@ def _bitmaps(descriptor: int, extension: bytes) -> Iterator[tuple[str, Bitmap]]:
         begin = position + _ENTRY.size + extra
         yield directory[begin : begin + name].decode(errors="replace"), Bitmap(1 << granularity, bool(flags & _IN_USE))
         position = begin + name + -(begin + name) % 8
+
+
+def is_blank(path: str) -> bool:
+    """Return whether a file is a qcow2 image that stands alone and in which no cluster is allocated; it may block.
+
+    Then all of it reads as zeroes. Only what is in the file counts: a QEMU that has written to it may hold tables that
+    it has not stored yet. False also if pivotd cannot read it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        start = os.pread(descriptor, _HEADER.size, 0).ljust(_HEADER.size, b"\0")
+        magic, version, backing, *_, entries, at, features, _, _ = _HEADER.unpack(start)
+        if magic != _MAGIC or version not in {2, 3} or backing or (version == 3 and features & ~_STORED_OTHERWISE):
+            return False
+        size = entries * _L1_ENTRY_BYTES
+        return 0 < size <= _L1_BYTES_MAX and _is_zero(descriptor, at, size)
+    except (OSError, OverflowError):
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _is_zero(descriptor: int, at: int, size: int) -> bool:
+    for offset in range(0, size, _PIECE_BYTES):
+        length = min(_PIECE_BYTES, size - offset)
+        if os.pread(descriptor, length, at + offset) != bytes(length):
+            return False
+    return True

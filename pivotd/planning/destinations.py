@@ -9,7 +9,7 @@ from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyOptions, Sync, Target
 from pivotd.errors import BadRequestError
 from pivotd.host import files
-from pivotd.host.blank import is_blank
+from pivotd.host.qcow2 import is_blank
 from pivotd.planning import destination_files, direct_io
 from pivotd.planning.bitmap_refusals import refuse_bitmaps
 from pivotd.planning.domain_snapshot import DomainSnapshot

@@ -16,7 +16,7 @@ from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import CopyMode, CopyOptions, Discard, Sync
 from pivotd.errors import QmpRefusedError
 from pivotd.host import held
-from pivotd.host.blank import is_blank
+from pivotd.host.qcow2 import is_blank
 from pivotd.host.threads import in_thread
 from pivotd.qmp import blocks, replies
 from pivotd.qmp.blocks import DiskSeen

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.host.blank import is_blank
+from pivotd.host.qcow2 import is_blank
 from tests.support.qemu import create_image
 
 from .storage import encrypted_image

@@ -127,7 +127,7 @@ PROTOCOL = (
         "rules for images", ("tests/engine/test_thin.py::test_only_files_and_devices_are_known_to_have_all_of_a_disk",),
     ),
     Defect(
-        "an image that is there is taken for empty", "G1", "pivotd/host/blank.py",
+        "an image that is there is taken for empty", "G1", "pivotd/host/qcow2.py",
         "        if os.pread(descriptor, length, at + offset) != bytes(length):\n", "        if False:\n",
         "rules for images", ("tests/engine/test_blank.py::test_one_allocated_cluster_is_enough",),
     ),
