@@ -29,7 +29,7 @@ def ls(app: App) -> None:
     if render.answer(app, found):
         return
     render.table(
-        ("DOMAIN", "MANAGER", "CONNECTION", "RUN STATE", "QEMU", "UPTIME", "OPEN PIVOTS", "DETAIL"),
+        ("DOMAIN", "MANAGER", "CONNECTION", "STATE", "QEMU", "UP", "PIVOTS", "DETAIL"),
         [
             (
                 row.name,

@@ -210,12 +210,12 @@ JUDGEMENT = (
         "QMP", ("tests/qmp/test_identity.py",),
     ),
     Defect(
-        "another QEMU on the destination means kept", "G2", DECIDE,
+        "another QEMU on the destination means kept", "G2", ENDINGS,
         "    if seen.uses_destination and pivot.switches:\n", "    if False:\n",
         TABLE, of_table("another_qemu"),
     ),
     Defect(
-        "another QEMU makes a merge unknown", "G2", DECIDE,
+        "another QEMU makes a merge unknown", "G2", ENDINGS,
         "    if seen.uses_destination and pivot.switches:\n", "    if seen.uses_destination:\n",
         SEARCH, searched(1, 1, 1, Move.PULL),
     ),
