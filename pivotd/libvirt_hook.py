@@ -167,10 +167,12 @@ def _job(element: ET.Element, number: int, disks: list[ET.Element]) -> Job | Non
             continue
         qom = disk.find("privateData/qom")
         device = qom.get("name", "") if qom is not None else ""
-        if kind == "copy":
-            source, destination = _node(disk.find("source")), _node(mirror.find("source"))
-        else:
-            source, destination = (_named(element.find(one)) for one in ("top", "base"))
+        source, destination = _node(disk.find("source")), _node(mirror.find("source"))
+        if kind == "active-commit":
+            # libvirt 9 names the format nodes of the two, libvirt 12 those of their storage.
+            for one, image in (("top", disk.find("source")), ("base", mirror.find("source"))):
+                if _named(element.find(one)) not in _nodes(image).values():
+                    raise NotUnderstoodError(f"its job {name} is not between the images of {of.get('dst')}")
         if not (device and source and destination and source != destination):
             raise NotUnderstoodError(f"it does not name the nodes of {of.get('dst')}")
         known = mirror.get("job") == kind
@@ -185,10 +187,13 @@ def _job(element: ET.Element, number: int, disks: list[ET.Element]) -> Job | Non
 
 def _node(source: ET.Element | None) -> str:
     """Return the name of the uppermost node of an image; raw images may have only that of their storage."""
-    if source is None:
-        return ""
-    names = {one.get("type"): one.get("name", "") for one in source.findall("privateData/nodenames/nodename")}
+    names = _nodes(source)
     return next((names[kind] for kind in ("format", "slice-storage", "storage") if names.get(kind)), "")
+
+
+def _nodes(source: ET.Element | None) -> dict[str, str]:
+    found = source.findall("privateData/nodenames/nodename") if source is not None else []
+    return {one.get("type", ""): one.get("name", "") for one in found}
 
 
 def _named(element: ET.Element | None) -> str:

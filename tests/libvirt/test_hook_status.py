@@ -68,6 +68,15 @@ def test_what_is_not_understood_is_said(text: str, why: str) -> None:
         read_status(text.encode())
 
 
+def test_a_commit_may_be_between_the_storages_of_its_images() -> None:
+    """Libvirt 12 names those nodes, and the disk has the format nodes all the same; other nodes are not understood."""
+    text = status_text(kind="active-commit").replace("<base node='new'", "<base node='new-storage'")
+    (job,) = read_status(text.replace("<top node='old'", "<top node='old-storage'").encode()).jobs
+    assert (job.source, job.target) == ("old", "new")
+    with pytest.raises(NotUnderstoodError, match="is not between the images of vda"):
+        read_status(text.replace("<top node='old'", "<top node='other'").encode())
+
+
 def test_a_job_without_a_mirror_is_no_job_of_a_disk() -> None:
     """A migration copies disks too; nothing pivots there."""
     text = status_text().replace("<mirror ", "<other ").replace("</mirror>", "</other>")
