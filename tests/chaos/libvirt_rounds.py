@@ -32,13 +32,13 @@ SETTLE_S = 8.0
 OVERSHOOT = 1.1
 """The last kills come after the operation."""
 KINDS = {
-    "pivot": ("copy", ("blockjob", "web1", "vda", "--pivot")),
-    "copy": (None, ("blockcopy", "web1", "vda", "{destination}", "qcow2", "--transient-job", "--wait", "--pivot")),
-    "abort": ("copy", ("blockjob", "web1", "vda", "--abort")),
-    "commit": ("commit", ("blockjob", "web1", "vda", "--pivot")),
-    "commit-abort": ("commit", ("blockjob", "web1", "vda", "--abort")),
+    "pivot": ("copy", "blockjob web1 vda --pivot", 1),
+    "copy": (None, "blockcopy web1 vda --dest {destination} --format qcow2 --transient-job --wait --pivot", 1),
+    "abort": ("copy", "blockjob web1 vda --abort", 0),
+    "commit": ("commit", "blockjob web1 vda --pivot", 0),
+    "commit-abort": ("commit", "blockjob web1 vda --abort", 1),
 }
-"""What waits when a round begins, and what libvirtd is killed in."""
+"""What waits when a round begins, what libvirtd is killed in, and the image that the disk has after it undisturbed."""
 COLUMNS: Mapping[str, Callable[[Libvirtd], None]] = {
     "plain": lambda _: None,
     "hook": Libvirtd.install_hook,
@@ -63,13 +63,13 @@ class Plan:
 def begin(libvirtd: Libvirtd, kind: str) -> tuple[Domain, str]:
     """Boot a guest, bring it to where the round begins, and return the request for virsh."""
     domain = Domain(libvirtd, rate_per_s=200).define().boot()
-    waits, request = KINDS[kind]
+    waits, request, _ = KINDS[kind]
     if waits == "copy":
         domain.copy()
     elif waits == "commit":
         domain.snapshot()
         domain.commit("vda", "--delete")
-    return domain, " ".join(request).format(destination=domain.image("vda", 1))
+    return domain, request.format(destination=domain.image("vda", 1))
 
 
 def measure(libvirtd: Libvirtd, kind: str) -> float:
@@ -83,6 +83,7 @@ def measure(libvirtd: Libvirtd, kind: str) -> float:
     virsh.end()
     took_s = time.monotonic() - started_s
     assert domain.agrees(), domain.believe()
+    assert domain.root() == domain.image("vda", KINDS[kind][2]).name
     assert domain.writes_go_on()
     return took_s
 
