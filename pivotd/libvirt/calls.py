@@ -103,7 +103,7 @@ def has_had_no_effect(code: int, text: str) -> bool:
 
 
 def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[str]]) -> bool:
-    """Have libvirt write the definition of the next boot with these images, by disk; return whether there is one.
+    """Have libvirt write the definition of the next boot with these images, by disk; return whether one was left alone.
 
     Each disk is written by itself, under libvirt's own lock, so that nobody's change of the rest is lost; also one that
     is right already, since libvirt ignores that it could not save it after a switch.
@@ -114,16 +114,19 @@ def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[s
     """
     if not domain.isPersistent():
         return False
+    left = False
     api = library.load().api
     # Without "secure" it would lack passwords, and defined again it would have lost them.
     text = domain.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE | api.VIR_DOMAIN_XML_SECURE)
     known = parse(text).disks
     for name, image in images.items():
-        if name in known and known[name].image in allowed[name]:
+        if name not in known or known[name].image not in allowed[name]:
+            left = True
+        else:
             new = NewImage(image.filename, image.format, device=is_device(image.filename))
             element = disk_element(text if _has(known[name], image) else with_images(text, {name: new}), name)
             domain.updateDeviceFlags(element, api.VIR_DOMAIN_DEVICE_MODIFY_CONFIG)
-    return True
+    return left
 
 
 def _has(disk: DiskDefined, image: Image) -> bool:

@@ -229,16 +229,17 @@ class LibvirtSession(Session):
         defined = self._libvirt.defined
 
         def define() -> bool:
-            if not calls.define(self._domain, wanted, allowed):
-                return False
-            durable.sync_definition(self.path, self._domain.name())
-            return True
+            left = calls.define(self._domain, wanted, allowed)
+            if self._domain.isPersistent():
+                durable.sync_definition(self.path, self._domain.name())
+            return left
 
         try:
-            done = await self._change("the definition of the next boot", define)
+            left = await self._change("the definition of the next boot", define)
         except (OSError, ValueError) as error:
             raise QmpRefusedError(f"the definition of the next boot is not certain: {error}") from error
-        return bool(done) and self._libvirt.defined > defined + 1
+        # libvirt tells of definitions, and not of a disk that is changed in one: what it has told is somebody else's.
+        return bool(left) or self._libvirt.defined > defined
 
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
         """Take back a switch that libvirt does not know of; True when the source is the root again.

@@ -22,13 +22,16 @@ def sync_definition(uri: str, name: str) -> None:
     """Make a definition that libvirt has just written durable: file, where it may be read, and directory.
 
     libvirt has written the file to disk before it gave it its name. Where not even the directory may be read, its
-    whole file system is written instead. Raises: OSError.
+    whole file system is written instead, and every one where a libvirt of another make keeps its files elsewhere.
+    Raises: OSError.
     """
     directory = definitions(uri)
-    with suppress(PermissionError):  # libvirt makes it for root alone, and has written it out
-        _sync(directory / f"{name}.xml")
     try:
+        with suppress(PermissionError):  # libvirt makes it for root alone, and has written it out
+            _sync(directory / f"{name}.xml")
         _sync(directory)
+    except FileNotFoundError:
+        os.sync()
     except PermissionError:
         _sync_file_system(next(parent for parent in directory.parents if os.access(parent, os.R_OK)))
 

@@ -16,7 +16,7 @@ from tests.support.daemon import Daemon
 
 WAIT_S = 60.0
 PROGRAM = Path(sys.executable).parent / "pivotd"
-CONFIGURATION = '[libvirt]\nuri = "qemu:///system"\n[log]\nlevel = "debug"\n[pause]\nmax_ms = 5000'
+CONFIGURATION = '[libvirt]\nuri = "{}"\n[log]\nlevel = "debug"\n[pause]\nmax_ms = 5000'
 
 
 def until(true: Callable[[], Any], what: str = "it") -> Any:
@@ -29,8 +29,14 @@ def until(true: Callable[[], Any], what: str = "it") -> Any:
 
 
 def guard(directory: Path, libvirtd: Libvirtd) -> Daemon:
-    """Return a pivotd beside a libvirtd, not started: both have its files at their default places."""
-    return Daemon(directory, {}, configuration=CONFIGURATION, command=libvirtd.inside(str(PROGRAM)))
+    """Return a pivotd beside a libvirtd, not started: both have its files at their default places.
+
+    A libvirtd of another release lives in a tree where this Python is not: its pivotd stays outside.
+    """
+    if libvirtd.tree is not None:
+        return Daemon(directory, {}, configuration=CONFIGURATION.format(libvirtd.uri))
+    command = libvirtd.inside(str(PROGRAM))
+    return Daemon(directory, {}, configuration=CONFIGURATION.format("qemu:///system"), command=command)
 
 
 @dataclass(frozen=True, slots=True)

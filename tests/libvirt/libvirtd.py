@@ -105,7 +105,7 @@ class Libvirtd:
     """
 
     def __init__(self, tree: Path | None = None, *, qemu_conf: str = QEMU_CONF) -> None:
-        self._tree, self._qemu_conf = tree, qemu_conf
+        self.tree, self._qemu_conf = tree, qemu_conf
         self.directory = Path()
         self.pid: int | None = None
         """Of the running libvirtd, None after it was ended by one of our own methods."""
@@ -141,14 +141,14 @@ class Libvirtd:
 
     def _enter(self) -> str:
         """Return a script that mounts everything in its place, enters the tree, and becomes the keeper."""
-        root = self._tree or Path("/")
+        root = self.tree or Path("/")
         binds = [(self.directory / ours, theirs) for ours, theirs in PLACES.items()]
-        if self._tree is not None:
+        if self.tree is not None:
             binds += [(path, str(path)) for path in (CHECKOUT, cache_directory().resolve(), self.directory)]
-        lines = [f"mount -t tmpfs tmp {root}/tmp"] * (self._tree is not None)
+        lines = [f"mount -t tmpfs tmp {root}/tmp"] * (self.tree is not None)
         lines += [f"mkdir -p {root}{theirs} && mount --bind {ours} {root}{theirs}" for ours, theirs in binds]
         keeper = f"-I -S {HERE / 'keeper.py'}"
-        if self._tree is None:
+        if self.tree is None:
             return "\n".join([*lines, f"exec {sys.executable} {keeper}"])
         lines += [f"mount --rbind /{name} {root}/{name}" for name in ("proc", "sys", "dev")]
         return "\n".join([*lines, f"LC_ALL=C exec chroot {root} python3 {keeper}"])
