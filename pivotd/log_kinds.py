@@ -67,6 +67,10 @@ KINDS: Mapping[str, Kind] = {
         "28b33739af244a6b97e89f117b7f20ac",
         "{who} says that {image} holds the data of {domain} {disk}: {reason}; pivot {pivot}",
     ),
+    "domain.image-followed": Kind(
+        "6d0a4b3f8c2e4f57b1d9e7a05c3f2b18",
+        "libvirt has moved {domain} {disk} to {image} for another program; pivot {pivot}",
+    ),
     "domain.not-checked": Kind(
         "34b081950d0c454f93adf334d35021ba", "the images of {domain} could not be checked: {error}"
     ),

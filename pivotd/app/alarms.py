@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from pivotd import limits
 from pivotd.app.due_domains import DueDomains
+from pivotd.app.libvirt_moves import follow
 from pivotd.app.live_verdicts import image_names
 from pivotd.app.reads import Reads, in_doubt
 from pivotd.app.registry import Host
@@ -82,9 +83,13 @@ class Alarms:
         Its QEMU may end right after that.
         """
         known = (session.stops, session.resumes)
+        jobs = session.detached
 
         def on_event() -> None:
-            nonlocal known
+            nonlocal known, jobs
+            if session.manager is Manager.LIBVIRT and session.detached != jobs:
+                jobs = session.detached
+                self._ask_again(supervisor.name, limits.LIBVIRT_MOVE_S)
             if (session.stops, session.resumes) != known:
                 known = (session.stops, session.resumes)
                 self._ask_outside_pauses(supervisor)
@@ -105,10 +110,10 @@ class Alarms:
 
             self._again[name] = loop.call_later(limits.ALARM_PAUSE_S, again)
 
-    def _ask_again(self, domain: str) -> None:
+    def _ask_again(self, domain: str, delay_s: float = limits.ALARM_AGAIN_S) -> None:
         """Ask for a look later, once, however many have failed."""
         if domain not in self._again:
-            self._again[domain] = asyncio.get_running_loop().call_later(limits.ALARM_AGAIN_S, self._ask, domain)
+            self._again[domain] = asyncio.get_running_loop().call_later(delay_s, self._ask, domain)
 
     def _ask(self, domain: str) -> None:
         if (timer := self._again.pop(domain, None)) is not None:
@@ -134,6 +139,9 @@ class Alarms:
             await self._journal.left(domain)
         live, found = await self._reads.checked(domain)
         doubts = in_doubt(found)
+        if doubts and await follow(domain, session, doubts, self._journal, self._reads):
+            self._ask(domain)
+            return
         for pivot, (_, disk) in live.settled():
             await self._journal.seen(pivot, domain, disk)
         busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}

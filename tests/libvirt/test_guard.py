@@ -118,3 +118,24 @@ def test_while_libvirtd_is_wrong_the_guest_stays_paused(guarded: Guarded):
     assert "restart libvirtd with pivotd's hook in place" in end.detail
     answer = guarded.daemon.ctl("image", "web1", "vda")
     assert answer.status == 6
+
+
+def test_pivotd_follows_a_disk_that_another_tool_moves(guarded: Guarded):
+    """Another tool moves it on without pivotd: the verdict goes along, also after the guest's end, and pivotd moves it again."""
+    domain, daemon = guarded.domain, guarded.daemon
+    assert daemon.ctl("copy", "web1", f"vda={domain.image('vda', 1)}").status == 0
+    domain.copy("vda", 2)
+    guarded.libvirtd.ask("blockjob", "web1", "vda", "--pivot")
+
+    def verdict() -> tuple[str, bool]:
+        found = daemon.ctl("verdict", "web1", "vda").json
+        return Path(found["image"] or "").name, found["certain"]
+
+    until(lambda: verdict() == ("web1-vda-2.qcow2", True), "the verdict")
+    answer = daemon.ctl("copy", "web1", f"vda={domain.image('vda', 3)}")
+    assert (answer.status, answer.json.get("outcome")) == (0, "switched"), answer
+    domain.copy("vda", 4)
+    guarded.libvirtd.ask("blockjob", "web1", "vda", "--pivot")
+    until(lambda: verdict() == ("web1-vda-4.qcow2", True), "the verdict")
+    guarded.libvirtd.ask("destroy", "web1")
+    until(lambda: verdict() == ("web1-vda-4.qcow2", True), "the verdict of the guest that has ended")

@@ -1,0 +1,66 @@
+"""Disks that libvirt has moved for somebody else since pivotd's last pivot of them: pivotd follows, and says so.
+
+libvirt's guests belong to many tools. A disk that is on another image in the very QEMU process of pivotd's last pivot
+has got there by a job of libvirt's, with its data, if QEMU, the running domain and its next boot name that image. An
+image that the journal knows as stale is left in doubt: somebody may have plugged it in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from pivotd.core.pivot import Accepted, Phase, Pivot, PivotDisk
+from pivotd.core.request import Manager
+from pivotd.core.standing import ImageFound
+from pivotd.errors import RevisionConflictError
+from pivotd.journal.changes import utc_now
+from pivotd.journal.journal import Journal
+from pivotd.log import get_logger
+from pivotd.qmp.session import Session
+
+log = get_logger()
+REASON = "libvirt has moved the disk since, for another program: QEMU and both definitions name this image"
+
+
+class History(Protocol):
+    """What this needs of the journal; app.reads.Reads has it."""
+
+    async def latest(self, domain: str | None, disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
+        """Return the last pivot of each disk with its entry for the disk."""
+        ...
+
+    async def standings(self, image: str) -> list[ImageFound]:
+        """Return how an image stands to each disk that ever had it, by the journal alone."""
+        ...
+
+
+async def follow(domain: str, session: Session, doubts: Iterable[str], journal: Journal, history: History) -> bool:
+    """Record the present image of each of these disks if libvirt has moved it; return whether one was recorded.
+
+    Raises: QmpError, JournalError, ConflictError.
+    """
+    if session.manager is not Manager.LIBVIRT:
+        return False
+    shown, believed = await session.disks(), await session.believed()
+    done = False
+    for disk in doubts:
+        latest = await history.latest(domain, disk)
+        if disk not in shown or disk not in believed or not latest:
+            continue
+        (pivot, _), seen = latest[0], shown[disk]
+        same = pivot.phase is Phase.CLOSED and pivot.identity == session.identity(pivot.id)
+        if not same or not believed[disk].agrees(seen.filename) or await history.standings(seen.filename):
+            continue
+        accepted = Accepted(seen.filename, seen.format, utc_now(), os.getuid(), REASON)
+        disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
+        facts = {"disk": disk, "image": seen.filename, "format": seen.format, "reason": REASON, "uid": os.getuid()}
+        try:
+            await journal.advance(pivot, "image-accepted", facts, disks=disks)
+        except RevisionConflictError:
+            continue  # a request has changed it meanwhile: the next look decides
+        log.info("domain.image-followed", domain=domain, pivot=pivot.id, disk=disk, image=seen.filename)
+        done = True
+    return done
