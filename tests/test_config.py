@@ -171,6 +171,10 @@ def test_broken_toml_is_shown_with_its_line(write: Write, text: str | bytes, lin
             'log.level: found "notice", expected one of "debug", "info", "warning", "error"',
         ),
         ("log.level = [6]", 'log.level: found [6], expected one of "debug", "info", "warning", "error"'),
+        (
+            '[libvirt]\nuri = "qemu+ssh://host/system"',
+            'libvirt.uri: found "qemu+ssh://host/system", expected the URI of the libvirt of this host, "qemu:///system"',
+        ),
         ("[domains.web1]", "domains.web1.qmp: found nothing, expected the path of the domain's QMP socket"),
     ],
 )

@@ -305,3 +305,10 @@ def test_a_client_that_does_not_listen_holds_up_nobody(running: Reloaded) -> Non
     with socket.socket(socket.AF_UNIX) as silent:
         silent.connect("\0" + name[1:])
         assert running.reload().returncode == 0
+
+
+def test_another_libvirt_needs_a_restart(running: Reloaded) -> None:
+    """Its domains would come and go in the middle of their pivots."""
+    base = running.file.read_text() + '\n[libvirt]\nuri = "qemu:///system"\n'
+    running.configure("", base=base)
+    assert "[libvirt] stays as it is while pivotd runs: restart it for the change" in refused(running.reload())

@@ -180,8 +180,10 @@ async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:
         blocks = await session.blocks()
         writers = await session.writers(blocks) if blocks.jobs else {}
         pivots = [driver.pivot for driver in supervisor.drivers.values()]
+        believed = await session.believed() if supervisor.manager is Manager.LIBVIRT else None
         found = await in_thread(
             limits.FILE_TIMEOUT_S, _adoptable, supervisor.name, session.pid, blocks, pivots, writers,
+            believed,
             paths=[layer.filename for seen in blocks.disks.values() for layer in seen.layers],
         )  # fmt: skip
     except (QmpError, TimeoutError):
@@ -191,12 +193,18 @@ async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:
     )
 
 
-def _adoptable(
-    name: str, pid: int, blocks: Blocks, pivots: Collection[Pivot], writers: Mapping[str, tuple[str, ...]]
+def _adoptable(  # noqa: PLR0913, PLR0917 - what it is made from, each from another place
+    name: str,
+    pid: int,
+    blocks: Blocks,
+    pivots: Collection[Pivot],
+    writers: Mapping[str, tuple[str, ...]],
+    believed: Mapping[str, DiskBelieved] | None,
 ) -> list[AdoptableJob]:
     """Return the jobs of other clients; this looks at files."""
     directory, has = process.working_directory(pid), held.look(pid)
-    return adoptable_jobs(DomainSnapshot("", name, OPTIONS, blocks, directory, frozenset(), has, pid), pivots, writers)
+    domain = DomainSnapshot("", name, OPTIONS, blocks, directory, frozenset(), has, pid)
+    return adoptable_jobs(domain, pivots, writers, believed)
 
 
 async def _view(supervisor: Supervisor) -> DomainView:

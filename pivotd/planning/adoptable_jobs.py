@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from pivotd.core import names
+from pivotd.core.believed import DiskBelieved
 from pivotd.core.pivot import Image, Pivot
 from pivotd.core.request import CopyOptions, Kind, Target
-from pivotd.errors import BadRequestError, ConflictError
-from pivotd.planning import lasting_names, properties, shared_images
+from pivotd.errors import BadRequestError, ConflictError, RequestError
+from pivotd.planning import lasting_names, libvirt_requests, properties, shared_images
 from pivotd.planning.adopting import KINDS, NO_DISK, obstacle, plan_adopt
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.planning.plan import check_source
@@ -31,11 +32,15 @@ class AdoptableJob:
 
 
 def adoptable_jobs(
-    domain: DomainSnapshot, pivots: Collection[Pivot], writers: Mapping[str, tuple[str, ...]]
+    domain: DomainSnapshot,
+    pivots: Collection[Pivot],
+    writers: Mapping[str, tuple[str, ...]],
+    believed: Mapping[str, DiskBelieved] | None = None,
 ) -> list[AdoptableJob]:
     """Return every block job that belongs to none of the open pivots of the domain, sorted by id.
 
-    ``domain``: with OPTIONS. ``writers``: what else may write to each disk. It looks at files, so it may block.
+    ``domain``: with OPTIONS. ``writers``: what else may write to each disk. ``believed``: what libvirt believes of each
+    disk, None if the guest is not libvirt's. It looks at files, so it may block.
     """
     own = {disk.job for pivot in pivots for disk in pivot.disks}
     family = [name for pivot in pivots for name in pivot.family]
@@ -45,9 +50,27 @@ def adoptable_jobs(
     found = []
     for name in others:
         seen = domain.blocks.disk_of_job(name)
-        why = NO_DISK if seen is None else _obstacle(domain, name, seen, busy, writers)
+        if seen is None:
+            why: str | None = NO_DISK
+        elif believed is not None:
+            why = _libvirts_obstacle(domain, seen, busy, believed)
+        else:
+            why = _obstacle(domain, name, seen, busy, writers)
         found.append(AdoptableJob(name, jobs[name], None if seen is None else seen.disk, why))
     return found
+
+
+def _libvirts_obstacle(
+    domain: DomainSnapshot, seen: DiskSeen, busy: Mapping[str, str], believed: Mapping[str, DiskBelieved]
+) -> str | None:
+    """Return why libvirt's job on a disk cannot be guarded, None if it can."""
+    if seen.disk in busy:
+        return f"disk {seen.disk} belongs to the open pivot {busy[seen.disk]}"
+    try:
+        libvirt_requests.plan_adopt(domain, 0, Target(seen.disk), seen, believed)
+    except RequestError as error:
+        return error.message
+    return None
 
 
 def _obstacle(

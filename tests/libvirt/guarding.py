@@ -106,15 +106,18 @@ class Guarded:
         """Wait until the newest pivot is closed."""
         until(lambda: self.pivot()["phase"] == "closed", "the end of the pivot")
 
-    def assert_right(self, target: str = "vda") -> None:
-        """The guest runs, QEMU and libvirt and the verdict name one image, and a further pivot of libvirt works."""
+    def assert_right(self, target: str = "vda", *, source: int = 0) -> None:
+        """The guest runs, QEMU and libvirt and the verdict name one image, and a further pivot of libvirt works.
+
+        ``source``: the number of the image that the disk was on.
+        """
         end = self.ended(target)
         root, *believed = end.images
         assert believed == [root, root], end
         assert end.run_state == "running", end
         assert end.verdict["certain"], end
         assert Path(end.verdict["image"]).name == root, end
-        assert end.outcome == ("kept" if root.endswith("-0.qcow2") else "switched"), end
+        assert end.outcome == ("kept" if root.endswith(f"-{source}.qcow2") else "switched"), end
         if self.domain.believe(target).mirror == "yes":
             self.libvirtd.ask("blockjob", self.domain.name, target, "--abort")
         self.domain.copy(target, 9)

@@ -60,6 +60,8 @@ def test_a_job_of_another_tool_is_guarded_to_either_end(guarded: Guarded):
     """`libvirt pivot` and `libvirt abort` in place of `virsh blockjob`: status 0 for what was asked."""
     domain = guarded.domain
     domain.copy("vda", 1)
+    (job,) = guarded.daemon.ctl("domain", "show", "web1").json["jobs"]
+    assert (job["disk"], job["adoptable"]) == ("vda", True), job
     answer = guarded.daemon.ctl("libvirt", "pivot", "web1", "vda")
     assert (answer.status, answer.json["outcome"], names(guarded)) == (0, "switched", {"web1-vda-1.qcow2"}), answer
     domain.copy("vda", 2)

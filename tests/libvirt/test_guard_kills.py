@@ -16,22 +16,20 @@ from typing import Any
 
 import pytest
 
-from tests.libvirt.domain import PIVOT_POINTS, Domain
+from tests.libvirt.domain import ABORT_POINTS, PIVOT_POINTS, Domain
 from tests.libvirt.guarding import Guarded, guard, until
-from tests.libvirt.libvirtd import Libvirtd
+from tests.libvirt.libvirtd import Libvirtd, Point
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.long, pytest.mark.timeout(300)]
 SETTLED_S = 20.0
 SAYS = ("libvirt does not know that: restart libvirtd", "libvirt says that it does not run: restart libvirtd")
 
 
-def die(guarded: Guarded, point: str, *, pivotd: bool, qemu: bool) -> None:
-    """Let libvirtd die at a point of the guarded pivot, and others right after it; start again what was killed."""
+def die(guarded: Guarded, point: Point, end: str = "pivot", *, pivotd: bool, qemu: bool) -> None:
+    """Let libvirtd die at a point of the guarded end of its job, and others right after it; start what was killed."""
     domain, libvirtd = guarded.domain, guarded.libvirtd
-    guarded.await_domain()
-    domain.copy()
-    libvirtd.kill_at(PIVOT_POINTS[point])
-    guarded.begin("libvirt", "pivot", domain.name, "vda")
+    libvirtd.kill_at(point)
+    guarded.begin("libvirt", end, domain.name, "vda")
     libvirtd.await_death()
     if pivotd:
         guarded.daemon.kill()
@@ -67,7 +65,9 @@ def test_libvirtd_killed_in_a_guarded_pivot(
     libvirtd.start()
     domain = Domain(libvirtd, guest=False).define().boot()
     with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as guarded:
-        die(guarded, point, pivotd=pivotd_dies, qemu=False)
+        guarded.await_domain()
+        domain.copy()
+        die(guarded, PIVOT_POINTS[point], pivotd=pivotd_dies, qemu=False)
         if settled(guarded)["phase"] == "closed":
             guarded.assert_right()
             return
@@ -79,13 +79,45 @@ def test_libvirtd_killed_in_a_guarded_pivot(
         assert "pivot.guest-waits" in daemon.log_path.read_text(), end
 
 
+ENDS = [
+    *(("copy", "abort", point) for point in ("K0", "K1", "K2", "K3", "K4", "K5", "K5b", "K6")),
+    *(("commit", "pivot", point) for point in ("K0", "K1", "K2", "K3", "K4", "K5", "K6")),
+    *(("commit", "abort", point) for point in ("K1", "K2", "K3", "K4", "K5")),
+]
+
+
+@pytest.mark.parametrize(("job", "end", "point"), ENDS)
+def test_libvirtd_killed_in_another_guarded_end(
+    libvirtd: Libvirtd, tmp_path: Path, job: str, end: str, point: str, pivotd_dies: bool
+):
+    """An abort of a copy, and both ends of an active commit, with the hook: right, and no image in use is deleted."""
+    libvirtd.install_hook()
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    source = 0
+    with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as guarded:
+        guarded.await_domain()
+        if job == "copy":
+            domain.copy()
+        else:
+            source = 1
+            domain.snapshot()
+            domain.commit()
+        die(guarded, (PIVOT_POINTS if end == "pivot" else ABORT_POINTS)[point], end, pivotd=pivotd_dies, qemu=False)
+        assert settled(guarded)["phase"] == "closed", guarded.ended()
+        guarded.assert_right(source=source)
+        assert domain.image("vda", source).exists()
+
+
 @pytest.mark.parametrize("point", PIVOT_POINTS)
 def test_qemu_killed_too(libvirtd: Libvirtd, tmp_path: Path, point: str, pivotd_dies: bool):
     """The verdict is the image of the next boot, certain and recorded."""
     libvirtd.start()
     domain = Domain(libvirtd, guest=False).define().boot()
     with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as guarded:
-        die(guarded, point, pivotd=pivotd_dies, qemu=True)
+        guarded.await_domain()
+        domain.copy()
+        die(guarded, PIVOT_POINTS[point], pivotd=pivotd_dies, qemu=True)
         guarded.await_end()
         verdict = daemon.ctl("verdict", "web1", "vda").json
         assert verdict["certain"], verdict
