@@ -265,6 +265,10 @@ class LibvirtSession(Session):
     async def place_thresholds(self, pivot: Pivot) -> None:
         """Nothing: libvirt keeps write thresholds."""
 
+    async def takes_target_is_zero(self) -> bool:
+        """Return False: libvirt does not tell QEMU that."""
+        return False
+
     async def write_blocking(self, pivot: Pivot) -> bool:
         """Return False: libvirt cannot change that of a job that runs."""
         return False
