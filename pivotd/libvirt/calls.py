@@ -103,7 +103,7 @@ def has_had_no_effect(code: int, text: str) -> bool:
 
 
 def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[str]]) -> bool:
-    """Have libvirt write the definition of the next boot with these images, by disk; return whether one was left alone.
+    """Have libvirt write the definition of the next boot with these images, by disk; return whether it lacks one now.
 
     Each disk is written by itself, under libvirt's own lock, so that nobody's change of the rest is lost; also one that
     is right already, since libvirt ignores that it could not save it after a switch.
@@ -126,7 +126,8 @@ def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[s
             new = NewImage(image.filename, image.format, device=is_device(image.filename))
             element = disk_element(text if _has(known[name], image) else with_images(text, {name: new}), name)
             domain.updateDeviceFlags(element, api.VIR_DOMAIN_DEVICE_MODIFY_CONFIG)
-    return left
+    after = parse(domain.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)).disks
+    return left or not all(name in after and _has(after[name], image) for name, image in images.items())
 
 
 def _has(disk: DiskDefined, image: Image) -> bool:

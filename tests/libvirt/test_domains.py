@@ -79,6 +79,7 @@ def test_a_next_boot_from_another_image_is_shown(libvirtd: Libvirtd, pivotd: Dae
     assert (disk["libvirt"]["next"], disk["libvirt"]["persistent"], disk["libvirt"]["agree"]) == (None, False, True)
 
 
+@pytest.mark.long
 def test_nobody_forgets_or_adds_a_domain_of_libvirt(libvirtd: Libvirtd, pivotd: Daemon):
     """Its name is taken, and it goes only when libvirt says so."""
     domain = Domain(libvirtd, guest=False).define().boot()
@@ -180,6 +181,7 @@ def test_the_check_of_a_configuration_connects(tmp_path: Path, uri: str, why: st
     assert why in done.stderr
 
 
+@pytest.mark.long
 def test_the_check_passes_where_libvirt_answers(libvirtd: Libvirtd, pivotd: Daemon):
     """The same configuration with which the daemon runs."""
     command = [Path(sys.executable).parent / "pivotd", "--config", pivotd.directory / "pivotd.toml", "--check"]

@@ -122,6 +122,7 @@ def test_while_libvirtd_is_wrong_the_guest_stays_paused(guarded: Guarded):
     assert answer.status == 6
 
 
+@pytest.mark.long
 def test_pivotd_follows_a_disk_that_another_tool_moves(guarded: Guarded):
     """Another tool moves it on without pivotd: the verdict goes along, also after the guest's end, and pivotd moves it again."""
     domain, daemon = guarded.domain, guarded.daemon
