@@ -42,14 +42,24 @@ class OfflineJournal:
         known: dict[str, tuple[str, str | None]] = {
             row.name: (row.qmp_path, "runtime") for row in self._reader.domains()
         }
+        managers: dict[str, str] = {}
         open_pivots: defaultdict[str, list[str]] = defaultdict(list)
         for pivot, _ in self._reader.every_latest():
             known.setdefault(pivot.domain, (pivot.qmp, None))
+            managers[pivot.domain] = pivot.manager.value
             # An open pivot is the last one of each of its disks.
             if not pivot.closed_at and pivot.id not in open_pivots[pivot.domain]:
                 open_pivots[pivot.domain].append(pivot.id)
         return [
-            DomainView(name, qmp, origin, None, UNSEEN, open_pivots=tuple(open_pivots[name]))
+            DomainView(
+                name,
+                qmp,
+                origin,
+                None,
+                UNSEEN,
+                manager="libvirt" if managers.get(name) == "libvirt" else "pivotd",
+                open_pivots=tuple(open_pivots[name]),
+            )
             for name, (qmp, origin) in sorted(known.items())
         ]
 
