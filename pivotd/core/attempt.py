@@ -77,6 +77,8 @@ class Attempt:
     """The images, by disk, that libvirt has written in this pause into the definition for the next boot, durably."""
     agree_refused: str | None = None
     """Why libvirt would not write that definition."""
+    may_have_written: bool = False
+    """The guest may have written since libvirt was asked: a switch of which libvirt has not learnt must stay."""
     define_raced: bool = False
     """Somebody else has defined the guest at the same moment; what pivotd has written may have replaced that."""
     window_over: bool = False

@@ -121,7 +121,8 @@ class Observation:
 
     ``jobs`` and ``nodes`` hold only names that belong to the pivot; ``roots`` is by disk.
     ``uses_source`` and ``uses_destination`` describe a REPLACED process: it has that file of some disk as a root.
-    Of a guest of libvirt's, ``roots`` compares images, since libvirt chooses the nodes, also in a REPLACED process.
+    Of a guest of libvirt's, ``roots`` compares images, since libvirt chooses the nodes, also in a REPLACED process, and
+    ``jobs`` holds libvirt's jobs on the disks, also those whose names are not in the journal yet.
     A libvirt that does not answer is SILENT, unless QEMU is certainly GONE: then ``beliefs`` is empty.
     """
 

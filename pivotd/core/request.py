@@ -131,6 +131,8 @@ class CopyOptions:
     ns, by which pivotd sees whether anybody has written to one since."""
     write_thresholds: tuple[tuple[str, int], ...] = ()
     """The write threshold in bytes of each disk that has one, as seen right before the last intent."""
+    guest_writes: tuple[tuple[str, int], ...] = ()
+    """How often the guest had written to each disk when libvirt was asked to switch, as QEMU counts it."""
     resumable: bool = False
     """A failing destination pauses the copy instead of ending it; the copy continues once the destination works."""
     throttle: bool = True

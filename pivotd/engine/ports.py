@@ -198,6 +198,17 @@ class LibvirtSession(Session, Protocol):
     QmpUnknownError: the answer was lost (libvirtd died, or does not answer); the call may still be carried out.
     """
 
+    async def stop(self, complete: Sequence[str], leaving: Callable[[], None]) -> tuple[str, bool, int]:
+        """As of any session, with no ``complete``: ask for the run state, and suspend only a guest that runs.
+
+        The answer to that question must not be lost with the answer to the call: it says whose the pause is.
+        """
+        ...
+
+    async def resume(self) -> None:
+        """As of any session: ask for the run state and a migration right before the call. Raises: QmpRefusedError."""
+        ...
+
     async def ask_libvirt(self, pivot: Pivot, disks: Sequence[str], *, switch: bool) -> None:
         """Have libvirt end its jobs on disks, one after the other, and wait until it has; without the switch: abort.
 
@@ -205,7 +216,7 @@ class LibvirtSession(Session, Protocol):
         """
         ...
 
-    async def agree(self, pivot: Pivot, images: Mapping[str, Root]) -> bool:
+    async def agree(self, pivot: Pivot, images: Mapping[str, Root]) -> tuple[frozenset[str], bool]:
         """Have libvirt write the definition for the next boot with these images of the pivot, by disk; make it durable.
 
         Compares right before: a disk for which the definition names neither image of the pivot is left alone. Where
@@ -213,7 +224,8 @@ class LibvirtSession(Session, Protocol):
         switch. Only the disk is changed, nothing else of the definition. Returns after fsync of the file and of its
         directory. A transient guest has no such definition: nothing is done.
 
-        Returns: whether somebody else has defined the guest between the comparison and the answer.
+        Returns: the disks that were written, and whether somebody else has defined the guest between the comparison and
+        the answer.
         """
         ...
 

@@ -97,7 +97,7 @@ STEPS: dict[type[actions.Action], Step] = {
     actions.KeepSynced: pause_steps.keep_synced,
     actions.AskLibvirt: libvirt_steps.ask_libvirt,
     actions.Agree: libvirt_steps.agree,
-    actions.RollBack: pause_steps.roll_back,
+    actions.RollBack: libvirt_steps.roll_back,
     actions.CancelJobs: pause_steps.cancel_jobs,
     actions.Resume: pause_steps.resume,
     actions.SetBandwidth: set_bandwidth,

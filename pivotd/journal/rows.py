@@ -261,6 +261,7 @@ def _options(text: str) -> CopyOptions:
         "nodes_below": tuple(stored.get("nodes_below", ())),
         "write_thresholds": tuple((disk, size_bytes) for disk, size_bytes in stored.get("write_thresholds", ())),
         "made_before": tuple((path, changed) for path, changed in stored.get("made_before", ())),
+        "guest_writes": tuple((disk, count) for disk, count in stored.get("guest_writes", ())),
         "snapshots_left": tuple((image, tuple(names)) for image, names in stored.get("snapshots_left", ())),
     }
     stored.pop("undo_of", None)  # it has a column since schema 4

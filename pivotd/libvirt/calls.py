@@ -102,8 +102,8 @@ def has_had_no_effect(code: int, text: str) -> bool:
     return code in before or "unable to execute QEMU command" in text
 
 
-def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[str]]) -> bool:
-    """Have libvirt write the definition of the next boot with these images, by disk; return whether it lacks one now.
+def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[str]]) -> frozenset[str]:
+    """Have libvirt write the definition of the next boot with these images, by disk; return those that it has then.
 
     Each disk is written by itself, under libvirt's own lock, so that nobody's change of the rest is lost; also one that
     is right already, since libvirt ignores that it could not save it after a switch.
@@ -113,21 +113,20 @@ def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[s
     Raises: libvirtError; ValueError: the definition is not as libvirt writes it.
     """
     if not domain.isPersistent():
-        return False
-    left = False
+        return frozenset()
     api = library.load().api
     # Without "secure" it would lack passwords, and defined again it would have lost them.
     text = domain.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE | api.VIR_DOMAIN_XML_SECURE)
     known = parse(text).disks
+    written = set()
     for name, image in images.items():
-        if name not in known or known[name].image not in allowed[name]:
-            left = True
-        else:
+        if name in known and known[name].image in allowed[name]:
             new = NewImage(image.filename, image.format, device=is_device(image.filename))
             element = disk_element(text if _has(known[name], image) else with_images(text, {name: new}), name)
             domain.updateDeviceFlags(element, api.VIR_DOMAIN_DEVICE_MODIFY_CONFIG)
+            written.add(name)
     after = parse(domain.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)).disks
-    return left or not all(name in after and _has(after[name], image) for name, image in images.items())
+    return frozenset(name for name in written if name in after and _has(after[name], images[name]))
 
 
 def _has(disk: DiskDefined, image: Image) -> bool:

@@ -218,7 +218,7 @@ class LibvirtSession(Session):
                 raise
             raise QmpUnknownError(error.message, command=what) from error
 
-    async def agree(self, pivot: Pivot, images: Mapping[str, Root]) -> bool:
+    async def agree(self, pivot: Pivot, images: Mapping[str, Root]) -> tuple[frozenset[str], bool]:
         """Have libvirt write the definition for the next boot, durably; see ports.LibvirtSession."""
         by_name = {disk.disk: disk for disk in pivot.disks}
         wanted = {
@@ -228,18 +228,18 @@ class LibvirtSession(Session):
         allowed = {disk.disk: {disk.source.filename, disk.destination.filename} for disk in pivot.disks}
         defined = self._libvirt.defined
 
-        def define() -> bool:
-            left = calls.define(self._domain, wanted, allowed)
-            if self._domain.isPersistent():
+        def define() -> frozenset[str]:
+            written = calls.define(self._domain, wanted, allowed)
+            if written:
                 durable.sync_definition(self.path, self._domain.name())
-            return left
+            return written
 
         try:
-            left = await self._change("the definition of the next boot", define)
+            written: frozenset[str] = await self._change("the definition of the next boot", define)
         except (OSError, ValueError) as error:
             raise QmpRefusedError(f"the definition of the next boot is not certain: {error}") from error
         # libvirt tells of definitions, and not of a disk that is changed in one: what it has told is somebody else's.
-        return bool(left) or self._libvirt.defined > defined
+        return written, bool(written) and self._libvirt.defined > defined
 
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
         """Take back a switch that libvirt does not know of; True when the source is the root again.

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from pivotd.core import actions
+from pivotd.core import actions, verdict
 from pivotd.core.observation import Belief, JobBelief, JobSeen, Qemu, Root
 from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.core.request import CopyOptions, Kind, Manager
+from pivotd.core.rules import agreement
 from tests.core.build import ASKED, Known, decide, jobs
 from tests.core.build import pivot as any_pivot
 from tests.core.build import seen as any_seen
@@ -196,13 +197,43 @@ def test_a_redefinition_by_somebody_else_is_named_and_not_overwritten(next_: Roo
     assert "redefined" in action.warning
 
 
-@pytest.mark.parametrize(
-    "known",
-    [moved(live=S, next_=S), moved(live=S, next_=S, job="ready"), moved(job="pivoting"), moved(live=S, agreed=AGREED)],
-    ids=["behind", "job ready", "job pivoting", "only the live one behind"],
-)
-def test_a_libvirt_that_does_not_know_of_the_switch_keeps_the_guest_paused(known: Known):
-    action = decide(asked(), known.but(deadline_passed=True))
+@pytest.mark.parametrize("belief", ["none", "ready", "pivoting"])
+def test_a_switch_of_which_libvirt_will_not_learn_is_taken_back(belief: str):
+    """The guest stands still: both images are the same. Then the source is kept, for libvirt knows that one."""
+    action = decide(asked(), moved(live=S, next_=S, job=belief))
+    assert isinstance(action, actions.RollBack)
+    assert action.disks == ("disk0",)
+    late = moved(live=S, next_=S, job=belief, ask_in_doubt=True, calling=True)
+    assert isinstance(decide(asked(), late), actions.RollBack)
+    back = seen(beliefs=believes((S, S, belief)), job="gone", rolled_back="libvirt")
+    assert isinstance(decide(asked(), back), actions.Abandon)
+
+
+def test_a_switch_after_which_the_guest_may_have_written_stays_whatever_libvirt_knows():
+    """It was resumed and suspended unseen: the source lacks that. The record says what libvirt does not know."""
+    known = moved(live=S, next_=S, may_have_written=True)
+    assert decide(asked(), known) == actions.Agree((("disk0", D),))
+    action = decide(asked(), known.but(agreed=AGREED))
+    assert outcomes(action) == {"disk0": Outcome.SWITCHED}
+    assert isinstance(action, actions.RecordOutcome)
+    assert "libvirt does not know" in (action.warning or "")
+    decided = pivot(Phase.DECIDED, owes_resume=True, error=action.warning)
+    decided = replace(decided, disks=tuple(replace(disk, outcome=Outcome.SWITCHED) for disk in decided.disks))
+    assert decide(decided, moved(live=S)) == actions.Resume()
+    assert isinstance(decide(replace(decided, error=None), moved(live=S)), actions.Wait)
+
+
+@pytest.mark.parametrize("why", ["may still learn", "not taken back", "half learnt"])
+def test_a_libvirt_that_does_not_know_of_the_switch_keeps_the_guest_paused(why: str):
+    known = moved(live=S, next_=S, job="pivoting", deadline_passed=True)
+    match why:
+        case "may still learn":
+            known = known.but(jobs={jobs(0)[0]: JobSeen("concluded")})
+        case "not taken back":
+            known = known.but(rollback_failed=True)
+        case "half learnt":
+            known = moved(job="pivoting")
+    action = decide(asked(), known)
     assert isinstance(action, actions.Wait)
     assert "/new/disk0.qcow2" in action.reason
     assert "restart libvirtd" in action.reason
@@ -239,6 +270,21 @@ def test_a_rest_that_cannot_follow_is_aborted_and_the_set_is_split():
     ended = seen(["destination", "source"], believes((D, D, "none"), (S, S, "none")), job="gone")
     done = ended.but(agreed=frozenset({("disk0", D), ("disk1", S)}))
     assert outcomes(decide(cancelling, done)) == {"disk0": Outcome.SWITCHED, "disk1": Outcome.KEPT}
+
+
+def test_without_a_record_the_guest_runs_only_where_the_next_boot_says_which_image_is_right():
+    """If QEMU ends then, nothing else tells: a transient guest has no next boot, and a written one may be lost."""
+
+    def may(known: Known) -> bool:
+        return agreement.may_run(asked(), known.seen, known.attempt)
+
+    assert may(moved(agreed=AGREED))
+    assert not may(moved())
+    assert not may(moved(next_=None))
+    assert not may(moved(next_=OTHER, agreed=AGREED))
+    assert not may(moved(live=S, agreed=AGREED))
+    assert may(seen())
+    assert not may(seen(ask_in_doubt=True))
 
 
 # -- a snapshot --------------------------------------------------------------------------------------------------
@@ -284,9 +330,12 @@ def test_a_guest_that_somebody_resumed_before_the_switch_goes_on():
     assert isinstance(decide(asked(), known.but(ask_in_doubt=True)), actions.Abandon)
 
 
-def test_a_suspend_that_may_still_come_is_awaited():
-    known = seen(run_state="running", stop_sent=None, calling=True)
-    assert isinstance(decide(pivot(Phase.PAUSING), known), actions.Wait)
+@pytest.mark.parametrize("phase", [Phase.READY, Phase.CANCELLING, Phase.DECIDED])
+def test_a_suspend_that_may_still_come_is_awaited(phase: Phase):
+    """The guest would stay paused: nobody would owe it a resume any more."""
+    known = seen(run_state="running", calling=True)
+    assert isinstance(decide(pivot(phase, owes_resume=True), known), actions.Wait)
+    assert isinstance(decide(pivot(phase, owes_resume=True), known.but(calling=False)), actions.NoteResumed)
 
 
 # -- QEMU is gone ------------------------------------------------------------------------------------------------
@@ -353,6 +402,37 @@ def test_a_job_that_has_vanished_does_not_keep_the_guest_paused_on_its_source():
     """Libvirt is wedged, but QEMU has no job that could move the disk."""
     known = seen(beliefs=believes((S, S, "pivoting")), job="gone", agreed=frozenset({("disk0", S)}))
     cancelling = pivot(Phase.CANCELLING, asking=True, owes_resume=True)
-    assert outcomes(decide(cancelling, known)) == {"disk0": Outcome.KEPT}
+    action = decide(cancelling, known)
+    assert outcomes(action) == {"disk0": Outcome.KEPT}
+    assert isinstance(action, actions.RecordOutcome)
+    assert "starts no other" in (action.warning or "")
     listed = known.but(jobs={jobs(0)[0]: JobSeen("concluded")})
     assert isinstance(decide(cancelling, listed), actions.Wait)
+
+
+# -- the verdict -------------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_is_pending_from_the_call_until_the_outcome():
+    """Whoever is dead: libvirt may have switched the disk, and the next boot decides."""
+    open_pivot = asked()
+    one = verdict.of_pivot(open_pivot, open_pivot.disks[0])
+    assert (one.certain, one.pending, one.outcome) == (False, True, Outcome.KEPT)
+    assert "both images are complete" in one.reason
+    assert verdict.provisional(one) == one
+    live = verdict.Live("/new/disk0.qcow2", "qcow2", is_destination=True)
+    assert verdict.check(one, live, decided=False).pending
+    before = pivot(Phase.PAUSING)
+    assert verdict.of_pivot(before, before.disks[0]).certain
+    own = any_pivot(Phase.PAUSING, asking=True)
+    assert verdict.of_pivot(own, own.disks[0]).certain
+
+
+def test_a_decided_verdict_tells_what_is_wrong_with_the_next_boot():
+    decided = pivot(
+        Phase.DECIDED, error="the next boot was redefined to /other.qcow2", decided_at="2026-11-23T09:00:00Z"
+    )
+    disk = replace(decided.disks[0], outcome=Outcome.SWITCHED)
+    one = verdict.of_pivot(decided, disk)
+    assert (one.certain, one.image) == (True, "/new/disk0.qcow2")
+    assert any("/other.qcow2" in line for line in one.evidence)

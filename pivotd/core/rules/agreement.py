@@ -20,6 +20,10 @@ from pivotd.core.rules.endings import by_roots, root
 
 SIDES = frozenset({Root.SOURCE, Root.DESTINATION})
 CALLING = "a call to libvirt whose answer was lost may still be carried out"
+_STUCK = (
+    "libvirt takes its job of {disk} for one that has not ended, and starts no other until libvirtd is restarted with "
+    "pivotd's hook in place"
+)
 _NOTHING = Belief(Root.ABSENT, None)
 
 
@@ -37,8 +41,8 @@ def live_jobs(pivot: Pivot, seen: Observation) -> list[PivotDisk]:
         return []
     found = []
     for disk in pivot.disks:
-        unnamed = not disk.job and believed(seen, disk).job is not JobBelief.NONE
-        if root(seen, disk) is Root.SOURCE and (unnamed or seen.job(disk.job).status not in STATUS_ENDED):
+        name = disk.job or believed(seen, disk).job_id or ""
+        if root(seen, disk) is Root.SOURCE and seen.job(name).status not in STATUS_ENDED:
             found.append(disk)
     return found
 
@@ -73,10 +77,12 @@ def disbelief(pivot: Pivot, seen: Observation) -> str | None:
 def settle(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> Action:
     """Record each disk as the graph shows it, once libvirt agrees; only valid once no job can still move a root.
 
-    A guest that runs already, or of which a disk is lost, cannot be helped by waiting: the record comes at once.
+    The record comes at once where only one image may be complete: the guest runs, or has run since, a disk is lost, or
+    somebody else has switched it.
     """
     known = {disk.disk: root(seen, disk) for disk in pivot.disks if root(seen, disk) in SIDES}
-    paused = seen.qemu is Qemu.SAME and not seen.executing and len(known) == len(pivot.disks)
+    still = seen.qemu is Qemu.SAME and not seen.executing and not attempt.may_have_written
+    paused = still and pivot.asking and len(known) == len(pivot.disks)
     if paused and (doubt := disbelief(pivot, seen)) is not None:
         return Wait(doubt)
     touched = pivot.asking or Root.DESTINATION in known.values()
@@ -116,13 +122,13 @@ def by_next_boot(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
 def may_run(pivot: Pivot, seen: Observation, attempt: Attempt) -> bool:
     """Return whether the guest may run although nothing more can be recorded: all that name an image name the same.
 
-    Whatever becomes of this QEMU then, the next boot's definition says which image is right.
+    Whatever becomes of this QEMU then, the next boot says which image is right; a transient guest has none.
     """
     if seen.qemu is not Qemu.SAME or in_doubt(pivot, seen, attempt) or disbelief(pivot, seen) is not None:
         return False
     for disk in pivot.disks:
         now, next_ = root(seen, disk), believed(seen, disk).next
-        durable = next_ is None or (next_ is now and (disk.disk, now) in attempt.agreed)
+        durable = next_ is now and (disk.disk, now) in attempt.agreed
         if now is not Root.SOURCE and not (now is Root.DESTINATION and durable):
             return False
     return True
@@ -144,12 +150,15 @@ def _agree(pivot: Pivot, seen: Observation, attempt: Attempt, images: dict[str, 
 
 
 def _warning(pivot: Pivot, seen: Observation, attempt: Attempt, images: dict[str, Root]) -> str | None:
-    """Return what a person has to know of the next boot, None if it uses the images that were recorded."""
+    """Return what a person has to know of libvirt's definitions, None if they name the images that are recorded."""
     parts = []
     if attempt.agree_refused is not None:
         parts.append(f"libvirt did not write the definition for the next boot: {attempt.agree_refused}")
     if attempt.define_raced:
         parts.append("somebody else defined the guest at the same moment: look at its definition")
+    if seen.qemu is Qemu.SAME and (doubt := disbelief(pivot, seen)) is not None:
+        parts.append(doubt)
+    parts += [_STUCK.format(disk=disk.disk) for disk in pivot.disks if _stuck(seen, disk)]
     for disk in pivot.disks:
         belief, now = believed(seen, disk), images.get(disk.disk)
         if now is None or belief.next in {None, now}:
@@ -158,3 +167,11 @@ def _warning(pivot: Pivot, seen: Observation, attempt: Attempt, images: dict[str
         used = sides.get(belief.next or now) or belief.next_image or "another image"
         parts.append(f"the data of {disk.disk} is in {sides[now]}, and the next boot was redefined to {used}")
     return "; ".join(parts) or None
+
+
+def _stuck(seen: Observation, disk: PivotDisk) -> bool:
+    """Return whether libvirt has a job that QEMU does not have any more, on a disk that has not moved."""
+    job = believed(seen, disk).job
+    if seen.qemu is not Qemu.SAME or root(seen, disk) is not Root.SOURCE:
+        return False
+    return job is not JobBelief.NONE and seen.job(disk.job).status == "null"

@@ -47,10 +47,10 @@ def _executing(pivot: Pivot, seen: Observation, attempt: Attempt, roots: set[Roo
             why = "a disk was changed or unplugged by somebody else"
         return Abandon(why) if live else settle(pivot, seen, attempt, why)
     ended = kinds.of(pivot).has_jobs and len(live) < len(pivot.disks)
+    if attempt.rolled_back is not None:
+        return Abandon(f"the switch was taken back: {attempt.rolled_back}")
     if ended or in_doubt(pivot, seen, attempt):
         return Abandon("the guest was found running after libvirt had been asked, or after a job had ended")
-    if attempt.stop_sent is None and seen.calling:
-        return Wait(agreement.CALLING)
     if pivot.owes_resume and attempt.stop_sent is False and not attempt.cancelled_by and not attempt.deadline_passed:
         return Stop()
     return retreat(pivot, "the guest was found running before the switch")
@@ -58,6 +58,8 @@ def _executing(pivot: Pivot, seen: Observation, attempt: Attempt, roots: set[Roo
 
 def _all_source(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """The guest is still and every root is the source."""
+    if attempt.rolled_back is not None:
+        return Abandon(f"the switch was taken back: {attempt.rolled_back}")
     switch = not pivot.options.abort
     live = live_jobs(pivot, seen)
     if kinds.of(pivot).has_jobs and len(live) < len(pivot.disks):
@@ -66,8 +68,6 @@ def _all_source(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
         if switch:
             ended = next(disk for disk in pivot.disks if disk not in live)
             return Abandon(f"the switch of {ended.disk} failed: {seen.job(ended.job).error or 'its job has ended'}")
-    if attempt.rolled_back is not None:
-        return Abandon(f"the snapshot was taken back: {attempt.rolled_back}")
     if (enough := _enough(pivot, seen, attempt)) is not None:
         return enough
     if not kinds.of(pivot).has_jobs:
@@ -104,8 +104,8 @@ def _ask(pivot: Pivot, seen: Observation, *, switch: bool) -> Action:
 def _moved(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """The guest is still and at least one disk has moved: the others follow, or the set is split."""
     moved = tuple(disk.disk for disk in pivot.disks if root(seen, disk) is Root.DESTINATION)
-    if not kinds.of(pivot).has_jobs:
-        return _snapshot_made(pivot, seen, attempt, moved)
+    if (back := _unknown_to_libvirt(pivot, seen, attempt)) is not None:
+        return back
     live = live_jobs(pivot, seen)
     if not live:
         all_of_them = len(moved) == len(pivot.disks)
@@ -116,14 +116,22 @@ def _moved(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     return _ask(pivot, seen, switch=not pivot.options.abort)
 
 
-def _snapshot_made(pivot: Pivot, seen: Observation, attempt: Attempt, moved: tuple[str, ...]) -> Action:
-    """QEMU uses the overlays. A libvirtd that was killed does not know that, and no hook can tell it: take them back.
+def _unknown_to_libvirt(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action | None:
+    """Take back a switch of which libvirt has not learnt and will not, unless the guest may have written since.
 
-    The overlays are empty while the guest is still, so nothing is lost.
+    libvirt still learns of it as long as QEMU lists its job. A libvirtd that was killed and comes back with pivotd's
+    hook knows of every copy and commit, but not of a snapshot, for which no job stands in its status file, nor of a
+    job that QEMU ended only after libvirtd was back.
     """
-    behind = tuple(disk.disk for disk in pivot.disks if disk.disk in moved and believed(seen, disk).live is Root.SOURCE)
-    if not behind or attempt.rollback_failed:
-        return settle(pivot, seen, attempt, "every disk has its destination as root")
-    if in_doubt(pivot, seen, attempt):
-        return Wait(agreement.CALLING)
-    return RollBack(behind, "libvirt did not learn of it")
+    behind = tuple(
+        disk.disk
+        for disk in pivot.disks
+        if root(seen, disk) is Root.DESTINATION
+        and believed(seen, disk).live is Root.SOURCE
+        and seen.job(disk.job).status == "null"
+    )
+    if not behind or attempt.rollback_failed or attempt.may_have_written:
+        return None
+    if not kinds.of(pivot).has_jobs and in_doubt(pivot, seen, attempt):
+        return Wait(agreement.CALLING)  # libvirt would make the snapshot again; a job that is gone it cannot end
+    return RollBack(behind, "libvirt has not learnt of the switch")

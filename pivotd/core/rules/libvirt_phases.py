@@ -159,15 +159,23 @@ def _decided(pivot: Pivot, seen: Observation) -> Action:
     """Every outcome is durable: resume the guest, and see to it that libvirt knows."""
     if seen.qemu is not Qemu.SAME or pivot.outcome == Outcome.UNKNOWN.value:
         return Close()
-    if pivot.owes_resume:
-        return _resume(pivot, seen)
     doubt = agreement.disbelief(pivot, seen)
+    if pivot.owes_resume:
+        # An error of a switch is what a person has to know: the record has said that libvirt does not.
+        told = doubt is not None and doubt in (pivot.error or "")
+        return resume(seen) if told and not seen.calling else _resume(pivot, seen)
     return Close() if doubt is None else Wait(doubt)
 
 
 def _resume(pivot: Pivot, seen: Observation) -> Action:
-    """Resume the guest, unless libvirt takes another image for the running guest's."""
-    doubt = agreement.disbelief(pivot, seen) if seen.run_state in OUR_PAUSE else None
+    """Resume the guest, unless libvirt takes another image for the running guest's.
+
+    A guest that runs may still be paused by a call whose answer was lost: only then is the resume no longer owed.
+    """
+    paused = seen.run_state in OUR_PAUSE
+    doubt = agreement.disbelief(pivot, seen) if paused else None
+    if not paused and seen.calling:
+        doubt = agreement.CALLING
     return resume(seen) if doubt is None else Wait(doubt)
 
 
