@@ -34,6 +34,7 @@ bench: setup  ## measure the pause beside a bare client and with readers, the re
 	.venv/bin/python -m bench.history
 	.venv/bin/python -m bench.thin
 	.venv/bin/python -m bench.libvirt_start
+	.venv/bin/python -m bench.libvirt_pause
 
 FUZZ ?= 20
 fuzz: setup  ## try more wrong input than the tests do: FUZZ=20 times as much, SEED=n to repeat
