@@ -25,11 +25,14 @@ def _why(api: Any, error: Exception) -> str:
     """Return what prevents a connection, and what to do, in one line."""
     text = " ".join(str(error).split())
     if "Permission denied" in text:
-        return f"{text}; put pivotd's user into the group of that socket (group libvirt) and restart pivotd"
+        return f"{text}; make pivotd's user a member of that socket's group (usermod -aG libvirt USER), restart pivotd"
     if "No such file" in text or "Connection refused" in text:
         return f"{text}; no libvirt daemon listens: start libvirtd.socket (or virtqemud.socket)"
-    if getattr(error, "get_error_code", lambda: None)() in {api.VIR_ERR_AUTH_FAILED, api.VIR_ERR_AUTH_CANCELLED}:
-        return f"{text}; let pivotd's user pass libvirt's authentication (group libvirt, or a polkit rule)"
+    denied = {api.VIR_ERR_AUTH_FAILED, api.VIR_ERR_AUTH_CANCELLED, api.VIR_ERR_AUTH_UNAVAILABLE}
+    if getattr(error, "get_error_code", lambda: None)() in denied:
+        return (
+            f"{text}; make pivotd's user a member of the group libvirt (usermod -aG libvirt USER), and restart pivotd"
+        )
     return text
 
 

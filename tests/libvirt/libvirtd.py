@@ -27,7 +27,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.guest_assets import cache_directory
-from tests.support.waiting import until
 
 ANSWER_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 60.0
@@ -195,7 +194,15 @@ class Libvirtd:
         """Wait until libvirtd has ended by itself, at its point for example."""
         pid, self.pid = self.pid, None
         assert pid is not None
-        assert until(lambda: not _runs(pid), END_TIMEOUT_S), "libvirtd goes on"
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            # Of all its threads: until the last one is gone, it has its pid file locked.
+            assert select.select([descriptor], [], [], END_TIMEOUT_S)[0], "libvirtd goes on"
+        finally:
+            os.close(descriptor)
 
     def _end(self, number: signal.Signals) -> None:
         if self.pid is not None:
