@@ -57,8 +57,9 @@ export SEED
 chaos: setup  ## kill pivotd and QEMU at random under a writing guest: ROUNDS=1000 SEED=7
 	.venv/bin/python -m tests.chaos.guest_rounds --rounds $(ROUNDS) --seed $(or $(SEED),0)
 
-chaos-libvirt: setup  ## kill libvirtd in its pivots, plain and with pivotd's hook: ROUNDS=26 SEED=7 KINDS='pivot abort'
+chaos-libvirt: setup  ## kill libvirtd in its pivots: plain, with pivotd's hook, guarded by pivotd: ROUNDS=26 SEED=7 KINDS='pivot abort'
 	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(or $(SEED),0) $(KINDS:%=--kind %)
+	.venv/bin/python -m tests.chaos.libvirt_guard --hook --rounds $(ROUNDS) --seed $(or $(SEED),0)
 
 qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
 	@tests/support/qemus.sh
