@@ -59,6 +59,8 @@ class DriverState:
         self.retry_target = Interruptions()
         self._silent_for_s = limits.RECONNECT_FIRST_S
         self._has_window = False
+        self._holds_until: float | None = None
+        """How long checkpoints are held; None: they are not."""
 
     @property
     def has_window(self) -> bool:
@@ -126,6 +128,7 @@ class DriverState:
                 self.domain.window.release()
                 raise
             self._has_window = True
+            self._holds_until = self.clock.monotonic() + self.pivot.options.max_pause_ms / 1000
             log.hold(self.pivot.options.max_pause_ms / 1000)
 
     def leave_window(self) -> None:
@@ -133,14 +136,25 @@ class DriverState:
         self.remember(deadline=None)
         if self._has_window:
             self._has_window = False
-            self.journal.release_checkpoints()
+            self._end_hold()
             self.domain.window.release()
             log.release()
+
+    def _end_hold(self) -> None:
+        if self._holds_until is not None:
+            self._holds_until = None
+            self.journal.release_checkpoints()
+
+    def _end_long_hold(self) -> None:
+        """Hold checkpoints in the first max_pause only: a guest can stay paused until a person helps."""
+        if self._holds_until is not None and self.clock.monotonic() >= self._holds_until:
+            self._end_hold()
 
     # -- waiting ------------------------------------------------------------------------------------------------
 
     async def wait(self, reason: str, timeout_s: float | None = None) -> None:
         """Wait for an event or a message, and report the reason; without a time, until another look is worthwhile."""
+        self._end_long_hold()
         self.waits_for = reason
         if self.stalled:
             self.waits_for += f"; no progress for {self.converger.pace.stalled_s(self.clock.monotonic()):.0f} s"
@@ -163,6 +177,7 @@ class DriverState:
 
     async def ask_again(self, reason: str) -> None:
         """Wait before the next look at a QEMU that does not answer; each wait is longer."""
+        self._end_long_hold()
         self.waits_for = f"{reason}; nothing is decided until QEMU answers"
         if self._silent_for_s >= 1:
             self.looked.set()
@@ -181,6 +196,7 @@ class DriverState:
 
     async def back_off(self, timeout_s: float) -> None:
         """Sleep after a failure, whatever QEMU does; a new message or the end of the daemon ends the sleep."""
+        self._end_long_hold()
         until, posted, ending = self.clock.monotonic() + timeout_s, self.inbox.posted, self.inbox.ending
         while (left_s := until - self.clock.monotonic()) > limits.BACK_OFF_REST_S:
             if (self.inbox.posted, self.inbox.ending) != (posted, ending):
