@@ -125,7 +125,23 @@ def test_an_adopted_job_that_is_to_end_is_aborted():
     ending = pivot(Phase.PAUSING, options=CopyOptions(adopted=True, abort=True))
     assert decide(ending, seen()) == actions.AskLibvirt(("disk0",), pivot=False)
     done = seen(beliefs=believes((S, S, "none")), job="gone")
-    assert outcomes(decide(ending, done)) == {"disk0": Outcome.KEPT}
+    assert decide(ending, done) == actions.Agree((("disk0", S),))
+    assert outcomes(decide(ending, done.but(agreed=frozenset({("disk0", S)})))) == {"disk0": Outcome.KEPT}
+
+
+def test_an_aborted_commit_that_libvirt_takes_for_a_switch_is_set_right():
+    """The next boot first, for the base lacks what was written since; the record says what libvirt does not know."""
+    ending = pivot(Phase.PAUSING, options=CopyOptions(adopted=True, abort=True), kind=Kind.COMMIT)
+    taken = seen(beliefs=believes((D, D, "none")), job="gone")
+    assert decide(ending, taken) == actions.Agree((("disk0", S),))
+    agreed = taken.but(beliefs=believes((D, S, "none")), agreed=frozenset({("disk0", S)}))
+    action = decide(ending, agreed)
+    assert outcomes(action) == {"disk0": Outcome.KEPT}
+    assert isinstance(action, actions.RecordOutcome)
+    assert "libvirt does not know" in (action.warning or "")
+    assert decide(replace(ending, attempt=1), gone(D)) == actions.Agree((("disk0", S),))
+    ended = gone(S, agreed=frozenset({("disk0", S)}))
+    assert outcomes(decide(replace(ending, attempt=1), ended)) == {"disk0": Outcome.KEPT}
 
 
 def test_the_deadline_before_the_call_keeps_the_job():

@@ -85,7 +85,8 @@ def settle(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> Ac
     paused = still and pivot.asking and len(known) == len(pivot.disks)
     if paused and (doubt := disbelief(pivot, seen)) is not None:
         return Wait(doubt)
-    touched = pivot.asking or Root.DESTINATION in known.values()
+    # libvirt may take the end of an aborted commit for a switch, and defines the next boot so.
+    touched = pivot.asking or pivot.options.abort or Root.DESTINATION in known.values()
     if touched and (agree := _agree(pivot, seen, attempt, known, paused=paused)) is not None:
         return agree
     found = by_roots(pivot, seen, attempt, reason)
@@ -104,12 +105,16 @@ def by_next_boot(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """
     known = {disk.disk: next_ for disk in pivot.disks if (next_ := believed(seen, disk).next) in SIDES}
     moved = {disk for disk, next_ in known.items() if next_ is Root.DESTINATION}
-    if moved and not pivot.asking:
+    if moved and pivot.options.abort and pivot.attempt:
+        # In the pause the source is right: libvirt has taken the end of a commit for a switch.
+        known, moved = dict.fromkeys(known, Root.SOURCE), set()
+    elif moved and not pivot.asking:
         outcomes = tuple((disk.disk, Outcome.UNKNOWN if disk.disk in moved else Outcome.KEPT) for disk in pivot.disks)
         return RecordOutcome(
             outcomes, "QEMU is gone, and the next boot uses a destination to which pivotd did not switch: compare both"
         )
-    if pivot.asking and (agree := _agree(pivot, seen, attempt, known, paused=False)) is not None:
+    touched = pivot.asking or pivot.options.abort
+    if touched and (agree := _agree(pivot, seen, attempt, known, paused=False)) is not None:
         return agree
     outcomes = tuple((disk.disk, Outcome.SWITCHED if disk.disk in moved else Outcome.KEPT) for disk in pivot.disks)
     reason = "QEMU is gone in the guarded pause, when both images were complete: the next boot's image is right"
@@ -156,7 +161,8 @@ def _warning(pivot: Pivot, seen: Observation, attempt: Attempt, images: dict[str
         parts.append(f"libvirt did not write the definition for the next boot: {attempt.agree_refused}")
     if attempt.define_raced:
         parts.append("somebody else defined the guest at the same moment: look at its definition")
-    if seen.qemu is Qemu.SAME and (doubt := disbelief(pivot, seen)) is not None:
+    wrong = any(root(seen, disk) in SIDES - {believed(seen, disk).live} for disk in pivot.disks)
+    if seen.qemu is Qemu.SAME and wrong and (doubt := disbelief(pivot, seen)) is not None:
         parts.append(doubt)
     parts += [_STUCK.format(disk=disk.disk) for disk in pivot.disks if _stuck(seen, disk)]
     for disk in pivot.disks:
