@@ -255,10 +255,17 @@ def test_a_libvirt_that_does_not_know_of_the_switch_keeps_the_guest_paused(why: 
     assert "restart libvirtd" in action.reason
 
 
-def test_a_libvirt_that_takes_the_destination_for_live_too_early_keeps_the_guest_paused():
+def test_a_libvirt_that_takes_a_job_for_switched_that_has_not_moved_the_disk_is_told_by_the_record():
+    """QEMU's root is right. While QEMU lists the job libvirt may still learn; after that waiting does not help."""
+    cancelling = pivot(Phase.CANCELLING, asking=True, owes_resume=True)
     known = seen(beliefs=believes((D, D, "none")), job="gone")
-    action = decide(pivot(Phase.CANCELLING, asking=True, owes_resume=True), known)
-    assert isinstance(action, actions.Wait)
+    listed = known.but(jobs={jobs(0)[0]: JobSeen("concluded")})
+    assert isinstance(decide(cancelling, listed), actions.Wait)
+    assert decide(cancelling, known) == actions.Agree((("disk0", S),))
+    action = decide(cancelling, known.but(beliefs=believes((D, S, "none")), agreed=frozenset({("disk0", S)})))
+    assert outcomes(action) == {"disk0": Outcome.KEPT}
+    assert isinstance(action, actions.RecordOutcome)
+    assert "libvirt does not know" in (action.warning or "")
 
 
 def test_libvirt_refuses_to_define_the_next_boot():

@@ -24,6 +24,7 @@ _STUCK = (
     "libvirt takes its job of {disk} for one that has not ended, and starts no other until libvirtd is restarted with "
     "pivotd's hook in place"
 )
+_ENDING = frozenset({"aborting", "concluded"})
 _NOTHING = Belief(Root.ABSENT, None)
 
 
@@ -65,7 +66,7 @@ def disbelief(pivot: Pivot, seen: Observation) -> str | None:
         image = disk.destination if now is Root.DESTINATION else disk.source
         ours = belief.job is not JobBelief.NONE and belief.job_id in {None, disk.job}
         # A job that QEMU still lists makes libvirt act; one that is gone does not, but then the disk has not moved.
-        ending = ours and seen.job(disk.job).status in {"aborting", "concluded"}
+        ending = ours and seen.job(disk.job).status in _ENDING
         if belief.live is not now or ending or (ours and now is Root.DESTINATION):
             what = f"QEMU uses {image.filename} as {disk.disk}, and libvirt does not know that"
             if kinds.of(pivot).has_jobs:
@@ -83,10 +84,11 @@ def settle(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> Ac
     known = {disk.disk: root(seen, disk) for disk in pivot.disks if root(seen, disk) in SIDES}
     still = seen.qemu is Qemu.SAME and not seen.executing and not attempt.may_have_written
     paused = still and pivot.asking and len(known) == len(pivot.disks)
-    if paused and (doubt := disbelief(pivot, seen)) is not None:
+    if paused and _may_learn(pivot, seen) and (doubt := disbelief(pivot, seen)) is not None:
         return Wait(doubt)
     # libvirt may take the end of an aborted commit for a switch, and defines the next boot so.
-    touched = pivot.asking or pivot.options.abort or Root.DESTINATION in known.values()
+    taken = any(believed(seen, disk).live is Root.DESTINATION for disk in pivot.disks)
+    touched = pivot.asking or pivot.options.abort or taken or Root.DESTINATION in known.values()
     if touched and (agree := _agree(pivot, seen, attempt, known, paused=paused)) is not None:
         return agree
     found = by_roots(pivot, seen, attempt, reason)
@@ -173,6 +175,15 @@ def _warning(pivot: Pivot, seen: Observation, attempt: Attempt, images: dict[str
         used = sides.get(belief.next or now) or belief.next_image or "another image"
         parts.append(f"the data of {disk.disk} is in {sides[now]}, and the next boot was redefined to {used}")
     return "; ".join(parts) or None
+
+
+def _may_learn(pivot: Pivot, seen: Observation) -> bool:
+    """Return whether libvirt can still learn of a switch, by QEMU's job or by a restart with the hook.
+
+    Where it takes a disk for switched that has not moved, and the job is gone, it cannot.
+    """
+    jobs = {seen.job(disk.job).status for disk in pivot.disks}
+    return any(root(seen, disk) is Root.DESTINATION for disk in pivot.disks) or not jobs.isdisjoint(_ENDING)
 
 
 def _stuck(seen: Observation, disk: PivotDisk) -> bool:

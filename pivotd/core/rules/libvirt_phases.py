@@ -144,7 +144,7 @@ def _cancelling(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """
     live = live_jobs(pivot, seen)
     moved = any(root(seen, disk) is Root.DESTINATION for disk in pivot.disks)
-    if pivot.owes_resume and not moved and not pivot.asking:
+    if pivot.owes_resume and not moved and not pivot.asking and agreement.disbelief(pivot, seen) is None:
         return _resume(pivot, seen)
     if live:
         busy = {JobBelief.PIVOTING, JobBelief.ABORTING}
