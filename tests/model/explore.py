@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pivotd.core import names
 from pivotd.core.pivot import Identity, Phase, Pivot
@@ -65,7 +66,8 @@ class Bounds:
 class Found:
     """What a search has seen."""
 
-    bounds: Bounds
+    bounds: Any
+    """Bounds, or those of another model."""
     states: int = 0
     edges: int = 0
     resting: int = 0
@@ -104,12 +106,13 @@ def first_world(bounds: Bounds) -> World:
         identity=Identity("boot", 100, 100, names.nonce_object(PIVOT)),
     )
     world = World(pivot, qemu, quick=bounds.quick, bandwidth=bounds.bandwidth)
-    _advance_to(world, bounds.from_phase)
+    advance_to(world, bounds.from_phase)
     world.crashes, world.faults = bounds.crashes, bounds.faults
     return world
 
 
-def _advance_to(world: World, phase: Phase) -> None:
+def advance_to(world: World, phase: Phase) -> None:
+    """Let a world go on, nothing going wrong, until its pivot is in a phase."""
     order = list(Phase)
     while order.index(world.durable.phase) < order.index(phase):
         _current[:] = [world]
@@ -120,7 +123,7 @@ def _advance_to(world: World, phase: Phase) -> None:
 class Search:
     """One breadth-first search."""
 
-    def __init__(self, bounds: Bounds, first: Callable[[Bounds], World]) -> None:
+    def __init__(self, bounds: Any, first: Callable[[Any], World]) -> None:
         self._first = first
         self.found = Found(bounds)
         self._origin: list[tuple[int, tuple[int, ...]]] = []
@@ -232,7 +235,7 @@ _current: list[World] = []
 """The world that the session's clock and processes belong to."""
 
 
-def search(bounds: Bounds, first: Callable[[Bounds], World] = first_world) -> Found:
+def search(bounds: Any, first: Callable[[Any], World] = first_world) -> Found:
     """Search within bounds from the first world. Raises: ViolationError."""
 
     async def pause(event: object, timeout_s: float) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from pivotd.core.observation import OUR_PAUSE
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Image, Outcome, Phase, Pivot, PivotDisk
-from pivotd.core.request import Kind
+from pivotd.core.request import Kind, Manager
+from pivotd.core.verdict import is_pending
 from tests.model.qemu import EXECUTING
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def at_every_instant(world: World) -> None:
         for disk in pivot.disks if pivot is not None else ():
             if disk.outcome is Outcome.UNKNOWN or disk.disk in world.ghost.excused or world.ghost.replaced_wrongly:
                 continue
-            if disk.disk in world.ghost.merged_by_other:
+            if disk.disk in world.ghost.merged_by_other or is_pending(pivot, disk):
                 continue
             image = image_by_rule(pivot, disk)
             if world.storage.images[image.filename].missing:
@@ -134,7 +135,8 @@ def when_recorded(world: World, before: Pivot) -> None:
     pivot = world.durable
     ghost, qemu = world.ghost, world.qemu
     if pivot.phase is Phase.READY and before.phase is not Phase.READY:
-        ghost.excused = frozenset()  # pivotd has looked; what a person asks for at READY is recorded without a look
+        # pivotd has looked; what a person asks for at READY is recorded without a look
+        ghost.excused &= world.moved_by_others()
     if pivot.phase is not Phase.DECIDED or before.phase is Phase.DECIDED:
         return
     for disk in pivot.disks:
@@ -155,7 +157,7 @@ def at_rest(world: World) -> None:
             raise ViolationError(f"G3: the guest was left {qemu.run_state}")
         if pivot.phase is Phase.CLOSED and any(job.status == "pending" for job in qemu.jobs.values()):
             raise ViolationError("a job was left pending: it holds the guest's I/O")
-        theirs = pivot.options.adopted or world.ghost.unplugged
+        theirs = pivot.options.adopted or world.ghost.unplugged or pivot.manager is Manager.LIBVIRT
         if pivot.phase is Phase.CLOSED and not theirs and (left := qemu.unused()):
             raise ViolationError(f"G5: these nodes were left, which no disk uses: {left}")
         if pivot.options.adopted and pivot.kind is Kind.COPY:

@@ -158,6 +158,9 @@ class _Silence:
     def __getattr__(self, _name: str) -> Callable[..., None]:
         return lambda *_args, **_facts: None
 
+    def get_logger(self) -> _Silence:
+        return self
+
 
 class ModelFuture:
     """In place of a future where there is no loop: whoever awaits it gives up its turn for good."""

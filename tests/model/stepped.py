@@ -115,7 +115,7 @@ def _before_step(world: World) -> bool:
     moving = world.qemu.moving() if world.qemu is not None and world.down else []
     alternatives = [*world.crash_alternatives(), *_between_steps(world)]
     if moving:
-        alternatives.append(Alternative("jobs go on without pivotd", world.qemu.settle, (), 0, 0))
+        alternatives.append(Alternative("jobs go on without pivotd", world.settle_jobs, (), 0, 0))
     if world.point(alternatives):
         _hear_between_steps(world, connected_to)
         at_every_instant(world)
@@ -232,7 +232,9 @@ def _relative(attempt: Attempt, world: World) -> Attempt:
 
 def resting(world: World) -> bool:
     """Return whether nothing goes on by itself: the pivot rests, and nobody has asked for anything."""
-    return world.driver is not None and not world.down and is_resting(world.durable) and not world.driver.messages
+    if world.driver is None or world.down or world.driver.messages:
+        return False
+    return is_resting(world.durable) or world.stuck()
 
 
 def _finish(work: Coroutine[Any, Any, None]) -> None:

@@ -117,7 +117,7 @@ class Wire:
             return
         if moving and qemu is not None:
             self.say("    time passes, jobs go on")
-            qemu.settle()
+            self.settle_jobs()
             self.hear()
             invariants.at_every_instant(self)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from pivotd.core.attempt import Attempt
 from pivotd.core.pivot import Identity, JsonObject, Pivot
@@ -76,9 +76,9 @@ class World(Wire, Ledger, Mischief):
         """QEMU says no to the next command."""
         self.trace: list[str] | None = None
 
-    def copy(self, path: Sequence[int] = ()) -> World:
+    def copy(self, path: Sequence[int] = ()) -> Self:
         """Return an independent copy that will take this path."""
-        other = World.__new__(World)
+        other = type(self).__new__(type(self))
         other.storage = self.storage.copy()
         other.qemu = None if self.qemu is None else self.qemu.copy(other.storage)
         other.original, other.began_in_this = self.original, self.began_in_this
@@ -160,6 +160,19 @@ class World(Wire, Ledger, Mischief):
             elif self.driver is not None and self.driver.attempt.intended and ("RESUME", "", "") in events:
                 # Between two steps: the connection has what the next one will see.
                 self.driver = replace(self.driver, attempt=replace(self.driver.attempt, intended=(None, 1)))
+
+    def settle_jobs(self) -> None:
+        """Let time pass until every job stands still."""
+        if self.qemu is not None:
+            self.qemu.settle()
+
+    def moved_by_others(self) -> frozenset[str]:
+        """Return the disks that somebody else may have switched after pivotd's last look, which no record says yet."""
+        return frozenset()
+
+    def stuck(self) -> bool:
+        """Return whether only a person can help: then nothing goes on, either."""
+        return False
 
     def process_gone(self, identity: Identity) -> bool:
         """Return whether the QEMU in which the pivot began has ended."""

@@ -7,8 +7,11 @@ time to a copy of the tree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from pivotd.core.pivot import Phase
 from tests.model.explore import Bounds
+from tests.model.libvirt_explore import LibvirtBounds
 from tests.support.moves import Move
 
 
@@ -399,4 +402,67 @@ NEXT_BOOT = (
 )  # fmt: skip
 """Which image a guest starts from next."""
 
-DEFECTS = PROTOCOL + JUDGEMENT + ONE_OWNER + NEXT_BOOT
+AGREEMENT, LIBVIRT_STEPS = "pivotd/core/rules/agreement.py", "pivotd/engine/libvirt_steps.py"
+
+
+def guarded(**bounds: Any) -> tuple[str]:
+    """Return the one search of libvirt's model that is to find the defect."""
+    chosen = LibvirtBounds(**bounds)
+    return (f"tests/model/test_libvirt.py::test_every_state_of_a_guarded_pivot_keeps_every_promise[{chosen}]",)
+
+
+LIBVIRT = (
+    Defect(
+        "a guest is resumed of which libvirt does not know the image", "G1", AGREEMENT,
+        "        if belief.live is not now or ending", "        if ending",
+        SEARCH, guarded(crashes=1, faults=1),
+    ),
+    Defect(
+        "a next boot that seems right is not made durable", "G1", AGREEMENT,
+        "believed(seen, disk).next in SIDES\n    ]", "believed(seen, disk).next in SIDES - {images[disk.disk]}\n    ]",
+        SEARCH, guarded(crashes=2),
+    ),
+    Defect(
+        "libvirt is asked before that is on disk", "G6", LIBVIRT_STEPS,
+        "    if action.pivot and not state.pivot.asking:\n", "    if False:\n",
+        SEARCH, guarded(crashes=2),
+    ),
+    Defect(
+        "a switch that libvirt may still make is forgotten", "G1", LIBVIRT_STEPS,
+        "        state.remember(ask_in_doubt=True)", "        state.remember(ask_in_doubt=False)",
+        SEARCH, guarded(crashes=1, faults=1),
+    ),
+    Defect(
+        "a suspend that libvirt may still carry out is forgotten", "G3", "pivotd/core/rules/libvirt_phases.py",
+        "    if not paused and seen.calling:\n", "    if False:\n",
+        SEARCH, guarded(crashes=1, faults=1),
+    ),
+    Defect(
+        "a snapshot that libvirt does not know of is left to it", "G3", "pivotd/core/rules/libvirt_pause.py",
+        "    if not behind or attempt.rollback_failed or attempt.may_have_written:\n", "    if True:\n",
+        SEARCH, guarded(crashes=2, move=Move.SNAPSHOT, from_phase=Phase.PREPARING),
+    ),
+    Defect(
+        "a switch is taken back after the guest has written", "G1", LIBVIRT_STEPS,
+        "        if any(disk not in before or", "        if False and any(disk not in before or",
+        SEARCH, ("tests/model/test_libvirt.py", "-k", "unless_the_guest_has_written"),
+    ),
+    Defect(
+        "a definition of somebody else is overwritten without a word", "G2", LIBVIRT_STEPS,
+        "    if raced:\n", "    if False:\n",
+        SEARCH, guarded(crashes=1, faults=1),
+    ),
+    Defect(
+        "without a record a transient guest runs on", "G1", AGREEMENT,
+        "        durable = next_ is now and", "        durable = next_ is None or next_ is now and",
+        TABLE, ("tests/core/test_libvirt.py", "-k", "without_a_record"),
+    ),
+    Defect(
+        "a pivot of libvirt's is certain while libvirt is asked", "G1", "pivotd/core/verdict.py",
+        "    return pivot.manager is Manager.LIBVIRT and pivot.asking", "    return False and pivot.asking",
+        TABLE, ("tests/core/test_libvirt.py", "-k", "verdict"),
+    ),
+)  # fmt: skip
+"""Guests of libvirt's."""
+
+DEFECTS = PROTOCOL + JUDGEMENT + ONE_OWNER + NEXT_BOOT + LIBVIRT

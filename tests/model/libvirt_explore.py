@@ -1,0 +1,95 @@
+"""Search the states of a guarded pivot of libvirt's: `python -m tests.model.libvirt_explore --crashes 2 --no-hook`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+
+from pivotd.core.pivot import Identity, Phase, Pivot
+from pivotd.core.request import CopyOptions, Manager, Requester
+from tests.model.explore import PIVOT, advance_to, search
+from tests.model.invariants import ViolationError
+from tests.model.kinds import attach
+from tests.model.libvirt_world import LibvirtWorld
+from tests.model.libvirtd import Libvirtd
+from tests.model.qemu import Qemu
+from tests.model.storage import Storage
+from tests.support.moves import Move
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtBounds:
+    """What one search covers."""
+
+    disks: int = 1
+    crashes: int = 1
+    faults: int = 0
+    move: Move = Move.COPY
+    hook: bool = True
+    """libvirtd repairs its status file when it starts."""
+    abort: bool = False
+    """The job is somebody else's, and is to end without a switch."""
+    transient: bool = False
+    """The guest has no definition for its next boot."""
+    run_state: str = "running"
+    from_phase: Phase = Phase.COPYING
+    attempts: int = 2
+
+    def __str__(self) -> str:
+        return (
+            f"libvirt {self.move}{' to be aborted' * self.abort}, {self.disks} disk(s), {self.crashes} crash(es), "
+            f"{self.faults} fault(s), found {self.run_state}, from {self.from_phase}"
+            f"{', no hook' * (not self.hook)}{', transient' * self.transient}"
+        )
+
+
+def first_world(bounds: LibvirtBounds) -> LibvirtWorld:
+    """Return the world in which the search begins."""
+    qemu = Qemu(Storage(), run_state=bounds.run_state)
+    disks = [replace(attach(qemu, bounds.move, PIVOT, index, legacy=False), job="") for index in range(bounds.disks)]
+    pivot = Pivot(
+        id=PIVOT,
+        request_id=PIVOT,
+        domain="web1",
+        qmp="/model",
+        kind=bounds.move.kind,
+        manager=Manager.LIBVIRT,
+        phase=Phase.PREPARING,
+        requested_by=Requester(0, 0, 1),
+        options=CopyOptions(attempts=bounds.attempts, abort=bounds.abort),
+        disks=tuple(disks),
+        created_at="2026-11-23T09:00:00.000000Z",
+        identity=Identity("boot", 100, 100, ""),
+    )
+    libvirtd = Libvirtd(disks, hook=bounds.hook, transient=bounds.transient)
+    world = LibvirtWorld(pivot, qemu, libvirtd)
+    advance_to(world, bounds.from_phase)
+    world.crashes, world.faults = bounds.crashes, bounds.faults
+    return world
+
+
+def main() -> None:
+    """Run one search from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--disks", type=int, default=1)
+    parser.add_argument("--crashes", type=int, default=1)
+    parser.add_argument("--faults", type=int, default=0)
+    parser.add_argument("--attempts", type=int, default=2)
+    parser.add_argument("--move", type=Move, default=Move.COPY, choices=list(Move))
+    parser.add_argument("--no-hook", action="store_true", help="libvirtd repairs nothing when it starts")
+    parser.add_argument("--abort", action="store_true", help="the job is to end without a switch")
+    parser.add_argument("--transient", action="store_true", help="the guest has no definition for its next boot")
+    parser.add_argument("--found", default="running", help="the run state in which the guest is found")
+    parser.add_argument("--from-phase", type=Phase, default=Phase.COPYING, choices=list(Phase))
+    chosen = vars(parser.parse_args())
+    bounds = LibvirtBounds(hook=not chosen.pop("no_hook"), run_state=chosen.pop("found"), **chosen)
+    try:
+        print(search(bounds, first_world))  # noqa: T201 - a command
+    except ViolationError as error:
+        print(error)  # noqa: T201 - a command
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
