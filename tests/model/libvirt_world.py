@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from pivotd.core import kinds
-from pivotd.core.observation import OUR_PAUSE, Root
+from pivotd.core.observation import Root
 from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk, Record
 from pivotd.core.verdict import is_pending
 from tests.model import invariants
@@ -415,4 +415,4 @@ class LibvirtWorld(World):
         if self.durable.phase is Phase.DECIDED and not self.durable.owes_resume:
             return wrong  # somebody else has moved or resumed it
         tried = self.driver is not None and self.driver.attempt.rollback_failed
-        return wrong and tried and self.qemu.run_state in OUR_PAUSE
+        return wrong and tried and self.qemu.run_state not in EXECUTING

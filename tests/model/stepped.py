@@ -80,8 +80,12 @@ class SteppedState(DriverState):
     ) -> T:
         """The storage of the journal answers at once, or only after the deadline of the pause."""
         hangs = Alternative("the journal does not answer before the deadline", nothing)
-        if self.world.faults and self.world.point([hangs]):
-            await late()
+        try:
+            if self.world.faults and self.world.point([hangs]):
+                await late()
+        except BaseException:
+            work.close()  # pivotd has died before the record
+            raise
         return await work
 
 
