@@ -14,7 +14,9 @@ from tests.mutation.run import try_defect
 
 SLOW = {
     "a cancel is sent before it is recorded",
+    "a definition of somebody else is overwritten without a word",
     "a forced pivot leaves the other disk certain",
+    "a guest is resumed of which libvirt does not know the image",
     "a guest that has left by a migration is forgotten",
     "a journal that fails leaves the guest paused",
     "a journal without its daemon is certain while QEMU runs",
@@ -26,6 +28,8 @@ SLOW = {
     "a restored journal is certain",
     "a resume before a `stop` without an answer is forgotten",
     "a retry with other disks passes for the same",
+    "a suspend that libvirt may still carry out is forgotten",
+    "a switch that libvirt may still make is forgotten",
     "a verdict is certain while its record may be on the way",
     "an image that is not there is certain",
     "an image that is there is overwritten",
