@@ -259,6 +259,12 @@ class LibvirtSession(Session):
                 await cleaning.remove(self._libvirt, [root, *(node for node in below if node != disk.source.node)])
         return back
 
+    async def cancel(self, jobs: Sequence[str], *, resume: bool) -> None:
+        """Cancel jobs of pivotd's own, which take a disk back; a pivotd that was killed leaves them behind."""
+        assert not resume, "libvirt resumes its guests"
+        with self._libvirt.taking_back():
+            await super().cancel(jobs, resume=False)
+
     async def place_nonce(self, pivot: Pivot) -> None:
         """Nothing is put into a QEMU of libvirt's."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pivotd.core import names
 from pivotd.core.observation import Belief, JobBelief, JobSeen, Observation, Qemu, Root
 from pivotd.core.pivot import Phase, Pivot, PivotDisk
 from pivotd.libvirt import library
@@ -105,10 +106,11 @@ def _root(disk: PivotDisk, seen: DiskSeen | None) -> Root:
 
 
 def _with_progress(pivot: Pivot, jobs: Mapping[str, JobSeen], running: Mapping[str, Any]) -> dict[str, JobSeen]:
-    """Return the jobs on the pivot's disks, with what is left to copy where that was asked for."""
+    """Return libvirt's jobs on the pivot's disks, and pivotd's own that take one back, with what is left to copy."""
     shown = Blocks({}, blocks.Graph(), dict(running))
-    names = {disk.job or job_of(disk.disk, jobs) for disk in pivot.disks}
-    return {name: of_job(job, name, shown) for name, job in jobs.items() if name in names}
+    wanted = {disk.job or job_of(disk.disk, jobs) for disk in pivot.disks}
+    wanted |= {names.reverse_job(pivot.id, disk.index) for disk in pivot.disks}
+    return {name: of_job(job, name, shown) for name, job in jobs.items() if name in wanted}
 
 
 def of_job(job: JobSeen, name: str, shown: Blocks) -> JobSeen:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pivotd.core import names
 from tests.libvirt.domain import ABORT_POINTS, PIVOT_POINTS, Domain
 from tests.libvirt.guarding import Guarded, guard, until
 from tests.libvirt.libvirtd import Libvirtd, Point
@@ -148,3 +149,34 @@ def test_a_libvirtd_that_hangs_in_the_pivot(libvirtd: Libvirtd, tmp_path: Path):
 def state(pid: int | None) -> str:
     """Return the state letter of a process."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_mirror_back_that_a_killed_pivotd_has_left_is_ended(libvirtd: Libvirtd, tmp_path: Path):
+    """The next one sees it, cancels it, and takes the disk back with one of its own; nothing of both is left."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as guarded:
+        guarded.await_domain()
+        domain.copy()
+        spy = domain.spy()
+        (source,) = (block["inserted"]["node-name"] for block in spy.execute("query-block") if "inserted" in block)
+        libvirtd.kill_at(PIVOT_POINTS["K4"])
+        guarded.begin("libvirt", "pivot", domain.name, "vda")
+        libvirtd.await_death()
+        daemon.kill()
+        libvirtd.never_kill()
+        pivot = daemon.ctl("pivot", "ls", offline=True).json[0]["id"]
+        (root,) = (block["inserted"]["node-name"] for block in spy.execute("query-block") if "inserted" in block)
+        assert root != source
+        back = {"job-id": names.reverse_job(pivot, 0), "device": root, "target": source}
+        spy.execute("blockdev-mirror", {**back, "sync": "none", "auto-dismiss": False})
+        spy.close()
+        libvirtd.start()
+        daemon.start()
+        guarded.await_end()
+        end = guarded.ended()
+        assert (end.outcome, end.run_state, end.images[0]) == ("kept", "running", "web1-vda-0.qcow2"), end
+        assert end.verdict["certain"], end
+        spy = domain.spy()
+        assert spy.execute("query-jobs") == []
+        spy.close()
