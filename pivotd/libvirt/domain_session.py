@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from pivotd import limits
-from pivotd.core import kinds
+from pivotd.core import kinds, names
 from pivotd.core.actions import Step
 from pivotd.core.believed import DiskBelieved
 from pivotd.core.observation import EXECUTING, OUR_PAUSE, Observation, Qemu, Root
@@ -24,7 +24,7 @@ from pivotd.libvirt.line import Line
 from pivotd.libvirt.passthrough import Passthrough
 from pivotd.qmp import blocks, cleaning, looking, replies, rollback
 from pivotd.qmp.blocks import Blocks, DiskSeen
-from pivotd.qmp.monitor import ask
+from pivotd.qmp.monitor import ask, command
 from pivotd.qmp.session import Session
 
 NO_QEMU = 0
@@ -256,6 +256,8 @@ class LibvirtSession(Session):
             await rollback.take_back(self._libvirt, pivot, moved, resumes)
             back = (await self.disks())[disk.disk].node == disk.source.node
             if back:
+                done = command("job-dismiss", id=names.reverse_job(pivot.id, disk.index))
+                await self._libvirt.burst([done], limits.ROLLBACK_TIMEOUT_S)
                 await cleaning.remove(self._libvirt, [root, *(node for node in below if node != disk.source.node)])
         return back
 
