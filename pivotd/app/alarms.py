@@ -55,10 +55,10 @@ class Alarms:
                 try:
                     await self._look(name)
                 except PivotdError as error:
-                    self._ask_again(name)
+                    self._ask_again(name, limits.ALARM_AGAIN_S)
                     log.warning("domain.not-checked", domain=name, error=error.message)
                 except Exception as error:  # one domain must not end the looks at the others
-                    self._ask_again(name)
+                    self._ask_again(name, limits.ALARM_AGAIN_S)
                     log.exception("domain.not-checked", domain=name, error=repr(error))
         finally:
             unsubscribe()
@@ -110,7 +110,7 @@ class Alarms:
 
             self._again[name] = loop.call_later(limits.ALARM_PAUSE_S, again)
 
-    def _ask_again(self, domain: str, delay_s: float = limits.ALARM_AGAIN_S) -> None:
+    def _ask_again(self, domain: str, delay_s: float) -> None:
         """Ask for a look later, once, however many have failed."""
         if domain not in self._again:
             self._again[domain] = asyncio.get_running_loop().call_later(delay_s, self._ask, domain)

@@ -26,6 +26,7 @@ from pivotd.engine.retry_target import Interruptions
 from pivotd.errors import JournalError
 
 T = TypeVar("T")
+logger = log.get_logger()
 
 
 def moment(session: Session) -> Moment:
@@ -172,7 +173,7 @@ class DriverState:
         late = self.in_window and self.attempt.deadline_passed and self.pivot.manager is Manager.LIBVIRT
         now = reason if late else None
         if now is not None and self.guest_waits_for is None:
-            log.get_logger().error("pivot.guest-waits", domain=self.pivot.domain, pivot=self.pivot.id, reason=now)
+            logger.error("pivot.guest-waits", domain=self.pivot.domain, pivot=self.pivot.id, reason=now)
         self.guest_waits_for = now
 
     async def ask_again(self, reason: str) -> None:
