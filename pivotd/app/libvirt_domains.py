@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 from pivotd import limits
@@ -48,6 +49,7 @@ class LibvirtDomains:
         self._uri = uri
         self._line = Line("domains")
         self._connection: Any = None
+        self._events: int | None = None
         self._told: str | None = None
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -82,13 +84,33 @@ class LibvirtDomains:
     def _running(self) -> list[str]:
         """Return the names of the running domains; in the thread. Raises: LibvirtUnreachableError, QmpError."""
         if self._connection is None or not self._connection.isAlive():
+            self._close()
             self._connection = open_connection(self._uri)
-            lifecycle = load().api.VIR_DOMAIN_EVENT_ID_LIFECYCLE
-            self._connection.domainEventRegisterAny(None, lifecycle, self._on_event, None)
-            self._connection.registerCloseCallback(self._on_event, None)
+            try:
+                translated(self._connection, "the events of domains", self._register)
+            except QmpError:
+                self._close()  # without its events nobody would tell of a domain that comes or goes
+                raise
         active = load().api.VIR_CONNECT_LIST_DOMAINS_ACTIVE
         found = translated(self._connection, "the list of domains", lambda: self._connection.listAllDomains(active))
         return sorted(domain.name() for domain in found)
+
+    def _register(self) -> None:
+        self._connection.registerCloseCallback(self._on_event, None)
+        lifecycle = load().api.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+        self._events = self._connection.domainEventRegisterAny(None, lifecycle, self._on_event, None)
+
+    def _close(self) -> None:
+        """Let go of the connection, which has ended or is of no use; what it still holds would stay for ever."""
+        connection, self._connection, events, self._events = self._connection, None, self._events, None
+        if connection is None:
+            return
+        if events is not None:
+            with suppress(Exception):
+                connection.domainEventDeregisterAny(events)
+        for end in (connection.unregisterCloseCallback, connection.close):
+            with suppress(Exception):
+                end()
 
     def _on_event(self, *_arguments: Any) -> None:
         if not self._loop.is_closed():

@@ -52,18 +52,24 @@ class LibvirtSession(Session):
 
         Raises: DomainUnreachableError.
         """
+        timeout_s = limits.LIBVIRT_CONNECT_TIMEOUT_S
         try:
-            connection, domain, uuid, version = await line.call(
-                "a connection", limits.LIBVIRT_CONNECT_TIMEOUT_S, _open, uri, name, wanted
-            )
-            found = None if uuid is None else qemu_process.find(uri, name, uuid)
-            if uuid is not None and found is None:
-                raise DomainUnreachableError(f"libvirt says that {name} runs, but its QEMU process is not to be found")
-            pid, mark = found or (NO_QEMU, "")
-            monitor = Passthrough(line, connection, domain, pid, version)
-            await line.call("its events", limits.LIBVIRT_CONNECT_TIMEOUT_S, monitor.listen)
+            connection, domain, uuid, version = await line.call("a connection", timeout_s, _open, uri, name, wanted)
         except QmpError as error:
             raise DomainUnreachableError(f"{uri}: {error.message}", uri=uri) from error
+        monitor = Passthrough(line, connection, domain, NO_QEMU, version)
+        mark = ""
+        try:
+            await line.call("its events", timeout_s, monitor.listen)
+            # Only now: the end of a process that was found before would not be told, and another could pass for it.
+            # And in the thread: reading about a QEMU that hangs in the kernel can hang.
+            if uuid is not None:
+                monitor.pid, mark = await line.call("its process", timeout_s, _process, uri, name, uuid)
+        except BaseException as error:
+            await monitor.close()
+            if isinstance(error, QmpError):
+                raise DomainUnreachableError(f"{uri}: {error.message}", uri=uri) from error
+            raise
         session = cls(monitor, uri, domain, uuid or "", mark)
         if line.lost:
             session._doubt_until = time.monotonic() + limits.LIBVIRT_DOUBT_S
@@ -326,6 +332,14 @@ def _open(uri: str, name: str, wanted: bool) -> tuple[Any, Any, str | None, tupl
     version = translated(connection, "QEMU's version", connection.getVersion)
     major, minor, micro = map(int, version_text(version).split("."))
     return connection, domain, domain.UUIDString() if runs else None, (major, minor, micro)
+
+
+def _process(uri: str, name: str, uuid: str) -> tuple[int, str]:
+    """Return pid and mark of a domain's QEMU. Raises: DomainUnreachableError."""
+    found = qemu_process.find(uri, name, uuid)
+    if found is None:
+        raise DomainUnreachableError(f"libvirt says that {name} runs, but its QEMU process is not to be found")
+    return found
 
 
 def _find(connection: Any, name: str) -> Any:

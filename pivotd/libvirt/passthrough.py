@@ -65,11 +65,13 @@ class Passthrough(Monitor):
             self._wake()
 
     def _close(self) -> None:
-        with suppress(Exception):
-            for number in self._registered:
+        # Each by itself: one that is refused, as all are once libvirt's daemon is gone, must not keep the others.
+        for number in self._registered:
+            with suppress(Exception):
                 self.connection.domainEventDeregisterAny(number)
-            self.connection.unregisterCloseCallback()
-            self.connection.close()
+        for end in (self.connection.unregisterCloseCallback, self.connection.close):
+            with suppress(Exception):
+                end()
 
     async def call(self, what: str, timeout_s: float, function: Callable[[], Any]) -> Any:
         """Return the result of a call to libvirt, made in the domain's thread.
@@ -113,17 +115,22 @@ class Passthrough(Monitor):
     # -- events; they come in libvirt's thread --------------------------------------------------------------------
 
     def listen(self) -> None:
-        """Ask libvirt for the events of the domain and of the connection; in the domain's thread."""
-        if self._domain is None:
-            return
+        """Ask libvirt for the events of the domain and of the connection; in the domain's thread.
+
+        Raises: QmpRefusedError, QmpUnknownError.
+        """
+        if self._domain is not None:
+            translated(self.connection, "its events", self._register)
+
+    def _register(self) -> None:
         api = library.load().api
         self.connection.registerCloseCallback(lambda *_: self._soon(self.lost), None)
-        register = self.connection.domainEventRegisterAny
-        self._registered = [
-            register(self._domain, api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None),
-            register(self._domain, api.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, lambda *_: self._soon(self._on_block), None),
-            register(self._domain, api.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, lambda *_: self._soon(self._on_block), None),
-        ]
+        for event, callback in (
+            (api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
+            (api.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, lambda *_: self._soon(self._on_block)),
+            (api.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, lambda *_: self._soon(self._on_block)),
+        ):
+            self._registered.append(self.connection.domainEventRegisterAny(self._domain, event, callback, None))
 
     def _soon(self, function: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the daemon's loop has ended

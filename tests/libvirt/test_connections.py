@@ -1,0 +1,173 @@
+"""Connections to libvirtd that break or stall at a bad moment: nothing of pivotd's ends with them, and nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from pivotd.app.libvirt_domains import LibvirtDomains
+from pivotd.app.registry import Host
+from pivotd.errors import DomainUnreachableError
+from pivotd.libvirt import library
+from pivotd.libvirt.domain_session import LibvirtSession
+from pivotd.libvirt.line import Line
+from tests.libvirt.domain import Domain
+from tests.libvirt.libvirtd import Libvirtd
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+REGISTER_EVENTS = 316
+"""Source: libvirt, src/remote/remote_protocol.x, REMOTE_PROC_CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY."""
+HEADER = struct.Struct(">IIII")
+"""Length, program, version, procedure."""
+
+
+class Between:
+    """A socket between pivotd and libvirtd, in the directory of libvirtd's own.
+
+    Before it passes the first call of a procedure on, it calls ``first``; where that returns False it cuts.
+    """
+
+    def __init__(self, libvirtd: Libvirtd, procedure: int, first: Callable[[], bool]) -> None:
+        self._path = libvirtd.directory / "run/between"
+        self._libvirtd = str(libvirtd.directory / "run/libvirt-sock")
+        self._procedure, self._first = procedure, first
+        self._done = False
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def uri(self) -> str:
+        return f"qemu+unix:///system?socket={self._path}"
+
+    def __enter__(self) -> Self:
+        self._listener.bind(str(self._path))
+        self._listener.listen()
+        self._start(self._accept)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for one in self._sockets:
+            _cut(one)
+        for thread in self._threads:
+            thread.join(20)
+        for one in (self._listener, *self._sockets):
+            one.close()
+        self._path.unlink()
+
+    def _start(self, function: Callable[..., None], *arguments: socket.socket) -> None:
+        self._threads.append(threading.Thread(target=function, args=arguments, daemon=True))
+        self._threads[-1].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                self._sockets += [client, server]
+                server.connect(self._libvirtd)
+                self._start(self._back, server, client)
+                self._start(self._forth, client, server)
+
+    @staticmethod
+    def _back(server: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                client.sendall(data)
+        _cut(client)
+
+    def _forth(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError), client.makefile("rb") as calls:
+            while header := calls.read(HEADER.size):
+                length, _, _, procedure = HEADER.unpack(header)
+                call = header + calls.read(length - HEADER.size)
+                if procedure == self._procedure and not self._done:
+                    self._done = True
+                    if not self._first():
+                        break
+                server.sendall(call)
+        _cut(client)
+        _cut(server)
+
+
+def _cut(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+
+
+def connections() -> int:
+    gc.collect()
+    return sum(isinstance(one, library.load().api.virConnect) for one in gc.get_objects())
+
+
+def test_a_libvirtd_that_dies_right_after_it_was_reached_is_asked_again(libvirtd: Libvirtd):
+    """The list of domains is not there yet, with the reason; the next look has it."""
+    libvirtd.start()
+    left_out: list[str] = []
+
+    async def look_twice(uri: str) -> list[bool]:
+        host = Host(lambda *_: pytest.fail("no pivot was asked for"))
+        domains = LibvirtDomains(host, uri)
+        answers = [await domains.look()]
+        left_out.extend(host.libvirts_left_out.values())
+        return [*answers, await domains.look()]
+
+    with Between(libvirtd, REGISTER_EVENTS, lambda: False) as between:
+        assert asyncio.run(look_twice(between.uri)) == [False, True]
+    assert "libvirt's daemon is gone or hangs" in left_out[0]
+
+
+def test_a_domain_that_starts_anew_while_it_is_connected_to_is_not_taken_for_the_old_one(libvirtd: Libvirtd):
+    """Its old process is gone, and nobody would tell: the session is with the new one, or there is none."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    old = domain.qemu_pid()
+
+    def start_anew() -> bool:
+        libvirtd.ask("destroy", "web1")
+        domain.boot()
+        return True
+
+    async def pid(uri: str) -> int:
+        line = Line("web1")
+        session = await LibvirtSession.open(uri, "web1", line)
+        await session.close()
+        line.end()
+        return session.pid
+
+    with Between(libvirtd, REGISTER_EVENTS, start_anew) as between:
+        assert asyncio.run(pid(between.uri)) == domain.qemu_pid()
+    assert domain.qemu_pid() != old
+
+
+def test_no_connection_is_left_of_a_libvirtd_that_has_died(libvirtd: Libvirtd):
+    """Neither of one that was in use, nor of one that broke while it was made."""
+    libvirtd.start()
+    Domain(libvirtd, guest=False).define().boot()
+
+    async def outlive(uri: str) -> int:
+        line = Line("web1")
+        for _ in range(3):
+            with contextlib.suppress(DomainUnreachableError):
+                session = await LibvirtSession.open(uri, "web1", line)
+                libvirtd.kill()
+                await asyncio.wait_for(session.closed(), 20)
+                await session.close()
+                del session
+                libvirtd.start()
+        await line.call("the end of the last", 20, int)
+        return connections()
+
+    assert asyncio.run(outlive(libvirtd.uri)) <= 1
