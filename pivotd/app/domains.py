@@ -155,7 +155,7 @@ class Domains:
 
 
 def _libvirt(believed: DiskBelieved | None, root: str) -> LibvirtImages | None:
-    if believed is None:
+    if believed is None or believed.elsewhere:
         return None
     return LibvirtImages(
         believed.live, believed.next, believed.job.value, persistent=believed.persistent, agree=believed.agrees(root)

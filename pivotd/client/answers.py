@@ -294,7 +294,8 @@ class DiskView(Struct, frozen=True):
     other_writers: tuple[str, ...] = ()
     """What may write to the image besides the guest, such as ``nbd export e0``: no pause stops it."""
     libvirt: LibvirtImages | None = None
-    """What libvirt believes of the disk; None for a domain that is not libvirt's."""
+    """What libvirt believes of the disk; None for a domain that is not libvirt's, and for a disk that libvirt has on
+    the network or in a storage pool: it then names no file or device to compare."""
     internal_snapshots: tuple[InternalSnapshots, ...] = ()
     """Of each image of the chain that has any, the active one first."""
 

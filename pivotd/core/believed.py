@@ -20,6 +20,8 @@ class DiskBelieved:
     mirror: str | None = None
     """The image to which the job would switch."""
     mirror_format: str | None = None
+    elsewhere: bool = False
+    """By the running definition it is on the network, or a volume of a pool: no name can be compared with QEMU's."""
 
     def agrees(self, root: str) -> bool:
         """Return whether both name this image, the one that QEMU uses."""

@@ -114,6 +114,7 @@ class LibvirtSession(Session):
                 job_kind=disk.job_kind,
                 mirror=disk.mirror,
                 mirror_format=disk.mirror_format,
+                elsewhere=disk.elsewhere,
             )
             for name, disk in live.disks.items()
         }

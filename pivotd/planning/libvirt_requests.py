@@ -48,14 +48,23 @@ def refuse(request: PivotRequest) -> None:
 
 
 def refuse_disbelief(disk: PivotDisk, believed: Mapping[str, DiskBelieved]) -> None:
-    """Raises: ConflictError: libvirt does not know the disk, or takes another image for the one that QEMU uses."""
+    """Refuse a disk of which libvirt names another image than QEMU uses, or none that can be compared.
+
+    Raises: BadRequestError: it is not on a local file or device. ConflictError.
+    """
     known = believed.get(disk.disk)
     if known is None:
         raise ConflictError(f"libvirt has no disk {disk.disk} in this guest", disk=disk.disk)
+    if known.elsewhere:
+        raise BadRequestError(
+            f"libvirt has {disk.disk} on the network or in a storage pool: pivotd guards disks on files and block "
+            "devices alone",
+            disk=disk.disk,
+        )
     if known.live != disk.source.filename:
         raise ConflictError(
-            f"QEMU uses {disk.source.filename} as {disk.disk}, and libvirt takes {known.live} for it: restart libvirtd "
-            "with pivotd's hook in place",
+            f"QEMU uses {disk.source.filename} as {disk.disk}, and libvirt takes {known.live or 'no image'} for it: "
+            "restart libvirtd with pivotd's hook in place",
             disk=disk.disk,
         )
 

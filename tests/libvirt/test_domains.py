@@ -13,7 +13,7 @@ import pytest
 from tests.libvirt.domain import Domain
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.daemon import Answer, Daemon
-from tests.support.qemu import Qemu
+from tests.support.qemu import Qemu, create_image
 
 pytestmark = pytest.mark.qemu
 WAIT_S = 30.0
@@ -77,6 +77,34 @@ def test_a_next_boot_from_another_image_is_shown(libvirtd: Libvirtd, pivotd: Dae
     libvirtd.ask("undefine", "web1")
     (disk,) = pivotd.ctl("disk", "ls", "web1").json
     assert (disk["libvirt"]["next"], disk["libvirt"]["persistent"], disk["libvirt"]["agree"]) == (None, False, True)
+
+
+def test_a_disk_on_the_network_is_left_to_libvirt(libvirtd: Libvirtd, pivotd: Daemon):
+    """There is no file that libvirt names: nothing is compared with what QEMU uses, and a pivot is refused for that reason."""
+    domain = Domain(libvirtd, guest=False).define()
+    served, element = libvirtd.directory / "nbd.sock", libvirtd.directory / "nbd.xml"
+    element.write_text(
+        "<disk type='network' device='disk'><driver name='qemu' type='qcow2'/><source protocol='nbd'>"
+        f"<host transport='unix' socket='{served}'/></source><target dev='vdn' bus='virtio'/></disk>"
+    )
+    libvirtd.spawn("qemu-nbd", "-k", str(served), "-t", "-e", "5", "-f", "raw", str(_image(libvirtd)))
+    until(served.exists)
+    libvirtd.ask("attach-device", "web1", str(element), "--config")
+    domain.boot()
+    until(lambda: "web1" in rows(pivotd))
+    disks = {disk["disk"]: disk for disk in pivotd.ctl("disk", "ls", "web1").json}
+    assert disks["vdn"]["libvirt"] is None
+    assert disks["vda"]["libvirt"]["agree"] is True
+    for words in (("copy", "web1"), ("snapshot", "web1")):
+        answer = pivotd.ctl(*words, f"vdn={domain.image('vdn', 1)}")
+        assert (answer.status, answer.json["error"]["kind"]) == (4, "bad-request"), answer
+        assert "libvirt has vdn on the network or in a storage pool" in answer.json["error"]["message"]
+
+
+def _image(libvirtd: Libvirtd) -> Path:
+    image = libvirtd.directory / "images/served.qcow2"
+    create_image(image, size="4M")
+    return image
 
 
 @pytest.mark.long
