@@ -1,8 +1,9 @@
 """Disks that libvirt has moved for somebody else since pivotd's last pivot of them: pivotd follows, and says so.
 
-libvirt's guests belong to many tools. A disk that is on another image in the very QEMU process of pivotd's last pivot
-has got there by a job of libvirt's, with its data, if QEMU, the running domain and its next boot name that image. An
-image that the journal knows as stale is left in doubt: somebody may have plugged it in.
+libvirt's guests belong to many tools. pivotd follows onto an image that QEMU, the running domain and its next boot name
+in the very QEMU process of its last pivot, if that image certainly has the disk's data: libvirt has told of the job
+that switched to it, or the right image is a layer below it, as after a snapshot. Everything else is left in doubt, and
+so is an image that the journal knows as stale: somebody may have plugged it in.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 from pivotd.core.pivot import Accepted, Phase, Pivot, PivotDisk
 from pivotd.core.request import Manager
 from pivotd.core.standing import ImageFound
+from pivotd.core.verdict import right_image
 from pivotd.errors import RevisionConflictError
 from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
@@ -50,9 +52,12 @@ async def follow(domain: str, session: Session, doubts: Iterable[str], journal: 
         latest = await history.latest(domain, disk)
         if disk not in shown or disk not in believed or not latest:
             continue
-        (pivot, _), seen = latest[0], shown[disk]
+        (pivot, known), seen = latest[0], shown[disk]
         same = pivot.phase is Phase.CLOSED and pivot.identity == session.identity(pivot.id)
         if not same or not believed[disk].agrees(seen.filename) or await history.standings(seen.filename):
+            continue
+        below = {layer.filename for layer in seen.layers[1:]}
+        if believed[disk].removable or not (session.was_switched(disk) or right_image(known).filename in below):
             continue
         accepted = Accepted(seen.filename, seen.format, utc_now(), os.getuid(), REASON)
         disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)

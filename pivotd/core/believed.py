@@ -22,6 +22,8 @@ class DiskBelieved:
     mirror_format: str | None = None
     elsewhere: bool = False
     """By the running definition it is on the network, or a volume of a pool: no name can be compared with QEMU's."""
+    removable: bool = False
+    """Anybody may put another medium in."""
 
     def agrees(self, root: str) -> bool:
         """Return whether both name this image, the one that QEMU uses."""

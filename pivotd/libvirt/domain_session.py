@@ -115,9 +115,14 @@ class LibvirtSession(Session):
                 mirror=disk.mirror,
                 mirror_format=disk.mirror_format,
                 elsewhere=disk.elsewhere,
+                removable=disk.device in {"cdrom", "floppy"},
             )
             for name, disk in live.disks.items()
         }
+
+    def was_switched(self, disk: str) -> bool:
+        """Return whether libvirt has told over this connection that a job of its has switched the disk."""
+        return disk in self._libvirt.switched
 
     async def disks(self) -> Mapping[str, DiskSeen]:
         """Return every disk with a medium by its name in libvirt."""

@@ -33,6 +33,11 @@ class Passthrough(Monitor):
         self.connection = connection
         self.defined = 0
         """Number of times that the domain was defined for its next boot, by anybody."""
+        self.switched: set[str] = set()
+        """The disks, by libvirt's names, that a copy or an active commit has switched while these events were told.
+
+        Empty again once a device was unplugged: another image may have been plugged in under the same name.
+        """
         self._domain = domain
         self._may_change = False
         self._ended = asyncio.Event()
@@ -127,8 +132,8 @@ class Passthrough(Monitor):
         self.connection.registerCloseCallback(lambda *_: self._soon(self.lost), None)
         for event, callback in (
             (api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
-            (api.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, lambda *_: self._soon(self._on_block)),
-            (api.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, lambda *_: self._soon(self._on_block)),
+            (api.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, self._on_job),
+            (api.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_removed),
         ):
             self._registered.append(self.connection.domainEventRegisterAny(self._domain, event, callback, None))
 
@@ -146,6 +151,17 @@ class Passthrough(Monitor):
             self.defined += 1
         elif event in {api.VIR_DOMAIN_EVENT_STOPPED, api.VIR_DOMAIN_EVENT_CRASHED, api.VIR_DOMAIN_EVENT_STARTED}:
             self._soon(self.lost)
+
+    def _on_job(self, _connection: Any, _domain: Any, disk: str, kind: int, status: int, _opaque: Any) -> None:
+        api = library.load().api
+        switches = {api.VIR_DOMAIN_BLOCK_JOB_TYPE_COPY, api.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT}
+        if kind in switches and status == api.VIR_DOMAIN_BLOCK_JOB_COMPLETED:
+            self._soon(lambda: self.switched.add(disk))
+        self._soon(self._on_block)
+
+    def _on_removed(self, *_: Any) -> None:
+        self._soon(self.switched.clear)
+        self._soon(self._on_block)
 
     def _on_resume(self) -> None:
         self.resumes += 1

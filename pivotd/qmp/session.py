@@ -121,6 +121,10 @@ class Session:
         """Return what libvirt believes of each disk; nothing, for this QEMU is not libvirt's."""
         return {}
 
+    def was_switched(self, disk: str) -> bool:  # noqa: ARG002 - only libvirt tells
+        """Return whether a job of libvirt's is known to have switched the device that this disk still is."""
+        return False
+
     async def disks(self) -> Mapping[str, DiskSeen]:
         """Return every disk with a medium by its name."""
         return await ask(self._monitor, blocks.disks)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pivotd import limits
 from tests.libvirt.domain import PIVOT_POINTS, Domain
 from tests.libvirt.guarding import Guarded, guard, until
 from tests.libvirt.libvirtd import Libvirtd
+from tests.support.qemu import create_image
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]
 
@@ -137,5 +140,42 @@ def test_pivotd_follows_a_disk_that_another_tool_moves(guarded: Guarded):
     domain.copy("vda", 4)
     guarded.libvirtd.ask("blockjob", "web1", "vda", "--pivot")
     until(lambda: verdict() == ("web1-vda-4.qcow2", True), "the verdict")
+    domain.snapshot("vda", 5)
+    guarded.libvirtd.ask("suspend", "web1")  # libvirt tells nothing of a snapshot: the next look sees it
+    guarded.libvirtd.ask("resume", "web1")
+    until(lambda: verdict() == ("web1-vda-5.qcow2", True), "the verdict after a snapshot")
     guarded.libvirtd.ask("destroy", "web1")
-    until(lambda: verdict() == ("web1-vda-4.qcow2", True), "the verdict of the guest that has ended")
+    until(lambda: verdict() == ("web1-vda-5.qcow2", True), "the verdict of the guest that has ended")
+
+
+def test_pivotd_does_not_follow_an_image_that_somebody_plugs_in(libvirtd: Libvirtd, tmp_path: Path):
+    """QEMU and both definitions name it, but nothing has put the disk's data there: in doubt, also after a new look."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False)
+    create_image(domain.image("sda"))
+    create_image(domain.image("sda", 2))
+    controller, disk = libvirtd.directory / "controller.xml", libvirtd.directory / "disk.xml"
+    controller.write_text("<controller type='scsi' index='0' model='virtio-scsi'/>")
+    disk.write_text(
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+        f"<source file='{domain.image('sda')}'/><target dev='sda' bus='scsi'/></disk>"
+    )
+    domain.define()
+    for element in (controller, disk):
+        libvirtd.ask("attach-device", "web1", str(element), "--config")
+    domain.boot()
+    with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as found:
+        found.await_domain()
+        assert daemon.ctl("copy", "web1", f"sda={domain.image('sda', 1)}").status == 0
+        libvirtd.ask("detach-disk", "web1", "sda", "--live", "--config")
+        disk.write_text(disk.read_text().replace("sda-0", "sda-2"))
+        libvirtd.ask("attach-device", "web1", str(disk), "--live", "--config")
+        for _ in range(2):
+            libvirtd.ask("suspend", "web1")
+            libvirtd.ask("resume", "web1")
+            time.sleep(2 * limits.LIBVIRT_MOVE_S)
+            assert daemon.ctl("verdict", "web1", "sda").status == 6
+            # The same over a new connection, which has been told nothing.
+            libvirtd.kill()
+            libvirtd.start()
+            found.await_domain()
