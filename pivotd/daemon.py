@@ -119,9 +119,11 @@ def _tell_clients(why: str, file: str | None = None) -> None:
 
 
 def _check_libvirt(uri: str) -> None:
-    """Connect to libvirt, and exit with one line if that fails."""
+    """Connect to libvirt; exit with one line if that fails or takes too long: a libvirtd that hangs says nothing."""
+    check = importlib.import_module("pivotd.libvirt.connection").check
+    line = importlib.import_module("pivotd.libvirt.line").Line("check")
     try:
-        importlib.import_module("pivotd.libvirt.connection").check(uri)
+        asyncio.run(line.call(f"a connection to {uri}", limits.COMMAND_TIMEOUT_S, check, uri))
     except PivotdError as error:
         _fail(error.message, EXIT_UNREACHABLE)
 

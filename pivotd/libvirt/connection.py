@@ -54,9 +54,9 @@ def translated(connection: Any, what: str, function: Callable[[], Any]) -> Any:
 
 
 def check(uri: str) -> str:
-    """Connect once and return what answers. Raises: LibvirtUnreachableError."""
+    """Connect once and return what answers. Raises: LibvirtUnreachableError, QmpError."""
     connection = open_connection(uri)
-    version = connection.getLibVersion()
+    version = translated(connection, "libvirt's version", connection.getLibVersion)
     connection.close()
     return f"libvirt {version_text(version)}"
 

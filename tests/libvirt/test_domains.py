@@ -214,3 +214,25 @@ def test_the_check_passes_where_libvirt_answers(libvirtd: Libvirtd, pivotd: Daem
     """The same configuration with which the daemon runs."""
     command = [Path(sys.executable).parent / "pivotd", "--config", pivotd.directory / "pivotd.toml", "--check"]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.long
+def test_the_check_gives_up_a_libvirtd_that_hangs(libvirtd: Libvirtd, tmp_path: Path):
+    """One line says so; whoever starts the service with a check is not kept for ever."""
+    libvirtd.start()
+    config = tmp_path / "pivotd.toml"
+    config.write_text(f'state_dir = "{tmp_path}"\n[libvirt]\nuri = "{libvirtd.uri}"\n')
+    assert libvirtd.pid is not None
+    subprocess.run(["kill", "-STOP", str(libvirtd.pid)], check=True)
+    try:
+        done = subprocess.run(
+            [Path(sys.executable).parent / "pivotd", "--config", config, "--check"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        subprocess.run(["kill", "-CONT", str(libvirtd.pid)], check=True)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert "libvirt has not answered a connection" in done.stderr
