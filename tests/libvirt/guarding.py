@@ -74,10 +74,11 @@ class Guarded:
         rows = self.daemon.ctl("domain", "ls").json
         return any(row["name"] == self.domain.name and row["connection"] == "connected" for row in rows)
 
-    def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Let pivotctl ask for something in the background."""
+    def begin(self, *arguments: str, told: bool = False) -> subprocess.Popen[bytes]:
+        """Let pivotctl ask for something in the background; ``told``: the caller reads what it says."""
         ctl = [str(PROGRAM.with_name("pivotctl")), "--socket", str(self.daemon.socket), *arguments]
-        self._asking.append(subprocess.Popen(ctl, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        to = subprocess.PIPE if told else subprocess.DEVNULL
+        self._asking.append(subprocess.Popen(ctl, stdout=to, stderr=to))
         return self._asking[-1]
 
     def pivot(self) -> Any:
