@@ -208,10 +208,20 @@ class Daemon:
                     self._host.left_out[name] = path, f"domain {name} is left out: libvirt's has an open pivot"
                 connector = importlib.import_module("pivotd.app.libvirt_domains").LibvirtConnector(pivots[-1].qmp, name)
                 self._host.add_by(name, connector, LIBVIRT, pivots)
+                if self._forget_libvirts not in self._host.listeners:
+                    self._host.listeners.append(self._forget_libvirts)
                 continue
             path, origin = known.pop(name, (pivots[-1].qmp, DISCOVERED))
             self._host.add(name, path, origin, pivots)
         return known
+
+    def _forget_libvirts(self, name: str) -> None:
+        """Forget a domain that is there for its open pivots alone, once they have ended."""
+        known = self._host.supervisors.get(name)
+        if known is None or known.manager is not Manager.LIBVIRT or known.path == self._config.libvirt.uri:
+            return
+        if not known.drivers and not self._host.lock(name).locked():
+            self._host.remove(name)
 
     async def _find_libvirts_domains(self, group: asyncio.TaskGroup) -> asyncio.Task[None] | None:
         """Look for libvirt's domains from now on, once before this returns; None: no libvirt is configured."""

@@ -194,3 +194,20 @@ def test_a_next_boot_that_stays_behind_is_told_at_the_terminal(guarded: Guarded)
     assert b"has switched, but: the data of vda is in" in said
     assert f"the next boot was redefined to {domain.image('vda', 8)}".encode() in said
     assert domain.believe().next_boot == "web1-vda-8.qcow2"
+
+
+@pytest.mark.long
+def test_an_open_pivot_ends_without_its_libvirt_in_the_configuration(guarded: Guarded):
+    """The domain is there for that pivot alone, and gone with it."""
+    domain, daemon = guarded.domain, guarded.daemon
+    daemon.ctl("copy", "web1", f"vda={domain.image('vda', 1)}", "--no-pivot")
+    daemon.kill()
+    file = daemon.directory / "pivotd.toml"
+    text = file.read_text()
+    file.write_text(text[: text.index("[libvirt]")] + text[text.index("[log]") :])
+    daemon.start()
+    guarded.await_domain()
+    assert daemon.ctl("pivot", "complete", guarded.pivot()["id"]).json["outcome"] == "switched"
+    until(lambda: daemon.ctl("domain", "ls").json == [], "the end of the domain")
+    verdict = daemon.ctl("verdict", "web1", "vda").json
+    assert (Path(verdict["image"]).name, verdict["certain"]) == ("web1-vda-1.qcow2", True)
