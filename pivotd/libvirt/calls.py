@@ -102,18 +102,20 @@ def has_had_no_effect(code: int, text: str) -> bool:
     return code in before or "unable to execute QEMU command" in text
 
 
-def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[str]]) -> frozenset[str]:
-    """Have libvirt write the definition of the next boot with these images, by disk; return those that it has then.
+def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[str]]) -> tuple[frozenset[str], int]:
+    """Have libvirt write the definition of the next boot with these images, by disk.
 
     Each disk is written by itself, under libvirt's own lock, so that nobody's change of the rest is lost; also one that
     is right already, since libvirt ignores that it could not save it after a switch.
 
     ``allowed``: the images, by disk, that it may replace: another one is somebody's decision.
 
+    Returns: the disks that have their image then, and how often something was written.
+
     Raises: libvirtError; ValueError: the definition is not as libvirt writes it.
     """
     if not domain.isPersistent():
-        return frozenset()
+        return frozenset(), 0
     api = library.load().api
     # Without "secure" it would lack passwords, and defined again it would have lost them.
     text = domain.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE | api.VIR_DOMAIN_XML_SECURE)
@@ -126,7 +128,7 @@ def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[s
             domain.updateDeviceFlags(element, api.VIR_DOMAIN_DEVICE_MODIFY_CONFIG)
             written.add(name)
     after = parse(domain.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)).disks
-    return frozenset(name for name in written if name in after and _has(after[name], images[name]))
+    return frozenset(name for name in written if name in after and _has(after[name], images[name])), len(written)
 
 
 def _has(disk: DiskDefined, image: Image) -> bool:

@@ -238,20 +238,20 @@ class LibvirtSession(Session):
             for name, side in images.items()
         }
         allowed = {disk.disk: {disk.source.filename, disk.destination.filename} for disk in pivot.disks}
-        defined = self._libvirt.defined
+        defined = self._libvirt.defined_by_others
 
-        def define() -> frozenset[str]:
-            written = calls.define(self._domain, wanted, allowed)
+        def define() -> tuple[frozenset[str], int]:
+            written, times = calls.define(self._domain, wanted, allowed)
             if written:
                 durable.sync_definition(self.path, self._domain.name())
-            return written
+            return written, times
 
         try:
-            written: frozenset[str] = await self._change("the definition of the next boot", define)
+            written, times = await self._change("the definition of the next boot", define)
         except (OSError, ValueError) as error:
             raise QmpRefusedError(f"the definition of the next boot is not certain: {error}") from error
-        # libvirt tells of definitions, and not of a disk that is changed in one: what it has told is somebody else's.
-        return written, bool(written) and self._libvirt.defined > defined
+        self._libvirt.has_defined(times)
+        return written, bool(written) and self._libvirt.defined_by_others > defined
 
     async def reverse(self, pivot: Pivot, disk: PivotDisk, resumes: int) -> bool:
         """Take back a switch that libvirt does not know of; True when the source is the root again.

@@ -18,6 +18,9 @@ from pivotd.libvirt.line import Line
 from pivotd.qmp.burst import Command
 from pivotd.qmp.monitor import Monitor, value_of
 
+TELLS_NO_CHANGES = 9_000_000
+"""libvirt 9.0.0 tells of definitions, not of a disk that is changed in one; 11.3.0 tells of both. Where a release
+between them does not, a single definition of somebody else's at the same moment goes unnoticed."""
 HARMLESS = frozenset({"qom-list", "x-debug-query-block-graph"})
 """What pivotd sends besides ``query-…``: nothing that changes QEMU behind libvirt's back."""
 
@@ -31,8 +34,10 @@ class Passthrough(Monitor):
         self.version = version
         self.line = line
         self.connection = connection
-        self.defined = 0
-        """Number of times that the domain was defined for its next boot, by anybody."""
+        self._defined = 0
+        """Number of times that libvirt has told of a new definition for the domain's next boot."""
+        self._defined_here = 0
+        """How many of them it tells of what pivotd has written."""
         self.switched: set[str] = set()
         """The disks, by libvirt's names, that a copy or an active commit has switched while these events were told.
 
@@ -40,6 +45,7 @@ class Passthrough(Monitor):
         """
         self._domain = domain
         self._may_change = False
+        self._tells_changes = False
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._registered: list[int] = []
@@ -129,6 +135,7 @@ class Passthrough(Monitor):
 
     def _register(self) -> None:
         api = library.load().api
+        self._tells_changes = self.connection.getLibVersion() > TELLS_NO_CHANGES
         self.connection.registerCloseCallback(lambda *_: self._soon(self.lost), None)
         for event, callback in (
             (api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
@@ -148,7 +155,7 @@ class Passthrough(Monitor):
         elif event in {api.VIR_DOMAIN_EVENT_SUSPENDED, api.VIR_DOMAIN_EVENT_SHUTDOWN}:
             self._soon(self._on_stop)
         elif event == api.VIR_DOMAIN_EVENT_DEFINED:
-            self.defined += 1
+            self._soon(self._on_defined)
         elif event in {api.VIR_DOMAIN_EVENT_STOPPED, api.VIR_DOMAIN_EVENT_CRASHED, api.VIR_DOMAIN_EVENT_STARTED}:
             self._soon(self.lost)
 
@@ -162,6 +169,19 @@ class Passthrough(Monitor):
     def _on_removed(self, *_: Any) -> None:
         self._soon(self.switched.clear)
         self._soon(self._on_block)
+
+    def _on_defined(self) -> None:
+        self._defined += 1
+
+    @property
+    def defined_by_others(self) -> int:
+        """Number of times that somebody else has defined the domain for its next boot."""
+        return max(0, self._defined - self._defined_here)
+
+    def has_defined(self, times: int) -> None:
+        """Note that pivotd has changed so many disks in the definition of the next boot."""
+        if self._tells_changes:
+            self._defined_here += times
 
     def _on_resume(self) -> None:
         self.resumes += 1

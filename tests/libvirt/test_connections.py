@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -16,16 +17,21 @@ import pytest
 
 from pivotd.app.libvirt_domains import LibvirtDomains
 from pivotd.app.registry import Host
+from pivotd.core.observation import Root
+from pivotd.core.pivot import Image
 from pivotd.errors import DomainUnreachableError
 from pivotd.libvirt import library
 from pivotd.libvirt.domain_session import LibvirtSession
 from pivotd.libvirt.line import Line
+from tests.journal.samples import make_pivot
 from tests.libvirt.domain import Domain
 from tests.libvirt.libvirtd import Libvirtd
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
 REGISTER_EVENTS = 316
 """Source: libvirt, src/remote/remote_protocol.x, REMOTE_PROC_CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY."""
+UPDATE_DEVICE = 174
+"""Source: libvirt, src/remote/remote_protocol.x, REMOTE_PROC_DOMAIN_UPDATE_DEVICE_FLAGS."""
 HEADER = struct.Struct(">IIII")
 """Length, program, version, procedure."""
 
@@ -171,3 +177,38 @@ def test_no_connection_is_left_of_a_libvirtd_that_has_died(libvirtd: Libvirtd):
         return connections()
 
     assert asyncio.run(outlive(libvirtd.uri)) <= 1
+
+
+@pytest.mark.parametrize("meddles", [False, True], ids=["alone", "somebody else defines it"])
+def test_only_a_definition_of_somebody_else_counts_as_one(libvirtd: Libvirtd, meddles: bool):
+    """Newer releases of libvirt also tell of the disk that pivotd itself has changed."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    reached: list[bool] = []
+
+    def first() -> bool:
+        if meddles:
+            text = libvirtd.directory / "again.xml"
+            text.write_text(libvirtd.ask("dumpxml", "web1", "--inactive"))
+            libvirtd.ask("define", str(text))
+        reached.append(True)
+        return True
+
+    async def agree(uri: str) -> tuple[frozenset[str], bool]:
+        line = Line("web1")
+        session = await LibvirtSession.open(uri, "web1", line)
+        image = Image(str(domain.image()), "qcow2", "source")
+        pivot = make_pivot(1, disk="vda")
+        pivot = replace(pivot, disks=(replace(pivot.disks[0], source=image),))
+        first_time = await session.agree(pivot, {"vda": Root.SOURCE})
+        await asyncio.sleep(0.2)
+        # What libvirt tells of the first time late is not somebody else's the second time.
+        again = await session.agree(pivot, {"vda": Root.SOURCE})
+        await session.close()
+        line.end()
+        assert again == (frozenset({"vda"}), False)
+        return first_time
+
+    with Between(libvirtd, UPDATE_DEVICE, first) as between:
+        assert asyncio.run(agree(between.uri)) == (frozenset({"vda"}), meddles)
+    assert reached
