@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -172,8 +173,18 @@ class LibvirtSession(Session):
         return replace(seen, qemu=Qemu.REPLACED, uses_source=source, uses_destination=destination)
 
     async def intent_facts(self) -> JsonObject:
-        """Return what the record of an intent says besides: whose guest it is, and libvirt's own notes on it."""
-        status = await self._ask("its status file", lambda: durable.status_file(self.path, self._domain.name()))
+        """Return what the record of an intent says besides: whose guest it is, and libvirt's own notes on it.
+
+        Where only a whole file system can be made durable, that is done once here, so that it is short in the pause.
+        """
+
+        def look() -> str | None:
+            if self._domain.isPersistent():
+                with suppress(OSError):  # in the pause it is an error
+                    durable.sync_definition(self.path, self._domain.name())
+            return durable.status_file(self.path, self._domain.name())
+
+        status = await self._ask("its status file", look)
         return {"uuid": self._uuid, **({} if status is None else {"status_file": status})}
 
     # -- changing -----------------------------------------------------------------------------------------------
