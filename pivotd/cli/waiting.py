@@ -27,7 +27,7 @@ def wait_to_the_end(app: App, pivot: Pivot) -> None:
     if render.answer(app, pivot):
         return
     _print_end(pivot)
-    warned = pivot.outcome is not None and pivot.error is not None  # a next boot that libvirt did not get right, say
+    warned = pivot.outcome == "switched" and pivot.error is not None  # a next boot that libvirt did not get right, say
     if (app.status != EXIT_DONE or warned) and sys.stderr is not None:
         sys.stdout.flush()
         print(f"pivotctl: {render.one_line(complaint(pivot))}", file=sys.stderr)
@@ -63,8 +63,8 @@ def complaint(pivot: Pivot) -> str:
             f"{name} could not switch and waits at ready: {why}; `pivotctl pivot complete {pivot.id}` tries again, "
             f"`pivotctl pivot cancel {pivot.id}` cancels it"
         )
-    if pivot.outcome in {"switched", "merged"}:
-        return f"{name} has {pivot.outcome}, but: {why}; see `pivotctl pivot show {pivot.id}`"
+    if pivot.outcome == "switched":
+        return f"{name} has switched, but: {why}; see `pivotctl pivot show {pivot.id}`"
     if pivot.outcome == "kept":
         return f"{name} kept the source: {why}; see `pivotctl pivot show {pivot.id}`"
     if pivot.outcome == "split":

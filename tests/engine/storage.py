@@ -18,7 +18,7 @@ TIMEOUT_S = 20.0
 
 BUSY = "accurate CPU usage"
 """QEMU 7.2 measures the processor to encrypt, and gives up where that is busy."""
-TRIES_MAX = 5
+TRIES_MAX = 40
 
 
 class NbdServer:
