@@ -453,6 +453,11 @@ LIBVIRT = (
         SEARCH, guarded(crashes=1, faults=1),
     ),
     Defect(
+        "the directory of libvirt's definitions is not synced", "G2", "pivotd/libvirt/durable.py",
+        "        _sync(directory)\n    except", "        pass\n    except",
+        "real QEMU", ("tests/libvirt/test_durable.py::test_where_the_directory_may_not_be_read_its_file_system_is_synced",),
+    ),
+    Defect(
         "without a record a transient guest runs on", "G1", AGREEMENT,
         "        durable = next_ is now and", "        durable = next_ is None or next_ is now and",
         TABLE, ("tests/core/test_libvirt.py", "-k", "without_a_record"),
