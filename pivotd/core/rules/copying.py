@@ -33,6 +33,17 @@ def _all_ready(pivot: Pivot, seen: Observation) -> bool:
     return not kinds.of(pivot).has_jobs or all(seen.job(disk.job).status == wanted for disk in pivot.disks)
 
 
+def held_up(pivot: Pivot, seen: Observation) -> Wait | None:
+    """Return what a pivot waits for at READY besides its jobs, None for nothing; whoever carries it out."""
+    if pivot.hold:
+        return Wait("ready: waits for `pivot complete` or `pivot cancel`")
+    if seen.migrating:
+        return Wait("the guest is being migrated")
+    if seen.run_state not in PAUSABLE:
+        return Wait(f"a switch is not possible while the guest is {seen.run_state}")
+    return None
+
+
 def ready(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """Return the action while every job waits for the switch and the guest runs."""
     trouble = _trouble(pivot, seen, attempt)
@@ -43,12 +54,8 @@ def ready(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     interrupted = target_errors.go_on(pivot, seen)
     if interrupted is not None:
         return interrupted
-    if pivot.hold:
-        return Wait("ready: waits for `pivot complete` or `pivot cancel`")
-    if seen.migrating:
-        return Wait("the guest is being migrated")
-    if seen.run_state not in PAUSABLE:
-        return Wait(f"a switch is not possible while the guest is {seen.run_state}")
+    if (wait := held_up(pivot, seen)) is not None:
+        return wait
     if not _all_ready(pivot, seen):
         return Wait("a job is not ready, or was paused by somebody else")
     busy = in_use(pivot, seen.bitmaps) if kinds.of(pivot).carries_bitmaps else None

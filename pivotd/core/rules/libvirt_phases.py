@@ -24,9 +24,7 @@ from pivotd.core.actions import (
 )
 from pivotd.core.attempt import Attempt
 from pivotd.core.observation import (
-    MIGRATION_STATES,
     OUR_PAUSE,
-    PAUSABLE,
     JobBelief,
     Observation,
     Qemu,
@@ -35,7 +33,9 @@ from pivotd.core.observation import (
 from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.core.rules import agreement, libvirt_pause
 from pivotd.core.rules.agreement import believed, live_jobs
+from pivotd.core.rules.copying import held_up
 from pivotd.core.rules.endings import replaced, resume, root
+from pivotd.core.rules.preparing import refused
 
 
 def guarded(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
@@ -63,15 +63,9 @@ def _gone(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
 
 def _preparing(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """Start the jobs that libvirt does not have; a snapshot and an adopted job need nothing."""
-    if attempt.cancelled_by:
-        return Abandon("cancelled before the copy began")
-    if attempt.lost is not None:
-        return Abandon(attempt.lost)
-    if seen.run_state in MIGRATION_STATES:
-        return Abandon(f"the guest is in state {seen.run_state}: another process may own the images")
+    if (refusal := refused(pivot, seen, attempt)) is not None:
+        return refusal
     for disk in pivot.disks:
-        if root(seen, disk) is not Root.SOURCE:
-            return Abandon(f"{disk.disk} was changed or unplugged while the copy was being prepared")
         belief = believed(seen, disk)
         if not kinds.of(pivot).has_jobs:
             continue
@@ -97,12 +91,8 @@ def _ready(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
         return trouble
     if pivot.owes_resume:
         return _resume(pivot, seen)
-    if pivot.hold:
-        return Wait("ready: waits for `pivot complete` or `pivot cancel`")
-    if seen.migrating:
-        return Wait("the guest is being migrated")
-    if seen.run_state not in PAUSABLE:
-        return Wait(f"a switch is not possible while the guest is {seen.run_state}")
+    if (wait := held_up(pivot, seen)) is not None:
+        return wait
     if (doubt := agreement.disbelief(pivot, seen)) is not None:
         return Wait(doubt)
     if not _all_ready(pivot, seen):

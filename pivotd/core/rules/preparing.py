@@ -9,8 +9,8 @@ from pivotd.core.observation import MIGRATION_STATES, Observation, Root
 from pivotd.core.pivot import Phase, Pivot
 
 
-def preparing(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
-    """Return the first step of the preparation that has left no evidence in QEMU."""
+def refused(pivot: Pivot, seen: Observation, attempt: Attempt) -> Abandon | None:
+    """Return why the copy must not begin, None if it may; whoever carries it out."""
     if attempt.cancelled_by:
         return Abandon("cancelled before the copy began")
     if attempt.lost is not None:
@@ -20,6 +20,13 @@ def preparing(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     for disk in pivot.disks:
         if seen.roots.get(disk.disk) is not Root.SOURCE:
             return Abandon(f"{disk.disk} was changed or unplugged while the copy was being prepared")
+    return None
+
+
+def preparing(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
+    """Return the first step of the preparation that has left no evidence in QEMU."""
+    if (refusal := refused(pivot, seen, attempt)) is not None:
+        return refusal
     if not seen.has_nonce:
         return PlaceNonce()
     for disk in pivot.disks:
