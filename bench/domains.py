@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,36 +32,50 @@ from tests.support.daemon import Daemon
 
 CREATED_AT = "2026-11-23T09:00:00.000000Z"
 SIZE_BYTES = 1 << 30
-SETTLE_S = 3.0
-"""After the last domain is connected: the API's import and the first look at the sockets are not idling."""
+PER_PROCESS = 50
+WINDOW_S = 3.0
+SETTLED_CPU_S = 0.01
+"""Idling begins after a window that used less: pivotd has looked once at what each new QEMU has open."""
+SETTLE_MOST_S = 120.0
 
 
 class Fakes:
-    """The process of the monitors."""
+    """The processes of the monitors: pivotd looks at what each has open, so no one process may stand for all."""
 
-    def __init__(self, running: subprocess.Popen[str]) -> None:
-        self._process = running
-        self.pid = running.pid
+    def __init__(self, running: list[subprocess.Popen[str]]) -> None:
+        self._processes = running
+
+    def pid(self, number: int) -> int:
+        """Return the process of a domain."""
+        return self._processes[number // PER_PROCESS].pid
 
     def await_word(self, word: str) -> float:
-        """Return the monotonic clock of when it was so."""
-        assert self._process.stdout is not None
-        said = self._process.stdout.readline().split()
-        assert said[:1] == [word], f"the monitors said {said} instead of {word}"
-        return float(said[1])
+        """Return the monotonic clock of when it was so for the last domain."""
+        return max(_await_word(one, word) for one in self._processes)
+
+
+def _await_word(running: subprocess.Popen[str], word: str) -> float:
+    assert running.stdout is not None
+    said = running.stdout.readline().split()
+    assert said[:1] == [word], f"the monitors said {said} instead of {word}"
+    return float(said[1])
 
 
 @contextmanager
 def fakes(directory: Path, count: int, *options: str) -> Iterator[Fakes]:
     """Run the monitors."""
-    command = [sys.executable, "-m", "bench.fake_qemus", str(directory), str(count), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-        try:
-            found = Fakes(running)
-            found.await_word("ready")
-            yield found
-        finally:
-            running.kill()
+    command = [sys.executable, "-m", "bench.fake_qemus", str(directory)]
+    with ExitStack() as stack:
+        running = []
+        for first in range(0, count, PER_PROCESS):
+            numbers = [str(first), str(min(PER_PROCESS, count - first))]
+            words = [*command, *numbers, *options]
+            one = stack.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+            stack.callback(one.kill)
+            running.append(one)
+        found = Fakes(running)
+        found.await_word("ready")
+        yield found
 
 
 def daemon(directory: Path, count: int) -> Daemon:
@@ -78,15 +92,29 @@ def idle(count: int, seconds: float) -> None:
             connected_s = monitors.await_word("connected") - began_s
             connecting_cpu_s = cpu_s(pivotd.pid)
             pivotd.await_ready(timeout_s=60)
-            time.sleep(SETTLE_S)
+            settled_cpu_s = _settle(pivotd.pid)
             before_s, began_s = cpu_s(pivotd.pid), time.monotonic()
             time.sleep(seconds)
             percent = 100 * (cpu_s(pivotd.pid) - before_s) / (time.monotonic() - began_s)
             memory_mb = resident_mb(pivotd.pid)
             print(f"{count} domains: connected after {connected_s:.2f} s ({connecting_cpu_s:.2f} s of a processor)")
+            looking_s = settled_cpu_s - connecting_cpu_s
+            print(f"{count} domains: each looked at once for {looking_s:.2f} s of a processor more")
             print(f"{count} domains, nothing to do: {percent:.2f} % of a core, {memory_mb:.0f} MB resident")
         finally:
             pivotd.kill()
+
+
+def _settle(pid: int) -> float:
+    """Wait until a process has nothing to do, and return the processor time that it has used, in seconds."""
+    give_up_s, used_s = time.monotonic() + SETTLE_MOST_S, cpu_s(pid)
+    while time.monotonic() < give_up_s:
+        before_s = used_s
+        time.sleep(WINDOW_S)
+        used_s = cpu_s(pid)
+        if used_s - before_s < SETTLED_CPU_S:
+            return used_s
+    raise TimeoutError(f"still busy after {SETTLE_MOST_S:.0f} s, and {used_s:.1f} s of a processor")
 
 
 def paused_pivot(directory: Path, number: int, identity: Identity) -> Pivot:
@@ -107,14 +135,15 @@ def paused_pivot(directory: Path, number: int, identity: Identity) -> Pivot:
     )  # fmt: skip
 
 
-async def write_journal(directory: Path, count: int, pid: int) -> None:
+async def write_journal(directory: Path, count: int, monitors: Fakes) -> None:
     """Record the intents."""
     state = directory / "state"
     state.mkdir()
     journal = Journal.open(state)
-    identity = Identity(process.boot_id(), pid, process.start_ticks(pid), "")
 
     async def record(number: int) -> None:
+        pid = monitors.pid(number)
+        identity = Identity(process.boot_id(), pid, process.start_ticks(pid), "")
         pivot, _ = await journal.accept(paused_pivot(directory, number, identity), {})
         for phase in (Phase.COPYING, Phase.READY):
             pivot = await journal.advance(pivot, phase.value, {}, phase=phase)
@@ -133,7 +162,7 @@ def reconcile(count: int) -> None:
         tempfile.TemporaryDirectory(prefix="pb", dir="/var/tmp") as name,
         fakes(Path(name), count, "--pivots") as monitors,
     ):
-        asyncio.run(write_journal(Path(name), count, monitors.pid))
+        asyncio.run(write_journal(Path(name), count, monitors))
         pivotd = daemon(Path(name), count)
         try:
             began_s = time.monotonic()

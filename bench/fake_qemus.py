@@ -1,10 +1,10 @@
-"""Many monitors in one process: the tests' model of QEMU behind a real QMP socket for each domain.
+"""Some monitors in one process: the tests' model of QEMU behind a real QMP socket for each domain.
 
-python -m bench.fake_qemus DIRECTORY COUNT [--pivots]
+python -m bench.fake_qemus DIRECTORY FIRST COUNT [--pivots]
 
-A thousand real QEMUs would need more memory than most hosts have. With ``--pivots`` each domain is in the pause of the
-pivot ``pivot_of(number)``, its job pending. Prints ``ready``, then ``connected`` and ``resumed`` with the time of the
-monotonic clock at which the last domain had a client, or ran again.
+A thousand real QEMUs would need more memory than most hosts have. With ``--pivots`` each domain, from the number FIRST
+on, is in the pause of the pivot ``pivot_of(number)``, its job pending. Prints ``ready``, then ``connected`` and
+``resumed`` with the time of the monotonic clock at which the last of these domains had a client, or ran again.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def _running(directory: Path, number: int) -> Qemu:
 class Progress:
     """Says when the last domain has reached something."""
 
-    def __init__(self, count: int) -> None:
-        self._left = {"connected": set(range(count)), "resumed": set(range(count))}
+    def __init__(self, numbers: range) -> None:
+        self._left = {"connected": set(numbers), "resumed": set(numbers)}
 
     def reached(self, what: str, number: int) -> None:
         """Note one domain."""
@@ -134,10 +134,10 @@ class Monitor(asyncio.Protocol):
         return [*told, ({"id": command["id"]} if "id" in command else {}) | reply]
 
 
-async def serve(directory: Path, count: int, *, pivots: bool) -> None:
+async def serve(directory: Path, numbers: range, *, pivots: bool) -> None:
     """Serve until killed."""
-    loop, progress = asyncio.get_running_loop(), Progress(count)
-    for number in range(count):
+    loop, progress = asyncio.get_running_loop(), Progress(numbers)
+    for number in numbers:
         qemu = (in_its_pause if pivots else _running)(directory, number)
         await loop.create_unix_server(
             lambda qemu=qemu, number=number: Monitor(qemu, number, progress), str(monitor_of(directory, number))
@@ -149,6 +149,7 @@ async def serve(directory: Path, count: int, *, pivots: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve the monitors of many model QEMUs.")
     parser.add_argument("directory", type=Path)
+    parser.add_argument("first", type=int)
     parser.add_argument("count", type=int)
     parser.add_argument("--pivots", action="store_true")
     options = parser.parse_args()
@@ -157,7 +158,8 @@ def main() -> None:
     if most < wanted:
         sys.exit(f"{options.count} domains need {wanted} open files, the limit is {most}: raise it with ulimit -Hn")
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-    asyncio.run(serve(options.directory, options.count, pivots=options.pivots))
+    numbers = range(options.first, options.first + options.count)
+    asyncio.run(serve(options.directory, numbers, pivots=options.pivots))
 
 
 if __name__ == "__main__":
