@@ -61,6 +61,9 @@ lost to its bookkeeping) waits for room in it, and before QEMU 10.1 no yank free
 
 Source: tests/engine/test_nbd_hangs.py.
 """
+GRANULARITY_BYTES_MIN = 512
+GRANULARITY_BYTES_MAX = 64 << 20
+"""What QEMU takes for a mirror, powers of two. Source: block/mirror.c and blockdev.c, blockdev_mirror_common()."""
 MIRROR_BUFFER_BYTES = 16 << 20
 """A mirror's buffer without an argument, and how far it steps at once. Source: block/mirror.c."""
 MIRROR_BUFFER_BYTES_MAX = 128 << 20
@@ -136,7 +139,7 @@ GO_ON_SOUND_S = 5.0
 RATE_INTERVAL_S = 0.5
 """Shorter intervals measure QEMU's bursts rather than the storage."""
 BUSY_BACKLOG_BYTES = 64 << 10
-"""One unit of a mirror's bitmap: with no more than that left, a copy waits for the guest and not for its storage."""
+"""QEMU's own unit of a mirror's bitmap, for most images."""
 BACKLOG_BYTES_MIN = 256 << 10
 """A backlog this small never prevents a try of the switch."""
 PAUSE_FIXED_MS = 3.0

@@ -12,7 +12,18 @@ import msgspec
 from pivotd import limits
 from pivotd.client.requests import AdoptRequest, NewImage, NewPivot
 from pivotd.core.creation import ImageOptions
-from pivotd.core.request import Aio, Cache, CopyMode, CopyOptions, Discard, Kind, PivotRequest, Sync, Target
+from pivotd.core.request import (
+    Aio,
+    Cache,
+    CopyMode,
+    CopyOptions,
+    Discard,
+    Kind,
+    PivotRequest,
+    Sync,
+    Target,
+    is_granularity,
+)
 from pivotd.errors import BadRequestError
 
 REQUEST_ID = re.compile(r"[!-.0-~]+")
@@ -34,6 +45,13 @@ def pivot_request(body: NewPivot, domain: str, request_id: str | None, defaults:
     if isinstance(body, AdoptRequest):
         _check_adopted(body)
         options["adopted"] = True
+    size = options.get("granularity_bytes")
+    if size is not None and not is_granularity(size):
+        raise BadRequestError(
+            f"granularity_bytes cannot be {size}: give a power of two from {limits.GRANULARITY_BYTES_MIN} to "
+            f"{limits.GRANULARITY_BYTES_MAX}",
+            field="granularity_bytes",
+        )
     if isinstance(image := options.get("image_options"), NewImage):
         options["image_options"] = ImageOptions(**_given(image))
     options |= {name: WORDS[name](value) for name, value in options.items() if name in WORDS}

@@ -80,6 +80,7 @@ OPTIONS = {
     "max_pause_ms": "--max-pause",
     "keep_synced_s": "--for",
     "bandwidth_bytes_per_s": "--bandwidth",
+    "granularity_bytes": "--granularity",
     "qmp": "--qmp",
     **{name: f"--{name.replace('_', '-')}" for name in ("format", "base", "top", "reason", "secret_file", "attempts")},
     **{name: f"--option {name.replace('_', '-')}" for name in NewImage.__struct_fields__},

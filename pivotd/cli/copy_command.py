@@ -10,7 +10,7 @@ from pivotd.cli import image_options, starting
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import FORMAT, SECONDS, DiskImage, Name
+from pivotd.cli.values import FORMAT, SECONDS, DiskImage, Granularity, Name
 from pivotd.client import CopyDisk, CopyRequest
 
 COPY_MODES = ("auto", "background", "write-blocking")
@@ -45,6 +45,13 @@ EXAMPLES = (
     default="auto",
     show_default=True,
     help="When guest writes reach the new image.",
+)
+@click.option(
+    "--granularity",
+    "granularity_bytes",
+    type=Granularity(),
+    metavar="SIZE",
+    help="What the guest's smallest write makes QEMU copy again: a power of two, 512 to 64M.  [default: QEMU's]",
 )
 @starting.throttling
 @click.option("--keep-synced", is_flag=True, help="Keep the old images in sync after the switch, for `pivot undo`.")

@@ -80,7 +80,7 @@ def show(app: App, pivot_id: str) -> None:
         return
     copying = app.offline is None and found.phase in {"copying", "ready", "pausing", "cancelling"}
     now = app.client.progress(found.id) if copying else None
-    who = found.requested_by
+    who, granularity = found.requested_by, found.options.granularity_bytes
     tries = [f"{render.pause(each.pause_ms)}, {each.ended}" for each in found.pauses]
     render.card(
         f"pivot {found.id}",
@@ -95,6 +95,7 @@ def show(app: App, pivot_id: str) -> None:
             ("waits for", now and now.detail),
             *((f"disk {disk.disk}", _sides(disk)) for disk in found.disks),
             ("stale", [image for disk in found.disks for image in disk.stale]),
+            ("granularity", granularity and render.size(granularity)),
             ("undo until", found.undo_until),
             ("pauses", tries),
             ("saved", _saved(found.records)),

@@ -11,7 +11,7 @@ import click
 
 from pivotd import limits
 from pivotd.cli.complaints import UsageError
-from pivotd.core import nbd
+from pivotd.core import nbd, request
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 UNITS_MS: dict[str, float] = {"": 1, "ms": 1, "s": 1000, "min": 60_000}
@@ -88,6 +88,21 @@ class Bandwidth(click.ParamType[int]):
         if result >= 1 << 63:
             self.fail(f"{value!r} is more than QEMU can count", param, ctx)
         return result
+
+
+class Granularity(click.ParamType[int]):
+    """Bytes with K or M for powers of 1024: a power of two that QEMU takes as the granularity of a copy."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        number, unit = _split(str(value))
+        suffix = re.sub(r"(iB|B)?$", "", unit, flags=re.IGNORECASE).upper()
+        result = number * SUFFIXES[suffix] if number is not None and suffix in SUFFIXES else 0
+        if not request.is_granularity(result):
+            self.fail(f"{value!r} is no granularity: give a power of two from 512 to 64M, like 64K or 1M", param, ctx)
+        return int(result)
 
 
 class Length(click.ParamType[int]):

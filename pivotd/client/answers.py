@@ -117,6 +117,8 @@ class PivotOptions(Struct, frozen=True):
     max_pause_ms: int
     attempts: int
     copy_mode: CopyMode
+    granularity_bytes: int | None
+    """How much of a disk one bit of the copy's bitmap stands for; null: QEMU's choice."""
     pivot: bool
     """False: the pivot waits at ready to be completed."""
     image_options: ImageOptions

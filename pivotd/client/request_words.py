@@ -27,7 +27,13 @@ PATTERNS = {
     requests.REASON_PATTERN: "one line of text, of 1 to 1000 characters",
 }
 """What each regular expression of the requests means."""
-UNITS = {"_per_s": "bytes per second", "cluster_size": "bytes", "_ms": "milliseconds", "_s": "seconds"}
+UNITS = {
+    "_per_s": "bytes per second",
+    "cluster_size": "bytes",
+    "_bytes": "bytes",
+    "_ms": "milliseconds",
+    "_s": "seconds",
+}
 """The end of a field's name -> the unit of its number; the first that fits."""
 _PLACE = re.compile(r" - at `\$(.*)`$")
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")

@@ -31,6 +31,7 @@ DiskName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Pause = Annotated[int, msgspec.Meta(ge=limits.PAUSE_MS_MIN, le=limits.PAUSE_MS_LIMIT)]
 Attempts = Annotated[int, msgspec.Meta(ge=1, le=limits.ATTEMPTS_MAX)]
 Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
+Granularity = Annotated[int, msgspec.Meta(ge=limits.GRANULARITY_BYTES_MIN, le=limits.GRANULARITY_BYTES_MAX)]
 WindowLength = Annotated[int, msgspec.Meta(ge=1, le=limits.KEEP_SYNCED_S_MAX)]
 Sync = Literal["full", "top"]
 CopyMode = Literal["auto", "background", "write-blocking"]
@@ -153,6 +154,8 @@ class CopyRequest(NewPivot, kw_only=True):
     cache: Cache | None = None
     bandwidth_bytes_per_s: Bandwidth = 0
     copy_mode: CopyMode = "auto"
+    granularity_bytes: Granularity | None = None
+    """A power of two: how much is copied again for the smallest write of the guest. Null: QEMU's choice."""
     throttle: bool = True
     pivot: bool = True
     keep_synced: bool = False

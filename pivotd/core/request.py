@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from pivotd import limits
 from pivotd.core.creation import ImageOptions
 
 
@@ -102,6 +103,8 @@ class CopyOptions:
     max_pause_ms: int = 500
     attempts: int = 5
     copy_mode: CopyMode = CopyMode.AUTO
+    granularity_bytes: int | None = None
+    """How much QEMU copies again for the smallest write of the guest; None: QEMU's choice, mostly 64 KiB."""
     pivot: bool = True
     """False: stop at ready and wait for ``pivot complete``."""
     image_options: ImageOptions = field(default_factory=ImageOptions)
@@ -150,6 +153,12 @@ class CopyOptions:
 
     At the end, pivotd deletes those that no disk needs. QEMU no longer shows what was below a node that has gone.
     """
+
+
+def is_granularity(size: float) -> bool:
+    """Return whether QEMU takes so many bytes as the granularity of a mirror."""
+    whole = size == int(size) and limits.GRANULARITY_BYTES_MIN <= size <= limits.GRANULARITY_BYTES_MAX
+    return whole and int(size).bit_count() == 1
 
 
 def past_cache(options: CopyOptions, source: bool) -> bool:

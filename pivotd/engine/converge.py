@@ -80,10 +80,11 @@ class Converger:
     def _backlog_bytes_max(self, pivot: Pivot) -> int:
         """Return how much can be copied in half of the longest pause, at the measured rate if there is one."""
         rate = self.pace.copy_bytes_per_s
+        most = max(limits.BACKLOG_BYTES_MAX, pivot.options.granularity_bytes or 0)  # a write costs no less
         if rate is None:
-            return limits.BACKLOG_BYTES_MAX
+            return most
         in_half = rate * pivot.options.max_pause_ms // 2000
-        return max(limits.BACKLOG_BYTES_MIN, min(limits.BACKLOG_BYTES_MAX, in_half))
+        return max(limits.BACKLOG_BYTES_MIN, min(most, in_half))
 
     async def _large(self, session: Session, pivot: Pivot) -> NotYet | Slow:
         now = self._clock.monotonic()

@@ -28,6 +28,11 @@ class Sample:
         return self.backlog_bytes + self.copied_bytes > 0
 
 
+def busy_bytes(pivot: Pivot) -> int:
+    """Return one unit of the mirrors' bitmaps: with no more left, a copy waits for the guest, not for its storage."""
+    return pivot.options.granularity_bytes or limits.BUSY_BACKLOG_BYTES
+
+
 class Pace:
     """Measures one pivot. Rates are None until there are two looks far enough apart."""
 
@@ -75,7 +80,7 @@ class Pace:
         counted = all(job.counted for job in jobs)
         sample = Sample(now_s, sum(number or 0 for number in left), sum(number or 0 for number in copied), counted)
         ready = pivot.phase is not Phase.COPYING
-        self._note_progress(sample, ready=ready)
+        self._note_progress(sample, busy_bytes(pivot), ready=ready)
         self._last = sample
         if not counted:
             # What a job counts later is no write of the guest's.
@@ -94,11 +99,11 @@ class Pace:
         copied_bytes = sample.copied_bytes - began.copied_bytes
         dirtied = copied_bytes + sample.backlog_bytes - began.backlog_bytes
         self.dirty_bytes_per_s = max(0, round(dirtied / seconds))
-        if min(began.backlog_bytes, sample.backlog_bytes) > limits.BUSY_BACKLOG_BYTES and copied_bytes:
+        if min(began.backlog_bytes, sample.backlog_bytes) > busy_bytes(pivot) and copied_bytes:
             self.copy_bytes_per_s = round(copied_bytes / seconds)
         self._began = sample
 
-    def _note_progress(self, sample: Sample, *, ready: bool) -> None:
+    def _note_progress(self, sample: Sample, busy: int, *, ready: bool) -> None:
         """Progress is a backlog smaller than ever before; once ready, any small backlog.
 
         A job that has not begun to work reports no bytes at all; this is not a small backlog.
@@ -106,7 +111,7 @@ class Pace:
         last = self._last
         begins = last is None or (sample.begun, sample.counted) > (last.begun, last.counted)
         lower = sample.backlog_bytes < self._lowest_backlog_bytes
-        small = ready and sample.backlog_bytes <= limits.BUSY_BACKLOG_BYTES
+        small = ready and sample.backlog_bytes <= busy
         if begins or lower or small:
             self._progress_at_s = sample.at_s
             self._lowest_backlog_bytes = sample.backlog_bytes

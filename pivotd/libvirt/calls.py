@@ -35,6 +35,8 @@ def _copy(domain: Any, pivot: Pivot, disk: PivotDisk) -> None:
         flags |= api.VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES
     speed = options.bandwidth_bytes_per_s
     params = {api.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH: speed} if speed else {}
+    if options.granularity_bytes is not None:
+        params[api.VIR_DOMAIN_BLOCK_COPY_GRANULARITY] = options.granularity_bytes
     domain.blockCopy(disk.disk, f"<disk {_kind_and_source(disk.destination)}</disk>", params, flags)
 
 

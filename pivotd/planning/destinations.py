@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pivotd import limits
 from pivotd.core import creation, names, nbd
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyOptions, Sync, Target
@@ -92,6 +93,11 @@ def _checked(domain: DomainSnapshot, index: int, seen: DiskSeen, image: Image, *
         raise BadRequestError(
             f"{image.filename}: a copy to an NBD export is not resumable; a server that comes back does not say "
             "whether it still has what it had taken and not yet flushed"
+        )
+    if nbd.is_unix(image.filename) and (domain.options.granularity_bytes or 0) > limits.UNIX_EXPORT_BYTES:
+        raise BadRequestError(
+            f"{image.filename}: --granularity may be {limits.UNIX_EXPORT_BYTES >> 10}K at most for an export on a Unix "
+            "socket; with more under way, a server that hangs could not be cut off"
         )
     known: str | None = None
     if not nbd.is_uri(image.filename):

@@ -104,15 +104,17 @@ def _job(pivot: Pivot, disk: PivotDisk) -> Command:
     }
     match pivot.kind:
         case Kind.COPY:
-            blocking = pivot.options.copy_mode is CopyMode.WRITE_BLOCKING
+            options = pivot.options
+            blocking = options.copy_mode is CopyMode.WRITE_BLOCKING
             return command(
                 "blockdev-mirror",
                 **common,
                 target=disk.destination.node,
-                sync=str(pivot.options.sync),
+                sync=str(options.sync),
                 copy_mode="write-blocking" if blocking else "background",
-                on_target_error="stop" if pivot.options.resumable else "enospc",
+                on_target_error="stop" if options.resumable else "enospc",
                 **({"buf_size": limits.UNIX_EXPORT_BYTES} if nbd.is_unix(disk.destination.filename) else {}),
+                **({} if options.granularity_bytes is None else {"granularity": options.granularity_bytes}),
             )
         case Kind.COMMIT:
             assert disk.base is not None

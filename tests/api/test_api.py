@@ -160,6 +160,8 @@ NAME = "at most 64 of A-Z a-z 0-9 . _ - that starts with a letter or digit"
         ("domains/web1/copy", {"disks": [ONE | {"format": "vmdk"}]}, 'format of disk0 cannot be "vmdk": give qcow2 or raw, or'),
         ("domains/web1/copy", {"disks": [ONE | {"speed": 1}]}, '"speed" of disk0 is no field of this request; its fields are: disk, i'),
         ("domains/web1/copy", {"disks": [ONE], "sync": "some"}, 'sync cannot be "some": give full or top'),
+        ("domains/web1/copy", {"disks": [ONE], "granularity_bytes": 3000}, "granularity_bytes cannot be 3000: give a power of two"),
+        ("domains/web1/copy", {"disks": [ONE], "granularity_bytes": 256}, "granularity_bytes cannot be 256: give a whole number of bytes"),
         ("domains/web1/copy", {"disks": [ONE], "reuse": None}, "reuse cannot be null: give true or false"),
         ("domains/web1/copy", {"disks": [ONE], "max_pause_ms": 0}, "max_pause_ms cannot be 0: give a whole number of milliseconds from 1 to"),
         ("domains/web1/copy", {"disks": [ONE], "keep_synced_s": 1.5}, "keep_synced_s cannot be 1.5: give a whole number of seconds from 1 to"),

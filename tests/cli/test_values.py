@@ -8,7 +8,7 @@ import click
 import pytest
 
 from pivotd.cli.complaints import UsageError
-from pivotd.cli.values import MILLISECONDS, AbsolutePath, Bandwidth, DiskImage, Name, absolute
+from pivotd.cli.values import MILLISECONDS, AbsolutePath, Bandwidth, DiskImage, Granularity, Name, absolute
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,21 @@ def test_bad_bandwidth(text: str) -> None:
     """Anything else, and what QEMU cannot count, is refused."""
     with pytest.raises(click.UsageError):
         Bandwidth().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("512", 512), ("0.5K", 512), ("64k", 65536), ("1MiB", 1 << 20), ("64M", 64 << 20)]
+)
+def test_granularity(text: str, expected: int) -> None:
+    """A granularity is a power of two of bytes."""
+    assert Granularity().convert(text, None, None) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "256", "1000", "3M", "128M", "1G", "-512", "512.5", "1M/s", "one"])
+def test_bad_granularity(text: str) -> None:
+    """What QEMU does not take is refused at the command line."""
+    with pytest.raises(click.UsageError):
+        Granularity().convert(text, None, None)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,29 @@ async def test_several_disks_switch_as_one(engine: Engine, qemu_factory: QemuFac
     assert_clean(qemu, disks)
 
 
+@pytest.mark.parametrize("granularity", [None, 1 << 20])
+async def test_the_granularity_is_what_a_small_write_costs(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, granularity: int | None
+):
+    """QEMU's own is 64 KiB; the pivot tells that it was asked for another one."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    await engine.connect(qemu)
+    new = {"disk0": tmp_path / "new.qcow2"}
+    driver = await engine.copy("web1", new, pivot=False, granularity_bytes=granularity)
+    pivot = await engine.resting(driver)
+
+    def length() -> int:
+        return int(next(job["len"] for job in qemu.spy("query-block-jobs") if job["device"] == pivot.disks[0].job))
+
+    before = length()
+    write(qemu, "disk0", 7, count=1)
+    async with asyncio.timeout(20):
+        while length() == before:
+            await asyncio.sleep(0.02)
+    assert length() - before == (granularity or 1 << 16)
+    assert pivot.options.granularity_bytes == granularity
+
+
 async def test_an_existing_image_is_reused(engine: Engine, qemu_factory: QemuFactory, tmp_path: Path):
     """--reuse opens what is there."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])

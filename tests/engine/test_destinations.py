@@ -431,6 +431,7 @@ REFUSALS = [
     ("nbd://127.0.0.1:99999/x", {"format": "raw", "reuse": True}, "is no NBD address"),
     ("nbd+unix:///x?socket=relative", {"format": "raw", "reuse": True}, "expected nbd+unix:///EXPORT"),
     ("nbd+unix:///x?socket=/nonexistent", {"format": "raw", "reuse": True}, "there is no socket"),
+    ("nbd+unix:///x?socket=/x", {"format": "raw", "reuse": True, "granularity_bytes": 1 << 18}, "may be 128K at most"),
     ("nbd://u@h/x", {"format": "raw", "reuse": True}, "is no NBD address"),
 ]
 
