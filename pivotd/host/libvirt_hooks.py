@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import pivotd
+from pivotd.host.fsync import fsync_directory, fsync_file
 
 HOOKS = Path("etc/libvirt/hooks")
 MARK = b"pivotd-libvirt-hook"
@@ -59,9 +59,9 @@ def install(root: Path, *, starts: bool) -> list[Path]:
             new.unlink()
         new.write_bytes(content)
         new.chmod(mode)
-        _fsync(new)
+        fsync_file(new)
         new.replace(path)
-        _fsync(path.parent)
+        fsync_directory(path.parent)
     return list(ours)
 
 
@@ -75,7 +75,7 @@ def remove(root: Path) -> list[Path]:
     gone = [path for path in reversed(ours) if path.exists()]
     for path in gone:
         path.unlink()
-        _fsync(path.parent)
+        fsync_directory(path.parent)
         if path.parent.name.endswith(".d"):
             with suppress(OSError):
                 path.parent.rmdir()
@@ -86,11 +86,3 @@ def _check(ours: Mapping[Path, object]) -> None:
     for path in ours:
         if path.exists() and MARK not in path.read_bytes():
             raise ForeignFileError(f"{path} is not a file of pivotd; move it away first")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

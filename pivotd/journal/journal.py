@@ -14,6 +14,7 @@ from pivotd import limits
 from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.errors import JournalError
+from pivotd.host.fsync import fsync_directory, fsync_file
 from pivotd.journal import changes, lock, place, schema, wal
 from pivotd.journal.rows import DomainRow
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
@@ -258,8 +259,8 @@ class Journal:
             self._wal_index = wal.open_index(self.path)
             # A predecessor that was killed may have written a record that it did not live to fsync. It can be read now
             # and will be acted on: it must not be lost with the power after that.
-            schema.fsync_file(wal.path_of(self.path))
-            schema.fsync_directory(self.path.parent)
+            fsync_file(wal.path_of(self.path))
+            fsync_directory(self.path.parent)
         except BaseException:
             self._disconnect(connection)
             raise

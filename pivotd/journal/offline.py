@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pivotd import limits
 from pivotd.errors import JournalError, JournalLockedError
+from pivotd.host.fsync import fsync_file
 from pivotd.journal import lock, permissions, raw_files, schema
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read, primary_code
 
@@ -161,7 +162,7 @@ def _connect_in_place(path: Path) -> sqlite3.Connection | None:
 def _make_durable(path: Path) -> None:
     """Make the last records durable before they are shown: a daemon may have been killed between write and fsync."""
     with suppress(FileNotFoundError):
-        schema.fsync_file(path.with_name(path.name + "-wal"))
+        fsync_file(path.with_name(path.name + "-wal"))
 
 
 def _connect_copy(copy: Path, path: Path) -> sqlite3.Connection:

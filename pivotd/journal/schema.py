@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import pivotd
 from pivotd.errors import JournalCorruptError, JournalError, JournalNewerError
+from pivotd.host.fsync import fsync_directory, fsync_file
 from pivotd.journal import place, raw_files
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
@@ -190,24 +191,6 @@ def _rehearse(path: Path) -> None:
         _inspect(copy, "mode=rw", path)
 
 
-def fsync_directory(directory: Path) -> None:
-    """Make names in a directory durable."""
-    _fsync(directory, os.O_DIRECTORY)
-
-
-def fsync_file(path: Path) -> None:
-    """Make the contents of a file durable, whichever process wrote it. Never ``journal.db``: closing it drops locks."""
-    _fsync(path, 0)
-
-
-def _fsync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def uri(path: Path, flags: str) -> str:
     """Return the SQLite URI of a path, with the path escaped."""
     return f"file:{quote(os.fsencode(path.absolute()))}?{flags}"
@@ -265,9 +248,7 @@ def _create(path: Path) -> None:
         migrate(new)
         _claim(new)
         _check_whole(new)
-        descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        fsync_file(new)
         new.rename(path)
     except BaseException:
         for leftover in leftovers:

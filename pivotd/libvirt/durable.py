@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pivotd.host.fsync import fsync_directory, fsync_file
 from pivotd.libvirt.qemu_process import run_directory
 
 
@@ -28,20 +29,12 @@ def sync_definition(uri: str, name: str) -> None:
     directory = definitions(uri)
     try:
         with suppress(PermissionError):  # libvirt makes it for root alone, and has written it out
-            _sync(directory / f"{name}.xml")
-        _sync(directory)
+            fsync_file(directory / f"{name}.xml")
+        fsync_directory(directory)
     except FileNotFoundError:
         os.sync()
     except PermissionError:
         _sync_file_system(next(parent for parent in directory.parents if os.access(parent, os.R_OK)))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sync_file_system(path: Path) -> None:

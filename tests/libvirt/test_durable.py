@@ -63,7 +63,8 @@ def test_where_the_directory_may_not_be_read_its_file_system_is_synced(
         raise PermissionError(path)
 
     monkeypatch.setattr(durable, "definitions", lambda _uri: tmp_path / "qemu")
-    monkeypatch.setattr(durable, "_sync", closed)
+    for name in ("fsync_file", "fsync_directory"):
+        monkeypatch.setattr(durable, name, closed)
     monkeypatch.setattr(durable, "_sync_file_system", written.append)
     durable.sync_definition("qemu:///system", "web1")
     assert written == [tmp_path]
