@@ -14,6 +14,8 @@ class DiskBelieved:
     live: str | None
     next: str | None
     persistent: bool
+    next_has_disk: bool = True
+    """Whether the definition of the next boot has the disk at all, with whatever medium."""
     job: JobBelief = JobBelief.NONE
     job_kind: str | None = None
     """``copy`` or ``active-commit``, libvirt's words."""

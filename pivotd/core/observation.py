@@ -61,6 +61,8 @@ class Belief:
     job: JobBelief = JobBelief.NONE
     job_id: str | None = None
     """QEMU's name of that job: libvirt chooses it."""
+    next_has_disk: bool = True
+    """Whether the definition of the next boot has the disk at all, with whatever medium."""
     next_image: str = ""
     """The name of the next boot's image, where it is neither of the pivot's."""
 

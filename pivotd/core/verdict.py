@@ -90,6 +90,8 @@ def of_pivot(pivot: Pivot, disk: PivotDisk) -> Verdict:
         evidence.append(f"outcome `{disk.outcome}` was recorded at {pivot.decided_at}")
         outcome = disk.outcome
         reason = _REASON[outcome]
+        if outcome is Outcome.SWITCHED and pivot.error is not None:
+            reason = "The switch was seen in the block graph and recorded."  # the error may say that the guest ran
     if pivot.error:
         evidence.append(pivot.error)
     image = right_image(disk)

@@ -39,8 +39,8 @@ def written(pivot: Pivot, action: actions.Action, seen: Observation, attempt: At
             disks = tuple(_decided(_as_seen(pivot, disk, seen), outcome_by_disk[disk.disk]) for disk in pivot.disks)
             event = outcome_of(disks)
             assert event is not None, "every disk has one"
-            told = [warning] if event == Outcome.SWITCHED.value else [reason, warning]
-            error = "; ".join(text for text in told if text is not None) or None
+            told = [] if event == Outcome.SWITCHED.value or (warning or "").startswith(reason) else [reason]
+            error = "; ".join(text for text in (*told, warning) if text is not None) or None
             changes = {"phase": Phase.DECIDED, "disks": disks, "decided_at": utc_now, "error": error, "hold": hold}
             more = {} if warning is None else {"warning": warning}
             return event, facts(pivot, seen, attempt, reason) | more, changes | {"asking": False}

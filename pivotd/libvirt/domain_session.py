@@ -111,6 +111,7 @@ class LibvirtSession(Session):
                 disk.image,
                 following[name].image if name in following else None,
                 persistent=persistent,
+                next_has_disk=name in following,
                 job=disk.job,
                 job_kind=disk.job_kind,
                 mirror=disk.mirror,

@@ -80,6 +80,7 @@ def belief(
         next=next_root,
         job=JobBelief.NONE if now is None else now.job,
         job_id=None if now is None or now.job is JobBelief.NONE else job_of(disk.disk, jobs),
+        next_has_disk=following is None or later is not None,
         next_image=(later.image or "") if later is not None and next_root is Root.OTHER else "",
     )
 

@@ -69,15 +69,35 @@ def refuse_disbelief(disk: PivotDisk, believed: Mapping[str, DiskBelieved]) -> N
         )
 
 
+def _refuse_other_next_boot(domain: str, disk: PivotDisk, known: DiskBelieved, options: CopyOptions) -> None:
+    """Refuse a disk whose next boot is from another image than the guest runs on: the switch would not change that.
+
+    A job that is to be aborted switches nothing, and a next boot from the image of a job that is there becomes right.
+
+    Raises: ConflictError.
+    """
+    right = {disk.source.filename, *([disk.destination.filename] if options.adopted else [])}
+    if not known.persistent or known.next in right or options.force or options.abort:
+        return
+    has = f"starts with {known.next}" if known.next else "has no local image"
+    what = f"{has} as {disk.disk}" if known.next_has_disk else f"has no disk {disk.disk}"
+    raise ConflictError(
+        f"the next boot of {domain} {what}, and the running guest uses {disk.source.filename}: pivotd would leave that "
+        f"definition alone; define the guest with {disk.source.filename} first (virsh edit {domain}), or use --force",
+        disk=disk.disk,
+    )
+
+
 def checked(
-    domain: str, kind: Kind, disks: tuple[PivotDisk, ...], believed: Mapping[str, DiskBelieved], *, adopted: bool
+    domain: str, kind: Kind, disks: tuple[PivotDisk, ...], believed: Mapping[str, DiskBelieved], options: CopyOptions
 ) -> tuple[PivotDisk, ...]:
     """Return planned disks whose jobs libvirt will name. Raises: BadRequestError, ConflictError: libvirt cannot."""
     for disk in disks:
         refuse_disbelief(disk, believed)
+        _refuse_other_next_boot(domain, disk, believed[disk.disk], options)
     if kind is Kind.COMMIT and not all(disk.switches for disk in disks):
         raise BadRequestError(f"{domain} is libvirt's: commit layers below the active one with `virsh blockcommit`")
-    return disks if adopted else tuple(replace(disk, job="") for disk in disks)
+    return disks if options.adopted else tuple(replace(disk, job="") for disk in disks)
 
 
 def plan_adopt(

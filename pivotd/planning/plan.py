@@ -83,7 +83,7 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
         else:
             kind, planned = request.kind, _plan_disks(request, snapshot, busy)
         if guarded:
-            planned = libvirt_requests.checked(domain, kind, planned, believed, adopted=options.adopted)
+            planned = libvirt_requests.checked(domain, kind, planned, believed, options)
         return kind, planned, properties.check(snapshot, kind, planned)
 
     paths = [layer.filename for seen in blocks.disks.values() for layer in seen.layers]

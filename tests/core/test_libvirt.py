@@ -210,7 +210,24 @@ def test_a_redefinition_by_somebody_else_is_named_and_not_overwritten(next_: Roo
     assert outcomes(action) == {"disk0": Outcome.SWITCHED}
     assert isinstance(action, actions.RecordOutcome)
     assert action.warning is not None
-    assert "redefined" in action.warning
+    assert "the next boot names" in action.warning
+
+
+def test_a_next_boot_without_the_disk_is_called_so():
+    beliefs = {"disk0": Belief(D, ABSENT, next_has_disk=False)}
+    action = decide(asked(), seen("destination", beliefs, job="gone"))
+    assert isinstance(action, actions.RecordOutcome)
+    assert "and the definition of the next boot has no disk disk0" in (action.warning or "")
+
+
+def test_a_switch_of_somebody_else_is_told_as_one():
+    """The guest ran: nothing may say that pivotd recorded the switch before that."""
+    action = decide(pivot(Phase.READY), moved(run_state="running", agreed=AGREED))
+    assert isinstance(action, actions.RecordOutcome)
+    assert action.warning == "somebody else has switched disk0, not in a pause of pivotd's"
+    decided = pivot(Phase.DECIDED, error=action.warning, decided_at="2026-11-23T09:00:00Z")
+    one = verdict.of_pivot(decided, replace(decided.disks[0], outcome=Outcome.SWITCHED))
+    assert one.reason == "The switch was seen in the block graph and recorded."
 
 
 @pytest.mark.parametrize("belief", ["none", "ready", "pivoting"])
@@ -452,9 +469,7 @@ def test_the_verdict_is_pending_from_the_call_until_the_outcome():
 
 
 def test_a_decided_verdict_tells_what_is_wrong_with_the_next_boot():
-    decided = pivot(
-        Phase.DECIDED, error="the next boot was redefined to /other.qcow2", decided_at="2026-11-23T09:00:00Z"
-    )
+    decided = pivot(Phase.DECIDED, error="the next boot names /other.qcow2", decided_at="2026-11-23T09:00:00Z")
     disk = replace(decided.disks[0], outcome=Outcome.SWITCHED)
     one = verdict.of_pivot(decided, disk)
     assert (one.certain, one.image) == (True, "/new/disk0.qcow2")

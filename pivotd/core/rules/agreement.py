@@ -15,7 +15,7 @@ from pivotd.core.observation import (
     Qemu,
     Root,
 )
-from pivotd.core.pivot import Outcome, Pivot, PivotDisk
+from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk
 from pivotd.core.rules.endings import by_roots, root
 
 SIDES = frozenset({Root.SOURCE, Root.DESTINATION})
@@ -97,7 +97,10 @@ def settle(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> Ac
         lost = {disk.disk for disk in pivot.disks} - known.keys()
         outcomes = tuple((disk, Outcome.UNKNOWN if disk in lost else outcome) for disk, outcome in found.outcomes)
         found = replace(found, outcomes=outcomes)
-    return replace(found, warning=_warning(pivot, seen, attempt, known))
+    before = pivot.phase in {Phase.PREPARING, Phase.COPYING, Phase.READY} or seen.executing or attempt.may_have_written
+    told = [reason] if before and Root.DESTINATION in known.values() else []
+    warning = _warning(pivot, seen, attempt, known)
+    return replace(found, warning="; ".join([*told, *([] if warning is None else [warning])]) or None)
 
 
 def by_next_boot(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
@@ -171,10 +174,19 @@ def _warning(pivot: Pivot, seen: Observation, attempt: Attempt, images: dict[str
         belief, now = believed(seen, disk), images.get(disk.disk)
         if now is None or belief.next in {None, now}:
             continue
-        sides = {Root.SOURCE: disk.source.filename, Root.DESTINATION: disk.destination.filename}
-        used = sides.get(belief.next or now) or belief.next_image or "another image"
-        parts.append(f"the data of {disk.disk} is in {sides[now]}, and the next boot was redefined to {used}")
+        image = disk.destination if now is Root.DESTINATION else disk.source
+        parts.append(f"the data of {disk.disk} is in {image.filename}, and {_of_next_boot(disk, belief)}")
     return "; ".join(parts) or None
+
+
+def _of_next_boot(disk: PivotDisk, belief: Belief) -> str:
+    """Return what the next boot has in place of the right image."""
+    sides = {Root.SOURCE: disk.source.filename, Root.DESTINATION: disk.destination.filename}
+    if belief.next is not Root.ABSENT:
+        return f"the next boot names {sides.get(belief.next or Root.OTHER) or belief.next_image or 'another image'}"
+    if not belief.next_has_disk:
+        return f"the definition of the next boot has no disk {disk.disk}"
+    return f"the definition of the next boot has no local image for {disk.disk}"
 
 
 def _may_learn(pivot: Pivot, seen: Observation) -> bool:

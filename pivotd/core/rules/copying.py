@@ -9,7 +9,7 @@ from pivotd.core.dirty_bitmaps import in_use
 from pivotd.core.observation import PAUSABLE, STATUS_ENDED, STATUS_PENDING, Observation, Root
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.rules import target_errors
-from pivotd.core.rules.endings import NO_JOB, by_chains, by_roots, resume, root
+from pivotd.core.rules.endings import NO_JOB, by_chains, by_others, resume, root, unguarded
 
 
 def copying(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
@@ -65,7 +65,7 @@ def ready(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
 def _trouble(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action | None:
     """Return the action if the copy cannot continue, None if it can. Common to COPYING and READY."""
     if any(root(seen, disk) is Root.DESTINATION for disk in pivot.disks):
-        return by_roots(pivot, seen, attempt, "the disk was switched by somebody else")
+        return unguarded(pivot, seen, attempt, by_others(pivot, seen))
     if seen.merged == {disk.disk for disk in pivot.disks}:
         return by_chains(pivot, seen, "the jobs were finalized by somebody else")
     for disk in pivot.disks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pivotd.core import kinds, names
 from pivotd.core.actions import Action, NoteResumed, RecordOutcome, Resume, Retreat
 from pivotd.core.attempt import Attempt
@@ -35,6 +37,17 @@ def reversing(pivot: Pivot, seen: Observation) -> tuple[str, ...]:
 def by_roots(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> RecordOutcome:
     """Record each disk as the graph shows it; only valid once no job of the pivot can still move a root."""
     return RecordOutcome(tuple((disk.disk, _outcome(pivot, seen, attempt, disk)) for disk in pivot.disks), reason)
+
+
+def unguarded(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> RecordOutcome:
+    """Record each disk as the graph shows it although the guest was not still at the switch; the pivot says so."""
+    return replace(by_roots(pivot, seen, attempt, reason), warning=reason)
+
+
+def by_others(pivot: Pivot, seen: Observation) -> str:
+    """Return the sentence on disks that have moved before pivotd began a pause."""
+    moved = [disk.disk for disk in pivot.disks if root(seen, disk) is Root.DESTINATION]
+    return f"somebody else has switched {', '.join(moved)}, not in a pause of pivotd's"
 
 
 def _outcome(pivot: Pivot, seen: Observation, attempt: Attempt, disk: PivotDisk) -> Outcome:

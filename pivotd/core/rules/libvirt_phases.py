@@ -34,7 +34,7 @@ from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.core.rules import agreement, libvirt_pause
 from pivotd.core.rules.agreement import believed, live_jobs
 from pivotd.core.rules.copying import held_up
-from pivotd.core.rules.endings import replaced, resume, root
+from pivotd.core.rules.endings import by_others, replaced, resume, root
 from pivotd.core.rules.preparing import refused
 
 
@@ -112,7 +112,7 @@ def _trouble(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action | None
     """Return the action if the copy cannot continue, None if it can. Common to COPYING and READY."""
     live = live_jobs(pivot, seen)
     if any(root(seen, disk) is Root.DESTINATION for disk in pivot.disks):
-        why = "the disk was switched by somebody else"
+        why = by_others(pivot, seen)
         return Abandon(why) if live else agreement.settle(pivot, seen, attempt, why)
     for disk in pivot.disks:
         if root(seen, disk) is not Root.SOURCE:

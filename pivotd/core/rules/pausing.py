@@ -34,7 +34,7 @@ from pivotd.core.observation import (
 )
 from pivotd.core.pivot import Pivot
 from pivotd.core.rules import target_errors
-from pivotd.core.rules.endings import by_chains, by_roots, lost_sight, retreat, reversing, root
+from pivotd.core.rules.endings import by_chains, by_roots, lost_sight, retreat, reversing, root, unguarded
 
 
 def pausing(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
@@ -97,7 +97,7 @@ def _executing(pivot: Pivot, seen: Observation, attempt: Attempt, roots: set[Roo
     """The guest runs although an intent is recorded."""
     if Root.DESTINATION in roots:
         reason = f"somebody resumed the guest after the switch: it was found {seen.run_state}"
-        return by_roots(pivot, seen, attempt, reason)
+        return unguarded(pivot, seen, attempt, reason)
     jobs = [seen.job(disk.job) for disk in pivot.disks] if kinds.of(pivot).has_jobs else []
     if attempt.completing or any(job.status not in STATUS_READY for job in jobs):
         # A write that was queued while a job was pending lands on the new root when the job is finalized, also if
