@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from pivotd import limits
 from pivotd.app.live_verdicts import image_names
-from pivotd.app.registry import CONFIG, DISCOVERED, RUNTIME, Host
+from pivotd.app.registry import CONFIG, DISCOVERED, LIBVIRT, RUNTIME, Host
 from pivotd.client.answers import DiskView, DomainView, InternalSnapshots, JobView, LibvirtImages
 from pivotd.core import verdict
 from pivotd.core.believed import DiskBelieved
@@ -41,16 +41,23 @@ class Domains:
         self._latest = latest
 
     async def all(self) -> list[DomainView]:
-        """Return all domains, sorted by name."""
+        """Return all domains, sorted by name, also those of libvirt whose name is of no use."""
         # Side by side: one QEMU that hangs must not hold up what is known of the others.
-        supervisors = [self._host.supervisors[name] for name in sorted(self._host.supervisors)]
-        return list(await asyncio.gather(*map(_view, supervisors)))
+        found = await asyncio.gather(*map(_view, self._host.supervisors.values()))
+        unusable = (
+            DomainView(name, uri, LIBVIRT, "refused", detail=why, manager=Manager.LIBVIRT.value)
+            for name, (uri, why) in self._host.libvirts_unusable.items()
+        )
+        return sorted((*found, *unusable), key=lambda view: view.name)
 
     async def one(self, name: str) -> DomainView:
         """Return one domain with the block jobs that other clients started. Raises: NotFoundError."""
         supervisor = self._host.get(name)
         view = await _view(supervisor)
-        return replace(view, jobs=await _jobs(supervisor)) if view.run_state is not None else view
+        if view.run_state is None:
+            return view
+        jobs, session = await _jobs(supervisor), supervisor.session
+        return replace(view, jobs=jobs, qemu_version=(session and session.version_text) or view.qemu_version)
 
     async def add(self, name: str, qmp: str, who: Requester) -> DomainView:
         """Add a domain durably; repeating it is not an error. Raises: BadRequestError, ConflictError."""
@@ -225,7 +232,7 @@ async def _view(supervisor: Supervisor) -> DomainView:
         connection=connection,
         detail="; ".join(detail) or None,
         run_state=run_state,
-        qemu_version=session.version_text if session else None,
+        qemu_version=(session.version_text or None) if session else None,
         pid=session.pid if session else None,
         uptime_s=process.uptime_s(session.pid) if session else None,
         open_pivots=tuple(sorted(supervisor.drivers)),

@@ -93,7 +93,7 @@ class LibvirtDomains:
                 raise
         active = load().api.VIR_CONNECT_LIST_DOMAINS_ACTIVE
         found = translated(self._connection, "the list of domains", lambda: self._connection.listAllDomains(active))
-        return sorted(domain.name() for domain in found)
+        return sorted(map(_name, found))
 
     def _register(self) -> None:
         self._connection.registerCloseCallback(self._on_event, None)
@@ -118,13 +118,16 @@ class LibvirtDomains:
 
     def _take(self, names: Collection[str]) -> None:
         """Add and remove supervisors; one with an open pivot stays, whatever has become of its guest."""
-        left_out = {}
+        left_out: dict[str, str] = {}
+        unusable: dict[str, tuple[str, str]] = {}
         for name in names:
             known = self._host.supervisors.get(name)
             if known is not None and known.manager is Manager.PIVOTD:
                 left_out[f"{self._uri}, {name}"] = f"the name {name} belongs to the monitor {known.path}"
             elif not is_domain_name(name):
-                left_out[f"{self._uri}, {name}"] = f"{name} is no domain name: expected {DOMAIN_NAME_WORDS}"
+                shown = name.encode("unicode_escape").decode() if not name.isprintable() else name
+                why = f'"{shown}" is no name for pivotd: expected {DOMAIN_NAME_WORDS}; rename it with virsh domrename'
+                left_out[f"{self._uri}, {shown}"], unusable[name] = why, (self._uri, why)
             elif known is None and not self._host.lock(name).locked():
                 self._host.add_by(name, LibvirtConnector(self._uri, name), LIBVIRT)
         for supervisor in list(self._host.supervisors.values()):
@@ -134,7 +137,7 @@ class LibvirtDomains:
                 self._host.remove(supervisor.name)
         for path, reason in left_out.items() - self._host.libvirts_left_out.items():
             log.warning("domain.skipped", qmp=path, reason=reason)
-        self._host.libvirts_left_out = left_out
+        self._host.libvirts_left_out, self._host.libvirts_unusable = left_out, unusable
 
     def _say(self, why: str | None) -> None:
         """Tell that libvirt does not answer, or does again: once each, and in health as long as it lasts."""
@@ -147,3 +150,11 @@ class LibvirtDomains:
         elif why != self._told:
             log.info("libvirt.connected", uri=self._uri)
         self._told = why
+
+
+def _name(domain: Any) -> str:
+    """Return a domain's name; what is no text gets one that shows its bytes, and is no name for pivotd."""
+    try:
+        return str(domain.name())
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="backslashreplace")

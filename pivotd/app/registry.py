@@ -44,6 +44,8 @@ class Host:
         self._not_adopted: dict[str, str] = {}
         self.libvirts_left_out: dict[str, str] = {}
         """Domains of libvirt that are not supervised, or libvirt itself, and the reason."""
+        self.libvirts_unusable: dict[str, tuple[str, str]] = {}
+        """Of those, the ones whose own name pivotd cannot use: the URI and the reason, by that name."""
         self._make_driver = make_driver
         self._claims: list[tuple[str, str]] = []
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -137,6 +139,9 @@ class Host:
         try:
             return self.supervisors[name]
         except KeyError:
+            if name in self.libvirts_unusable:
+                why = self.libvirts_unusable[name][1]
+                raise NotFoundError(f"pivotd does not guard this domain of libvirt: {why}", domain=name) from None
             known = ", ".join(sorted(self.supervisors)[:10]) or "none"
             raise NotFoundError(f"there is no domain {name}; known are: {known}", domain=name) from None
 

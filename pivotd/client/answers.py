@@ -223,7 +223,8 @@ class JobView(Struct, frozen=True):
 class DomainView(Struct, frozen=True):
     """One domain as pivotd sees it now.
 
-    ``connection`` is ``connected``, ``connecting``, ``unreachable`` or ``refused`` (QEMU too old); ``detail`` is one
+    ``connection`` is ``connected``, ``connecting``, ``unreachable`` or ``refused`` (QEMU too old, or a domain of
+    libvirt whose name pivotd cannot use); ``detail`` is one
     sentence if the domain is not ``connected``, or if one of its pivots fails again and again. ``uptime_s`` is the age
     of the QEMU process, None if /proc hides it.
     An answer from the journal alone lacks ``connection``, and ``origin`` for domains that were not added at run time.
@@ -238,6 +239,7 @@ class DomainView(Struct, frozen=True):
     detail: str | None = None
     run_state: str | None = None
     qemu_version: str | None = None
+    """Of a domain of libvirt None until pivotd has asked its QEMU something, as `domain show` and `disk ls` do."""
     pid: int | None = None
     uptime_s: float | None = None
     manager: Literal["pivotd", "libvirt"] = "pivotd"

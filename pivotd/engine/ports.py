@@ -67,7 +67,7 @@ class Session(Protocol):
 
     @property
     def version_text(self) -> str:
-        """QEMU's version."""
+        """QEMU's version, empty where QEMU was not asked yet."""
         ...
 
     @property

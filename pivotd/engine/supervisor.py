@@ -215,11 +215,11 @@ class Supervisor:
     async def _attend(self, session: Session) -> None:
         session.subscribe(self._wake)
         self.session = session
-        self.connection, self.detail = "connected", f"QEMU {session.version_text}"
+        self.connection, self.detail = "connected", f"QEMU {session.version_text}".rstrip()
         self._settled.set()
         self._changed(self.name)
         self._wake()
-        log.info("domain.connected", domain=self.name, qemu=session.version_text, pid=session.pid)
+        log.info("domain.connected", domain=self.name, qemu=session.version_text or None, pid=session.pid)
         try:
             await session.closed()
         finally:

@@ -62,5 +62,5 @@ def check(uri: str) -> str:
 
 
 def version_text(number: int) -> str:
-    """Return libvirt's or QEMU's version, which libvirt gives as one number."""
+    """Return libvirt's version, which it gives as one number."""
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

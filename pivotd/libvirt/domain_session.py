@@ -19,7 +19,7 @@ from pivotd.core.request import Limits, Manager
 from pivotd.errors import DomainUnreachableError, QmpError, QmpRefusedError, QmpUnknownError
 from pivotd.host import process
 from pivotd.libvirt import calls, domain_xml, durable, library, pivot_look, qemu_process
-from pivotd.libvirt.connection import open_connection, translated, version_text
+from pivotd.libvirt.connection import open_connection, translated
 from pivotd.libvirt.domain_xml import DomainDefined
 from pivotd.libvirt.line import Line
 from pivotd.libvirt.passthrough import Passthrough
@@ -55,10 +55,10 @@ class LibvirtSession(Session):
         """
         timeout_s = limits.LIBVIRT_CONNECT_TIMEOUT_S
         try:
-            connection, domain, uuid, version = await line.call("a connection", timeout_s, _open, uri, name, wanted)
+            connection, domain, uuid = await line.call("a connection", timeout_s, _open, uri, name, wanted)
         except QmpError as error:
             raise DomainUnreachableError(f"{uri}: {error.message}", uri=uri) from error
-        monitor = Passthrough(line, connection, domain, NO_QEMU, version)
+        monitor = Passthrough(line, connection, domain, NO_QEMU)
         mark = ""
         try:
             await line.call("its events", timeout_s, monitor.listen)
@@ -126,12 +126,19 @@ class LibvirtSession(Session):
         """Return whether libvirt has told over this connection that a job of its has switched the disk."""
         return disk in self._libvirt.switched
 
+    async def _learn_version(self) -> None:
+        """Ask QEMU for its version, once. libvirt knows only that of its default emulator."""
+        if not any(self._libvirt.version):
+            self._libvirt.version = await ask(self._libvirt, replies.version)
+
     async def disks(self) -> Mapping[str, DiskSeen]:
         """Return every disk with a medium by its name in libvirt."""
+        await self._learn_version()
         return named(await ask(self._libvirt, blocks.disks), await self.defined())
 
     async def blocks(self) -> Blocks:
         """Return every disk with a medium, the block graph, and every block job."""
+        await self._learn_version()
         seen = await looking.blocks_of(self._libvirt)
         return replace(seen, disks=named(seen.disks, await self.defined()))
 
@@ -340,16 +347,14 @@ class LibvirtSession(Session):
             raise
 
 
-def _open(uri: str, name: str, wanted: bool) -> tuple[Any, Any, str | None, tuple[int, int, int]]:
+def _open(uri: str, name: str, wanted: bool) -> tuple[Any, Any, str | None]:
     """Connect, and find a domain; its uuid is None if it does not run. Raises: DomainUnreachableError, QmpError."""
     connection = open_connection(uri)
     domain = _find(connection, name)
     runs = domain is not None and translated(connection, "whether it runs", domain.isActive)
     if not runs and not wanted:
         raise DomainUnreachableError(f"{uri}: {name} does not run")
-    version = translated(connection, "QEMU's version", connection.getVersion)
-    major, minor, micro = map(int, version_text(version).split("."))
-    return connection, domain, domain.UUIDString() if runs else None, (major, minor, micro)
+    return connection, domain, domain.UUIDString() if runs else None
 
 
 def _process(uri: str, name: str, uuid: str) -> tuple[int, str]:

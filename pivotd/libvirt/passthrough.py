@@ -28,10 +28,9 @@ HARMLESS = frozenset({"qom-list", "x-debug-query-block-graph"})
 class Passthrough(Monitor):
     """QEMU's monitor as libvirt lends it. Commands that could change QEMU are refused here, save in taking_back()."""
 
-    def __init__(self, line: Line, connection: Any, domain: Any, pid: int, version: tuple[int, int, int]) -> None:
+    def __init__(self, line: Line, connection: Any, domain: Any, pid: int) -> None:
         super().__init__()
         self.pid = pid
-        self.version = version
         self.line = line
         self.connection = connection
         self._defined = 0

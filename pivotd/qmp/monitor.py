@@ -76,8 +76,8 @@ class Monitor:
 
     @property
     def version_text(self) -> str:
-        """QEMU's version as text."""
-        return ".".join(map(str, self.version))
+        """QEMU's version as text, empty where QEMU was not asked yet."""
+        return ".".join(map(str, self.version)) if any(self.version) else ""
 
     @property
     def connected(self) -> bool:

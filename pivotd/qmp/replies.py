@@ -1,6 +1,6 @@
 """Queries to QEMU that are not about disks: the guest, jobs of any kind, objects, a migration, monitors.
 
-Shapes: QEMU QAPI reference, query-status, query-jobs, query-migrate, query-chardev, query-blockstats.
+Shapes: QEMU QAPI reference, query-status, query-version, query-jobs, query-migrate, query-chardev, query-blockstats.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ MIGRATING = frozenset({"setup", "active", "device", "pre-switchover", "postcopy-
 def run_state(answer: Any) -> str:
     """Return the guest's run state."""
     return of(str, answer["status"])
+
+
+@asks("query-version")
+def version(answer: Any) -> tuple[int, int, int]:
+    """Return QEMU's version: major, minor, micro."""
+    qemu = answer["qemu"]
+    return of(int, qemu["major"]), of(int, qemu["minor"]), of(int, qemu["micro"])
 
 
 @asks("query-jobs")

@@ -64,7 +64,7 @@ class Session:
 
     @property
     def version_text(self) -> str:
-        """QEMU's version."""
+        """QEMU's version, empty where QEMU was not asked yet."""
         return self._monitor.version_text
 
     @property

@@ -64,6 +64,50 @@ def test_a_domain_of_libvirt_is_there_while_it_runs(libvirtd: Libvirtd, pivotd: 
     until(lambda: rows(pivotd) == {})
 
 
+def test_the_version_is_that_of_the_running_qemu(libvirtd: Libvirtd, pivotd: Daemon):
+    """Libvirt knows only that of its default emulator; QEMU is asked, which taints, once somebody looks at its disks."""
+    domain = Domain(libvirtd, guest=False).define().boot()
+    until(lambda: rows(pivotd).get("web1", {}).get("connection") == "connected")
+    assert rows(pivotd)["web1"]["qemu_version"] is None
+    assert "custom-monitor" not in libvirtd.said()
+    spy = domain.spy()
+    qemu = spy.execute("query-version")["qemu"]
+    spy.close()
+    shown = f"{qemu['major']}.{qemu['minor']}.{qemu['micro']}"
+    assert pivotd.ctl("domain", "show", "web1").json["qemu_version"] == shown
+    assert rows(pivotd)["web1"]["qemu_version"] == shown
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["my vm", "a\nb", *(pytest.param(name, marks=pytest.mark.long) for name in ("ü", "-x", "x" * 65, "a%2Fb", ".."))],
+)
+def test_a_domain_whose_name_is_of_no_use_is_told_with_the_reason(libvirtd: Libvirtd, pivotd: Daemon, name: str):
+    """In the list, in health and where somebody asks for it; it keeps no other domain away."""
+    domain = Domain(libvirtd, guest=False)
+    libvirtd.ask("create", str(_named(domain, name)))
+    until(lambda: name in rows(pivotd))
+    row = rows(pivotd)[name]
+    assert (row["connection"], row["manager"]) == ("refused", "libvirt")
+    assert "is no name for pivotd: expected at most 64 of A-Z" in row["detail"]
+    assert row["detail"].endswith("rename it with virsh domrename")
+    for words in (("domain", "show"), ("disk", "ls")):
+        answer = pivotd.ctl(*words, "--", name)
+        assert (answer.status, answer.json["error"]["kind"]) == (4, "not-found"), answer
+        assert row["detail"] in answer.json["error"]["message"]
+    answer = pivotd.ctl("copy", "--", name, f"vda={domain.image('vda', 1)}")
+    assert row["detail"] in answer.json["error"]["message"]
+    libvirtd.ask("destroy", "--domain", name)
+    until(lambda: rows(pivotd) == {})
+
+
+def _named(domain: Domain, name: str) -> Path:
+    text = domain._xml().replace("<name>web1</name>", f"<name>{name}</name>")
+    file = domain.libvirtd.directory / "named.xml"
+    file.write_text(text)
+    return file
+
+
 def test_a_next_boot_from_another_image_is_shown(libvirtd: Libvirtd, pivotd: Daemon):
     """Root, live and next boot side by side; transient domains have no next boot and agree without one."""
     domain = Domain(libvirtd, guest=False).define().boot()
