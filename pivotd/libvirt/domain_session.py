@@ -189,8 +189,8 @@ class LibvirtSession(Session):
         def look() -> str | None:
             if self._domain.isPersistent():
                 with suppress(OSError):  # in the pause it is an error
-                    durable.sync_definition(self.path, self._domain.name())
-            return durable.status_file(self.path, self._domain.name())
+                    durable.sync_definition(self.path, self._domain.name(), self._uuid)
+            return durable.status_file(self.path, self._domain.name(), self._uuid)
 
         status = await self._ask("its status file", look)
         return {"uuid": self._uuid, **({} if status is None else {"status_file": status})}
@@ -262,7 +262,7 @@ class LibvirtSession(Session):
         def define() -> tuple[frozenset[str], int]:
             written, times = calls.define(self._domain, wanted, allowed)
             if written:
-                durable.sync_definition(self.path, self._domain.name())
+                durable.sync_definition(self.path, self._domain.name(), self._uuid)
             return written, times
 
         try:

@@ -6,35 +6,32 @@ import ctypes
 import os
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pivotd.host.fsync import fsync_directory, fsync_file
-from pivotd.libvirt.qemu_process import run_directory
+from pivotd.libvirt.libvirt_files import definitions, is_by_default, run_directories
 
 
-def definitions(uri: str) -> Path:
-    """Return the directory in which libvirt keeps the definitions of next boots."""
-    if urlsplit(uri).path == "/session":
-        return Path(os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))) / "libvirt/qemu"
-    return Path("/etc/libvirt/qemu")
-
-
-def sync_definition(uri: str, name: str) -> None:
+def sync_definition(uri: str, name: str, uuid: str) -> None:
     """Make a definition that libvirt has just written durable: file, where it may be read, and directory.
 
     libvirt has written the file to disk before it gave it its name. Where not even the directory may be read, its
-    whole file system is written instead, and every one where a libvirt of another make keeps its files elsewhere.
-    Raises: OSError.
+    whole file system is written instead, and every one where a libvirt may keep its files elsewhere. Raises: OSError.
     """
     directory = definitions(uri)
+    file = directory / f"{name}.xml"
     try:
         with suppress(PermissionError):  # libvirt makes it for root alone, and has written it out
-            fsync_file(directory / f"{name}.xml")
+            if not is_by_default(uri) and uuid not in file.read_text():
+                raise FileNotFoundError(file)  # it is another libvirt's
+            fsync_file(file)
         fsync_directory(directory)
     except FileNotFoundError:
         os.sync()
     except PermissionError:
-        _sync_file_system(next(parent for parent in directory.parents if os.access(parent, os.R_OK)))
+        if is_by_default(uri):
+            _sync_file_system(next(parent for parent in directory.parents if os.access(parent, os.R_OK)))
+        else:
+            os.sync()
 
 
 def _sync_file_system(path: Path) -> None:
@@ -47,9 +44,11 @@ def _sync_file_system(path: Path) -> None:
         os.close(descriptor)
 
 
-def status_file(uri: str, name: str) -> str | None:
+def status_file(uri: str, name: str, uuid: str) -> str | None:
     """Return libvirt's file about a running domain, None if pivotd's user may not read it."""
-    try:
-        return (run_directory(uri) / f"{name}.xml").read_text()
-    except OSError:
-        return None
+    for directory in run_directories(uri):
+        with suppress(OSError, UnicodeDecodeError):
+            text = (directory / f"{name}.xml").read_text()
+            if uuid in text:
+                return text
+    return None

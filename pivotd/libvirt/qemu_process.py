@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+
+from pivotd.libvirt.libvirt_files import run_directories
 
 
 def find(uri: str, name: str, uuid: str) -> tuple[int, str] | None:
@@ -12,30 +13,28 @@ def find(uri: str, name: str, uuid: str) -> tuple[int, str] | None:
 
     The mark is the time when libvirt wrote the pid: /proc may hide when the process began.
     """
-    file = run_directory(uri) / f"{name}.pid"
-    try:
-        pid, written = int(file.read_text()), file.stat().st_mtime_ns
-    except (OSError, ValueError):
-        return None
-    return (pid, f"{written:x}") if _may_be(pid, uuid) else None
+    likely, *others = run_directories(uri)
+    for directory in (likely, *others):
+        file = directory / f"{name}.pid"
+        try:
+            pid, written = int(file.read_text()), file.stat().st_mtime_ns
+        except (OSError, ValueError):
+            continue
+        if _may_be(pid, uuid, visibly=directory != likely):
+            return pid, f"{written:x}"
+    return None
 
 
-def run_directory(uri: str) -> Path:
-    """Return the directory where libvirt notes the pids of its QEMUs, for everybody to read, and their state."""
-    parts = urlsplit(uri)
-    socket = parse_qs(parts.query).get("socket")
-    if socket is not None:
-        return Path(socket[0]).parent / "qemu"
-    if parts.path == "/session":
-        return Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")) / "libvirt/qemu/run"
-    return Path("/run/libvirt/qemu")
+def _may_be(pid: int, uuid: str, *, visibly: bool) -> bool:
+    """Return whether a process may be a domain's QEMU: it lives, and its command line has the uuid.
 
-
-def _may_be(pid: int, uuid: str) -> bool:
-    """Return whether a process may be a domain's QEMU: it lives, and its command line, if visible, has the uuid."""
+    Unless it has to be so ``visibly``, a command line that /proc hides is taken to have it.
+    """
     try:
         line = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
+        if visibly:
+            return False
         try:
             os.close(os.pidfd_open(pid))
         except ProcessLookupError:

@@ -66,5 +66,24 @@ def test_where_the_directory_may_not_be_read_its_file_system_is_synced(
     for name in ("fsync_file", "fsync_directory"):
         monkeypatch.setattr(durable, name, closed)
     monkeypatch.setattr(durable, "_sync_file_system", written.append)
-    durable.sync_definition("qemu:///system", "web1")
+    durable.sync_definition("qemu:///system", "web1", "uuid")
     assert written == [tmp_path]
+    # Listening elsewhere, this libvirt may have its definitions elsewhere, too.
+    monkeypatch.setattr(os, "sync", lambda: written.append(Path("/")))
+    durable.sync_definition("qemu+unix:///system?socket=/run/other/sock", "web1", "uuid")
+    assert written == [tmp_path, Path("/")]
+
+
+def test_a_definition_of_another_libvirt_is_not_taken_for_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is the same, and the libvirt listens elsewhere: everything is written."""
+    (tmp_path / "web1.xml").write_text("<uuid>another</uuid>")
+    written: list[str] = []
+    monkeypatch.setattr(durable, "definitions", lambda _uri: tmp_path)
+    monkeypatch.setattr(os, "sync", lambda: written.append("all"))
+    uri = "qemu+unix:///system?socket=/run/other/sock"
+    durable.sync_definition(uri, "web1", "another")
+    assert written == []
+    durable.sync_definition(uri, "web1", "mine")
+    assert written == ["all"]
