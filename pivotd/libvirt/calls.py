@@ -12,7 +12,7 @@ from pivotd.core.pivot import Image, Pivot, PivotDisk
 from pivotd.core.request import CopyMode, Sync
 from pivotd.libvirt import library
 from pivotd.libvirt.domain_xml import DiskDefined, parse
-from pivotd.libvirt.next_boot import NewImage, disk_element, with_images
+from pivotd.libvirt.next_boot import NewImage, disk_element, used_source, with_images
 
 
 def start_job(domain: Any, pivot: Pivot, disk: PivotDisk) -> None:
@@ -125,12 +125,19 @@ def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[s
     written = set()
     for name, image in images.items():
         if name in known and known[name].image in allowed[name]:
-            new = NewImage(image.filename, image.format, device=is_device(image.filename))
-            element = disk_element(text if _has(known[name], image) else with_images(text, {name: new}), name)
+            right = text if _has(known[name], image) else with_images(text, {name: _new(domain, name, image)})
+            element = disk_element(right, name)
             domain.updateDeviceFlags(element, api.VIR_DOMAIN_DEVICE_MODIFY_CONFIG)
             written.add(name)
     after = parse(domain.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)).disks
     return frozenset(name for name in written if name in after and _has(after[name], images[name])), len(written)
+
+
+def _new(domain: Any, disk: str, image: Image) -> NewImage:
+    """Return an image for the next boot, as libvirt has it in the running guest. Raises: libvirtError, ValueError."""
+    secure = library.load().api.VIR_DOMAIN_XML_SECURE
+    source = used_source(domain.XMLDesc(secure), disk, image.filename) if domain.isActive() else ""
+    return NewImage(image.filename, image.format, is_device(image.filename), source)
 
 
 def _has(disk: DiskDefined, image: Image) -> bool:

@@ -13,16 +13,21 @@ from pivotd.libvirt.domain_xml import parse
 
 _DISK = re.compile(r"<disk\b[^>]*>.*?</disk>", re.DOTALL)
 _SOURCE = re.compile(r"<source\b[^>]*/>|<source\b[^>]*>.*?</source>", re.DOTALL)
+_ENCRYPTION = re.compile(r"\s*<encryption\b[^>]*>.*?</encryption>", re.DOTALL)
 _CHAIN = re.compile(r"\s*<backingStore\b[^>]*/>|\s*<backingStore\b[^>]*>.*</backingStore>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class NewImage:
-    """The image of one disk: a path and a format. ``device``: it is a block device, not a file."""
+    """The image of one disk: a path and a format. ``device``: it is a block device, not a file.
+
+    ``source``: what libvirt itself says of it beside its name, see used_source(); empty: nothing.
+    """
 
     path: str
     format: str
     device: bool = False
+    source: str = ""
 
 
 def with_images(text: str, images: dict[str, NewImage]) -> str:
@@ -40,6 +45,26 @@ def with_images(text: str, images: dict[str, NewImage]) -> str:
     return found
 
 
+def used_source(text: str, target: str, path: str) -> str:
+    """Return the <source> of a disk in a running guest's definition, with its secret and labels, if it names a path.
+
+    Without its secret an encrypted image could not be opened at the next boot. Raises: ValueError.
+    """
+    if parse(text).disks[target].image != path:
+        return ""
+    element = disk_element(text, target)
+    found = _SOURCE.search(element)
+    if found is None:
+        return ""
+    source = re.sub(r"\s+index='\d+'", "", found[0], count=1)
+    beside = _ENCRYPTION.search(_CHAIN.sub("", element[found.end() :]))
+    if beside is None:
+        return source
+    if source.endswith("/>"):
+        return f"{source[:-2]}>{beside[0]}</source>"
+    return source.replace("</source>", f"{beside[0]}</source>")
+
+
 def disk_element(text: str, target: str) -> str:
     """Return the text of one disk in a definition. Raises: ValueError: there is none."""
     for match in _DISK.finditer(text):
@@ -54,14 +79,16 @@ def _target(element: str) -> str | None:
 
 
 def _with_image(element: str, images: dict[str, NewImage]) -> str:
-    """Return the text of one disk with its new image; its layers below go, for they were those of the old image."""
+    """Return the text of one disk with its new image; layers and encryption of the old image go with that."""
     image = images.get(_target(element) or "")
     if image is None:
         return element
     kind, name = ("block", "dev") if image.device else ("file", "file")
     path, form = quoteattr(image.path), quoteattr(image.format)
     element = _CHAIN.sub("", element)
-    element = _SOURCE.sub(lambda _: f"<source {name}={path}/>", element, count=1)
+    if (found := _SOURCE.search(element)) is not None:
+        source = image.source or f"<source {name}={path}/>"
+        element = element[: found.start()] + source + _ENCRYPTION.sub("", element[found.end() :])
     head, end, rest = element.partition(">")
     head = re.sub(r"\btype='[^']*'", f"type='{kind}'", head, count=1)
     rest = re.sub(r"(<driver\b[^>]*?)\btype='[^']*'", lambda match: f"{match[1]}type={form}", rest, count=1)

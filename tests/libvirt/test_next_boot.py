@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pivotd.libvirt.next_boot import NewImage, with_images
+from pivotd.libvirt.next_boot import NewImage, used_source, with_images
 
 TEXT = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>web1</name><!-- a comment -->
@@ -55,6 +55,43 @@ def test_a_file_becomes_a_device_and_a_device_a_file():
     assert '<source dev="/dev/vg/a"/>' in changed
     assert "<disk type='file' device='disk'>\n      <driver name='qemu' type=\"qcow2\"/>" in changed
     assert "seclabel" not in changed
+
+
+SECRET = "<encryption format='luks'><secret type='passphrase' uuid='1'/></encryption>"
+
+
+def of_disk(inside: str) -> str:
+    """A definition with one disk, vda."""
+    return (
+        "<domain><devices><disk type='file'><driver name='qemu' type='qcow2'/>"
+        f"{inside}<target dev='vda'/></disk></devices></domain>"
+    )
+
+
+def test_an_encrypted_image_keeps_its_secret():
+    """It comes from the definition of the running guest, beside the name or below the disk; the old image's goes."""
+    old = of_disk(f"<source file='/a'/>{SECRET.replace('1', '2')}")
+    for live in (f"<source file='/b' index='7'>{SECRET}</source>", f"<source file='/b' index='7'/>{SECRET}"):
+        source = used_source(of_disk(live), "vda", "/b")
+        changed = with_images(old, {"vda": NewImage("/b", "qcow2", source=source)})
+        wanted = of_disk(f"<source file='/b'>{SECRET}</source>").replace("type='qcow2'", 'type="qcow2"')
+        assert changed == wanted
+
+
+def test_a_plain_image_gets_no_secret():
+    """Neither that of the old image nor that of a layer below it in the running guest."""
+    below = f"<backingStore type='file'><source file='/c'>{SECRET}</source></backingStore>"
+    source = used_source(of_disk(f"<source file='/b' index='7'/>{below}"), "vda", "/b")
+    changed = with_images(
+        of_disk(f"<source file='/a'>{SECRET}</source>"), {"vda": NewImage("/b", "qcow2", source=source)}
+    )
+    assert "encryption" not in changed
+    assert "'/b'" in changed
+
+
+def test_the_running_guest_says_nothing_of_another_image():
+    """The new image is then named alone."""
+    assert used_source(of_disk("<source file='/b'/>"), "vda", "/other") == ""
 
 
 def test_what_libvirt_does_not_write_is_refused():
