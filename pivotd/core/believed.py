@@ -24,6 +24,10 @@ class DiskBelieved:
     mirror_format: str | None = None
     elsewhere: bool = False
     """By the running definition it is on the network, or a volume of a pool: no name can be compared with QEMU's."""
+    transient: bool = False
+    """Its changes are thrown away when the guest ends."""
+    shareable: bool = False
+    """Other guests may write to it too."""
     removable: bool = False
     """Anybody may put another medium in."""
 

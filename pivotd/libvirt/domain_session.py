@@ -117,6 +117,8 @@ class LibvirtSession(Session):
                 mirror=disk.mirror,
                 mirror_format=disk.mirror_format,
                 elsewhere=disk.elsewhere,
+                transient=disk.transient,
+                shareable=disk.shareable,
                 removable=disk.device in {"cdrom", "floppy"},
             )
             for name, disk in live.disks.items()

@@ -24,6 +24,7 @@ class DiskDefined:
     """The id of its device in QEMU; only while the domain runs."""
     device: str = "disk"
     transient: bool = False
+    shareable: bool = False
     elsewhere: bool = False
     """Its image is no local file or device by this definition: it is on the network, or a volume of a pool."""
     job: JobBelief = JobBelief.NONE
@@ -73,6 +74,7 @@ def _disk(element: ET.Element) -> DiskDefined | None:
         alias=None if alias is None else alias.get("name"),
         device=element.get("device", "disk"),
         transient=element.find("transient") is not None,
+        shareable=element.find("shareable") is not None,
         elsewhere=element.get("type", "file") not in {"file", "block"},
         job=_job(mirror),
         job_kind=None if mirror is None else mirror.get("job", "copy"),

@@ -105,7 +105,7 @@ def _checked(domain: DomainSnapshot, index: int, seen: DiskSeen, image: Image, *
         if image.filename in domain.made:
             known = files.file_id(image.filename)
         else:
-            destination_files.check_path(image, seen, options, pid=domain.pid)
+            destination_files.check_path(image, seen, options, pid=domain.opener(image.filename))
         direct_io.refuse_without(options, seen, image.filename)
     else:
         _check_export(image.filename, reuse=domain.options.reuse)

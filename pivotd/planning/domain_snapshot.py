@@ -38,6 +38,15 @@ class DomainSnapshot:
     the change time in ns."""
     keeps_zeroes: bool = False
     """QEMU can be told not to wipe a new image; asked only where a copy would lose writes meanwhile."""
+    libvirts: bool = False
+    """libvirt manages the guest, and opens its images."""
+
+    def opener(self, filename: str) -> int:
+        """Return the process that has to see a new image where pivotd sees it; 0: nobody can compare.
+
+        By default a QEMU of libvirt's has a /dev of its own, where libvirt makes the host's device for it.
+        """
+        return 0 if self.libvirts and filename.startswith("/dev/") else self.pid
 
     def find(self, name: str) -> DiskSeen:
         """Return a disk by its name, its drive id or its QOM path. Raises: NotFoundError."""

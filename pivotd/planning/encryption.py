@@ -37,6 +37,11 @@ def check(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk, copied: Itera
     name = domain.images(seen)[doubtful].filename
     state = "is encrypted" if layer.encrypted else "may be encrypted, as QEMU does not describe every node below it"
     otherwise = "--secret-file makes an encrypted image, --plain one that is not" if created else "--plain allows that"
+    if domain.libvirts and created:
+        otherwise = (
+            "--plain makes one that is not; for another, copy with `virsh blockcopy --xml` and have `pivotctl libvirt "
+            "pivot` switch"
+        )
     raise BadRequestError(
         f"{seen.disk}: {name} {state}, and {disk.destination.filename} would hold data without encryption: {otherwise}",
         disk=seen.disk,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from pivotd.core import names
@@ -12,7 +12,7 @@ from pivotd.core.observation import JobBelief
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyOptions, Discard, Kind, PivotRequest, Target
 from pivotd.errors import BadRequestError, ConflictError, NotFoundError
-from pivotd.host import files
+from pivotd.host import files, leases
 from pivotd.planning.domain_snapshot import DomainSnapshot
 from pivotd.qmp.blocks import DiskSeen
 
@@ -31,6 +31,18 @@ CANNOT: tuple[tuple[Callable[[CopyOptions], bool], str], ...] = (
     (lambda o: o.cache is not None, "--cache: the new image gets what the definition of the disk says"),
 )
 """What a request may not ask for, and why, in the words of the command line."""
+UNFIT: tuple[tuple[Callable[[DiskBelieved], bool], str], ...] = (
+    (
+        lambda known: known.elsewhere,
+        "on the network, in a storage pool or in another process: pivotd guards disks on files and block devices alone",
+    ),
+    (lambda known: known.transient, "as a transient disk, whose changes it throws away: it moves none of those"),
+    (
+        lambda known: known.shareable,
+        "as a shareable disk: another guest may write to it, and would go on with the old image",
+    ),
+)
+"""Which disks pivotd does not move, and why."""
 
 
 def refuse(request: PivotRequest) -> None:
@@ -45,22 +57,27 @@ def refuse(request: PivotRequest) -> None:
     why = next((why for is_asked, why in CANNOT if is_asked(request.options)), None)
     if why is not None:
         raise BadRequestError(f"{domain} is libvirt's, which cannot do {why}")
+    if request.kind is not Kind.SNAPSHOT and not request.options.abort and leases.virtlockd_holds():
+        raise BadRequestError(
+            f"{domain} is libvirt's, and virtlockd locks images here (lock_manager): libvirt could not resume the "
+            "guest after a switch in a pause, since it would lock the new image twice; switch with virsh, unguarded"
+        )
+
+
+def refuse_unfit(disks: Iterable[str], believed: Mapping[str, DiskBelieved]) -> None:
+    """Raises: BadRequestError: libvirt cannot move such a disk, or not all of its writers with it."""
+    for disk in disks:
+        known = believed.get(disk)
+        why = None if known is None else next((why for is_so, why in UNFIT if is_so(known)), None)
+        if why is not None:
+            raise BadRequestError(f"libvirt has {disk} {why}", disk=disk)
 
 
 def refuse_disbelief(disk: PivotDisk, believed: Mapping[str, DiskBelieved]) -> None:
-    """Refuse a disk of which libvirt names another image than QEMU uses, or none that can be compared.
-
-    Raises: BadRequestError: it is not on a local file or device. ConflictError.
-    """
+    """Raises: ConflictError: libvirt names another image of a disk than QEMU uses, or none."""
     known = believed.get(disk.disk)
     if known is None:
         raise ConflictError(f"libvirt has no disk {disk.disk} in this guest", disk=disk.disk)
-    if known.elsewhere:
-        raise BadRequestError(
-            f"libvirt has {disk.disk} on the network or in a storage pool: pivotd guards disks on files and block "
-            "devices alone",
-            disk=disk.disk,
-        )
     if known.live != disk.source.filename:
         raise ConflictError(
             f"QEMU uses {disk.source.filename} as {disk.disk}, and libvirt takes {known.live or 'no image'} for it: "
@@ -92,6 +109,7 @@ def checked(
     domain: str, kind: Kind, disks: tuple[PivotDisk, ...], believed: Mapping[str, DiskBelieved], options: CopyOptions
 ) -> tuple[PivotDisk, ...]:
     """Return planned disks whose jobs libvirt will name. Raises: BadRequestError, ConflictError: libvirt cannot."""
+    refuse_unfit((disk.disk for disk in disks), believed)
     for disk in disks:
         refuse_disbelief(disk, believed)
         _refuse_other_next_boot(domain, disk, believed[disk.disk], options)

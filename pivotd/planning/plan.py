@@ -66,6 +66,8 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
     elif options.abort:
         raise BadRequestError(f"{request.domain} is not libvirt's: cancel the pivot, or the job, instead")
     blocks, believed = await session.blocks(), await session.believed()
+    if guarded:
+        libvirt_requests.refuse_unfit([target.disk for target in request.targets], believed)
     directory = process.working_directory(session.pid)
     in_use = await _in_use(others)
     layered = any(not blocks.graph.stands_alone(seen.node) for seen in blocks.disks.values())
@@ -76,7 +78,7 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
         has = held.look(session.pid)
         domain = request.domain
         snapshot = DomainSnapshot(
-            pivot, domain, options, blocks, directory, in_use, has, session.pid, made or {}, keeps_zeroes
+            pivot, domain, options, blocks, directory, in_use, has, session.pid, made or {}, keeps_zeroes, guarded
         )
         if request.options.adopted:
             kind, planned = _plan_adopted(request, snapshot, busy, believed if guarded else None)

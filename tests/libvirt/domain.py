@@ -47,7 +47,7 @@ _XML = """
   </os>
   <on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
   <devices>
-    <emulator>{emulator}</emulator>{disks}
+    <emulator>{emulator}</emulator>{disks}{devices}
     <serial type='file'><source path='{serial}' append='on'/></serial>
     <memballoon model='none'/>
   </devices>{monitor}
@@ -85,7 +85,7 @@ class Domain:
     """One domain with the disks vda, vdb…, whose images are ``images/NAME-vda-0.qcow2`` and so on.
 
     ``second_monitor``: QEMU gets a monitor that is not libvirt's, at ``<name>.qmp`` of the directory. ``guest=False``:
-    nothing boots, QEMU is there at once.
+    nothing boots, QEMU is there at once. ``devices``: the XML of more devices.
     """
 
     def __init__(
@@ -98,13 +98,14 @@ class Domain:
         second_monitor: bool = True,
         rate_per_s: int = 0,
         size: str = "64M",
+        devices: str = "",
     ) -> None:
         self.libvirtd, self.name, self.guest = libvirtd, name, guest
         self.targets = [f"vd{letter}" for letter in "abcdefgh"[:disks]]
         self.serial = libvirtd.directory / f"{name}.serial"
         self.judge = GuestJudge(self.serial)
         self._monitor = libvirtd.directory / f"{name}.qmp" if second_monitor else None
-        self._rate_per_s = rate_per_s
+        self._rate_per_s, self._devices = rate_per_s, devices
         for target in self.targets:
             create_image(self.image(target), size=size)
 
@@ -277,7 +278,7 @@ class Domain:
         monitor = _MONITOR.format(path=self._monitor) if self._monitor else ""
         return _XML.format(
             name=self.name, memory=MEMORY_MIB if self.guest else 16, boot=boot, disks=disks, serial=self.serial,
-            emulator=shutil.which("qemu-system-x86_64"), monitor=monitor,
+            emulator=shutil.which("qemu-system-x86_64"), monitor=monitor, devices=self._devices,
         )  # fmt: skip
 
     def _boot(self) -> str:

@@ -142,7 +142,7 @@ def test_a_disk_on_the_network_is_left_to_libvirt(libvirtd: Libvirtd, pivotd: Da
     for words in (("copy", "web1"), ("snapshot", "web1")):
         answer = pivotd.ctl(*words, f"vdn={domain.image('vdn', 1)}")
         assert (answer.status, answer.json["error"]["kind"]) == (4, "bad-request"), answer
-        assert "libvirt has vdn on the network or in a storage pool" in answer.json["error"]["message"]
+        assert "libvirt has vdn on the network, in a storage pool" in answer.json["error"]["message"]
 
 
 def _image(libvirtd: Libvirtd) -> Path:
