@@ -34,6 +34,8 @@ LIBVIRT_DOUBT_S = 35.0
 most 30 s for its turn at a domain (QEMU_JOB_WAIT_TIME)."""
 LIBVIRT_QUICK_S = 1.0
 """A look that takes longer has waited: for an earlier call, or for a libvirtd that hung."""
+LOOKS_BESIDE_MAX = 10
+"""How often QEMU is looked at past a libvirt that does not answer, until that is asked again."""
 LIBVIRT_MOVE_S = 1.0
 """From libvirt's word that a job has ended to the look at its disk: libvirt saves the definitions right after that."""
 LIBVIRT_LIST_S = 10.0

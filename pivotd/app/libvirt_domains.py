@@ -10,8 +10,10 @@ from typing import Any
 from pivotd import limits
 from pivotd.app.registry import LIBVIRT, Host
 from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
+from pivotd.core.pivot import Identity
 from pivotd.core.request import Manager
 from pivotd.errors import DomainUnreachableError, QmpError
+from pivotd.libvirt import own_monitor
 from pivotd.libvirt.connection import open_connection, translated
 from pivotd.libvirt.domain_session import LibvirtSession
 from pivotd.libvirt.library import load
@@ -31,10 +33,18 @@ class LibvirtConnector:
         self.path = uri
         self._name = name
         self._line = Line(name)
+        self._monitor: str | None = None
 
     async def connect(self, *, wanted: bool) -> Session:
         """Connect once; this also starts a libvirtd that systemd starts for its clients."""
-        return await LibvirtSession.open(self.path, self._name, self._line, wanted=wanted)
+        session = await LibvirtSession.open(self.path, self._name, self._line, wanted=wanted)
+        with suppress(QmpError):
+            self._monitor = (await session.defined()).monitor
+        return session
+
+    async def beside(self, identity: Identity) -> Session | None:
+        """Connect to QEMU by the monitor that its definition gives to pivotd, if it gives one."""
+        return await own_monitor.connect(identity, self._monitor)
 
     def end(self) -> None:
         """Let the thread end."""

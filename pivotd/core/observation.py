@@ -154,6 +154,8 @@ class Observation:
     calling: bool = False
     """A call of pivotd whose answer was lost may still wait in libvirtd for its turn: the same libvirtd, and not long
     ago."""
+    by_monitor: bool = False
+    """libvirt does not answer, and QEMU was asked by a monitor of pivotd's own: what libvirt believes is unknown."""
     detail: str | None = None
     """One sentence for users, e.g. why QEMU is silent."""
 

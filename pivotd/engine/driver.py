@@ -15,7 +15,7 @@ from pivotd.core.decide import decide
 from pivotd.core.observation import OUR_PAUSE, Observation, Qemu
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import JsonObject, Phase, Pivot
-from pivotd.core.request import Requester
+from pivotd.core.request import Manager, Requester
 from pivotd.core.undo import Undo
 from pivotd.engine import intent, progress_notes, record_shapes, record_steps, watchdog
 from pivotd.engine.converge import Converger
@@ -32,7 +32,7 @@ from pivotd.engine.inbox import (
     too_late,
 )
 from pivotd.engine.pace import Pace
-from pivotd.engine.ports import Clock, Domain, Journal
+from pivotd.engine.ports import Clock, Domain, Journal, Session
 from pivotd.engine.steps import REFUSABLE, STEPS
 from pivotd.errors import BusyError, PhaseConflictError, PivotdError, QmpError, QmpRefusedError
 from pivotd.log import get_logger
@@ -218,12 +218,33 @@ class Driver:
         await self._take_messages()
         seen = await self._look()
         await progress_notes.went_on(state, seen)
+        if seen.qemu is Qemu.SILENT and state.in_window and self.pivot.manager is Manager.LIBVIRT:
+            beside = await state.domain.beside(self.pivot.identity)
+            if beside is not None:
+                await self._act_beside(beside)
+                return
+        await self._act(seen, state.domain.session)
+
+    async def _act_beside(self, beside: Session) -> None:
+        """End the pause over a connection that does not go through libvirt, as far as that is safe."""
+        try:
+            for _ in range(limits.LOOKS_BESIDE_MAX):
+                seen = await self._look_by(beside)
+                if not await self._act(seen, beside) or not self.state.in_window:
+                    return
+        finally:
+            await beside.close()
+
+    async def _act(self, seen: Observation, session: Session | None) -> bool:
+        """Decide and act until another look is needed; return False if QEMU or libvirt has to be waited for."""
+        state = self.state
         while True:
             self._take_wishes()
             state.attempt = state.attempt.at(self.pivot, state.clock.monotonic(), state.clock.utc_now())
-            known = await self._perform(decide(self.pivot, seen, state.attempt), seen)
+            action = decide(self.pivot, seen, state.attempt)
+            known = await self._perform(action, seen, session)
             if known is None or self.pivot.phase is Phase.CLOSED or (state.inbox.ending and not state.in_window):
-                return
+                return not isinstance(action, actions.AskAgain)
             seen = known
 
     async def _take_messages(self) -> None:
@@ -277,12 +298,7 @@ class Driver:
             gone = state.domain.process_gone(self.pivot.identity)
             seen = Observation(Qemu.GONE if gone else Qemu.SILENT, detail=state.domain.detail)
         else:
-            try:
-                state.remember(looked=moment(session))
-                seen = await session.look(self.pivot)
-                state.remember(unwritten=state.attempt.unmoved == moment(session))
-            except QmpError as error:
-                seen = Observation(Qemu.SILENT, detail=error.message)
+            seen = await self._look_by(session)
         self._seen = seen
         if seen.qemu is not Qemu.SILENT:
             state.heard()
@@ -294,7 +310,17 @@ class Driver:
             await progress_notes.stalled(state)
         return seen
 
-    async def _perform(self, action: actions.Action, seen: Observation) -> Observation | None:
+    async def _look_by(self, session: Session) -> Observation:
+        state = self.state
+        try:
+            state.remember(looked=moment(session))
+            seen = await session.look(self.pivot)
+            state.remember(unwritten=state.attempt.unmoved == moment(session))
+        except QmpError as error:
+            return Observation(Qemu.SILENT, detail=error.message)
+        return seen
+
+    async def _perform(self, action: actions.Action, seen: Observation, session: Session | None) -> Observation | None:
         """Carry out one action; return the resulting observation, None to look again."""
         state = self.state
         if not isinstance(action, actions.AskAgain):
@@ -312,7 +338,6 @@ class Driver:
         if isinstance(action, RECORDS):
             await record_steps.record(state, action, seen)
             return seen
-        session = state.domain.session
         if session is None:
             return None
         try:

@@ -186,6 +186,10 @@ class Session(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Disconnect."""
+        ...
+
     async def clean_up(self, pivot: Pivot) -> list[str]:
         """Dismiss jobs, delete nodes, remove objects; return what QEMU did not remove."""
         ...
@@ -249,6 +253,10 @@ class Domain(Protocol):
 
     async def settled(self, timeout_s: float) -> None:
         """Wait until the present attempt to connect has ended, at most timeout_s."""
+        ...
+
+    async def beside(self, identity: Identity) -> Session | None:
+        """Return a connection to this QEMU that does not go through libvirt, None if there is none; close it soon."""
         ...
 
     def process_gone(self, identity: Identity) -> bool:

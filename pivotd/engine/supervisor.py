@@ -40,6 +40,10 @@ class Connector(Protocol):
         """
         ...
 
+    async def beside(self, identity: Identity) -> Session | None:
+        """Connect to this QEMU for a moment without whoever manages it; None: that is not possible."""
+        ...
+
     def end(self) -> None:
         """Release what the connections had in common."""
         ...
@@ -58,6 +62,10 @@ class MonitorConnector:
         # connect() of a name whose storage hangs would stop the event loop.
         refuse_path(await in_thread(limits.CONNECT_TIMEOUT_S, os.path.realpath, self.path, paths=[self.path]))
         return await Session.connect(self.path)
+
+    async def beside(self, identity: Identity) -> Session | None:  # noqa: ARG002 - nobody is between
+        """Return None: there is one monitor."""
+        return None
 
     def end(self) -> None:
         """There is nothing to release."""
@@ -158,6 +166,10 @@ class Supervisor:
         if self.session is None:
             raise DomainUnreachableError(f"domain {self.name}: {self.detail}", domain=self.name)
         return self.session
+
+    async def beside(self, identity: Identity) -> Session | None:
+        """Return a connection to QEMU that does not go through libvirt, None if there is none."""
+        return await self._connector.beside(identity)
 
     def process_gone(self, known: Identity) -> bool:
         """Return whether that QEMU process has certainly ended."""

@@ -5,11 +5,15 @@ Source: https://libvirt.org/formatdomain.html, "Hard drives, floppy disks, CDROM
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 from pivotd.core.observation import JobBelief
 
+ARGUMENTS = "./{http://libvirt.org/schemas/domain/qemu/1.0}commandline/{http://libvirt.org/schemas/domain/qemu/1.0}arg"
+CHARDEV = "id=pivotd"
 JOBS = {"yes": JobBelief.READY, "pivot": JobBelief.PIVOTING, "abort": JobBelief.ABORTING}
 
 
@@ -44,6 +48,8 @@ class DomainDefined:
     name: str
     uuid: str
     disks: dict[str, DiskDefined]
+    monitor: str | None = None
+    """The QMP socket that the definition gives to pivotd."""
 
 
 def parse(text: str) -> DomainDefined:
@@ -57,7 +63,17 @@ def parse(text: str) -> DomainDefined:
         name=root.findtext("name", ""),
         uuid=root.findtext("uuid", ""),
         disks={disk.target: disk for disk in disks if disk is not None},
+        monitor=monitor_of([argument.get("value", "") for argument in root.iterfind(ARGUMENTS)]),
     )
+
+
+def monitor_of(arguments: Sequence[str]) -> str | None:
+    """Return the path of the QMP socket that arguments of QEMU give to pivotd: that of the chardev ``pivotd``."""
+    for option, value in pairwise(arguments):
+        words = value.split(",")
+        if option == "-chardev" and words[0] == "socket" and CHARDEV in words[1:]:
+            return next((word.removeprefix("path=") for word in words if word.startswith("path=/")), None)
+    return None
 
 
 def _disk(element: ET.Element) -> DiskDefined | None:

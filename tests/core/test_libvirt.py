@@ -474,3 +474,57 @@ def test_a_decided_verdict_tells_what_is_wrong_with_the_next_boot():
     one = verdict.of_pivot(decided, disk)
     assert (one.certain, one.image) == (True, "/new/disk0.qcow2")
     assert any("/other.qcow2" in line for line in one.evidence)
+
+
+# -- libvirt hangs, and QEMU is seen by a monitor of pivotd's own ---------------------------------------------------------
+
+
+def alone(root: str | list[str] = "source", job: str = "ready", **rest: Any) -> Known:
+    """What that monitor shows once the deadline of the pause has passed."""
+    n = len(root) if isinstance(root, list) else 1
+    return seen(root, {}, job=[job] * n, by_monitor=True, **{"deadline_passed": True, **rest})
+
+
+def test_before_libvirt_was_asked_the_guest_runs_on_the_source():
+    assert isinstance(decide(pivot(Phase.PAUSING), alone()), actions.Retreat)
+    assert decide(pivot(Phase.READY, owes_resume=True), alone()) == actions.Resume()
+    assert decide(pivot(Phase.CANCELLING, owes_resume=True), alone()) == actions.Resume()
+    assert isinstance(decide(pivot(Phase.PAUSING), alone(deadline_passed=False)), actions.AskAgain)
+
+
+def test_once_libvirt_was_asked_its_job_is_cancelled_first():
+    """It goes on later, and finds a job that has failed."""
+    assert decide(asked(), alone()) == actions.CancelJobs(jobs(0), resume=False)
+    assert isinstance(decide(asked(), alone(job="concluded")), actions.Abandon)
+    cancelling = pivot(Phase.CANCELLING, asking=True, owes_resume=True)
+    assert decide(cancelling, alone()) == actions.CancelJobs(jobs(0), resume=False)
+    assert outcomes(decide(cancelling, alone(job="concluded"))) == {"disk0": Outcome.KEPT}
+
+
+def test_in_the_middle_of_a_switch_the_guest_waits_for_libvirt():
+    """The next boot would be another image; of a snapshot nobody knows whether it is still to come."""
+    for known in (alone("destination", job="concluded"), alone(["destination", "source"])):
+        action = decide(asked(len(known.seen.roots)), known)
+        assert isinstance(action, actions.AskAgain), action
+        assert "restart libvirtd" in action.reason
+    overlay = replace(asked(), kind=Kind.SNAPSHOT)
+    assert isinstance(decide(overlay, alone(job="gone")), actions.AskAgain)
+
+
+def test_a_decided_guest_runs_where_the_record_has_it():
+    decided = pivot(Phase.DECIDED, owes_resume=True)
+    for outcome, root in ((Outcome.SWITCHED, "destination"), (Outcome.KEPT, "source")):
+        known = replace(decided, disks=tuple(replace(disk, outcome=outcome) for disk in decided.disks))
+        assert decide(known, alone(root, deadline_passed=False)) == actions.Resume()
+        other = "source" if root == "destination" else "destination"
+        assert isinstance(decide(known, alone(other)), actions.AskAgain)
+    unknown = replace(decided, disks=tuple(replace(disk, outcome=Outcome.UNKNOWN) for disk in decided.disks))
+    assert isinstance(decide(unknown, alone()), actions.AskAgain)
+
+
+def test_nothing_else_is_done_without_libvirt():
+    """A guest that runs may still be suspended by the call that hangs; a pause of somebody else's stays."""
+    for known in (alone(run_state="running"), alone(run_state="io-error")):
+        assert isinstance(decide(asked(), known), actions.AskAgain)
+    assert isinstance(decide(pivot(Phase.PAUSING, owes_resume=False), alone()), actions.AskAgain)
+    assert isinstance(decide(pivot(Phase.COPYING), alone(run_state="running")), actions.AskAgain)

@@ -86,6 +86,7 @@ class Domain:
 
     ``second_monitor``: QEMU gets a monitor that is not libvirt's, at ``<name>.qmp`` of the directory. ``guest=False``:
     nothing boots, QEMU is there at once. ``devices``: the XML of more devices.
+    ``pivotds_monitor``: QEMU gets another monitor, for pivotd.
     """
 
     def __init__(
@@ -99,13 +100,14 @@ class Domain:
         rate_per_s: int = 0,
         size: str = "64M",
         devices: str = "",
+        pivotds_monitor: bool = False,
     ) -> None:
         self.libvirtd, self.name, self.guest = libvirtd, name, guest
         self.targets = [f"vd{letter}" for letter in "abcdefgh"[:disks]]
         self.serial = libvirtd.directory / f"{name}.serial"
         self.judge = GuestJudge(self.serial)
         self._monitor = libvirtd.directory / f"{name}.qmp" if second_monitor else None
-        self._rate_per_s, self._devices = rate_per_s, devices
+        self._rate_per_s, self._devices, self._pivotds_monitor = rate_per_s, devices, pivotds_monitor
         for target in self.targets:
             create_image(self.image(target), size=size)
 
@@ -276,6 +278,9 @@ class Domain:
         )
         boot = self._boot() if self.guest else ""
         monitor = _MONITOR.format(path=self._monitor) if self._monitor else ""
+        if self._pivotds_monitor:
+            own = _MONITOR.format(path=self.libvirtd.directory / f"{self.name}.own").replace("second", "pivotd")
+            monitor = monitor.replace("\n  </qemu:commandline>", "") + own.replace("\n  <qemu:commandline>", "")
         return _XML.format(
             name=self.name, memory=MEMORY_MIB if self.guest else 16, boot=boot, disks=disks, serial=self.serial,
             emulator=shutil.which("qemu-system-x86_64"), monitor=monitor, devices=self._devices,

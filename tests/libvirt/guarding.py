@@ -86,19 +86,20 @@ class Guarded:
         newest = self.daemon.ctl("pivot", "ls", "--limit", "1").json[0]["id"]
         return self.daemon.ctl("pivot", "show", newest).json
 
+    def told(self, pivot: str) -> str:
+        """Return what `pivot show` says of a pivot."""
+        ctl = [PROGRAM.with_name("pivotctl"), "--socket", self.daemon.socket, "pivot", "show", pivot]
+        return " ".join(subprocess.run(ctl, capture_output=True, text=True, check=False).stdout.split())
+
     def ended(self, target: str = "vda") -> Ended:
         """Return how the newest pivot stands."""
         shown = self.pivot()
         believed = self.domain.believe(target)
-        waits = subprocess.run(
-            [PROGRAM.with_name("pivotctl"), "--socket", self.daemon.socket, "pivot", "show", shown["id"]],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
         spy = self.domain.spy()
         run_state = spy.execute("query-status")["status"]
         spy.close()
         return Ended(
-            shown["phase"], shown["outcome"], waits.stdout,
+            shown["phase"], shown["outcome"], self.told(shown["id"]),
             (self.domain.root(target), believed.live, believed.next_boot), run_state,
             self.daemon.ctl("verdict", self.domain.name, target).json,
         )  # fmt: skip

@@ -100,7 +100,11 @@ static void step(int after, const char *what, const char *text, size_t length)
 	usleep(point.delay_ms * 1000);
 	note(point.action, text, length);
 	unlink(point_path);
-	kill(getpid(), strcmp(point.action, "stop") ? SIGKILL : SIGSTOP);
+	/* A SIGSTOP for the process may go to another thread, and this one gets on meanwhile. */
+	if (strcmp(point.action, "stop"))
+		kill(getpid(), SIGKILL);
+	else
+		raise(SIGSTOP);
 }
 
 ssize_t write(int file, const void *text, size_t length)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pivotd.core.observation import JobBelief
-from pivotd.libvirt.domain_xml import DiskDefined, parse
+from pivotd.libvirt.domain_xml import DiskDefined, monitor_of, parse
 
 DOMAIN = "<domain><name>web1</name><uuid>u</uuid><devices>{}</devices></domain>"
 MIRROR = """<mirror type='file' file='/new' format='qcow2' job='{job}'{ready}>
@@ -53,3 +53,17 @@ def test_what_is_no_definition_is_an_error():
     """Of one kind."""
     with pytest.raises(ValueError, match="no element"):
         parse("")
+
+
+def test_the_monitor_for_pivotd_is_the_chardev_of_that_name():
+    """Of several monitors, and with its socket by a path; the same arguments as of a process."""
+    text = (
+        "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:commandline>"
+        "<qemu:arg value='-chardev'/><qemu:arg value='socket,id=second,path=/run/second,server=on,wait=off'/>"
+        "<qemu:arg value='-chardev'/><qemu:arg value='socket,id=pivotd,path=/run/web1.qmp,server=on,wait=off'/>"
+        "<qemu:arg value='-mon'/><qemu:arg value='chardev=pivotd,mode=control'/></qemu:commandline></domain>"
+    )
+    assert parse(text).monitor == "/run/web1.qmp"
+    assert parse(text.replace("id=pivotd,", "id=another,")).monitor is None
+    assert parse(text.replace("path=/run/web1.qmp", "fd=7")).monitor is None
+    assert monitor_of(["qemu", "-chardev", "pty,id=pivotd", "-S"]) is None

@@ -32,6 +32,8 @@ class LibvirtBounds:
     """The job is somebody else's, and is to end without a switch."""
     transient: bool = False
     """The guest has no definition for its next boot."""
+    monitor: bool = False
+    """QEMU has a monitor for pivotd, and libvirtd may hang."""
     run_state: str = "running"
     from_phase: Phase = Phase.COPYING
     attempts: int = 2
@@ -40,7 +42,7 @@ class LibvirtBounds:
         return (
             f"libvirt {self.move}{' to be aborted' * self.abort}, {self.disks} disk(s), {self.crashes} crash(es), "
             f"{self.faults} fault(s), found {self.run_state}, from {self.from_phase}"
-            f"{', no hook' * (not self.hook)}{', transient' * self.transient}"
+            f"{', no hook' * (not self.hook)}{', transient' * self.transient}{', a monitor' * self.monitor}"
         )
 
 
@@ -65,6 +67,7 @@ def first_world(bounds: LibvirtBounds) -> LibvirtWorld:
     libvirtd = Libvirtd(disks, hook=bounds.hook, transient=bounds.transient)
     world = LibvirtWorld(pivot, qemu, libvirtd)
     advance_to(world, bounds.from_phase)
+    world.own_monitor = bounds.monitor
     world.crashes, world.faults = bounds.crashes, bounds.faults
     return world
 
@@ -80,6 +83,7 @@ def main() -> None:
     parser.add_argument("--no-hook", action="store_true", help="libvirtd repairs nothing when it starts")
     parser.add_argument("--abort", action="store_true", help="the job is to end without a switch")
     parser.add_argument("--transient", action="store_true", help="the guest has no definition for its next boot")
+    parser.add_argument("--monitor", action="store_true", help="QEMU has a monitor for pivotd, and libvirtd may hang")
     parser.add_argument("--found", default="running", help="the run state in which the guest is found")
     parser.add_argument("--from-phase", type=Phase, default=Phase.COPYING, choices=list(Phase))
     chosen = vars(parser.parse_args())

@@ -16,15 +16,19 @@ from typing import Any, Self
 
 from pivotd.core import kinds
 from pivotd.core.observation import Root
-from pivotd.core.pivot import Outcome, Phase, Pivot, PivotDisk, Record
+from pivotd.core.pivot import Identity, Outcome, Phase, Pivot, PivotDisk, Record
 from pivotd.core.verdict import is_pending
 from tests.model import invariants
 from tests.model.invariants import ViolationError
+from tests.model.libvirt_beside import ModelOwnMonitor
 from tests.model.libvirt_session import ModelLibvirtSession
 from tests.model.libvirtd import CallFailedError, CallRefusedError, Known, Libvirtd, LibvirtdDiedError, job_id
 from tests.model.points import OTHER, PIVOTD, Alternative, Died
 from tests.model.qemu import ENDED, EXECUTING, IO_ERROR, Job, Qemu
 from tests.model.world import World
+
+HANGS = 8
+"""How often in a row a hung libvirtd does not answer; each step of pivotd's tries twice, and its pause has to pass."""
 
 
 class LibvirtWorld(World):
@@ -43,6 +47,10 @@ class LibvirtWorld(World):
         """The guest has run since QEMU's count of its writes was recorded."""
         self.told_wrong = False
         """The record says that libvirt does not know the image of the running guest."""
+        self.own_monitor = False
+        """QEMU has a monitor for pivotd."""
+        self.hangs = 0
+        """How often libvirtd will still not answer: it runs, and goes on later."""
         self.unguarded = False
         """The guest was started without a question to pivotd."""
 
@@ -56,10 +64,19 @@ class LibvirtWorld(World):
         other.redefined, other.lost_definition = self.redefined, self.lost_definition
         other.unwritten, other.unguarded = self.unwritten, self.unguarded
         other.wrote, other.told_wrong = self.wrote, self.told_wrong
+        other.own_monitor, other.hangs = self.own_monitor, self.hangs
         return other
 
     def key(self) -> object:
-        mine = (self.redefined, self.lost_definition, self.unwritten, self.unguarded, self.wrote, self.told_wrong)
+        mine = (
+            self.redefined,
+            self.lost_definition,
+            self.unwritten,
+            self.unguarded,
+            self.wrote,
+            self.told_wrong,
+            self.hangs,
+        )
         return (super().key(), self.libvirtd.key(), mine)
 
     # -- what there is ------------------------------------------------------------------------------------------------
@@ -151,7 +168,7 @@ class LibvirtWorld(World):
 
     def connect(self) -> None:
         """Connect to libvirtd; the first to connect starts it."""
-        if self.session is not None:
+        if self.session is not None or self._is_hung():
             return
         if not self.libvirtd.running:
             if self.faults and self.point([Alternative("libvirtd stays away", self._nothing)]):
@@ -165,8 +182,29 @@ class LibvirtWorld(World):
         session: Any = ModelLibvirtSession(self)
         self.monitor = self.session = session
 
+    def _is_hung(self) -> bool:
+        """Return whether libvirtd, or its whole host's start of it, does not answer for now; twice: a deadline passes."""
+        if self.own_monitor and self.faults and not self.hangs:
+            self.point([Alternative("libvirtd hangs", self._hang)])
+        if self.hangs:
+            self.hangs -= 1
+            return True
+        return False
+
+    def _hang(self) -> None:
+        self.hangs = HANGS
+
+    async def beside(self, _identity: Identity) -> Any:
+        """Return a connection to QEMU that does not go through libvirtd."""
+        if not self.own_monitor or self.qemu is None or not self.original:
+            return None
+        return ModelOwnMonitor(self)
+
     async def pause(self, changed: Any, timeout_s: float) -> None:
         """Let time pass; a call that waits in libvirtd gets its turn."""
+        if self.hangs:
+            self.pass_time(max(timeout_s, self.durable.options.max_pause_ms / 1000))
+            return
         if self.libvirtd.queued:
             if not self.point([Alternative("the call that waits in libvirtd times out", self._drop_queued, (), 0, 0)]):
                 self.run_queued()
@@ -369,6 +407,19 @@ class LibvirtWorld(World):
                 raise ViolationError(
                     f"resumed on the {root} of {disk.disk}, and the next boot is another, or not durable"
                 )
+
+    def may_resume_alone(self) -> None:
+        """Raises: ViolationError: pivotd resumes a guest without libvirt, and a disk is, or may soon be, elsewhere."""
+        pivot = self.durable
+        for disk in pivot.disks:
+            root, job = self.root(disk), self.jobs.get(job_id(disk))
+            right = Root.DESTINATION if disk.outcome is Outcome.SWITCHED else Root.SOURCE
+            if root is not right and disk.disk not in self.ghost.excused:
+                raise ViolationError(f"resumed without libvirt on the {root} of {disk.disk}")
+            asked = pivot.asking or any(name in {"pivot", "snapshot"} for name, _ in self.libvirtd.queued)
+            alive = job is not None and job.status not in ENDED
+            if asked and root is Root.SOURCE and (alive or not self.has_jobs) and pivot.phase is not Phase.READY:
+                raise ViolationError(f"resumed without libvirt, which may still switch {disk.disk}")
 
     def _write(self, before: Pivot, after: Pivot, event: str) -> Pivot:
         decides = after.phase is Phase.DECIDED and before.phase is not Phase.DECIDED

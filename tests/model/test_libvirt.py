@@ -29,6 +29,7 @@ SEARCHES = [
     LibvirtBounds(crashes=1, faults=1),
     LibvirtBounds(crashes=0, faults=1, transient=True),
     LibvirtBounds(crashes=0, faults=1, disks=2),
+    LibvirtBounds(crashes=1, faults=1, monitor=True),
 ]
 LONG = [
     LibvirtBounds(crashes=3),
@@ -45,6 +46,12 @@ LONG = [
     LibvirtBounds(crashes=1, faults=1, from_phase=Phase.PREPARING),
     *(LibvirtBounds(crashes=1, faults=1, run_state=state) for state in ("paused", "io-error")),
     LibvirtBounds(crashes=0, faults=2),
+    LibvirtBounds(crashes=0, faults=2, monitor=True),
+    LibvirtBounds(crashes=2, faults=1, monitor=True),
+    LibvirtBounds(crashes=1, faults=1, monitor=True, hook=False),
+    LibvirtBounds(crashes=1, faults=1, monitor=True, disks=2),
+    LibvirtBounds(crashes=1, faults=1, monitor=True, **SNAPSHOT),
+    *(LibvirtBounds(crashes=1, faults=1, monitor=True, move=Move.COMMIT, abort=abort) for abort in (False, True)),
 ]
 
 

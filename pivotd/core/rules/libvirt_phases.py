@@ -31,7 +31,7 @@ from pivotd.core.observation import (
     Root,
 )
 from pivotd.core.pivot import Outcome, Phase, Pivot
-from pivotd.core.rules import agreement, libvirt_pause
+from pivotd.core.rules import agreement, libvirt_hangs, libvirt_pause
 from pivotd.core.rules.agreement import believed, live_jobs
 from pivotd.core.rules.copying import held_up
 from pivotd.core.rules.endings import by_others, replaced, resume, root
@@ -40,6 +40,8 @@ from pivotd.core.rules.preparing import refused
 
 def guarded(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """Return the next action of an open pivot of a guest of libvirt's, from an observation that is not silent."""
+    if seen.by_monitor:
+        return libvirt_hangs.alone(pivot, seen, attempt)
     if pivot.phase is Phase.DECIDED:
         return _decided(pivot, seen)
     if seen.qemu is Qemu.GONE:
