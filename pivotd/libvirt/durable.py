@@ -22,7 +22,8 @@ def sync_definition(uri: str, name: str, uuid: str) -> None:
     try:
         with suppress(PermissionError):  # libvirt makes it for root alone, and has written it out
             if not is_by_default(uri) and uuid not in file.read_text():
-                raise FileNotFoundError(file)  # it is another libvirt's
+                os.sync()  # it is another libvirt's
+                return
             fsync_file(file)
         fsync_directory(directory)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where a libvirt keeps its files about domains: below fixed directories, or below those of the user whose session it is.
+"""Where a libvirt keeps its files about domains: below fixed directories, or below those of a session's user.
 
 An address may name a socket. By default that lies beside the files about running domains, and libvirt's own settings
 can put it elsewhere: then they are looked for at their default place, too.
