@@ -403,6 +403,7 @@ NEXT_BOOT = (
 """Which image a guest starts from next."""
 
 AGREEMENT, LIBVIRT_STEPS = "pivotd/core/rules/agreement.py", "pivotd/engine/libvirt_steps.py"
+HANGS = "pivotd/core/rules/libvirt_hangs.py"
 
 
 def guarded(**bounds: Any) -> tuple[str]:
@@ -454,13 +455,28 @@ LIBVIRT = (
     ),
     Defect(
         "the directory of libvirt's definitions is not synced", "G2", "pivotd/libvirt/durable.py",
-        "        _sync(directory)\n    except", "        pass\n    except",
+        "        fsync_directory(directory)\n    except", "        pass\n    except",
         "real QEMU", ("tests/libvirt/test_durable.py::test_where_the_directory_may_not_be_read_its_file_system_is_synced",),
     ),
     Defect(
         "without a record a transient guest runs on", "G1", AGREEMENT,
         "        durable = next_ is now and", "        durable = next_ is None or next_ is now and",
         TABLE, ("tests/core/test_libvirt.py", "-k", "without_a_record"),
+    ),
+    Defect(
+        "a guest runs on while a libvirt that hangs may still switch its disk", "G1", HANGS,
+        "    if pivot.asking and live:\n", "    if False and live:\n",
+        SEARCH, guarded(crashes=1, faults=1, monitor=True),
+    ),
+    Defect(
+        "a guest runs on behind a libvirt that hangs in the middle of the switch", "G1", HANGS,
+        "    if away is not None or reversing", "    if False or reversing",
+        SEARCH, guarded(crashes=1, faults=1, monitor=True),
+    ),
+    Defect(
+        "somebody else's pause is ended while libvirt hangs", "G3", HANGS,
+        "not pivot.owes_resume or ", "",
+        TABLE, ("tests/core/test_libvirt.py", "-k", "nothing_else"),
     ),
     Defect(
         "a pivot of libvirt's is certain while libvirt is asked", "G1", "pivotd/core/verdict.py",
