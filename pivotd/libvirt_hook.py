@@ -62,6 +62,7 @@ UNREADY = ("created", "running", "paused")
 """States of a job in which QEMU refuses to let it pivot."""
 STATES = ("completed", "failed", "cancelled", "ready", "new", "running", "concluded", "aborting", "pending", "pivoting")
 KINDS = ("copy", "active-commit")
+LOST = -1
 USAGE = """usage: pivotd-libvirt-hook.py --dry-run    say what the next start of libvirtd would repair
        pivotd-libvirt-hook.py daemon|qemu …   as libvirt runs its hooks"""
 _TAG = re.compile(rb"<[\w:.-]+(?:\s+[\w:.-]+\s*=\s*(?:'[^']*'|\"[^\"]*\"))*\s*/?>")
@@ -96,7 +97,8 @@ class Job(NamedTuple):
 
     ``device`` is the disk's path in QEMU, ``source`` the node that the disk had when the job began, ``target`` the node
     that it has after a pivot. ``ready`` None: the mirror does not say. ``known``: the mirror names its job, which
-    libvirt 9.0 has lost once it has begun to end the job, and cannot read any more.
+    libvirt 9.0 has lost once it has begun to end the job, and cannot read any more. ``number`` LOST: only the mirror is
+    there; a libvirtd that was started without this hook did not find the job in QEMU, and has dropped it.
     """
 
     name: str
@@ -124,7 +126,8 @@ class Status(NamedTuple):
 
 def may_have_jobs(text: bytes) -> bool:
     """Tell by a quick look whether a status file has an active copy or commit of a whole disk."""
-    return any(f"type='{kind}'".encode() in text or f'type="{kind}"'.encode() in text for kind in KINDS)
+    found = (f"{name}={quote}{kind}{quote}" for name in ("type", "job") for kind in KINDS for quote in "'\"")
+    return any(one.encode() in text for one in found)
 
 
 def read_status(text: bytes) -> Status:
@@ -143,12 +146,34 @@ def read_status(text: bytes) -> Status:
     if monitor.get("type") != "unix" or not monitor.get("path"):
         raise NotUnderstoodError("its monitor is no Unix socket")
     disks = root.findall("domain/devices/disk")
+    of_jobs = root.findall("blockjobs/blockjob")
     jobs = [
         job
-        for number, element in enumerate(root.findall("blockjobs/blockjob"))
+        for number, element in enumerate(of_jobs)
         if element.get("type") in KINDS and (job := _job(element, number, disks)) is not None
     ]
+    has_job = {disk.get("dst", "") for element in of_jobs for disk in element.findall("disk")}
+    jobs += _lost_jobs(disks, has_job)
     return Status(text, name.text, int(pid), monitor.get("path", ""), tuple(jobs))
+
+
+def _lost_jobs(disks: list[ET.Element], has_job: set[str]) -> list[Job]:
+    """Return a job for each mirror without one; libvirt starts no other job on such a disk, and cannot end this one."""
+    found = []
+    for disk in disks:
+        target, mirror = disk.find("target"), disk.find("mirror")
+        dev = target.get("dev", "") if target is not None else ""
+        if mirror is None or mirror.get("job") not in KINDS or dev in has_job:
+            continue
+        kind = mirror.get("job", "")
+        word = "commit" if kind == "active-commit" else kind
+        ends = f"<base node='{_node(mirror.find('source'))}'/><top node='{_node(disk.find('source'))}'/>"
+        of = f"<disk dst='{dev}' mirror='yes'/>{ends if word == 'commit' else ''}"
+        name = f"{word}-{dev}-{_node(disk.find('source'))}"
+        element = ET.fromstring(f"<blockjob name='{name}' type='{kind}' state='ready'>{of}</blockjob>")  # noqa: S314
+        job = _job(element, LOST, disks)
+        found += [] if job is None else [job]
+    return found
 
 
 def _job(element: ET.Element, number: int, disks: list[ET.Element]) -> Job | None:
@@ -209,9 +234,32 @@ def with_job_ending(status: Status, job: Job, *, pivots: bool) -> bytes:
     text = status.text
     mirror = _start_tag(text, ("domstatus", "domain", "devices", "disk", "mirror"), job.mirror)
     text = _with_attributes(text, mirror, {"job": job.kind, "ready": ready})
+    if job.number == LOST:
+        return _with_lost_job(text, job, state)
     # The job's element stands before the domain's: the mirror goes first, so that its place is still right.
     element = _start_tag(text, ("domstatus", "blockjobs", "blockjob"), job.number)
     return _with_attributes(text, element, {"state": state, "newstate": "ready"})
+
+
+def _with_lost_job(text: bytes, job: Job, state: str) -> bytes:
+    """Return the text with an element of the job, as libvirt writes it, among the others or alone."""
+    assert job.kind == "active-commit" or state == "aborting", "of a copy libvirt has to know more to pivot"
+    ends = f"<base node='{job.target}'/><top node='{job.source}'/>" if job.kind == "active-commit" else ""
+    element = (
+        f"<blockjob name='{job.name}' type='{job.kind}' state='{state}' newstate='ready' jobflags='0x0'>"
+        f"<disk dst='{job.disk}' mirror='yes'/>{ends}</blockjob>"
+    ).encode()
+    try:
+        at = _start_tag(text, ("domstatus", "blockjobs"), 0)
+    except LookupError:
+        raise NotUnderstoodError("it has no place for block jobs") from None
+    text = _with_attributes(text, at, {"active": "yes"})
+    tag = _TAG.match(text, at)
+    assert tag is not None, "it was just changed"
+    rest = text[tag.end() :]
+    if tag[0].endswith(b"/>"):
+        return text[:at] + tag[0][:-2] + b">" + element + b"</blockjobs>" + rest
+    return text[: tag.end()] + element + rest
 
 
 def _start_tag(text: bytes, path: tuple[str, ...], number: int) -> int:
@@ -517,6 +565,8 @@ def _repair_job(path: Path, status: Status, job: Job, monitor: Monitor, *, dry_r
     repair = decide(job, seen)
     if repair is None:
         return
+    if job.number == LOST:
+        _check_lost(job, monitor, pivots=repair.pivots)
     release = parent_release()
     if release is None or not KNOWN_RELEASES[0] <= release <= KNOWN_RELEASES[1]:
         known = ".".join(map(str, release)) if release else "of an unknown release"
@@ -537,6 +587,14 @@ def _repair_job(path: Path, status: Status, job: Job, monitor: Monitor, *, dry_r
         end_again(monitor, job.name)
     done = " and ".join(word for word, is_so in (("status file", repair.rewrite), ("job", repair.job)) if is_so)
     say(f"{what} (repaired: {done}; {(time.monotonic() - started_s) * 1000:.1f} ms)")
+
+
+def _check_lost(job: Job, monitor: Monitor, *, pivots: bool) -> None:
+    """Raises: NotUnderstoodError: libvirt's name for the job may have been another one, or libvirt has to know more."""
+    if others := sorted({one["id"] for one in monitor.ask("query-jobs")} - {job.name}):
+        raise NotUnderstoodError(f"libvirt has dropped the job of {job.disk}, and QEMU has the job {others[0]}")
+    if pivots and job.kind == "copy":
+        raise NotUnderstoodError(f"libvirt has dropped the copy of {job.disk}, which has moved: how, only it knew")
 
 
 def repair_all(directory: Path, *, dry_run: bool) -> None:

@@ -16,7 +16,7 @@ from pivotd.core.pivot import Image, Outcome, Phase
 from pivotd.journal.journal import Journal
 from pivotd.libvirt_hook import DOMAIN_BOUND_S, JOURNAL
 from tests.journal.samples import make_pivot
-from tests.libvirt.domain import Domain
+from tests.libvirt.domain import ABORT_POINTS, PIVOT_POINTS, Domain
 from tests.libvirt.libvirtd import Libvirtd, LibvirtError
 from tests.support.waiting import until
 
@@ -158,3 +158,40 @@ def test_libvirtd_starts_beside_a_qemu_that_hangs(libvirtd: Libvirtd) -> None:
     assert until(lambda: domain.believe().mirror == "yes")
     libvirtd.ask("blockjob", "web1", "vda", "--pivot")
     assert domain.agrees()
+
+
+@pytest.mark.parametrize(
+    ("job", "end"),
+    [
+        ("commit", "pivot"),
+        pytest.param("copy", "abort", marks=pytest.mark.long),
+        pytest.param("commit", "abort", marks=pytest.mark.long),
+    ],
+)
+def test_a_libvirtd_that_was_started_without_the_hook_is_mended_by_the_next_start(
+    libvirtd: Libvirtd, job: str, end: str
+) -> None:
+    """It has dropped the job from its file, and waits for the end of it: whoever installs the hook then gets out of it."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    if job == "commit":
+        domain.snapshot()
+        domain.commit()
+    else:
+        domain.copy()
+    libvirtd.kill_at((PIVOT_POINTS if end == "pivot" else ABORT_POINTS)["K4"])
+    virsh = libvirtd.virsh_session()
+    virsh.send(f"blockjob web1 vda --{end}")
+    libvirtd.await_death()
+    virsh.end()
+    libvirtd.never_kill()
+    libvirtd.start()
+    if domain.agrees():
+        return  # libvirt itself came to the right end
+    assert domain.believe().mirror is not None
+    libvirtd.stop()
+    libvirtd.install_hook()
+    libvirtd.start()
+    assert "(repaired: " in libvirtd.hook_said()
+    until(domain.agrees)
+    assert domain.is_healthy()

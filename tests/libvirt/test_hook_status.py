@@ -7,6 +7,7 @@ import difflib
 import pytest
 
 from pivotd.libvirt_hook import (
+    LOST,
     Job,
     NotUnderstoodError,
     Repair,
@@ -167,3 +168,44 @@ def test_a_root_that_nobody_knows_is_left_alone() -> None:
         decide(job_of(), Seen("filter", None))
     with pytest.raises(NotUnderstoodError, match="although its job"):
         decide(job_of(), Seen("new", FAILED))
+
+
+def without_job(text: str, *, others: bool) -> str:
+    """Return a status file of a libvirtd that has dropped the job of vda, and has other jobs or none."""
+    begin, rest = text.split("  <blockjobs active='yes'>\n")
+    jobs, end = rest.split("  </blockjobs>\n")
+    backup = jobs[: jobs.index("</blockjob>") + len("</blockjob>\n")]
+    kept = f"  <blockjobs active='yes'>\n{backup}  </blockjobs>\n" if others else "  <blockjobs active='no'/>\n"
+    return begin + kept + end
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["no job", "others"])
+@pytest.mark.parametrize(("kind", "pivots"), [("active-commit", True), ("active-commit", False), ("copy", False)])
+def test_a_job_that_libvirtd_has_dropped_comes_back(kind: str, pivots: bool, others: bool) -> None:
+    """It was started without the hook, and did not find the job in QEMU: the mirror alone is left, for good."""
+    before = without_job(status_text(kind=kind, mirror=f"type='file' job='{kind}' ready='pivot'"), others=others)
+    status = read_status(before.encode())
+    (job,) = status.jobs
+    name = f"{'copy' if kind == 'copy' else 'commit'}-vda-old"
+    assert (job.number, job.name, job.source, job.target) == (LOST, name, "old", "new")
+    assert decide(job, Seen("new" if pivots else "old", None)) == Repair(pivots=pivots, rewrite=True, job=True)
+    after = with_job_ending(status, job, pivots=pivots)
+    (again,) = read_status(after).jobs
+    state, ready = ("pivoting", "pivot") if pivots else ("aborting", "abort")
+    assert (again.name, again.kind, again.state, again.ready) == (name, kind, state, ready)
+    assert b"<blockjobs active='yes'>" in after
+    assert (b"backup-vdb" in after) is others
+    assert b"deleteCommittedImages" not in after
+
+
+def test_a_mirror_without_a_job_is_seen_by_the_quick_look() -> None:
+    assert may_have_jobs(without_job(status_text(), others=False).encode())
+    assert not may_have_jobs(without_job(status_text(mirror="type='file'"), others=False).encode())
+
+
+def test_a_dropped_job_needs_a_place_for_it() -> None:
+    """A file without the element of all jobs is not as libvirt writes it."""
+    text = without_job(status_text(kind="active-commit"), others=False).replace("  <blockjobs active='no'/>\n", "")
+    status = read_status(text.encode())
+    with pytest.raises(NotUnderstoodError, match="no place for block jobs"):
+        with_job_ending(status, status.jobs[0], pivots=True)
