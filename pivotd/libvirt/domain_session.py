@@ -148,7 +148,9 @@ class LibvirtSession(Session):
         """Look at QEMU, then at libvirt's definitions."""
         began_s = time.monotonic()
         seen = await self._look(pivot)
-        if time.monotonic() - began_s > limits.LIBVIRT_QUICK_S:
+        if seen.qemu is Qemu.SAME and self._libvirt.line.is_anew:
+            self._doubt_until = 0.0
+        elif time.monotonic() - began_s > limits.LIBVIRT_QUICK_S:
             self._doubt_until = time.monotonic() + limits.LIBVIRT_DOUBT_S
         return replace(seen, calling=time.monotonic() < self._doubt_until)
 
@@ -342,10 +344,10 @@ class LibvirtSession(Session):
         try:
             return await self._libvirt.call(what, limits.COMMAND_TIMEOUT_S, function)
         except QmpUnknownError:
-            self._libvirt.line.lost = True
+            self._libvirt.line.lose()
             raise
         except asyncio.CancelledError:
-            self._libvirt.line.lost = True
+            self._libvirt.line.lose()
             raise
 
 

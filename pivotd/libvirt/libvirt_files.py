@@ -1,4 +1,4 @@
-"""Where a libvirt keeps its files about domains: below fixed directories, or below those of a session's user.
+"""Where a libvirt keeps its files about domains: in fixed directories, or in those of the user whose session it is.
 
 An address may name a socket. By default that lies beside the files about running domains, and libvirt's own settings
 can put it elsewhere: then they are looked for at their default place, too.

@@ -70,7 +70,24 @@ class Line:
         self._now: str | None = None
         self.lost = False
         """Whether a call that changes something got no answer since the last connection was made."""
+        self.commands = 0
+        """The number of the last command that libvirt has passed on; it counts anew for each connection to QEMU."""
+        self.is_anew = False
+        """Whether another libvirtd has connected to QEMU since a call was lost: none of the old one's goes on."""
         self._thread: threading.Thread | None = None
+
+    def lose(self) -> None:
+        """Note that a call that changes something got no answer."""
+        self.lost, self.is_anew = True, False
+
+    def passed_on(self, number: int) -> None:
+        """Note the number of a command to QEMU; in the thread.
+
+        A libvirtd connects to a QEMU once and counts from one. The next one can connect only once that has ended.
+        Source: libvirt, src/qemu/qemu_monitor.c, qemuMonitorNextCommandID(); the answer has it as its id.
+        """
+        self.is_anew = self.is_anew or number <= self.commands
+        self.commands = number
 
     async def call(self, what: str, timeout_s: float, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Return the result of function, which calls libvirt; ``what`` names the call for people.

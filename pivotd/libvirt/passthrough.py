@@ -120,7 +120,12 @@ class Passthrough(Monitor):
     def query(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Send queries, in the domain's thread, and return QEMU's replies. Raises: libvirtError, ValueError."""
         monitor = library.load().qemu.qemuMonitorCommand
-        return [json.loads(monitor(self._domain, text, 0)) for text in texts]
+        replies = [json.loads(monitor(self._domain, text, 0)) for text in texts]
+        for reply in replies:
+            number = str(reply.get("id", "")).removeprefix("libvirt-")
+            if number.isascii() and number.isdecimal():
+                self.line.passed_on(int(number))
+        return replies
 
     # -- events; they come in libvirt's thread --------------------------------------------------------------------
 

@@ -212,3 +212,30 @@ def test_only_a_definition_of_somebody_else_counts_as_one(libvirtd: Libvirtd, me
     with Between(libvirtd, UPDATE_DEVICE, first) as between:
         assert asyncio.run(agree(between.uri)) == (frozenset({"vda"}), meddles)
     assert reached
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["the same libvirtd", "another one"])
+def test_a_call_whose_answer_was_lost_cannot_go_on_in_another_libvirtd(libvirtd: Libvirtd, restarts: bool):
+    """A pause need not wait for it; the same libvirtd behind a new connection may still carry it out."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+
+    async def look(uri: str) -> tuple[bool, bool]:
+        line = Line("web1")
+        session = await LibvirtSession.open(uri, "web1", line)
+        pivot = replace(make_pivot(1, disk="vda"), identity=session.identity())
+        image = Image(str(domain.image()), "qcow2", "source")
+        pivot = replace(pivot, disks=(replace(pivot.disks[0], source=image),))
+        before = (await session.look(pivot)).calling
+        line.lose()
+        if restarts:
+            libvirtd.kill()
+            libvirtd.start()
+        await session.close()
+        session = await LibvirtSession.open(uri, "web1", line)
+        after = (await session.look(pivot)).calling
+        await session.close()
+        line.end()
+        return before, after
+
+    assert asyncio.run(look(libvirtd.uri)) == (False, not restarts)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pivotd import limits
 from pivotd.core import names
 from tests.libvirt.domain import ABORT_POINTS, PIVOT_POINTS, Domain
 from tests.libvirt.guarding import Guarded, guard, until
@@ -144,6 +145,22 @@ def test_a_libvirtd_that_hangs_in_the_pivot(libvirtd: Libvirtd, tmp_path: Path):
         os.kill(libvirtd.pid, signal.SIGCONT)
         assert asking.wait(120) == 0
         guarded.assert_right()
+
+
+def test_a_snapshot_goes_on_once_another_libvirtd_answers(libvirtd: Libvirtd, tmp_path: Path):
+    """It cannot carry out the call that the one before has lost: the guest is not kept for as long as a call may last."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as guarded:
+        guarded.await_domain()
+        libvirtd.kill_at(Point("before", "command", '"transaction"'))
+        guarded.begin("snapshot", "web1", f"vda={domain.image('vda', 1)}")
+        libvirtd.await_death()
+        libvirtd.never_kill()
+        libvirtd.start()
+        guarded.await_end()
+        assert guarded.ended().run_state == "running"
+        assert guarded.pivot()["pause_ms"] < limits.LIBVIRT_DOUBT_S * 1000
 
 
 def state(pid: int | None) -> str:

@@ -56,3 +56,20 @@ async def test_one_line_does_not_wait_for_another():
     assert await waiting is True
     hanging.end()
     other.end()
+
+
+def test_a_libvirtd_that_counts_anew_is_another_one():
+    """Its commands to one QEMU are numbered from one; only what is seen after a loss says anything of the lost call."""
+    line = Line("web1")
+    for number in (20, 21, 22):
+        line.passed_on(number)
+    assert not line.is_anew
+    line.lose()
+    line.passed_on(23)
+    assert not line.is_anew
+    line.passed_on(13)
+    line.passed_on(40)
+    assert line.is_anew
+    line.lose()
+    line.passed_on(41)
+    assert not line.is_anew
