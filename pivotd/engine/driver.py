@@ -314,7 +314,7 @@ class Driver:
         state = self.state
         try:
             state.remember(looked=moment(session))
-            seen = await session.look(self.pivot)
+            seen = await watchdog.telling(state, session.look(self.pivot))
             state.remember(unwritten=state.attempt.unmoved == moment(session))
         except QmpError as error:
             return Observation(Qemu.SILENT, detail=error.message)
@@ -325,7 +325,7 @@ class Driver:
         state = self.state
         if not isinstance(action, actions.AskAgain):
             state.looked.set()
-        state.note_guest_waits(action.reason if isinstance(action, actions.Wait | actions.AskAgain) else None)
+        await state.note_guest_waits(action.reason if isinstance(action, actions.Wait | actions.AskAgain) else None)
         match action:
             case actions.Done():
                 return seen

@@ -51,6 +51,8 @@ class DriverState:
         self.stalled = False
         self.guest_waits_for: str | None = None
         """Why a guest stays paused beyond the longest pause: libvirt does not know its disk, or does not answer."""
+        self.wait_recorded_of: int | None = None
+        """The attempt of which it is recorded that its guest waits."""
         self.unrecorded = False
         """It was logged that a record cannot be written while the guest is paused; until the next record."""
         self.domain = domain
@@ -168,13 +170,20 @@ class DriverState:
             timeout_s = min(timeout_s, left_s)
         await self.sleep(timeout_s)
 
-    def note_guest_waits(self, reason: str | None) -> None:
-        """Log once why a guest of libvirt's stays paused beyond its longest pause; None: it need not, or may not."""
+    async def note_guest_waits(self, reason: str | None) -> None:
+        """Log once why a guest of libvirt's stays paused beyond its longest pause; None: it need not, or may not.
+
+        The record of that, one in each pause, stands before the one of its end, which may be long in coming.
+        """
         late = self.in_window and self.attempt.deadline_passed and self.pivot.manager is Manager.LIBVIRT
-        now = reason if late else None
+        now = reason if late and self.attempt.resumed_at is None else None
         if now is not None and self.guest_waits_for is None:
             logger.error("pivot.guest-waits", domain=self.pivot.domain, pivot=self.pivot.id, reason=now)
         self.guest_waits_for = now
+        if now is not None and self.wait_recorded_of != self.pivot.attempt:
+            self.wait_recorded_of = self.pivot.attempt
+            pause = self.attempt.pause(self.pivot, self.clock.monotonic(), self.clock.utc_now())
+            await self.note_in_time("guest-waits", {"reason": now, "pause_ms": pause.pause_ms})
 
     async def ask_again(self, reason: str) -> None:
         """Wait before the next look at a QEMU that does not answer; each wait is longer."""
@@ -182,7 +191,8 @@ class DriverState:
         self.waits_for = f"{reason}; nothing is decided until QEMU answers"
         if self._silent_for_s >= 1:
             self.looked.set()
-        await self.sleep(self._silent_for_s)
+        left_s = 0.0 if self.attempt.deadline is None else self.attempt.deadline - self.clock.monotonic()
+        await self.sleep(min(self._silent_for_s, left_s) if left_s > 0 else self._silent_for_s)
         self._silent_for_s = min(self._silent_for_s * 2, limits.RECONNECT_MAX_S)
 
     def heard(self) -> None:

@@ -1,6 +1,7 @@
-"""Cuts the connection to an NBD destination that hangs, so that neither the guest nor the pivot hangs with it.
+"""Watches over what takes too long while a guest stands still.
 
-It acts only while every disk concerned has its source as root: only the copy then depends on the connection.
+A connection to an NBD destination that hangs is cut, so that neither the guest nor the pivot hangs with it. This is
+done only while every disk concerned has its source as root: only the copy then depends on the connection.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pivotd import limits
 from pivotd.core import actions, kinds, nbd
 from pivotd.core.observation import Observation, Root
 from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.request import Manager
 from pivotd.engine.driver_state import DriverState
 from pivotd.errors import QmpError
 from pivotd.log import get_logger
@@ -31,8 +33,25 @@ async def bound(state: DriverState, work: Coroutine[Any, Any, T], action: action
         return await work
     patience_s = _patience_s(state, action) if disks else None
     if patience_s is None:
-        return await work
+        return await telling(state, work)
     return await state.unless_late(work, patience_s, lambda: _cut_off(state, disks))
+
+
+async def telling(state: DriverState, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of work; if libvirt answers it so late that a guest stands still for too long, tell that."""
+    if state.pivot.manager is not Manager.LIBVIRT or not state.in_window:
+        return await work
+    deadline = state.attempt.deadline
+    left_s = state.pivot.options.max_pause_ms / 1000  # the pause may begin in this very step
+    if deadline is not None:
+        left_s = max(0.0, deadline - state.clock.monotonic())
+
+    async def late() -> bool:
+        state.attempt = state.attempt.at(state.pivot, state.clock.monotonic(), state.clock.utc_now())
+        await state.note_guest_waits(state.guest_waits_for or "libvirt has not answered yet")
+        return True
+
+    return await state.unless_late(work, left_s + limits.YANK_GRACE_S, late)
 
 
 def _patience_s(state: DriverState, action: actions.Action) -> float | None:

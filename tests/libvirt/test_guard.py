@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -211,3 +215,29 @@ def test_an_open_pivot_ends_without_its_libvirt_in_the_configuration(guarded: Gu
     until(lambda: daemon.ctl("domain", "ls").json == [], "the end of the domain")
     verdict = daemon.ctl("verdict", "web1", "vda").json
     assert (Path(verdict["image"]).name, verdict["certain"]) == ("web1-vda-1.qcow2", True)
+
+
+def test_a_pause_that_a_hanging_libvirtd_makes_long_is_told_at_once_and_counted(guarded: Guarded):
+    """After max_pause the domain and health say why; the record of that stands before the end of the pause."""
+    domain, daemon, libvirtd = guarded.domain, guarded.daemon, guarded.libvirtd
+    domain.copy()
+    libvirtd.kill_at(replace(PIVOT_POINTS["K2"], action="stop"))
+    asking = guarded.begin("libvirt", "pivot", "web1", "vda", "--max-pause", "300ms")
+
+    def waits() -> list[dict[str, Any]]:
+        return [record["facts"] for record in guarded.pivot()["records"] if record["event"] == "guest-waits"]
+
+    until(lambda: daemon.ctl("pivot", "ls").json and waits(), "the record")
+    (row,) = daemon.ctl("domain", "ls").json
+    assert "libvirt has not answered" in row["detail"]
+    assert libvirtd.pid is not None
+    os.kill(libvirtd.pid, signal.SIGCONT)
+    assert asking.wait(60) == 0
+    guarded.await_end()
+    (facts,) = waits()
+    shown = guarded.pivot()
+    assert facts["reason"].startswith("libvirt has not answered")
+    assert 300 <= facts["pause_ms"] < shown["pause_ms"]
+    events = [record["event"] for record in shown["records"]]
+    assert events.index("guest-waits") < events.index("switched") < events.index("resumed")
+    assert len(shown["pauses"]) == 1
