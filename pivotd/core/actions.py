@@ -173,6 +173,9 @@ class RecordOutcome:
 class Resume:
     """Resume the guest: the pause was pivotd's."""
 
+    owed: bool = False
+    """The resume stays owed: a call whose answer was lost may pause the guest once more."""
+
 
 @dataclass(frozen=True, slots=True)
 class NoteResumed:

@@ -173,11 +173,13 @@ async def cancel_jobs(state: DriverState, session: Session, action: actions.Canc
     return None
 
 
-async def resume(state: DriverState, session: Session, _action: actions.Resume, seen: Observation) -> Seen:
+async def resume(state: DriverState, session: Session, action: actions.Resume, seen: Observation) -> Seen:
     """Resume the guest: the pause was pivotd's."""
     if not same_moment(state, session):
         return None
     await session.resume()
+    if action.owed:
+        return None
     await note_resumed(state, "resumed", {})
     await session.place_thresholds(state.pivot)
     return replace(seen, run_state="running")

@@ -370,11 +370,21 @@ def test_a_guest_that_somebody_resumed_before_the_switch_goes_on():
     assert isinstance(decide(asked(), known.but(ask_in_doubt=True)), actions.Abandon)
 
 
+def test_a_switch_that_libvirt_has_not_learnt_of_is_taken_back_also_after_a_cancel():
+    """QEMU ended the job only after libvirtd was back, and the guest would wait for a restart that does not help."""
+    cancelling = pivot(Phase.CANCELLING, asking=True, owes_resume=True)
+    known = moved(live=S, next_=S)
+    assert isinstance(decide(cancelling, known), actions.RollBack)
+    assert not isinstance(decide(cancelling, known.but(run_state="running")), actions.RollBack)
+    assert not isinstance(decide(cancelling, known.but(may_have_written=True)), actions.RollBack)
+
+
 @pytest.mark.parametrize("phase", [Phase.READY, Phase.CANCELLING, Phase.DECIDED])
 def test_a_suspend_that_may_still_come_is_awaited(phase: Phase):
     """The guest would stay paused: nobody would owe it a resume any more."""
     known = seen(run_state="running", calling=True)
     assert isinstance(decide(pivot(phase, owes_resume=True), known), actions.Wait)
+    assert decide(pivot(phase, owes_resume=True), known.but(run_state="paused")) == actions.Resume(owed=True)
     assert isinstance(decide(pivot(phase, owes_resume=True), known.but(calling=False)), actions.NoteResumed)
 
 

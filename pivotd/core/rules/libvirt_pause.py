@@ -104,7 +104,7 @@ def _ask(pivot: Pivot, seen: Observation, *, switch: bool) -> Action:
 def _moved(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """The guest is still and at least one disk has moved: the others follow, or the set is split."""
     moved = tuple(disk.disk for disk in pivot.disks if root(seen, disk) is Root.DESTINATION)
-    if (back := _unknown_to_libvirt(pivot, seen, attempt)) is not None:
+    if (back := unknown_to_libvirt(pivot, seen, attempt)) is not None:
         return back
     live = live_jobs(pivot, seen)
     if not live:
@@ -116,7 +116,7 @@ def _moved(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     return _ask(pivot, seen, switch=not pivot.options.abort)
 
 
-def _unknown_to_libvirt(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action | None:
+def unknown_to_libvirt(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action | None:
     """Take back a switch of which libvirt has not learnt and will not, unless the guest may have written since.
 
     libvirt still learns of it as long as QEMU lists its job. A libvirtd that was killed and comes back with pivotd's

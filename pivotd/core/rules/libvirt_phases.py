@@ -144,6 +144,9 @@ def _cancelling(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
         return AskLibvirt(due, pivot=False) if due else Wait(libvirt_pause.ending(live[0].disk))
     if agreement.in_doubt(pivot, seen, attempt):
         return Wait(agreement.CALLING)
+    still = moved and pivot.owes_resume and not seen.executing
+    if still and (back := libvirt_pause.unknown_to_libvirt(pivot, seen, attempt)) is not None:
+        return back
     return agreement.settle(pivot, seen, attempt, pivot.error or "cancelled")
 
 
@@ -162,7 +165,8 @@ def _decided(pivot: Pivot, seen: Observation) -> Action:
 def _resume(pivot: Pivot, seen: Observation) -> Action:
     """Resume the guest, unless libvirt takes another image for the running guest's.
 
-    A guest that runs may still be paused by a call whose answer was lost: only then is the resume no longer owed.
+    A guest that runs may still be paused by a call whose answer was lost: the resume is owed for as long. A paused one
+    is resumed meanwhile.
     """
     paused = seen.run_state in OUR_PAUSE
     doubt = agreement.disbelief(pivot, seen) if paused else None
