@@ -63,6 +63,10 @@ class ModelLibvirtSession:
             if libvirtd.memory is not None:
                 libvirtd.qemu_has_ended()
             return Observation(Qemu.GONE, beliefs=self._beliefs(), calling=calling)
+        if libvirtd.memory is None:
+            if not world.original:
+                return Observation(Qemu.GONE, beliefs=self._beliefs(), calling=calling)
+            return Observation(Qemu.SILENT, detail="QEMU still lives, and libvirt says that it does not run")
         jobs = {}
         for disk in world.durable.disks:
             job = qemu.jobs.get(job_id(disk))
@@ -111,6 +115,18 @@ class ModelLibvirtSession:
     async def prepare(self, _pivot: Pivot, disk: PivotDisk, step: Step) -> None:
         assert step is Step.START_JOB
         self._call("start", (disk.disk,))
+
+    async def set_bandwidth(self, pivot: Pivot) -> None:
+        """Set the bandwidth of each job; libvirt refuses it where it has none."""
+        world = self.world
+        self._reach("bandwidth")
+        for disk in pivot.disks:
+            self._start("bandwidth")
+            known = None if world.libvirtd.memory is None else world.libvirtd.memory[disk.index]
+            refused = known is None or known.job is JobBelief.NONE
+            self._end("bandwidth")
+            if refused:
+                raise QmpRefusedError("no block job", command="bandwidth", text="no block job")
 
     async def stop(self, complete: Sequence[str], leaving: Callable[[], None]) -> tuple[str, bool, int]:
         world = self.world

@@ -34,8 +34,8 @@ HANGS = 8
 class LibvirtWorld(World):
     """A host with libvirtd; ``dying``: pivotd has died in a call that libvirtd still carries out."""
 
-    def __init__(self, pivot: Pivot, qemu: Qemu, libvirtd: Libvirtd) -> None:
-        super().__init__(pivot, qemu)
+    def __init__(self, pivot: Pivot, qemu: Qemu, libvirtd: Libvirtd, *, bandwidth: bool = False) -> None:
+        super().__init__(pivot, qemu, bandwidth=bandwidth)
         self.libvirtd = libvirtd
         self.redefined: frozenset[int] = frozenset()
         """Disks whose next boot somebody else has defined since pivotd last did."""
@@ -460,8 +460,10 @@ class LibvirtWorld(World):
 
     def stuck(self) -> bool:
         """Return whether the guest waits for a person: libvirt does not know its image, and it was not taken back."""
-        if self.qemu is None or self.libvirtd.memory is None or not self.original:
+        if self.qemu is None or not self.original:
             return False
+        if self.libvirtd.memory is None:
+            return self.libvirtd.running  # it takes the guest for shut off
         wrong = any(self.libvirtd.memory[disk.index].live is not self.root(disk) for disk in self.durable.disks)
         if self.durable.phase is Phase.DECIDED and not self.durable.owes_resume:
             return wrong  # somebody else has moved or resumed it

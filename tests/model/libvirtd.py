@@ -10,6 +10,7 @@ QEMU. Of a disk, libvirt knows which image the running guest has, which the next
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 Call = tuple[str, tuple[str, ...]]
 """What libvirtd is asked to do, and the disks."""
+Release = tuple[int, int]
+OLDEST: Release = (9, 0)
+KEEPS_ITS_NAME: Release = (11, 0)
+"""From here on a mirror names its job until it goes: between 9.0 and 11.3 nothing was looked at."""
 
 
 class CallRefusedError(Exception):
@@ -46,6 +51,11 @@ class Known:
 
     live: Root
     job: JobBelief = JobBelief.NONE
+    """What the disk's mirror says."""
+    listed: bool = False
+    """Its list of jobs has one of this disk; the mirror stays without it where QEMU did not have the job any more."""
+    named: bool = True
+    """The mirror names its job: libvirt 9.0 saves once that it does not, and then cannot read the file."""
 
 
 def job_id(disk: PivotDisk) -> str:
@@ -56,11 +66,13 @@ def job_id(disk: PivotDisk) -> str:
 class Libvirtd:
     """One libvirtd; what belongs to the process is None or empty while it does not run."""
 
-    __slots__ = ("config", "durable", "file", "hook", "memory", "queued", "running", "status", "transient")
+    __slots__ = ("config", "durable", "file", "hook", "memory", "queued", "release", "running", "status", "transient")
 
-    def __init__(self, disks: Sequence[PivotDisk], *, hook: bool, transient: bool = False) -> None:
+    def __init__(
+        self, disks: Sequence[PivotDisk], *, hook: bool, transient: bool = False, release: Release = OLDEST
+    ) -> None:
         sources = tuple(Root.SOURCE for _ in disks)
-        self.hook, self.transient = hook, transient
+        self.hook, self.transient, self.release = hook, transient, release
         self.running = True
         self.memory: tuple[Known, ...] | None = tuple(Known(Root.SOURCE) for _ in disks)
         """By index of the disk; None: the guest is not running as far as libvirtd knows, or libvirtd is not."""
@@ -108,6 +120,12 @@ class Libvirtd:
         self.running, self.memory, self.queued = False, None, ()
         self.config = self.file
 
+    def crash(self, world: LibvirtWorld) -> None:
+        """Die by a fault of its own: it looks for the mirror of a job that it has lost. Raises: LibvirtdDiedError."""
+        world.say("libvirtd: crashes")
+        self.die()
+        raise LibvirtdDiedError
+
     def power_cut(self) -> None:
         """Lose the status files, and each name that was not made durable."""
         self.die()
@@ -117,34 +135,57 @@ class Libvirtd:
         """Start; with the hook, repair the status file first. Then connect to QEMU and finish what it lists."""
         world.say("--- libvirtd starts")
         self.running = True
+        if self.hook and world.original and world.qemu is not None and self.status is not None:
+            self._repair(world)
+        if self.status is not None and not all(known.named for known in self.status):
+            world.say("libvirtd: cannot read the status file, and takes the guest for shut off")
+            return
         if world.qemu is None or self.status is None:
             self.status = self.memory = None
             return
-        if self.hook and world.original:
-            self._repair(world)
-        if world.qemu is None:
-            self.status = None
         self.memory = self.status
+        for disk in world.durable.disks:
+            if job_id(disk) not in world.jobs:
+                self.set(disk.index, listed=False)
+        self.status = self.memory
         self.process_events(world)
 
     def _repair(self, world: LibvirtWorld) -> None:
-        """The hook: where QEMU has moved a disk, make the status file and QEMU's list of jobs say so."""
+        """The hook: where libvirtd would not end a job as QEMU has, make the status file and QEMU's jobs say so.
+
+        Source: pivotd/libvirt_hook.py, decide().
+        """
         assert self.status is not None
         for disk in world.durable.disks:
             if world.qemu is None:
                 return
-            known = self.status[disk.index]
-            moved = world.root(disk) is Root.DESTINATION
+            known, root = self.status[disk.index], world.root(disk)
             job = world.jobs.get(job_id(disk))
-            if known.job is JobBelief.NONE or not moved or (job is not None and job.status not in ENDED):
+            if known.job is JobBelief.NONE or not known.listed or (job is not None and job.status not in ENDED):
                 continue
-            if job is None:
-                world.jobs[job_id(disk)] = Job("create", disk=disk.disk, status="concluded", auto_dismiss=False)
-            world.edge("the hook is at work")
+            moved = root is Root.DESTINATION
+            failed = job is not None and job.error is not None
+            if root not in {Root.SOURCE, Root.DESTINATION} or (failed and moved):
+                continue
+            if job is not None and known.named and self._switched(world, known.job, job) == moved:
+                continue
             status = list(self.status)
-            status[disk.index] = replace(known, job=JobBelief.PIVOTING)
+            status[disk.index] = replace(known, named=True, job=JobBelief.PIVOTING if moved else JobBelief.ABORTING)
             self.status = tuple(status)
+            world.edge("the hook is at work")
+            if world.qemu is not None and job is None:
+                world.jobs[job_id(disk)] = Job("create", disk=disk.disk, status="concluded", auto_dismiss=False)
             world.edge("the hook has repaired")
+
+    @staticmethod
+    def _switched(world: LibvirtWorld, belief: JobBelief, job: Job) -> bool:
+        """Return whether libvirtd takes a job that has ended for a switch.
+
+        Of a copy only if it remembers that it asked for one. Source: qemu_blockjob.c,
+        qemuBlockJobEventProcessConcludedTransition.
+        """
+        takes = {JobBelief.PIVOTING, JobBelief.READY} if world.durable.kind is Kind.COMMIT else {JobBelief.PIVOTING}
+        return belief in takes and job.error is None
 
     def qemu_has_ended(self) -> None:
         """QEMU's monitor has closed: the guest is shut off."""
@@ -168,24 +209,35 @@ class Libvirtd:
                 self._finish(world, disk, job)
 
     def _finish(self, world: LibvirtWorld, disk: PivotDisk, job: Job) -> None:
-        """A job has ended. A copy is taken for a switch only if libvirt remembers that it asked for one.
-
-        Source: qemu_blockjob.c, qemuBlockJobEventProcessConcludedTransition.
-        """
+        """A job has ended."""
         assert self.memory is not None
-        takes = {JobBelief.PIVOTING, JobBelief.READY} if world.durable.kind is Kind.COMMIT else {JobBelief.PIVOTING}
-        switched = self.memory[disk.index].job in takes and job.error is None
+        switched = self._switched(world, self.memory[disk.index].job, job)
         world.execute("job-dismiss", {"id": job_id(disk)})
         world.edge("libvirtd has dismissed the job")
         if self.memory is None:
             return
-        self.set(disk.index, job=JobBelief.NONE, live=Root.DESTINATION if switched else Root.SOURCE)
+        if self.release < KEEPS_ITS_NAME:
+            self.set(disk.index, named=False)
+        self.status = self.memory
+        world.edge("libvirtd has saved that the job has ended")
+        if self.memory is None:
+            return
+        self._close(world, disk, switched=switched)
+        live = Root.DESTINATION if switched else Root.SOURCE
+        self.set(disk.index, job=JobBelief.NONE, live=live, listed=False, named=True)
         self.status = self.memory
         world.edge("libvirtd has saved the status")
         if switched and self.config[disk.index] is Root.SOURCE:
             self.define(disk.index, Root.DESTINATION)
             self.save_config(world)
             world.edge("libvirtd has saved the definition")
+
+    def _close(self, world: LibvirtWorld, disk: PivotDisk, *, switched: bool) -> None:
+        """Have QEMU close what is not needed after a job; what QEMU still uses it keeps."""
+        node = disk.source.node if switched else disk.destination.node
+        if world.qemu is not None and (switched or world.durable.kind is Kind.COPY):
+            with contextlib.suppress(RefusedError):
+                world.execute("blockdev-del", {"node-name": node})
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -197,6 +249,8 @@ class Libvirtd:
         match name:
             case "suspend" | "resume":
                 if name == "resume":
+                    if world.qemu.run_state == "running":
+                        raise CallRefusedError("domain is already running")
                     world.may_resume(who)
                 world.execute("stop" if name == "suspend" else "cont", {}, who)
             case "start":
@@ -211,32 +265,43 @@ class Libvirtd:
         qemu = world.qemu
         assert qemu is not None
         assert self.memory is not None
-        if self.memory[disk.index].job is not JobBelief.NONE:
+        if self.memory[disk.index].job is not JobBelief.NONE or self.memory[disk.index].listed:
             raise CallRefusedError("another job is on this disk")
         job = {"job-id": job_id(disk), "device": disk.source.node, "auto-dismiss": False}
+        command, target = "block-commit", {}
         try:
-            if world.durable.kind is Kind.COMMIT:
-                world.execute("block-commit", job)
-            else:
+            if world.durable.kind is not Kind.COMMIT:
+                command, target = "blockdev-mirror", {"target": disk.destination.node, "sync": "full"}
                 if not world.storage.exists(disk.destination.filename):
                     world.storage.create(disk.destination.filename)
                 file = {"driver": "file", "filename": disk.destination.filename}
                 node = {"driver": "qcow2", "node-name": disk.destination.node, "file": file}
                 world.execute("blockdev-add", node)
-                world.execute("blockdev-mirror", job | {"target": disk.destination.node, "sync": "full"})
-        except RefusedError as error:
-            raise CallRefusedError(str(error)) from None
-        world.edge("libvirtd has started the job")
-        if self.memory is not None:
-            self.set(disk.index, job=JobBelief.COPYING)
+            self.set(disk.index, listed=True)
             self.status = self.memory
+            world.edge("libvirtd is about to tell QEMU")
+            self._told(world, disk)
+            world.execute(command, job | target)
+        except RefusedError as error:
+            if self.memory is not None:
+                self.set(disk.index, listed=False)
+                self.status = self.memory
+            raise CallRefusedError(str(error)) from None
+        world.edge("QEMU has been told")
+        if self.memory is not None:
+            self.set(disk.index, job=JobBelief.COPYING, listed=True)
+            self.status = self.memory
+            world.edge("libvirtd has saved the job")
 
     def _end_job(self, world: LibvirtWorld, disk: PivotDisk, *, switch: bool) -> None:
         assert self.memory is not None
         known, name = self.memory[disk.index], job_id(disk)
         wanted = {JobBelief.READY} if switch else {JobBelief.READY, JobBelief.COPYING}
-        if known.job not in wanted:
+        lost_mirror = known.job is JobBelief.NONE and known.listed and name in world.jobs
+        if known.job not in wanted and not lost_mirror:
             raise CallRefusedError(f"its job is {known.job}")
+        if lost_mirror and switch and world.durable.kind is Kind.COPY:
+            self.crash(world)
         self.set(disk.index, job=JobBelief.PIVOTING if switch else JobBelief.ABORTING)
         world.edge("libvirtd is about to tell QEMU")
         self._told(world, disk)
@@ -256,6 +321,8 @@ class Libvirtd:
         self._told(world, disk)
         if (job := world.jobs.get(name)) is not None and job.status == "concluded":
             self._finish(world, disk, job)
+            if lost_mirror and not switch and world.durable.kind is Kind.COMMIT:
+                self.crash(world)
 
     def _told(self, world: LibvirtWorld, disk: PivotDisk) -> None:
         """Raises: CallFailedError: QEMU has ended."""
@@ -267,11 +334,13 @@ class Libvirtd:
         assert qemu is not None
         if any(world.root(disk) is not Root.SOURCE for disk in disks):
             raise CallRefusedError("the image is in use")
+        if any(world.storage.exists(disk.destination.filename) for disk in disks):
+            raise CallRefusedError("the external snapshot file exists")
+        for disk in disks:
+            world.storage.images[disk.destination.filename] = Image(own=0)
         world.edge("libvirtd is about to tell QEMU")
         self._told(world, disks[0])
         for disk in disks:
-            if not world.storage.exists(disk.destination.filename):
-                world.storage.images[disk.destination.filename] = Image(own=0)
             if disk.destination.node not in qemu.nodes:
                 file = {"driver": "file", "filename": disk.destination.filename}
                 world.execute(
@@ -285,6 +354,8 @@ class Libvirtd:
         try:
             world.execute("transaction", {"actions": actions})
         except RefusedError as error:
+            for disk in disks:
+                del world.storage.images[disk.destination.filename]
             raise CallRefusedError(str(error)) from None
         world.edge("QEMU has been told")
         self._told(world, disks[0])

@@ -18,6 +18,7 @@ from tests.support.moves import Move
 
 pytestmark = pytest.mark.timeout(900)
 
+NEWEST = (12, 8)
 SNAPSHOT = {"move": Move.SNAPSHOT, "from_phase": Phase.PREPARING}
 SEARCHES = [
     LibvirtBounds(crashes=2),
@@ -30,6 +31,9 @@ SEARCHES = [
     LibvirtBounds(crashes=0, faults=1, transient=True),
     LibvirtBounds(crashes=0, faults=1, disks=2),
     LibvirtBounds(crashes=1, faults=1, monitor=True),
+    LibvirtBounds(crashes=1, release=NEWEST),
+    LibvirtBounds(crashes=1, hold=True),
+    LibvirtBounds(crashes=1, adopted=True, abort=True, from_phase=Phase.PREPARING),
 ]
 LONG = [
     LibvirtBounds(crashes=3),
@@ -52,6 +56,11 @@ LONG = [
     LibvirtBounds(crashes=1, faults=1, monitor=True, disks=2),
     LibvirtBounds(crashes=1, faults=1, monitor=True, **SNAPSHOT),
     *(LibvirtBounds(crashes=1, faults=1, monitor=True, move=Move.COMMIT, abort=abort) for abort in (False, True)),
+    LibvirtBounds(crashes=2, faults=1),
+    LibvirtBounds(crashes=1, faults=1, hook=False, release=NEWEST),
+    LibvirtBounds(crashes=1, faults=1, hold=True, bandwidth=True),
+    LibvirtBounds(crashes=1, faults=1, adopted=True, from_phase=Phase.PREPARING),
+    LibvirtBounds(crashes=1, faults=1, adopted=True, abort=True, move=Move.COMMIT, from_phase=Phase.PREPARING),
 ]
 
 
@@ -72,6 +81,22 @@ def test_the_search_reaches_every_phase_and_both_outcomes(move: Move):
     found = search(LibvirtBounds(crashes=1, faults=0, move=move, from_phase=Phase.PREPARING), first_world)
     assert found.phases >= {Phase.PREPARING, Phase.PAUSING, Phase.DECIDED, Phase.CLOSED}
     assert found.outcomes >= {"switched", "kept"}
+
+
+def test_a_suspend_that_still_waits_in_libvirtd_does_not_leave_the_guest_paused():
+    """Another one has paused the guest already: the resume after that is not the last that pivotd owes."""
+
+    def killed(bounds: LibvirtBounds) -> LibvirtWorld:
+        world = first_world(bounds)
+        world.libvirtd.perform(world, "suspend", ())
+        world.libvirtd.queued = (("suspend", ("disk0",)),)
+        intent = {"owes_resume": True, "run_state_before": "running", "attempt": 1}
+        world.durable = replace(world.durable, phase=Phase.READY, **intent)
+        world.driver, world.down, world.session, world.monitor = None, True, None, None
+        return world
+
+    found = search(LibvirtBounds(crashes=0), killed)
+    assert found.outcomes == {"switched"}
 
 
 @pytest.mark.parametrize("resumed", [False, True], ids=["still", "resumed and suspended"])

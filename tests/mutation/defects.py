@@ -483,6 +483,16 @@ LIBVIRT = (
         "    return pivot.manager is Manager.LIBVIRT and pivot.asking", "    return False and pivot.asking",
         TABLE, ("tests/core/test_libvirt.py", "-k", "verdict"),
     ),
+    Defect(
+        "a resume is not owed any more although a suspend still waits", "G3", "pivotd/engine/pause_steps.py",
+        "    if action.owed:\n", "    if False:\n",
+        SEARCH, ("tests/model/test_libvirt.py", "-k", "still_waits"),
+    ),
+    Defect(
+        "a cancelled pivot waits for what libvirt never learns", "G3", "pivotd/core/rules/libvirt_phases.py",
+        "    if still and (back", "    if False and (back",
+        TABLE, ("tests/core/test_libvirt.py", "-k", "after_a_cancel"),
+    ),
 )  # fmt: skip
 """Guests of libvirt's."""
 

@@ -22,7 +22,7 @@ SIDES = frozenset({Root.SOURCE, Root.DESTINATION})
 CALLING = "a call to libvirt whose answer was lost may still be carried out"
 _STUCK = (
     "libvirt takes its job of {disk} for one that has not ended, and starts no other until libvirtd is restarted with "
-    "pivotd's hook in place"
+    "pivotd's hook in place, or, if it has started without the hook meanwhile, until the guest was shut down"
 )
 _ENDING = frozenset({"aborting", "concluded"})
 _NOTHING = Belief(Root.ABSENT, None)
