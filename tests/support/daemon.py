@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from tests.support.qemu import popen_tied
 
-READY_TIMEOUT_S = 15.0
+READY_TIMEOUT_S = 60.0
 CTL_TIMEOUT_S = 60.0
 LOOK_MS = 2
 
