@@ -20,6 +20,9 @@ PivotdError
 |   +-- QmpUnsentError      never sent: a retry is safe
 |   +-- QmpRefusedError     QEMU refused it
 |   +-- QmpUnknownError     no answer: it may or may not have happened
++-- FleetError              one message to the fleet
+|   +-- FleetSilentError    no answer: a write may or may not have happened, or happen yet
+|   +-- FleetConflictError  the domain has changed since it was read: nothing was written
 +-- ClientError             a request of pivotd.client; see what is known about its effect
 |   +-- UnsentError         never reached the daemon: a retry is safe
 |   +-- RefusedError        the daemon refused: nothing was changed
@@ -191,6 +194,28 @@ class QmpUnknownError(QmpError):
     """No answer came: look at QEMU before anything else."""
 
     kind = "qmp-unknown"
+
+
+class FleetError(PivotdError):
+    """One message to the fleet did not succeed; the subclass says what is known about its effect."""
+
+    kind = "fleet"
+    http_status = 503
+    exit_status = EXIT_UNREACHABLE
+
+
+class FleetSilentError(FleetError):
+    """No answer in time, or none of a majority. A write may or may not have happened, and may still happen: read."""
+
+    kind = "fleet-silent"
+
+
+class FleetConflictError(FleetError):
+    """Something of the domain has changed since it was read: nothing was written, and it is to be read again."""
+
+    kind = "fleet-conflict"
+    http_status = 409
+    exit_status = EXIT_REFUSED
 
 
 class ClientError(PivotdError):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pivotd.core.actions import Step
 from pivotd.core.dirty_bitmaps import Bitmaps
+from pivotd.core.fleet import FleetView, OnSilence
 from pivotd.core.observation import Observation, Root
 from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk, Record
 from pivotd.core.request import Limits
@@ -265,6 +266,29 @@ class Domain(Protocol):
 
     def hurry(self) -> None:
         """Connect again at once."""
+        ...
+
+
+class Fleet(Protocol):
+    """What all hosts of a fleet know of a domain, kept by a majority. Only pivotd on these hosts writes there."""
+
+    host: str
+    """The name of this host in the fleet."""
+    on_silence: OnSilence
+    """What a pivot that begins now does if the fleet does not confirm its switch in time."""
+
+    async def read(self, domain: str, timeout_s: float) -> FleetView:
+        """Return everything of a domain, as of one moment that is not before this call. Raises: FleetSilentError."""
+        ...
+
+    async def write(self, before: FleetView, after: FleetView, timeout_s: float) -> FleetView:
+        """Replace everything of a domain in one transaction, if nothing of it has changed since ``before`` was read.
+
+        ``after`` has an owner. Returns it with its new revision. Never sent twice: after an error only the caller knows
+        what to do.
+
+        Raises: FleetConflictError: nothing was written; FleetSilentError: it may be written, now or later.
+        """
         ...
 
 
