@@ -351,3 +351,22 @@ def m008_libvirt(db: Database) -> None:
     for statement in M008_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 8")
+
+
+M009_STATEMENTS = (
+    """
+    ALTER TABLE pivot ADD COLUMN fleet TEXT NOT NULL DEFAULT 'none'
+        CHECK (fleet IN ('none', 'announced', 'told', 'superseded'))
+    """,
+    # The owner's epoch under which the pivot was announced.
+    "ALTER TABLE pivot ADD COLUMN fleet_epoch INTEGER CHECK (fleet <> 'announced' OR fleet_epoch IS NOT NULL)",
+    "ALTER TABLE pause ADD COLUMN fleet_ms REAL",
+)
+
+
+@migrations()
+def m009_fleet(db: Database) -> None:
+    """Keep what the fleet knows of a pivot, and how long its guest waited for that."""
+    for statement in M009_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 9")

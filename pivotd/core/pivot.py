@@ -44,6 +44,19 @@ class Outcome(StrEnum):
     """The evidence is contradictory: a person must look."""
 
 
+class FleetStage(StrEnum):
+    """What the fleet knows of a pivot; each value is durable before pivotd acts on it."""
+
+    NONE = "none"
+    """Nothing: there is no fleet, or it has not been asked, or the intent was withdrawn before the outcome."""
+    ANNOUNCED = "announced"
+    """It may have the intent, and may not know the outcome."""
+    TOLD = "told"
+    """It knows the outcome."""
+    SUPERSEDED = "superseded"
+    """The guest belongs to another host, or did meanwhile: what this pivot found is no longer of any use."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What distinguishes one QEMU process from another behind the same socket.
@@ -136,6 +149,8 @@ class Pause:
     attempt: int
     pause_ms: float
     ended: str
+    fleet_ms: float | None = None
+    """How much of it the guest waited for the fleet; None: it did not."""
 
 
 def outcome_of(disks: Iterable[PivotDisk]) -> str | None:
@@ -171,6 +186,9 @@ class Pivot:
     """Who carries out the steps; it never changes."""
     asking: bool = False
     """libvirt was asked to switch under the last intent: until the outcome is recorded, either image may be next."""
+    fleet: FleetStage = FleetStage.NONE
+    fleet_epoch: int | None = None
+    """The epoch of the owner under which the pivot was announced to the fleet."""
     revision: int = 0
     """Counts the changes; the journal refuses a change that is not based on the last one."""
     undo_of: str | None = None

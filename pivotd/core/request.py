@@ -144,6 +144,8 @@ class CopyOptions:
     """Another client made the jobs and destinations: it chose the names, and pivotd must not delete the nodes."""
     abort: bool = False
     """An adopted job of a libvirt guest is to end without a switch, in a guarded pause."""
+    on_silence: str | None = None
+    """What was announced to the fleet that a paused guest does if the fleet is silent: ``wait`` or ``resume``."""
     bandwidth_due: bool = False
     """The bandwidth was changed, and QEMU may not have the new value yet."""
     write_limits: tuple[WriteLimit, ...] = ()

@@ -11,7 +11,19 @@ from functools import lru_cache
 from typing import Any
 
 from pivotd.core.creation import ImageOptions
-from pivotd.core.pivot import Accepted, Identity, Image, JsonObject, Outcome, Pause, Phase, Pivot, PivotDisk, Record
+from pivotd.core.pivot import (
+    Accepted,
+    FleetStage,
+    Identity,
+    Image,
+    JsonObject,
+    Outcome,
+    Pause,
+    Phase,
+    Pivot,
+    PivotDisk,
+    Record,
+)
 from pivotd.core.request import (
     Aio,
     Cache,
@@ -86,6 +98,8 @@ def pivot_row(pivot: Pivot) -> dict[str, Any]:
         "run_state_before": pivot.run_state_before,
         "owes_resume": int(pivot.owes_resume),
         "asking": int(pivot.asking),
+        "fleet": pivot.fleet.value,
+        "fleet_epoch": pivot.fleet_epoch,
         "pausing_since": pivot.pausing_since,
         "error": pivot.error,
         "decided_at": pivot.decided_at,
@@ -141,6 +155,7 @@ def pause_row(pivot: str, number: int, pause: Pause) -> dict[str, Any]:
         "attempt": pause.attempt,
         "pause_ms": pause.pause_ms,
         "ended": pause.ended,
+        "fleet_ms": pause.fleet_ms,
     }
 
 
@@ -156,7 +171,7 @@ def load_pivots(connection: sqlite3.Connection, query: str, parameters: Iterable
         disks[row["pivot"]].append(_disk(row))
     pauses: defaultdict[str, list[Pause]] = defaultdict(list)
     for row in connection.execute(_SELECT_PAUSES, (ids,)):
-        pauses[row["pivot"]].append(Pause(row["attempt"], row["pause_ms"], row["ended"]))
+        pauses[row["pivot"]].append(Pause(row["attempt"], row["pause_ms"], row["ended"], row["fleet_ms"]))
     return [_pivot(head, disks[head["id"]], pauses[head["id"]]) for head in heads]
 
 
@@ -216,6 +231,8 @@ def _pivot(row: Row, disks: list[PivotDisk], pauses: list[Pause]) -> Pivot:
         run_state_before=row["run_state_before"],
         owes_resume=bool(row["owes_resume"]),
         asking=bool(row["asking"]),
+        fleet=FleetStage(row["fleet"]),
+        fleet_epoch=row["fleet_epoch"],
         pausing_since=row["pausing_since"],
         error=row["error"],
         pauses=tuple(pauses),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from pivotd.core.pivot import Accepted, Identity, Image, Outcome, Pause, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Accepted, FleetStage, Identity, Image, Outcome, Pause, Phase, Pivot, PivotDisk
 from pivotd.core.request import CopyMode, CopyOptions, Kind, Manager, Requester, Sync
 
 
@@ -73,6 +73,8 @@ PIVOTS = st.builds(
     kind=st.sampled_from(Kind),
     manager=st.sampled_from(Manager),
     asking=st.booleans(),
+    fleet=st.sampled_from(FleetStage),
+    fleet_epoch=NUMBER,
     phase=st.sampled_from(Phase),
     requested_by=st.builds(Requester, NUMBER, NUMBER, NUMBER),
     options=OPTIONS,

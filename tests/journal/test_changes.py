@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from pivotd.core.pivot import Identity, Outcome, Pause, Phase, Pivot
+from pivotd.core.pivot import FleetStage, Identity, Outcome, Pause, Phase, Pivot
 from pivotd.errors import (
     ConflictError,
     DiskBusyError,
@@ -74,9 +74,11 @@ async def test_advance_writes_every_field_that_may_change(journal: Journal) -> N
         "run_state_before": "running",
         "owes_resume": True,
         "asking": True,
+        "fleet": FleetStage.ANNOUNCED,
+        "fleet_epoch": 7,
         "pausing_since": "2026-11-23T09:00:01.000000Z",
         "error": "why",
-        "pauses": (Pause(1, 1.5, "pausing"), Pause(2, 2.5, "decided")),
+        "pauses": (Pause(1, 1.5, "pausing"), Pause(2, 2.5, "decided", 1.25)),
         "decided_at": "2026-11-23T09:00:02.000000Z",
         "closed_at": "2026-11-23T09:00:03.000000Z",
     }

@@ -17,7 +17,7 @@ import pytest
 import sqlite_utils
 
 from pivotd import limits
-from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.pivot import FleetStage, Phase, Pivot
 from pivotd.core.request import Manager
 from pivotd.errors import JournalCorruptError, JournalError, JournalLockedError, JournalNewerError
 from pivotd.journal import schema
@@ -236,6 +236,20 @@ def test_the_pivots_of_a_journal_of_schema_7_are_of_pivotd_itself(tmp_path: Path
     found = reader.pivot("P0001")
     reader.close()
     assert (found.manager, found.asking) == (Manager.PIVOTD, False)
+
+
+def test_the_pivots_of_a_journal_of_schema_8_were_never_announced(tmp_path: Path) -> None:
+    """Before schema 9 there was no fleet, and no pause waited for one."""
+    path = tmp_path / "journal.db"
+    make_older_journal(path, "m009_fleet", [(make_pivot(1), {})])
+    sql(path, "INSERT INTO pause (pivot, number, attempt, pause_ms, ended) VALUES ('P0001', 0, 1, 2.5, 'decided')")
+    assert schema.inspect(path) == 8
+    make_journal(tmp_path)
+    reader = Reader.attach(tmp_path)
+    found = reader.pivot("P0001")
+    reader.close()
+    assert (found.fleet, found.fleet_epoch) == (FleetStage.NONE, None)
+    assert found.pauses[0].fleet_ms is None
 
 
 def test_a_journal_that_cannot_be_upgraded_is_left_as_it_was(tmp_path: Path) -> None:
