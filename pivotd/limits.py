@@ -53,6 +53,16 @@ ATTEMPTS_DEFAULT = 5
 ATTEMPTS_MAX = 100
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
+FLEET_QUICK_S = 0.05
+"""After a slower answer the guest has written more: the pivot converges again before its pause."""
+FLEET_FRESH_S = 5.0
+"""A pause begins only so long after the fleet has answered. Then it is likely to answer within the pause, too."""
+FLEET_GRACE_S = 0.05
+"""A switch that has used up the longest pause still has so long to be told to the fleet."""
+FLEET_PAUSED_AGAIN_S = 0.05
+"""Between two tries while a guest stands still."""
+FLEET_AGAIN_S = 2.0
+"""Between two tries while none does."""
 YANK_TIMEOUT_S = 0.5
 """The answer to a yank: it needs no main loop, but waits for the one thread that reads monitors."""
 OPEN_EXPORT_S = 1
@@ -258,3 +268,4 @@ assert FOLLOWER_PAGE <= EVENTS_PAGE_MAX
 assert PAUSE_MS_MIN <= PAUSE_MS_MAX_DEFAULT <= PAUSE_MS_LIMIT
 assert 0 < PATH_THREADS_MAX < MOUNT_THREADS_MAX < THREADS_MAX
 assert QUERY_TIMEOUT_S < COMMAND_TIMEOUT_S
+assert FLEET_QUICK_S < FLEET_FRESH_S

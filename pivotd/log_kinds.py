@@ -136,6 +136,10 @@ KINDS: Mapping[str, Kind] = {
         "448a6dd3ae1c43d5979a7e7231cb21c2",
         "{domain}: the undo window has ended: {reason}; pivot {pivot}",
     ),
+    "pivot.superseded": Kind(
+        "9a2815512264498db3b52c5f6329ef88",
+        "{domain}: another host has this guest, pivotd does not resume it: {reason}; pivot {pivot}",
+    ),
     "pivot.guest-waits": Kind(
         "a2f7c6d1e0b94b8e9a3c5d7f1b2e4c60",
         "{domain}: the guest stays paused: {reason}; pivot {pivot}",

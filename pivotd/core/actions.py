@@ -185,6 +185,11 @@ class NoteResumed:
 
 
 @dataclass(frozen=True, slots=True)
+class TellFleet:
+    """Tell the fleet the recorded outcome, or that there is none yet; read it first if it may have changed."""
+
+
+@dataclass(frozen=True, slots=True)
 class EndWindow:
     """Record that the sources are no longer kept in sync."""
 
@@ -244,6 +249,7 @@ Action = (
     | RecordOutcome
     | Resume
     | NoteResumed
+    | TellFleet
     | EndWindow
     | HandOver
     | SetBandwidth

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pivotd.core.dirty_bitmaps import Bitmaps
+from pivotd.core.fleet import FleetView
 from pivotd.core.observation import Root
 from pivotd.core.pivot import Pause, Phase, Pivot
 from pivotd.core.request import Requester
@@ -81,6 +82,21 @@ class Attempt:
     """The guest may have written since libvirt was asked: a switch of which libvirt has not learnt must stay."""
     define_raced: bool = False
     """Somebody else has defined the guest at the same moment; what pivotd has written may have replaced that."""
+    in_fleet: bool = False
+    """This host belongs to a fleet, whether or not that answers."""
+    fleet_view: FleetView | None = None
+    """What the fleet held when it last answered; None: that is not known, or may have changed since by this process."""
+    fleet_asked_at: float | None = None
+    """When the fleet last answered that the guest may be paused."""
+    fleet_told: bool = False
+    """The fleet knows the outcome; not recorded yet."""
+    fleet_silent: str | None = None
+    """Why the fleet did not take the last message about the outcome."""
+    fleet_retry_at: float = 0.0
+    """When the fleet may be told again."""
+    fleet_due: bool = True
+    fleet_since: float | None = None
+    """When a paused guest began to wait for the fleet."""
     window_over: bool = False
     """The undo window has expired."""
     cancelled_by: Requester | None = None
@@ -89,11 +105,11 @@ class Attempt:
     """The undo request: its requester, and the names of the pivot that will carry it out."""
 
     @classmethod
-    def at_start(cls, pivot: Pivot) -> Attempt:
+    def at_start(cls, pivot: Pivot, *, in_fleet: bool = False) -> Attempt:
         """Return the attempt of a process that has just read the pivot from the journal."""
         if pivot.phase is not Phase.PAUSING:
-            return cls(ask_in_doubt=pivot.asking)
-        return cls(stop_sent=None, completing=None, snapshot_sent=None, ask_in_doubt=pivot.asking)
+            return cls(ask_in_doubt=pivot.asking, in_fleet=in_fleet)
+        return cls(stop_sent=None, completing=None, snapshot_sent=None, ask_in_doubt=pivot.asking, in_fleet=in_fleet)
 
     def begin(self, *, quick: bool, moment: Moment) -> Attempt:
         """Return the attempt of a new intent, which is about to be recorded; only requests survive the last one."""
@@ -105,6 +121,8 @@ class Attempt:
             cancelled_by=self.cancelled_by,
             released_by=self.released_by,
             undo=self.undo,
+            in_fleet=self.in_fleet,
+            fleet_view=self.fleet_view,
         )
 
     def at(self, pivot: Pivot, now: float, utc_now: str) -> Attempt:
@@ -113,6 +131,7 @@ class Attempt:
             self,
             deadline_passed=self.deadline is not None and now >= self.deadline,
             window_over=window_left_s(pivot, utc_now) <= 0,
+            fleet_due=now >= self.fleet_retry_at,
         )
 
     def paused(self, pivot: Pivot, now: float) -> Attempt:
@@ -129,4 +148,5 @@ class Attempt:
             pause_ms = max(0.0, (datetime.fromisoformat(utc_now) - began).total_seconds() * 1000)
         else:
             pause_ms = 0.0
-        return Pause(pivot.attempt, round(pause_ms, 3), pivot.outcome or pivot.phase.value)
+        fleet_ms = None if self.fleet_since is None else round((ended - self.fleet_since) * 1000, 3)
+        return Pause(pivot.attempt, round(pause_ms, 3), pivot.outcome or pivot.phase.value, fleet_ms)

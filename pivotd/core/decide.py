@@ -14,6 +14,7 @@ from pivotd.core.attempt import Attempt
 from pivotd.core.observation import STATUS_READY, Observation, Qemu
 from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.core.request import Manager
+from pivotd.core.rules import fleet_pivots
 from pivotd.core.rules.cancelling import cancelling
 from pivotd.core.rules.copying import copying, ready
 from pivotd.core.rules.decided import decided
@@ -30,6 +31,12 @@ def decide(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
     """
     if pivot.phase is Phase.CLOSED:
         return Done()
+    # The fleet must be told whatever QEMU does: another host may have to start the guest.
+    return fleet_pivots.telling(pivot, attempt) or fleet_pivots.held(pivot, attempt, _alone(pivot, seen, attempt))
+
+
+def _alone(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
+    """Return the next action of a host that belongs to no fleet."""
     if seen.qemu is Qemu.SILENT:
         return AskAgain(seen.detail or "QEMU does not answer")
     if seen.qemu is Qemu.SAME and (owed := _owed(pivot, seen)) is not None:

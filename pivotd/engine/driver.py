@@ -14,10 +14,10 @@ from pivotd.core import actions
 from pivotd.core.decide import decide
 from pivotd.core.observation import OUR_PAUSE, Observation, Qemu
 from pivotd.core.phases import is_decided
-from pivotd.core.pivot import JsonObject, Phase, Pivot
+from pivotd.core.pivot import FleetStage, JsonObject, Phase, Pivot
 from pivotd.core.request import Manager, Requester
 from pivotd.core.undo import Undo
-from pivotd.engine import intent, progress_notes, record_shapes, record_steps, watchdog
+from pivotd.engine import fleet_steps, intent, progress_notes, record_shapes, record_steps, watchdog
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.failures import Failures
@@ -32,7 +32,7 @@ from pivotd.engine.inbox import (
     too_late,
 )
 from pivotd.engine.pace import Pace
-from pivotd.engine.ports import Clock, Domain, Journal, Session
+from pivotd.engine.ports import Clock, Domain, Fleet, Journal, Session
 from pivotd.engine.steps import REFUSABLE, STEPS
 from pivotd.errors import BusyError, PhaseConflictError, PivotdError, QmpError, QmpRefusedError
 from pivotd.log import get_logger
@@ -44,8 +44,16 @@ log = get_logger()
 class Driver:
     """Drives one pivot to its end. Only run() changes ``state``."""
 
-    def __init__(self, pivot: Pivot, domain: Domain, journal: Journal, clock: Clock, converger: Converger) -> None:
-        self.state = DriverState(pivot, domain, journal, clock, converger)
+    def __init__(  # noqa: PLR0913, PLR0917 - the ports of one pivot
+        self,
+        pivot: Pivot,
+        domain: Domain,
+        journal: Journal,
+        clock: Clock,
+        converger: Converger,
+        fleet: Fleet | None = None,
+    ) -> None:
+        self.state = DriverState(pivot, domain, journal, clock, converger, fleet)
         self._failures = Failures()
         self._overtaken = False
         self._leave_at: float | None = None
@@ -302,7 +310,8 @@ class Driver:
         self._seen = seen
         if seen.qemu is not Qemu.SILENT:
             state.heard()
-        if state.attempt.deadline is None and self.pivot.phase is Phase.PAUSING and self.pivot.owes_resume:
+        in_pause = self.pivot.phase is Phase.PAUSING or self.pivot.fleet is FleetStage.ANNOUNCED
+        if state.attempt.deadline is None and in_pause and self.pivot.owes_resume:
             # An earlier process paused the guest: its deadline is gone, a new one counts from here.
             state.remember(deadline=state.clock.monotonic() + self.pivot.options.max_pause_ms / 1000)
         self.pace.note(self.pivot, seen, state.clock.monotonic())
@@ -335,6 +344,8 @@ class Driver:
             case actions.AskAgain(reason):
                 await state.ask_again(reason)
                 return None
+            case actions.TellFleet():
+                return await fleet_steps.tell(state, seen)
         if isinstance(action, RECORDS):
             await record_steps.record(state, action, seen)
             return seen

@@ -21,7 +21,7 @@ from pivotd.core.undo import window_left_s
 from pivotd.engine import pivot_log
 from pivotd.engine.converge import Converger
 from pivotd.engine.inbox import Inbox
-from pivotd.engine.ports import Clock, Domain, Journal, Session
+from pivotd.engine.ports import Clock, Domain, Fleet, Journal, Session
 from pivotd.engine.retry_target import Interruptions
 from pivotd.errors import JournalError
 
@@ -37,9 +37,19 @@ def moment(session: Session) -> Moment:
 class DriverState:
     """``pivot`` is always what the journal holds; ``attempt`` is what this process remembers in addition."""
 
-    def __init__(self, pivot: Pivot, domain: Domain, journal: Journal, clock: Clock, converger: Converger) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - the ports of one pivot
+        self,
+        pivot: Pivot,
+        domain: Domain,
+        journal: Journal,
+        clock: Clock,
+        converger: Converger,
+        fleet: Fleet | None = None,
+    ) -> None:
         self.pivot = pivot
-        self.attempt = Attempt.at_start(pivot)
+        self.fleet = fleet
+        """None: this host belongs to no fleet."""
+        self.attempt = Attempt.at_start(pivot, in_fleet=fleet is not None)
         self.successor: Pivot | None = None
         """The pivot that undoes this one."""
         self.inbox = Inbox()
@@ -104,7 +114,9 @@ class DriverState:
         """Continue with what the journal holds; keep only requests, and what still has to be recorded."""
         known = self.attempt
         kept = ("cancelled_by", "released_by", "undo", "not_ours", "ours", "resumed_at")
-        self.attempt = replace(Attempt.at_start(pivot), **{name: getattr(known, name) for name in kept})
+        self.attempt = replace(
+            Attempt.at_start(pivot, in_fleet=self.fleet is not None), **{name: getattr(known, name) for name in kept}
+        )
         self.recorded(pivot)
         self.remember(switch_in_doubt=known.switch_in_doubt)
 
@@ -171,11 +183,12 @@ class DriverState:
         await self.sleep(timeout_s)
 
     async def note_guest_waits(self, reason: str | None) -> None:
-        """Log once why a guest of libvirt's stays paused beyond its longest pause; None: it need not, or may not.
+        """Log once why a guest stays paused for libvirt or the fleet beyond its longest pause; None: it need not.
 
         The record of that, one in each pause, stands before the one of its end, which may be long in coming.
         """
-        late = self.in_window and self.attempt.deadline_passed and self.pivot.manager is Manager.LIBVIRT
+        others = self.pivot.manager is Manager.LIBVIRT or self.attempt.fleet_silent is not None
+        late = self.in_window and self.attempt.deadline_passed and others
         now = reason if late and self.attempt.resumed_at is None else None
         if now is not None and self.guest_waits_for is None:
             logger.error("pivot.guest-waits", domain=self.pivot.domain, pivot=self.pivot.id, reason=now)

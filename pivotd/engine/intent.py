@@ -12,6 +12,7 @@ from pivotd.core.decide import decide
 from pivotd.core.observation import Observation
 from pivotd.core.pivot import Phase, Pivot, PivotDisk
 from pivotd.core.request import Manager
+from pivotd.engine import fleet_steps
 from pivotd.engine.converge import Converged, NotYet, Slow
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.ports import Session
@@ -53,8 +54,12 @@ async def converge(
         if refused is not None:
             await state.wait(f"ready: {refused}")
             return None
+    if not await fleet_steps.announced(state, seen):
+        return None
     await state.enter_window()
     try:
+        if not fleet_steps.is_fresh(state):
+            return None
         return await _record_intent(state, session, ready)
     finally:
         if not state.in_window:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pivotd import limits
 from pivotd.core import actions, kinds, names
 from pivotd.core.observation import EXECUTING, STATUS_ENDED, STATUS_PENDING, JobSeen, Observation, Root
+from pivotd.core.pivot import FleetStage
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.ports import Session
 from pivotd.errors import QmpRefusedError
@@ -190,6 +191,7 @@ async def note_resumed(state: DriverState, event: str, facts: dict[str, object])
     pivot, now = state.pivot, state.clock.monotonic()
     state.remember(resumed_at=state.attempt.resumed_at or now)
     pause = state.attempt.pause(pivot, now, state.clock.utc_now())
-    facts = facts | {"pause_ms": pause.pause_ms}
-    await state.record(event, facts, owes_resume=False, pauses=(*pivot.pauses, pause))
-    state.remember(paused_at=None, resumed_at=None)
+    facts = facts | {"pause_ms": pause.pause_ms} | ({} if pause.fleet_ms is None else {"fleet_ms": pause.fleet_ms})
+    fleet = FleetStage.TOLD if state.attempt.fleet_told else pivot.fleet
+    await state.record(event, facts, owes_resume=False, pauses=(*pivot.pauses, pause), fleet=fleet)
+    state.remember(paused_at=None, resumed_at=None, fleet_since=None)

@@ -274,6 +274,9 @@ class Fleet(Protocol):
 
     host: str
     """The name of this host in the fleet."""
+    boot_id: str
+    timeout_s: float
+    """How long an answer may take where no paused guest waits for it."""
     on_silence: OnSilence
     """What a pivot that begins now does if the fleet does not confirm its switch in time."""
 

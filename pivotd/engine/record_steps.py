@@ -11,7 +11,7 @@ from pivotd import limits
 from pivotd.core import actions, names, undo
 from pivotd.core.kinds.new_image import half_made
 from pivotd.core.observation import Observation, Root
-from pivotd.core.pivot import JsonObject, Outcome, Phase, PivotDisk
+from pivotd.core.pivot import FleetStage, JsonObject, Outcome, Phase, PivotDisk
 from pivotd.core.request import Manager
 from pivotd.engine import pivot_log, record_shapes
 from pivotd.engine.driver_state import DriverState
@@ -28,7 +28,9 @@ async def record(state: DriverState, action: actions.Action, seen: Observation) 
     try:
         match action:
             case actions.Close():
-                await state.record("closed", await _made(state), phase=Phase.CLOSED, closed_at=state.clock.utc_now())
+                fleet = FleetStage.TOLD if state.attempt.fleet_told else state.pivot.fleet
+                now = state.clock.utc_now()
+                await state.record("closed", await _made(state), phase=Phase.CLOSED, closed_at=now, fleet=fleet)
             case actions.HandOver():
                 await _hand_over(state, seen)
             case actions.NoteResumed(run_state):

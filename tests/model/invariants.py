@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pivotd.core.observation import OUR_PAUSE
 from pivotd.core.phases import is_resting
-from pivotd.core.pivot import Image, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import FleetStage, Image, Outcome, Phase, Pivot, PivotDisk
 from pivotd.core.request import Kind, Manager
 from pivotd.core.verdict import is_pending
 from tests.model.qemu import EXECUTING
@@ -150,8 +150,8 @@ def when_recorded(world: World, before: Pivot) -> None:
 def at_rest(world: World) -> None:
     """Raise ViolationError if a pivot that goes no further has left the guest paused, or something undone."""
     pivot, qemu = world.durable, world.qemu
-    if not is_resting(pivot):
-        return
+    if not is_resting(pivot) or pivot.fleet is FleetStage.SUPERSEDED:
+        return  # a guest that another host has taken stays paused
     if qemu is not None and world.original and pivot.outcome != Outcome.UNKNOWN.value:
         if world.ghost.pause_of == "pivotd" and qemu.run_state in OUR_PAUSE:
             raise ViolationError(f"G3: the guest was left {qemu.run_state}")

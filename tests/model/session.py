@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import pivotd.engine.driver
 import pivotd.engine.driver_state
 import pivotd.engine.failures
+import pivotd.engine.fleet_steps
 import pivotd.engine.inbox
 import pivotd.engine.intent
 import pivotd.engine.journal_failures
@@ -208,6 +209,7 @@ DRIVER = (
     pivotd.engine.driver,
     pivotd.engine.driver_state,
     pivotd.engine.failures,
+    pivotd.engine.fleet_steps,
     pivotd.engine.inbox,
     pivotd.engine.intent,
     pivotd.engine.journal_failures,

@@ -94,8 +94,10 @@ class SteppedState(DriverState):
 
 def driver_on(world: World) -> Driver:
     """Return the real driver of the world's pivot."""
-    driver = Driver(world.durable, Domain(world), world, world, Converger(ModelFlusher(world), world))
-    driver.state = SteppedState(world.durable, driver.state.domain, world, world, Converger(ModelFlusher(world), world))
+    driver = Driver(world.durable, Domain(world), world, world, Converger(ModelFlusher(world), world), world.fleet)
+    driver.state = SteppedState(
+        world.durable, driver.state.domain, world, world, Converger(ModelFlusher(world), world), world.fleet
+    )
     driver.state.world = world
     return driver
 
@@ -158,7 +160,11 @@ def _start(world: World) -> None:
     world.down = False
     pivot = world.durable
     in_window = pivot.phase is Phase.PAUSING or pivot.owes_resume
-    world.driver = Remembered(canonical(pivot), _relative(Attempt.at_start(pivot), world), has_window=in_window)
+    world.driver = Remembered(
+        canonical(pivot),
+        _relative(Attempt.at_start(pivot, in_fleet=world.fleet is not None), world),
+        has_window=in_window,
+    )
 
 
 def _drive(world: World) -> None:
@@ -192,7 +198,9 @@ def _drive(world: World) -> None:
     if world.monitor is None:
         world.heard = ()
     if driver.successor is not None and not state.inbox.ending:
-        world.driver = Remembered(canonical(driver.successor), _relative(Attempt(), world))
+        world.driver = Remembered(
+            canonical(driver.successor), _relative(Attempt(in_fleet=world.fleet is not None), world)
+        )
     elif driver._done() and (driver.pivot.phase is not Phase.CLOSED or driver.successor is not None):
         _down(world)
 
@@ -232,6 +240,8 @@ def _relative(attempt: Attempt, world: World) -> Attempt:
         deadline=None if deadline is None else -1.0 if deadline <= world.now_s else 0.5,
         deadline_passed=False, window_over=False, paused_at=None,
         resumed_at=None if attempt.resumed_at is None else 0.0, retry_at=0.0,
+        fleet_asked_at=None, fleet_retry_at=0.0, fleet_due=True, fleet_since=None,
+        fleet_silent=None if attempt.fleet_silent is None else "silent",
         looked=None, unmoved=None, unwritten=False,
         intended=(None, min(1, monitor.resumes - intended[1])) if same else None,
     )  # fmt: skip

@@ -40,6 +40,9 @@ class Remembered:
 class World(Wire, Ledger, Mischief):
     """All of it. The search owns ``path``; ``ghost`` holds what only the judge knows."""
 
+    fleet: Any = None
+    """The port of the fleet to which the host belongs."""
+
     def __init__(self, pivot: Pivot, qemu: Qemu, *, quick: bool = True, bandwidth: bool = False) -> None:
         self.storage: Storage = qemu.storage
         self.qemu: Qemu | None = qemu
@@ -78,7 +81,10 @@ class World(Wire, Ledger, Mischief):
 
     def copy(self, path: Sequence[int] = ()) -> Self:
         """Return an independent copy that will take this path."""
-        other = type(self).__new__(type(self))
+        return self._copied(type(self).__new__(type(self)), path)
+
+    def _copied(self, other: Self, path: Sequence[int]) -> Self:
+        """Copy into a new object; what a subclass adds is there already."""
         other.storage = self.storage.copy()
         other.qemu = None if self.qemu is None else self.qemu.copy(other.storage)
         other.original, other.began_in_this = self.original, self.began_in_this

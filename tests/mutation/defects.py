@@ -9,8 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pivotd.core.fleet import OnSilence
 from pivotd.core.pivot import Phase
+from pivotd.core.request import Manager
 from tests.model.explore import Bounds
+from tests.model.fleet_explore import DriverBounds
+from tests.model.fleet_hosts import FleetBounds
 from tests.model.libvirt_explore import LibvirtBounds
 from tests.support.moves import Move
 
@@ -496,4 +500,122 @@ LIBVIRT = (
 )  # fmt: skip
 """Guests of libvirt's."""
 
-DEFECTS = PROTOCOL + JUDGEMENT + ONE_OWNER + NEXT_BOOT + LIBVIRT
+FLEET_PIVOTS, FLEET_WORDS = "pivotd/core/rules/fleet_pivots.py", "pivotd/core/rules/fleet_words.py"
+FLEET_OWNERS, FLEET_STEPS = "pivotd/core/rules/fleet_owners.py", "pivotd/engine/fleet_steps.py"
+WAIT = OnSilence.WAIT
+
+
+def of_hosts(**bounds: Any) -> tuple[str]:
+    """Return the one search of two hosts of a fleet that is to find the defect."""
+    chosen = FleetBounds(**bounds)
+    return (f"tests/model/test_fleet.py::test_no_host_and_no_fleet_is_certain_of_a_wrong_image[{chosen}]",)
+
+
+def of_member(**bounds: Any) -> tuple[str]:
+    """Return the one search of the driver on a host of a fleet that is to find the defect."""
+    chosen = DriverBounds(**bounds)
+    return (f"tests/model/test_fleet.py::test_the_driver_keeps_every_promise_on_a_host_of_a_fleet[{chosen}]",)
+
+
+FLEET = (
+    Defect(
+        "a pause begins of which the fleet does not know", "G1", INTENT,
+        "    if not await fleet_steps.announced(state, seen):\n", "    if False:\n",
+        SEARCH, of_member(on_silence=WAIT, crashes=2),
+    ),
+    Defect(
+        "the fleet has a switch before the journal has it", "G6", RECORDS,
+        "    await state.record(event, facts, **changes)\n",
+        "    if state.attempt.fleet_view is not None and isinstance(action, actions.RecordOutcome) and state.fleet:\n"
+        "        from pivotd.core.rules.fleet_changes import published\n"
+        "        view, known = state.attempt.fleet_view, replace(state.pivot, disks=changes['disks'])\n"
+        "        state.remember(fleet_view=None)\n"
+        "        await state.fleet.write(view, published(view, known, ''), 1.0)\n"
+        "    await state.record(event, facts, **changes)\n",
+        SEARCH, of_member(on_silence=WAIT, crashes=0, faults=1),
+    ),
+    Defect(
+        "a host tells of a guest that another one has taken", "G1", FLEET_PIVOTS,
+        "    if owner.host != here.host or (announced_ and owner.epoch != pivot.fleet_epoch):\n", "    if False:\n",
+        SEARCH, of_hosts(on_silence=WAIT, restarts=0, unfenced=True),
+    ),
+    Defect(
+        "an intent without an outcome means the source", "G2", FLEET_WORDS,
+        "    if intent.on_silence is OnSilence.WAIT and intent.manager is Manager.PIVOTD:\n", "    if True:\n",
+        SEARCH, of_hosts(),
+    ),
+    Defect(
+        "an intent of libvirt's means the source", "G2", FLEET_WORDS,
+        "    if intent.on_silence is OnSilence.WAIT and intent.manager is Manager.PIVOTD:\n",
+        "    if intent.on_silence is OnSilence.WAIT:\n",
+        SEARCH, of_hosts(on_silence=WAIT, manager=Manager.LIBVIRT),
+    ),
+    Defect(
+        "a restarted pivotd does not ask the fleet before `cont`", "G1", "pivotd/core/attempt.py",
+        "            return cls(ask_in_doubt=pivot.asking, in_fleet=in_fleet)\n",
+        "            return cls(ask_in_doubt=pivot.asking, in_fleet=in_fleet, fleet_told=True)\n",
+        SEARCH, of_member(on_silence=WAIT, crashes=2),
+    ),
+    Defect(
+        "a host that comes back believes its journal", "G1", FLEET_WORDS,
+        "    if view.owner is not None and view.owner.host != host:\n", "    if False:\n",
+        SEARCH, of_hosts(),
+    ),
+    Defect(
+        "a guest starts again from what the fleet was not told", "G1", FLEET_WORDS,
+        "        return Worth.TELL_FIRST if same else Worth.FLEETS\n",
+        "        return Worth.CERTAIN if same else Worth.FLEETS\n",
+        SEARCH, of_hosts(on_silence=WAIT),
+    ),
+    Defect(
+        "a guest is released before the fleet knows its image", "G1", FLEET_OWNERS,
+        "    if view.owner is None or view.owner.host != here.host or view.intent is not None:\n        return view\n",
+        "    if view.owner is None or view.owner.host != here.host:\n        return view\n"
+        "    from dataclasses import replace\n    view = replace(view, intent=None)\n",
+        SEARCH, of_hosts(migrations=1, takes=0),
+    ),
+    Defect(
+        "a guest that is to wait for the fleet runs on", "G1", FLEET_PIVOTS,
+        "    return tried and pivot.options.on_silence == OnSilence.RESUME\n", "    return tried\n",
+        SEARCH, of_member(on_silence=WAIT, crashes=0, faults=1),
+    ),
+    Defect(
+        "a pivot closes before the fleet knows", "G1", FLEET_PIVOTS,
+        "    if isinstance(action, Close | HandOver) and attempt.in_fleet:\n", "    if False:\n",
+        SEARCH, of_member(on_silence=OnSilence.RESUME, crashes=2),
+    ),
+    Defect(
+        "the fleet has an intent that the journal does not know", "G6", FLEET_STEPS,
+        "    if any(getattr(state.pivot, name) != value for name, value in changes.items()):\n", "    if False:\n",
+        SEARCH, of_member(on_silence=OnSilence.RESUME, crashes=2),
+    ),
+    Defect(
+        "a late intent lands after its pivot has ended", "G4", FLEET_STEPS,
+        "        if wanted != view or not moved(state.pivot):\n", "        if wanted != view:\n",
+        SEARCH, of_member(on_silence=OnSilence.RESUME, crashes=2),
+    ),
+    Defect(
+        "a source that the fleet does not know is withdrawn only", "G1", FLEET_PIVOTS,
+        "        if known is not None and known.image != FleetImage(disk.source.filename, disk.source.format):\n",
+        "        if False:\n",
+        TABLE, ("tests/core/test_fleet.py", "-k", "does_not_name"),
+    ),
+    Defect(
+        "an outcome is told although its intent was settled", "G1", FLEET_PIVOTS,
+        "    if announced_ and not mine:\n", "    if False:\n",
+        TABLE, ("tests/core/test_fleet.py", "-k", "superseded_unless"),
+    ),
+    Defect(
+        "a pivot replaces the intent of another one", "G1", FLEET_PIVOTS,
+        "    if intent is not None and (intent.pivot != pivot.id or", "    if intent is not None and (",
+        TABLE, ("tests/core/test_fleet.py", "-k", "others_may_tell"),
+    ),
+    Defect(
+        "a person may choose another image than the certain one", "G2", FLEET_OWNERS,
+        "        if word.certain and name in chosen and chosen[name] != word.image:\n", "        if False:\n",
+        TABLE, ("tests/core/test_fleet.py", "-k", "exactly_where"),
+    ),
+)  # fmt: skip
+"""Hosts of a fleet."""
+
+DEFECTS = PROTOCOL + JUDGEMENT + ONE_OWNER + NEXT_BOOT + LIBVIRT + FLEET

@@ -1,0 +1,59 @@
+"""Who owns a guest in a fleet: its first host, the host it migrates to, or one that takes it from a lost host. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pivotd.core.fleet import FleetImage, FleetView
+from pivotd.core.rules.fleet_changes import claimed, released, taken
+from pivotd.core.rules.fleet_pivots import Here
+from pivotd.core.rules.fleet_words import fleet_verdict
+
+
+def meeting(view: FleetView, here: Here) -> FleetView:
+    """Return what the fleet has to hold once a guest was seen here; the view itself if there is nothing to do.
+
+    The guest of another host is left alone, and so is one of whose disks another host may still have to tell.
+    """
+    if not here.present or view.intent is not None or (view.owner is not None and view.owner.host is not None):
+        return view
+    return claimed(view, here.host, here.boot_id, here.utc_now)
+
+
+def leaving(view: FleetView, here: Here) -> FleetView:
+    """Return what the fleet has to hold once a guest has left here by a migration; the view itself if nothing is due.
+
+    An intent comes first: only this host can tell what became of it.
+    """
+    if view.owner is None or view.owner.host != here.host or view.intent is not None:
+        return view
+    return released(view, here.utc_now)
+
+
+def take_over(view: FleetView, here: Here, chosen: Mapping[str, FleetImage]) -> FleetView | str:
+    """Return what the fleet has to hold once this host takes the guest from one that was fenced, or why it must not.
+
+    ``chosen``: a person's word, by disk, needed where the fleet's verdict is unknown, and refused where it is certain.
+    The caller answers for the fencing: a host that still runs the guest would write on.
+    """
+    about = {move.disk for move in view.intent.moves} if view.intent is not None else set()
+    names = sorted(about | {disk.disk for disk in view.disks})
+    images: dict[str, FleetImage] = {}
+    for name in names:
+        word = fleet_verdict(view, name)
+        if word.certain and name in chosen and chosen[name] != word.image:
+            right = "the one it has" if word.image is None else word.image.filename
+            return f"the image of {name} is certain: {right}; no choice is to be made"
+        if not word.certain and name not in chosen:
+            both = " or ".join(image.filename for image in word.candidates)
+            return f"the image of {name} is not known: {word.reason}; choose with --image {name}={both}"
+        if not word.certain and chosen[name] not in word.candidates:
+            both = " or ".join(image.filename for image in word.candidates)
+            return f"{chosen[name].filename} is no image that {name} can be on: it is {both}"
+        if not word.certain:
+            images[name] = chosen[name]
+        elif name in about and word.image is not None:
+            images[name] = word.image
+    if unknown := sorted(chosen.keys() - set(names)):
+        return f"pivotd has never moved {unknown[0]}: there is nothing to choose"
+    return taken(view, here.host, here.boot_id, here.utc_now, images)

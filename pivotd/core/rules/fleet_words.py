@@ -1,0 +1,117 @@
+"""What the fleet says of a disk's image, and what a host's own journal is worth beside that. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pivotd.core.fleet import FleetDisk, FleetImage, FleetIntent, FleetMove, FleetView, OnSilence
+from pivotd.core.pivot import FleetStage, Outcome, Pivot, PivotDisk
+from pivotd.core.request import Manager
+from pivotd.core.verdict import right_image
+
+
+@dataclass(frozen=True, slots=True)
+class FleetVerdict:
+    """Which image holds a disk's data, by the fleet. ``image`` None with ``certain``: pivotd has never moved the disk.
+
+    ``candidates``: the images of which one is right, if it is not certain. ``decides``: the host whose journal knows.
+    """
+
+    image: FleetImage | None
+    certain: bool
+    reason: str
+    candidates: tuple[FleetImage, ...] = ()
+    decides: str | None = None
+    pivot: str | None = None
+
+
+def fleet_verdict(view: FleetView, disk: str) -> FleetVerdict:
+    """Return the fleet's word on one disk. It is right whichever host is dead and whatever message is on its way."""
+    move = view.move(disk)
+    if view.intent is not None and move is not None:
+        return _announced(view.intent, move)
+    known = view.disk(disk)
+    if known is None:
+        return FleetVerdict(None, certain=True, reason="pivotd has never moved this disk in this fleet")
+    return _decided(known)
+
+
+def _announced(intent: FleetIntent, move: FleetMove) -> FleetVerdict:
+    """The outcome is not known: with ``wait`` the guest is not resumed on the destination before it is.
+
+    libvirt may start its guest from either image meanwhile, without a question to pivotd.
+    """
+    if intent.on_silence is OnSilence.WAIT and intent.manager is Manager.PIVOTD:
+        return FleetVerdict(
+            move.source,
+            certain=True,
+            reason=f"pivot {intent.pivot} was announced and its outcome was not: the guest has not run on since",
+            pivot=intent.pivot,
+        )
+    return FleetVerdict(
+        None,
+        certain=False,
+        reason=f"pivot {intent.pivot} was announced and its outcome was not: the journal of {intent.host} decides",
+        candidates=(move.source, move.destination),
+        decides=intent.host,
+        pivot=intent.pivot,
+    )
+
+
+def _decided(known: FleetDisk) -> FleetVerdict:
+    if known.outcome is Outcome.UNKNOWN:
+        both = (known.image,) if known.other is None else (known.image, known.other)
+        return FleetVerdict(
+            None,
+            certain=False,
+            reason=f"what pivot {known.pivot} found contradicts itself: compare the images",
+            candidates=both,
+            pivot=known.pivot,
+        )
+    return FleetVerdict(
+        known.image, certain=True, reason=f"pivot {known.pivot}: {known.outcome}, since {known.at}", pivot=known.pivot
+    )
+
+
+class Worth(StrEnum):
+    """What the word of this host's journal on a disk is worth."""
+
+    CERTAIN = "certain"
+    """The fleet says the same, or leaves the disk to this host."""
+    TELL_FIRST = "tell first"
+    """It is right, and the fleet has to learn of it before anybody acts on it: another host could read another word."""
+    FLEETS = "fleet's"
+    """The fleet knows of a later move, or takes this disk for undecided: its word counts, not the journal's."""
+    ELSEWHERE = "elsewhere"
+    """The guest belongs to another host, or has left this one."""
+    CONTRADICTS = "contradicts"
+    """The fleet names another image, and never heard of this pivot: nobody can tell which is later."""
+    UNREACHABLE = "unreachable"
+    """The fleet does not answer: another host may have taken the guest."""
+
+
+def worth(view: FleetView | None, host: str, pivot: Pivot, disk: PivotDisk) -> Worth:
+    """Return what the local outcome of a disk's last pivot is worth; ``view`` None: the fleet does not answer.
+
+    Whoever starts a guest by it does so after TELL_FIRST was told: otherwise the guest's next writes go to an image
+    that the fleet does not name.
+    """
+    if view is None:
+        return Worth.UNREACHABLE
+    if view.owner is not None and view.owner.host != host:
+        return Worth.ELSEWHERE
+    if pivot.fleet is FleetStage.SUPERSEDED:
+        return Worth.FLEETS
+    if pivot.fleet is FleetStage.ANNOUNCED:
+        same = view.owner is not None and view.owner.epoch == pivot.fleet_epoch
+        return Worth.TELL_FIRST if same else Worth.FLEETS
+    word = fleet_verdict(view, disk.disk)
+    if not word.certain:
+        return Worth.FLEETS
+    right = right_image(disk)
+    if word.image is not None:
+        later = Worth.FLEETS if pivot.fleet is FleetStage.TOLD and disk.accepted is None else Worth.CONTRADICTS
+        return Worth.CERTAIN if word.image == FleetImage(right.filename, right.format) else later
+    kept = disk.outcome in {None, Outcome.KEPT, Outcome.MERGED} and disk.accepted is None
+    return Worth.CERTAIN if kept else Worth.TELL_FIRST

@@ -1,0 +1,292 @@
+"""The rules of a fleet, one state each. That they are right together, tests/model/test_fleet.py shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pivotd.core import actions
+from pivotd.core.fleet import FleetDisk, FleetImage, FleetIntent, FleetMove, FleetView, OnSilence, Owner
+from pivotd.core.observation import Observation, Qemu
+from pivotd.core.pivot import FleetStage, Outcome, Phase, Pivot
+from pivotd.core.request import CopyOptions, Manager
+from pivotd.core.rules.fleet_changes import announced
+from pivotd.core.rules.fleet_owners import leaving, meeting, take_over
+from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome, before_intent
+from pivotd.core.rules.fleet_words import Worth, fleet_verdict, worth
+from tests.core.build import Known, decide, disk, pivot, seen
+
+NOW = "2026-11-23T10:00:00.000000Z"
+HERE, THERE = Here("h1", "boot1", NOW), Here("h2", "boot2", NOW)
+OLD, NEW, ELSE = (FleetImage(f"/{name}/disk0.qcow2", "qcow2") for name in ("old", "new", "else"))
+GONE = Known(Observation(Qemu.GONE))
+
+
+def view(host: str | None = "h1", epoch: int = 3, **parts: Any) -> FleetView:
+    return FleetView("web1", Owner(host, epoch, "boot1", NOW), revision=7, **parts)
+
+
+def told(image: FleetImage, outcome: Any = Outcome.SWITCHED, of: str = "earlier") -> FleetDisk:
+    return FleetDisk("disk0", image, OLD if image != OLD else NEW, outcome, of, 3, NOW)
+
+
+def ended(*outcomes: Outcome, stage: FleetStage = FleetStage.ANNOUNCED, mode: str = "resume", **changes: Any) -> Pivot:
+    """Return a pivot whose outcome is in the journal, announced under epoch 3."""
+    disks = tuple(disk(index, outcome) for index, outcome in enumerate(outcomes))
+    base = pivot(Phase.DECIDED, disks=disks, fleet=stage, fleet_epoch=3, options=CopyOptions(on_silence=mode))
+    return replace(base, **changes)
+
+
+SWITCHED, KEPT, UNKNOWN = (ended(outcome) for outcome in (Outcome.SWITCHED, Outcome.KEPT, Outcome.UNKNOWN))
+INTENT = announced(view(), SWITCHED, OnSilence.RESUME)
+
+# -- before the pause ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "owner"),
+    [(FleetView("web1"), ("h1", 1)), (view(None, 4), ("h1", 5)), (view(), ("h1", 3))],
+    ids=["unknown", "released", "own"],
+)
+def test_a_guest_without_an_owner_is_claimed_with_the_intent(before: FleetView, owner: tuple[str, int]):
+    """In one transaction: otherwise another host could claim it in between."""
+    after = before_intent(before, pivot(Phase.READY), HERE, OnSilence.WAIT)
+    assert isinstance(after, FleetView)
+    assert after.owner is not None
+    assert after.intent is not None
+    assert (after.owner.host, after.owner.epoch) == owner
+    assert (after.intent.host, after.intent.epoch) == owner
+    assert after.intent.moves == (FleetMove("disk0", OLD, NEW),)
+
+
+@pytest.mark.parametrize(
+    ("before", "here", "why"),
+    [
+        (view("h2"), HERE, "belongs to host h2"),
+        (replace(INTENT, intent=replace(INTENT.intent, pivot="other")), HERE, "became of pivot other"),
+        (replace(INTENT, owner=Owner(None, 4, "", NOW)), HERE, "became of pivot"),
+        (view(None), replace(HERE, present=False), "is not here"),
+    ],
+    ids=["other host", "other pivot", "released with an intent", "left"],
+)  # fmt: skip
+def test_no_pause_begins_on_a_guest_of_which_others_may_tell(before: FleetView, here: Here, why: str):
+    """The sentence names who."""
+    refusal = before_intent(before, pivot(Phase.READY), here, OnSilence.RESUME)
+    assert isinstance(refusal, str)
+    assert why in refusal
+
+
+# -- after the outcome ---------------------------------------------------------------------------------------------
+
+
+def test_all_disks_are_told_at_once_and_the_intent_goes():
+    """Each with both images, by its own outcome."""
+    split = ended(Outcome.SWITCHED, Outcome.KEPT)
+    after = after_outcome(announced(view(), split, OnSilence.RESUME), split, HERE)
+    assert isinstance(after, FleetView)
+    assert after.intent is None
+    assert [(one.disk, one.image.filename) for one in after.disks] == [
+        ("disk0", "/new/disk0.qcow2"), ("disk1", "/old/disk1.qcow2"),
+    ]  # fmt: skip
+
+
+def test_the_intent_of_another_pivot_stays():
+    """It is about other disks."""
+    other = replace(INTENT, intent=replace(INTENT.intent, pivot="other"))
+    found = after_outcome(other, replace(SWITCHED, fleet=FleetStage.NONE), HERE)
+    assert isinstance(found, FleetView)
+    assert found.intent == other.intent
+
+
+def test_telling_twice_changes_nothing():
+    """The answer to the first message may have been lost."""
+    once = after_outcome(INTENT, SWITCHED, HERE)
+    assert isinstance(once, FleetView)
+    assert after_outcome(once, SWITCHED, HERE) is once
+
+
+@pytest.mark.parametrize(
+    "now",
+    [replace(INTENT, owner=Owner("h2", 4, "", NOW)), replace(INTENT, owner=Owner("h1", 5, "", NOW)),
+     replace(INTENT, owner=Owner(None, 4, "", NOW)), view()],
+    ids=["another host", "another epoch", "released", "its intent was settled"],
+)  # fmt: skip
+def test_an_outcome_is_superseded_unless_its_intent_is_there_under_its_epoch(now: FleetView):
+    """Somebody has decided without this host."""
+    assert isinstance(after_outcome(now, SWITCHED, HERE), Superseded)
+
+
+def test_a_domain_that_a_person_had_forgotten_is_told_of_again():
+    """No other host can have taken it: that would have made an owner."""
+    after = after_outcome(FleetView("web1"), SWITCHED, HERE)
+    assert isinstance(after, FleetView)
+    assert after.owner == Owner("h1", 3, "boot1", NOW)
+    assert after.disks[0].image == NEW
+
+
+def test_a_kept_pivot_only_removes_its_intent():
+    """What the fleet knows of the source is right."""
+    assert after_outcome(replace(INTENT, disks=(told(OLD),)), KEPT, HERE) == view(disks=(told(OLD),))
+
+
+def test_a_kept_pivot_tells_of_a_source_that_the_fleet_does_not_name():
+    """The disk was moved without the fleet: what it says would be wrong without the intent."""
+    after = after_outcome(replace(INTENT, disks=(told(ELSE),)), KEPT, HERE)
+    assert isinstance(after, FleetView)
+    assert after.disks[0].image == OLD
+
+
+# -- the guest waits -----------------------------------------------------------------------------------------------
+
+PAUSED = {"owes_resume": True}
+MEMBER = {"in_fleet": True}
+SILENT = MEMBER | {"fleet_due": False, "fleet_silent": "no quorum"}
+
+
+def act(of: Pivot, **known: Any) -> actions.Action:
+    return decide(of, seen("paused" if of.owes_resume else "running", "gone", "destination").but(**known))
+
+
+@pytest.mark.parametrize("mode", ["wait", "resume"])
+def test_a_switch_is_told_before_the_guest_runs(mode: str):
+    """And then it runs."""
+    waiting = ended(Outcome.SWITCHED, mode=mode, **PAUSED)
+    assert act(waiting, **MEMBER) == actions.TellFleet()
+    assert act(waiting, **MEMBER, fleet_told=True) == actions.Resume()
+
+
+def test_without_an_answer_the_guest_runs_after_the_longest_pause_or_never():
+    """As was announced; it was asked at least once."""
+    late = SILENT | {"deadline_passed": True}
+    assert isinstance(act(ended(Outcome.SWITCHED, **PAUSED), **SILENT), actions.Wait)
+    assert act(ended(Outcome.SWITCHED, **PAUSED), **late) == actions.Resume()
+    assert act(ended(Outcome.SWITCHED, **PAUSED), **MEMBER, deadline_passed=True) == actions.TellFleet()
+    assert isinstance(act(ended(Outcome.SWITCHED, mode="wait", **PAUSED), **late), actions.Wait)
+
+
+def test_a_guest_that_stays_on_its_source_does_not_wait():
+    """Its image was right all the time."""
+    assert act(ended(Outcome.KEPT, **PAUSED), **MEMBER) == actions.Resume()
+
+
+@pytest.mark.parametrize("of", [SWITCHED, KEPT, UNKNOWN], ids=["switched", "kept", "unknown"])
+@pytest.mark.parametrize("known", [seen("running", "gone", "destination"), GONE], ids=["QEMU", "no QEMU"])
+def test_no_pivot_closes_before_the_fleet_knows(of: Pivot, known: Known):
+    """Nobody would tell it any more."""
+    known = known.but(has_nonce=False) if known is not GONE else known
+    assert decide(of, known.but(**MEMBER)) == actions.TellFleet()
+    assert isinstance(decide(of, known.but(**SILENT)), actions.Wait)
+    assert decide(of, known.but(**SILENT, fleet_told=True)) == actions.Close()
+
+
+def test_a_silent_qemu_keeps_nobody_from_telling():
+    """Another host may have to start the guest."""
+    assert decide(SWITCHED, Known(Observation(Qemu.SILENT)).but(**MEMBER)) == actions.TellFleet()
+
+
+def test_a_pivot_that_waits_for_its_user_withdraws():
+    """The fleet would call the disk unknown as long as it waits."""
+    waiting = replace(KEPT, phase=Phase.READY, hold=True)
+    assert decide(waiting, seen().but(**MEMBER)) == actions.TellFleet()
+    assert isinstance(decide(replace(waiting, fleet=FleetStage.NONE), seen().but(**MEMBER)), actions.Wait)
+
+
+@pytest.mark.parametrize("mode", ["wait", "resume"])
+def test_a_host_that_has_left_its_fleet_keeps_its_word(mode: str):
+    """A guest that was to wait for the fleet waits until that is configured again; nothing else does."""
+    paused = act(ended(Outcome.SWITCHED, mode=mode, **PAUSED))
+    assert isinstance(paused, actions.Resume if mode == "resume" else actions.Wait)
+    assert decide(ended(Outcome.SWITCHED, mode=mode), GONE) == actions.Close()
+
+
+# -- words ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "image"),
+    [
+        (view(), (None, True)),
+        (view(disks=(told(NEW),)), (NEW, True)),
+        (view(disks=(told(OLD, Outcome.UNKNOWN),)), (None, False)),
+        (INTENT, (None, False)),
+        (announced(view(), SWITCHED, OnSilence.WAIT), (OLD, True)),
+        (announced(view(), replace(SWITCHED, manager=Manager.LIBVIRT), OnSilence.WAIT), (None, False)),
+    ],
+    ids=["never moved", "result", "unknown", "resume", "wait", "libvirt"],
+)  # fmt: skip
+def test_the_fleet_is_certain_only_of_what_no_host_can_change(now: FleetView, image: tuple[FleetImage | None, bool]):
+    """Otherwise it names both images."""
+    found = fleet_verdict(now, "disk0")
+    assert (found.image, found.certain) == image
+    assert set(found.candidates) == (set() if found.certain else {OLD, NEW})
+
+
+@pytest.mark.parametrize(
+    ("now", "of", "said"),
+    [
+        (None, SWITCHED, Worth.UNREACHABLE),
+        (view("h2"), SWITCHED, Worth.ELSEWHERE),
+        (view(None), SWITCHED, Worth.ELSEWHERE),
+        (INTENT, SWITCHED, Worth.TELL_FIRST),
+        (INTENT, KEPT, Worth.TELL_FIRST),
+        (view(epoch=5, disks=(told(ELSE),)), SWITCHED, Worth.FLEETS),
+        (view(disks=(told(NEW),)), replace(SWITCHED, fleet=FleetStage.TOLD), Worth.CERTAIN),
+        (view(disks=(told(ELSE),)), replace(SWITCHED, fleet=FleetStage.TOLD), Worth.FLEETS),
+        (view(disks=(told(ELSE),)), replace(SWITCHED, fleet=FleetStage.NONE), Worth.CONTRADICTS),
+        (view(disks=(told(ELSE),)), replace(SWITCHED, fleet=FleetStage.SUPERSEDED), Worth.FLEETS),
+        (view(), replace(KEPT, fleet=FleetStage.TOLD), Worth.CERTAIN),
+        (view(), replace(SWITCHED, fleet=FleetStage.NONE), Worth.TELL_FIRST),
+        (FleetView("web1"), replace(KEPT, fleet=FleetStage.NONE), Worth.CERTAIN),
+    ],
+)  # fmt: skip
+def test_what_the_word_of_a_journal_is_worth(now: FleetView | None, of: Pivot, said: Worth):
+    """A host that comes back asks who owns its guests before it believes its own journal."""
+    assert worth(now, "h1", of, of.disks[0]) is said
+
+
+# -- owners --------------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_is_claimed_released_and_left_alone():
+    """By the host on which it is."""
+    assert meeting(FleetView("web1"), HERE).owner == Owner("h1", 1, "boot1", NOW)
+    assert meeting(view(None, 4), HERE).owner == Owner("h1", 5, "boot1", NOW)
+    assert leaving(view(), HERE).owner == Owner(None, 4, "", NOW)
+    unchanged = [meeting(view("h2"), HERE), leaving(view("h2"), HERE), leaving(INTENT, HERE)]
+    assert unchanged == [view("h2"), view("h2"), INTENT]
+    left = replace(INTENT, owner=Owner(None, 4, "", NOW))
+    assert meeting(left, HERE) is left
+
+
+def test_a_take_over_answers_with_the_certain_image_and_ends_the_intent():
+    """Under a new epoch: what the old host still has to tell is refused."""
+    after = take_over(announced(view(), SWITCHED, OnSilence.WAIT), THERE, {})
+    assert isinstance(after, FleetView)
+    assert after.owner == Owner("h2", 4, "boot2", NOW)
+    assert after.intent is None
+    assert fleet_verdict(after, "disk0").image == OLD
+    assert isinstance(after_outcome(after, SWITCHED, HERE), Superseded)
+
+
+def test_a_take_over_asks_a_person_exactly_where_the_fleet_does_not_know():
+    """Both images are named; a choice that is not one of them, or not needed, is refused."""
+    chosen = take_over(INTENT, THERE, {"disk0": NEW})
+    assert isinstance(chosen, FleetView)
+    assert fleet_verdict(chosen, "disk0").image == NEW
+    for refused, why in [
+        (take_over(INTENT, THERE, {}), "--image disk0=/old/disk0.qcow2 or /new/disk0.qcow2"),
+        (take_over(INTENT, THERE, {"disk0": ELSE}), "no image that disk0 can be on"),
+        (take_over(view(disks=(told(NEW),)), THERE, {"disk0": OLD}), "is certain"),
+        (take_over(view(), THERE, {"disk9": OLD}), "never moved disk9"),
+    ]:
+        assert isinstance(refused, str)
+        assert why in refused
+
+
+def test_an_intent_says_all_that_another_host_needs():
+    """Who, under which epoch, and both images."""
+    assert INTENT.intent == FleetIntent(
+        SWITCHED.id, "h1", 3, OnSilence.RESUME, Manager.PIVOTD, (FleetMove("disk0", OLD, NEW),)
+    )

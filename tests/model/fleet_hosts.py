@@ -1,0 +1,513 @@
+"""Two hosts and what their fleet keeps of one guest, searched completely with the rules of pivotd/core/rules/fleet_*.
+
+`python -m tests.model.fleet_hosts --targets DE --migrations 1` prints the size of the search, or the shortest story that
+ends in a wrong answer. Every step is atomic here: what happens inside one, the search of the real driver tells.
+
+A host without power, a pivotd that is dead or frozen and a fleet that does not answer need no state of their own: whoever
+takes no step is one of these. What they lose is modelled: QEMU ends, and a pivotd forgets what is in its memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from pivotd.core.actions import Resume, TellFleet
+from pivotd.core.attempt import Attempt
+from pivotd.core.fleet import FleetImage, FleetView, OnSilence
+from pivotd.core.pivot import FleetStage, Identity, Image, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.request import CopyOptions, Kind, Manager, Requester
+from pivotd.core.rules.fleet_owners import leaving, meeting, take_over
+from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome, before_intent, held, is_told, moved, telling
+from pivotd.core.rules.fleet_words import Worth, fleet_verdict, worth
+from pivotd.core.verdict import is_pending, right_image
+
+NOW = "2026-11-23T09:00:00.000000Z"
+HOSTS = ("H", "N")
+
+
+@dataclass(frozen=True, slots=True)
+class FleetBounds:
+    """What one search covers. ``targets``: the images to which the pivots move, one after the other; ``S`` is the first."""
+
+    on_silence: OnSilence = OnSilence.RESUME
+    targets: str = "D"
+    disks: int = 1
+    restarts: int = 1
+    """How often a guest that has ended is started again where it was."""
+    migrations: int = 0
+    takes: int = 1
+    losses: int = 1
+    """How many writes to the fleet are late or double, or lose their answer."""
+    conditional: bool = True
+    """The fleet refuses a write if anything has changed since the view was read; False: what would happen otherwise."""
+    unfenced: bool = False
+    """The guest may be taken while it stands still in a pause of a host that only seemed dead."""
+    manager: Manager = Manager.PIVOTD
+
+    def __str__(self) -> str:
+        return (
+            f"fleet, {self.on_silence}, {self.manager}, S to {' to '.join(self.targets)}, {self.disks} disk(s), "
+            f"{self.restarts} restart(s), {self.migrations} migration(s), {self.takes} take(s), {self.losses} lost"
+            f"{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
+        )
+
+
+class Local(NamedTuple):
+    """One pivot in a host's journal: all of it is durable."""
+
+    number: int
+    source: str
+    phase: str = "ready"  # ready pausing decided closed
+    outcomes: str = ""  # of each disk: s(witched) k(ept)
+    owes: bool = False
+    stage: FleetStage = FleetStage.NONE
+    epoch: int | None = None
+
+
+class Host(NamedTuple):
+    """``asked``, ``told`` and ``waited`` are in pivotd's memory alone."""
+
+    journal: tuple[Local, ...] = ()
+    left: bool = False
+    """The guest has left by a migration, and was not seen here again."""
+    asked: bool = False
+    """The fleet has the intent."""
+    told: bool = False
+    """The fleet has the outcome."""
+    waited: bool = False
+    """The fleet was asked, and did not answer within the longest pause."""
+
+
+class State(NamedTuple):
+    view: FleetView
+    hosts: tuple[Host, Host]
+    guest: int | None = 0
+    """The host on which QEMU lives."""
+    run: bool = True
+    roots: str = "S"
+    """The image of each disk; of a guest that is dead, the last."""
+    ok: frozenset[tuple[int, str]] = frozenset()
+    same: bool = True
+    """The QEMU in which the last pivot began."""
+    began: int = 0
+    """How many pivots have begun."""
+    wire: frozenset[FleetView] = frozenset()
+    """Writes that may still land; none does after another one has, since all were read at the same revision."""
+    restarts: int = 0
+    migrations: int = 0
+    takes: int = 0
+    losses: int = 0
+    foul: int | None = None
+    """The host from which the guest was taken although it was not fenced: a QEMU stands still there."""
+    wrong: str = ""
+    """A promise that was broken in the last step."""
+
+
+class Model:
+    """The steps of the world and of the two pivotds, within bounds."""
+
+    def __init__(self, bounds: FleetBounds) -> None:
+        self.bounds = bounds
+        self.pivot = lru_cache(maxsize=None)(self._pivot)
+
+    def first(self) -> State:
+        bounds = self.bounds
+        return State(
+            FleetView("web1"), (Host(), Host()),
+            roots="S" * bounds.disks, ok=frozenset((disk, "S") for disk in range(bounds.disks)),
+            restarts=bounds.restarts, migrations=bounds.migrations, takes=bounds.takes,
+            losses=bounds.losses,
+        )  # fmt: skip
+
+    def _pivot(self, local: Local, number_of: int) -> Pivot:
+        """Return the real pivot that a journal would hold."""
+        source, target = local.source, self.bounds.targets[local.number]
+        outcome = {"s": Outcome.SWITCHED, "k": Outcome.KEPT}
+        disks = []
+        for index in range(self.bounds.disks):
+            old, new = (
+                Image(f"/{source[index]}{index}", "raw", f"n{index}"),
+                Image(f"/{target}{index}", "raw", f"d{index}"),
+            )
+            ended = outcome[local.outcomes[index]] if local.outcomes else None
+            disks.append(PivotDisk(f"disk{index}", index, "", 1, old, new, "job", outcome=ended))
+        phase = {"ready": Phase.READY, "pausing": Phase.PAUSING, "decided": Phase.DECIDED, "closed": Phase.CLOSED}
+        return Pivot(
+            f"pivot{number_of}", "", "web1", "", Kind.COPY, phase[local.phase], Requester(0, 0, 0),
+            CopyOptions(on_silence=self.bounds.on_silence), tuple(disks), NOW, Identity("", 0, 0, ""),
+            manager=self.bounds.manager, asking=local.phase == "pausing", owes_resume=local.owes, fleet=local.stage, fleet_epoch=local.epoch,
+            decided_at=NOW if local.outcomes else None,
+        )  # fmt: skip
+
+    def here(self, s: State, at: int) -> Here:
+        return Here(HOSTS[at], "boot", NOW, present=s.guest == at)
+
+    # -- messages to the fleet -----------------------------------------------------------------------------------
+
+    def lands(self, s: State, after: FleetView) -> State:
+        """A write is applied; it was read at the revision that still holds."""
+        return s._replace(view=self.known(after), wire=frozenset() if self.bounds.conditional else s.wire - {after})
+
+    @staticmethod
+    def known(view: FleetView) -> FleetView:
+        return replace(view, revision=0)  # of two writes of one revision only one lands: the number does not matter
+
+    def writes(self, s: State, after: FleetView, what: str, answered: State) -> Iterator[tuple[str, State]]:
+        """Send a write: answered, or lost in one of the ways. ``answered``: the sender as it is with an answer."""
+        yield f"{what}: answered", self.lands(answered, after)
+        if s.losses:
+            fewer = s._replace(losses=s.losses - 1)
+            yield f"{what}: written, the answer is lost", self.lands(fewer, after)
+            yield f"{what}: late", fewer._replace(wire=s.wire | {self.known(after)})
+            if not self.bounds.conditional:
+                double = self.lands(answered._replace(losses=s.losses - 1), after)
+                yield f"{what}: answered, and once more on its way", double._replace(wire=s.wire | {self.known(after)})
+
+    # -- all that may happen -------------------------------------------------------------------------------------
+
+    def steps(self, s: State) -> Iterator[tuple[str, State]]:
+        yield from self.world(s)
+        yield from self.people(s)
+        for at, host in enumerate(s.hosts):
+            yield from self.pivotd(s, at, host)
+
+    def world(self, s: State) -> Iterator[tuple[str, State]]:
+        if s.guest is not None and s.run:
+            ok = frozenset(enumerate(s.roots))
+            if s.ok != ok:
+                yield "the guest writes", s._replace(ok=ok)
+        for late in s.wire:
+            yield "a late write lands", self.lands(s, late)
+        if s.guest is not None:
+            yield "QEMU ends", s._replace(guest=None, run=False, same=False)
+        for at, host in enumerate(s.hosts):
+            if host != down(host):
+                yield f"pivotd of {HOSTS[at]} forgets", self.host(s, at, down(host))
+
+    @staticmethod
+    def host(s: State, at: int, host: Host) -> State:
+        hosts = list(s.hosts)
+        hosts[at] = host
+        return s._replace(hosts=(hosts[0], hosts[1]))
+
+    def people(self, s: State) -> Iterator[tuple[str, State]]:
+        other = None if s.guest is None else 1 - s.guest
+        if other is not None and s.run and s.migrations:
+            yield from self.migrates(s, other)
+        if s.guest is None and s.takes:
+            yield from self.takes(s, foul=False)
+        paused = s.guest is not None and not s.run and not any(host.told for host in s.hosts)
+        if self.bounds.unfenced and paused and s.takes:
+            yield from self.takes(s, foul=True)
+        if s.guest is None and s.restarts:
+            for at, host in enumerate(s.hosts):
+                yield from self.restarts(s, at, host)
+            yield from self.virsh_start(s)
+
+    def migrates(self, s: State, to: int) -> Iterator[tuple[str, State]]:
+        """Whoever manages the guest moves it; no host does so while a guest stands still for a pivot."""
+        old = s.hosts[1 - to]
+        last = old.journal[-1] if old.journal else None
+        if last is not None and last.phase == "pausing":
+            return
+        t = self.host(s, 1 - to, old._replace(left=True))
+        t = self.host(t, to, t.hosts[to]._replace(left=False))
+        yield f"the guest migrates to {HOSTS[to]}", t._replace(guest=to, migrations=s.migrations - 1, same=False)
+
+    def takes(self, s: State, *, foul: bool) -> Iterator[tuple[str, State]]:
+        for at in range(len(HOSTS)):
+            if s.view.owner is None or s.view.owner.host == HOSTS[at]:
+                continue
+            unknown = {
+                f"disk{disk}": disk for disk in range(self.bounds.disks)
+                if not fleet_verdict(s.view, f"disk{disk}").certain
+            }  # fmt: skip
+            chosen = {}
+            for name, disk in unknown.items():
+                images = fleet_verdict(s.view, name).candidates
+                chosen[name] = next(one for one in images if self.right(s, disk, one))
+            after = take_over(s.view, self.here(s, at), chosen)
+            if isinstance(after, str):
+                continue
+            images = [fleet_verdict(after, f"disk{disk}").image for disk in range(self.bounds.disks)]
+            roots = "".join("S" if image is None else image.filename[1] for image in images)
+            t = self.lands(s, after)._replace(guest=at, run=True, same=False, takes=s.takes - 1)
+            t = t._replace(foul=s.guest if foul else None)
+            yield (
+                f"{HOSTS[at]} takes the guest: {roots}{', not fenced' * foul}",
+                t._replace(roots=roots, wrong=self.lacking(s, roots)),
+            )
+
+    @staticmethod
+    def right(s: State, disk: int, image: FleetImage) -> bool:
+        return (disk, image.filename[1]) in s.ok
+
+    def lacking(self, s: State, roots: str) -> str:
+        lacking = [f"{image}{disk}" for disk, image in enumerate(roots) if (disk, image) not in s.ok]
+        return f"a guest starts from {', '.join(lacking)}, which lacks writes" if lacking else ""
+
+    def restarts(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
+        """`pivotctl image` is asked on a host, and the guest starts from what it says."""
+        found = self.local(s, at, host)
+        if found is None:
+            return
+        roots, tell = found
+        fewer = s._replace(restarts=s.restarts - 1)
+        started = fewer._replace(guest=at, run=True, roots=roots, same=False, wrong=self.lacking(s, roots))
+        started = self.host(started, at, host._replace(left=False))
+        if tell is None:
+            yield f"the guest starts again on {HOSTS[at]}: {roots}", started
+            return
+        yield from self.writes(s, tell, f"`image` on {HOSTS[at]} tells {roots}", started)
+
+    def virsh_start(self, s: State) -> Iterator[tuple[str, State]]:
+        """Libvirt starts its guest again without a question to pivotd: from either image, while both are complete."""
+        at = next((at for at, host in enumerate(s.hosts) if host.journal and not host.left), None)
+        mine = at is not None and s.view.owner is not None and s.view.owner.host == HOSTS[at]
+        if self.bounds.manager is Manager.LIBVIRT and mine and not self.lacking(s, s.roots):
+            yield f"virsh start: {s.roots}", s._replace(guest=at, run=True, restarts=s.restarts - 1)
+
+    def local(self, s: State, at: int, host: Host) -> tuple[str, FleetView | None] | None:
+        """Return what host and fleet together say of every disk, and what the fleet has to be told; None: not certain."""
+        view = s.view
+        last = host.journal[-1] if host.journal else None
+        if host.left:
+            return None
+        roots, tell = "", False
+        for disk in range(self.bounds.disks):
+            if last is None:
+                mine = view.owner is not None and view.owner.host == HOSTS[at]
+                said = Worth.FLEETS if mine else Worth.ELSEWHERE
+            else:
+                pivot = self.pivot(last, number(at, last))
+                if is_pending(pivot, pivot.disks[disk]):
+                    return None
+                said = worth(view, HOSTS[at], pivot, pivot.disks[disk])
+            if said in {Worth.CERTAIN, Worth.TELL_FIRST}:
+                assert last is not None
+                roots += right_image(self.pivot(last, number(at, last)).disks[disk]).filename[1]
+                tell = tell or said is Worth.TELL_FIRST
+                continue
+            if said is not Worth.FLEETS:
+                return None
+            word = fleet_verdict(view, f"disk{disk}")
+            if not word.certain:
+                return None
+            roots += "S" if word.image is None else word.image.filename[1]
+        if not tell:
+            return roots, None
+        assert last is not None
+        after = after_outcome(s.view, self.pivot(last, number(at, last)), self.here(s, at))
+        return None if isinstance(after, Superseded) else (roots, after)
+
+    # -- pivotd ---------------------------------------------------------------------------------------------------
+
+    def pivotd(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
+        yield from self.owns(s, at, host)
+        if not host.journal or host.journal[-1].phase == "closed":
+            if s.guest == at and s.run and s.began < len(self.bounds.targets) and not host.left:
+                begun = host._replace(
+                    journal=(*host.journal, Local(s.began, s.roots)), asked=False, told=False, waited=False
+                )
+                yield f"{HOSTS[at]}: a pivot begins", self.host(s, at, begun)._replace(began=s.began + 1, same=True)
+            return
+        last = host.journal[-1]
+        if last.phase == "ready":
+            yield from self.ready(s, at, host, last)
+        elif last.phase == "pausing":
+            yield from self.pausing(s, at, host, last)
+        else:
+            yield from self.decided(s, at, host, last)
+
+    def owns(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
+        """What a pivotd does about guests that come and go."""
+        here = self.here(s, at)
+        after = leaving(s.view, here) if host.left else meeting(s.view, here)
+        if after is not s.view:
+            yield from self.writes(s, after, f"{HOSTS[at]} {'releases' if host.left else 'claims'} the guest", s)
+
+    def ready(self, s: State, at: int, host: Host, last: Local) -> Iterator[tuple[str, State]]:
+        if s.guest != at or not s.same or not s.run:
+            yield (
+                f"{HOSTS[at]}: its guest is gone: kept",
+                self.now(s, at, host, phase="decided", outcomes="k" * self.bounds.disks),
+            )
+            return
+        yield f"{HOSTS[at]}: cancelled", self.now(s, at, host, phase="decided", outcomes="k" * self.bounds.disks)
+        if host.asked:
+            t = self.now(s, at, host, phase="pausing", owes=True)
+            yield f"{HOSTS[at]}: the intent is durable, the guest stops", t._replace(run=False)
+            return
+        pivot = self.pivot(last, number(at, last))
+        after = before_intent(s.view, pivot, self.here(s, at), self.bounds.on_silence)
+        if not isinstance(after, str):
+            assert after.owner is not None
+            noted = self.now(s, at, host, stage=FleetStage.ANNOUNCED, epoch=after.owner.epoch)
+            answered = self.host(noted, at, noted.hosts[at]._replace(asked=True))
+            yield from self.writes(noted, after, f"{HOSTS[at]}: announces", answered)
+
+    def pausing(self, s: State, at: int, host: Host, last: Local) -> Iterator[tuple[str, State]]:
+        n, target = self.bounds.disks, self.bounds.targets[last.number]
+        gone = s.guest != at or not s.same
+        if gone and self.bounds.manager is Manager.LIBVIRT:
+            on = "".join("s" if image == target else "k" for image in s.roots)
+            yield f"{HOSTS[at]}: what libvirt starts is recorded", self.now(s, at, host, phase="decided", outcomes=on)
+            return
+        if gone:
+            yield f"{HOSTS[at]}: QEMU is gone: kept", self.now(s, at, host, phase="decided", outcomes="k" * n)
+            return
+        if s.run:
+            yield (
+                f"{HOSTS[at]}: found running: kept",
+                self.now(s, at, host, phase="decided", outcomes="k" * n, owes=False),
+            )
+            return
+        on = "".join("s" if image == target else "k" for image in s.roots)
+        if "s" in on:
+            yield f"{HOSTS[at]}: the outcome is durable", self.now(s, at, host, phase="decided", outcomes=on)
+            back = self.now(s, at, host, phase="decided", outcomes="k" * n)
+            yield f"{HOSTS[at]}: taken back", back._replace(roots=last.source)
+            return
+        yield f"{HOSTS[at]}: given up", self.now(s, at, host, phase="decided", outcomes="k" * n)
+        both = s.ok | {(disk, target) for disk in range(n)}
+        if s.ok != both:
+            yield f"{HOSTS[at]}: pending", s._replace(ok=both)
+        else:
+            yield f"{HOSTS[at]}: finalize", s._replace(roots=target * n)
+            if n > 1:
+                yield f"{HOSTS[at]}: only the first disk moves", s._replace(roots=target + last.source[1:])
+
+    def decided(self, s: State, at: int, host: Host, last: Local) -> Iterator[tuple[str, State]]:
+        pivot = self.pivot(last, number(at, last))
+        attempt = Attempt(
+            in_fleet=True,
+            fleet_told=host.told,
+            fleet_silent="no answer" if host.waited else None,
+            deadline_passed=host.waited,
+        )
+        if isinstance(telling(pivot, attempt), TellFleet):
+            after = after_outcome(s.view, pivot, self.here(s, at))
+            told = self.host(s, at, host._replace(told=True))
+            if isinstance(after, Superseded):
+                yield f"{HOSTS[at]}: superseded", self.now(s, at, host, stage=FleetStage.SUPERSEDED, owes=False)
+            elif after == s.view and moved(pivot):
+                yield f"{HOSTS[at]}: reads that the fleet knows", told
+            else:
+                yield from self.writes(s, after, f"{HOSTS[at]}: tells the outcome", told)
+        if last.owes and moved(pivot) and not host.waited and not host.told:
+            yield f"{HOSTS[at]}: no answer within the pause", self.host(s, at, host._replace(waited=True))
+        if last.owes:
+            if s.foul != at and (s.guest != at or not s.same):
+                yield f"{HOSTS[at]}: there is no guest to resume", self.now(s, at, host, owes=False)
+            elif isinstance(held(pivot, attempt, Resume()), Resume):
+                stage = FleetStage.TOLD if host.told else last.stage
+                t = self.now(s, at, host, owes=False, stage=stage)._replace(run=True)
+                if s.foul == at and not host.waited and moved(pivot):
+                    t = t._replace(wrong="a guest that another host has taken was resumed")
+                yield f"{HOSTS[at]}: cont", t
+        elif is_told(pivot, attempt):
+            stage = FleetStage.TOLD if host.told else last.stage
+            yield f"{HOSTS[at]}: closed", self.now(s, at, host, phase="closed", stage=stage)
+
+    def now(self, s: State, at: int, host: Host, **changes: object) -> State:
+        """Record a change of the host's last pivot."""
+        last = host.journal[-1]._replace(**changes)
+        return self.host(s, at, host._replace(journal=(*host.journal[:-1], last)))
+
+    # -- promises -------------------------------------------------------------------------------------------------
+
+    def wrong(self, s: State) -> str | None:
+        if s.wrong:
+            return s.wrong
+        if s.foul is not None:
+            return None
+        for disk in range(self.bounds.disks):
+            word = fleet_verdict(s.view, f"disk{disk}")
+            image = "S" if word.image is None else word.image.filename[1]
+            if word.certain and (disk, image) not in s.ok:
+                return f"the fleet says {image}{disk} for certain, and that lacks writes"
+            if not word.certain and not any(self.right(s, disk, one) for one in word.candidates):
+                return f"the fleet calls disk{disk} unknown, and names no image that has every write"
+            on_silence_wait = self.bounds.on_silence is OnSilence.WAIT and self.bounds.manager is Manager.PIVOTD
+            if on_silence_wait and not word.certain:
+                return "the fleet does not know, although guests wait for it"
+        for at, host in enumerate(s.hosts):
+            found = self.local(s, at, host) if s.guest != at else None
+            if found is not None and s.guest is not None:
+                return f"{HOSTS[at]} lets the guest start, which runs on {HOSTS[s.guest]}"
+            if found is not None and (lacking := self.lacking(s, found[0])):
+                return f"{HOSTS[at]}: {lacking}"
+        return None
+
+
+def number(at: int, local: Local) -> int:
+    """Return a number that no other pivot has."""
+    return local.number * 10 + at
+
+
+def down(host: Host) -> Host:
+    """Return what is left of it when pivotd dies."""
+    return host._replace(asked=False, told=False, waited=False)
+
+
+@dataclass(slots=True)
+class FleetFound:
+    """What a search has seen; ``story`` is the shortest one that breaks a promise, None if none does."""
+
+    bounds: FleetBounds
+    states: int
+    story: list[str] | None
+    ends: set[str]
+
+    def __str__(self) -> str:
+        if self.story is not None:
+            return f"{self.bounds}: " + "\n    ".join(self.story)
+        return f"{self.bounds}: {self.states} states"
+
+
+def search(bounds: FleetBounds) -> FleetFound:
+    """Search every state within the bounds, breadth first, until a promise is broken."""
+    model = Model(bounds)
+    first = model.first()
+    before: dict[State, tuple[str, State] | None] = {first: None}
+    todo = deque([first])
+    ends: set[str] = set()
+    while todo:
+        s = todo.popleft()
+        for host in s.hosts:
+            ends |= {f"{one.outcomes} {one.stage}" for one in host.journal if one.phase == "closed"}
+        if why := model.wrong(s):
+            story, at = [why], s
+            while (came := before[at]) is not None:
+                story.append(came[0])
+                at = came[1]
+            return FleetFound(bounds, len(before), story[::-1], ends)
+        for name, t in model.steps(s):
+            if t not in before:
+                before[t] = (name, s)
+                todo.append(t)
+    return FleetFound(bounds, len(before), None, ends)
+
+
+def main() -> None:
+    """Run one search from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--on-silence", type=OnSilence, default=OnSilence.RESUME, choices=list(OnSilence))
+    parser.add_argument("--manager", type=Manager, default=Manager.PIVOTD, choices=list(Manager))
+    parser.add_argument("--targets", default="D")
+    parser.add_argument("--unfenced", action="store_true")
+    for name in ("disks", "restarts", "migrations", "takes", "losses"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(FleetBounds(), name))
+    found = search(FleetBounds(**vars(parser.parse_args())))
+    print(found)  # noqa: T201 - a command
+    sys.exit(found.story is not None)
+
+
+if __name__ == "__main__":
+    main()
