@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pivotd import limits
+from pivotd.core.fleet import OnSilence
 from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
 from pivotd.errors import ConfigError
 from pivotd.log import LEVEL_DEFAULT, LEVELS
@@ -27,6 +28,7 @@ SHOWN_LENGTH_MAX = 60
 """Longest quotation of a bad value in a message."""
 
 # Compiled where it is used first: that is half a millisecond of a start without domains.
+_ENDPOINT = r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?"
 _BARE_KEY = r"[A-Za-z0-9_-]+"
 
 
@@ -70,6 +72,26 @@ class Libvirt:
 
 
 @dataclass(frozen=True, slots=True)
+class Fleet:
+    """The etcd that this host shares with others; no ``endpoints``: none. ``host`` is this host's name in there.
+
+    ``timeout_ms`` bounds each request outside a pause. ``cluster`` is etcd's id, where another one is to be refused.
+    """
+
+    endpoints: tuple[str, ...] = ()
+    host: str = ""
+    prefix: str = "/pivotd/v1/"
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    user: str | None = None
+    password_file: Path | None = None
+    cluster: str | None = None
+    on_silence: OnSilence = OnSilence.RESUME
+    timeout_ms: int = limits.FLEET_TIMEOUT_MS_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration of the daemon. ``domains`` maps each name to the path of its QMP socket."""
 
@@ -81,6 +103,7 @@ class Config:
     pause: PauseLimits = PauseLimits()
     log: Log = Log()
     libvirt: Libvirt = Libvirt()
+    fleet: Fleet = Fleet()
     domains: Mapping[str, Path] = field(default_factory=dict)
     files: tuple[Path, ...] = field(default=(), compare=False)
     """The files that it was read from, in order."""
@@ -116,6 +139,7 @@ def load(path: Path = DEFAULT_PATH) -> Config:
         ),
         log=Log(level=value(LEVEL_DEFAULT, "log", "level")),
         libvirt=Libvirt(uri=value(None, "libvirt", "uri")),
+        fleet=_fleet(found),
         domains={key[1]: found[key][0] for key in _qmp_keys(found)},
         files=files,
     )
@@ -235,6 +259,45 @@ def _level(value: object) -> str:
     return str(value)
 
 
+def _endpoints(value: object) -> tuple[str, ...]:
+    endpoints = _strings(value, 'URL like "https://etcd1:2379"', lambda text: re.fullmatch(_ENDPOINT, text) is not None)
+    if not 1 <= len(endpoints) <= limits.FLEET_ENDPOINTS_MAX or len({*endpoints}) < len(endpoints):
+        raise _ExpectedError(f"1 to {limits.FLEET_ENDPOINTS_MAX} different URLs")
+    if len({endpoint.partition(":")[0] for endpoint in endpoints}) > 1:
+        raise _ExpectedError("either https:// or http:// for all endpoints")
+    return endpoints
+
+
+def _host_name(value: object) -> str:
+    if not isinstance(value, str) or not is_domain_name(value):
+        raise _ExpectedError(f"a name of {DOMAIN_NAME_WORDS}")
+    return value
+
+
+def _prefix(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"/([\w.-]+/)*", value, re.ASCII):
+        raise _ExpectedError('a prefix of keys that begins and ends with a slash, like "/pivotd/v1/"')
+    return value
+
+
+def _user(value: object) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise _ExpectedError("the name of a user of etcd")
+    return value
+
+
+def _cluster(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{1,16}", value):
+        raise _ExpectedError("etcd's cluster id as `pivotctl fleet status` shows it, 1 to 16 of 0-9 a-f")
+    return value
+
+
+def _on_silence(value: object) -> OnSilence:
+    if value not in {*OnSilence}:
+        raise _ExpectedError(f"one of {', '.join(map(_shown, OnSilence))}")
+    return OnSilence(str(value))
+
+
 _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "state_dir": _path,
     "socket": _socket_path,
@@ -245,9 +308,46 @@ _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "pause.attempts": _integer(1, limits.ATTEMPTS_MAX),
     "log.level": _level,
     "libvirt.uri": _local_libvirt,
+    "fleet.endpoints": _endpoints,
+    "fleet.host": _host_name,
+    "fleet.prefix": _prefix,
+    "fleet.ca": _path,
+    "fleet.certificate": _path,
+    "fleet.key": _path,
+    "fleet.user": _user,
+    "fleet.password_file": _path,
+    "fleet.cluster": _cluster,
+    "fleet.on_silence": _on_silence,
+    "fleet.timeout_ms": _integer(limits.FLEET_TIMEOUT_MS_MIN, limits.FLEET_TIMEOUT_MS_MAX),
     "domains.*.qmp": _socket_path,
 }
-_TABLES = frozenset({"access", "pause", "log", "libvirt", "domains", "domains.*"})
+_TABLES = frozenset({"access", "pause", "log", "libvirt", "fleet", "domains", "domains.*"})
+_NEEDS = {
+    ("fleet", "certificate"): "key",
+    ("fleet", "key"): "certificate",
+    ("fleet", "user"): "password_file",
+    ("fleet", "password_file"): "user",
+}
+"""Keys that mean nothing without another one of their table."""
+
+
+def _fleet(found: _Settings) -> Fleet:
+    """Return [fleet], checked as a whole. Raises: ConfigError."""
+    given = {key[1]: value for key, (value, _) in found.items() if key[0] == "fleet"}
+    if not given:
+        return Fleet()
+    file = next(file for key, (_, file) in found.items() if key[0] == "fleet")
+    if "endpoints" not in given:
+        _refuse(file, "fleet.endpoints", "nothing", "the URLs of etcd's nodes")
+    for (table, name), other in _NEEDS.items():
+        if name in given and other not in given:
+            _refuse(file, f"{table}.{other}", "nothing", f"a value, since {table}.{name} is set")
+    if "http://" in given["endpoints"][0] and (tls := [name for name in ("ca", "certificate") if name in given]):
+        _refuse(file, "fleet.endpoints", "http://", f"https://, since fleet.{tls[0]} is set")
+    name = os.uname().nodename
+    if "host" not in given and (not is_domain_name(name) or name.partition(".")[0] == "localhost"):
+        _refuse(file, "fleet.host", f"nothing, and this machine is called {_shown(name)}", "a name that no other has")
+    return Fleet(**{"host": name, **given})
 
 
 def _check_domain_name(file: Path, name: str) -> None:

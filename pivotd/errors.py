@@ -23,6 +23,7 @@ PivotdError
 +-- FleetError              one message to the fleet
 |   +-- FleetSilentError    no answer: a write may or may not have happened, or happen yet
 |   +-- FleetConflictError  the domain has changed since it was read: nothing was written
+|   +-- FleetRefusedError   etcd refuses this host, or holds what pivotd cannot read: a person has to act
 +-- ClientError             a request of pivotd.client; see what is known about its effect
 |   +-- UnsentError         never reached the daemon: a retry is safe
 |   +-- RefusedError        the daemon refused: nothing was changed
@@ -215,6 +216,13 @@ class FleetConflictError(FleetError):
 
     kind = "fleet-conflict"
     http_status = 409
+    exit_status = EXIT_REFUSED
+
+
+class FleetRefusedError(FleetError):
+    """etcd refuses this host, or holds what this pivotd cannot read: nothing was written, and a person has to act."""
+
+    kind = "fleet-refused"
     exit_status = EXIT_REFUSED
 
 

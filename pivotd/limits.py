@@ -41,6 +41,32 @@ LIBVIRT_MOVE_S = 1.0
 LIBVIRT_LIST_S = 10.0
 """Between two looks for libvirt's domains; its events tell of them at once."""
 
+FLEET_TIMEOUT_MS_DEFAULT = 2000
+"""An etcd that has just lost its leader answers again after about 1.5 s."""
+FLEET_TIMEOUT_MS_MIN = 100
+FLEET_TIMEOUT_MS_MAX = 60_000
+FLEET_SECOND_S = 0.1
+"""After this time without an answer, which takes 2-5 ms, a request also goes to the next endpoint."""
+FLEET_RESEND_S = 1.0
+"""After this time, and twice, four times that, a silent endpoint gets another copy: a new leader is elected by then."""
+FLEET_ENDPOINT_AGAIN_S = 0.05
+"""The first wait before an endpoint that has failed is tried again; each further wait is twice as long."""
+FLEET_IDLE_S = 30.0
+"""A connection that was not used for longer is not trusted: a firewall may have forgotten it."""
+FLEET_TOKEN_S = 120.0
+"""A token that is older is renewed before a read; etcd's default life is 300 s, and a pause lasts 60 s at most."""
+FLEET_ANSWER_BYTES_MAX = 16 << 20
+"""A page of FLEET_PAGE keys has about 1 MiB."""
+FLEET_PAGE = 2000
+FLEET_ENDPOINTS_MAX = 16
+FLEET_LISTINGS_MAX = 3
+"""How often a listing begins again because etcd compacted its revision meanwhile."""
+FLEET_WATCH_LOOK_S = 5.0
+"""Between two checks that the endpoint of a watch still belongs to a majority."""
+FLEET_HOST_TTL_S = 120
+FLEET_HOST_RENEW_S = 40.0
+"""A host that is gone disappears from `fleet ls` after that time; 10,000 hosts are 250 requests per second."""
+
 PAUSE_MS_MAX_DEFAULT = 500
 PAUSE_MS_MIN = 1
 PAUSE_MS_LIMIT = 60_000
@@ -269,3 +295,6 @@ assert PAUSE_MS_MIN <= PAUSE_MS_MAX_DEFAULT <= PAUSE_MS_LIMIT
 assert 0 < PATH_THREADS_MAX < MOUNT_THREADS_MAX < THREADS_MAX
 assert QUERY_TIMEOUT_S < COMMAND_TIMEOUT_S
 assert FLEET_QUICK_S < FLEET_FRESH_S
+assert FLEET_ENDPOINT_AGAIN_S < FLEET_SECOND_S < FLEET_RESEND_S
+assert FLEET_HOST_RENEW_S * 2 < FLEET_HOST_TTL_S
+assert PAUSE_MS_LIMIT / 1000 < FLEET_TOKEN_S

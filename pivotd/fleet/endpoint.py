@@ -1,0 +1,218 @@
+"""One etcd endpoint: HTTP/1.1 over connections that are kept open, and what is known of a request without an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httptools
+
+from pivotd import limits
+from pivotd.fleet.tls import Tls
+
+
+class EndpointError(Exception):
+    """A request to one endpoint got no answer; the text says why, in a few words.
+
+    ``sent``: the endpoint may have read the request. ``refused``: trying again cannot help, as with a certificate.
+    """
+
+    def __init__(self, reason: str, *, sent: bool, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.sent = sent
+        self.refused = refused
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer, complete."""
+
+    status: int
+    body: bytes
+
+
+class Endpoint:
+    """Sends requests to one URL. Any number may be under way; each has a connection of its own meanwhile."""
+
+    def __init__(self, url: str, tls: Tls) -> None:
+        self.url = url
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port or 2379
+        self._tls = tls if parts.scheme == "https" else None
+        self._idle: list[_Connection] = []
+
+    async def post(self, path: str, body: bytes, token: str | None = None) -> Answer:
+        """Send a request and return the answer; the caller bounds the time. Raises: EndpointError."""
+        connection = self._unused() or await self._connect()
+        try:
+            answer = await connection.exchange(self._request(path, body, token))
+        except BaseException:
+            connection.abort()
+            raise
+        if connection.reusable:
+            self._idle.append(connection)
+        return answer
+
+    async def stream(self, path: str, body: bytes, token: str | None = None) -> AsyncIterator[bytes]:
+        """Send a request whose answer does not end; yield its pieces, lines of JSON, as they come.
+
+        Raises: EndpointError, also at the end of the answer.
+        """
+        connection = await self._connect()
+        try:
+            connection.send(self._request(path, body, token))
+            while True:
+                yield await connection.piece()
+        finally:
+            connection.abort()
+
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        while self._idle:
+            self._idle.pop().abort()
+
+    def _request(self, path: str, body: bytes, token: str | None) -> bytes:
+        authorization = f"Authorization: {token}\r\n" if token else ""
+        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n{authorization}Content-Length: {len(body)}"
+        return head.encode() + b"\r\n\r\n" + body
+
+    def _unused(self) -> _Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable and time.monotonic() - connection.used < limits.FLEET_IDLE_S:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self) -> _Connection:
+        """Open a connection. Raises: EndpointError; nothing was sent."""
+        context = self._tls.context() if self._tls is not None else None
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(_Connection, self._host, self._port, ssl=context)
+        except ssl.SSLError as error:
+            raise EndpointError(_tls_words(error), sent=False, refused=_is_certain(error)) from error
+        except OSError as error:
+            raise EndpointError(error.strerror or str(error), sent=False) from error
+        return connection
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, one request at a time."""
+
+    def __init__(self) -> None:
+        self.used = time.monotonic()
+        self._transport: asyncio.Transport | None = None
+        self._lost: EndpointError | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._body: list[bytes] = []
+        self._size_bytes = 0
+        self._complete = False
+        self._news = asyncio.Event()
+
+    @property
+    def reusable(self) -> bool:
+        """Return whether another request may be sent."""
+        return self._lost is None and self._transport is not None and not self._transport.is_closing()
+
+    def send(self, request: bytes) -> None:
+        """Write a request."""
+        assert self._transport is not None
+        self._reset()
+        self._transport.write(request)
+
+    async def exchange(self, request: bytes) -> Answer:
+        """Send a request and wait for the whole answer. Raises: EndpointError."""
+        self.send(request)
+        while not self._complete:
+            if self._lost is not None:
+                raise self._lost
+            self._news.clear()
+            await self._news.wait()
+        self.used = time.monotonic()
+        keep = self._parser.should_keep_alive()
+        answer = Answer(self._parser.get_status_code(), b"".join(self._body))
+        if not keep:
+            self.abort()
+        return answer
+
+    async def piece(self) -> bytes:
+        """Return the next piece of an answer that does not end. Raises: EndpointError."""
+        while not self._body:
+            if self._lost is not None:
+                raise self._lost
+            if self._complete:
+                raise EndpointError("the stream has ended", sent=True)
+            self._news.clear()
+            await self._news.wait()
+        pieces, self._body, self._size_bytes = self._body, [], 0
+        return b"".join(pieces)
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- called by asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits why no answer comes."""
+        if self._lost is None:
+            if isinstance(exc, ssl.SSLError):
+                # With TLS 1.3 a server says that it does not take the client's certificate only after the handshake.
+                self._lost = EndpointError(_tls_words(exc), sent=not _is_certain(exc), refused=_is_certain(exc))
+            else:
+                why = "closed the connection" if exc is None else getattr(exc, "strerror", None) or str(exc)
+                self._lost = EndpointError(why, sent=True)
+        self._news.set()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._lost = EndpointError("does not speak HTTP", sent=True)
+            self.abort()
+        self._news.set()
+
+    # -- called by the parser
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of the answer."""
+        self._size_bytes += len(body)
+        if self._size_bytes > limits.FLEET_ANSWER_BYTES_MAX:
+            self._lost = EndpointError("sent more than pivotd takes", sent=True)
+            self.abort()
+            return
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Note the end of the answer."""
+        self._complete = True
+
+
+def _is_certain(error: ssl.SSLError) -> bool:
+    """Return whether a certificate is the reason: then the request was not read, and trying again cannot help."""
+    return isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE" in (error.reason or "")
+
+
+def _tls_words(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not valid here: {error.verify_message}"
+    if "CERTIFICATE" in (error.reason or ""):
+        return "it does not accept this host's certificate"
+    if error.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS: use http:// for it"
+    return f"TLS: {error.reason or error}"

@@ -1,0 +1,58 @@
+"""A real etcd for each module that asks for one, and pivotd's side of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+import pytest_asyncio
+
+from pivotd.config import Fleet
+from pivotd.fleet.store import EtcdFleet
+from tests.fleet.certificates import Certificates
+from tests.fleet.etcd import Cluster, missing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs etcd where there is none."""
+    why = missing()
+    for item in items:
+        if why is not None and "tests/fleet" in str(item.path):
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+Settings = Callable[..., EtcdFleet]
+
+
+@pytest_asyncio.fixture
+async def fleet_of() -> AsyncIterator[Settings]:
+    """Return what makes a fleet of endpoints and further settings."""
+    made: list[EtcdFleet] = []
+
+    def make(*endpoints: str, **settings: object) -> EtcdFleet:
+        fleet = EtcdFleet(Fleet(endpoints, **{"host": "h1", **settings}))  # type: ignore[arg-type]
+        made.append(fleet)
+        return fleet
+
+    yield make
+    for fleet in made:
+        fleet.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Return three nodes that nothing happens to."""
+    with Cluster(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Return three nodes that a test may kill."""
+    with Cluster(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))

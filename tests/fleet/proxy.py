@@ -1,0 +1,127 @@
+"""A proxy between pivotd and one etcd node: it loses requests or answers, delays them, delivers them late or twice.
+
+    async with Proxy(node.url) as proxy:
+        proxy.next(Fate.ANSWER_LOST)
+
+Each request of a client is read completely before anything happens to it. ``fates`` are used up one by one by the
+requests whose path is ``path``; all others pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from enum import Enum, auto
+from typing import Self
+from urllib.parse import urlsplit
+
+TXN = "/v3/kv/txn"
+
+
+class Fate(Enum):
+    """What becomes of a request."""
+
+    PASS = auto()
+    LOST = auto()
+    """It does not arrive, and no answer comes."""
+    ANSWER_LOST = auto()
+    """It is carried out, and no answer comes."""
+    REFUSED = auto()
+    """The connection is closed before it is delivered."""
+    CLOSED = auto()
+    """It is carried out, and the connection is closed instead of an answer."""
+    LATE = auto()
+    """No answer comes, and it is delivered by deliver()."""
+    TWICE = auto()
+    """It is answered as it should be, and delivered once more by deliver()."""
+
+
+class Proxy:
+    """Listens on a port of its own; ``delay_s`` is added to each request that passes."""
+
+    def __init__(self, target: str, path: str = TXN) -> None:
+        self._target = urlsplit(target)
+        self._path = path
+        self._fates: list[Fate] = []
+        self._kept: list[bytes] = []
+        self._connections: set[asyncio.Task[None]] = set()
+        self.delay_s = 0.0
+        self.seen: list[str] = []
+        """The paths of all requests."""
+        self.carried_out = asyncio.Event()
+        """Set when a request was carried out whose answer does not come."""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def next(self, *fates: Fate) -> None:
+        """Decide what becomes of the next requests."""
+        self._fates += fates
+
+    async def deliver(self) -> list[bytes]:
+        """Deliver what was kept back, and return the answers."""
+        kept, self._kept = self._kept, []
+        return [await self._pass(request) for request in kept]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    request = await _request(reader)
+                    answer = await self._treat(request)
+                    if answer is None:
+                        return
+                    writer.write(answer)
+                    await writer.drain()
+        except asyncio.CancelledError:
+            pass
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _treat(self, request: bytes) -> bytes | None:
+        path = request.split(b" ", 2)[1].decode()
+        self.seen.append(path)
+        fate = self._fates.pop(0) if path == self._path and self._fates else Fate.PASS
+        if fate is Fate.REFUSED:
+            return None
+        if fate is Fate.LATE or fate is Fate.TWICE:
+            self._kept.append(request)
+        if fate is Fate.LOST or fate is Fate.LATE:
+            await asyncio.Event().wait()
+        await asyncio.sleep(self.delay_s)
+        answer = await self._pass(request)
+        if fate is Fate.CLOSED or fate is Fate.ANSWER_LOST:
+            self.carried_out.set()
+        if fate is Fate.CLOSED:
+            return None
+        if fate is Fate.ANSWER_LOST:
+            await asyncio.Event().wait()
+        return answer
+
+    async def _pass(self, request: bytes) -> bytes:
+        """Deliver a request by a connection of its own and return the whole answer."""
+        reader, writer = await asyncio.open_connection(self._target.hostname, self._target.port)
+        try:
+            writer.write(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+            return await reader.read()
+        finally:
+            writer.close()
+
+
+async def _request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    return head + await reader.readexactly(int(length.split(b":")[1]))
