@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -44,15 +46,20 @@ class Endpoint:
         self._host, self._port = parts.hostname or "", parts.port or 2379
         self._tls = tls if parts.scheme == "https" else None
         self._idle: list[_Connection] = []
+        self._has_answered = False
 
     async def post(self, path: str, body: bytes, token: str | None = None) -> Answer:
         """Send a request and return the answer; the caller bounds the time. Raises: EndpointError."""
         connection = self._unused() or await self._connect()
         try:
             answer = await connection.exchange(self._request(path, body, token))
-        except BaseException:
+        except BaseException as error:
             connection.abort()
+            if isinstance(error, EndpointError) and self._tls is None and not self._has_answered:
+                # What etcd does where it expects TLS.
+                raise EndpointError(f"{error} (if it speaks TLS, use https://)", sent=error.sent) from error
             raise
+        self._has_answered = True
         if connection.reusable:
             self._idle.append(connection)
         return answer
@@ -97,7 +104,9 @@ class Endpoint:
         except ssl.SSLError as error:
             raise EndpointError(_tls_words(error), sent=False, refused=_is_certain(error)) from error
         except OSError as error:
-            raise EndpointError(error.strerror or str(error), sent=False) from error
+            reset = context is not None and isinstance(error, ConnectionResetError)
+            hint = " (if it speaks no TLS, use http://)" if reset else ""
+            raise EndpointError(_words(error) + hint, sent=False) from error
         return connection
 
 
@@ -174,8 +183,7 @@ class _Connection(asyncio.Protocol):
                 # With TLS 1.3 a server says that it does not take the client's certificate only after the handshake.
                 self._lost = EndpointError(_tls_words(exc), sent=not _is_certain(exc), refused=_is_certain(exc))
             else:
-                why = "closed the connection" if exc is None else getattr(exc, "strerror", None) or str(exc)
-                self._lost = EndpointError(why, sent=True)
+                self._lost = EndpointError("closed the connection" if exc is None else _words(exc), sent=True)
         self._news.set()
 
     def data_received(self, data: bytes) -> None:
@@ -208,11 +216,17 @@ def _is_certain(error: ssl.SSLError) -> bool:
     return isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE" in (error.reason or "")
 
 
+def _words(error: Exception) -> str:
+    """Return the system's words alone: asyncio puts the address into its own, which is in the message anyway."""
+    if isinstance(error, socket.gaierror):
+        return str(error.strerror)
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else str(error) or "closed the connection"
+
+
 def _tls_words(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not valid here: {error.verify_message}"
     if "CERTIFICATE" in (error.reason or ""):
         return "it does not accept this host's certificate"
-    if error.reason == "WRONG_VERSION_NUMBER":
-        return "it does not speak TLS: use http:// for it"
     return f"TLS: {error.reason or error}"

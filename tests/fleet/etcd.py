@@ -142,7 +142,7 @@ class Cluster:
     def __enter__(self) -> Self:
         try:
             for attempt in range(STARTS_MAX):
-                self._start()
+                self.start_all()
                 if serves(self):
                     return self
                 self.kill()
@@ -154,7 +154,8 @@ class Cluster:
             raise
         raise AssertionError("unreachable")
 
-    def _start(self) -> None:
+    def start_all(self) -> None:
+        """Start all nodes, on ports of their own, and wait for none."""
         self.directory.mkdir(parents=True, exist_ok=True)
         ports = free_ports(2 * self.size)
         self.nodes = [
