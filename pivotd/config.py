@@ -6,6 +6,7 @@ On the start-up path: pwd, grp and difflib are imported only where a file needs 
 
 from __future__ import annotations
 
+import os
 import os.path
 import re
 import tomllib
@@ -331,6 +332,11 @@ _NEEDS = {
 """Keys that mean nothing without another one of their table."""
 
 
+def machine_name() -> str:
+    """Return what this machine is called. Source: uname(2), nodename."""
+    return os.uname().nodename
+
+
 def _fleet(found: _Settings) -> Fleet:
     """Return [fleet], checked as a whole. Raises: ConfigError."""
     given = {key[1]: value for key, (value, _) in found.items() if key[0] == "fleet"}
@@ -344,7 +350,7 @@ def _fleet(found: _Settings) -> Fleet:
             _refuse(file, f"{table}.{other}", "nothing", f"a value, since {table}.{name} is set")
     if "http://" in given["endpoints"][0] and (tls := [name for name in ("ca", "certificate") if name in given]):
         _refuse(file, "fleet.endpoints", "http://", f"https://, since fleet.{tls[0]} is set")
-    name = os.uname().nodename
+    name = machine_name()
     if "host" not in given and (not is_domain_name(name) or name.partition(".")[0] == "localhost"):
         _refuse(file, "fleet.host", f"nothing, and this machine is called {_shown(name)}", "a name that no other has")
     return Fleet(**{"host": name, **given})

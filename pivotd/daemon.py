@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from pivotd import __version__, limits, log, sd
 from pivotd.app.registry import CONFIG, DISCOVERED, LIBVIRT, RUNTIME, Host
 from pivotd.app.status import Status
-from pivotd.config import Config, load
+from pivotd.config import Config, Fleet, load
 from pivotd.core.pivot import Pivot
 from pivotd.core.request import Manager
 from pivotd.engine.converge import Converger
@@ -76,6 +76,8 @@ def main() -> NoReturn:
         _fail(error.message, EXIT_USAGE)
     if options.check and config.libvirt.uri is not None:
         _check_libvirt(config.libvirt.uri)
+    if options.check and config.fleet.endpoints:
+        _check_fleet(config.fleet)
     if options.check:
         print(f"{options.config}: ok")  # noqa: T201 - the answer to --check
         sys.exit(0)
@@ -126,6 +128,17 @@ def _check_libvirt(uri: str) -> None:
         asyncio.run(line.call(f"a connection to {uri}", limits.COMMAND_TIMEOUT_S, check, uri))
     except PivotdError as error:
         _fail(error.message, EXIT_UNREACHABLE)
+
+
+def _check_fleet(settings: Fleet) -> None:
+    """Try every endpoint and print a line for each; exit with one line if the fleet cannot be used."""
+    nodes: Any = importlib.import_module("pivotd.fleet.nodes")
+    presence: Any = importlib.import_module("pivotd.fleet.presence")
+    try:
+        for line in asyncio.run(nodes.check(settings, presence.machine_id())):
+            print(line)  # noqa: T201 - the answer to --check
+    except PivotdError as error:
+        _fail(error.message, error.exit_status)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pivotd import config, limits
+from pivotd.core.fleet import OnSilence
 from pivotd.errors import ConfigError
 
 Write = Callable[..., Path]
@@ -63,6 +64,18 @@ def test_every_key_arrives(write: Write) -> None:
         attempts = 9
         [log]
         level = "warning"
+        [fleet]
+        endpoints = ["https://etcd1:2379", "https://[::1]"]
+        host = "h1"
+        prefix = "/x/"
+        ca = "/ca"
+        certificate = "/c"
+        key = "/k"
+        user = "pivotd"
+        password_file = "/p"
+        cluster = "cdf818194e3a8c32"
+        on_silence = "wait"
+        timeout_ms = 300
         [domains.web1]
         qmp = "/run/web1.qmp"
         [domains."a.qmp"]
@@ -79,6 +92,19 @@ def test_every_key_arrives(write: Write) -> None:
         ),
         pause=config.PauseLimits(200, 9),
         log=config.Log("warning"),
+        fleet=config.Fleet(
+            endpoints=("https://etcd1:2379", "https://[::1]"),
+            host="h1",
+            prefix="/x/",
+            ca=Path("/ca"),
+            certificate=Path("/c"),
+            key=Path("/k"),
+            user="pivotd",
+            password_file=Path("/p"),
+            cluster="cdf818194e3a8c32",
+            on_silence=OnSilence.WAIT,
+            timeout_ms=300,
+        ),
         domains={"web1": Path("/run/web1.qmp"), "a.qmp": Path("/run/a.qmp")},
     )
 
@@ -94,7 +120,44 @@ def test_example_is_valid_but_for_this_hosts_groups(write: Write) -> None:
     assert loaded.log == config.Log()
     assert loaded.state_dir == config.Config().state_dir
     assert loaded.socket == config.Config().socket
+    assert loaded.fleet.prefix == config.Fleet().prefix
+    assert (loaded.fleet.on_silence, loaded.fleet.timeout_ms) == (OnSilence.RESUME, config.Fleet().timeout_ms)
     assert set(loaded.domains) == {"web1"}
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ('endpoints = ["https://a:2379"]\ncertificate = "/c"\n', "fleet.key: found nothing"),
+        ('endpoints = ["https://a:2379"]\nkey = "/k"\n', "fleet.certificate: found nothing"),
+        ('endpoints = ["http://a:2379"]\nuser = "u"\n', "fleet.password_file: found nothing"),
+        ('endpoints = ["http://a:2379"]\nca = "/ca"\n', "fleet.endpoints: found http://"),
+        ('host = "h1"\n', "fleet.endpoints: found nothing"),
+        ('endpoints = ["http://a:2379", "https://b:2379"]\n', "fleet.endpoints: found ["),
+        ('endpoints = ["http://a:2379", "http://a:2379"]\n', "fleet.endpoints: found ["),
+        ("endpoints = []\n", "fleet.endpoints: found []"),
+        ('endpoints = ["a:2379"]\n', "fleet.endpoints: found ["),
+        ('endpoints = ["http://a:2379/v3"]\n', "fleet.endpoints: found ["),
+        ('endpoints = ["http://a"]\nprefix = "pivotd"\n', 'fleet.prefix: found "pivotd"'),
+        ('endpoints = ["http://a"]\nhost = "a/b"\n', 'fleet.host: found "a/b"'),
+        ('endpoints = ["http://a"]\non_silence = "stop"\n', 'fleet.on_silence: found "stop"'),
+        ('endpoints = ["http://a"]\ncluster = "XYZ"\n', 'fleet.cluster: found "XYZ"'),
+    ],
+)
+def test_half_a_fleet_is_refused(write: Write, more: str, key: str) -> None:
+    """What belongs together and what a value may be; the file and the key are named."""
+    path = write("[fleet]\n" + ("" if "host =" in more else 'host = "h1"\n') + more)
+    assert refusal(path).message.startswith(f"{path}: {key}")
+
+
+def test_host_of_a_fleet_is_the_machines_name(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a name of its own it must be told: two machines of one name would both own its guests."""
+    path = write('[fleet]\nendpoints = ["http://a:2379"]\n')
+    names = iter(["host7.example", "localhost.localdomain", "(none)"])
+    monkeypatch.setattr(config, "machine_name", lambda: next(names))
+    assert config.load(path).fleet.host == "host7.example"
+    for name in ("localhost.localdomain", "(none)"):
+        assert f'fleet.host: found nothing, and this machine is called "{name}"' in refusal(path).message
 
 
 def test_missing_main_file_is_named(tmp_path: Path) -> None:

@@ -188,6 +188,13 @@ def test_a_configured_name_takes_a_discovered_monitor_over(qemu_factory: QemuFac
         assert running.domains() == {"web1": (str(path), "config")}
 
 
+def test_a_fleet_takes_a_restart(running: Reloaded) -> None:
+    """Pivots rest on the fleet that they began with: the change is refused, and nothing else is taken either."""
+    running.configure('[fleet]\nendpoints = ["http://127.0.0.1:1"]\nhost = "h1"\n' + domain("web1", "/a"))
+    assert "[fleet] stays as it is while pivotd runs: restart it for the change" in refused(running.reload())
+    assert running.domains() == {}
+
+
 def test_a_domain_that_was_added_by_hand_stays(running: Reloaded) -> None:
     """Removed from the configuration, it is again what the journal says that it is."""
     assert running.daemon.ctl("domain", "add", "web1", "--qmp", "/a").status == 0

@@ -160,8 +160,9 @@ class Reloader:
             if getattr(new, key) != getattr(old, key):
                 stays = f"{key} stays {getattr(old, key)} while pivotd runs: restart it for {getattr(new, key)}"
                 changes.obstacles.append(stays)
-        if new.libvirt != old.libvirt:
-            changes.obstacles.append("[libvirt] stays as it is while pivotd runs: restart it for the change")
+        for table in ("libvirt", "fleet"):
+            if getattr(new, table) != getattr(old, table):
+                changes.obstacles.append(f"[{table}] stays as it is while pivotd runs: restart it for the change")
         if changes.obstacles:
             raise ConflictError("; ".join(changes.obstacles))
         for name in changes.remove:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -15,6 +16,9 @@ import httptools
 
 from pivotd import limits
 from pivotd.fleet.tls import Tls
+
+_SANDBOX = {errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENETUNREACH}
+"""What IPAddressDeny=, RestrictAddressFamilies= and PrivateNetwork= of the unit look like."""
 
 
 class EndpointError(Exception):
@@ -104,8 +108,11 @@ class Endpoint:
         except ssl.SSLError as error:
             raise EndpointError(_tls_words(error), sent=False, refused=_is_certain(error)) from error
         except OSError as error:
-            reset = context is not None and isinstance(error, ConnectionResetError)
-            hint = " (if it speaks no TLS, use http://)" if reset else ""
+            hint = ""
+            if context is not None and isinstance(error, ConnectionResetError):
+                hint = " (if it speaks no TLS, use http://)"
+            elif error.errno in _SANDBOX and not isinstance(error, socket.gaierror):
+                hint = " (under systemd, pivotd-fleet.conf has to allow this address)"
             raise EndpointError(_words(error) + hint, sent=False) from error
         return connection
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from pivotd import limits
 from pivotd.config import Fleet
 from pivotd.core.fleet import FleetView, OnSilence
@@ -55,7 +57,7 @@ class EtcdFleet:
         assert after.owner is not None
         old, new = self.keys.pairs(before), self.keys.pairs(after)
         owner = self.keys.owner(after.domain)
-        changes = [_put(key, value) for key, value in new.items() if key == owner or old.get(key) != value]
+        changes = [put(key, value) for key, value in new.items() if key == owner or old.get(key) != value]
         changes += [{"requestDeleteRange": {"key": _key(key)}} for key in old if key not in new]
         reply = await self._transact(before, changes, timeout_s)
         if reply.document.get("succeeded"):
@@ -144,8 +146,16 @@ def _key(key: str) -> str:
     return b64encode(key.encode()).decode()
 
 
-def _put(key: str, value: bytes) -> dict[str, Any]:
-    return {"requestPut": {"key": _key(key), "value": b64encode(value).decode()}}
+def put(key: str, value: bytes | msgspec.Struct, **more: str) -> dict[str, Any]:
+    """Return the part of a transaction that writes a key; ``more`` are further fields of PutRequest."""
+    raw = value if isinstance(value, bytes) else msgspec.json.encode(value)
+    return {"requestPut": {"key": _key(key), "value": b64encode(raw).decode(), **more}}
+
+
+def never(key: str) -> dict[str, Any]:
+    """Return a transaction that would write a key and never does; etcd refuses it as it refuses one that does."""
+    compare = {"key": _key(key), "target": "CREATE", "result": "EQUAL", "createRevision": str(2**63 - 1)}
+    return {"compare": [compare], "success": [put(key, b"")]}
 
 
 def _all_below(prefix: str) -> dict[str, Any]:
