@@ -261,7 +261,7 @@ def _level(value: object) -> str:
 
 
 def _endpoints(value: object) -> tuple[str, ...]:
-    endpoints = _strings(value, 'URL like "https://etcd1:2379"', lambda text: re.fullmatch(_ENDPOINT, text) is not None)
+    endpoints = _strings(value, "https://HOST:PORT URL", lambda text: re.fullmatch(_ENDPOINT, text) is not None)
     if not 1 <= len(endpoints) <= limits.FLEET_ENDPOINTS_MAX or len({*endpoints}) < len(endpoints):
         raise _ExpectedError(f"1 to {limits.FLEET_ENDPOINTS_MAX} different URLs")
     if len({endpoint.partition(":")[0] for endpoint in endpoints}) > 1:
@@ -324,12 +324,12 @@ _CHECKS: Mapping[str, Callable[[object], Any]] = {
 }
 _TABLES = frozenset({"access", "pause", "log", "libvirt", "fleet", "domains", "domains.*"})
 _NEEDS = {
-    ("fleet", "certificate"): "key",
-    ("fleet", "key"): "certificate",
-    ("fleet", "user"): "password_file",
-    ("fleet", "password_file"): "user",
+    "certificate": "key",
+    "key": "certificate",
+    "user": "password_file",
+    "password_file": "user",
 }
-"""Keys that mean nothing without another one of their table."""
+"""Keys of [fleet] that mean nothing without another one."""
 
 
 def machine_name() -> str:
@@ -345,15 +345,21 @@ def _fleet(found: _Settings) -> Fleet:
     file = next(file for key, (_, file) in found.items() if key[0] == "fleet")
     if "endpoints" not in given:
         _refuse(file, "fleet.endpoints", "nothing", "the URLs of etcd's nodes")
-    for (table, name), other in _NEEDS.items():
+    for name, other in _NEEDS.items():
         if name in given and other not in given:
-            _refuse(file, f"{table}.{other}", "nothing", f"a value, since {table}.{name} is set")
+            _refuse(file, f"fleet.{other}", "nothing", f"a value, since fleet.{name} is set")
     if "http://" in given["endpoints"][0] and (tls := [name for name in ("ca", "certificate") if name in given]):
         _refuse(file, "fleet.endpoints", "http://", f"https://, since fleet.{tls[0]} is set")
     name = machine_name()
     if "host" not in given and (not is_domain_name(name) or name.partition(".")[0] == "localhost"):
         _refuse(file, "fleet.host", f"nothing, and this machine is called {_shown(name)}", "a name that no other has")
     return Fleet(**{"host": name, **given})
+
+
+def fleet_by_options(options: Mapping[str, object]) -> Fleet:
+    """Return what options of a command say, by the names of the keys of [fleet]. Raises: ConfigError."""
+    source = Path("command line")
+    return _fleet({key: (value, source) for key, value in _settings(source, {"fleet": dict(options)}, ())})
 
 
 def _check_domain_name(file: Path, name: str) -> None:

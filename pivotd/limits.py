@@ -63,6 +63,10 @@ FLEET_LISTINGS_MAX = 3
 """How often a listing begins again because etcd compacted its revision meanwhile."""
 FLEET_WATCH_LOOK_S = 5.0
 """Between two checks that the endpoint of a watch still belongs to a majority."""
+FLEET_WATCH_AGAIN_S = 1.0
+"""Between two tries to follow a fleet."""
+FLEET_TAKES_MAX = 5
+"""How often a take-over begins again because the domain has changed meanwhile."""
 FLEET_HOST_TTL_S = 120
 FLEET_HOST_RENEW_S = 40.0
 """A host that is gone disappears from `fleet ls` after that time; 10,000 hosts are 250 requests per second."""

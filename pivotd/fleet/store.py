@@ -43,7 +43,7 @@ class EtcdFleet:
 
         Raises: FleetSilentError, FleetRefusedError.
         """
-        reply = await self.gateway.call(RANGE, _all_below(self.keys.domain(domain)), timeout_s)
+        reply = await self.gateway.call(RANGE, all_below(self.keys.domain(domain)), timeout_s)
         return self._view(domain, reply.document)
 
     async def write(self, before: FleetView, after: FleetView, timeout_s: float) -> FleetView:
@@ -58,7 +58,7 @@ class EtcdFleet:
         old, new = self.keys.pairs(before), self.keys.pairs(after)
         owner = self.keys.owner(after.domain)
         changes = [put(key, value) for key, value in new.items() if key == owner or old.get(key) != value]
-        changes += [{"requestDeleteRange": {"key": _key(key)}} for key in old if key not in new]
+        changes += [{"requestDeleteRange": {"key": encoded_key(key)}} for key in old if key not in new]
         reply = await self._transact(before, changes, timeout_s)
         if reply.document.get("succeeded"):
             return replace(after, revision=int(reply.document["header"]["revision"]))
@@ -72,7 +72,7 @@ class EtcdFleet:
 
         Raises: FleetConflictError, FleetRefusedError: nothing was deleted; FleetSilentError.
         """
-        below = _all_below(self.keys.domain(before.domain))
+        below = all_below(self.keys.domain(before.domain))
         reply = await self._transact(before, [{"requestDeleteRange": below}], timeout_s)
         if reply.document.get("succeeded"):
             return
@@ -104,20 +104,20 @@ class EtcdFleet:
     async def _pages(self, prefix: str, timeout_s: float) -> tuple[list[tuple[str, bytes, int]], int]:
         """Return everything below a prefix as of one moment. Raises: CompactedError, FleetError."""
         pairs: list[tuple[str, bytes, int]] = []
-        asked: dict[str, Any] = {**_all_below(prefix), "limit": limits.FLEET_PAGE}
+        asked: dict[str, Any] = {**all_below(prefix), "limit": limits.FLEET_PAGE}
         while True:
             document = (await self.gateway.call(RANGE, asked, timeout_s)).document
             pairs += _pairs(document)
             asked.setdefault("revision", document["header"]["revision"])
             if not document.get("more"):
                 return pairs, int(asked["revision"])
-            asked["key"] = _key(pairs[-1][0] + "\0")
+            asked["key"] = encoded_key(pairs[-1][0] + "\0")
 
     async def _transact(self, before: FleetView, changes: list[dict[str, Any]], timeout_s: float) -> Reply:
-        owner = _key(self.keys.owner(before.domain))
+        owner = encoded_key(self.keys.owner(before.domain))
         # A key that is not there has the revision 0.
         compare = {"key": owner, "target": "MOD", "result": "EQUAL", "modRevision": str(before.revision)}
-        otherwise = {"requestRange": _all_below(self.keys.domain(before.domain))}
+        otherwise = {"requestRange": all_below(self.keys.domain(before.domain))}
         body = {"compare": [compare], "success": changes, "failure": [otherwise]}
         return await self.gateway.call(TXN, body, timeout_s, writes=True)
 
@@ -142,26 +142,27 @@ def _changed(before: FleetView, found: FleetView, reply: Reply) -> FleetConflict
     return FleetSilentError(f"{changed}, perhaps by an earlier copy of the same request: read it again")
 
 
-def _key(key: str) -> str:
+def encoded_key(key: str) -> str:
+    """Return a key as JSON has it."""
     return b64encode(key.encode()).decode()
 
 
 def put(key: str, value: bytes | msgspec.Struct, **more: str) -> dict[str, Any]:
     """Return the part of a transaction that writes a key; ``more`` are further fields of PutRequest."""
     raw = value if isinstance(value, bytes) else msgspec.json.encode(value)
-    return {"requestPut": {"key": _key(key), "value": b64encode(raw).decode(), **more}}
+    return {"requestPut": {"key": encoded_key(key), "value": b64encode(raw).decode(), **more}}
 
 
 def never(key: str) -> dict[str, Any]:
     """Return a transaction that would write a key and never does; etcd refuses it as it refuses one that does."""
-    compare = {"key": _key(key), "target": "CREATE", "result": "EQUAL", "createRevision": str(2**63 - 1)}
+    compare = {"key": encoded_key(key), "target": "CREATE", "result": "EQUAL", "createRevision": str(2**63 - 1)}
     return {"compare": [compare], "success": [put(key, b"")]}
 
 
-def _all_below(prefix: str) -> dict[str, Any]:
+def all_below(prefix: str) -> dict[str, Any]:
     """Return the range of all keys with a prefix."""
     assert prefix.endswith("/")
-    return {"key": _key(prefix), "range_end": _key(f"{prefix[:-1]}0")}  # "0" is the character after "/"
+    return {"key": encoded_key(prefix), "range_end": encoded_key(f"{prefix[:-1]}0")}  # "0" is the character after "/"
 
 
 def _pairs(document: dict[str, Any]) -> Iterator[tuple[str, bytes, int]]:

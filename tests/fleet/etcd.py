@@ -210,7 +210,7 @@ class Cluster:
         assert done.returncode == 0 or not check, done.stderr
         return done.stdout + done.stderr
 
-    def keys(self) -> dict[str, str]:
+    def stored(self) -> dict[str, str]:
         """Return everything that is stored."""
         stored = json.loads(self.ctl("get", "", "--prefix", "--write-out=json")).get("kvs", [])
         return {_text(pair["key"]): _text(pair.get("value", "")) for pair in stored}

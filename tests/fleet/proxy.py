@@ -48,6 +48,10 @@ class Proxy:
         self.delay_s = 0.0
         self.seen: list[str] = []
         """The paths of all requests."""
+        self.held = asyncio.Event()
+        """Set when a request waits for release()."""
+        self._hold: tuple[str, int] | None = None
+        self._released = asyncio.Event()
         self.carried_out = asyncio.Event()
         """Set when a request was carried out whose answer does not come."""
 
@@ -67,6 +71,14 @@ class Proxy:
         """Decide what becomes of the next requests."""
         self._fates += fates
 
+    def hold(self, path: str, after: int = 0) -> None:
+        """Let the next request for a path wait, or the one after so many others, until release()."""
+        self._hold = path, after
+
+    def release(self) -> None:
+        """Deliver the request that waits."""
+        self._released.set()
+
     async def deliver(self) -> list[bytes]:
         """Deliver what was kept back, and return the answers."""
         kept, self._kept = self._kept, []
@@ -80,21 +92,24 @@ class Proxy:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 while True:
                     request = await _request(reader)
-                    answer = await self._treat(request)
-                    if answer is None:
+                    if await self._treat(request, writer) is None:
                         return
-                    writer.write(answer)
-                    await writer.drain()
         except asyncio.CancelledError:
             pass
         finally:
             self._connections.discard(task)
             writer.close()
 
-    async def _treat(self, request: bytes) -> bytes | None:
+    async def _treat(self, request: bytes, writer: asyncio.StreamWriter) -> bytes | None:
+        """Answer a request; return None if it was not answered."""
         path = request.split(b" ", 2)[1].decode()
         self.seen.append(path)
         fate = self._fates.pop(0) if path == self._path and self._fates else Fate.PASS
+        if self._hold is not None and self._hold[0] == path:
+            self._hold = (path, self._hold[1] - 1) if self._hold[1] else None
+            if self._hold is None:
+                self.held.set()
+                await self._released.wait()
         if fate is Fate.REFUSED:
             return None
         if fate is Fate.LATE or fate is Fate.TWICE:
@@ -102,21 +117,26 @@ class Proxy:
         if fate is Fate.LOST or fate is Fate.LATE:
             await asyncio.Event().wait()
         await asyncio.sleep(self.delay_s)
-        answer = await self._pass(request)
-        if fate is Fate.CLOSED or fate is Fate.ANSWER_LOST:
-            self.carried_out.set()
-        if fate is Fate.CLOSED:
-            return None
+        if fate in {Fate.PASS, Fate.TWICE}:
+            return await self._pass(request, writer)
+        await self._pass(request)
+        self.carried_out.set()
         if fate is Fate.ANSWER_LOST:
             await asyncio.Event().wait()
-        return answer
+        return None
 
-    async def _pass(self, request: bytes) -> bytes:
-        """Deliver a request by a connection of its own and return the whole answer."""
+    async def _pass(self, request: bytes, to: asyncio.StreamWriter | None = None) -> bytes:
+        """Deliver a request by a connection of its own, and hand the answer on as it comes; return the whole of it."""
         reader, writer = await asyncio.open_connection(self._target.hostname, self._target.port)
         try:
             writer.write(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-            return await reader.read()
+            answer = b""
+            while piece := await reader.read(1 << 16):
+                answer += piece
+                if to is not None:
+                    to.write(piece)
+                    await to.drain()
+            return answer
         finally:
             writer.close()
 

@@ -28,13 +28,13 @@ def check(tmp_path: Path, *endpoints: str, **more: object) -> tuple[int, str, st
 
 def test_endpoints_are_tried(cluster: Cluster, tmp_path: Path) -> None:
     """Each has its line; nothing is written."""
-    before = cluster.keys()
+    before = cluster.stored()
     status, said, _ = check(tmp_path, *cluster.urls)
     *lines, last = said.splitlines()
     assert status == 0
     assert [line.split(": ok, etcd 3.")[0] for line in lines] == list(cluster.urls)
     assert last == f"{tmp_path}/pivotd.toml: ok"
-    assert cluster.keys() == before
+    assert cluster.stored() == before
 
 
 def test_one_endpoint_that_is_away_is_told_and_no_error(cluster: Cluster, tmp_path: Path) -> None:
