@@ -172,6 +172,16 @@ async def test_slow_etcd_is_waited_for(cluster: Cluster, fleet_of: Settings) -> 
         assert await fleet.read(view.domain, LONG_S) == view
 
 
+async def test_lost_request_is_sent_again(cluster: Cluster, fleet_of: Settings) -> None:
+    """A node whose leader dies forgets requests: with one endpoint and enough time another copy is sent."""
+    async with Proxy(cluster.urls[0]) as proxy:
+        fleet = fleet_of(proxy.url)
+        view = await ready(fleet, claimed)
+        proxy.next(Fate.LOST)
+        after = await fleet.write(view, announced(view), LONG_S)
+        assert await fleet.read(view.domain, LONG_S) == after
+
+
 async def test_silence_takes_the_time_that_was_given(cluster: Cluster, fleet_of: Settings) -> None:
     """An endpoint that never answers costs the budget and no more."""
     async with Proxy(cluster.urls[0], "/v3/kv/range") as proxy:
