@@ -22,8 +22,8 @@ ONLY_READ = {
 }
 """Files that name a kind and need no line for a new one, with the reason."""
 
-BOTH_SIDES = {"ports": {"api", "engine"}}
-"""Names that two rooms share because they mean the same there: what the room needs of others."""
+BOTH_SIDES = {"ports": {"api", "engine"}, "fleet": {"core", "fleet"}}
+"""Names that two rooms share because they mean the same there: what the room needs of others; what is kept in etcd."""
 
 
 def files_that_name_a_kind() -> set[str]:

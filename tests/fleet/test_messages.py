@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -21,12 +21,14 @@ LONG_S = 30.0
 SHORT_S = 0.4
 """The time of a call that gets no answer."""
 
+NUMBERS = itertools.count()
+
 Step = Callable[[FleetView], FleetView]
 
 
 async def ready(fleet: EtcdFleet, *steps: Step) -> FleetView:
     """Return a domain of its own for this test, after some steps."""
-    view = await fleet.read(f"d{uuid.uuid4().hex}", LONG_S)
+    view = await fleet.read(f"d{next(NUMBERS)}", LONG_S)
     for step in steps:
         view = await fleet.write(view, step(view), LONG_S)
     return view
