@@ -367,3 +367,40 @@ def test_a_qemu_with_another_directory_is_found_out_before_the_copy(host: Host) 
         assert host.ctl("copy", "apart", "disk0=/srv/images/apart-new.qcow2")[0] == 0
     finally:
         host.container.run("systemctl", "stop", "qemu-apart")
+
+
+def test_the_drop_in_lets_the_unit_reach_etcd(host: Host) -> None:
+    """In the unit's sandbox, as pivotd's user, over loopback: not without the drop-in, and the line says so."""
+    inside = host.container.inside
+    if not (inside / "usr/bin/etcd").exists():
+        pytest.skip("etcd-server is not installed")
+    etcd = ["systemd-run", "--unit=etcd-test", "--property=PrivateTmp=yes", "etcd", "--data-dir=/tmp/etcd"]
+    host.container.run(*etcd)
+    unit = inside / "etc/systemd/system/pivotd-fleet-check.service"
+    text = (REPOSITORY / "systemd/pivotd.service").read_text().replace("Type=notify", "Type=oneshot")
+    text = text.replace("Restart=always", "Restart=no").replace("RuntimeDirectory=", "#").replace("Also=", "#")
+    unit.write_text(text.replace("/etc/pivotd/pivotd.toml", "/etc/pivotd/fleet.toml --check"))
+    (inside / "etc/pivotd/fleet.toml").write_text(
+        '[fleet]\nendpoints = ["http://127.0.0.1:2379"]\nhost = "h1"\ntimeout_ms = 20000\n'
+    )
+    drop_in = inside / "etc/systemd/system/pivotd-fleet-check.service.d/fleet.conf"
+
+    def status() -> str:
+        host.container.run("systemctl", "daemon-reload")
+        host.container.run("systemctl", "start", "pivotd-fleet-check", check=False)
+        return host.container.property_of("pivotd-fleet-check", "ExecMainStatus")
+
+    def log() -> str:
+        return host.container.run("journalctl", "-u", "pivotd-fleet-check", "-o", "cat", "--no-pager").stdout
+
+    try:
+        assert status() == "3"
+        assert until(lambda: "pivotd-fleet.conf has to allow this address" in log(), 20), log()
+        drop_in.parent.mkdir()
+        drop_in.write_text((REPOSITORY / "systemd/pivotd-fleet.conf").read_text())
+        assert until(lambda: status() == "0"), log()
+        assert until(lambda: "http://127.0.0.1:2379: ok, etcd 3." in log(), 20), log()
+    finally:
+        host.container.run("systemctl", "stop", "etcd-test")
+        unit.unlink()
+        shutil.rmtree(drop_in.parent, ignore_errors=True)
