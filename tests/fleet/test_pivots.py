@@ -1,0 +1,280 @@
+"""Whole pivots on a real QEMU, on a host whose fleet is a real etcd that goes away, answers late, or has another owner."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from pivotd.core.fleet import FleetImage, FleetView, OnSilence
+from pivotd.core.pivot import FleetStage, Phase, Pivot
+from pivotd.core.request import Requester
+from pivotd.core.rules.fleet_owners import meeting, take_over
+from pivotd.core.rules.fleet_pivots import Here
+from pivotd.core.rules.fleet_words import fleet_verdict
+from pivotd.daemon import SystemClock
+from pivotd.engine.converge import Converger
+from pivotd.engine.driver import Driver
+from pivotd.errors import FleetSilentError
+from pivotd.fleet.store import EtcdFleet
+from tests.conftest import QemuFactory
+from tests.engine.conftest import Engine
+from tests.fleet.conftest import Settings
+from tests.fleet.etcd import Cluster
+from tests.support.qemu import Disk, Qemu, create_image
+
+pytestmark = pytest.mark.qemu
+LONG_S = 30.0
+NOW = "2026-11-23T09:00:00.000000Z"
+
+Before = Callable[[FleetView, FleetView], Awaitable[None]]
+
+
+class Watched:
+    """The fleet of a driver; ``before`` is called right before each write."""
+
+    def __init__(self, fleet: EtcdFleet, on_silence: OnSilence) -> None:
+        self.fleet = fleet
+        self.host, self.boot_id, self.timeout_s = fleet.host, "boot", LONG_S
+        self.on_silence = on_silence
+        self.silent = False
+        self.before: Before | None = None
+
+    async def read(self, domain: str, timeout_s: float) -> FleetView:
+        await self._reach(timeout_s)
+        return await self.fleet.read(domain, timeout_s)
+
+    async def write(self, before: FleetView, after: FleetView, timeout_s: float) -> FleetView:
+        if self.before is not None:
+            await self.before(before, after)
+        await self._reach(timeout_s)
+        return await self.fleet.write(before, after, timeout_s)
+
+    async def _reach(self, timeout_s: float) -> None:
+        """Cut off from every node: nothing leaves, and nothing answers."""
+        if self.silent:
+            await asyncio.sleep(min(timeout_s, 0.2))
+            raise FleetSilentError("etcd does not answer")
+
+
+class FleetEngine(Engine):
+    """An engine on a host of a fleet."""
+
+    fleet: Watched
+
+    def _driver(self, pivot: Pivot, domain: Any) -> Driver:
+        clock = SystemClock()
+        return Driver(pivot, domain, self.journal, clock, Converger(self._flusher, clock), self.fleet)
+
+
+Make = Callable[[OnSilence], Awaitable[FleetEngine]]
+
+
+@pytest_asyncio.fixture
+async def member(tmp_path: Path, cluster: Cluster, fleet_of: Settings) -> AsyncIterator[Make]:
+    """Return what makes an engine with a fleet."""
+    (tmp_path / "state").mkdir()
+    engine = FleetEngine(tmp_path / "state")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(engine.host.run())
+        await engine.host.started()
+
+        async def make(on_silence: OnSilence) -> FleetEngine:
+            engine.fleet = Watched(fleet_of(*cluster.urls, prefix=f"/{tmp_path.name}/"), on_silence)
+            return engine
+
+        yield make
+        engine.host.end()
+        await running
+    await engine.journal.close()
+
+
+def when_told(act: Callable[[], Awaitable[None]]) -> Before:
+    """Return what does something right before an outcome is written for the first time."""
+    done = False
+
+    async def before(_before: FleetView, after: FleetView) -> None:
+        nonlocal done
+        if after.intent is None and after.disks and not done:
+            done = True
+            await act()
+
+    return before
+
+
+async def begun(engine: FleetEngine, qemu: Qemu, tmp_path: Path, **options: Any) -> Driver:
+    await engine.connect(qemu)
+    return await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, **options)
+
+
+async def view(engine: FleetEngine) -> FleetView:
+    return await engine.fleet.fleet.read("web1", LONG_S)
+
+
+async def run_state(qemu: Qemu) -> str:
+    return await asyncio.to_thread(qemu.run_state)
+
+
+async def told(engine: FleetEngine, driver: Driver) -> Pivot:
+    pivot = await engine.closed(driver)
+    assert pivot.outcome == "switched"
+    assert pivot.fleet is FleetStage.TOLD
+    found = await view(engine)
+    assert found.intent is None
+    assert found.owner is not None
+    assert found.owner.host == "h1"
+    assert fleet_verdict(found, "disk0").image == FleetImage(pivot.disks[0].destination.filename, "qcow2")
+    return pivot
+
+
+@pytest.mark.parametrize("mode", OnSilence)
+async def test_the_fleet_hears_of_a_pivot_before_and_after_its_pause(
+    mode: OnSilence, member: Make, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """The guest is claimed with the first intent; the guest's wait has a figure of its own."""
+    engine, seen = await member(mode), []
+
+    async def before(_before: FleetView, after: FleetView) -> None:
+        seen.append((after.intent is not None, await run_state(qemu)))
+
+    engine.fleet.before = before
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    driver = await begun(engine, qemu, tmp_path)
+    pivot = await told(engine, driver)
+    assert seen == [(True, "running"), (False, "paused")]
+    assert await run_state(qemu) == "running"
+    assert pivot.pauses[-1].fleet_ms is not None
+    assert 0 < pivot.pauses[-1].fleet_ms < pivot.pauses[-1].pause_ms
+    events = [event for event in engine.events(pivot) if event in {"announcing", "pausing", "switched", "resumed"}]
+    assert events == ["announcing", "pausing", "switched", "resumed"]
+
+
+async def test_no_pause_begins_while_the_fleet_is_silent(
+    member: Make, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """The pivot waits at ready and says why."""
+    engine = await member(OnSilence.RESUME)
+    engine.fleet.silent = True
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    driver = await begun(engine, qemu, tmp_path)
+    await engine.until(driver, lambda pivot: pivot.phase is Phase.READY)
+    async with asyncio.timeout(LONG_S):
+        while "before the guest is paused: etcd does not answer" not in driver.waits_for:
+            await asyncio.sleep(0.05)
+    assert "pausing" not in engine.events(driver.pivot)
+    engine.fleet.silent = False
+    await told(engine, driver)
+
+
+async def test_with_resume_the_guest_runs_after_the_longest_pause_and_the_fleet_is_told_later(
+    member: Make, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """Meanwhile the fleet names both images and whose journal decides, and the pivot stays open."""
+    engine = await member(OnSilence.RESUME)
+
+    async def cut() -> None:
+        engine.fleet.silent = True
+
+    engine.fleet.before = when_told(cut)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    driver = await begun(engine, qemu, tmp_path, max_pause_ms=800)
+    pivot = await engine.until(driver, lambda pivot: bool(pivot.pauses))
+    assert await run_state(qemu) == "running"
+    assert pivot.pauses[-1].pause_ms >= 800
+    word = fleet_verdict(await view(engine), "disk0")
+    assert (word.certain, word.decides, len(word.candidates)) == (False, "h1", 2)
+    assert (pivot.phase, pivot.fleet) == (Phase.DECIDED, FleetStage.ANNOUNCED)
+    engine.fleet.silent = False
+    await told(engine, driver)
+
+
+async def test_with_wait_the_guest_stays_paused_until_the_fleet_answers(
+    member: Make, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """The fleet is certain of the source all the time, and both images have every write."""
+    engine = await member(OnSilence.WAIT)
+
+    async def cut() -> None:
+        engine.fleet.silent = True
+
+    engine.fleet.before = when_told(cut)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    driver = await begun(engine, qemu, tmp_path, max_pause_ms=300)
+    pivot = await engine.until(driver, lambda pivot: pivot.phase is Phase.DECIDED)
+    async with asyncio.timeout(LONG_S):
+        while driver.failing is None:  # which also health shows
+            await asyncio.sleep(0.05)
+    assert "the guest stays paused until the fleet knows" in driver.failing
+    assert await run_state(qemu) == "paused"
+    word = fleet_verdict(await view(engine), "disk0")
+    assert (word.certain, word.image) == (True, FleetImage(pivot.disks[0].source.filename, "qcow2"))
+    engine.fleet.silent = False
+    await told(engine, driver)
+    assert await run_state(qemu) == "running"
+
+
+@pytest.mark.parametrize("mode", OnSilence)
+async def test_a_guest_that_another_host_has_taken_is_never_resumed(
+    mode: OnSilence, member: Make, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """A host that was taken for dead wakes up in its pause."""
+    engine = await member(mode)
+
+    async def take() -> None:
+        found = await view(engine)
+        assert found.intent is not None
+        source = found.intent.moves[0].source
+        chosen = {} if mode is OnSilence.WAIT else {"disk0": source}
+        after = take_over(found, Here("h2", "boot2", NOW), chosen)
+        assert isinstance(after, FleetView)
+        await engine.fleet.fleet.write(found, after, LONG_S)
+
+    engine.fleet.before = when_told(take)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    driver = await begun(engine, qemu, tmp_path)
+    pivot = await engine.closed(driver)
+    assert (pivot.fleet, pivot.owes_resume) == (FleetStage.SUPERSEDED, False)
+    assert pivot.error is not None
+    assert "belongs to host h2" in pivot.error
+    assert await run_state(qemu) == "paused"
+    assert fleet_verdict(await view(engine), "disk0").image == FleetImage(pivot.disks[0].source.filename, "qcow2")
+
+
+async def test_the_guest_of_another_host_is_not_paused(member: Make, qemu_factory: QemuFactory, tmp_path: Path) -> None:
+    """The pivot says whose it is, and can be cancelled; the fleet never hears of it."""
+    engine = await member(OnSilence.RESUME)
+    empty = await view(engine)
+    theirs = await engine.fleet.fleet.write(empty, meeting(empty, Here("h2", "boot2", NOW)), LONG_S)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    driver = await begun(engine, qemu, tmp_path)
+    async with asyncio.timeout(LONG_S):
+        while "belongs to host h2" not in driver.waits_for:
+            await asyncio.sleep(0.05)
+    await driver.cancel(Requester(0, 0, 1))
+    pivot = await engine.closed(driver)
+    assert (pivot.outcome, pivot.fleet) == ("kept", FleetStage.NONE)
+    assert await view(engine) == theirs
+
+
+async def test_a_cancelled_pivot_leaves_no_intent(member: Make, qemu_factory: QemuFactory, tmp_path: Path) -> None:
+    """It was announced, and then the fleet fell silent: the guest runs on, and the intent goes as soon as it can."""
+    engine = await member(OnSilence.RESUME)
+
+    async def before(_before: FleetView, after: FleetView) -> None:
+        if after.intent is not None:
+            await engine.fleet.fleet.write(_before, after, LONG_S)
+            engine.fleet.silent = True  # it is there, and the answer is lost
+
+    engine.fleet.before = before
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    driver = await begun(engine, qemu, tmp_path)
+    await engine.until(driver, lambda pivot: pivot.fleet is FleetStage.ANNOUNCED)
+    await driver.cancel(Requester(0, 0, 1))
+    engine.fleet.before, engine.fleet.silent = None, False
+    pivot = await engine.closed(driver)
+    assert (pivot.outcome, pivot.fleet) == ("kept", FleetStage.TOLD)
+    assert (await view(engine)).intent is None
