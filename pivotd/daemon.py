@@ -155,13 +155,17 @@ class Daemon:
         self._journal = journal
         self._clock = SystemClock()
         self._flusher = Flusher()
+        self._fleet: Any = None
+        if config.fleet.endpoints:
+            self._fleet = importlib.import_module("pivotd.fleet").connect(config.fleet)
         self._host = Host(self._make_driver)
         self._status = Status(self._host, journal)
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
 
     def _make_driver(self, pivot: Pivot, domain: Domain) -> Driver:
-        return Driver(pivot, domain, self._journal, self._clock, Converger(self._flusher, self._clock))
+        converger = Converger(self._flusher, self._clock)
+        return Driver(pivot, domain, self._journal, self._clock, converger, self._fleet)
 
     async def run(self) -> None:
         """Recover, serve, and end at SIGTERM or SIGINT."""
@@ -192,6 +196,8 @@ class Daemon:
             await host
             checking.cancel()
             watchdog.cancel()
+        if self._fleet is not None:
+            self._fleet.close()
         await self._journal.close()
         logger.info("daemon.stopped")
 
@@ -299,6 +305,7 @@ class Daemon:
             status = group.create_task(self._status.run(), name="status")
             found = group.create_task(self._say_found(sock), name="found")
             discovery = group.create_task(self._discover(reloader), name="discovery")
+            owners = self._keep_owners(group)
             alarms = group.create_task(alarms_module.Alarms(self._host, self._journal, reads).run(), name="alarms")
             leftovers = group.create_task(leftovers_module.Leftovers(self._host, reads).run(), name="leftovers")
             reloading = group.create_task(reloader.run(self._hangup, reload_listener), name="reload")
@@ -306,10 +313,18 @@ class Daemon:
             await self._stop.wait()
             daemon_service.end()
             api_stop.set()
-            for task in (status, found, discovery, alarms, leftovers, reloading):
+            for task in (status, found, discovery, alarms, leftovers, reloading, *owners):
                 task.cancel()
             await api
         await reads.close()
+
+    def _keep_owners(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        """Claim and release guests in the fleet from now on, if this host belongs to one."""
+        if self._fleet is None:
+            return []
+        module: Any = importlib.import_module("pivotd.app.owned_guests")
+        owners = module.OwnedGuests(self._host, self._fleet, self._clock)
+        return [group.create_task(owners.run(), name="fleet owners")]
 
     async def _say_found(self, sock: socket.socket) -> None:
         """Log which QEMUs were found, once each domain was connected to, or could not be."""

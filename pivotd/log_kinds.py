@@ -188,6 +188,14 @@ KINDS: Mapping[str, Kind] = {
         "6f6dfea38f244d98b280c151c0a768d4", "nobody knows whether the journal was restored: {error}"
     ),
     "journal.writer-died": Kind("f3082f8cee8942ba9c2b7ebfd8387ae2", "the writer of the journal died: {error}"),
+    "fleet.claimed": Kind(
+        "fa4656aa9a8848a8a01b44c0da0379c3", "{domain}: this host, {host}, owns the guest in the fleet now"
+    ),
+    "fleet.released": Kind(
+        "dd6fee84f94a4d9fbffa4df538fbdb34",
+        "{domain}: the guest has left this host, {host}, which releases it in the fleet",
+    ),
+    "fleet.not-owner": Kind("9f5a95f7701d40f59279c20bce00ab4a", "{domain}: {reason}"),
     "request.refused": Kind("c15aff48ea7d4b64b9406b843af62fb8", "{method} {path} of {who} refused: {reason}"),
     "request.left-out": Kind(
         "b26b9f87eb964c6088e21ed1ab9d1c13",

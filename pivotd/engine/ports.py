@@ -287,8 +287,8 @@ class Fleet(Protocol):
     async def write(self, before: FleetView, after: FleetView, timeout_s: float) -> FleetView:
         """Replace everything of a domain in one transaction, if nothing of it has changed since ``before`` was read.
 
-        ``after`` has an owner. Returns it with its new revision. Copies may be sent to several nodes within the time, of
-        which at most one has an effect; after an error only the caller knows what to do.
+        ``after`` has an owner. Returns it with its new revision. Copies may be sent to several nodes within the time,
+        of which at most one has an effect; after an error only the caller knows what to do.
 
         Raises: FleetConflictError, FleetRefusedError: nothing was written; FleetSilentError: it may be written, now or
         later.

@@ -1,0 +1,132 @@
+"""Claims guests for this host when it meets them, and releases those that leave it by a migration."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from pivotd import limits
+from pivotd.app.due_domains import DueDomains
+from pivotd.app.registry import Host
+from pivotd.core.observation import LEAVING, MIGRATION_STATES
+from pivotd.core.rules.fleet_owners import leaving, meeting
+from pivotd.core.rules.fleet_pivots import Here
+from pivotd.engine.ports import Clock, Fleet
+from pivotd.engine.supervisor import Supervisor
+from pivotd.errors import FleetConflictError, FleetError, PivotdError
+from pivotd.log import get_logger
+from pivotd.qmp.session import Session
+
+log = get_logger()
+
+
+class OwnedGuests:
+    """Looks at each domain on a new connection and when its guest stops or runs again, until it is settled who owns it.
+
+    A guest of another host is left alone: the log says so once, and its pivots say it at ``ready``.
+    """
+
+    def __init__(self, host: Host, fleet: Fleet, clock: Clock) -> None:
+        self._host = host
+        self._fleet = fleet
+        self._clock = clock
+        self._connected: dict[str, Session] = {}
+        self._left: set[str] = set()
+        """Guests that were seen to leave and are still to be released; their QEMU may be gone."""
+        self._told: dict[str, str] = {}
+        self._due = DueDomains()
+        self._again: dict[str, asyncio.TimerHandle] = {}
+
+    async def run(self) -> None:
+        """Look whenever a look is due; ends only when it is cancelled."""
+        self._host.listeners.append(self._on_changed)
+        for name in self._host.supervisors:
+            self._on_changed(name)
+        try:
+            while True:
+                name = await self._due.next()
+                try:
+                    await self._look(name)
+                except FleetConflictError:
+                    self._due.ask(name)
+                except PivotdError as error:
+                    self._ask_later(name)
+                    if isinstance(error, FleetError):
+                        self._tell(name, error.message)
+        finally:
+            self._host.listeners.remove(self._on_changed)
+            for timer in self._again.values():
+                timer.cancel()
+
+    def _on_changed(self, domain: str) -> None:
+        """Ask for a look at each new connection, and when a pivot has ended: a release waits for the last outcome."""
+        supervisor = self._host.supervisors.get(domain)
+        session = None if supervisor is None else supervisor.session
+        if supervisor is None or session is None:
+            self._connected.pop(domain, None)
+            if domain in self._left:
+                self._due.ask(domain)
+            return
+        if session is not self._connected.get(domain):
+            self._connected[domain] = session
+            session.subscribe(self._on_event(supervisor, session))
+            self._due.ask(domain)
+        elif domain in self._left:
+            self._due.ask(domain)
+
+    def _on_event(self, supervisor: Supervisor, session: Session) -> Callable[[], None]:
+        known = (session.stops, session.resumes)
+
+        def on_event() -> None:
+            nonlocal known
+            if (session.stops, session.resumes) != known:
+                known = (session.stops, session.resumes)
+                if not supervisor.window.locked():  # else pivotd has stopped it
+                    self._due.ask(supervisor.name)
+
+        return on_event
+
+    def _ask_later(self, domain: str) -> None:
+        if domain not in self._again:
+            loop = asyncio.get_running_loop()
+
+            def again() -> None:
+                del self._again[domain]
+                self._due.ask(domain)
+
+            self._again[domain] = loop.call_later(limits.FLEET_AGAIN_S, again)
+
+    async def _look(self, domain: str) -> None:
+        """Claim, release or leave alone. Raises: FleetError; QmpError: its QEMU does not answer."""
+        supervisor = self._host.supervisors.get(domain)
+        session = None if supervisor is None else supervisor.session
+        state = None if session is None else await session.run_state()
+        if state in LEAVING:
+            self._left.add(domain)
+        elif state is not None and state not in MIGRATION_STATES:
+            self._left.discard(domain)
+        elif domain not in self._left:
+            return
+        view = await self._fleet.read(domain, self._fleet.timeout_s)
+        here = Here(self._fleet.host, self._fleet.boot_id, self._clock.utc_now(), present=domain not in self._left)
+        after = meeting(view, here) if here.present else leaving(view, here)
+        if after != view:
+            await self._fleet.write(view, after, self._fleet.timeout_s)
+            if here.present:
+                log.info("fleet.claimed", domain=domain, host=self._fleet.host)
+            else:
+                log.info("fleet.released", domain=domain, host=self._fleet.host)
+        mine = after.owner is not None and after.owner.host == here.host
+        if not here.present and not mine:
+            self._left.discard(domain)
+        if mine != here.present:  # the outcome of a pivot is still to be told, or another host has the guest
+            self._ask_later(domain)
+        if here.present and not mine and after.owner is not None and after.owner.host is not None:
+            self._tell(domain, f"the guest belongs to host {after.owner.host} in the fleet, and is also here")
+        else:
+            self._told.pop(domain, None)
+
+    def _tell(self, domain: str, reason: str) -> None:
+        if self._told.get(domain) != reason:
+            self._told[domain] = reason
+            log.warning("fleet.not-owner", domain=domain, reason=reason)
