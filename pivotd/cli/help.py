@@ -53,6 +53,15 @@ SECTIONS = (
         ),
     ),
     (
+        "Several hosts",
+        (
+            ("fleet verdict [DOMAIN [DISK]]", "the right image, by etcd, on any host"),
+            ("fleet take DOMAIN --fenced", "take a guest from a lost host"),
+            ("fleet ls | fleet status", "all domains; etcd, hosts"),
+            ("fleet forget DOMAIN", "remove a domain from etcd"),
+        ),
+    ),
+    (
         "Set up",
         (
             ("domain add DOMAIN --qmp PATH", "let pivotd manage a QEMU"),
@@ -75,7 +84,7 @@ EXIT_STATUSES = (
     ("0", "done: switched, merged, or waiting at ready as requested"),
     ("1", "the answer could not be written, for example to a full file system"),
     ("2", "usage: the command line is wrong"),
-    ("3", "the daemon cannot be reached, or does not answer"),
+    ("3", "the daemon, or a majority of etcd, cannot be reached or does not answer"),
     ("4", "refused: bad input, conflict, not found or not allowed"),
     ("5", "the pivot ended kept: the guest continues on the source image"),
     ("6", "nobody can be certain, or the disks differ: a person must look"),

@@ -46,6 +46,7 @@ COMMANDS = {
     "stale": "stale_command",
     "events": "event_command",
     "libvirt": "libvirt_command",
+    "fleet": "fleet_command",
 }
 """Each command, and the module in this folder that defines it."""
 GLOBAL_OPTIONS = ("--json", "--socket", "--offline")

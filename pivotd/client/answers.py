@@ -86,6 +86,46 @@ class Verdict(Struct, frozen=True):
     """What the image's name leads to: its file, none, another file; ``unseen`` if pivotd could not look."""
 
 
+class FleetCandidate(Struct, frozen=True):
+    """An image that may be the right one."""
+
+    image: str
+    format: str
+
+
+class FleetVerdict(Struct, frozen=True):
+    """Which image holds a disk's data, by the fleet. ``certain`` with ``image`` None: pivotd has never moved the disk.
+
+    ``host`` owns the guest, None: it has left its host by a migration. ``decides`` is the host whose journal knows
+    which of the ``candidates`` is right, where it is not certain.
+    """
+
+    domain: str
+    disk: str
+    image: str | None
+    format: str | None
+    outcome: Outcome | Literal["accepted"] | None
+    certain: bool
+    reason: str
+    candidates: tuple[FleetCandidate, ...]
+    decides: str | None
+    pivot: str | None
+    since: str | None
+    host: str | None
+    epoch: int | None
+
+
+class FleetDomain(Struct, frozen=True):
+    """What the fleet keeps of a domain. ``pivot`` was announced, and its outcome was not."""
+
+    domain: str
+    host: str | None
+    epoch: int | None
+    since: str | None
+    pivot: str | None
+    disks: tuple[FleetVerdict, ...]
+
+
 class ImageVerdict(Verdict, frozen=True, kw_only=True):
     """What the journal's history says of one image and one disk, with that disk's verdict."""
 

@@ -1,0 +1,152 @@
+"""`pivotctl fleet ls` and `status`: all domains, all hosts, all nodes of etcd."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from pivotd.cli import fleet_answers, render
+from pivotd.cli.complaints import EXIT_INTERRUPTED
+from pivotd.cli.context import App, tell
+from pivotd.cli.fleet_command import asked
+from pivotd.client.answers import FleetDomain
+from pivotd.core.fleet import FleetView
+from pivotd.errors import EXIT_DONE, FleetError, FleetSilentError
+from pivotd.fleet import nodes
+from pivotd.fleet.records import HostSeen
+from pivotd.fleet.store import EtcdFleet
+from pivotd.fleet.watching import Watching
+
+COLUMNS = ("DOMAIN", "HOST", "SEEN", "DISK", "IMAGE", "OUTCOME", "UNDECIDED")
+Row = tuple[str | None, ...]
+
+
+def ls(app: App, *, follow: bool) -> None:
+    """Show all domains."""
+    app.status = EXIT_DONE
+    if follow:
+        try:
+            asked(lambda store: _follow(store, as_json=app.json))
+        except KeyboardInterrupt:
+            app.status = EXIT_INTERRUPTED
+        return
+    views, hosts = asked(_all)
+    found = [fleet_answers.domain(view) for view in views]
+    if render.answer(app, found):
+        return
+    render.table(COLUMNS, [row for one in found for row in _rows(one, hosts)])
+
+
+async def _all(store: EtcdFleet) -> tuple[list[FleetView], dict[str, HostSeen]]:
+    views, _ = await store.domains(store.timeout_s)
+    return views, await store.hosts(store.timeout_s)
+
+
+async def _follow(store: EtcdFleet, *, as_json: bool) -> None:
+    """Print each domain, and each change of one, as a line of JSON or a line for each disk."""
+
+    def changed(domain: str, view: FleetView | None) -> None:
+        if as_json:
+            shown: Any = {"domain": domain, "forgotten": True} if view is None else fleet_answers.domain(view)
+            print(json.dumps(msgspec.to_builtins(shown)), flush=True)
+        elif view is None:
+            print(f"{render.text(domain)} forgotten", flush=True)
+        else:
+            for row in _rows(fleet_answers.domain(view), None):
+                print("  ".join(render.text(cell) for cell in row), flush=True)
+
+    def told(error: FleetError | None) -> None:
+        tell("etcd answers again" if error is None else f"{error.message}; waiting for it")
+
+    await Watching(store, changed, told).run()
+
+
+def _rows(one: FleetDomain, hosts: dict[str, HostSeen] | None) -> list[Row]:
+    """Return a row for each disk, or one for a domain without any; ``hosts`` None: nobody knows who was seen."""
+    seen = None if hosts is None or one.host is None else "yes" if one.host in hosts else "no"
+    head = (one.domain, one.host or "none", seen)
+    if not one.disks:
+        return [(*head, None, None, None, one.pivot)]
+    return [
+        (*head, disk.disk, disk.image, disk.outcome or ("unknown" if not disk.certain else None), one.pivot)
+        for disk in one.disks
+    ]
+
+
+def status(app: App) -> None:
+    """Show etcd's nodes, the hosts and the pivots that are undecided."""
+    seen, views, hosts, cluster, silent = asked(_status)
+    undecided = [
+        {"domain": view.domain, "pivot": intent.pivot, "host": intent.host, "on_silence": intent.on_silence}
+        for view in views
+        if (intent := view.intent) is not None
+    ]
+    app.status = EXIT_DONE if silent is None else silent.exit_status
+    document = {
+        "quorum": silent is None,
+        "cluster": cluster,
+        "nodes": [_node(one) for one in seen],
+        "domains": None if silent is not None else len(views),
+        "hosts": [{"host": name, "version": host.version, "since": host.since} for name, host in sorted(hosts.items())],
+        "undecided": undecided,
+    }
+    if not render.answer(app, document):
+        _print_status(document)
+    if silent is not None and not app.json:
+        tell(silent.message)
+
+
+_Status = tuple[list[nodes.NodeSeen], list[FleetView], dict[str, HostSeen], str | None, FleetError | None]
+
+
+async def _status(store: EtcdFleet) -> _Status:
+    seen = await nodes.look(store)
+    try:
+        views, hosts = await _all(store)
+    except FleetSilentError as error:
+        return seen, [], {}, store.gateway.cluster, error
+    return seen, views, hosts, store.gateway.cluster, None
+
+
+def _node(one: nodes.NodeSeen) -> dict[str, Any]:
+    return {
+        "endpoint": one.url,
+        "error": None if one.error is None else one.error.message,
+        "leader": one.leads,
+        "version": one.version,
+        "answer_ms": None if one.answer_ms is None else round(one.answer_ms, 1),
+        "database_bytes": one.database_bytes,
+    }
+
+
+def _print_status(document: dict[str, Any]) -> None:
+    print(
+        f"etcd cluster {document['cluster'] or render.NOTHING}: {'a' if document['quorum'] else 'NO'} majority answers"
+    )
+    render.table(
+        ("ENDPOINT", "VERSION", "LEADER", "ANSWER", "DATABASE", "ERROR"),
+        [
+            (
+                node["endpoint"],
+                node["version"],
+                "yes" if node["leader"] else None,
+                render.pause(node["answer_ms"]),
+                render.size(node["database_bytes"]),
+                node["error"],
+            )
+            for node in document["nodes"]
+        ],
+        last_below=True,
+    )
+    if not document["quorum"]:
+        return
+    hosts, undecided = document["hosts"], document["undecided"]
+    print(f"{document['domains']} domains, {len(hosts)} hosts seen, {len(undecided)} undecided pivots")
+    if hosts:
+        seen = [(host["host"], host["version"], render.when(host["since"])) for host in hosts]
+        render.table(("HOST", "PIVOTD", "SINCE"), seen)
+    if undecided:
+        rows = [(one["domain"], one["pivot"], one["host"], one["on_silence"]) for one in undecided]
+        render.table(("DOMAIN", "UNDECIDED PIVOT", "HOST", "ON SILENCE"), rows)
