@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,9 +19,13 @@ from pivotd.libvirt.line import Line
 from pivotd.qmp.burst import Command
 from pivotd.qmp.monitor import Monitor, value_of
 
-TELLS_NO_CHANGES = 9_000_000
-"""libvirt 9.0.0 tells of definitions, not of a disk that is changed in one; 11.3.0 tells of both. Where a release
-between them does not, a single definition of somebody else's at the same moment goes unnoticed."""
+TELLS_NO_CHANGES, TELLS_CHANGES = 9_000_000, 11_003_000
+"""libvirt tells of definitions. Up to the first release it does not tell of a disk that is changed in one, from the
+second one on it does; of those between, pivotd learns it from the first change of its own."""
+TOLD_S = 1.0
+"""libvirt tells of a change within milliseconds."""
+_learned: set[int] = set()
+"""The releases between that were seen not to tell of pivotd's changes."""
 HARMLESS = frozenset({"qom-list", "x-debug-query-block-graph"})
 """What pivotd sends besides ``query-…``: nothing that changes QEMU behind libvirt's back."""
 
@@ -44,7 +49,8 @@ class Passthrough(Monitor):
         """
         self._domain = domain
         self._may_change = False
-        self._tells_changes = False
+        self._release = 0
+        self._written_at = 0.0
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._registered: list[int] = []
@@ -139,7 +145,7 @@ class Passthrough(Monitor):
 
     def _register(self) -> None:
         api = library.load().api
-        self._tells_changes = self.connection.getLibVersion() > TELLS_NO_CHANGES
+        self._release = self.connection.getLibVersion()
         self.connection.registerCloseCallback(lambda *_: self._soon(self.lost), None)
         for event, callback in (
             (api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
@@ -179,13 +185,26 @@ class Passthrough(Monitor):
 
     @property
     def defined_by_others(self) -> int:
-        """Number of times that somebody else has defined the domain for its next boot."""
+        """Number of times that somebody else has defined the domain for its next boot.
+
+        Of a release between the known ones it is learned here: it does not tell of changes if one was not told.
+        """
+        between = TELLS_NO_CHANGES < self._release < TELLS_CHANGES
+        if between and self._defined < self._defined_here and time.monotonic() >= self._written_at + TOLD_S:
+            _learned.add(self._release)
+        if not self._tells_changes:
+            self._defined_here = 0
         return max(0, self._defined - self._defined_here)
+
+    @property
+    def _tells_changes(self) -> bool:
+        return self._release > TELLS_NO_CHANGES and self._release not in _learned
 
     def has_defined(self, times: int) -> None:
         """Note that pivotd has changed so many disks in the definition of the next boot."""
         if self._tells_changes:
             self._defined_here += times
+            self._written_at = time.monotonic()
 
     def _on_resume(self) -> None:
         self.resumes += 1

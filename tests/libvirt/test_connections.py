@@ -20,7 +20,7 @@ from pivotd.app.registry import Host
 from pivotd.core.observation import Root
 from pivotd.core.pivot import Image
 from pivotd.errors import DomainUnreachableError
-from pivotd.libvirt import library
+from pivotd.libvirt import library, passthrough
 from pivotd.libvirt.domain_session import LibvirtSession
 from pivotd.libvirt.line import Line
 from tests.journal.samples import make_pivot
@@ -47,6 +47,7 @@ class Between:
         self._libvirtd = str(libvirtd.directory / "run/libvirt-sock")
         self._procedure, self._first = procedure, first
         self._done = False
+        self.armed = True
         self._listener = socket.socket(socket.AF_UNIX)
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -99,7 +100,7 @@ class Between:
             while header := calls.read(HEADER.size):
                 length, _, _, procedure = HEADER.unpack(header)
                 call = header + calls.read(length - HEADER.size)
-                if procedure == self._procedure and not self._done:
+                if procedure == self._procedure and self.armed and not self._done:
                     self._done = True
                     if not self._first():
                         break
@@ -239,3 +240,38 @@ def test_a_call_whose_answer_was_lost_cannot_go_on_in_another_libvirtd(libvirtd:
         return before, after
 
     assert asyncio.run(look(libvirtd.uri)) == (False, not restarts)
+
+
+def test_whether_libvirt_tells_of_pivotds_own_changes_is_learned(
+    libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a release that is not known: after one change that nobody disturbed, a definition of somebody else's is seen."""
+    monkeypatch.setattr(passthrough, "TELLS_NO_CHANGES", 0)
+    monkeypatch.setattr(passthrough, "TELLS_CHANGES", 99_000_000)
+    monkeypatch.setattr(passthrough, "_learned", set())
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+
+    def first() -> bool:
+        text = libvirtd.directory / "again.xml"
+        text.write_text(libvirtd.ask("dumpxml", "web1", "--inactive"))
+        libvirtd.ask("define", str(text))
+        return True
+
+    async def agree_twice(uri: str) -> list[bool]:
+        line = Line("web1")
+        session = await LibvirtSession.open(uri, "web1", line)
+        pivot = make_pivot(1, disk="vda")
+        source = Image(str(domain.image()), "qcow2", "source")
+        pivot = replace(pivot, disks=(replace(pivot.disks[0], source=source),))
+        raced = []
+        for begin in (False, True, False):
+            between.armed = begin
+            raced.append((await session.agree(pivot, {"vda": Root.SOURCE}))[1])
+            await asyncio.sleep(passthrough.TOLD_S + 0.2)
+        await session.close()
+        line.end()
+        return raced
+
+    with Between(libvirtd, UPDATE_DEVICE, first) as between:
+        assert asyncio.run(agree_twice(between.uri)) == [False, True, False]
