@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.libvirt.domain import PIVOT_POINTS, Domain
-from tests.libvirt.guarding import Guarded, guard
+from tests.libvirt.guarding import Guarded, guard, until
 from tests.libvirt.libvirtd import QEMU_CONF, Libvirtd
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
@@ -149,8 +149,7 @@ def test_a_transient_domain_and_a_disk_in_another_process(libvirtd: Libvirtd, tm
         "qemu-storage-daemon", "--blockdev", f"file,node-name=f,filename={image}",
         "--export", f"vhost-user-blk,id=e,addr.type=unix,addr.path={served},node-name=f,writable=on",
     )  # fmt: skip
-    while not served.exists():
-        pass
+    until(served.exists, "the served disk")
     vhost = (
         "<disk type='vhostuser' device='disk'><driver name='qemu' type='raw'/>"
         f"<source type='unix' path='{served}'/><target dev='vdz' bus='virtio'/></disk>"
@@ -250,8 +249,8 @@ VIRTLOCKD_PID = Path("/run/virtlockd.pid")
 
 
 @contextmanager
-def virtlockd(libvirtd: Libvirtd) -> Iterator[None]:
-    """Virtlockd beside a libvirtd, with its pid file in that one's mount namespace alone."""
+def virtlockd(libvirtd: Libvirtd) -> Iterator[Path]:
+    """Run virtlockd beside a libvirtd; its pid file, which this gives, is in that one's mount namespace alone."""
     was_there, own = VIRTLOCKD_PID.exists(), libvirtd.directory / "virtlockd.pid"
     own.touch()
     if not was_there:
@@ -259,9 +258,8 @@ def virtlockd(libvirtd: Libvirtd) -> Iterator[None]:
     try:
         subprocess.run(libvirtd.inside("mount", "--bind", str(own), str(VIRTLOCKD_PID)), check=True)
         libvirtd.spawn("virtlockd", "-f", "/dev/null")
-        while not (libvirtd.directory / "run/virtlockd-sock").exists():
-            pass
-        yield
+        until((libvirtd.directory / "run/virtlockd-sock").exists, "virtlockd")
+        yield own
     finally:
         if not was_there:
             VIRTLOCKD_PID.unlink()
@@ -272,7 +270,7 @@ def test_where_virtlockd_locks_images_no_copy_is_switched_in_a_pause(libvirt_pla
     """Libvirt locks the new image twice then, and never resumes the guest; an abort and a snapshot are guarded."""
     if libvirt_place.tree is not None:
         pytest.skip("the trees have no virtlockd")
-    with own_libvirtd(lock_manager="lockd") as libvirtd, virtlockd(libvirtd):
+    with own_libvirtd(lock_manager="lockd") as libvirtd, virtlockd(libvirtd) as pid_file:
         libvirtd.start()
         domain = Domain(libvirtd, guest=False).define().boot()
         with guarding(libvirtd, tmp_path, domain) as guarded:
@@ -289,8 +287,14 @@ def test_where_virtlockd_locks_images_no_copy_is_switched_in_a_pause(libvirt_pla
             moved(guarded, "snapshot", "web1", f"vda={domain.image('vda', 3)}")
             answer = guarded.daemon.ctl("commit", "web1", "vda")
             assert (answer.status, "and virtlockd locks images here" in answer.json["error"]["message"]) == (4, True)
-            # What is refused: libvirt itself, asked to do the same.
-            domain.copy("vda", 4)
-            libvirtd.ask("suspend", "web1")
-            libvirtd.ask("blockjob", "web1", "vda", "--pivot")
-            assert "is locked" in libvirtd.virsh("resume", "web1").stderr
+            # What is refused, where nothing tells of virtlockd: the guest waits, and that is said.
+            pid_file.write_text("")
+            guarded.begin("copy", "web1", f"vda={domain.image('vda', 5)}")
+            until(lambda: guarded.pivot()["phase"] == "decided", "the record")
+            until(lambda: "is locked" in str(guarded.daemon.ctl("domain", "ls").json), "the reason")
+            until(lambda: "pivot.held-up" in guarded.daemon.log_path.read_text(), "the line in the log")
+            assert "is locked" in libvirtd.virsh("resume", "web1").stderr, "libvirt can do what pivotd refuses"
+            libvirtd.ask("destroy", "web1")
+            guarded.await_end()
+            verdict = guarded.daemon.ctl("verdict", "web1", "vda").json
+            assert (Path(verdict["image"]).name, verdict["certain"]) == ("web1-vda-5.qcow2", True)
