@@ -78,8 +78,7 @@ def show(app: App, pivot_id: str) -> None:
     found = app.reads.pivot(pivot_id)
     if render.answer(app, found):
         return
-    copying = app.offline is None and found.phase in {"copying", "ready", "pausing", "cancelling"}
-    now = app.client.progress(found.id) if copying else None
+    now = app.client.progress(found.id) if app.offline is None and found.closed is None else None
     who, granularity = found.requested_by, found.options.granularity_bytes
     tries = [f"{render.pause(each.pause_ms)}, {each.ended}" for each in found.pauses]
     render.card(
@@ -90,8 +89,7 @@ def show(app: App, pivot_id: str) -> None:
             ("phase", found.phase + _waits_for(found)),
             ("outcome", found.outcome),
             ("error", found.error),
-            ("copied", progress.copied(now)),
-            ("rates", progress.rates(now)),
+            *(() if found.phase == "decided" else (("copied", progress.copied(now)), ("rates", progress.rates(now)))),
             ("waits for", now and now.detail),
             *((f"disk {disk.disk}", _sides(disk)) for disk in found.disks),
             ("stale", [image for disk in found.disks for image in disk.stale]),

@@ -19,7 +19,9 @@ def test_keep_synced_and_undo(bench: Bench) -> None:
     pivot = bench.json("pivot", "show", "there").json
     assert pivot["undo_until"] is not None
     assert pivot["disks"][0]["stale"] == []
-    assert "can be undone" in bench.ctl("pivot", "show", "there").stdout
+    shown = bench.ctl("pivot", "show", "there").stdout
+    assert "can be undone" in shown
+    assert "waits for   the old images are kept in sync" in shown
     back = bench.json("pivot", "undo", "there")
     assert (back.status, back.json["outcome"], back.json["undo_of"]) == (0, "switched", pivot["id"])
     assert bench.json("pivot", "undo", "there").json == back.json
