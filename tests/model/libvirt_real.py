@@ -82,6 +82,9 @@ def places(call: str, move: Move) -> dict[str, Point]:
     return {}
 
 
+NOTHING = (None, None, None, None)
+
+
 class Known(NamedTuple):
     """One disk in the definition of the running guest, or in the status file: its image, the mark of its job."""
 
@@ -230,7 +233,7 @@ class Real:
     def shown(self) -> Shown:
         """Return everything that is compared."""
         alive = bool(_state_of(self.libvirtd.pid))
-        active, paused, live, next_ = self._believed() if alive else (None, None, None, None)
+        active, paused, live, next_ = self._believed() if alive else NOTHING
         run_state, root, job = self._qemu()
         return Shown(
             alive, active, paused, live, next_, *self._in_status(),
@@ -238,8 +241,13 @@ class Real:
         )  # fmt: skip
 
     def _believed(self) -> tuple[bool | None, bool | None, Known | None, Root | None]:
+        """Ask libvirtd; NOTHING of one that is about to end."""
         api = library.load().api
-        connection = api.open(self.libvirtd.uri)
+        try:
+            connection = api.open(self.libvirtd.uri)
+        except api.libvirtError as error:
+            self.said = str(error)
+            return NOTHING
         try:
             domain = connection.lookupByName("web1")
             active = bool(domain.isActive())
@@ -248,9 +256,8 @@ class Real:
             flag = api.VIR_DOMAIN_XML_INACTIVE
             next_ = self._side(domain_xml.parse(domain.XMLDesc(flag)).disks["vda"]) if domain.isPersistent() else None
         except api.libvirtError as error:
-            if error.get_error_code() != api.VIR_ERR_NO_DOMAIN:
-                raise
-            return False, None, None, None
+            self.said = str(error)
+            return (False, None, None, None) if error.get_error_code() == api.VIR_ERR_NO_DOMAIN else NOTHING
         finally:
             connection.close()
         return active, paused, live, next_
@@ -310,6 +317,6 @@ def _state_of(pid: int | None) -> str:
     """Return the letter of a process's state, "" if it has ended."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
     return "" if state == "Z" else state

@@ -458,12 +458,15 @@ class LibvirtWorld(World):
         self.lost_definition = self.lost_definition and event != "define-raced"
         return found
 
+    def forgotten(self) -> bool:
+        """Return whether libvirtd runs and takes the guest, which still lives, for shut off."""
+        libvirtd = self.libvirtd
+        return self.qemu is not None and self.original and libvirtd.running and libvirtd.memory is None
+
     def stuck(self) -> bool:
         """Return whether the guest waits for a person: libvirt does not know its image, and it was not taken back."""
-        if self.qemu is None or not self.original:
+        if self.qemu is None or self.libvirtd.memory is None or not self.original:
             return False
-        if self.libvirtd.memory is None:
-            return self.libvirtd.running  # it takes the guest for shut off
         wrong = any(self.libvirtd.memory[disk.index].live is not self.root(disk) for disk in self.durable.disks)
         if self.durable.phase is Phase.DECIDED and not self.durable.owes_resume:
             return wrong  # somebody else has moved or resumed it

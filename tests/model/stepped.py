@@ -249,9 +249,11 @@ def _relative(attempt: Attempt, world: World) -> Attempt:
 
 def resting(world: World) -> bool:
     """Return whether nothing goes on by itself: the pivot rests, and nobody has asked for anything."""
-    if world.driver is None or world.down or world.driver.messages:
+    if world.driver is None or world.down:
         return False
-    return is_resting(world.durable) or world.stuck()
+    if world.forgotten():
+        return True
+    return not world.driver.messages and (is_resting(world.durable) or world.stuck())
 
 
 def _finish(work: Coroutine[Any, Any, None]) -> None:

@@ -180,6 +180,10 @@ class World(Wire, Ledger, Mischief):
         """Return whether only a person can help: then nothing goes on, either."""
         return False
 
+    def forgotten(self) -> bool:
+        """Return whether nothing can be decided, and no request answered, before a person does something."""
+        return False
+
     def process_gone(self, identity: Identity) -> bool:
         """Return whether the QEMU in which the pivot began has ended."""
         return (self.qemu is None or not self.original) if identity.pid == 100 else False
