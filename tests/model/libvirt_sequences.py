@@ -52,6 +52,8 @@ def draw(random_: random.Random, played: Played) -> Happening | None:
     on_source = known.live is Root.SOURCE is played.stage.root(played.disk)
     if played.move is Move.SNAPSHOT:
         mine = ["snapshot"]
+    elif known.job is JobBelief.NONE and known.listed:
+        mine = ["pivot", "abort", "start"]  # of a job without its mirror; not with a death of another kind
     elif known.job is JobBelief.NONE:
         mine = ["start"] * on_source + ["pivot"] * (random_.random() < 0.1)
     else:
@@ -61,6 +63,8 @@ def draw(random_: random.Random, played: Played) -> Happening | None:
     name = random_.choice(pool)
     if name in {"define", "update"}:
         return Happening(name, random_.choice([*Root][:3]))
+    if known.job is JobBelief.NONE and known.listed:
+        return Happening(name)
     return _with_place(random_, name, played.move)
 
 

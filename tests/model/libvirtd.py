@@ -297,11 +297,11 @@ class Libvirtd:
         assert self.memory is not None
         known, name = self.memory[disk.index], job_id(disk)
         wanted = {JobBelief.READY} if switch else {JobBelief.READY, JobBelief.COPYING}
-        lost_mirror = known.job is JobBelief.NONE and known.listed and name in world.jobs
-        if known.job not in wanted and not lost_mirror:
+        if known.job is JobBelief.NONE and known.listed and name in world.jobs:
+            self._end_without_mirror(world, disk, switch=switch)
+            return
+        if known.job not in wanted:
             raise CallRefusedError(f"its job is {known.job}")
-        if lost_mirror and switch and world.durable.kind is Kind.COPY:
-            self.crash(world)
         self.set(disk.index, job=JobBelief.PIVOTING if switch else JobBelief.ABORTING)
         world.edge("libvirtd is about to tell QEMU")
         self._told(world, disk)
@@ -321,8 +321,31 @@ class Libvirtd:
         self._told(world, disk)
         if (job := world.jobs.get(name)) is not None and job.status == "concluded":
             self._finish(world, disk, job)
-            if lost_mirror and not switch and world.durable.kind is Kind.COMMIT:
-                self.crash(world)
+
+    def _end_without_mirror(self, world: LibvirtWorld, disk: PivotDisk, *, switch: bool) -> None:
+        """End a job of which libvirtd has lost the mirror: it died between QEMU's start of the job and its own save.
+
+        The switch of a copy and the abort of a commit look for the mirror, and crash. Other deaths are left out here.
+        """
+        name, commit = job_id(disk), world.durable.kind is Kind.COMMIT
+        if switch and not commit:
+            self.crash(world)
+        try:
+            world.execute("job-complete" if switch else "block-job-cancel", {"id": name, "device": name})
+        except RefusedError as error:
+            raise CallRefusedError(str(error)) from None
+        world.let_job_end(name)
+        self._told(world, disk)
+        if (job := world.jobs.get(name)) is None or job.status != "concluded":
+            return
+        world.execute("job-dismiss", {"id": name})
+        if commit and not switch:
+            self.crash(world)
+        self.set(disk.index, listed=False, live=Root.DESTINATION if switch else Root.SOURCE)
+        self.status = self.memory
+        if switch and self.config[disk.index] is Root.SOURCE:
+            self.define(disk.index, Root.DESTINATION)
+            self.save_config(world)
 
     def _told(self, world: LibvirtWorld, disk: PivotDisk) -> None:
         """Raises: CallFailedError: QEMU has ended."""
