@@ -16,7 +16,7 @@ from tests.model.libvirt_world import LibvirtWorld
 from tests.model.points import OTHER
 from tests.support.moves import Move
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(2400)
 
 NEWEST = (12, 8)
 SNAPSHOT = {"move": Move.SNAPSHOT, "from_phase": Phase.PREPARING}
