@@ -51,8 +51,7 @@ class LibvirtBounds:
             f"libvirt {self.move}{' to be aborted' * self.abort}, {self.disks} disk(s), {self.crashes} crash(es), "
             f"{self.faults} fault(s), found {self.run_state}, from {self.from_phase}"
             f"{', no hook' * (not self.hook)}{', transient' * self.transient}{', a monitor' * self.monitor}"
-            f"{', no hook' * (not self.hook)}{', transient' * self.transient}{', waits for a person' * self.hold}"
-            f"{', bandwidth set' * self.bandwidth}{', adopted' * self.adopted}"
+            f"{', waits for a person' * self.hold}{', bandwidth set' * self.bandwidth}{', adopted' * self.adopted}"
             f"{f', libvirt {self.release[0]}' * (self.release != OLDEST)}"
         )
 
