@@ -44,7 +44,8 @@ KNOWN_RELEASES = ((9, 0, 0), (12, 8, 99))
 
 START_BOUND_S = 10.0
 """libvirtd waits for so long at most, however many QEMUs do not answer."""
-DOMAIN_BOUND_S = 5.0
+DOMAIN_BOUND_S = 9.0
+"""An answer of QEMU takes seconds on a host that has far too much to do, which may be why libvirtd has died."""
 SETTLE_BOUND_S = 2.0
 """How long a job that may be ending is waited for."""
 IDLE_LOOKS = 3
