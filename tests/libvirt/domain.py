@@ -175,14 +175,14 @@ class Domain:
         """Let libvirt commit the uppermost layer of a disk, return when that is ready to be pivoted."""
         self.libvirtd.ask("blockcommit", self.name, target, "--active", "--wait", *options)
 
+    def missing(self, image: Path, target: str = "vda") -> list[int]:
+        """Return the acknowledged numbers that an image lacks; the guest has to stand still, or QEMU to be gone."""
+        return self.judge.check_image(image, "qcow2", f"disk{self.targets.index(target)}")
+
     def complete(self, target: str = "vda") -> list[str]:
         """Return the names of those images of a disk that hold every acknowledged write; QEMU has to be gone."""
-        disk = f"disk{self.targets.index(target)}"
-        return [
-            image.name
-            for image in sorted(self.image().parent.glob(f"{self.name}-{target}-*"))
-            if image.stat().st_size and not self.judge.check_image(image, "qcow2", disk)
-        ]
+        images = sorted(self.image().parent.glob(f"{self.name}-{target}-*"))
+        return [image.name for image in images if image.stat().st_size and not self.missing(image, target)]
 
     # --- what libvirt believes, what QEMU has
 
@@ -218,12 +218,16 @@ class Domain:
         """Return the file name of a disk's image in QEMU; asks the second monitor or the one that is given."""
         asked = monitor or self.spy()
         try:
-            device = f"/virtio-disk{self.targets.index(target)}/virtio-backend"
+            device = self._device(target)
             blocks = [block for block in asked.execute("query-block") if block.get("qdev", "").endswith(device)]
             return Path(blocks[0]["inserted"]["image"]["filename"]).name
         finally:
             if monitor is None:
                 asked.close()
+
+    def _device(self, target: str) -> str:
+        """Return how QEMU's name of a disk's device ends."""
+        return f"/virtio-disk{self.targets.index(target)}/virtio-backend"
 
     def spy(self) -> Spy:
         """Connect to the second monitor."""

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
+
+from pivotd.client import Client
 from tests.libvirt.domain import Domain
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.daemon import Daemon
@@ -56,6 +59,8 @@ class Guarded:
 
     def __init__(self, domain: Domain, daemon: Daemon) -> None:
         self.domain, self.libvirtd, self.daemon = domain, domain.libvirtd, daemon
+        # In this process: a pivotctl for each look would keep a processor busy.
+        self.client = Client(str(daemon.socket), patience_s=WAIT_S)
         self._asking: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -71,8 +76,7 @@ class Guarded:
         until(self._connected, "the domain")
 
     def _connected(self) -> bool:
-        rows = self.daemon.ctl("domain", "ls").json
-        return any(row["name"] == self.domain.name and row["connection"] == "connected" for row in rows)
+        return any(row.name == self.domain.name and row.connection == "connected" for row in self.client.domains())
 
     def begin(self, *arguments: str, told: bool = False) -> subprocess.Popen[bytes]:
         """Let pivotctl ask for something in the background; ``told``: the caller reads what it says."""
@@ -83,8 +87,13 @@ class Guarded:
 
     def pivot(self) -> Any:
         """Return the newest pivot, as `pivot show` tells it."""
-        newest = self.daemon.ctl("pivot", "ls", "--limit", "1").json[0]["id"]
-        return self.daemon.ctl("pivot", "show", newest).json
+        (newest,) = self.client.pivots(limit=1)
+        return msgspec.to_builtins(self.client.pivot(newest.id))
+
+    def settled(self, timeout_s: float) -> Any:
+        """Return the newest pivot once it is closed, or has had time enough."""
+        self.client.wait(self.pivot()["id"], timeout_s)
+        return self.pivot()
 
     def told(self, pivot: str) -> str:
         """Return what `pivot show` says of a pivot."""
@@ -101,12 +110,12 @@ class Guarded:
         return Ended(
             shown["phase"], shown["outcome"], self.told(shown["id"]),
             (self.domain.root(target), believed.live, believed.next_boot), run_state,
-            self.daemon.ctl("verdict", self.domain.name, target).json,
+            msgspec.to_builtins(self.client.verdicts(self.domain.name, target)[0]),
         )  # fmt: skip
 
     def await_end(self) -> None:
         """Wait until the newest pivot is closed."""
-        until(lambda: self.pivot()["phase"] == "closed", "the end of the pivot")
+        assert self.settled(WAIT_S)["phase"] == "closed", self.pivot()
 
     def assert_right(self, target: str = "vda", *, source: int = 0) -> None:
         """The guest runs, QEMU and libvirt and the verdict name one image, and a further pivot of libvirt works.

@@ -28,8 +28,9 @@ from typing import Any, Self
 
 from tests.support.guest_assets import cache_directory
 
-ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 60.0
+LOOK_S = 0.05
 VIRSH_TIMEOUT_S = 120.0
 PLACES = {
     "etc": "/etc/libvirt",
@@ -181,6 +182,7 @@ class Libvirtd:
         while self.virsh("version").returncode:
             assert _runs(self.pid), f"libvirtd has ended: {self.said()}"
             assert time.monotonic() < deadline_s, f"libvirtd does not answer: {self.said()}"
+            time.sleep(LOOK_S)
 
     def kill(self) -> None:
         """SIGKILL libvirtd; may be called repeatedly."""

@@ -12,6 +12,7 @@ import pytest
 
 from tests.libvirt.domain import ABORT_POINTS, PIVOT_POINTS, Domain
 from tests.libvirt.libvirtd import Libvirtd
+from tests.libvirt.tiny_domain import TinyDomain
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
@@ -111,7 +112,7 @@ def outcome(domain: Domain) -> str:
 
 def killed_and_started(libvirtd: Libvirtd, case: Case, *, guest: bool) -> Domain:
     libvirtd.start()
-    domain = Domain(libvirtd, guest=guest, rate_per_s=100).define().boot()
+    domain = (TinyDomain(libvirtd) if guest else Domain(libvirtd, guest=False)).define().boot()
     begin(domain, case.operation)
     die(domain, case)
     assert domain.writes_go_on()
@@ -135,7 +136,6 @@ def test_quick(libvirtd: Libvirtd, case: Case) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.guest
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_with_the_hook(libvirtd: Libvirtd, case: Case) -> None:
     """The same at every point, under a guest that writes; it loses nothing."""

@@ -44,7 +44,8 @@ class WriteFailedError(AssertionError):
 class TinyGuest:
     """What the firmware does: ``batch`` numbers (a power of 2) share one flush, ``pause_ms`` is its sleep after each.
 
-    ``first``: the number it begins at when the machine is switched on, a multiple of SLOTS.
+    ``first``: the number it begins at when the machine is switched on; it begins a batch, and leaves no gap of unwritten ones
+    below it for the judge: the one after the last acknowledged, or a multiple of SLOTS.
     """
 
     disks: int = 1
