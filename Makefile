@@ -1,4 +1,4 @@
-.PHONY: help setup test test-long lint demo bench fuzz trixie pins qemus libvirts chaos chaos-libvirt host-crash powercut mutation clean
+.PHONY: help setup test test-long lint demo bench fuzz trixie pins qemus libvirts chaos chaos-libvirt host-crash powercut powercut-libvirt mutation clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,9 +57,8 @@ export SEED
 chaos: setup  ## kill pivotd and QEMU at random under a writing guest: ROUNDS=1000 SEED=7
 	.venv/bin/python -m tests.chaos.guest_rounds --rounds $(ROUNDS) --seed $(or $(SEED),0)
 
-chaos-libvirt: setup  ## kill libvirtd in its pivots: plain, with pivotd's hook, guarded by pivotd: ROUNDS=26 SEED=7 KINDS='pivot abort'
+chaos-libvirt: setup  ## kill libvirtd in its pivots: plain, with pivotd's hook, guarded by pivotd: ROUNDS=200 SEED=7 KINDS='pivot abort'
 	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(or $(SEED),0) $(KINDS:%=--kind %)
-	.venv/bin/python -m tests.chaos.libvirt_guard --hook --rounds $(ROUNDS) --seed $(or $(SEED),0)
 
 qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
 	@tests/support/qemus.sh
@@ -72,6 +71,9 @@ host-crash: setup  ## crash a host in its pivots; its guest has to start from th
 
 powercut: setup  ## cut a host's power in the middle of pivots: CUTS=20 SEED=…
 	.venv/bin/python -m tests.powercut.campaign --cuts $(or $(CUTS),20) $(if $(SEED),--seed $(SEED))
+
+powercut-libvirt: setup  ## the same around the pivots of a host's libvirt (as root): CUTS=20 SEED=…
+	.venv/bin/python -m tests.powercut.libvirt_cut --cuts $(or $(CUTS),20) $(if $(SEED),--seed $(SEED))
 
 mutation: setup  ## build deliberate defects in, one at a time; each must turn a test red
 	.venv/bin/python -m tests.mutation
