@@ -101,19 +101,19 @@ class Alarms:
         name = supervisor.name
         if not supervisor.window.locked():
             self._ask(name)
-        elif name not in self._again:
-            loop = asyncio.get_running_loop()
-
-            def again() -> None:
-                del self._again[name]
-                self._ask_outside_pauses(supervisor)
-
-            self._again[name] = loop.call_later(limits.ALARM_PAUSE_S, again)
+        else:
+            self._ask_again(name, limits.ALARM_PAUSE_S)
 
     def _ask_again(self, domain: str, delay_s: float) -> None:
-        """Ask for a look later, once, however many have failed."""
+        """Ask for a look later, once, however many have failed, and outside pauses."""
+
+        def again() -> None:
+            del self._again[domain]
+            if (supervisor := self._host.supervisors.get(domain)) is not None:
+                self._ask_outside_pauses(supervisor)
+
         if domain not in self._again:
-            self._again[domain] = asyncio.get_running_loop().call_later(delay_s, self._ask, domain)
+            self._again[domain] = asyncio.get_running_loop().call_later(delay_s, again)
 
     def _ask(self, domain: str) -> None:
         if (timer := self._again.pop(domain, None)) is not None:

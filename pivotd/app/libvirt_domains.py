@@ -108,7 +108,7 @@ class LibvirtDomains:
     def _register(self) -> None:
         self._connection.registerCloseCallback(self._on_event, None)
         lifecycle = load().api.VIR_DOMAIN_EVENT_ID_LIFECYCLE
-        self._events = self._connection.domainEventRegisterAny(None, lifecycle, self._on_event, None)
+        self._events = self._connection.domainEventRegisterAny(None, lifecycle, self._on_lifecycle, None)
 
     def _close(self) -> None:
         """Let go of the connection, which has ended or is of no use; what it still holds would stay for ever."""
@@ -121,6 +121,11 @@ class LibvirtDomains:
         for end in (connection.unregisterCloseCallback, connection.close):
             with suppress(Exception):
                 end()
+
+    def _on_lifecycle(self, _connection: Any, _domain: Any, event: int, *_arguments: Any) -> None:
+        """A domain that is paused or resumed neither comes nor goes, and no look may lengthen pivotd's own pause."""
+        if event not in {load().api.VIR_DOMAIN_EVENT_SUSPENDED, load().api.VIR_DOMAIN_EVENT_RESUMED}:
+            self._on_event()
 
     def _on_event(self, *_arguments: Any) -> None:
         if not self._loop.is_closed():
