@@ -1,10 +1,11 @@
 """What a guest sees of libvirt's own pivot, of the same one guarded by pivotd, and of pivotd's own, in turn in one run.
 
-python -m bench.libvirt_pause [--rounds 12] [--busy]
+python -m bench.libvirt_pause [--rounds 12] [--busy] [--tree .cache/libvirts/trixie]
 
 The stall is the longest gap between two writes that the guest was told are on disk, around the switch; without any
 switch it is that of a quiet time as long. The call is `virDomainBlockJobAbort`, as virsh makes it; the pause is what
-pivotd reports. Needs root, libvirt and the test guest.
+pivotd reports. ``--tree``: libvirt and QEMU of another release, as `make libvirts` fetches them. Needs root, libvirt
+and the test guest.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ class Acks:
         self._thread.join()
 
 
-def of_libvirt(rounds: int, rate_per_s: int, found: dict[str, list[float]]) -> None:
+def of_libvirt(rounds: int, rate_per_s: int, tree: Path | None, found: dict[str, list[float]]) -> None:
     """Measure libvirt's own pivot and the guarded one in turn on one guest, each on a disk of its own.
 
     pivotd takes a disk that it has moved, and that somebody then moves without it, for one in doubt.
     """
-    with Libvirtd() as libvirtd, tempfile.TemporaryDirectory() as directory:
-        libvirtd.start()
+    with Libvirtd(tree) as libvirtd, tempfile.TemporaryDirectory() as directory:
+        libvirtd.start(shim=False)
         domain = Domain(libvirtd, disks=2, rate_per_s=rate_per_s).define().boot()
         both = {"vda": Acks(domain.serial, "disk0"), "vdb": Acks(domain.serial, "disk1")}
         api = load().api
@@ -129,17 +130,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--busy", action="store_true", help="the guest writes as fast as it can")
+    parser.add_argument("--tree", type=Path, help="the libvirt of another release")
     options = parser.parse_args()
     if (why := missing()) is not None:
         print(f"skipped: {why}")
         return
     found: dict[str, list[float]] = defaultdict(list)
     rate_per_s = 0 if options.busy else 200
-    of_libvirt(options.rounds, rate_per_s, found)
+    of_libvirt(options.rounds, rate_per_s, options.tree and options.tree.resolve(), found)
     of_pivotd(options.rounds, rate_per_s, found)
-    print(f"{'':<16}{'median':>8}{'worst':>8}{'n':>5}   ms")
+    print(f"{'':<16}{'median':>8}{'p90':>8}{'worst':>8}{'n':>5}   ms")
     for name, values in found.items():
-        print(f"{name:<16}{statistics.median(values):>8.1f}{max(values):>8.1f}{len(values):>5}")
+        p90 = sorted(values)[len(values) * 9 // 10]
+        print(f"{name:<16}{statistics.median(values):>8.1f}{p90:>8.1f}{max(values):>8.1f}{len(values):>5}")
+    pause, call = (statistics.median(found[name]) for name in ("guard: pause", "libvirt: call"))
+    print(f"the guarded pause is {pause / call:.2f} of libvirt's own call")
 
 
 if __name__ == "__main__":
