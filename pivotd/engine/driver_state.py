@@ -72,6 +72,8 @@ class DriverState:
         self.retry_target = Interruptions()
         self._silent_for_s = limits.RECONNECT_FIRST_S
         self._has_window = False
+        self._begun: tuple[str, dict[str, Any], Awaitable[Pivot]] | None = None
+        """A record that is being written, and was not waited for yet."""
         self._holds_until: float | None = None
         """How long checkpoints are held; None: they are not."""
 
@@ -93,10 +95,25 @@ class DriverState:
 
     async def record(self, event: str, facts: dict[str, Any], **changes: Any) -> None:
         """Record an event with changes of the pivot. Raises: PhaseConflictError, JournalError."""
+        await self.finish_record()
         before = self.pivot
         assert phases.is_allowed(before.phase, changes.get("phase", before.phase)), (before.phase, changes)
         self.recorded(await self.journal.advance(before, event, facts, **changes))
         pivot_log.recorded(self.pivot, event, facts)
+
+    def begin_record(self, event: str, facts: dict[str, Any], **changes: Any) -> None:
+        """Begin a record beside what comes next; nothing may rest on it before finish_record(), or the next record."""
+        assert self._begun is None, "one at a time"
+        work = asyncio.ensure_future(self.journal.advance(self.pivot, event, facts, **changes))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # counts as told
+        self._begun = event, facts, work
+
+    async def finish_record(self) -> None:
+        """Wait for the record that was begun, if there is one. Raises: PhaseConflictError, JournalError."""
+        if self._begun is not None:
+            (event, facts, work), self._begun = self._begun, None
+            self.recorded(await work)
+            pivot_log.recorded(self.pivot, event, facts)
 
     def recorded(self, pivot: Pivot) -> None:
         """Continue with a pivot as it was just recorded, and answer the requests that wait for it."""
@@ -112,6 +129,7 @@ class DriverState:
 
     def read_again(self, pivot: Pivot) -> None:
         """Continue with what the journal holds; keep only requests, and what still has to be recorded."""
+        self._begun = None
         known = self.attempt
         kept = ("cancelled_by", "released_by", "undo", "not_ours", "ours", "resumed_at")
         self.attempt = replace(

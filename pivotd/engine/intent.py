@@ -98,8 +98,7 @@ async def _record_intent(state: DriverState, session: Session, ready: Converged)
     if not isinstance(decide(state.pivot, now, state.attempt), actions.Converge):
         return None  # a job that has just failed, or a guest that has just stopped, needs another decision
     state.attempt = state.attempt.begin(quick=ready.quick, moment=before)
-    known, shown = state.pivot.options, now.write_thresholds
-    options = known if known.write_thresholds == shown else replace(known, write_thresholds=shown)
+    options = replace(state.pivot.options, write_thresholds=now.write_thresholds, guest_writes=())
     await state.record(
         "pausing",
         ready.facts | {"run_state": now.run_state} | facts,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pivotd import limits
 from pivotd.core import actions
-from pivotd.core.observation import OUR_PAUSE, Observation
+from pivotd.core.observation import OUR_PAUSE, Belief, JobBelief, Observation, Root
 from pivotd.core.pivot import Phase
 from pivotd.core.request import Manager
 from pivotd.core.rules.agreement import may_run
@@ -17,31 +18,63 @@ from pivotd.engine.ports import LibvirtSession, Session
 from pivotd.errors import QmpRefusedError
 
 Seen = Observation | None
+Shown = tuple[Mapping[str, Root], Mapping[str, Belief]] | None
 
 
 async def ask_libvirt(
     state: DriverState, session: LibvirtSession, action: actions.AskLibvirt, seen: Observation
 ) -> Seen:
     """Record that libvirt is asked to switch, then ask it; without a record of that, no disk moves."""
-    if action.pivot and not state.pivot.asking:
-        facts = record_shapes.facts(state.pivot, seen, state.attempt, "libvirt is asked to switch")
-        options = replace(state.pivot.options, guest_writes=await _guest_writes(state, session))
-        await state.record("asking", facts | {"disks": action.disks}, asking=True, options=options)
+    if action.pivot:
+        await _note_asking(state, session, action, seen)
     if action.pivot and not same_moment(state, session):
         return None  # another client may have resumed the guest
     doubt = state.attempt.ask_in_doubt
     if action.pivot:
         state.remember(ask_in_doubt=True)  # without an answer it may still be carried out
     try:
-        await session.ask_libvirt(state.pivot, action.disks, switch=action.pivot)
+        shown = await session.ask_libvirt(state.pivot, action.disks, switch=action.pivot)
     except QmpRefusedError as error:
         state.remember(ask_in_doubt=doubt, ask_refused=error.message)
         if state.pivot.phase is Phase.CANCELLING:
             await state.sleep(limits.CANCEL_AGAIN_S)
         return None
-    if action.pivot:
-        state.remember(ask_in_doubt=False)
-    return None
+    if not action.pivot:
+        return None
+    state.remember(ask_in_doubt=False)
+    return _moved(state, session, seen, shown)
+
+
+async def _note_asking(
+    state: DriverState, session: LibvirtSession, action: actions.AskLibvirt, seen: Observation
+) -> None:
+    """Record that libvirt is asked to switch, and then how often the guest had written by then; see roll_back().
+
+    No disk moves before the first is on disk; it is written beside the question for the second. The second is written
+    beside the switch: whoever does not find it takes no disk back.
+    """
+    await state.finish_record()
+    if state.pivot.asking:
+        return
+    facts = record_shapes.facts(state.pivot, seen, state.attempt, "libvirt is asked to switch")
+    state.begin_record("asking", facts | {"disks": action.disks}, asking=True)
+    writes = await _guest_writes(state, session)
+    await state.finish_record()
+    options = replace(state.pivot.options, guest_writes=writes)
+    state.begin_record("writes-counted", {"guest_writes": dict(writes)}, options=options)
+
+
+def _moved(state: DriverState, session: Session, seen: Observation, shown: Shown) -> Seen:
+    """Return the observation if QEMU and libvirt name every disk's destination, and the guest is still; else look.
+
+    libvirt lets go of a job before it answers, and no job moves a disk that is on its destination already.
+    """
+    if shown is None or not same_moment(state, session):
+        return None
+    roots, beliefs = shown
+    moved = all(roots.get(disk.disk) is Root.DESTINATION for disk in state.pivot.disks)
+    known = all((belief.live, belief.job) == (Root.DESTINATION, JobBelief.NONE) for belief in beliefs.values())
+    return replace(seen, roots=roots, beliefs=beliefs, jobs={}) if moved and known else None
 
 
 async def agree(state: DriverState, session: LibvirtSession, action: actions.Agree, seen: Observation) -> Seen:
@@ -74,6 +107,7 @@ async def roll_back(state: DriverState, session: Session, action: actions.RollBa
     Somebody may have resumed and suspended it unseen, while pivotd or libvirtd was dead: the source would lack that.
     """
     if state.pivot.manager is Manager.LIBVIRT:
+        await state.finish_record()
         before, now = dict(state.pivot.options.guest_writes), dict(await _guest_writes(state, session))
         if any(disk not in before or before[disk] != now.get(disk) for disk in action.disks):
             state.remember(may_have_written=True)

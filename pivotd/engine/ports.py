@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pivotd.core.actions import Step
 from pivotd.core.dirty_bitmaps import Bitmaps
 from pivotd.core.fleet import FleetView, OnSilence
-from pivotd.core.observation import Observation, Root
+from pivotd.core.observation import Belief, Observation, Root
 from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk, Record
 from pivotd.core.request import Limits
 
@@ -211,13 +211,21 @@ class LibvirtSession(Session, Protocol):
         ...
 
     async def resume(self) -> None:
-        """As of any session: ask for the run state and a migration right before the call. Raises: QmpRefusedError."""
+        """As of any session: ask for the run state and a migration right before the call, here libvirt.
+
+        Raises: QmpRefusedError.
+        """
         ...
 
-    async def ask_libvirt(self, pivot: Pivot, disks: Sequence[str], *, switch: bool) -> None:
+    async def ask_libvirt(
+        self, pivot: Pivot, disks: Sequence[str], *, switch: bool
+    ) -> tuple[Mapping[str, Root], Mapping[str, Belief]] | None:
         """Have libvirt end its jobs on disks, one after the other, and wait until it has; without the switch: abort.
 
         For a snapshot: put the overlays on all disks in one call. Returning means that libvirt has finished.
+
+        Returns: after a switch, the root of each disk of the pivot, and then what libvirt believes of it; None if that
+        could not be read.
         """
         ...
 

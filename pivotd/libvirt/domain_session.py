@@ -13,16 +13,17 @@ from pivotd import limits
 from pivotd.core import kinds, names
 from pivotd.core.actions import Step
 from pivotd.core.believed import DiskBelieved
-from pivotd.core.observation import EXECUTING, OUR_PAUSE, Observation, Qemu, Root
+from pivotd.core.observation import EXECUTING, Belief, Observation, Qemu, Root
 from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk
 from pivotd.core.request import Limits, Manager
 from pivotd.errors import DomainUnreachableError, QmpError, QmpRefusedError, QmpUnknownError
 from pivotd.host import process
-from pivotd.libvirt import calls, domain_xml, durable, library, pivot_look, qemu_process
+from pivotd.libvirt import calls, domain_xml, durable, library, pivot_look, qemu_process, run_states
 from pivotd.libvirt.connection import open_connection, translated
 from pivotd.libvirt.domain_xml import DomainDefined
 from pivotd.libvirt.line import Line
 from pivotd.libvirt.passthrough import Passthrough
+from pivotd.libvirt.pivot_look import Shown
 from pivotd.qmp import blocks, cleaning, looking, replies, rollback
 from pivotd.qmp.blocks import Blocks, DiskSeen
 from pivotd.qmp.monitor import ask, command
@@ -91,7 +92,7 @@ class LibvirtSession(Session):
     async def run_state(self) -> str:
         """Return the guest's run state as libvirt knows it, in QEMU's words; QEMU itself is not asked."""
         state, reason = await self._ask("the state", self._domain.state)
-        return run_state_of(library.load().api, state, reason)
+        return run_states.of(library.load().api, state, reason)
 
     async def defined(self, *, inactive: bool = False) -> DomainDefined:
         """Return the live definition, or that of the next boot. Raises: QmpError."""
@@ -225,33 +226,36 @@ class LibvirtSession(Session):
 
     async def resume(self) -> None:
         """Resume the guest. Raises: QmpRefusedError: it is no longer in a pause."""
-        resumes = self.resumes
-        state, migrating = await self._libvirt.burst(
-            [replies.run_state.command, replies.migrating.command], limits.QUERY_TIMEOUT_S
-        )
-        if replies.migrating(migrating):
-            raise QmpRefusedError("the guest is being migrated: it is not pivotd's to resume now")
-        if self.resumes != resumes or replies.run_state(state) not in OUR_PAUSE:
-            raise QmpRefusedError(f"the guest is {replies.run_state(state)}: it is not pivotd's to resume")
-        await self._change("the resume", self._domain.resume)
+        if (why := await self._change("the resume", lambda: calls.resume(self._domain))) is not None:
+            raise QmpRefusedError(f"the guest is {why}: it is not pivotd's to resume")
 
-    async def ask_libvirt(self, pivot: Pivot, disks: Sequence[str], *, switch: bool) -> None:
-        """Have libvirt end its jobs on disks, or put the overlays on them; see ports.LibvirtSession."""
-        if not kinds.of(pivot).has_jobs:
-            assert switch, "a snapshot has no job to abort"
-            await self._certain("the snapshot", lambda: calls.snapshot(self._domain, pivot))
-            return
-        what = "the switch" if switch else "the end of its job"
-        await self._certain(what, lambda: calls.end_jobs(self._domain, disks, switch=switch))
+    async def ask_libvirt(
+        self, pivot: Pivot, disks: Sequence[str], *, switch: bool
+    ) -> tuple[Mapping[str, Root], Mapping[str, Belief]] | None:
+        """Have libvirt end its jobs on disks, or put the overlays on them, and look; see ports.LibvirtSession."""
 
-    async def _certain(self, what: str, function: Callable[[], Any]) -> None:
+        def ask() -> Shown | None:
+            if kinds.of(pivot).has_jobs:
+                calls.end_jobs(self._domain, disks, switch=switch)
+            else:
+                assert switch, "a snapshot has no job to abort"
+                calls.snapshot(self._domain, pivot)
+            return pivot_look.ask_after(self._domain, self._libvirt.query) if switch else None
+
+        shown = await self._certain("the switch" if switch else "the end of its job", ask)
+        with suppress(QmpError):
+            return None if shown is None else pivot_look.after(pivot, shown)
+        return None
+
+    async def _certain(self, what: str, function: Callable[[], Shown | None]) -> Shown | None:
         """Make a call that may move a disk. Raises: QmpRefusedError: it certainly has not, and will not."""
         try:
-            await self._change(what, function)
+            shown: Shown | None = await self._change(what, function)
         except QmpRefusedError as error:
             if calls.has_had_no_effect(error.fields["code"], error.fields["text"]):
                 raise
             raise QmpUnknownError(error.message, command=what) from error
+        return shown
 
     async def agree(self, pivot: Pivot, images: Mapping[str, Root]) -> tuple[frozenset[str], bool]:
         """Have libvirt write the definition for the next boot, durably; see ports.LibvirtSession."""
@@ -394,23 +398,3 @@ def named(disks: Mapping[str, DiskSeen], defined: DomainDefined) -> dict[str, Di
         target = targets.get(name, name)
         found[target] = replace(seen, disk=target)
     return found
-
-
-def run_state_of(api: Any, state: int, reason: int) -> str:
-    """Return libvirt's state of a domain in QEMU's words. Source: libvirt-domain.h, virDomainState and its reasons."""
-    paused = {
-        api.VIR_DOMAIN_PAUSED_MIGRATION: "finish-migrate",
-        api.VIR_DOMAIN_PAUSED_SAVE: "save-vm",
-        api.VIR_DOMAIN_PAUSED_IOERROR: "io-error",
-        api.VIR_DOMAIN_PAUSED_WATCHDOG: "watchdog",
-        api.VIR_DOMAIN_PAUSED_SHUTTING_DOWN: "shutdown",
-        api.VIR_DOMAIN_PAUSED_CRASHED: "guest-panicked",
-    }
-    states = {
-        api.VIR_DOMAIN_RUNNING: "running",
-        api.VIR_DOMAIN_BLOCKED: "running",
-        api.VIR_DOMAIN_SHUTDOWN: "shutdown",
-        api.VIR_DOMAIN_CRASHED: "guest-panicked",
-        api.VIR_DOMAIN_PMSUSPENDED: "suspended",
-    }
-    return paused.get(reason, "paused") if state == api.VIR_DOMAIN_PAUSED else states.get(state, "internal-error")

@@ -50,6 +50,8 @@ class DomainDefined:
     disks: dict[str, DiskDefined]
     monitor: str | None = None
     """The QMP socket that the definition gives to pivotd."""
+    runs: bool = False
+    """It is that of a running domain, which has a number."""
 
 
 def parse(text: str) -> DomainDefined:
@@ -64,6 +66,7 @@ def parse(text: str) -> DomainDefined:
         uuid=root.findtext("uuid", ""),
         disks={disk.target: disk for disk in disks if disk is not None},
         monitor=monitor_of([argument.get("value", "") for argument in root.iterfind(ARGUMENTS)]),
+        runs=root.get("id") is not None,
     )
 
 

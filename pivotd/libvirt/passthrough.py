@@ -19,6 +19,8 @@ from pivotd.libvirt.line import Line
 from pivotd.qmp.burst import Command
 from pivotd.qmp.monitor import Monitor, value_of
 
+Query = Callable[[Sequence[str]], list[dict[str, Any]]]
+"""Sends queries, in the domain's thread, and returns QEMU's replies."""
 TELLS_NO_CHANGES, TELLS_CHANGES = 9_000_000, 11_003_000
 """libvirt tells of definitions. Up to the first release it does not tell of a disk that is changed in one, from the
 second one on it does; of those between, pivotd learns it from the first change of its own."""

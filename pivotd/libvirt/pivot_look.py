@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,12 @@ from pivotd.core.observation import Belief, JobBelief, JobSeen, Observation, Qem
 from pivotd.core.pivot import Phase, Pivot, PivotDisk
 from pivotd.libvirt import library
 from pivotd.libvirt.domain_xml import DiskDefined, parse
+from pivotd.libvirt.passthrough import Query
 from pivotd.qmp import blocks, replies
 from pivotd.qmp.blocks import Blocks, DiskSeen, find
 from pivotd.qmp.question import Question
 from pivotd.qmp.whole_names import name_of
 
-Query = Callable[[Sequence[str]], list[dict[str, Any]]]
 IN_A_PAUSE = (replies.run_state, replies.jobs, blocks.disks)
 OUTSIDE = (replies.run_state, replies.jobs, blocks.disks, blocks.block_jobs, replies.migrating)
 """Jobs come before the disks: the effect of a job seen as ended is in the roots that are read after it."""
@@ -37,10 +38,21 @@ def ask(pivot: Pivot, domain: Any, query: Query) -> Shown:
     questions = IN_A_PAUSE if pivot.phase is Phase.PAUSING or pivot.owes_resume else OUTSIDE
     got = query([json.dumps(question.command) for question in questions])
     answers = {question: reply.get("return") for question, reply in zip(questions, got, strict=True)}
-    # The definition of a domain that does not run any more would be that of its next boot.
-    text = domain.XMLDesc(0)
-    live = parse(text).disks if domain.isActive() else {}
-    return Shown(answers, live, next_boot(domain))
+    return Shown(answers, live(domain), next_boot(domain))
+
+
+def ask_after(domain: Any, query: Query) -> Shown | None:
+    """Ask, right after a switch, only where the disks are; None if there is no answer."""
+    with suppress(library.load().api.libvirtError, ValueError):
+        (answer,) = query([json.dumps(blocks.disks.command)])
+        return Shown({blocks.disks: answer.get("return")}, live(domain), next_boot(domain))
+    return None
+
+
+def live(domain: Any) -> Mapping[str, DiskDefined]:
+    """Return the disks of the definition of the running domain; none if it does not run. Raises: libvirtError."""
+    found = parse(domain.XMLDesc(0))
+    return found.disks if found.runs else {}  # then it is the definition of the next boot
 
 
 def next_boot(domain: Any) -> Mapping[str, DiskDefined] | None:
@@ -63,6 +75,13 @@ def observed(pivot: Pivot, shown: Shown) -> Observation:
         migrating=replies.migrating(answers[replies.migrating]) if replies.migrating in answers else False,
         beliefs={disk.disk: belief(disk, shown.live, shown.next, jobs) for disk in pivot.disks},
     )
+
+
+def after(pivot: Pivot, shown: Shown) -> tuple[Mapping[str, Root], Mapping[str, Belief]]:
+    """Return the roots and what libvirt believes, by ask_after(). Raises: QmpUnknownError: it makes no sense."""
+    disks = blocks.disks(shown.answers[blocks.disks])
+    roots = {disk.disk: _root(disk, find(disks, disk)) for disk in pivot.disks}
+    return roots, {disk.disk: belief(disk, shown.live, shown.next, {}) for disk in pivot.disks}
 
 
 def belief(

@@ -97,9 +97,9 @@ class ModelLibvirtSession:
             found[disk.disk] = Belief(known.live, next_, known.job, name)
         return found
 
-    async def writes(self, _pivot: Pivot) -> Mapping[str, tuple[int, int]]:
+    async def writes(self, pivot: Pivot) -> Mapping[str, tuple[int, int]]:
         wrote = int(self.world.wrote)  # since it was counted last: 1 is as much as a thousand
-        if not self.world.durable.asking:
+        if not pivot.options.guest_writes:
             self.world.wrote, wrote = False, 0
         return {disk.qdev: (0, wrote) for disk in self.world.durable.disks}
 
@@ -147,9 +147,19 @@ class ModelLibvirtSession:
             raise QmpRefusedError(f"the guest is {state}", command="resume", text=state)
         self._call("resume", ())
 
-    async def ask_libvirt(self, _pivot: Pivot, disks: Sequence[str], *, switch: bool) -> None:
+    async def ask_libvirt(
+        self, _pivot: Pivot, disks: Sequence[str], *, switch: bool
+    ) -> tuple[Mapping[str, Root], Mapping[str, Belief]] | None:
+        world = self.world
         name = "pivot" if switch else "abort"
-        self._call("snapshot" if not self.world.has_jobs else name, tuple(disks))
+        self._call("snapshot" if not world.has_jobs else name, tuple(disks))
+        if not switch:
+            return None
+        world.point(world.looked_between())
+        if not (self.connected and world.libvirtd.running and world.original) or world.qemu is None:
+            return None
+        seen = self._seen()
+        return seen.roots, seen.beliefs
 
     async def agree(self, _pivot: Pivot, images: Mapping[str, Root]) -> tuple[frozenset[str], bool]:
         """Compare, then write: somebody else may define the guest in between, and any write may fail."""

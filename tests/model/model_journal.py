@@ -16,6 +16,10 @@ class Ledger:
 
     async def advance(self, before: Pivot, event: str, facts: JsonObject, **changes: Any) -> Pivot:
         """Record, or fail to."""
+        return self.write(before, event, **changes)
+
+    def write(self, before: Pivot, event: str, **changes: Any) -> Pivot:
+        """As advance(), at once."""
         return self._write(before, replace(before, **changes, revision=before.revision + 1), event)
 
     async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:

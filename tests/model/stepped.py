@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from pivotd import limits
 from pivotd.core.attempt import Attempt
 from pivotd.core.phases import is_resting
-from pivotd.core.pivot import Phase
+from pivotd.core.pivot import Phase, Pivot
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.driver_state import DriverState
@@ -71,6 +72,14 @@ class SteppedState(DriverState):
     async def sleep(self, timeout_s: float) -> None:
         await self.world.pause(self.inbox.woken, timeout_s)
 
+    def begin_record(self, event: str, facts: dict[str, Any], **changes: Any) -> None:
+        """It is on disk at once, or not before something waits for it."""
+        before = self.pivot
+        work = _Written(lambda: self.world.write(before, event, **changes))
+        self._begun = event, facts, work
+        if not self.world.point([Alternative(f"{event} is not on disk yet", nothing, (), 0, 0)]):
+            work.now()
+
     async def note_in_time(self, event: str, facts: dict[str, Any]) -> None:
         with contextlib.suppress(JournalError):
             await self.world.note(event, facts)
@@ -90,6 +99,30 @@ class SteppedState(DriverState):
             work.close()  # pivotd has died before the record
             raise
         return await work
+
+
+class _Written:
+    """A record that is written when it is awaited, or before."""
+
+    def __init__(self, write: Callable[[], Pivot]) -> None:
+        self._write = write
+
+    def now(self) -> None:
+        """Write it."""
+        try:
+            written = self._write()
+        except JournalError as error:
+            self._write = partial(_fail, error)
+        else:
+            self._write = lambda: written
+
+    def __await__(self) -> Iterator[Any]:
+        return self._write()
+        yield
+
+
+def _fail(error: JournalError) -> Pivot:
+    raise error
 
 
 def driver_on(world: World) -> Driver:
@@ -184,6 +217,8 @@ def _drive(world: World) -> None:
         raise ViolationError(f"no decision: {error!r}") from error
     else:
         driver._failures.ended()
+    with contextlib.suppress(JournalError, PhaseConflictError):
+        _finish(state.finish_record())
     world.heard = tuple(sorted(world.monitor.job_status.items())) if world.monitor is not None else ()
     if world.qemu is not None:
         world.qemu.events.clear()

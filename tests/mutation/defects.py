@@ -429,7 +429,8 @@ LIBVIRT = (
     ),
     Defect(
         "libvirt is asked before that is on disk", "G6", LIBVIRT_STEPS,
-        "    if action.pivot and not state.pivot.asking:\n", "    if False:\n",
+        "    await state.finish_record()\n    options = replace(state.pivot.options, guest_writes=writes)\n"
+        '    state.begin_record("writes-counted", {"guest_writes": dict(writes)}, options=options)\n', "",
         SEARCH, guarded(crashes=2),
     ),
     Defect(
@@ -450,6 +451,11 @@ LIBVIRT = (
     Defect(
         "a switch is taken back after the guest has written", "G1", LIBVIRT_STEPS,
         "        if any(disk not in before or", "        if False and any(disk not in before or",
+        SEARCH, ("tests/model/test_libvirt.py", "-k", "unless_the_guest_has_written"),
+    ),
+    Defect(
+        "a switch is taken back although nobody knows the guest's writes", "G1", LIBVIRT_STEPS,
+        "        if any(disk not in before or before[disk] !=", "        if any(before.get(disk, now.get(disk)) !=",
         SEARCH, ("tests/model/test_libvirt.py", "-k", "unless_the_guest_has_written"),
     ),
     Defect(

@@ -1,0 +1,25 @@
+"""libvirt's states of a domain in QEMU's words. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def of(api: Any, state: int, reason: int) -> str:
+    """Return libvirt's state of a domain in QEMU's words. Source: libvirt-domain.h, virDomainState and its reasons."""
+    paused = {
+        api.VIR_DOMAIN_PAUSED_MIGRATION: "finish-migrate",
+        api.VIR_DOMAIN_PAUSED_SAVE: "save-vm",
+        api.VIR_DOMAIN_PAUSED_IOERROR: "io-error",
+        api.VIR_DOMAIN_PAUSED_WATCHDOG: "watchdog",
+        api.VIR_DOMAIN_PAUSED_SHUTTING_DOWN: "shutdown",
+        api.VIR_DOMAIN_PAUSED_CRASHED: "guest-panicked",
+    }
+    states = {
+        api.VIR_DOMAIN_RUNNING: "running",
+        api.VIR_DOMAIN_BLOCKED: "running",
+        api.VIR_DOMAIN_SHUTDOWN: "shutdown",
+        api.VIR_DOMAIN_CRASHED: "guest-panicked",
+        api.VIR_DOMAIN_PMSUSPENDED: "suspended",
+    }
+    return paused.get(reason, "paused") if state == api.VIR_DOMAIN_PAUSED else states.get(state, "internal-error")
