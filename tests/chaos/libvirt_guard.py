@@ -50,7 +50,7 @@ KINDS = {
 }
 """The job that waits when a round begins, and whether it is to end without a switch."""
 GUESTS = {"tiny": TinyDomain, "linux": lambda libvirtd: Domain(libvirtd, rate_per_s=200)}
-SETTLE_S = 60.0
+SETTLE_S = 180.0
 CALIBRATIONS = 2
 OVERSHOOT = 1.1
 """The last kills come after the end."""
@@ -133,8 +133,9 @@ class GuardedHost:
     def move(self, plan: Plan) -> Pivot:
         """Let a job end with nobody killed, and return its pivot. Raises: BrokenPromiseError."""
         self._settle_libvirt()
-        pivot = self._ended(self._ask(plan))
-        assert pivot is not None
+        asked = self._ask(plan)
+        pivot = self._ended(asked)
+        assert pivot is not None, self.client.pivot(asked)
         self._judge_images(pivot)
         return pivot
 
@@ -186,8 +187,9 @@ class GuardedHost:
         else:
             overlay = self.domain.image("vda", number)
             snapshot = SnapshotRequest(disks=[SnapshotDisk(disk="vda", image=str(overlay))])
-            done = self._ended(self.client.start(self.domain.name, snapshot).id)
-            assert done is not None
+            asked = self.client.start(self.domain.name, snapshot).id
+            done = self._ended(asked)
+            assert done is not None, self.client.pivot(asked)
             assert done.outcome == "switched", done
             self.image = overlay
             self.domain.commit()
