@@ -13,7 +13,7 @@ from tests.libvirt.libvirtd import Libvirtd
 from tests.support.seeds import rng
 
 ROUNDS = 30 if os.environ.get("CI") == "true" else 10
-"""A round takes about three seconds of processor time."""
+"""A round takes about two seconds of processor time."""
 KINDS = ["pivot", "commit", "abort", "pivot", "commit-abort"]
 
 
