@@ -27,7 +27,7 @@ from pivotd.core.pivot import Pivot
 from pivotd.core.request import Manager
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
-from pivotd.engine.ports import Domain
+from pivotd.engine.ports import Domain, Session
 from pivotd.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, ConfigError, JournalError, PivotdError
 from pivotd.host.flush import Flusher
 from pivotd.journal.changes import utc_now
@@ -335,7 +335,7 @@ class Daemon:
             "daemon.serving",
             socket=sock.getsockname(),
             domains=len(sessions),
-            qemus=[f"{name} (QEMU {one.version_text}, process {one.pid})" for name, one in sessions.items() if one],
+            qemus=[_described(name, session) for name, session in sessions.items() if session is not None],
             not_connected=[name for name, session in sessions.items() if session is None],
         )
 
@@ -352,6 +352,12 @@ class Daemon:
             await asyncio.sleep(interval_s)
         if interval_s is not None:
             sd.notify("STATUS=the journal's writer has died: waiting for a restart")
+
+
+def _described(name: str, session: Session) -> str:
+    """Return a domain with its QEMU; libvirt's are not asked for their version until somebody looks at them."""
+    version = f"QEMU {session.version_text}, " if session.version_text else ""
+    return f"{name} ({version}process {session.pid})"
 
 
 def flusher(loop: asyncio.AbstractEventLoop) -> Callable[[float], None]:

@@ -33,7 +33,7 @@ LIBVIRT_DOUBT_S = 35.0
 """How long a call whose answer was lost may still be carried out by a libvirtd that works again: each call waits at
 most 30 s for its turn at a domain (QEMU_JOB_WAIT_TIME)."""
 LIBVIRT_QUICK_S = 1.0
-"""A look that takes longer has waited: for an earlier call, or for a libvirtd that hung."""
+"""A first look that takes longer has waited: for a call of a pivotd before this one, or for a libvirtd that hung."""
 LOOKS_BESIDE_MAX = 10
 """How often QEMU is looked at past a libvirt that does not answer, until that is asked again."""
 LIBVIRT_MOVE_S = 1.0

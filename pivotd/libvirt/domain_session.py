@@ -47,6 +47,8 @@ class LibvirtSession(Session):
         self._mark = mark
         self._doubt_until = 0.0
         """Until when a call whose answer was lost may still be carried out, by the monotonic clock."""
+        self._looked_quickly = False
+        """Nothing of a pivotd before this one waited in libvirtd then; what has waited since is not pivotd's."""
 
     @classmethod
     async def open(cls, uri: str, name: str, line: Line, *, wanted: bool = False) -> LibvirtSession:
@@ -149,10 +151,12 @@ class LibvirtSession(Session):
         """Look at QEMU, then at libvirt's definitions."""
         began_s = time.monotonic()
         seen = await self._look(pivot)
+        took_s = time.monotonic() - began_s
         if seen.qemu is Qemu.SAME and self._libvirt.line.is_anew:
             self._doubt_until = 0.0
-        elif time.monotonic() - began_s > limits.LIBVIRT_QUICK_S:
+        elif took_s > limits.LIBVIRT_QUICK_S and not self._looked_quickly:
             self._doubt_until = time.monotonic() + limits.LIBVIRT_DOUBT_S
+        self._looked_quickly |= took_s <= limits.LIBVIRT_QUICK_S
         return replace(seen, calling=time.monotonic() < self._doubt_until)
 
     async def _look(self, pivot: Pivot) -> Observation:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from pivotd import limits
 from pivotd.app.libvirt_domains import LibvirtDomains
 from pivotd.app.registry import Host
 from pivotd.core.observation import Root
@@ -194,6 +195,32 @@ def test_a_call_whose_answer_was_lost_cannot_go_on_in_another_libvirtd(libvirtd:
         return before, after
 
     assert asyncio.run(look(libvirtd.uri)) == (False, not restarts)
+
+
+@pytest.mark.parametrize("quick_before", [True, False])
+def test_a_slow_look_has_waited_for_an_earlier_call_only_before_a_quick_one(
+    libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch, quick_before: bool
+):
+    """A busy machine must not keep a pivot open for as long as it is busy."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+
+    async def look(uri: str) -> bool:
+        line = Line("web1")
+        session = await LibvirtSession.open(uri, "web1", line)
+        pivot = replace(make_pivot(1, disk="vda"), identity=session.identity())
+        image = Image(str(domain.image()), "qcow2", "source")
+        pivot = replace(pivot, disks=(replace(pivot.disks[0], source=image),))
+        if quick_before:
+            monkeypatch.setattr(limits, "LIBVIRT_QUICK_S", 60.0)
+            assert not (await session.look(pivot)).calling
+        monkeypatch.setattr(limits, "LIBVIRT_QUICK_S", 0.0)
+        calling = (await session.look(pivot)).calling
+        await session.close()
+        line.end()
+        return calling
+
+    assert asyncio.run(look(libvirtd.uri)) is not quick_before
 
 
 def test_whether_libvirt_tells_of_pivotds_own_changes_is_learned(
