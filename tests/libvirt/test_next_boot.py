@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pivotd.libvirt import calls
 from pivotd.libvirt.next_boot import NewImage, used_source, with_images
 
 TEXT = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -101,3 +102,12 @@ def test_what_libvirt_does_not_write_is_refused():
             "<domain><devices><disk type='network'><target dev='vdc'/></disk></devices></domain>",
             {"vdc": NewImage("/b", "raw")},
         )
+
+
+@pytest.mark.parametrize(
+    ("path", "device"),
+    [("/dev/vg/hidden by a sandbox", True), ("/dev/shm/new.qcow2", False), ("/images/new.qcow2", False)],
+)
+def test_what_is_not_there_is_a_device_only_where_devices_are(path: str, device: bool):
+    """/dev/shm has files; a new image there is none of the devices that a sandbox hides."""
+    assert calls.is_device(path) is device
