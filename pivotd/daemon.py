@@ -290,7 +290,10 @@ class Daemon:
         alarms_module: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.alarms")
         leftovers_module: Any = await asyncio.to_thread(importlib.import_module, "pivotd.app.leftovers")
         sys.setswitchinterval(limits.SWITCH_INTERVAL_S)
-        reads = await service.Reads.attach(self._config.state_dir, self._host, self._journal)
+        verdicts: Any = None
+        if self._fleet is not None:
+            verdicts = importlib.import_module("pivotd.app.fleet_verdicts").FleetVerdicts(self._fleet)
+        reads = await service.Reads.attach(self._config.state_dir, self._host, self._journal, verdicts)
         daemon_service = service.DaemonService(self._config, self._host, self._journal, reads)
         access = access_module.Access.of(self._config.access)
         reloader = reload.Reloader(

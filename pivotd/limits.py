@@ -58,6 +58,8 @@ FLEET_TOKEN_S = 120.0
 FLEET_ANSWER_BYTES_MAX = 16 << 20
 """A page of FLEET_PAGE keys has about 1 MiB."""
 FLEET_PAGE = 2000
+FLEET_READS_AT_ONCE = 16
+"""Domains that one request for verdicts asks about at the same time."""
 FLEET_ENDPOINTS_MAX = 16
 FLEET_LISTINGS_MAX = 3
 """How often a listing begins again because etcd compacted its revision meanwhile."""

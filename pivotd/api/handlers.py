@@ -114,6 +114,13 @@ def _number(request: Request, name: str, default: float, largest: float) -> floa
     return value
 
 
+def _flag(request: Request, name: str) -> bool:
+    text = request.query_params.get(name, "false")
+    if text not in {"true", "false"}:
+        raise BadRequestError(f"{name}={text[:40]}: expected true or false")
+    return text == "true"
+
+
 async def health(call: Call, request: Request) -> Response:
     """State of the daemon."""
     return _json(call.service.health())
@@ -188,13 +195,11 @@ async def adopt(call: Call, request: Request) -> Response:
 
 async def pivots(call: Call, request: Request) -> Response:
     """Pivots, newest first."""
-    open_only = request.query_params.get("open", "false")
-    if open_only not in {"true", "false"}:
-        raise BadRequestError(f"open={open_only[:40]}: expected true or false")
+    open_only = _flag(request, "open")
     limit = int(_number(request, "limit", limits.PIVOTS_LISTED, limits.PIVOTS_LISTED_MAX))
     query = request.query_params
     found = await call.service.reads.pivots(
-        query.get("domain"), open_only=open_only == "true", limit=limit, before=query.get("before"), encode=_pivot
+        query.get("domain"), open_only=open_only, limit=limit, before=query.get("before"), encode=_pivot
     )
     return _list(found)
 
@@ -266,7 +271,8 @@ async def progress(call: Call, request: Request) -> Response:
 async def verdicts(call: Call, request: Request) -> Response:
     """Which image holds the data."""
     query = request.query_params
-    found = await call.service.reads.verdicts(query.get("domain"), query.get("disk"), _verdict)
+    local = _flag(request, "local")
+    found = await call.service.reads.verdicts(query.get("domain"), query.get("disk"), _verdict, local=local)
     return _list(found)
 
 

@@ -23,6 +23,10 @@ PARAMETERS: dict[str, tuple[str, Schema]] = {
     "image": ("The absolute path or NBD address of an image.", TEXT),
     "after_image": ("The name of an image: only later ones, to go on where a page ended.", TEXT),
     "open": ("true: only pivots that are not closed.", {"type": "boolean", "default": False}),
+    "local": (
+        "true: this host's word counts alone if its fleet does not answer; nobody else has taken the guest.",
+        {"type": "boolean", "default": False},
+    ),
     "limit": ("The most rows to return.", {"type": "integer", "minimum": 0, "maximum": limits.EVENTS_PAGE_MAX}),
     "before": ("The id of a pivot: only older ones, to go on where a page ended.", TEXT),
     "after": ("Only records with a larger sequence number.", {"type": "integer", "minimum": 0, "maximum": 2**53}),

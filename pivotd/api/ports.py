@@ -53,8 +53,13 @@ class Reads(Protocol):
         """Return up to limit records with seq > after, oldest first."""
         ...
 
-    async def verdicts(self, domain: str | None, disk: str | None, encode: Callable[[Verdict], T]) -> list[T]:
-        """Return the verdicts on all known disks, or on those selected. Raises: NotFoundError."""
+    async def verdicts(
+        self, domain: str | None, disk: str | None, encode: Callable[[Verdict], T], *, local: bool
+    ) -> list[T]:
+        """Return the verdicts on all known disks, or on those selected. Raises: NotFoundError.
+
+        ``local``: this host's word counts alone if its fleet does not answer.
+        """
         ...
 
     async def image(self, image: str, encode: Callable[[ImageFound], T]) -> list[T]:

@@ -15,7 +15,7 @@ from pivotd.client import answers as a
 from pivotd.client import requests as r
 
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
-VERDICT_OF = ("domain", "disk")
+VERDICT_OF = ("domain", "disk", "local")
 PAGE = ("after", "limit")
 PIVOTS_PAGE = ("domain", "open", "limit", "before")
 D, P = "/v1/domains/{domain}", "/v1/pivots/{pivot}"

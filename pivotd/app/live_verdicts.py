@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from pivotd import limits
 from pivotd.core import verdict
+from pivotd.core.fleet import FleetImage
 from pivotd.core.image_names import describe
 from pivotd.core.observation import LEAVING, MIGRATION_STATES
 from pivotd.core.phases import is_decided
@@ -40,6 +41,12 @@ class LiveVerdicts:
         """Domains whose guest leaves its QEMU by a migration, or has left it."""
         self.unchecked: set[str] = set()
         """Domains whose QEMU or storage did not answer: of them, only the journal's word is known."""
+        self.shown: dict[Key, FleetImage] = {}
+        """What the QEMUs use now whose guests neither arrive nor leave by a migration."""
+        self.spoiled: frozenset[Key] = frozenset()
+        """Disks of which a pivot of another disk has overwritten an image."""
+        self.theirs: set[Key] = set()
+        """Disks whose verdict is the fleet's: of their image, the journal knows no file."""
         self._confirmed: set[Key] = set()
         """Disks that the pivot's own QEMU has shown: this QEMU lives, so no other one starts the guest."""
 
@@ -55,6 +62,14 @@ class LiveVerdicts:
             if key not in self.seen:
                 self._found[key] = verdict.doubtful(self._found[key], known)
         return {key: found for key, found in sorted(self._found.items()) if disk is None or key[1] == disk}
+
+    def moved(self, key: Key) -> Moved | None:
+        """Return the last pivot of a disk, None if the journal has none."""
+        return self._last.get(key)
+
+    def is_confirmed(self, key: Key) -> bool:
+        """Return whether the QEMU of the disk's last pivot was seen."""
+        return key in self._confirmed
 
     def settled(self) -> list[tuple[str, Key]]:
         """Return the last pivot and the disk for each doubt of the journal that QEMU has just ended."""
@@ -73,6 +88,8 @@ class LiveVerdicts:
     def _right(self, key: Key, found: Verdict) -> Image | None:
         """Return the image of a verdict, None if there is none, or if QEMU was asked for its name just now."""
         moved = self._last.get(key)
+        if key in self.theirs:
+            return None if found.image is None else Image(found.image, found.format or "", "")
         if moved is None:
             return None
         pivot, disk = moved
@@ -94,12 +111,16 @@ class LiveVerdicts:
         if moved is None:
             live = verdict.Live((await image_names(disk, session))[0], disk.format)
             found = verdict.without_pivot(*key, live)
+            if is_here:
+                self.shown[key] = FleetImage(live.image, live.format)
             stray = await in_thread(limits.FILE_TIMEOUT_S, _astray, live.image, disk, session.pid, paths=[live.image])
             self._found[key] = found if stray is None else verdict.nameless(found, stray)
         else:
             paths = [*(layer.filename for layer in disk.layers), verdict.right_image(moved[1]).filename]
             live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=paths)
             self._found[key] = verdict.check(self._found[key], live, decided=is_decided(moved[0]))
+            if is_here:
+                self.shown[key] = FleetImage(live.image, live.format)
             if live.is_right and is_here:
                 self.seen[key] = moved[0].id
             if live.same_qemu:

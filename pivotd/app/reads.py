@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pivotd import limits
 from pivotd.app.lanes import Door, Lane
@@ -31,6 +31,9 @@ from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.qmp.session import Session
 
+if TYPE_CHECKING:
+    from pivotd.app.fleet_verdicts import FleetVerdicts
+
 T = TypeVar("T")
 VERDICT_READS_MAX = 3
 """A record written between the read of the journal and the look at QEMU makes both stale: read both again."""
@@ -48,9 +51,12 @@ class News:
 class Reads:
     """Implements api.ports.Reads with the journal and the host's supervisors."""
 
-    def __init__(self, host: Host, journal: Journal, readers: Sequence[Reader]) -> None:
+    def __init__(
+        self, host: Host, journal: Journal, readers: Sequence[Reader], fleet: FleetVerdicts | None = None
+    ) -> None:
         """Use ``attach``."""
         self._host = host
+        self._fleet = fleet
         self._journal = journal
         self._single, self._lists = (Lane(reader, journal.calm) for reader in readers)
         self.door = Door(journal.calm)
@@ -61,9 +67,9 @@ class Reads:
         self._unsubscribe = journal.subscribe(self._on_records)
 
     @classmethod
-    async def attach(cls, state_dir: Path, host: Host, journal: Journal) -> Reads:
+    async def attach(cls, state_dir: Path, host: Host, journal: Journal, fleet: FleetVerdicts | None = None) -> Reads:
         """Open the connections that read the journal of this daemon. Raises: JournalError."""
-        return cls(host, journal, [await asyncio.to_thread(Reader.attach, state_dir) for _ in range(2)])
+        return cls(host, journal, [await asyncio.to_thread(Reader.attach, state_dir) for _ in range(2)], fleet)
 
     def end(self) -> None:
         """Make streams and waits finish."""
@@ -207,20 +213,37 @@ class Reads:
             after = (page[-1][0].domain, page[-1][1].disk)
         return found
 
-    async def verdicts(self, domain: str | None, disk: str | None, encode: Callable[[Verdict], T]) -> list[T]:
-        """Return the verdicts on all known disks, checked against QEMU where it answers, and against their files."""
-        live, found = await self.live_verdicts(domain, disk)
+    async def verdicts(
+        self, domain: str | None, disk: str | None, encode: Callable[[Verdict], T], *, local: bool = False
+    ) -> list[T]:
+        """Return the verdicts on all known disks, checked against QEMU where it answers, and against their files.
+
+        In a fleet one is certain only if the fleet has agreed. ``local``: or if it does not answer.
+        """
+        live, found = await self._known_verdicts(domain, disk)
         if domain is not None and disk is not None and not found:
-            if self._host.get(domain).session is not None:
+            supervisor = self._host.get(domain) if self._fleet is None else self._host.supervisors.get(domain)
+            if supervisor is not None and supervisor.session is not None:
                 raise NotFoundError(f"{domain} has no disk {disk}, neither in QEMU nor in the journal", disk=disk)
             marks = await self.overwritten()
             found = {(domain, disk): doubted(without_pivot(domain, disk), marks.get((domain, disk)))}
+        if self._fleet is not None:
+            found = await self._fleet.together(live, found, domain, disk, local=local)
         result = list((await live.with_files(found)).values())
         encoded: list[T] = []
         for first in range(0, len(result), limits.READ_AT_ONCE):
             part = result[first : first + limits.READ_AT_ONCE]
             encoded += await self._lists.read(_encoded, encode, part)
         return encoded
+
+    async def _known_verdicts(self, domain: str | None, disk: str | None) -> tuple[LiveVerdicts, dict[Key, Verdict]]:
+        """Return this host's verdicts, none if only the fleet knows the domain. Raises: NotFoundError."""
+        try:
+            return await self.live_verdicts(domain, disk)
+        except NotFoundError:
+            if self._fleet is None or domain is None or not await self._fleet.knows(domain):
+                raise
+            return LiveVerdicts([]), {}
 
     async def live_verdicts(self, domain: str | None, disk: str | None) -> tuple[LiveVerdicts, dict[Key, Verdict]]:
         """Return the verdicts on all known disks, or some, checked against QEMU, by domain and disk.
@@ -238,6 +261,7 @@ class Reads:
             found = await live.all(self._sessions([domain] if domain is not None else None), disk)
             marks = await self.overwritten()
             found = {key: doubted(one, marks.get(key)) for key, one in found.items()}
+            live.spoiled = frozenset(marks)
             if self._journal.last_seq == before:
                 break
         return live, found
@@ -295,6 +319,8 @@ class Reads:
         had = {(pivot.domain, disk.disk) for pivot, disk in moved}
         live, found = await self.live_verdicts(None, None)  # a QEMU may have it that the journal knows nothing of
         found = {key: one for key, one in found.items() if key in had or one.image in asked.names}
+        if self._fleet is not None:
+            found = await self._fleet.together(live, found, None, None, local=False)
         return await self._single.read(_images, encode, image, asked, await live.with_files(found))
 
     async def history(self, image: str, right: Verdict) -> ImageFound | None:

@@ -13,7 +13,7 @@ from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.image_command import check_default
 from pivotd.cli.right_images import certain, image_history, right_images
-from pivotd.cli.values import WAIT, DiskImage, Name
+from pivotd.cli.values import WAIT, DiskImage, Name, local_word
 from pivotd.core import nbd
 from pivotd.core.image_names import options
 from pivotd.errors import EXIT_DONE
@@ -29,8 +29,9 @@ EXAMPLES = (
 @click.argument("images", type=DiskImage(), nargs=-1, required=True, metavar="DISK=IMAGE...")
 @click.option("--wait", type=WAIT, default="10s", metavar="TIME", show_default=True,
               help="How long to wait while a pivot is being recovered.")  # fmt: skip
+@local_word
 @pass_app
-def guard(app: App, domain: str, images: tuple[tuple[str, str], ...], wait: int) -> None:
+def guard(app: App, domain: str, images: tuple[tuple[str, str], ...], wait: int, local: bool) -> None:
     """Succeed if these are the images to start the guest with; else say on one line which are right, and fail.
 
     Asks the daemon, or reads the journal of this host if the daemon is away. The status is 4 for a wrong image and for
@@ -40,7 +41,7 @@ def guard(app: App, domain: str, images: tuple[tuple[str, str], ...], wait: int)
     wanted = dict(images)
     if len(wanted) < len(images):
         raise UsageError("a disk is named twice: name each once")
-    found = right_images(app, domain, wanted, wait)
+    found = right_images(app, domain, wanted, wait, local=local)
     wrong = {}
     for disk, image in wanted.items():
         try:

@@ -15,7 +15,7 @@ from pivotd.cli.complaints import NeverMovedError, UncertainError, UsageError, W
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.right_images import certain, image_history, right_images
-from pivotd.cli.values import WAIT, AnyImage, Name, absolute
+from pivotd.cli.values import WAIT, AnyImage, Name, absolute, local_word
 from pivotd.client import Verdict
 from pivotd.core import nbd
 from pivotd.core.image_names import options
@@ -46,6 +46,7 @@ NODE_NAME_LENGTH_MAX = 31
               help="The format of defaults.")  # fmt: skip
 @click.option("--wait", type=WAIT, default="10s", metavar="TIME", show_default=True,
               help="How long to wait while a pivot is being recovered.")  # fmt: skip
+@local_word
 @pass_app
 def image(app: App, /, domain: str, disk: str | None, wait: int, **options: Any) -> None:
     """Print the image that holds the data of a disk, and nothing else: for $(...) and for scripts that start guests.
@@ -61,7 +62,7 @@ def image(app: App, /, domain: str, disk: str | None, wait: int, **options: Any)
     if options["as_format"] + options["as_blockdev"] + every > 1:
         raise UsageError("give one of --format, --blockdev and --all")
     standard = _standard(disk, options["defaults"], options["default_format"])
-    found = right_images(app, domain, {*standard, *([disk] if disk else [])}, wait)
+    found = right_images(app, domain, {*standard, *([disk] if disk else [])}, wait, local=options["local"])
     if every:
         moved = {one for one, right in found.items() if right.outcome is not None}
         shown = {one: _right(app, domain, one, found, standard) for one in sorted({*moved, *standard})}

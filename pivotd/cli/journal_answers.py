@@ -6,15 +6,19 @@ import contextlib
 import socket
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
 from pivotd import limits
+from pivotd.cli.offline_fleet import OfflineFleet
 from pivotd.client import DomainView, ImageVerdict, Pivot, PivotWithRecords, Record, Verdict, shown
 from pivotd.config import load
 from pivotd.core import verdict
 from pivotd.core.overwritten import doubted
+from pivotd.core.pivot import Image, Phase
+from pivotd.core.rules.fleet_local import DiskHere
 from pivotd.errors import ConfigError, NotFoundError
 from pivotd.host import files, process
 from pivotd.journal.images import Key, images_found, obsolete
@@ -32,6 +36,11 @@ class OfflineJournal:
     def __init__(self, state_dir: str) -> None:
         self.path = state_dir
         self._reader = Reader.offline(Path(state_dir))
+
+    @cached_property
+    def fleet(self) -> OfflineFleet:
+        """Return the fleet of this host."""
+        return OfflineFleet()
 
     def close(self) -> None:
         """Remove the private copy, if one was made."""
@@ -74,12 +83,17 @@ class OfflineJournal:
             raise NotFoundError(f"the journal in {self.path} holds no pivot {pivot}", pivot=pivot)
         return shown.pivot_with_records(found, self._reader.records(found.id))
 
-    def verdicts(self, domain: str | None = None, disk: str | None = None) -> list[Verdict]:
-        """Return the journal's verdicts on the requested disks, checked against their files."""
+    def verdicts(self, domain: str | None = None, disk: str | None = None, *, local: bool = False) -> list[Verdict]:
+        """Return the journal's verdicts on the requested disks, checked against their files.
+
+        In a fleet one is certain only if the fleet has agreed. ``local``: or if it does not answer.
+        """
         found = self._verdicts(domain, disk)
         if domain is not None and disk is not None and not found:
             mark = self._reader.overwritten().get((domain, disk))
             found = {(domain, disk): doubted(verdict.without_pivot(domain, disk), mark)}
+        if self.fleet.may_be:
+            found = self._in_fleet(found, domain, disk, local=local)
         return [shown.verdict(one) for one in found.values()]
 
     def check_known(self, domain: str) -> None:
@@ -89,6 +103,8 @@ class OfflineJournal:
         with contextlib.suppress(ConfigError):
             if domain in load().domains:
                 return
+        if self.fleet.knows(domain):
+            return
         known = ", ".join(row.name for row in self.domains()[:10]) or "none"
         raise NotFoundError(f"there is no domain {domain}; known are: {known}", domain=domain)
 
@@ -105,6 +121,27 @@ class OfflineJournal:
             image = files.of_boot(verdict.right_image(moved), pivot)
             found[pivot.domain, moved.disk] = verdict.check_file(one, files.presence(image, sees_all=True))
         return found
+
+    def _in_fleet(
+        self, found: dict[Key, verdict.Verdict], domain: str | None, disk: str | None, *, local: bool
+    ) -> dict[Key, verdict.Verdict]:
+        """Return verdicts together with the fleet's word; ``domain`` alone: with disks that only the fleet knows."""
+        last = {(pivot.domain, moved.disk): (pivot, moved) for pivot, moved in self._reader.every_latest(domain, disk)}
+        of_domain: dict[str, list[DiskHere]] = {} if domain is None else {domain: []}
+        marks, alive = self._reader.overwritten(), dict[str, bool]()
+        for key, one in found.items():
+            name, moved = key[0], last.get(key)
+            driven = False
+            if moved is not None and moved[0].phase is not Phase.CLOSED:
+                if name not in alive:
+                    alive[name] = self._reader.beside_daemon or self.running(name) is not None
+                driven = alive[name]
+            left = moved is not None and moved[1].left_at is not None
+            here = DiskHere(one, moved, left=left, driven=driven, spoiled=key in marks)
+            of_domain.setdefault(name, []).append(here)
+        every = domain is not None and disk is None
+        said = self.fleet.together(of_domain, every=every, local=local)
+        return {(one.domain, one.disk): _found(one, found.get((one.domain, one.disk))) for one in said}
 
     def running(self, domain: str) -> str | None:
         """Return one sentence if QEMU of a domain runs without a daemon, or if nobody can tell; else None."""
@@ -126,6 +163,8 @@ class OfflineJournal:
         asked = files.asked(image)
         domains = {pivot.domain for pivot, _ in self._reader.image(asked.names, asked.file_id)}
         verdicts = {key: one for domain in sorted(domains) for key, one in self._verdicts(domain, None).items()}
+        if self.fleet.may_be:
+            verdicts = self._in_fleet(verdicts, None, None, local=False)
         return [shown.image(one) for one in images_found(self._reader, image, asked, verdicts)]
 
     def obsolete(self) -> Iterator[ImageVerdict]:
@@ -140,6 +179,13 @@ class OfflineJournal:
         while page := self._reader.events(after):
             yield from msgspec.convert(page, list[Record], from_attributes=True)
             after = page[-1].seq
+
+
+def _found(said: verdict.Verdict, before: verdict.Verdict | None) -> verdict.Verdict:
+    """Return a verdict after a look at its image, where that is another one than the journal's."""
+    if said.image is None or (before is not None and said.image == before.image):
+        return said
+    return verdict.check_file(said, files.presence(Image(said.image, said.format or "", ""), sees_all=True))
 
 
 def _listens(path: str) -> str | None:

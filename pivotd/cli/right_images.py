@@ -19,11 +19,14 @@ from pivotd.host import files
 LOOK_AGAIN_S = 0.2
 
 
-def right_images(app: App, domain: str, disks: Iterable[str], wait_s: float) -> dict[str, Verdict]:
+def right_images(
+    app: App, domain: str, disks: Iterable[str], wait_s: float, *, local: bool = False
+) -> dict[str, Verdict]:
     """Return the verdicts on these disks of a domain, and on all that the journal has moved or QEMU shows, by disk.
 
     Asks the daemon; if it is away, reads the journal of this host. Waits up to ``wait_s`` seconds while a pivot is
-    being decided or recovered, or while QEMU runs without pivotd, and nobody can be certain yet.
+    being decided or recovered, while QEMU runs without pivotd, or while the fleet of this host does not answer, and
+    nobody can be certain yet. ``local``: the host's word counts alone if its fleet does not answer.
 
     Raises: RefusedError, NotFoundError (nobody has heard of the domain, or QEMU runs without the disk), ClientError,
     JournalError.
@@ -31,7 +34,7 @@ def right_images(app: App, domain: str, disks: Iterable[str], wait_s: float) -> 
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            found = _look(app, domain, disks)
+            found = _look(app, domain, disks, local=local)
         except RefusedError:
             raise
         except (ClientError, JournalLockedError):
@@ -71,29 +74,32 @@ def certain(domain: str, disk: str, found: dict[str, Verdict]) -> Verdict:
     return one
 
 
-def _look(app: App, domain: str, disks: Iterable[str]) -> list[Verdict]:
+def _look(app: App, domain: str, disks: Iterable[str], *, local: bool) -> list[Verdict]:
     if app.offline is not None:
-        return _offline(app, domain)
+        return _offline(app, domain, disks, local=local)
     try:
-        found = app.client.verdicts(domain)
+        found = app.client.verdicts(domain, local=local)
         for disk in set(disks) - {one.disk for one in found}:
-            found += app.client.verdicts(domain, disk)
+            found += app.client.verdicts(domain, disk, local=local)
     except RefusedError:
         raise
     except ClientError as away:
         try:
-            return _offline(app.with_journal(str(_state_dir())), domain)
+            return _offline(app.with_journal(str(_state_dir())), domain, disks, local=local)
         except JournalError as error:
             away.message += f"; and {error.message}"
             raise away from None
     return found
 
 
-def _offline(app: App, domain: str) -> list[Verdict]:
+def _offline(app: App, domain: str, disks: Iterable[str], *, local: bool) -> list[Verdict]:
     """Return what the journal says, uncertain while QEMU runs without pivotd: it may be in the middle of a switch."""
     journal = app.journal
     journal.check_known(domain)
-    found = journal.verdicts(domain)
+    found = journal.verdicts(domain, local=local)
+    if journal.fleet.may_be:  # which may know a disk that this host has never moved
+        for disk in set(disks) - {one.disk for one in found}:
+            found += journal.verdicts(domain, disk, local=local)
     said = journal.running(domain)
     if said is None:
         return found

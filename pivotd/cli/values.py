@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -13,6 +14,7 @@ from pivotd import limits
 from pivotd.cli.complaints import UsageError
 from pivotd.core import nbd, request
 
+F = TypeVar("F", bound=Callable[..., Any])
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 UNITS_MS: dict[str, float] = {"": 1, "ms": 1, "s": 1000, "min": 60_000}
 UNITS_S: dict[str, float] = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86_400}
@@ -153,3 +155,9 @@ def _split(text: str) -> tuple[float | None, str]:
         return None, ""
     number = found[1]
     return (float(number) if "." in number else int(number)), found[2]
+
+
+def local_word(function: F) -> F:
+    """Add the option to do without the fleet's word."""
+    said = "If etcd does not answer, take this host's word alone: you know that no other host has the guest."
+    return click.option("--local", is_flag=True, help=said)(function)

@@ -10,7 +10,7 @@ from pivotd.cli import render
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import FORMAT, AnyImage, Name
+from pivotd.cli.values import FORMAT, AnyImage, Name, local_word
 from pivotd.client import AcceptRequest, Verdict
 from pivotd.errors import EXIT_DONE, EXIT_NEVER_MOVED, EXIT_UNKNOWN
 
@@ -60,8 +60,9 @@ def accept(app: App, /, domain: str, disk: str, image: str, **word: Any) -> None
 @click.argument("domain", metavar="[DOMAIN", type=Name(), required=False)
 @click.argument("disk", metavar="[DISK]]", type=Name(), required=False)
 @click.option("--image", type=AnyImage(), metavar="PATH", help="What all of history says of this image.")
+@local_word
 @pass_app
-def verdict(app: App, domain: str | None, disk: str | None, image: str | None) -> None:
+def verdict(app: App, domain: str | None, disk: str | None, image: str | None, local: bool) -> None:
     """Say which image holds the data of each disk, and why.
 
     The daemon checks the journal against what QEMU shows now. With --offline, pivotctl reads only the journal: this
@@ -75,7 +76,7 @@ def verdict(app: App, domain: str | None, disk: str | None, image: str | None) -
     if image is not None:
         _image(app, image)
         return
-    found = app.reads.verdicts(domain, disk)
+    found = app.reads.verdicts(domain, disk, local=local)
     app.status = EXIT_UNKNOWN if any(not row.certain for row in found) else EXIT_DONE
     if render.answer(app, found[0] if disk is not None and len(found) == 1 else found):
         return

@@ -176,9 +176,14 @@ class Client:
 
     # -- verdicts and events
 
-    def verdicts(self, domain: str | None = None, disk: str | None = None) -> list[Verdict]:
-        """Return which image holds the data of each disk, and why; of all disks, or of those selected."""
-        return self._get("/v1/verdicts", list[Verdict], domain=domain, disk=disk)
+    def verdicts(self, domain: str | None = None, disk: str | None = None, *, local: bool = False) -> list[Verdict]:
+        """Return which image holds the data of each disk, and why; of all disks, or of those selected.
+
+        ``local``: the host's word counts alone if its fleet does not answer. You know then that no other host has taken
+        the guest.
+        """
+        given = "true" if local else None
+        return self._get("/v1/verdicts", list[Verdict], domain=domain, disk=disk, local=given)
 
     def image(self, image: str) -> list[ImageVerdict]:
         """Return what all of history says of one image, for each disk that has or had it; empty: never seen.

@@ -226,9 +226,6 @@ def test_the_fleet_is_certain_only_of_what_no_host_can_change(now: FleetView, im
 @pytest.mark.parametrize(
     ("now", "of", "said"),
     [
-        (None, SWITCHED, Worth.UNREACHABLE),
-        (view("h2"), SWITCHED, Worth.ELSEWHERE),
-        (view(None), SWITCHED, Worth.ELSEWHERE),
         (INTENT, SWITCHED, Worth.TELL_FIRST),
         (INTENT, KEPT, Worth.TELL_FIRST),
         (view(epoch=5, disks=(told(ELSE),)), SWITCHED, Worth.FLEETS),
@@ -241,9 +238,9 @@ def test_the_fleet_is_certain_only_of_what_no_host_can_change(now: FleetView, im
         (FleetView("web1"), replace(KEPT, fleet=FleetStage.NONE), Worth.CERTAIN),
     ],
 )  # fmt: skip
-def test_what_the_word_of_a_journal_is_worth(now: FleetView | None, of: Pivot, said: Worth):
-    """A host that comes back asks who owns its guests before it believes its own journal."""
-    assert worth(now, "h1", of, of.disks[0]) is said
+def test_what_the_word_of_a_journal_is_worth(now: FleetView, of: Pivot, said: Worth):
+    """Of a guest that belongs to this host; tests/core/test_fleet_local.py has the others."""
+    assert worth(now, of, of.disks[0]) is said
 
 
 # -- owners --------------------------------------------------------------------------------------------------------

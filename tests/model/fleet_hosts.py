@@ -22,10 +22,11 @@ from pivotd.core.attempt import Attempt
 from pivotd.core.fleet import FleetImage, FleetView, OnSilence
 from pivotd.core.pivot import FleetStage, Identity, Image, Outcome, Phase, Pivot, PivotDisk
 from pivotd.core.request import CopyOptions, Kind, Manager, Requester
+from pivotd.core.rules.fleet_local import DiskHere, together
 from pivotd.core.rules.fleet_owners import leaving, meeting, take_over
 from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome, before_intent, held, is_told, moved, telling
-from pivotd.core.rules.fleet_words import Worth, fleet_verdict, worth
-from pivotd.core.verdict import is_pending, right_image
+from pivotd.core.rules.fleet_words import fleet_verdict
+from pivotd.core.verdict import doubtful, of_pivot, without_pivot
 
 NOW = "2026-11-23T09:00:00.000000Z"
 HOSTS = ("H", "N")
@@ -105,6 +106,8 @@ class State(NamedTuple):
     losses: int = 0
     foul: int | None = None
     """The host from which the guest was taken although it was not fenced: a QEMU stands still there."""
+    unmet: bool = False
+    """The guest was started from the image it was made with, before the fleet had met it: every host may do that."""
     wrong: str = ""
     """A promise that was broken in the last step."""
 
@@ -260,7 +263,7 @@ class Model:
         roots, tell = found
         fewer = s._replace(restarts=s.restarts - 1)
         started = fewer._replace(guest=at, run=True, roots=roots, same=False, wrong=self.lacking(s, roots))
-        started = self.host(started, at, host._replace(left=False))
+        started = self.host(started, at, host._replace(left=False))._replace(unmet=s.unmet or s.view.owner is None)
         if tell is None:
             yield f"the guest starts again on {HOSTS[at]}: {roots}", started
             return
@@ -275,36 +278,21 @@ class Model:
 
     def local(self, s: State, at: int, host: Host) -> tuple[str, FleetView | None] | None:
         """Return what host and fleet together say of every disk, and what the fleet has to be told; None: not certain."""
-        view = s.view
         last = host.journal[-1] if host.journal else None
-        if host.left:
-            return None
-        roots, tell = "", False
+        disks = []
         for disk in range(self.bounds.disks):
             if last is None:
-                mine = view.owner is not None and view.owner.host == HOSTS[at]
-                said = Worth.FLEETS if mine else Worth.ELSEWHERE
-            else:
-                pivot = self.pivot(last, number(at, last))
-                if is_pending(pivot, pivot.disks[disk]):
-                    return None
-                said = worth(view, HOSTS[at], pivot, pivot.disks[disk])
-            if said in {Worth.CERTAIN, Worth.TELL_FIRST}:
-                assert last is not None
-                roots += right_image(self.pivot(last, number(at, last)).disks[disk]).filename[1]
-                tell = tell or said is Worth.TELL_FIRST
+                disks.append(DiskHere(without_pivot("web1", f"disk{disk}"), left=host.left))
                 continue
-            if said is not Worth.FLEETS:
-                return None
-            word = fleet_verdict(view, f"disk{disk}")
-            if not word.certain:
-                return None
-            roots += "S" if word.image is None else word.image.filename[1]
-        if not tell:
-            return roots, None
-        assert last is not None
-        after = after_outcome(s.view, self.pivot(last, number(at, last)), self.here(s, at))
-        return None if isinstance(after, Superseded) else (roots, after)
+            pivot = self.pivot(last, number(at, last))
+            moved = replace(pivot.disks[disk], left_at=NOW if host.left else None)
+            said = doubtful(of_pivot(pivot, moved), moved)
+            disks.append(DiskHere(said, (pivot, moved), left=host.left))
+        found = together(s.view, self.here(s, at), disks)
+        if not all(one.certain for one in found.verdicts):
+            return None
+        roots = "".join("S" if one.image is None else one.image[1] for one in found.verdicts)
+        return roots, found.tell
 
     # -- pivotd ---------------------------------------------------------------------------------------------------
 
@@ -439,7 +427,7 @@ class Model:
                 return "the fleet does not know, although guests wait for it"
         for at, host in enumerate(s.hosts):
             found = self.local(s, at, host) if s.guest != at else None
-            if found is not None and s.guest is not None:
+            if found is not None and s.guest is not None and s.view.owner is not None and not s.unmet:
                 return f"{HOSTS[at]} lets the guest start, which runs on {HOSTS[s.guest]}"
             if found is not None and (lacking := self.lacking(s, found[0])):
                 return f"{HOSTS[at]}: {lacking}"

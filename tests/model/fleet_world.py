@@ -16,9 +16,11 @@ from typing import Any, Self
 
 from pivotd.core.fleet import FleetView, OnSilence
 from pivotd.core.pivot import FleetStage, Phase, Pivot
+from pivotd.core.rules.fleet_local import DiskHere, together
 from pivotd.core.rules.fleet_owners import take_over
-from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome, moved
-from pivotd.core.rules.fleet_words import Worth, fleet_verdict, worth
+from pivotd.core.rules.fleet_pivots import Here, moved
+from pivotd.core.rules.fleet_words import fleet_verdict
+from pivotd.core.verdict import of_pivot, right_image
 from pivotd.errors import FleetConflictError, FleetSilentError
 from tests.model.invariants import ViolationError
 from tests.model.points import PIVOTD, Alternative, Died
@@ -155,13 +157,12 @@ class FleetWorld(World):
 
     def _words(self) -> FleetView | None:
         """Return what the fleet has to hold before the guest may start here; None: it must not."""
-        said = {worth(self.view, HERE, self.durable, disk) for disk in self.durable.disks}
-        if said <= {Worth.CERTAIN}:
-            return self.view
-        if not said <= {Worth.CERTAIN, Worth.TELL_FIRST}:
+        pivot, here = self.durable, Here(HERE, "boot", self.utc_now())
+        found = together(self.view, here, [DiskHere(of_pivot(pivot, disk), (pivot, disk)) for disk in pivot.disks])
+        named = [right_image(disk).filename for disk in pivot.disks]
+        if not all(one.certain for one in found.verdicts) or [one.image for one in found.verdicts] != named:
             return None
-        after = after_outcome(self.view, self.durable, Here(HERE, "boot", self.utc_now()))
-        return None if isinstance(after, Superseded) else after
+        return self.view if found.tell is None else found.tell
 
     def _start(self, wrong: bool = False) -> None:
         after = self._words()

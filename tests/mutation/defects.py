@@ -507,6 +507,7 @@ LIBVIRT = (
 """Guests of libvirt's."""
 
 FLEET_PIVOTS, FLEET_WORDS = "pivotd/core/rules/fleet_pivots.py", "pivotd/core/rules/fleet_words.py"
+FLEET_LOCAL = "pivotd/core/rules/fleet_local.py"
 FLEET_OWNERS, FLEET_STEPS = "pivotd/core/rules/fleet_owners.py", "pivotd/engine/fleet_steps.py"
 WAIT = OnSilence.WAIT
 
@@ -563,8 +564,8 @@ FLEET = (
         SEARCH, of_member(on_silence=WAIT, crashes=2),
     ),
     Defect(
-        "a host that comes back believes its journal", "G1", FLEET_WORDS,
-        "    if view.owner is not None and view.owner.host != host:\n", "    if False:\n",
+        "a host that comes back believes its journal", "G1", FLEET_LOCAL,
+        "    if owner is not None and owner.host != here.host:\n", "    if False:\n",
         SEARCH, of_hosts(),
     ),
     Defect(
@@ -572,6 +573,21 @@ FLEET = (
         "        return Worth.TELL_FIRST if same else Worth.FLEETS\n",
         "        return Worth.CERTAIN if same else Worth.FLEETS\n",
         SEARCH, of_hosts(on_silence=WAIT),
+    ),
+    Defect(
+        "an image is named before the fleet was told", "G1", FLEET_LOCAL,
+        "    return Together(tuple(found), tell if tell != view else None)\n", "    return Together(tuple(found))\n",
+        SEARCH, of_hosts(on_silence=WAIT),
+    ),
+    Defect(
+        "a guest that has left is started again by the fleet's older word", "G1", FLEET_LOCAL,
+        "    if disk.left and disk.live is None:\n", "    if False:\n",
+        SEARCH, of_hosts(migrations=1, takes=0),
+    ),
+    Defect(
+        "a verdict withdraws the intent of a pivot that goes on", "G3", FLEET_LOCAL,
+        "    if disk.driven:\n", "    if False:\n",
+        TABLE, ("tests/core/test_fleet_local.py", "-k", "only_its_driver"),
     ),
     Defect(
         "a guest is released before the fleet knows its image", "G1", FLEET_OWNERS,

@@ -83,24 +83,16 @@ class Worth(StrEnum):
     """It is right, and the fleet has to learn of it before anybody acts on it: another host could read another word."""
     FLEETS = "fleet's"
     """The fleet knows of a later move, or takes this disk for undecided: its word counts, not the journal's."""
-    ELSEWHERE = "elsewhere"
-    """The guest belongs to another host, or has left this one."""
     CONTRADICTS = "contradicts"
     """The fleet names another image, and never heard of this pivot: nobody can tell which is later."""
-    UNREACHABLE = "unreachable"
-    """The fleet does not answer: another host may have taken the guest."""
 
 
-def worth(view: FleetView | None, host: str, pivot: Pivot, disk: PivotDisk) -> Worth:
-    """Return what the local outcome of a disk's last pivot is worth; ``view`` None: the fleet does not answer.
+def worth(view: FleetView, pivot: Pivot, disk: PivotDisk) -> Worth:
+    """Return what the local outcome of a disk's last pivot is worth, of a guest that belongs to this host or to none.
 
     Whoever starts a guest by it does so after TELL_FIRST was told: otherwise the guest's next writes go to an image
     that the fleet does not name.
     """
-    if view is None:
-        return Worth.UNREACHABLE
-    if view.owner is not None and view.owner.host != host:
-        return Worth.ELSEWHERE
     if pivot.fleet is FleetStage.SUPERSEDED:
         return Worth.FLEETS
     if pivot.fleet is FleetStage.ANNOUNCED:

@@ -1,0 +1,83 @@
+"""The daemon's verdicts together with the fleet's word, on a host that belongs to one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pivotd import limits
+from pivotd.app.live_verdicts import Key, LiveVerdicts
+from pivotd.core.pivot import Phase
+from pivotd.core.rules.fleet_local import DiskHere
+from pivotd.core.verdict import Verdict
+from pivotd.errors import FleetError
+from pivotd.journal.changes import utc_now
+
+if TYPE_CHECKING:
+    from pivotd.fleet.late import LateFleet
+
+
+class FleetVerdicts:
+    """Asks the fleet about each domain, and tells it what it does not know, before a verdict is given to anybody."""
+
+    def __init__(self, fleet: LateFleet) -> None:
+        self._fleet = fleet
+        self._module: Any = None
+
+    async def knows(self, domain: str) -> bool:
+        """Return whether the fleet has heard of a domain. Raises: FleetError."""
+        found: bool = await (await self._verdicts()).knows(self._fleet, domain)
+        return found
+
+    async def together(
+        self, live: LiveVerdicts, found: Mapping[Key, Verdict], domain: str | None, disk: str | None, *, local: bool
+    ) -> dict[Key, Verdict]:
+        """Return verdicts, sorted, of which the certain ones may be acted upon; ``found`` was read before.
+
+        ``domain`` alone: with the disks of it that only the fleet knows.
+        """
+        of_domain: dict[str, list[DiskHere]] = {} if domain is None else {domain: []}
+        for key, one in found.items():
+            of_domain.setdefault(key[0], []).append(_here(live, key, one))
+        module, turns = await self._verdicts(), asyncio.Semaphore(limits.FLEET_READS_AT_ONCE)
+        silent: list[FleetError] = []
+
+        async def ask(name: str, disks: Sequence[DiskHere]) -> list[Verdict]:
+            async with turns:
+                try:
+                    if silent:  # the others would wait as long
+                        raise silent[0]
+                    every = domain is not None and disk is None
+                    said: list[Verdict] = await module.in_fleet(self._fleet, name, disks, utc_now(), every=every)
+                except FleetError as error:
+                    if error.kind == "fleet-silent":
+                        silent.append(error)
+                    said = module.without_fleet(disks, error, local=local)
+            return said
+
+        answers = await asyncio.gather(*(ask(name, disks) for name, disks in of_domain.items()))
+        verdicts = {(one.domain, one.disk): one for said in answers for one in said}
+        for key, one in verdicts.items():
+            if key not in found or (one.image, one.pivot) != (found[key].image, found[key].pivot):
+                live.theirs.add(key)
+        return dict(sorted(verdicts.items()))
+
+    async def _verdicts(self) -> Any:
+        if self._module is None:
+            self._module = await asyncio.to_thread(import_module, "pivotd.fleet.verdicts")
+        return self._module
+
+
+def _here(live: LiveVerdicts, key: Key, found: Verdict) -> DiskHere:
+    moved = live.moved(key)
+    return DiskHere(
+        found,
+        moved,
+        live=live.shown.get(key),
+        left=key[0] in live.left or (moved is not None and moved[1].left_at is not None),
+        driven=moved is not None and moved[0].phase is not Phase.CLOSED,
+        spoiled=key in live.spoiled,
+        seen=live.is_confirmed(key),
+    )

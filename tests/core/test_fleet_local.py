@@ -1,0 +1,166 @@
+"""What host and fleet together say of a disk: one row each. That the rows are right together, tests/model/test_fleet.py shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pivotd.core.fleet import ACCEPTED, FleetImage, FleetView, OnSilence
+from pivotd.core.overwritten import Overwritten, doubted
+from pivotd.core.pivot import FleetStage, Outcome, Phase, Pivot
+from pivotd.core.rules.fleet_changes import announced
+from pivotd.core.rules.fleet_local import DiskHere, disks_of, together, unanswered, unknown_here
+from pivotd.core.verdict import Presence as At
+from pivotd.core.verdict import Verdict, check_file, doubtful, of_pivot, without_pivot
+from tests.core.test_fleet import ELSE, HERE, INTENT, KEPT, NEW, NOW, OLD, SWITCHED, UNKNOWN, told, view
+
+TOLD = replace(SWITCHED, fleet=FleetStage.TOLD, phase=Phase.CLOSED)
+NEVER = DiskHere(without_pivot("web1", "disk0"))
+
+
+def here(pivot: Pivot, **facts: Any) -> DiskHere:
+    disk = replace(pivot.disks[0], left_at=NOW if facts.get("left") else None)
+    decided = replace(pivot, decided_at=NOW) if disk.outcome is not None else pivot
+    return DiskHere(doubtful(of_pivot(decided, disk), disk), (decided, disk), **facts)
+
+
+def said(fleet: FleetView, disk: DiskHere) -> Verdict:
+    return together(fleet, HERE, [disk]).verdicts[0]
+
+
+def test_the_fleet_agrees_with_the_journal():
+    """Nothing is to be told, and the word stays the journal's."""
+    found = together(view(disks=(told(NEW, of=TOLD.id),)), HERE, [here(TOLD)])
+    (one,) = found.verdicts
+    assert (one.certain, one.image, one.outcome, found.tell) == (True, NEW.filename, Outcome.SWITCHED, None)
+
+
+@pytest.mark.parametrize("disk", [here(TOLD), here(SWITCHED), NEVER, here(TOLD, live=NEW, seen=True)])
+def test_the_guest_of_another_host_is_not_certain_here(disk: DiskHere):
+    """Whatever the journal or a QEMU says; the reason names the host, and nobody waits for it."""
+    one = said(view("h2", 4, disks=(told(NEW),)), disk)
+    assert (one.certain, one.pending) == (False, False)
+    assert "belongs to host h2" in one.reason
+    assert one.outcome is not None, "a disk that was never moved here would start from a default"
+
+
+def test_a_guest_that_was_released_is_soon_claimed():
+    one = said(view(None, 4, disks=(told(NEW),)), here(TOLD, left=True))
+    assert (one.certain, one.pending) == (False, True)
+
+
+def test_an_outcome_that_the_fleet_does_not_know_is_told():
+    """The word is certain once the fleet holds what is to be told."""
+    for pivot, image in ((SWITCHED, NEW), (KEPT, OLD)):
+        found = together(replace(view(), intent=INTENT.intent), HERE, [here(pivot)])
+        assert found.tell is not None
+        assert found.tell.intent is None
+        assert (found.verdicts[0].certain, found.verdicts[0].image) == (True, image.filename)
+
+
+@pytest.mark.parametrize(("seen", "phase"), [(False, Phase.READY), (False, Phase.DECIDED), (True, Phase.DECIDED)])
+def test_while_the_pivot_is_driven_only_its_driver_tells(seen: bool, phase: Phase):
+    """An intent that somebody else removed would make its pivot superseded, and leave its guest paused."""
+    pivot = replace(SWITCHED, phase=phase) if phase is Phase.DECIDED else undecided(phase)
+    found = together(replace(view(), intent=INTENT.intent), HERE, [here(pivot, driven=True, seen=seen)])
+    assert found.tell is None
+    assert (found.verdicts[0].certain, found.verdicts[0].pending) == (False, True)
+
+
+def test_a_pivot_before_its_outcome_leaves_the_guest_that_runs_where_it_is():
+    found = together(
+        replace(view(), intent=INTENT.intent), HERE, [here(undecided(Phase.READY), driven=True, seen=True)]
+    )
+    assert (found.tell, found.verdicts[0].certain, found.verdicts[0].image) == (None, True, OLD.filename)
+
+
+def undecided(phase: Phase) -> Pivot:
+    disks = tuple(replace(disk, outcome=None) for disk in SWITCHED.disks)
+    return replace(SWITCHED, phase=phase, disks=disks, decided_at=None)
+
+
+def test_a_later_move_elsewhere_counts():
+    """The journal of this host was told, and the fleet names another image since."""
+    one = said(view(epoch=5, disks=(told(ELSE, of="later"),)), here(TOLD))
+    assert (one.certain, one.image, one.pivot, one.outcome) == (True, ELSE.filename, "later", Outcome.SWITCHED)
+
+
+@pytest.mark.parametrize("live", [None, ELSE, NEW])
+def test_a_guest_that_came_back_is_where_the_fleet_says_if_qemu_agrees(live: FleetImage | None):
+    """While nobody has seen it here again, it may run elsewhere."""
+    one = said(view(epoch=5, disks=(told(ELSE, of="later"),)), here(TOLD, left=True, live=live))
+    assert one.certain is (live == ELSE)
+    assert not one.certain or one.image == ELSE.filename
+
+
+def test_a_fleet_that_is_not_certain_names_its_images():
+    fleet = announced(view(), replace(SWITCHED, id="other"), OnSilence.RESUME)
+    for disk in (NEVER, here(TOLD)):
+        one = said(fleet, disk)
+        assert (one.certain, one.pending) == (False, False)
+        assert NEW.filename in one.reason
+        assert OLD.filename in one.reason
+
+
+def test_a_move_of_which_the_fleet_never_heard_contradicts():
+    """It was made while no fleet was configured."""
+    made_alone = replace(TOLD, fleet=FleetStage.NONE, fleet_epoch=None)
+    one = said(view(disks=(told(ELSE),)), here(made_alone))
+    assert not one.certain
+    assert "verdict accept" in one.reason
+    assert together(FleetView("web1"), HERE, [here(made_alone)]).tell is not None
+
+
+def test_a_guest_whose_disks_nobody_has_moved_may_start_from_its_default():
+    for fleet in (FleetView("web1"), view()):
+        assert said(fleet, NEVER) == NEVER.verdict
+
+
+def test_a_disk_that_only_the_fleet_knows_has_its_image():
+    fleet = view(disks=(told(NEW),))
+    assert disks_of(fleet) == ["disk0"]
+    (one,) = unknown_here(fleet, [])
+    assert (said(fleet, one).certain, said(fleet, one).image) == (True, NEW.filename)
+    assert unknown_here(fleet, [NEVER]) == []
+
+
+def test_a_doubt_of_the_journals_own_stays():
+    """A file that is gone is no image, whatever the fleet says of its name."""
+    disk = here(TOLD)
+    gone = replace(disk, verdict=check_file(disk.verdict, At.GONE))
+    one = said(view(disks=(told(NEW, of=TOLD.id),)), gone)
+    assert not one.certain
+    assert "not there" in one.reason
+
+
+def test_nothing_is_told_for_a_word_that_is_not_certain():
+    disk = here(SWITCHED)
+    gone = replace(disk, verdict=check_file(disk.verdict, At.GONE))
+    assert together(replace(view(), intent=INTENT.intent), HERE, [gone]).tell is None
+
+
+@pytest.mark.parametrize("disk", [NEVER, here(TOLD)])
+def test_a_fleet_that_does_not_answer_makes_nothing_certain(disk: DiskHere):
+    for again in (True, False):
+        one = unanswered(disk, "no answer", again=again)
+        assert (one.certain, one.pending) == (False, again)
+        assert one.outcome is not None
+
+
+def test_an_image_that_was_overwritten_here_is_no_image_to_start_from():
+    """The fleet knows of no such thing."""
+    mark = Overwritten("web1", "disk0", ELSE.filename, "other", "web2 disk0")
+    disk = here(TOLD, live=ELSE, spoiled=True)
+    one = said(view(disks=(told(ELSE),)), replace(disk, verdict=doubted(disk.verdict, mark)))
+    assert not one.certain
+    assert "forced to write" in one.reason
+
+
+@pytest.mark.parametrize("image", [OLD, NEW])
+def test_a_persons_word_in_the_fleet_settles_what_the_journal_cannot(image: FleetImage):
+    """It was given with `fleet take`, also for the image that the journal would name."""
+    pivot = replace(UNKNOWN, fleet=FleetStage.TOLD, phase=Phase.CLOSED)
+    one = said(view(epoch=4, disks=(told(image, ACCEPTED, pivot.id),)), here(pivot))
+    assert (one.certain, one.image, one.outcome) == (True, image.filename, ACCEPTED)

@@ -1,0 +1,238 @@
+"""`image`, `guard` and `verdict` on a host of a fleet: no word counts before the fleet has agreed to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pivotd.core.fleet import FleetDisk, FleetImage, FleetView, OnSilence, Owner
+from pivotd.core.pivot import FleetStage, Outcome, Phase
+from pivotd.core.rules.fleet_owners import take_over
+from pivotd.core.rules.fleet_pivots import Here
+from pivotd.core.rules.fleet_words import fleet_verdict
+from tests.conftest import QemuFactory
+from tests.fleet.conftest import Settings
+from tests.fleet.etcd import Cluster, free_ports
+from tests.fleet.test_owners import daemon_of, made
+from tests.fleet.test_pivots import Make, begun, member, view, when_told  # noqa: F401 - a fixture
+from tests.support.daemon import Answer, Daemon
+from tests.support.qemu import Disk, create_image
+
+pytestmark = pytest.mark.qemu
+LONG_S = 60.0
+NOW = "2026-11-23T09:00:00.000000Z"
+START = """
+import sys
+from pathlib import Path
+from pivotd import config
+config.load.__defaults__ = (Path(sys.argv.pop(1)),)
+from pivotd.cli.main import main
+main()
+"""
+"""pivotctl on a host whose configuration is the first argument."""
+
+
+def offline(daemon: Daemon, *arguments: str, configuration: str | None = None) -> Answer:
+    """Run pivotctl beside the journal of a daemon that is dead."""
+    file = daemon.directory / "pivotd.toml"
+    if configuration is not None:
+        file = daemon.directory / "other.toml"
+        file.write_text(configuration)
+    done = subprocess.run(
+        [sys.executable, "-c", START, str(file), "--offline", str(daemon.state_dir), "--json", *arguments],
+        capture_output=True, text=True, timeout=LONG_S, check=False,
+    )  # fmt: skip
+    return Answer(done.returncode, done.stdout, done.stderr, json.loads(done.stdout or "null"))
+
+
+class Site:
+    """A fleet of one test, and one guest on a host of it."""
+
+    def __init__(self, cluster: Cluster, fleet_of: Settings, tmp_path: Path) -> None:
+        self.cluster = cluster
+        self.fleet = fleet_of(*cluster.urls, prefix=f"/{tmp_path.name}/")
+        self.tmp_path = tmp_path
+
+    def daemon(self, qmp: Path, host: str = "h1") -> Daemon:
+        return daemon_of(self.tmp_path / host, host, qmp, self.cluster)
+
+    async def view(self) -> FleetView:
+        return await self.fleet.read("web1", LONG_S)
+
+    async def until(self, done: Callable[[FleetView], bool]) -> FleetView:
+        async with asyncio.timeout(LONG_S):
+            while not done(found := await self.view()):
+                await asyncio.sleep(0.05)
+        return found
+
+    async def taken_by(self, host: str) -> None:
+        before = await self.view()
+        after = take_over(before, Here(host, "boot2", NOW), {})
+        assert isinstance(after, FleetView)
+        await self.fleet.write(before, after, LONG_S)
+
+    async def moved(self, daemon: Daemon, image: Path) -> FleetView:
+        """Move the disk, and wait until the fleet knows."""
+        answer = await asyncio.to_thread(daemon.ctl, "copy", "web1", f"disk0={image}")
+        assert answer.status == 0, answer
+        return await self.until(lambda one: bool(one.disks) and one.intent is None)
+
+
+@pytest.fixture
+def site(cluster: Cluster, fleet_of: Settings, tmp_path: Path) -> Site:
+    return Site(cluster, fleet_of, tmp_path)
+
+
+def refused(answer: Answer, *words: str) -> None:
+    """The status is that of something not certain, and the one line says why."""
+    assert answer.status == 6, answer
+    text = json.dumps(answer.json)
+    assert all(word in text for word in words), text
+
+
+async def test_the_word_of_a_host_counts_until_another_host_takes_its_guest(
+    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """By the daemon, and by the journal once both are dead; whoever asks is told where the guest is."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
+    new = tmp_path / "b.qcow2"
+    with site.daemon(qemu.qmp) as daemon:
+        ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
+        await site.moved(daemon, new)
+        assert (await ctl("image", "web1", "disk0")).json["image"] == str(new)
+        assert (await ctl("guard", "web1", f"disk0={new}")).status == 0
+        assert (await ctl("guard", "web1", f"disk0={tmp_path / 'a.qcow2'}")).status == 4
+        assert "the fleet agrees" in (await ctl("verdict", "web1", "disk0")).json["evidence"]
+        await site.taken_by("h2")
+        began = time.monotonic()
+        for arguments in (("image", "web1", "disk0"), ("guard", "web1", f"disk0={new}"), ("verdict", "web1", "disk0")):
+            refused(await ctl(*arguments), "belongs to host h2")
+            refused(await ctl(*arguments, "--local"), "belongs to host h2")
+        assert time.monotonic() - began < 40, "nothing is to be waited for"
+    await asyncio.to_thread(qemu.kill)
+    refused(await asyncio.to_thread(offline, daemon, "image", "web1", "disk0"), "belongs to host h2")
+    refused(await asyncio.to_thread(offline, daemon, "guard", "web1", f"disk0={new}"), "belongs to host h2")
+    await site.taken_by("h1")
+    assert (await asyncio.to_thread(offline, daemon, "image", "web1", "disk0")).json["image"] == str(new)
+
+
+async def test_without_an_answer_of_the_fleet_nothing_is_certain(
+    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """A person who knows that no other host has the guest can say so; a file that cannot be read is no answer."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
+    new = tmp_path / "b.qcow2"
+    with site.daemon(qemu.qmp) as daemon:
+        await site.moved(daemon, new)
+    await asyncio.to_thread(qemu.kill)
+    (port,) = free_ports(1)
+    silent = f'[fleet]\nendpoints = ["http://127.0.0.1:{port}"]\nhost = "h1"\n'
+    for configuration, why in ((silent, "fleet does not answer"), ("[fleet]\nendpoints = 3\n", "cannot be read")):
+        ask = lambda *arguments, known=configuration: asyncio.to_thread(  # noqa: E731
+            offline, daemon, *arguments, configuration=known
+        )
+        refused(await ask("image", "web1", "disk0", "--wait", "0"), why)
+        refused(await ask("guard", "web1", f"disk0={new}", "--wait", "0"), why)
+        refused(await ask("verdict", "web1"), why)
+        said = await ask("image", "web1", "disk0", "--local")
+        assert (said.status, said.json["image"]) == (0, str(new))
+    assert (await asyncio.to_thread(offline, daemon, "image", "web1", "disk0", configuration="")).status == 0
+
+
+async def test_the_host_that_took_a_guest_names_its_images_though_it_never_saw_it(
+    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """By a daemon that does not know the domain; `--all` has the disk, too."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
+    new = tmp_path / "b.qcow2"
+    with site.daemon(qemu.qmp) as daemon:
+        await site.moved(daemon, new)
+    await asyncio.to_thread(qemu.kill)
+    with site.daemon(tmp_path / "none.qmp", "h2") as second:
+        ctl = lambda *arguments: asyncio.to_thread(second.ctl, *arguments)  # noqa: E731
+        refused(await ctl("image", "web1", "disk0"), "belongs to host h1")
+        refused(await ctl("image", "web1", "disk0", "--default", str(tmp_path / "a.qcow2")), "belongs to host h1")
+        await site.taken_by("h2")
+        assert (await ctl("image", "web1", "disk0")).json["image"] == str(new)
+        assert [one["image"] for one in (await ctl("image", "web1", "--all")).json] == [str(new)]
+        new.unlink()
+        refused(await ctl("image", "web1", "disk0"), "is not there")
+
+
+async def test_a_guest_that_was_moved_elsewhere_and_is_back_has_the_fleets_image(
+    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """The journal of this host names an older one, and the QEMU here agrees with the fleet."""
+    first = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))], directory=made(tmp_path / "q1"))
+    with site.daemon(first.qmp) as daemon:
+        before = await site.moved(daemon, tmp_path / "b.qcow2")
+        assert before.owner is not None
+        await asyncio.to_thread(first.kill)
+        last = FleetImage(str(create_image(tmp_path / "c.qcow2")), "qcow2")
+        epoch = before.owner.epoch + 2
+        back = FleetView(
+            "web1", Owner("h1", epoch, before.owner.boot_id, NOW), None,
+            (FleetDisk("disk0", last, before.disks[0].image, Outcome.SWITCHED, "01X", epoch - 1, NOW),),
+        )  # fmt: skip
+        await site.fleet.write(before, FleetView("web1", back.owner, None, back.disks, before.revision), LONG_S)
+        answer = await asyncio.to_thread(daemon.ctl, "image", "web1", "disk0")
+        assert (answer.status, answer.json["image"]) == (0, last.filename)
+    again = qemu_factory([Disk(Path(last.filename))], directory=made(tmp_path / "q2"))
+    with site.daemon(again.qmp) as daemon:
+        async with asyncio.timeout(LONG_S):
+            while (await asyncio.to_thread(daemon.ctl, "domain", "show", "web1")).json["connection"] != "connected":
+                await asyncio.sleep(0.1)
+        found = (await asyncio.to_thread(daemon.ctl, "verdict", "web1", "disk0")).json
+        assert (found["certain"], found["image"], found["pivot"]) == (True, last.filename, "01X")
+
+
+async def test_an_untold_switch_is_told_before_a_guest_starts_by_it(
+    member: Make,  # noqa: F811
+    qemu_factory: QemuFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The guest ran on while etcd was away, then its host lost pivotd and QEMU; an unreachable fleet learns nothing."""
+    engine = await member(OnSilence.RESUME)
+
+    async def cut() -> None:
+        engine.fleet.silent = True
+
+    engine.fleet.before = when_told(cut)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    driver = await begun(engine, qemu, tmp_path, max_pause_ms=300)
+    pivot = await engine.until(driver, lambda one: bool(one.pauses) and one.phase is Phase.DECIDED)
+    assert pivot.fleet is FleetStage.ANNOUNCED
+    engine.fleet.before = None
+    await asyncio.to_thread(qemu.kill)
+    new = FleetImage(pivot.disks[0].destination.filename, "qcow2")
+    word = fleet_verdict(await view(engine), "disk0")
+    assert (word.certain, new in word.candidates) == (False, True)
+    engine.host.end()
+    await engine.journal.close()
+    settings = engine.fleet.fleet.gateway.settings
+    lines = f"[fleet]\nendpoints = {json.dumps(list(settings.endpoints))}\nprefix = {json.dumps(settings.prefix)}\n"
+
+    def asked(host: str) -> Answer:
+        file = tmp_path / "pivotd.toml"
+        file.write_text(f'{lines}host = "{host}"\n')
+        done = subprocess.run(
+            [sys.executable, "-c", START, str(file), "--offline", str(engine.state_dir), "--json",
+             "image", "web1", "disk0", "--wait", "0"],
+            capture_output=True, text=True, timeout=LONG_S, check=False,
+        )  # fmt: skip
+        return Answer(done.returncode, done.stdout, done.stderr, json.loads(done.stdout))
+
+    refused(await asyncio.to_thread(asked, "h2"), "belongs to host h1")
+    assert not fleet_verdict(await view(engine), "disk0").certain
+    said = await asyncio.to_thread(asked, "h1")
+    assert (said.status, said.json["image"]) == (0, new.filename)
+    word = fleet_verdict(await view(engine), "disk0")
+    assert (word.certain, word.image) == (True, new)
