@@ -294,7 +294,7 @@ class Daemon:
         if self._fleet is not None:
             verdicts = importlib.import_module("pivotd.app.fleet_verdicts").FleetVerdicts(self._fleet)
         reads = await service.Reads.attach(self._config.state_dir, self._host, self._journal, verdicts)
-        daemon_service = service.DaemonService(self._config, self._host, self._journal, reads)
+        daemon_service = service.DaemonService(self._config, self._host, self._journal, reads, self._fleet)
         access = access_module.Access.of(self._config.access)
         reloader = reload.Reloader(
             self._path, self._config, self._host, self._journal, access, daemon_service, self._status

@@ -10,11 +10,15 @@ from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.client.requests import AcceptRequest
 from pivotd.core import nbd
+from pivotd.core.fleet import FleetImage
 from pivotd.core.pivot import Accepted, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
+from pivotd.core.rules.fleet_owners import accepting
+from pivotd.core.rules.fleet_pivots import Here
 from pivotd.core.verdict import Presence, Verdict
 from pivotd.engine.pivot_log import by
-from pivotd.errors import BadRequestError, ConflictError, NotFoundError, RevisionConflictError
+from pivotd.engine.ports import Fleet
+from pivotd.errors import BadRequestError, ConflictError, FleetError, NotFoundError, RevisionConflictError
 from pivotd.host import files
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
@@ -27,7 +31,8 @@ log = get_logger()
 class Accepting:
     """Records the word with the last pivot of the disk: the next pivot goes on from there."""
 
-    def __init__(self, host: Host, journal: Journal, reads: Reads) -> None:
+    def __init__(self, host: Host, journal: Journal, reads: Reads, fleet: Fleet | None = None) -> None:
+        self._fleet = fleet
         self._host = host
         self._journal = journal
         self._reads = reads
@@ -35,9 +40,14 @@ class Accepting:
     async def accept(self, domain: str, disk: str, word: AcceptRequest, who: Requester) -> Verdict:
         """Record that an image holds a disk's data.
 
-        Raises: NotFoundError, ConflictError (a pivot is open, QEMU uses another image), BadRequestError, JournalError.
+        The fleet learns of it first: without its answer nothing is recorded, and a repetition is safe.
+
+        Raises: NotFoundError, ConflictError (a pivot is open, QEMU uses another image, the guest belongs to another
+        host), BadRequestError, FleetError, JournalError.
         """
         await self._host.finish(self._accept(domain, disk, word, who))
+        if self._fleet is not None:
+            return (await self._reads.verdicts(domain, disk, lambda one: one))[0]
         _, found = await self._reads.live_verdicts(domain, disk)
         return found[domain, disk]
 
@@ -50,6 +60,7 @@ class Accepting:
             image_format = word.format or await self._format(domain, disk, image)
             accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
             disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
+            await self._tell_fleet(pivot, disk, FleetImage(image, image_format))
             facts = {"disk": disk, "image": image, "format": accepted.format, "reason": word.reason, "uid": who.uid}
             try:
                 await self._journal.advance(pivot, "image-accepted", facts, disks=disks)
@@ -59,6 +70,22 @@ class Accepting:
                 ) from None
             told = {"disk": disk, "image": image, "reason": word.reason, **by(who)}
             log.warning("domain.image-accepted", domain=domain, pivot=pivot.id, **told)
+
+    async def _tell_fleet(self, pivot: Pivot, disk: str, image: FleetImage) -> None:
+        """Raises: ConflictError: the word of this host does not count; FleetError: nothing is known to be told."""
+        if self._fleet is None:
+            return
+        fleet = self._fleet
+        try:
+            view = await fleet.read(pivot.domain, fleet.timeout_s)
+            after = accepting(view, Here(fleet.host, fleet.boot_id, utc_now()), pivot, disk, image)
+            if isinstance(after, str):
+                raise ConflictError(f"{pivot.domain} {disk}: {after}", disk=disk)
+            if after != view:
+                await fleet.write(view, after, fleet.timeout_s)
+        except FleetError as error:
+            error.message += "; your word is not recorded here: repeat the command"
+            raise
 
     async def _last(self, domain: str, disk: str) -> tuple[Pivot, PivotDisk]:
         latest = await self._reads.latest(domain, disk)

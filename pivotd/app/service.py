@@ -17,6 +17,7 @@ from pivotd.core.pivot import Pivot
 from pivotd.core.request import CopyOptions, Requester
 from pivotd.core.undo import Undo
 from pivotd.engine.inbox import too_late
+from pivotd.engine.ports import Fleet
 from pivotd.errors import PhaseConflictError
 from pivotd.journal.journal import Journal
 
@@ -24,13 +25,13 @@ from pivotd.journal.journal import Journal
 class DaemonService:
     """Implements api.ports.Service with the host's supervisors and the journal."""
 
-    def __init__(self, config: Config, host: Host, journal: Journal, reads: Reads) -> None:
+    def __init__(self, config: Config, host: Host, journal: Journal, reads: Reads, fleet: Fleet | None = None) -> None:
         self.reads = reads
         self._config = config
         self._host = host
         self._journal = journal
         domains, starter = Domains(host, journal, reads.latest), Starter(host, journal, reads)
-        self.accept = Accepting(host, journal, reads).accept
+        self.accept = Accepting(host, journal, reads, fleet).accept
         self.domains, self.domain, self.disks = domains.all, domains.one, domains.disks
         self.add_domain, self.remove_domain = domains.add, domains.remove
         self.start = starter.start

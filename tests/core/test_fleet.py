@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from pivotd.core import actions
-from pivotd.core.fleet import FleetDisk, FleetImage, FleetIntent, FleetMove, FleetView, OnSilence, Owner
+from pivotd.core.fleet import ACCEPTED, FleetDisk, FleetImage, FleetIntent, FleetMove, FleetView, OnSilence, Owner
 from pivotd.core.observation import Observation, Qemu
-from pivotd.core.pivot import FleetStage, Outcome, Phase, Pivot
+from pivotd.core.pivot import Accepted, FleetStage, Outcome, Phase, Pivot
 from pivotd.core.request import CopyOptions, Manager
 from pivotd.core.rules.fleet_changes import announced
-from pivotd.core.rules.fleet_owners import leaving, meeting, take_over
+from pivotd.core.rules.fleet_owners import accepting, leaving, meeting, take_over
 from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome, before_intent
 from pivotd.core.rules.fleet_words import Worth, fleet_verdict, worth
 from tests.core.build import Known, decide, disk, pivot, seen
@@ -287,3 +287,41 @@ def test_an_intent_says_all_that_another_host_needs():
     assert INTENT.intent == FleetIntent(
         SWITCHED.id, "h1", 3, OnSilence.RESUME, Manager.PIVOTD, (FleetMove("disk0", OLD, NEW),)
     )
+
+
+# -- a person's word -----------------------------------------------------------------------------------------------
+
+
+def test_a_persons_word_replaces_what_the_pivot_left():
+    """The other image is the one that it was taken for before."""
+    after = accepting(view(disks=(told(NEW),)), HERE, SWITCHED, "disk0", ELSE)
+    assert isinstance(after, FleetView)
+    (known,) = after.disks
+    assert (known.image, known.other, known.outcome, known.epoch) == (ELSE, NEW, ACCEPTED, 3)
+    assert fleet_verdict(after, "disk0").image == ELSE
+
+
+def test_a_persons_word_settles_the_intent_of_the_pivot_that_it_is_about():
+    """Another pivot's intent stays, and its host decides."""
+    after = accepting(INTENT, HERE, SWITCHED, "disk0", ELSE)
+    assert isinstance(after, FleetView)
+    assert (after.intent, fleet_verdict(after, "disk0").image) == (None, ELSE)
+    other = accepting(announced(view(), replace(SWITCHED, id="other"), OnSilence.RESUME), HERE, SWITCHED, "disk0", ELSE)
+    assert isinstance(other, str)
+    assert "fleet take" in other
+
+
+@pytest.mark.parametrize("host", ["h2", None])
+def test_a_persons_word_counts_only_where_the_guest_belongs(host: str | None):
+    assert isinstance(accepting(view(host), HERE, SWITCHED, "disk0", ELSE), str)
+
+
+def test_a_word_that_was_given_before_there_was_a_fleet_is_told_as_that():
+    """Not as the outcome that the person has overruled."""
+    word = Accepted(ELSE.filename, ELSE.format, NOW, 0, "compared")
+    pivot = ended(Outcome.UNKNOWN, stage=FleetStage.NONE)
+    pivot = replace(pivot, disks=(replace(pivot.disks[0], accepted=word),))
+    assert worth(view(), pivot, pivot.disks[0]) is Worth.TELL_FIRST
+    after = after_outcome(view(), pivot, HERE)
+    assert isinstance(after, FleetView)
+    assert (fleet_verdict(after, "disk0").image, after.disks[0].outcome) == (ELSE, ACCEPTED)

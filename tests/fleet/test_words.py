@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pivotd.core.fleet import FleetDisk, FleetImage, FleetView, OnSilence, Owner
+from pivotd.core.fleet import ACCEPTED, FleetDisk, FleetImage, FleetView, OnSilence, Owner
 from pivotd.core.pivot import FleetStage, Outcome, Phase
 from pivotd.core.rules.fleet_owners import take_over
 from pivotd.core.rules.fleet_pivots import Here
@@ -31,6 +32,7 @@ NOW = "2026-11-23T09:00:00.000000Z"
 START = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from pivotd import config
 config.load.__defaults__ = (Path(sys.argv.pop(1)),)
 from pivotd.cli.main import main
@@ -236,3 +238,34 @@ async def test_an_untold_switch_is_told_before_a_guest_starts_by_it(
     assert (said.status, said.json["image"]) == (0, new.filename)
     word = fleet_verdict(await view(engine), "disk0")
     assert (word.certain, word.image) == (True, new)
+
+
+async def test_a_persons_word_is_told_to_the_fleet(site: Site, qemu_factory: QemuFactory, tmp_path: Path) -> None:
+    """Another host then starts the guest from that image; a host that does not own the guest has no say."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
+    image = create_image(tmp_path / "c.qcow2")
+    word = ("verdict", "accept", "web1", "disk0", str(image), "--format", "qcow2", "--reason", "compared")
+    with site.daemon(qemu.qmp) as daemon:
+        before = await site.moved(daemon, tmp_path / "b.qcow2")
+        await asyncio.to_thread(qemu.kill)
+    (port,) = free_ports(1)
+    away = daemon_of(tmp_path / "h1", "h1", qemu.qmp, SimpleNamespace(urls=[f"http://127.0.0.1:{port}"]))  # type: ignore[arg-type]
+    with away as daemon:
+        answer = await asyncio.to_thread(daemon.ctl, *word)
+        assert answer.status == 3, answer
+        assert "not recorded here" in answer.json["error"]["message"]
+    with site.daemon(qemu.qmp) as daemon:
+        ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
+        assert (await ctl("image", "web1", "disk0")).json["image"] == str(tmp_path / "b.qcow2")
+        answer = await ctl(*word)
+        assert (answer.status, answer.json["outcome"], answer.json["certain"]) == (0, "accepted", True)
+        (disk,) = (await site.view()).disks
+        assert (disk.image.filename, disk.outcome, disk.pivot) == (str(image), ACCEPTED, before.disks[0].pivot)
+        assert disk.other == before.disks[0].image
+        assert (await ctl("image", "web1", "disk0")).json["image"] == str(image)
+        await site.taken_by("h2")
+        told = await site.view()
+        answer = await ctl(*word)
+        assert answer.status == 4, answer
+        assert "belongs to host h2" in answer.json["error"]["message"]
+        assert await site.view() == told

@@ -76,6 +76,15 @@ def taken(view: FleetView, host: str, boot_id: str, utc_now: str, images: Mappin
     return _with_disks(owned, tuple(found))
 
 
+def accepted(view: FleetView, pivot: str, disk: str, image: FleetImage, utc_now: str) -> FleetView:
+    """Return the view with a person's word on the image of one disk; ``pivot``: the last one, which left the doubt."""
+    assert view.owner is not None
+    known = view.disk(disk)
+    sides = () if known is None else (known.image, known.other)
+    other = next((side for side in sides if side is not None and side != image), None)
+    return _with_disks(view, (FleetDisk(disk, image, other, ACCEPTED, pivot, view.owner.epoch, utc_now),))
+
+
 def _next_epoch(view: FleetView) -> int:
     return 1 if view.owner is None else view.owner.epoch + 1
 
@@ -87,6 +96,10 @@ def _with_disks(view: FleetView, disks: tuple[FleetDisk, ...]) -> FleetView:
 
 def _result(pivot: Pivot, disk: PivotDisk, epoch: int, utc_now: str) -> FleetDisk:
     source, destination = _shown(disk.source), _shown(disk.destination)
+    if disk.accepted is not None:
+        word = FleetImage(disk.accepted.filename, disk.accepted.format)
+        rest = destination if word == source else source
+        return FleetDisk(disk.disk, word, rest, ACCEPTED, pivot.id, epoch, utc_now)
     outcome = disk.outcome or Outcome.KEPT  # without a record, the source
     image, other = (destination, source) if outcome is Outcome.SWITCHED else (source, destination)
     return FleetDisk(disk.disk, image, other, outcome, pivot.id, epoch, utc_now)

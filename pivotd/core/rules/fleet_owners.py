@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pivotd.core.fleet import FleetImage, FleetView
-from pivotd.core.rules.fleet_changes import claimed, released, taken
-from pivotd.core.rules.fleet_pivots import Here
+from pivotd.core.pivot import Pivot
+from pivotd.core.rules.fleet_changes import accepted, claimed, released, taken
+from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome
 from pivotd.core.rules.fleet_words import fleet_verdict
 
 
@@ -57,3 +58,27 @@ def take_over(view: FleetView, here: Here, chosen: Mapping[str, FleetImage]) -> 
     if unknown := sorted(chosen.keys() - set(names)):
         return f"pivotd has never moved {unknown[0]}: there is nothing to choose"
     return taken(view, here.host, here.boot_id, here.utc_now, images)
+
+
+def accepting(view: FleetView, here: Here, pivot: Pivot, disk: str, image: FleetImage) -> FleetView | str:
+    """Return what the fleet has to hold once a person has named the image of a disk here, or why that must not be.
+
+    ``pivot`` is the disk's last one here and closed. Of a guest that the fleet does not know, nothing is to be told.
+    """
+    owner = view.owner
+    if owner is None:
+        return view
+    if owner.host != here.host:
+        who = "no host yet, since it has left one by a migration" if owner.host is None else f"host {owner.host}"
+        return f"the guest belongs to {who} in the fleet: settle it there, or `pivotctl fleet take {view.domain}` here"
+    if view.intent is not None and view.intent.pivot == pivot.id:
+        told = after_outcome(view, pivot, here)
+        if isinstance(told, Superseded):
+            return told.reason
+        view = told
+    if view.intent is not None:
+        return (
+            f"pivot {view.intent.pivot} was announced in the fleet, and this journal does not know what became of it: "
+            f"`pivotctl fleet take {view.domain} --fenced --image {disk}=IMAGE`"
+        )
+    return accepted(view, pivot.id, disk, image, here.utc_now)

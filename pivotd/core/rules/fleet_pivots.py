@@ -43,11 +43,8 @@ def before_intent(view: FleetView, pivot: Pivot, here: Here, on_silence: OnSilen
     A guest without an owner, or whose owner has released it, is claimed in the same transaction.
     """
     owner, intent = view.owner, view.intent
-    if owner is not None and owner.host not in {None, here.host}:
-        return (
-            f"the guest belongs to host {owner.host} in the fleet since {owner.since}: move it there, or fence that "
-            f"host and `pivotctl fleet take {view.domain}` here"
-        )
+    if (refusal := of_another(view, here.host)) is not None:
+        return refusal
     if intent is not None and (intent.pivot != pivot.id or owner is None or owner.host is None):
         return (
             f"the fleet does not know yet what became of pivot {intent.pivot}, which the journal of {intent.host} says"
@@ -57,6 +54,17 @@ def before_intent(view: FleetView, pivot: Pivot, here: Here, on_silence: OnSilen
             return "the guest has left its host by a migration, and is not here"
         view = claimed(view, here.host, here.boot_id, here.utc_now)
     return announced(view, pivot, on_silence)
+
+
+def of_another(view: FleetView, host: str) -> str | None:
+    """Return one sentence if the guest belongs to another host, which alone may pause it; else None."""
+    owner = view.owner
+    if owner is None or owner.host in {None, host}:
+        return None
+    return (
+        f"the guest belongs to host {owner.host} in the fleet since {owner.since}: move it there, or fence that "
+        f"host and `pivotctl fleet take {view.domain}` here"
+    )
 
 
 def after_outcome(view: FleetView, pivot: Pivot, here: Here) -> FleetView | Superseded:
