@@ -370,3 +370,22 @@ def m009_fleet(db: Database) -> None:
     for statement in M009_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 9")
+
+
+M010_STATEMENTS = (
+    """
+    CREATE TABLE guest_to_release (
+        domain TEXT NOT NULL PRIMARY KEY,
+        epoch INTEGER NOT NULL,
+        seen_at TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
+)
+
+
+@migrations()
+def m010_guest_to_release(db: Database) -> None:
+    """Keep the guests that have left by a migration, and that the fleet still has to release."""
+    for statement in M010_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 10")

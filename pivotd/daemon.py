@@ -326,7 +326,7 @@ class Daemon:
         if self._fleet is None:
             return []
         module: Any = importlib.import_module("pivotd.app.owned_guests")
-        owners = module.OwnedGuests(self._host, self._fleet, self._clock)
+        owners = module.OwnedGuests(self._host, self._fleet, self._clock, self._journal)
         return [group.create_task(owners.run(), name="fleet owners")]
 
     async def _say_found(self, sock: socket.socket) -> None:

@@ -1,4 +1,8 @@
-"""Claims guests for this host when it meets them, and releases those that leave it by a migration."""
+"""Claims guests for this host when it meets them, and releases those that leave it by a migration.
+
+A release that is owed is in the journal: neither the end of QEMU nor that of pivotd makes it forgotten. A QEMU that
+ended before anybody saw its guest leave owes nothing: the guest may have died there, and a person takes it elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ from collections.abc import Callable
 from pivotd import limits
 from pivotd.app.due_domains import DueDomains
 from pivotd.app.registry import Host
+from pivotd.core.fleet import FleetView
 from pivotd.core.observation import LEAVING, MIGRATION_STATES
-from pivotd.core.rules.fleet_owners import leaving, meeting
+from pivotd.core.rules.fleet_owners import leaving, meeting, owned
 from pivotd.core.rules.fleet_pivots import Here
 from pivotd.engine.ports import Clock, Fleet
 from pivotd.engine.supervisor import Supervisor
-from pivotd.errors import FleetConflictError, FleetError, PivotdError
+from pivotd.errors import FleetConflictError, FleetError, JournalError, PivotdError
+from pivotd.journal.journal import Journal
 from pivotd.log import get_logger
 from pivotd.qmp.session import Session
 
@@ -26,13 +32,16 @@ class OwnedGuests:
     A guest of another host is left alone: the log says so once, and its pivots say it at ``ready``.
     """
 
-    def __init__(self, host: Host, fleet: Fleet, clock: Clock) -> None:
+    def __init__(self, host: Host, fleet: Fleet, clock: Clock, journal: Journal) -> None:
         self._host = host
+        self._journal = journal
         self._fleet = fleet
         self._clock = clock
         self._connected: dict[str, Session] = {}
-        self._left: set[str] = set()
-        """Guests that were seen to leave and are still to be released; their QEMU may be gone."""
+        self._left: dict[str, int | None] = {}
+        """Guests that were seen to leave and are to be released, each with the owner's epoch; QEMU may be gone."""
+        self._epochs: dict[str, int] = {}
+        """Under which epoch this host owns the guests that are here."""
         self._told: dict[str, str] = {}
         self._due = DueDomains()
         self._again: dict[str, asyncio.TimerHandle] = {}
@@ -43,6 +52,7 @@ class OwnedGuests:
         for name in self._host.supervisors:
             self._on_changed(name)
         try:
+            await self._remember()
             while True:
                 name = await self._due.next()
                 try:
@@ -57,6 +67,21 @@ class OwnedGuests:
             self._host.listeners.remove(self._on_changed)
             for timer in self._again.values():
                 timer.cancel()
+
+    async def _remember(self) -> None:
+        """Go on with what the pivotd before has owed, once each of these QEMUs was connected to or could not be."""
+        while True:
+            try:
+                owed = await self._journal.owed_releases()
+                break
+            except JournalError:  # its own alarms tell of that
+                await asyncio.sleep(limits.FLEET_AGAIN_S)
+        wait_s = limits.CONNECT_TIMEOUT_S + limits.GREETING_TIMEOUT_S
+        supervisors = [one for name in owed if (one := self._host.supervisors.get(name)) is not None]
+        await asyncio.gather(*(supervisor.settled(wait_s) for supervisor in supervisors))
+        for domain, epoch in owed.items():
+            self._left.setdefault(domain, epoch)
+            self._due.ask(domain)
 
     def _on_changed(self, domain: str) -> None:
         """Ask for a look at each new connection, and when a pivot has ended: a release waits for the last outcome."""
@@ -102,29 +127,53 @@ class OwnedGuests:
         session = None if supervisor is None else supervisor.session
         state = None if session is None else await session.run_state()
         if state in LEAVING:
-            self._left.add(domain)
+            await self._owes(domain, self._epochs.get(domain))
         elif state is not None and state not in MIGRATION_STATES:
-            self._left.discard(domain)
+            await self._settled(domain, "the guest runs here")
         elif domain not in self._left:
             return
         view = await self._fleet.read(domain, self._fleet.timeout_s)
         here = Here(self._fleet.host, self._fleet.boot_id, self._clock.utc_now(), present=domain not in self._left)
-        after = meeting(view, here) if here.present else leaving(view, here)
+        after = meeting(view, here) if here.present else await self._leaving(view, here)
         if after != view:
             await self._fleet.write(view, after, self._fleet.timeout_s)
             if here.present:
                 log.info("fleet.claimed", domain=domain, host=self._fleet.host)
             else:
                 log.info("fleet.released", domain=domain, host=self._fleet.host)
-        mine = after.owner is not None and after.owner.host == here.host
+        mine = owned(after, here, self._left.get(domain))
         if not here.present and not mine:
-            self._left.discard(domain)
+            await self._settled(domain, "it belongs to this host no more, or was taken by it since")
+        if here.present and mine and after.owner is not None:
+            self._epochs[domain] = after.owner.epoch
         if mine != here.present:  # the outcome of a pivot is still to be told, or another host has the guest
             self._ask_later(domain)
         if here.present and not mine and after.owner is not None and after.owner.host is not None:
             self._tell(domain, f"the guest belongs to host {after.owner.host} in the fleet, and is also here")
         else:
             self._told.pop(domain, None)
+
+    async def _leaving(self, view: FleetView, here: Here) -> FleetView:
+        """Return what the fleet has to hold; first the journal knows that this is owed, and under which epoch."""
+        domain = view.domain
+        if not owned(view, here, self._left[domain]):
+            return view
+        assert view.owner is not None
+        await self._owes(domain, view.owner.epoch)
+        return leaving(view, here)
+
+    async def _owes(self, domain: str, epoch: int | None) -> None:
+        """Remember that a guest leaves; durably as soon as the owner's epoch is known."""
+        if domain in self._left and epoch in {None, self._left[domain]}:
+            return
+        if epoch is not None:
+            await self._journal.owe_release(domain, epoch)
+        self._left[domain] = epoch
+
+    async def _settled(self, domain: str, why: str) -> None:
+        if domain in self._left:
+            await self._journal.settle_release(domain, why)
+            del self._left[domain]
 
     def _tell(self, domain: str, reason: str) -> None:
         if self._told.get(domain) != reason:

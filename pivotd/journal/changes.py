@@ -183,6 +183,39 @@ def left(domain: str, at: str) -> Change[None]:
     return change
 
 
+def owe_release(domain: str, epoch: int) -> Change[None]:
+    """Note that a guest leaves this host, which owns it under this epoch in the fleet; again writes nothing."""
+    text = to_json({"epoch": epoch})
+
+    def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
+        sql = (
+            "INSERT INTO guest_to_release VALUES (?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at WHERE epoch <> excluded.epoch"
+        )
+        if not connection.execute(sql, (domain, epoch, utc_now())).rowcount:
+            return None, ()
+        return None, (_append(connection, (domain, None, None), "release-owed", text),)
+
+    return change
+
+
+def settle_release(domain: str, why: str) -> Change[None]:
+    """Forget that a guest is to be released, if it is."""
+    text = to_json({"reason": why})
+
+    def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
+        if not connection.execute("DELETE FROM guest_to_release WHERE domain = ?", (domain,)).rowcount:
+            return None, ()
+        return None, (_append(connection, (domain, None, None), "release-settled", text),)
+
+    return change
+
+
+def owed_releases(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return the epochs under which guests have left that are still to be released, by domain."""
+    return {row["domain"]: row["epoch"] for row in connection.execute("SELECT domain, epoch FROM guest_to_release")}
+
+
 def add_domain(name: str, qmp_path: str, uid: int) -> Change[None]:
     """Insert a domain; the same name and path again writes nothing."""
     text = to_json({"qmp_path": qmp_path, "uid": uid})

@@ -140,6 +140,21 @@ class Journal:
         """Put every disk of a domain in doubt: its guest leaves this host by a migration. Raises: JournalError."""
         await self._writer.submit(changes.left(domain, changes.utc_now()))
 
+    async def owe_release(self, domain: str, epoch: int) -> None:
+        """Note that the fleet has to release a guest that this host owns under this epoch. Raises: JournalError."""
+        await self._writer.submit(changes.owe_release(domain, epoch))
+
+    async def settle_release(self, domain: str, why: str) -> None:
+        """Note that no release of a guest is owed any more; ``why`` goes into the record. Raises: JournalError."""
+        await self._writer.submit(changes.settle_release(domain, why))
+
+    async def owed_releases(self) -> dict[str, int]:
+        """Return the epochs under which guests have left that the fleet has to release, by domain.
+
+        Raises: JournalError.
+        """
+        return await self._look(changes.owed_releases)
+
     async def added_domains(self) -> list[DomainRow]:
         """Return the domains that were added at run time, by name. Raises: JournalError."""
         return await self._look(changes.domains)

@@ -23,7 +23,7 @@ from pivotd.journal import place, raw_files
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 """The number of the last step in migrations/migrations.py."""
 APPLICATION_ID = 0x70767464
 FILE_NAME = "journal.db"
@@ -36,6 +36,7 @@ BUSY_TIMEOUT_MS = 250
 _OBJECTS = {
     "table": {
         "domain",
+        "guest_to_release",
         "pivot",
         "pivot_disk",
         "disk_latest",

@@ -164,3 +164,11 @@ def test_a_persons_word_in_the_fleet_settles_what_the_journal_cannot(image: Flee
     pivot = replace(UNKNOWN, fleet=FleetStage.TOLD, phase=Phase.CLOSED)
     one = said(view(epoch=4, disks=(told(image, ACCEPTED, pivot.id),)), here(pivot))
     assert (one.certain, one.image, one.outcome) == (True, image.filename, ACCEPTED)
+
+
+def test_a_guest_that_has_left_is_not_started_again_by_an_older_word():
+    """The release is owed: the fleet still names this host, and the guest runs elsewhere."""
+    moved = replace(UNKNOWN, fleet=FleetStage.TOLD, phase=Phase.CLOSED)
+    fleet = view(disks=(told(NEW, ACCEPTED, moved.id),))
+    for disk in (replace(NEVER, left=True), here(moved, left=True), here(TOLD, left=True)):
+        assert not said(fleet, disk).certain

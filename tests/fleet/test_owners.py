@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from pivotd.core.fleet import FleetView, Owner
+from pivotd.core.rules.fleet_owners import take_over
+from pivotd.core.rules.fleet_pivots import Here
 from pivotd.core.rules.fleet_words import fleet_verdict
+from pivotd.fleet.store import EtcdFleet
 from tests.conftest import QemuFactory
 from tests.fleet.conftest import Settings
 from tests.fleet.etcd import Cluster
@@ -84,6 +87,77 @@ async def test_the_guest_of_another_host_is_left_alone(
                 await asyncio.sleep(0.05)
     assert await fleet.read("web1", LONG_S) == theirs
     assert await asyncio.to_thread(qemu.run_state) == "running"
+
+
+class Leaving:
+    """A guest that has left h1 by a migration while etcd was away; then its host lost QEMU and pivotd."""
+
+    def __init__(self, cluster: Cluster, fleet: EtcdFleet, qemu_factory: QemuFactory, tmp_path: Path) -> None:
+        self.cluster, self.fleet, self.tmp_path = cluster, fleet, tmp_path
+        image = create_image(tmp_path / "a.qcow2")
+        self.old = qemu_factory([Disk(image)], directory=made(tmp_path / "q1"))
+        self.socket = tmp_path / "m"
+        extra = ["-incoming", f"unix:{self.socket}"]
+        self.new = qemu_factory([Disk(image)], directory=made(tmp_path / "q2"), extra=extra)
+
+    def daemon(self, host: str) -> Daemon:
+        qmp = (self.old if host == "h1" else self.new).qmp
+        return daemon_of(self.tmp_path / host, host, qmp, self.cluster)
+
+    async def owner(self, epoch: int) -> FleetView:
+        async with asyncio.timeout(LONG_S):
+            while (view := await self.fleet.read("web1", LONG_S)).owner is None or view.owner.epoch != epoch:
+                await asyncio.sleep(0.05)
+        return view
+
+    async def leave(self) -> None:
+        with self.daemon("h1") as daemon:
+            await self.owner(1)
+            for node in self.cluster.nodes:
+                node.freeze()
+            await asyncio.to_thread(self.old.spy, "migrate", {"uri": f"unix:{self.socket}"})
+            await recorded(daemon, "release-owed")
+            await asyncio.to_thread(self.old.kill)
+        for node in self.cluster.nodes:
+            node.thaw()
+
+
+async def recorded(daemon: Daemon, event: str) -> None:
+    async with asyncio.timeout(LONG_S):
+        while event not in (await asyncio.to_thread(daemon.ctl, "events")).stdout:
+            await asyncio.sleep(0.1)
+
+
+async def test_a_release_is_owed_although_pivotd_and_qemu_are_gone(
+    fragile: Cluster, fleet_of: Settings, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """No pivot of this guest is in the journal, and the next pivotd never sees its QEMU."""
+    fleet = fleet_of(*fragile.urls, prefix=f"/{tmp_path.name}/")
+    guest = Leaving(fragile, fleet, qemu_factory, tmp_path)
+    await guest.leave()
+    assert (await guest.owner(1)).owner.host == "h1"  # type: ignore[union-attr]
+    with guest.daemon("h1") as first:
+        assert (await guest.owner(2)).owner.host is None  # type: ignore[union-attr]
+        await recorded(first, "release-settled")
+        with guest.daemon("h2"):
+            assert (await guest.owner(3)).owner.host == "h2"  # type: ignore[union-attr]
+
+
+async def test_a_guest_that_was_taken_since_is_not_released(
+    fragile: Cluster, fleet_of: Settings, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """Also if it was this host that took it: what was owed was owed by another epoch."""
+    fleet = fleet_of(*fragile.urls, prefix=f"/{tmp_path.name}/")
+    guest = Leaving(fragile, fleet, qemu_factory, tmp_path)
+    await guest.leave()
+    view = await guest.owner(1)
+    for host in ("h2", "h1"):
+        after = take_over(view, Here(host, "boot", "2026-11-23T09:00:00Z"), {})
+        assert isinstance(after, FleetView)
+        view = await fleet.write(view, after, LONG_S)
+    with guest.daemon("h1") as first:
+        await recorded(first, "release-settled")
+    assert await fleet.read("web1", LONG_S) == view
 
 
 def made(directory: Path) -> Path:

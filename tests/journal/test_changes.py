@@ -356,3 +356,16 @@ async def test_note_of_an_unknown_pivot_is_refused(journal: Journal) -> None:
     with pytest.raises(JournalError, match="FOREIGN KEY"):
         await journal.note("odd", {}, pivot="nobody")
     assert journal.healthy
+
+
+async def test_an_owed_release_is_kept_until_it_is_settled(journal: Journal) -> None:
+    """With the last epoch; what is known already writes nothing."""
+    await journal.owe_release("web1", 3)
+    await journal.owe_release("web1", 3)
+    await journal.owe_release("web1", 5)
+    await journal.owe_release("db1", 1)
+    assert await journal.owed_releases() == {"db1": 1, "web1": 5}
+    await journal.settle_release("web1", "released")
+    await journal.settle_release("web1", "released")
+    assert await journal.owed_releases() == {"db1": 1}
+    assert journal.last_seq == 4

@@ -252,6 +252,20 @@ def test_the_pivots_of_a_journal_of_schema_8_were_never_announced(tmp_path: Path
     assert found.pauses[0].fleet_ms is None
 
 
+async def test_a_journal_of_schema_9_owes_no_release(tmp_path: Path) -> None:
+    """Before schema 10, what was owed ended with pivotd."""
+    path = tmp_path / "journal.db"
+    make_older_journal(path, "m010_guest_to_release", [(make_pivot(1), {})])
+    assert schema.inspect(path) == 9
+    journal = Journal.open(tmp_path)
+    assert await journal.owed_releases() == {}
+    await journal.owe_release("web1", 1)
+    await journal.close()
+    journal = Journal.open(tmp_path)
+    assert await journal.owed_releases() == {"web1": 1}
+    await journal.close()
+
+
 def test_a_journal_that_cannot_be_upgraded_is_left_as_it_was(tmp_path: Path) -> None:
     """Its number says that steps are pending, its list of steps that there are none."""
     path = make_journal(tmp_path)

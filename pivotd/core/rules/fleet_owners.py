@@ -21,6 +21,12 @@ def meeting(view: FleetView, here: Here) -> FleetView:
     return claimed(view, here.host, here.boot_id, here.utc_now)
 
 
+def owned(view: FleetView, here: Here, epoch: int | None) -> bool:
+    """Return whether the guest is still this host's, under this epoch if it is known: it was not taken since."""
+    owner = view.owner
+    return owner is not None and owner.host == here.host and epoch in {None, owner.epoch}
+
+
 def leaving(view: FleetView, here: Here) -> FleetView:
     """Return what the fleet has to hold once a guest has left here by a migration; the view itself if nothing is due.
 
