@@ -24,7 +24,7 @@ PARAMETERS: dict[str, tuple[str, Schema]] = {
     "after_image": ("The name of an image: only later ones, to go on where a page ended.", TEXT),
     "open": ("true: only pivots that are not closed.", {"type": "boolean", "default": False}),
     "local": (
-        "true: this host's word counts alone if its fleet does not answer; nobody else has taken the guest.",
+        "true: this host's word counts alone if its fleet does not answer; no other host has had the guest since.",
         {"type": "boolean", "default": False},
     ),
     "limit": ("The most rows to return.", {"type": "integer", "minimum": 0, "maximum": limits.EVENTS_PAGE_MAX}),

@@ -9,7 +9,7 @@ from pivotd import limits
 from pivotd.app.due_domains import DueDomains
 from pivotd.app.libvirt_moves import follow
 from pivotd.app.live_verdicts import image_names
-from pivotd.app.reads import Reads, in_doubt
+from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.core.observation import LEAVING
 from pivotd.core.pivot import Phase, Record
@@ -138,7 +138,9 @@ class Alarms:
         if await session.run_state() in LEAVING:  # first of all: its QEMU may end at once
             await self._journal.left(domain)
         live, found = await self._reads.checked(domain)
-        doubts = in_doubt(found)
+        doubts = await self._reads.in_doubt(live, found)
+        if live.unsettled:
+            self._ask_again(domain, limits.ALARM_AGAIN_S)
         if doubts and await follow(domain, session, doubts, self._journal, self._reads):
             self._ask(domain)
             return

@@ -45,6 +45,8 @@ class LiveVerdicts:
         """What the QEMUs use now whose guests neither arrive nor leave by a migration."""
         self.spoiled: frozenset[Key] = frozenset()
         """Disks of which a pivot of another disk has overwritten an image."""
+        self.unsettled = False
+        """The fleet is about to know who owns the guest: look again."""
         self.theirs: set[Key] = set()
         """Disks whose verdict is the fleet's: of their image, the journal knows no file."""
         self._confirmed: set[Key] = set()

@@ -300,8 +300,24 @@ class Reads:
 
     async def doubts(self, domain: str) -> dict[str, Verdict]:
         """Return, by disk, the verdicts of a domain that a person has to settle. Raises: DomainUnreachableError."""
-        _, found = await self.checked(domain)
-        return in_doubt(found)
+        live, found = await self.checked(domain)
+        return await self.in_doubt(live, found)
+
+    async def in_doubt(self, live: LiveVerdicts, found: Mapping[Key, Verdict]) -> dict[str, Verdict]:
+        """Return, by disk, the verdicts of one domain whose evidence contradicts itself, and that the fleet leaves so.
+
+        A guest that another host has moved, and that has come back, runs where the fleet says. The journal stays in
+        doubt: while the fleet does not answer, it would name an older image.
+        """
+        doubts = {key: one for key, one in found.items() if one.outcome is Outcome.UNKNOWN}
+        asked = {key: one for key, one in found.items() if not one.certain and key in live.shown}
+        if self._fleet is not None and asked:
+            said = await self._fleet.together(live, asked, None, None, local=True)
+            for key, one in said.items():
+                if one.certain or one.pending:
+                    doubts.pop(key, None)
+            live.unsettled = any(one.pending for one in said.values())
+        return {disk: one for (_, disk), one in doubts.items()}
 
     def _sessions(self, domains: Iterable[str] | None) -> dict[str, Session]:
         """Return the connections to the QEMUs of these domains, or of all."""
@@ -341,11 +357,6 @@ class Reads:
                 return found, None
             left, name = left - limits.READ_AT_ONCE, following
         return found, name
-
-
-def in_doubt(found: Mapping[Key, Verdict]) -> dict[str, Verdict]:
-    """Return, by disk, the verdicts of one domain whose evidence contradicts itself."""
-    return {disk: one for (_, disk), one in found.items() if one.outcome is Outcome.UNKNOWN}
 
 
 async def _asked(image: str) -> Asked:

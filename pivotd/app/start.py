@@ -16,10 +16,19 @@ from pivotd.app.registry import Host
 from pivotd.core import nbd
 from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
+from pivotd.core.rules.fleet_pivots import of_another
 from pivotd.core.verdict import Verdict
 from pivotd.engine import pivot_log
+from pivotd.engine.ports import Fleet
 from pivotd.engine.supervisor import Supervisor
-from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, DomainUnreachableError, PivotdError
+from pivotd.errors import (
+    BadRequestError,
+    ConflictError,
+    DiskBusyError,
+    DomainUnreachableError,
+    FleetError,
+    PivotdError,
+)
 from pivotd.journal.journal import Journal
 from pivotd.planning import placing
 from pivotd.planning.plan import marks, plan, written
@@ -41,8 +50,9 @@ Marked = Sequence[tuple[Image, frozenset[str]]]
 class Starter:
     """Accepts requests for pivots."""
 
-    def __init__(self, host: Host, journal: Journal, history: History) -> None:
+    def __init__(self, host: Host, journal: Journal, history: History, fleet: Fleet | None = None) -> None:
         self._host = host
+        self._fleet = fleet
         self._journal = journal
         self._history = history
         self._holders = Holders(host, history)
@@ -90,6 +100,7 @@ class Starter:
 
     async def _start(self, request: PivotRequest, who: Requester) -> Pivot:
         supervisor = self._host.get(request.domain)
+        await self._refuse_others(request.domain)
         async with _turn(supervisor):
             session = await supervisor.connected()
             others = [driver.pivot for driver in self._host.drivers().values()]
@@ -114,6 +125,18 @@ class Starter:
                 if changed is None:
                     raise
                 made[path] = changed
+
+    async def _refuse_others(self, domain: str) -> None:
+        """Raises: ConflictError: the guest is another host's. Without an answer, the pivot waits for one at READY."""
+        if self._fleet is None:
+            return
+        try:
+            view = await self._fleet.read(domain, self._fleet.timeout_s)
+        except FleetError:
+            return
+        if (refusal := of_another(view, self._fleet.host)) is not None:
+            assert view.owner is not None
+            raise ConflictError(f"domain {domain}: {refusal}", domain=domain, host=view.owner.host)
 
     async def _refuse_doubtful(self, planned: Pivot) -> None:
         """Raises: ConflictError: a disk may be on a wrong image, and after another pivot nobody could tell any more."""

@@ -159,5 +159,5 @@ def _split(text: str) -> tuple[float | None, str]:
 
 def local_word(function: F) -> F:
     """Add the option to do without the fleet's word."""
-    said = "If etcd does not answer, take this host's word alone: you know that no other host has the guest."
+    said = "If etcd does not answer, take this host's word alone: you know that no other has had the guest since."
     return click.option("--local", is_flag=True, help=said)(function)

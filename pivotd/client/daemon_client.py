@@ -179,8 +179,8 @@ class Client:
     def verdicts(self, domain: str | None = None, disk: str | None = None, *, local: bool = False) -> list[Verdict]:
         """Return which image holds the data of each disk, and why; of all disks, or of those selected.
 
-        ``local``: the host's word counts alone if its fleet does not answer. You know then that no other host has taken
-        the guest.
+        ``local``: the host's word counts alone if its fleet does not answer. You know then that no other host has had
+        the guest since its last pivot here.
         """
         given = "true" if local else None
         return self._get("/v1/verdicts", list[Verdict], domain=domain, disk=disk, local=given)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pivotd.client import Client
 from pivotd.core.fleet import ACCEPTED, FleetDisk, FleetImage, FleetView, OnSilence, Owner
 from pivotd.core.pivot import FleetStage, Outcome, Phase
 from pivotd.core.rules.fleet_owners import take_over
@@ -193,6 +194,12 @@ async def test_a_guest_that_was_moved_elsewhere_and_is_back_has_the_fleets_image
                 await asyncio.sleep(0.1)
         found = (await asyncio.to_thread(daemon.ctl, "verdict", "web1", "disk0")).json
         assert (found["certain"], found["image"], found["pivot"]) == (True, last.filename, "01X")
+        assert (await asyncio.to_thread(daemon.ctl, "domain", "show", "web1")).json["alarms"] == []
+        answer = await asyncio.to_thread(daemon.ctl, "copy", "web1", f"disk0={tmp_path / 'd.qcow2'}")
+        assert answer.status == 0, answer
+        assert (await asyncio.to_thread(daemon.ctl, "image", "web1", "disk0")).json["image"] == str(
+            tmp_path / "d.qcow2"
+        )
 
 
 async def test_an_untold_switch_is_told_before_a_guest_starts_by_it(
@@ -269,3 +276,49 @@ async def test_a_persons_word_is_told_to_the_fleet(site: Site, qemu_factory: Qem
         assert answer.status == 4, answer
         assert "belongs to host h2" in answer.json["error"]["message"]
         assert await site.view() == told
+
+
+async def test_a_pivot_of_another_hosts_guest_is_refused_at_once(
+    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """Nothing is copied, and nothing is recorded; a request that was taken before keeps its answer."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
+    with site.daemon(qemu.qmp) as daemon:
+        ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
+        done = ("copy", "web1", f"disk0={tmp_path / 'b.qcow2'}", "--id", "once")
+        first = await ctl(*done)
+        await site.until(lambda one: bool(one.disks))
+        await site.taken_by("h2")
+        answer = await ctl("copy", "web1", f"disk0={tmp_path / 'c.qcow2'}")
+        assert answer.status == 4, answer
+        assert (answer.json["error"]["kind"], answer.json["error"]["host"]) == ("conflict", "h2")
+        assert "belongs to host h2" in answer.json["error"]["message"]
+        assert not (tmp_path / "c.qcow2").exists()
+        assert len((await ctl("pivot", "ls")).json) == 1
+        assert (await ctl(*done)).json["id"] == first.json["id"]
+
+
+async def test_a_pivot_without_an_answer_of_the_fleet_waits_at_ready(
+    qemu_factory: QemuFactory, cluster: Cluster, tmp_path: Path
+) -> None:
+    """It is accepted, copies, says why it waits, and goes on once etcd is there."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
+    (port,) = free_ports(1)
+    away = daemon_of(tmp_path / "h1", "h1", qemu.qmp, SimpleNamespace(urls=[f"http://127.0.0.1:{port}"]))  # type: ignore[arg-type]
+    with away as daemon:
+        begun = (await asyncio.to_thread(daemon.ctl, "copy", "web1", f"disk0={tmp_path / 'b.qcow2'}", "-d")).json
+        assert await asyncio.to_thread(until_ready, daemon, begun["id"])
+    with daemon_of(tmp_path / "h1", "h1", qemu.qmp, cluster) as daemon:
+        answer = await asyncio.to_thread(daemon.ctl, "pivot", "wait", begun["id"])
+        assert (answer.status, answer.json["outcome"]) == (0, "switched")
+
+
+def until_ready(daemon: Daemon, pivot: str) -> bool:
+    deadline = time.monotonic() + LONG_S
+    client = Client(str(daemon.socket))
+    while time.monotonic() < deadline:
+        found = client.progress(pivot)
+        if found is not None and "fleet has to know before" in (found.detail or ""):
+            return found.phase == "ready"
+        time.sleep(0.1)
+    return False

@@ -67,8 +67,8 @@ def unanswered(disk: DiskHere, why: str, *, again: bool) -> Verdict:
     """Return the verdict while the fleet does not answer. ``again``: it may soon."""
     named = "" if disk.verdict.image is None else f" It names {disk.verdict.image}."
     reason = (
-        f"The fleet does not answer, and another host may have taken the guest: {why}.{named} If you know that none "
-        "has, --local takes this host's word alone."
+        f"The fleet does not answer, and another host may have had the guest since: {why}.{named} If you know that "
+        "none has, --local takes this host's word alone."
     )
     return replace(_uncertain(disk.verdict, reason), pending=again or disk.verdict.pending)
 
