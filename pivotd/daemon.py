@@ -308,7 +308,7 @@ class Daemon:
             status = group.create_task(self._status.run(), name="status")
             found = group.create_task(self._say_found(sock), name="found")
             discovery = group.create_task(self._discover(reloader), name="discovery")
-            owners = self._keep_owners(group)
+            in_fleet = self._join_fleet(group)
             alarms = group.create_task(alarms_module.Alarms(self._host, self._journal, reads).run(), name="alarms")
             leftovers = group.create_task(leftovers_module.Leftovers(self._host, reads).run(), name="leftovers")
             reloading = group.create_task(reloader.run(self._hangup, reload_listener), name="reload")
@@ -316,18 +316,22 @@ class Daemon:
             await self._stop.wait()
             daemon_service.end()
             api_stop.set()
-            for task in (status, found, discovery, alarms, leftovers, reloading, *owners):
+            for task in (status, found, discovery, alarms, leftovers, reloading, *in_fleet):
                 task.cancel()
             await api
         await reads.close()
 
-    def _keep_owners(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
-        """Claim and release guests in the fleet from now on, if this host belongs to one."""
+    def _join_fleet(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        """Claim and release guests in the fleet from now on, and be seen there, if this host belongs to one."""
         if self._fleet is None:
             return []
         module: Any = importlib.import_module("pivotd.app.owned_guests")
         owners = module.OwnedGuests(self._host, self._fleet, self._clock, self._journal)
-        return [group.create_task(owners.run(), name="fleet owners")]
+        presence: Any = importlib.import_module("pivotd.app.fleet_presence")
+        return [
+            group.create_task(owners.run(), name="fleet owners"),
+            group.create_task(presence.show(self._fleet), name="fleet presence"),
+        ]
 
     async def _say_found(self, sock: socket.socket) -> None:
         """Log which QEMUs were found, once each domain was connected to, or could not be."""

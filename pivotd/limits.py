@@ -70,6 +70,8 @@ FLEET_WATCH_AGAIN_S = 1.0
 FLEET_TAKES_MAX = 5
 """How often a take-over begins again because the domain has changed meanwhile."""
 FLEET_HOST_TTL_S = 120
+FLEET_HOST_END_S = 0.5
+"""How long an orderly end may wait for etcd; without an answer, the key goes with its lease."""
 FLEET_HOST_RENEW_S = 40.0
 """A host that is gone disappears from `fleet ls` after that time; 10,000 hosts are 250 requests per second."""
 

@@ -195,6 +195,8 @@ KINDS: Mapping[str, Kind] = {
         "dd6fee84f94a4d9fbffa4df538fbdb34",
         "{domain}: the guest has left this host, {host}, which releases it in the fleet",
     ),
+    "fleet.not-usable": Kind("3a7d8f0c52b94ab8a6e0c91e57d4f2b6", "the fleet cannot be used: {error}"),
+    "fleet.answers": Kind("c84b1e6d0f3f4d1b9a57e2c3d6a8b901", "the fleet answers again"),
     "fleet.not-owner": Kind("9f5a95f7701d40f59279c20bce00ab4a", "{domain}: {reason}"),
     "request.refused": Kind("c15aff48ea7d4b64b9406b843af62fb8", "{method} {path} of {who} refused: {reason}"),
     "request.left-out": Kind(

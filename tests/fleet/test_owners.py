@@ -163,3 +163,33 @@ async def test_a_guest_that_was_taken_since_is_not_released(
 def made(directory: Path) -> Path:
     directory.mkdir()
     return directory
+
+
+async def test_a_host_is_seen_while_its_pivotd_runs(cluster: Cluster, fleet_of: Settings, tmp_path: Path) -> None:
+    """An orderly end removes it at once; a host that is lost goes with its lease."""
+    fleet = fleet_of(*cluster.urls, prefix=f"/{tmp_path.name}/")
+
+    async def seen(hosts: set[str]) -> None:
+        async with asyncio.timeout(LONG_S):
+            while set(await fleet.hosts(LONG_S)) != hosts:
+                await asyncio.sleep(0.05)
+
+    with daemon_of(tmp_path / "h1", "h1", tmp_path / "none.qmp", cluster) as daemon:
+        await seen({"h1"})
+        assert await asyncio.to_thread(daemon.terminate) == 0
+    await seen(set())
+
+
+async def test_an_etcd_that_hangs_does_not_delay_the_end(fragile: Cluster, fleet_of: Settings, tmp_path: Path) -> None:
+    """The key stays there until its lease ends, or goes with a message that arrives late."""
+    fleet = fleet_of(*fragile.urls, prefix=f"/{tmp_path.name}/")
+    with daemon_of(tmp_path / "h1", "h1", tmp_path / "none.qmp", fragile) as daemon:
+        async with asyncio.timeout(LONG_S):
+            while not await fleet.hosts(LONG_S):
+                await asyncio.sleep(0.05)
+        for node in fragile.nodes:
+            node.freeze()
+        assert await asyncio.to_thread(daemon.terminate) == 0
+    for node in fragile.nodes:
+        node.thaw()
+    assert set(await fleet.hosts(LONG_S)) <= {"h1"}
