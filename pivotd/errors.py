@@ -11,6 +11,8 @@ PivotdError
 |       +-- PhaseConflictError  the pivot has moved on
 |       |   +-- RevisionConflictError  another writer recorded a change of it first
 |       +-- BusyError       the pivot's driver did not answer in time
++-- UncertainError          nobody can say which image is right
++-- NeverMovedError         pivotd has never moved the disk: it says nothing of its image
 +-- TooBusyError            too many readers ask at once; a retry is safe
 +-- DomainUnreachableError  QEMU's monitor does not answer
 |   +-- MonitorBusyError    another client holds the monitor
@@ -136,6 +138,22 @@ class BusyError(ConflictError):
 
     kind = "busy"
     http_status = 503
+
+
+class UncertainError(PivotdError):
+    """Nobody can say which image is right."""
+
+    kind = "unknown"
+    http_status = 409
+    exit_status = EXIT_UNKNOWN
+
+
+class NeverMovedError(PivotdError):
+    """pivotd has never moved the disk, so it says nothing of its image."""
+
+    kind = "never-moved"
+    http_status = 404
+    exit_status = EXIT_NEVER_MOVED
 
 
 class TooBusyError(PivotdError):

@@ -195,6 +195,10 @@ KINDS: Mapping[str, Kind] = {
         "dd6fee84f94a4d9fbffa4df538fbdb34",
         "{domain}: the guest has left this host, {host}, which releases it in the fleet",
     ),
+    "fleet.taken": Kind(
+        "5d0c7e3b1a9f4c62b8d4e7f0a3c6951e", "{domain}: this host, {host}, has taken the guest, at the request of {who}"
+    ),
+    "fleet.forgotten": Kind("e1b7c9a45f2d4083a6f3d8c2b5e07419", "{domain}: the fleet has forgotten it, as {who} asked"),
     "fleet.not-usable": Kind("3a7d8f0c52b94ab8a6e0c91e57d4f2b6", "the fleet cannot be used: {error}"),
     "fleet.answers": Kind("c84b1e6d0f3f4d1b9a57e2c3d6a8b901", "the fleet answers again"),
     "fleet.not-owner": Kind("9f5a95f7701d40f59279c20bce00ab4a", "{domain}: {reason}"),

@@ -28,6 +28,7 @@ from pivotd.client.requests import (
     NewPivot,
     PullRequest,
     SnapshotRequest,
+    TakeRequest,
 )
 from pivotd.core import nbd
 from pivotd.core.pivot import Pivot, Record
@@ -76,6 +77,10 @@ def _image(found: ImageFound) -> bytes:
 
 def _list(encoded: Sequence[bytes]) -> Response:
     return Response(b"[%b]" % b",".join(encoded), media_type="application/json")
+
+
+def _encoded(document: bytes) -> Response:
+    return Response(document, media_type="application/json")
 
 
 def _json(value: Any, status: int = 200, **headers: str) -> Response:
@@ -300,6 +305,42 @@ async def obsolete(call: Call, request: Request) -> Response:
         request.query_params.get("after_image", ""), limit, shown.image
     )
     return _json(ObsoleteImages(tuple(found), following))
+
+
+async def fleet_verdicts(call: Call, request: Request) -> Response:
+    """Which image holds the data, by the fleet."""
+    query = request.query_params
+    return _encoded(await call.service.fleet.verdicts(query.get("domain"), query.get("disk"), problems.encode))
+
+
+async def fleet_domains(call: Call, request: Request) -> Response:
+    """All domains of the fleet."""
+    return _encoded(await call.service.fleet.domains(problems.encode))
+
+
+async def fleet_status(call: Call, request: Request) -> Response:
+    """State of etcd and of the fleet."""
+    return _encoded(await call.service.fleet.status(problems.encode))
+
+
+async def take(call: Call, request: Request) -> Response:
+    """Take a guest from a lost host."""
+    body = await _body(request, TakeRequest)
+    if not body.fenced:
+        raise BadRequestError(
+            "fenced: cut the power of the host that runs the guest, or its access to the images; then say so with true",
+            field="fenced",
+        )
+    chosen = {one.disk: one.image for one in body.disks}
+    if len(chosen) < len(body.disks):
+        raise BadRequestError("a disk is named twice: name each once", field="disks")
+    return _json(await call.service.fleet.take(request.path_params["domain"], chosen, call.who))
+
+
+async def forget(call: Call, request: Request) -> Response:
+    """Remove a domain from the fleet."""
+    await call.service.fleet.forget(request.path_params["domain"], call.who)
+    return Response(status_code=204)
 
 
 async def events(call: Call, request: Request) -> Response:

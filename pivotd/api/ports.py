@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
-from pivotd.client.answers import DiskView, DomainView, Health, Progress
+from pivotd.client.answers import DiskView, DomainView, FleetDomain, FleetStatus, FleetVerdict, Health, Progress
 from pivotd.client.requests import AcceptRequest
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import CopyOptions, PivotRequest, Requester
@@ -68,6 +68,36 @@ class Reads(Protocol):
 
     async def obsolete(self, after: str, limit: int, encode: Callable[[ImageFound], T]) -> tuple[list[T], str | None]:
         """Return those of the next ``limit`` images of the journal that no disk needs, and the name to go on from."""
+        ...
+
+
+class Fleet(Protocol):
+    """What all hosts of the fleet know. ``encode`` makes the answer, in a thread.
+
+    Raises from every method: ConflictError: this host belongs to no fleet; FleetError.
+    """
+
+    async def verdicts(self, domain: str | None, disk: str | None, encode: Callable[[list[FleetVerdict]], T]) -> T:
+        """Return the fleet's verdicts on all disks, or on those selected."""
+        ...
+
+    async def domains(self, encode: Callable[[list[FleetDomain]], T]) -> T:
+        """Return all domains of the fleet."""
+        ...
+
+    async def status(self, encode: Callable[[FleetStatus], T]) -> T:
+        """Return the state of etcd and of the fleet, also without a majority."""
+        ...
+
+    async def take(self, domain: str, chosen: Mapping[str, str], who: Requester) -> FleetDomain:
+        """Make this host the owner of a guest whose host was fenced; ``chosen``: a person's word, image by disk.
+
+        Raises: NeverMovedError, UncertainError, ConflictError.
+        """
+        ...
+
+    async def forget(self, domain: str, who: Requester) -> None:
+        """Remove a domain from the fleet. Raises: NeverMovedError, ConflictError: a pivot of it is undecided."""
         ...
 
 
@@ -143,6 +173,11 @@ class Service(Protocol):
 
     def health(self) -> Health:
         """Return the state of the daemon for a monitoring system."""
+        ...
+
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet of this host."""
         ...
 
     @property

@@ -15,10 +15,12 @@ from pivotd.client import answers as a
 from pivotd.client import requests as r
 
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
-VERDICT_OF = ("domain", "disk", "local")
+WHOSE = ("domain", "disk")
+VERDICT_OF = (*WHOSE, "local")
 PAGE = ("after", "limit")
 PIVOTS_PAGE = ("domain", "open", "limit", "before")
 D, P = "/v1/domains/{domain}", "/v1/pivots/{pivot}"
+F = "/v1/fleet"
 Handler = Callable[[h.Call, Request], Awaitable[Response]]
 
 
@@ -68,5 +70,10 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET", "/v1/obsolete", READER, h.obsolete, "Images of no use", a.ObsoleteImages, query=("after_image", "limit")
     ),
+    Route("GET", f"{F}/verdicts", READER, h.fleet_verdicts, "By the fleet", list[a.FleetVerdict], query=WHOSE),
+    Route("GET", f"{F}/domains", READER, h.fleet_domains, "All domains of the fleet", list[a.FleetDomain]),
+    Route("GET", f"{F}/status", READER, h.fleet_status, "State of etcd and of the fleet", a.FleetStatus),
+    Route("POST", f"{F}/domains/{{domain}}/take", OPERATOR, h.take, "Take a guest", a.FleetDomain, r.TakeRequest),
+    Route("DELETE", f"{F}/domains/{{domain}}", OPERATOR, h.forget, "Remove it from the fleet", status=204),
     Route("GET", "/v1/events", READER, h.events, "The event log, or a stream", list[a.Record], query=PAGE),
 )

@@ -6,6 +6,7 @@ from ulid import ULID
 
 from pivotd.app.accepting import Accepting
 from pivotd.app.domains import Domains
+from pivotd.app.fleet_service import FleetService
 from pivotd.app.health import Health
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
@@ -35,6 +36,7 @@ class DaemonService:
         self.domains, self.domain, self.disks = domains.all, domains.one, domains.disks
         self.add_domain, self.remove_domain = domains.add, domains.remove
         self.start = starter.start
+        self.fleet = FleetService(config.fleet, journal)
         self.health = Health(host, journal, starter).report
         self._ending = False
 

@@ -6,7 +6,7 @@ import os
 from typing import Self
 
 from pivotd.client import NewImage
-from pivotd.errors import EXIT_NEVER_MOVED, EXIT_REFUSED, EXIT_UNKNOWN, EXIT_USAGE, PivotdError
+from pivotd.errors import EXIT_REFUSED, EXIT_USAGE, PivotdError
 
 EXIT_OUTPUT = 1
 """The answer could not be written."""
@@ -21,20 +21,6 @@ class UsageError(PivotdError):
 
     kind = "usage"
     exit_status = EXIT_USAGE
-
-
-class UncertainError(PivotdError):
-    """Nobody can say which image is right."""
-
-    kind = "unknown"
-    exit_status = EXIT_UNKNOWN
-
-
-class NeverMovedError(PivotdError):
-    """This journal has never moved the disk, so it says nothing of its image."""
-
-    kind = "never-moved"
-    exit_status = EXIT_NEVER_MOVED
 
 
 class WrongImageError(PivotdError):

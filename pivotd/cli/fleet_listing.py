@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
-from pivotd.cli import fleet_answers, render
+from pivotd.cli import render
 from pivotd.cli.complaints import EXIT_INTERRUPTED
 from pivotd.cli.context import App, tell
 from pivotd.cli.fleet_command import asked
-from pivotd.client.answers import FleetDomain
+from pivotd.client.answers import FleetDomain, FleetStatus
 from pivotd.core.fleet import FleetView
-from pivotd.errors import EXIT_DONE, FleetError, FleetSilentError
-from pivotd.fleet import nodes
+from pivotd.errors import EXIT_DONE, EXIT_UNREACHABLE, FleetError
+from pivotd.fleet import fleet_answers
 from pivotd.fleet.records import HostSeen
 from pivotd.fleet.store import EtcdFleet
 from pivotd.fleet.watching import Watching
@@ -77,76 +77,38 @@ def _rows(one: FleetDomain, hosts: dict[str, HostSeen] | None) -> list[Row]:
 
 def status(app: App) -> None:
     """Show etcd's nodes, the hosts and the pivots that are undecided."""
-    seen, views, hosts, cluster, silent = asked(_status)
-    undecided = [
-        {"domain": view.domain, "pivot": intent.pivot, "host": intent.host, "on_silence": intent.on_silence}
-        for view in views
-        if (intent := view.intent) is not None
-    ]
-    app.status = EXIT_DONE if silent is None else silent.exit_status
-    document = {
-        "quorum": silent is None,
-        "cluster": cluster,
-        "nodes": [_node(one) for one in seen],
-        "domains": None if silent is not None else len(views),
-        "hosts": [{"host": name, "version": host.version, "since": host.since} for name, host in sorted(hosts.items())],
-        "undecided": undecided,
-    }
-    if not render.answer(app, document):
-        _print_status(document)
-    if silent is not None and not app.json:
-        tell(silent.message)
+    found = asked(fleet_answers.status)
+    app.status = EXIT_DONE if found.quorum else EXIT_UNREACHABLE
+    if render.answer(app, found):
+        return
+    _print_status(found)
+    if found.error is not None:
+        tell(found.error)
 
 
-_Status = tuple[list[nodes.NodeSeen], list[FleetView], dict[str, HostSeen], str | None, FleetError | None]
-
-
-async def _status(store: EtcdFleet) -> _Status:
-    seen = await nodes.look(store)
-    try:
-        views, hosts = await _all(store)
-    except FleetSilentError as error:
-        return seen, [], {}, store.gateway.cluster, error
-    return seen, views, hosts, store.gateway.cluster, None
-
-
-def _node(one: nodes.NodeSeen) -> dict[str, Any]:
-    return {
-        "endpoint": one.url,
-        "error": None if one.error is None else one.error.message,
-        "leader": one.leads,
-        "version": one.version,
-        "answer_ms": None if one.answer_ms is None else round(one.answer_ms, 1),
-        "database_bytes": one.database_bytes,
-    }
-
-
-def _print_status(document: dict[str, Any]) -> None:
-    print(
-        f"etcd cluster {document['cluster'] or render.NOTHING}: {'a' if document['quorum'] else 'NO'} majority answers"
-    )
+def _print_status(found: FleetStatus) -> None:
+    print(f"etcd cluster {found.cluster or render.NOTHING}: {'a' if found.quorum else 'NO'} majority answers")
     render.table(
         ("ENDPOINT", "VERSION", "LEADER", "ANSWER", "DATABASE", "ERROR"),
         [
             (
-                node["endpoint"],
-                node["version"],
-                "yes" if node["leader"] else None,
-                render.pause(node["answer_ms"]),
-                render.size(node["database_bytes"]),
-                node["error"],
+                node.endpoint,
+                node.version,
+                "yes" if node.leader else None,
+                render.pause(node.answer_ms),
+                render.size(node.database_bytes),
+                node.error,
             )
-            for node in document["nodes"]
+            for node in found.nodes
         ],
         last_below=True,
     )
-    if not document["quorum"]:
+    if not found.quorum:
         return
-    hosts, undecided = document["hosts"], document["undecided"]
-    print(f"{document['domains']} domains, {len(hosts)} hosts seen, {len(undecided)} undecided pivots")
-    if hosts:
-        seen = [(host["host"], host["version"], render.when(host["since"])) for host in hosts]
+    print(f"{found.domains} domains, {len(found.hosts)} hosts seen, {len(found.undecided)} undecided pivots")
+    if found.hosts:
+        seen = [(host.host, host.version, render.when(host.since)) for host in found.hosts]
         render.table(("HOST", "PIVOTD", "SINCE"), seen)
-    if undecided:
-        rows = [(one["domain"], one["pivot"], one["host"], one["on_silence"]) for one in undecided]
+    if found.undecided:
+        rows = [(one.domain, one.pivot, one.host, one.on_silence) for one in found.undecided]
         render.table(("DOMAIN", "UNDECIDED PIVOT", "HOST", "ON SILENCE"), rows)

@@ -8,7 +8,7 @@ import os.path
 import click
 
 from pivotd.cli import render
-from pivotd.cli.complaints import NeverMovedError, UncertainError, UsageError, WrongImageError
+from pivotd.cli.complaints import UsageError, WrongImageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.image_command import check_default
@@ -16,7 +16,7 @@ from pivotd.cli.right_images import certain, image_history, right_images
 from pivotd.cli.values import WAIT, DiskImage, Name, local_word
 from pivotd.core import nbd
 from pivotd.core.image_names import options
-from pivotd.errors import EXIT_DONE
+from pivotd.errors import EXIT_DONE, NeverMovedError, UncertainError
 
 EXAMPLES = (
     "pivotctl guard web1 disk0=/images/web1.qcow2",

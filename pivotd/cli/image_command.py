@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pivotd.cli import render
-from pivotd.cli.complaints import NeverMovedError, UncertainError, UsageError, WrongImageError
+from pivotd.cli.complaints import UsageError, WrongImageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.right_images import certain, image_history, right_images
@@ -20,6 +20,7 @@ from pivotd.client import Verdict
 from pivotd.core import nbd
 from pivotd.core.image_names import options
 from pivotd.core.standing import Standing
+from pivotd.errors import NeverMovedError, UncertainError
 from pivotd.host.files import with_drivers
 
 EXAMPLES = (

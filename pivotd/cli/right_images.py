@@ -7,13 +7,20 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from pivotd.cli.complaints import NeverMovedError, UncertainError
 from pivotd.cli.context import App
 from pivotd.client import ImageVerdict, Verdict
 from pivotd.config import Config, load
 from pivotd.core.pivot import Image
 from pivotd.core.verdict import Presence
-from pivotd.errors import ClientError, ConfigError, JournalError, JournalLockedError, RefusedError
+from pivotd.errors import (
+    ClientError,
+    ConfigError,
+    JournalError,
+    JournalLockedError,
+    NeverMovedError,
+    RefusedError,
+    UncertainError,
+)
 from pivotd.host import files
 
 LOOK_AGAIN_S = 0.2

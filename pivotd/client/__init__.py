@@ -10,6 +10,9 @@ print(client.wait(pivot.id).outcome)
 from pivotd.client.answers import (
     DiskView,
     DomainView,
+    FleetDomain,
+    FleetStatus,
+    FleetVerdict,
     Health,
     ImageVerdict,
     InternalSnapshots,
@@ -40,14 +43,18 @@ from pivotd.client.requests import (
     PullRequest,
     SnapshotDisk,
     SnapshotRequest,
+    TakeDisk,
+    TakeRequest,
 )
 from pivotd.errors import ClientError, RefusedError, UnknownError, UnsentError
 
 __all__ = [
     "DEFAULT_SOCKET", "AcceptRequest", "AdoptDisk", "AdoptRequest", "Client", "ClientError", "CommitDisk",
-    "CommitRequest", "CopyDisk", "CopyRequest", "DiskView", "DomainView", "Health", "ImageVerdict",
+    "CommitRequest", "CopyDisk", "CopyRequest", "DiskView", "DomainView", "FleetDomain", "FleetStatus",
+    "FleetVerdict", "Health", "ImageVerdict",
     "InternalSnapshots", "JobView",
     "NewImage", "NewPivot", "ObsoleteImages", "Pause", "Pivot", "PivotDisk", "PivotOptions", "PivotWithRecords",
     "Progress", "PullDisk", "PullRequest", "Record", "RefusedError", "Requester", "SnapshotDisk", "SnapshotRequest",
+    "TakeDisk", "TakeRequest",
     "UnknownError", "UnsentError", "Verdict", "new_request_id",
 ]  # fmt: skip

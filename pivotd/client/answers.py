@@ -126,6 +126,49 @@ class FleetDomain(Struct, frozen=True):
     disks: tuple[FleetVerdict, ...]
 
 
+class FleetNode(Struct, frozen=True):
+    """One endpoint of etcd: ``error`` is None if it takes reads and writes, which it cannot without a majority.
+
+    ``answer_ms`` is the time of a transaction that changes nothing. What it did not tell is None.
+    """
+
+    endpoint: str
+    error: str | None
+    leader: bool | None
+    version: str | None
+    answer_ms: float | None
+    database_bytes: int | None
+
+
+class FleetHost(Struct, frozen=True):
+    """A host whose pivotd has run within the last two minutes; nothing may be decided by that."""
+
+    host: str
+    version: str
+    since: str
+
+
+class FleetUndecided(Struct, frozen=True):
+    """A pivot that was announced, and whose outcome the fleet does not know."""
+
+    domain: str
+    pivot: str
+    host: str
+    on_silence: Literal["wait", "resume"]
+
+
+class FleetStatus(Struct, frozen=True):
+    """The state of the fleet. Without a majority (``quorum``) ``error`` says why, and only the nodes are known."""
+
+    quorum: bool
+    error: str | None
+    cluster: str | None
+    nodes: tuple[FleetNode, ...]
+    domains: int | None
+    hosts: tuple[FleetHost, ...]
+    undecided: tuple[FleetUndecided, ...]
+
+
 class ImageVerdict(Verdict, frozen=True, kw_only=True):
     """What the journal's history says of one image and one disk, with that disk's verdict."""
 

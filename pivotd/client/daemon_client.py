@@ -15,6 +15,9 @@ from pivotd import limits
 from pivotd.client.answers import (
     DiskView,
     DomainView,
+    FleetDomain,
+    FleetStatus,
+    FleetVerdict,
     Health,
     ImageVerdict,
     ObsoleteImages,
@@ -25,7 +28,7 @@ from pivotd.client.answers import (
     Verdict,
 )
 from pivotd.client.patience import PATIENCE_S, Patience, Tell
-from pivotd.client.requests import AcceptRequest, BandwidthRequest, DomainRequest, NewPivot
+from pivotd.client.requests import AcceptRequest, BandwidthRequest, DomainRequest, NewPivot, TakeRequest
 from pivotd.client.transport import REQUEST_TIMEOUT_S, Transport
 from pivotd.errors import ClientError, UnknownError
 
@@ -203,6 +206,31 @@ class Client:
     def accept(self, domain: str, disk: str, request: AcceptRequest) -> Verdict:
         """Record a person's word on which image holds a disk's data, and return the verdict that rests on it."""
         return self._post(f"/v1/domains/{_part(domain)}/disks/{_part(disk)}/accept", Verdict, request)
+
+    # -- the fleet
+
+    def fleet_verdicts(self, domain: str | None = None, disk: str | None = None) -> list[FleetVerdict]:
+        """Return which image holds the data of each disk by etcd alone; of all disks, or of those selected.
+
+        Refused by a daemon without [fleet]; an etcd without a majority is an UnknownError of the kind ``fleet-silent``.
+        """
+        return self._get("/v1/fleet/verdicts", list[FleetVerdict], domain=domain, disk=disk)
+
+    def fleet_domains(self) -> list[FleetDomain]:
+        """Return all domains of the fleet, with their owners."""
+        return self._get("/v1/fleet/domains", list[FleetDomain])
+
+    def fleet_status(self) -> FleetStatus:
+        """Return the state of etcd's nodes, the hosts that were seen, and the pivots without an outcome in etcd."""
+        return self._get("/v1/fleet/status", FleetStatus)
+
+    def take(self, domain: str, request: TakeRequest) -> FleetDomain:
+        """Make the daemon's host the owner of a guest whose host was fenced; return the images to start it from."""
+        return self._post(f"/v1/fleet/domains/{_part(domain)}/take", FleetDomain, request)
+
+    def forget(self, domain: str) -> None:
+        """Remove from etcd what it keeps of a domain that is gone for good."""
+        self._transport.request("DELETE", f"/v1/fleet/domains/{_part(domain)}")
 
     def events(self, after: int = 0, *, follow: bool = False) -> Iterator[Record]:
         """Yield every record with a sequence number above ``after``, oldest first.

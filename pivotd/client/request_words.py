@@ -119,7 +119,7 @@ def _words(kind: Any) -> Iterator[str]:
         case inspect.BoolType():
             yield "true or false"
         case inspect.ListType(min_length=least, max_length=most):
-            yield f"a list of {least} to {most} objects"
+            yield f"a list of {least or 0} to {most} objects"
         case inspect.StructType():
             yield f"an object with fields of {', '.join(_fields(kind))}"
         case _:

@@ -52,6 +52,23 @@ class DomainRequest(Struct):
     qmp: Path
 
 
+class TakeDisk(Struct):
+    """Your word on the image of a disk, where the fleet is not certain."""
+
+    disk: DiskName
+    image: AnyImage
+
+
+class TakeRequest(Struct):
+    """A guest to take from a lost host. ``fenced``: you have made sure that the host runs it no more.
+
+    ``disks``: those whose image is not certain; what you say of them is recorded.
+    """
+
+    fenced: bool
+    disks: Annotated[list[TakeDisk], msgspec.Meta(max_length=DISKS_MAX)] = []
+
+
 class AcceptRequest(Struct):
     """A person's word: this image holds the disk's data. ``format`` null means the one that the journal knows of it."""
 

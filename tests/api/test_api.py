@@ -477,6 +477,8 @@ def test_answers_have_the_fields_of_the_document_and_no_others(api: Api):
     held = api.call("POST", "/v1/domains/web1/copy", body).json
     names = {"domain": "web1", "pivot": held["id"]}
     for route in ROUTES:
+        if route.path.startswith("/v1/fleet/"):  # tests/fleet/test_api.py has a fleet
+            continue
         if route.method == "GET" and route.answer is not None:
             query = f"?image={api.image()}" if route.path == "/v1/images" else ""
             answer = api.call("GET", route.path.format_map(names) + query)
