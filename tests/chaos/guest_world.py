@@ -177,17 +177,23 @@ def freeze(pid: int, seconds: float) -> None:
 class Requester:
     """A client that asks for one pivot, and again with the same id until it has an answer."""
 
-    def __init__(self, daemon: Daemon, request_id: str, kind: str, disks: Sequence[dict[str, str]]) -> None:
+    def __init__(
+        self, daemon: Daemon, request_id: str, kind: str, disks: Sequence[dict[str, str]], **options: Any
+    ) -> None:
         self.answer: Any = None
         self._daemon, self._request_id = daemon, request_id
-        self._path, self._body = f"/v1/domains/web1/{kind}", {"disks": disks}
+        self._path, self._body = f"/v1/domains/web1/{kind}", {"disks": disks, **options}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="requester", daemon=True)
         self._thread.start()
 
+    def abandon(self) -> None:
+        """Stop asking, without a wait for a pivotd that may hang."""
+        self._stopping.set()
+
     def stop(self) -> None:
         """Stop asking, and wait until no request is under way."""
-        self._stopping.set()
+        self.abandon()
         self._thread.join(60)
 
     def await_answer(self, timeout_s: float) -> Any:

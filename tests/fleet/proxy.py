@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from typing import Self
 from urllib.parse import urlsplit
@@ -54,6 +55,10 @@ class Proxy:
         self._released = asyncio.Event()
         self.carried_out = asyncio.Event()
         """Set when a request was carried out whose answer does not come."""
+        self.decide: Callable[[str, bytes], Awaitable[Fate | None]] | None = None
+        """Asked for the fate of each request, by path and text, before ``fates``; it may take its time."""
+        self.on_carried_out: Callable[[bytes], None] | None = None
+        """Called with each request that was carried out, right after its answer was handed on or lost."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -104,7 +109,9 @@ class Proxy:
         """Answer a request; return None if it was not answered."""
         path = request.split(b" ", 2)[1].decode()
         self.seen.append(path)
-        fate = self._fates.pop(0) if path == self._path and self._fates else Fate.PASS
+        fate = await self.decide(path, request) if self.decide is not None else None
+        if fate is None:
+            fate = self._fates.pop(0) if path == self._path and self._fates else Fate.PASS
         if self._hold is not None and self._hold[0] == path:
             self._hold = (path, self._hold[1] - 1) if self._hold[1] else None
             if self._hold is None:
@@ -118,12 +125,19 @@ class Proxy:
             await asyncio.Event().wait()
         await asyncio.sleep(self.delay_s)
         if fate in {Fate.PASS, Fate.TWICE}:
-            return await self._pass(request, writer)
+            answer = await self._pass(request, writer)
+            self._has_carried_out(request)
+            return answer
         await self._pass(request)
         self.carried_out.set()
+        self._has_carried_out(request)
         if fate is Fate.ANSWER_LOST:
             await asyncio.Event().wait()
         return None
+
+    def _has_carried_out(self, request: bytes) -> None:
+        if self.on_carried_out is not None:
+            self.on_carried_out(request)
 
     async def _pass(self, request: bytes, to: asyncio.StreamWriter | None = None) -> bytes:
         """Deliver a request by a connection of its own, and hand the answer on as it comes; return the whole of it."""

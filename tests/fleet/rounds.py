@@ -1,0 +1,458 @@
+"""Rounds of a fleet: hosts, etcd, pivotd and QEMU are killed and frozen at random, under a guest that writes.
+
+    make fleet ROUNDS=200 SEED=7
+
+Two pivotd with a journal each play two hosts; etcd has three nodes; a host reaches them by proxies that lose, delay and
+double its messages. Each certain answer, whoever gives it, must name an image that holds every write that the guest was
+told is complete; an unknown one must name two of which one does. A take-over must answer with such images.
+"""
+
+# ruff: noqa: T201 - a campaign speaks
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pivotd.core.fleet import FleetView
+from pivotd.core.pivot import FleetStage
+from pivotd.core.rules.fleet_words import fleet_verdict
+from pivotd.errors import FleetError
+from tests.chaos.guest_rounds import wanted
+from tests.chaos.guest_world import Requester, chain_of
+from tests.chaos.process import journal, try_call
+from tests.fleet.etcd import Cluster, missing
+from tests.fleet.hosts import FleetHost, Site, until
+from tests.fleet.judge import FleetJudge
+from tests.fleet.outages import Outages
+from tests.fleet.plan import FleetRound, Summary, Victim, random_round
+from tests.fleet.wires import Message, Place, Struck
+from tests.support.seeds import drawn
+
+CLOSE_TIMEOUT_S = 120.0
+STRIKE_TIMEOUT_S = 60.0
+LOOK_S = 0.05
+OWNER_TIMEOUT_S = 30.0
+EXIT_UNREACHABLE, EXIT_NEVER_MOVED = 3, 7
+MODES = ("resume", "wait")
+ENDS_QEMU = {Victim.QEMU, Victim.BOTH}
+LOSES_HOST = {Victim.HOST, Victim.FROZEN}
+_NUMBERS = itertools.count(1)
+"""Of rounds: the names of images and requests stand in journals that outlive their hosts."""
+
+
+class FleetRounds:
+    """Rounds at one site. ``other_image`` points the judge at the image that the fleet does *not* name."""
+
+    def __init__(self, site: Site, summary: Summary, rng: random.Random, *, other_image: bool = False) -> None:
+        self.site, self._summary, self._rng = site, summary, rng
+        self._outages = Outages(site.cluster, site.view)
+        self._judge = FleetJudge(site, summary, self._say, other_image=other_image)
+        self._usual_s = 0.5
+        self._said: list[str] = []
+        self._round: FleetRound
+        self._name = ""
+
+    def play(self, planned: FleetRound) -> list[str]:
+        """Play one round; return its broken promises."""
+        self._round, self._said, self._name = planned, [], f"round-{next(_NUMBERS)}"
+        site, before = self.site, self.site.writes.last()
+        if planned.weather_first:
+            self._outages.begin(planned.weather, site.here.wires)
+        site.here.wires.make_noise(self._rng, planned.noise)
+        try:
+            if planned.message is Message.RELEASE:
+                self._migrate()
+            elif planned.message is Message.CLAIM:
+                self._claim()
+            else:
+                self._pivot()
+            self._end()
+        finally:
+            self._heal()
+        self._summary.acks += site.writes.last() - before
+        self._summary.rounds[str(planned.victim)] += 1
+        return self._said
+
+    # -- what is going on when it strikes
+
+    def _pivot(self) -> None:
+        site, planned = self.site, self._round
+        chains = {disk: chain_of(Path(image)) for disk, image in site.images.items()}
+        targets = {disk: Path(image) for disk, image in site.targets().items()}
+        move, wishes = wanted(planned.move, chains, targets)
+        struck = None if planned.message is None else site.here.wires.arm(planned.message, planned.place)
+        site.here.wires.lose_answers_of(Message.INTEND if planned.message is Message.WITHDRAW else None)
+        assert site.here.qemu is not None
+        site.here.qemu.spy_events()
+        requester = Requester(site.here.daemon, self._name, move.kind, wishes, max_pause_ms=planned.max_pause_ms)
+        try:
+            if struck is None:
+                time.sleep(planned.at * self._usual_s)
+            else:
+                self._reach(struck)
+            self._hit(requester)
+            self._judged(requester)
+        finally:
+            requester.stop()
+
+    def _claim(self) -> None:
+        """The fleet has forgotten the guest, and pivotd meets it again."""
+        site = self.site
+        self._heal()
+        if not self._settled():
+            return
+        site.forget()
+        struck = site.here.wires.arm(Message.CLAIM, self._round.place)
+        site.here.restart(wait=False)
+        struck.reached.wait(STRIKE_TIMEOUT_S)
+        self._hit(None)
+        self._judged(None)
+
+    def _migrate(self) -> None:
+        """The guest moves to the other host while it runs; from then on that is where it lives."""
+        site, planned = self.site, self._round
+        socket = site.directory / "m"
+        socket.unlink(missing_ok=True)
+        old, new = site.here, site.there
+        site.start(new, incoming=f"unix:{socket}")
+        assert old.qemu is not None
+        assert new.qemu is not None
+        struck = old.wires.arm(Message.RELEASE, planned.place)
+        old.qemu.spy("migrate", {"uri": f"unix:{socket}"})
+        moved = until(lambda: new.qemu is not None and new.qemu.run_state() == "running")
+        self._check(moved, "the guest did not migrate")
+        struck.reached.wait(STRIKE_TIMEOUT_S)
+        if planned.victim is not Victim.NOBODY and planned.victim is not Victim.QEMU:
+            old.daemon.kill()
+        if planned.victim not in {Victim.NOBODY, Victim.PIVOTD}:
+            old.kill_qemu()
+        self._outages.begin(planned.weather, old.wires) if not planned.weather_first else None
+        old.wires.go_on()
+        with self._judge.still(new):
+            self._judge.fleet("right after a migration")
+        self._heal()
+        old.wires.deliver()
+        if planned.victim not in {Victim.NOBODY, Victim.QEMU}:
+            if planned.victim in LOSES_HOST and planned.loses_journal:
+                old.set_journal_aside()
+            old.restart()
+        site.swap()
+        if not until(lambda: self._owner() == new.name, 10.0):
+            self._summary.notes["a guest that migrated has to be taken: its old host has not released it"] += 1
+            self._take()
+        old.kill_qemu()
+
+    # -- the strike
+
+    def _reach(self, struck: Struck) -> None:
+        """Wait until the message is where it is to be struck, or the pivot ends without it."""
+        here, deadline_s, cancelled = self.site.here, time.monotonic() + STRIKE_TIMEOUT_S, False
+        while not struck.reached.wait(LOOK_S) and time.monotonic() < deadline_s:
+            pivot = self._journalled(here)
+            if pivot is None:
+                continue
+            if pivot.phase == "closed":
+                break
+            announced = struck.message is Message.WITHDRAW and pivot.fleet is FleetStage.ANNOUNCED
+            if (announced or pivot.hold) and not cancelled:
+                cancelled = (try_call(here.daemon, "POST", f"/v1/pivots/{pivot.id}/cancel") or {}).get("phase") is not None
+        what = "struck" if struck.reached.is_set() else "did not come"
+        self._summary.notes[f"{struck.message} {struck.place}: {what}"] += 1
+
+    def _hit(self, requester: Requester | None) -> None:
+        site, planned = self.site, self._round
+        here = site.here
+        match planned.victim:
+            case Victim.PIVOTD:
+                here.daemon.kill()
+            case Victim.QEMU:
+                here.kill_qemu()
+            case Victim.BOTH | Victim.HOST:
+                here.daemon.kill()
+                here.kill_qemu()
+            case Victim.FROZEN:
+                here.freeze()
+                if not self._stays_paused():
+                    here.kill_qemu()  # a guest that runs has to be fenced
+        if requester is not None and (planned.victim in ENDS_QEMU or planned.victim in LOSES_HOST):
+            requester.abandon()
+        if not planned.weather_first:
+            self._outages.begin(planned.weather, here.wires)
+        if planned.victim in LOSES_HOST:
+            self._judge.fleet(f"before its last messages have come ({planned})")
+        here.wires.go_on()
+        here.wires.lose_answers_of(None)
+
+    def _stays_paused(self) -> bool:
+        """Return whether the frozen guest is in its pause, and etcd will learn of no outcome of it."""
+        planned = self._round
+        pivot = self._journalled(self.site.here)
+        asked = planned.message is Message.PUBLISH and planned.place in {Place.BEFORE, Place.LATE}
+        return asked and pivot is not None and pivot.owes_resume and self.site.view().intent is not None
+
+    # -- judging
+
+    def _judged(self, requester: Requester | None) -> None:
+        victim = self._round.victim
+        if victim in LOSES_HOST:
+            self._judge_lost()
+        elif victim in ENDS_QEMU:
+            self._judge_dead()
+        else:
+            self._judge_alive(requester)
+
+    def _judge_alive(self, requester: Requester | None) -> None:
+        """The guest goes on, on the image that everybody names."""
+        here, began_s = self.site.here, time.monotonic()
+        with self._judge.still(here):
+            self._judge.fleet(f"with a guest that lives ({self._round})")
+        if self._round.victim is Victim.PIVOTD:
+            here.restart(wait=False)
+        self._heal()
+        here.wires.deliver()
+        if requester is not None:
+            answer = requester.await_answer(CLOSE_TIMEOUT_S)
+            if not self._check(answer is not None and "phase" in answer, f"the request was answered {answer}"):
+                return
+            self._await_closed(here)
+            self._usual_s = min(2.0, 0.8 * self._usual_s + 0.2 * (time.monotonic() - began_s))
+        assert here.qemu is not None
+        state = here.qemu.run_state()
+        self._check(state == "running", f"the guest is {state}")
+        self.site.images = self.site.roots(here)
+
+    def _judge_dead(self) -> None:
+        """The guest is started again on its host, once its pivotd and the fleet agree."""
+        site, planned = self.site, self._round
+        here = site.here
+        self._judge.fleet(f"after the end of QEMU ({planned})")
+        self._judge.host(here, f"after the end of QEMU ({planned})", offline=planned.victim is Victim.BOTH)
+        if planned.victim is Victim.BOTH:
+            here.restart()
+        self._heal()
+        here.wires.deliver()
+        if self._journalled(here) is not None:
+            self._await_closed(here)
+        view = self._judge.fleet(f"in the end ({planned})", certain=True)
+        self._judge.host(here, f"in the end ({planned})")
+        site.images |= {d: str(one["image"]) for d, one in (here.words() or {}).items() if d in site.images}
+        if view is not None and view.disks:
+            said = {disk.disk: disk.image.filename for disk in view.disks}
+            self._check(said == site.images, f"the fleet names {said}, the host {site.images}")
+        site.start(here)
+
+    def _judge_lost(self) -> None:
+        """Another host takes the guest; the lost one comes back, and changes nothing."""
+        site, planned = self.site, self._round
+        here, there = site.here, site.there
+        if self._judge.fleet(f"host lost ({planned})") is None:
+            status, said = self._answer(there, {})
+            self._check(status == EXIT_UNREACHABLE, f"without a majority a take-over answers {status}: {said}")
+        self._heal()
+        if planned.late_first:
+            here.wires.deliver()
+            self._judge.fleet(f"host lost, late messages have come ({planned})")
+        site.images = self._take(there)
+        site.start(there, locking=here.qemu is None)
+        site.swap()
+        self._check(until(lambda: self._owner() == there.name, OWNER_TIMEOUT_S), "the new host does not own the guest")
+        view = site.view()
+        here.wires.deliver()
+        self._unchanged(view, "late messages")
+        self._come_back(here)
+        self._unchanged(view, "the host that came back")
+
+    def _come_back(self, old: FleetHost) -> None:
+        if self._round.victim is Victim.FROZEN:
+            old.thaw()
+        else:
+            if self._round.loses_journal:
+                old.set_journal_aside()
+            old.restart()
+        if self._journalled(old) is not None:
+            self._await_closed(old)
+        if old.qemu is not None:
+            state = old.qemu.run_state()
+            self._check(state != "running", f"the old host, frozen in its pause, has let its guest run ({self._round})")
+            old.kill_qemu()
+            self._summary.notes["old hosts that woke up in their pause"] += 1
+        self._judge.believes_itself(old)
+
+    def _take(self, there: FleetHost | None = None) -> dict[str, str]:
+        """Take the guest; return the image of each disk, after a look whether it holds every write."""
+        site, planned, there = self.site, self._round, there or self.site.here
+        words = {disk: fleet_verdict(site.view(), disk) for disk in site.images}
+        chosen = {
+            disk: self._rng.choice(self._judge.complete(word) or [image.filename for image in word.candidates])
+            for disk, word in words.items()
+            if not word.certain
+        }
+        if planned.take is not None:
+            struck = there.wires.arm(Message.TAKE, planned.take)
+            with there.take(chosen) as command:
+                struck.reached.wait(STRIKE_TIMEOUT_S / 4)  # a guest without an owner is not taken
+                command.kill()
+            there.wires.go_on()
+        status, said = self._answer(there, chosen)
+        if planned.take is not None:
+            there.wires.deliver()
+        if status == EXIT_NEVER_MOVED and site.view().owner is None:
+            self._summary.words["take: never heard of it"] += 1
+            return site.images
+        if not self._check(status == 0, f"the take-over answers {status}: {said}"):
+            return site.images
+        images = site.images | {one["disk"]: one["image"] for one in json.loads(said)}
+        self._summary.words["take: chosen" if chosen else "take: certain"] += 1
+        for image in images.values():
+            self._judge.holds_all(image, f"take-over ({planned})")
+        return images
+
+    def _answer(self, host: FleetHost, chosen: dict[str, str]) -> tuple[int, str]:
+        """Return status and answer of a take-over."""
+        with host.take(chosen) as command:
+            said, complaint = command.communicate(timeout=CLOSE_TIMEOUT_S)
+        return command.returncode, said or complaint
+
+    def _end(self) -> None:
+        """At the end of each round the guest writes on, on its host, and everybody agrees."""
+        site = self.site
+        self._check(site.writes.await_more(), "the guest does not write on")
+        self._check(self._settled(), "the fleet does not come to rest")
+        with self._judge.still(site.here):
+            self._judge.fleet(f"at rest ({self._round})", certain=True)
+            for disk, image in site.roots(site.here).items() if False else site.images.items():
+                word = fleet_verdict(site.view(), disk)
+                named = word.image.filename if word.image is not None else image
+                self._check(named == image, f"the guest is on {image}, the fleet names {named}")
+        site.sweep({disk: chain_of(Path(image)) for disk, image in site.images.items()})
+
+    # -- small things
+
+    def _heal(self) -> None:
+        for host in self.site.hosts:
+            host.wires.make_noise(self._rng, 0.0)
+        self._check(self._outages.heal(), "etcd does not answer again")
+
+    def _settled(self) -> bool:
+        """Return whether the host of the guest owns it, and nothing is undecided."""
+
+        def settled() -> bool:
+            with contextlib.suppress(FleetError):
+                view = self.site.view()
+                return view.owner is not None and view.owner.host == self.site.here.name and view.intent is None
+            return False
+
+        return until(settled, OWNER_TIMEOUT_S)
+
+    def _owner(self) -> str | None:
+        with contextlib.suppress(FleetError):
+            view = self.site.view()
+            return None if view.owner is None else view.owner.host
+        return None
+
+    def _unchanged(self, before: FleetView, by: str) -> None:
+        after = self.site.view()
+        self._check(after == before, f"{by} changed {before} to {after}")
+
+    def _journalled(self, host: FleetHost) -> Any:
+        return next((one for one in journal(host.daemon.state_dir) if one.request_id == self._name), None)
+
+    def _await_closed(self, host: FleetHost) -> None:
+        """Wait for the end of the round's pivot; one that waits at ready after its last attempt is cancelled."""
+        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            pivot = self._journalled(host)
+            if pivot is not None and pivot.phase == "closed":
+                self._summary.notes[f"pivot {pivot.outcome}, fleet {pivot.fleet}"] += 1
+                return
+            if pivot is not None and pivot.hold:
+                try_call(host.daemon, "POST", f"/v1/pivots/{pivot.id}/cancel")
+            time.sleep(LOOK_S)
+        self._check(held=False, text=f"the pivot did not close on {host.name}: {pivot}")
+
+    def _check(self, held: bool, text: str) -> bool:
+        if not held:
+            self._summary.broken.append(text)
+            self._say(text)
+        return held
+
+    def _say(self, text: str) -> None:
+        self._said.append(text)
+
+
+@contextlib.contextmanager
+def rounds_at(
+    directory: Path, cluster: Cluster, mode: str, summary: Summary, rng: random.Random, *, disks: int = 1,
+    other_image: bool = False,
+) -> Iterator[FleetRounds]:  # fmt: skip
+    """Start two hosts and a guest, and yield rounds on them; the guest is gone at the end."""
+    with Site(directory, cluster, f"/{directory.name}/", mode, disks) as site:
+        yield FleetRounds(site, summary, rng, other_image=other_image)
+
+
+def play_all(rounds: Sequence[tuple[str, FleetRound]], rng: random.Random, keep: Path, *, loud: bool = True) -> Summary:
+    """Play rounds, those of one mode of ``on_silence`` after those of the other; what belongs to a failed one is kept."""
+    summary = Summary()
+    with tempfile.TemporaryDirectory(prefix="pv") as name, Cluster(Path(name) / "etcd") as cluster:
+        for number, mode in enumerate(MODES):
+            mine = [planned for which, planned in rounds if which == mode]
+            if not mine:
+                continue
+            directory = Path(name) / mode
+            directory.mkdir()
+            with rounds_at(directory, cluster, mode, summary, rng, disks=1 + number) as played:
+                for index, planned in enumerate(mine):
+                    began_s = time.monotonic()
+                    said = played.play(planned)
+                    if loud:
+                        print(f"{mode} {index}: {planned}: {time.monotonic() - began_s:.1f} s", flush=True)
+                    for text in said:
+                        print(f"{mode}, round {index}, {planned}: {text}", flush=True)
+                    if said:
+                        shutil.copytree(
+                            directory, keep / f"{mode}-{index}", ignore=shutil.ignore_patterns("*.qmp", "*.sock", "m")
+                        )
+                        print(f"kept in {keep / f'{mode}-{index}'}", flush=True)
+    return summary
+
+
+def campaign(count: int, seed: int, keep: Path, *, loud: bool = False) -> Summary:
+    """Play so many random rounds."""
+    rng = random.Random(f"fleet/{seed}")
+    return play_all([(MODES[n % len(MODES)], random_round(rng)) for n in range(count)], rng, keep, loud=loud)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a campaign and print its figures; 1 if any promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="0 takes PIVOTD_SEED, or one at random")
+    parser.add_argument("--keep", type=Path, help="where failed rounds are kept")
+    parser.add_argument("--loud", action="store_true", help="say each round")
+    options = parser.parse_args(arguments)
+    if (why := missing()) is not None:
+        print(f"skipped: {why}")
+        return 0
+    seed = drawn(options.seed)
+    keep = options.keep or Path(tempfile.mkdtemp(prefix="pivotd-fleet-"))
+    began_s = time.monotonic()
+    summary = campaign(options.rounds, seed, keep, loud=options.loud)
+    took_s = time.monotonic() - began_s
+    print(summary)
+    print(f"{took_s:.0f} s, {options.rounds / took_s:.2f} rounds/s, seed {seed}")
+    return int(bool(summary.wrong or summary.broken or summary.believed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
