@@ -1,4 +1,4 @@
-.PHONY: help setup test test-long lint demo bench fuzz trixie pins qemus libvirts chaos chaos-libvirt host-crash powercut powercut-libvirt mutation clean
+.PHONY: help setup test test-long lint demo demo-fleet bench fuzz trixie pins qemus libvirts chaos chaos-libvirt fleet host-crash powercut powercut-libvirt mutation clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test-long: lint  ## the same, and what takes too long for every run
 
 demo: setup  ## watch a running guest move, with kill -9 at the worst moments
 	.venv/bin/python -m tests.demo
+
+demo-fleet: setup  ## watch another host take over a guest whose host was lost in the middle of a pause
+	.venv/bin/python -m tests.demo_fleet
 
 bench: setup  ## measure the pause beside a bare client and with readers, the recovery after a kill, idling, a long history, thin disks
 	@command -v gcc >/dev/null || { echo 'bench: needs a C compiler: apt-get install gcc libc6-dev' >&2; exit 1; }
@@ -59,6 +62,9 @@ chaos: setup  ## kill pivotd and QEMU at random under a writing guest: ROUNDS=10
 
 chaos-libvirt: setup  ## kill libvirtd in its pivots: plain, with pivotd's hook, guarded by pivotd: ROUNDS=200 SEED=7 KINDS='pivot abort'
 	.venv/bin/python -m tests.chaos.libvirt_rounds --rounds $(ROUNDS) --seed $(or $(SEED),0) $(KINDS:%=--kind %)
+
+fleet: setup  ## kill and freeze hosts, etcd, pivotd and QEMU at random, with messages lost, late and doubled: ROUNDS=200 SEED=7
+	.venv/bin/python -m tests.fleet.rounds --rounds $(ROUNDS) --seed $(or $(SEED),0)
 
 qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
 	@tests/support/qemus.sh

@@ -21,6 +21,7 @@ from tests.support.guest import Guest, GuestJudge
 from tests.support.guest_assets import build
 from tests.support.proxy import KillAt, When
 from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.teller import Teller
 
 SIZE = "256M"
 ACKS_AFTER = 25
@@ -29,32 +30,17 @@ DECISIVE = "return:job-finalize"
 """QEMU has moved the disk; pivotd does not know yet, and its journal does not say so."""
 
 
-class Demo:
+class Demo(Teller):
     """One guest, one pivotd, and the checks made on them."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
+        super().__init__()
         self.directory, self._stack = directory, stack
-        self.failed = 0
         self.guest = Guest(build())
         self.daemon = Daemon(directory, {"web1": directory / "web1.qmp"})
         self.qemu: Qemu
         self.judge: GuestJudge
         stack.callback(self.daemon.kill)
-
-    # -- telling
-
-    def chapter(self, title: str) -> None:
-        print(f"\n{title}")
-
-    def tell(self, text: str) -> None:
-        print(f"        {text}")
-
-    def check(self, claim: str, held: object, seen: object = "") -> None:
-        """Print one check; ``seen`` is shown if there is something to show."""
-        self.failed += not held
-        print(f"{'ok' if held else 'FAILED':>6}  {claim}{f': {seen}' if str(seen) else ''}", flush=True)
-
-    # -- doing
 
     def boot(self, image: Path) -> None:
         """Start the guest on this image, behind a proxy, and wait until it writes."""

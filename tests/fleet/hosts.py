@@ -75,14 +75,18 @@ class Writes:
         return until(lambda: self.last() >= before + count)
 
     def missing(self, image: str) -> list[int]:
-        """Return the acknowledged numbers that a qcow2 image does not hold; nothing may change it meanwhile."""
+        """Return the acknowledged numbers that a qcow2 image does not hold; nothing may change it meanwhile.
+
+        An image that cannot be read holds none: QEMU was stopped in the middle of a change to a destination.
+        """
         self._read()
         newest: dict[int, int] = {}
         for first, last in self._lives:
             newest.update((number % SLOTS, number) for number in range(max(first, last - SLOTS + 1), last + 1))
-        if not Path(image).exists():
+        try:
+            slots = read_slots(Path(image), "qcow2")
+        except subprocess.CalledProcessError:
             return sorted(newest.values())
-        slots = read_slots(Path(image), "qcow2")
         return sorted(n for slot, n in newest.items() if slots[slot] < n or slots[slot] % SLOTS != slot)
 
     def _read(self) -> None:
@@ -162,7 +166,9 @@ class Site:
     def __init__(self, directory: Path, cluster: Cluster, prefix: str, on_silence: str, disks: int = 1) -> None:
         self.directory, self.cluster = directory, cluster
         self._stack = ExitStack()
-        self.images = {f"disk{n}": str(create_image(directory / f"disk{n}-0.qcow2", size=IMAGE_SIZE)) for n in range(disks)}
+        self.images = {
+            f"disk{n}": str(create_image(directory / f"disk{n}-0.qcow2", size=IMAGE_SIZE)) for n in range(disks)
+        }
         self.serial = directory / "serial"
         self.writes = Writes(self.serial)
         self._numbers = itertools.count(1)
@@ -175,7 +181,9 @@ class Site:
             self._view = wires[0]
             self._store = EtcdFleet(Fleet(self.cluster.urls, prefix=self._prefix, host="observer"))
             self._stack.callback(self._close_store)
-            self.hosts = [FleetHost(self.directory / n, f"host-{n}", w, self._fleet) for n, w in zip("ab", wires, strict=True)]
+            self.hosts = [
+                FleetHost(self.directory / n, f"host-{n}", w, self._fleet) for n, w in zip("ab", wires, strict=True)
+            ]
             for host in self.hosts:
                 self._stack.callback(host.daemon.kill)
                 self._stack.callback(host.kill_qemu)
@@ -212,7 +220,12 @@ class Site:
         end_torn_line(self.serial)
         disks = []
         for image in self.images.values():
-            file = {"driver": "file", "filename": image, "cache": CACHES["none"], "locking": "auto" if locking else "off"}
+            file = {
+                "driver": "file",
+                "filename": image,
+                "cache": CACHES["none"],
+                "locking": "auto" if locking else "off",
+            }
             disks.append(Disk(Path(image), bus="ide", node={"file": file}))
         guest = TinyGuest(disks=len(disks), first=self.writes.next_first())
         extra = [] if incoming is None else ["-incoming", incoming]

@@ -61,7 +61,11 @@ class FleetJudge:
     def host(self, host: FleetHost, when: str, *, offline: bool = False) -> None:
         """Check the word of a host that has owned the guest all the time."""
         if offline:
-            said = {one.disk: (one.certain, str(one.image)) for one in verdicts(journal(host.daemon.state_dir)) if one.domain == DOMAIN}
+            said = {
+                one.disk: (one.certain, str(one.image))
+                for one in verdicts(journal(host.daemon.state_dir))
+                if one.domain == DOMAIN
+            }
         else:
             found = host.words()
             if found is None:
@@ -78,7 +82,9 @@ class FleetJudge:
         for disk, one in (host.words() or {}).items():
             if one["certain"] and one["image"] != self._site.images[disk]:
                 self._count("old host", "believes itself")
-                self._summary.believed.append(f"{host.name} is certain that {disk} is on {one['image']}: {one['reason']}")
+                self._summary.believed.append(
+                    f"{host.name} is certain that {disk} is on {one['image']}: {one['reason']}"
+                )
             else:
                 self._count("old host", "certain of the same" if one["certain"] else "unknown")
 

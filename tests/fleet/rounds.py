@@ -166,7 +166,9 @@ class FleetRounds:
                 break
             announced = struck.message is Message.WITHDRAW and pivot.fleet is FleetStage.ANNOUNCED
             if (announced or pivot.hold) and not cancelled:
-                cancelled = (try_call(here.daemon, "POST", f"/v1/pivots/{pivot.id}/cancel") or {}).get("phase") is not None
+                cancelled = (try_call(here.daemon, "POST", f"/v1/pivots/{pivot.id}/cancel") or {}).get(
+                    "phase"
+                ) is not None
         what = "struck" if struck.reached.is_set() else "did not come"
         self._summary.notes[f"{struck.message} {struck.place}: {what}"] += 1
 
