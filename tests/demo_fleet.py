@@ -22,7 +22,7 @@ from tests.fleet.wires import Message, Place, Wires
 from tests.support.daemon import _program
 from tests.support.guest import Guest, GuestJudge, LostWritesError, serial_log
 from tests.support.guest_assets import build
-from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.qemu import Disk, create_image
 from tests.support.teller import Teller
 from tests.support.waiting import until
 

@@ -32,7 +32,7 @@ from tests.chaos.guest_rounds import wanted
 from tests.chaos.guest_world import Requester, chain_of
 from tests.chaos.process import journal, try_call
 from tests.fleet.etcd import Cluster, missing
-from tests.fleet.hosts import FleetHost, Site, until
+from tests.fleet.hosts import DOMAIN, FleetHost, Site, until
 from tests.fleet.judge import FleetJudge
 from tests.fleet.outages import Outages
 from tests.fleet.plan import FleetRound, Summary, Victim, random_round
@@ -93,14 +93,13 @@ class FleetRounds:
         move, wishes = wanted(planned.move, chains, targets)
         struck = None if planned.message is None else site.here.wires.arm(planned.message, planned.place)
         site.here.wires.lose_answers_of(Message.INTEND if planned.message is Message.WITHDRAW else None)
-        assert site.here.qemu is not None
-        site.here.qemu.spy_events()
+        self._accept()
         requester = Requester(site.here.daemon, self._name, move.kind, wishes, max_pause_ms=planned.max_pause_ms)
         try:
             if struck is None:
                 time.sleep(planned.at * self._usual_s)
             else:
-                self._reach(struck)
+                self._reach(struck, requester)
             self._hit(requester)
             self._judged(requester)
         finally:
@@ -153,14 +152,25 @@ class FleetRounds:
             self._take()
         old.kill_qemu()
 
+    def _accept(self) -> None:
+        """A host to which a guest has come back has a journal from before: a person says that it is behind."""
+        here = self.site.here
+        for disk, one in (here.words() or {}).items():
+            if disk in self.site.images and one["image"] != self.site.images[disk]:
+                body = {"image": self.site.images[disk], "format": "qcow2", "reason": "the guest has come back"}
+                try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{disk}/accept", body)
+                self._summary.notes["journals from before a guest left, and came back: accepted by a person"] += 1
+
     # -- the strike
 
-    def _reach(self, struck: Struck) -> None:
+    def _reach(self, struck: Struck, requester: Requester) -> None:
         """Wait until the message is where it is to be struck, or the pivot ends without it."""
         here, deadline_s, cancelled = self.site.here, time.monotonic() + STRIKE_TIMEOUT_S, False
         while not struck.reached.wait(LOOK_S) and time.monotonic() < deadline_s:
             pivot = self._journalled(here)
             if pivot is None:
+                if requester.answer is not None and "phase" not in requester.answer:
+                    break  # refused
                 continue
             if pivot.phase == "closed":
                 break
@@ -333,7 +343,7 @@ class FleetRounds:
         self._check(self._settled(), "the fleet does not come to rest")
         with self._judge.still(site.here):
             self._judge.fleet(f"at rest ({self._round})", certain=True)
-            for disk, image in site.roots(site.here).items() if False else site.images.items():
+            for disk, image in site.images.items():
                 word = fleet_verdict(site.view(), disk)
                 named = word.image.filename if word.image is not None else image
                 self._check(named == image, f"the guest is on {image}, the fleet names {named}")

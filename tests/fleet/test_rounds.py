@@ -1,0 +1,69 @@
+"""Two hosts of a fleet under kills: no answer is wrong, whoever is lost at whichever message.
+
+``make fleet ROUNDS=200 SEED=…`` plays as many random rounds as wanted and prints what was answered.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import LONG
+from tests.fleet.etcd import Cluster
+from tests.fleet.plan import FleetRound, Summary, Victim, Weather, matrix
+from tests.fleet.rounds import MODES, campaign, play_all, rounds_at
+from tests.fleet.wires import Message, Place
+from tests.support.seeds import rng, seed
+
+pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(1800)]
+
+ROUNDS = 30 if os.environ.get("CI") == "true" else 10
+STRIDE = 1 if LONG else 9
+"""Of the matrix; it has no common divisor with the number of places and victims."""
+
+
+def kept() -> Path:
+    return Path(tempfile.mkdtemp(prefix="pivotd-fleet-"))
+
+
+def held(summary: Summary) -> None:
+    """Check that every promise was kept."""
+    print(summary)  # noqa: T201 - pytest shows it when the test fails
+    assert (summary.wrong, summary.broken) == ([], [])
+
+
+def test_random_rounds() -> None:
+    """Nodes of etcd, messages, pivotd, QEMU and whole hosts at random; lost hosts come back."""
+    held(campaign(ROUNDS, seed(), kept()))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_message_is_struck(mode: str) -> None:
+    """Before it arrives, after its answer, with the answer lost, and late; pivotd, QEMU, both or the host are lost then."""
+    planned = matrix()[MODES.index(mode) :: STRIDE * (1 if LONG else 2)]
+    held(play_all([(mode, one) for one in planned], rng("matrix", mode), kept()))
+
+
+def test_take_over_without_a_majority(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """It says that nothing is known, and answers as soon as there is a majority."""
+    planned = FleetRound(Victim.HOST, Message.PUBLISH, Place.LATE, weather=Weather.NO_MAJORITY)
+    summary = play_all([("wait", planned)], rng("majority"), kept())
+    held(summary)
+    assert summary.words["fleet: no answer"] > 0
+    assert summary.words["take: certain"] == 1
+
+
+def test_the_judge_can_fail() -> None:
+    """Pointed at the image that the fleet does not name, it finds acknowledged writes missing."""
+    summary = Summary()
+    # Not tmp_path: Unix sockets need short paths.
+    with tempfile.TemporaryDirectory(prefix="pv") as name, Cluster(Path(name) / "etcd") as cluster:
+        site = Path(name) / "s"
+        site.mkdir()
+        with rounds_at(site, cluster, "resume", summary, random.Random(1), other_image=True) as rounds:
+            rounds.play(FleetRound(Victim.NOBODY, Message.PUBLISH, Place.AFTER))
+    assert any("disk0-0.qcow2 lacks" in text for text in summary.wrong), summary
