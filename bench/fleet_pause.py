@@ -2,8 +2,8 @@
 
 python -m bench.fleet_pause [--rounds 40] [--starts 9] [--json]
 
-Two idle guests with a disk each, one for each pivotd; etcd has three nodes on loopback. The transaction is what tells the
-fleet an outcome: it compares a revision, writes owner and disk and removes the intent, over a connection that is open.
+Two idle guests with a disk each, one for each pivotd; etcd has three nodes on loopback. The transaction is what tells
+the fleet an outcome: it compares a revision, writes owner and disk and removes the intent, over an open connection.
 Also: from the start of pivotd until it is ready, with and without [fleet].
 """
 
@@ -118,8 +118,8 @@ def report(found: dict[str, list[float]]) -> dict[str, float]:
     of_medians = (medians["on"] - medians["off"]) / medians["transaction"]
     of_least = (min(found["on"]) - min(found["off"])) / min(found["transaction"])
     print(
-        f"  the fleet costs {medians['ratio']:.2f} transactions (median of the rounds), {of_medians:.2f} (of the medians), "
-        f"{of_least:.2f} (of the least); at most {BOUND}"
+        f"  the fleet costs {medians['ratio']:.2f} transactions (median of the rounds), "
+        f"{of_medians:.2f} (of the medians), {of_least:.2f} (of the least); at most {BOUND}"
     )
     print(f"  a start with [fleet] takes {medians['start, on'] / medians['start, off']:.2f} of one without", flush=True)
     return medians
