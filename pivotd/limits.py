@@ -93,6 +93,10 @@ FLEET_FRESH_S = 5.0
 """A pause begins only so long after the fleet has answered. Then it is likely to answer within the pause, too."""
 FLEET_GRACE_S = 0.05
 """A switch that has used up the longest pause still has so long to be told to the fleet."""
+FLEET_WOKEN_S = 0.25
+"""A try that ended so long after its time was one of a process that stood still: it is made again."""
+FLEET_WOKEN_TRY_S = 0.5
+"""The time of that try, also beyond the longest pause."""
 FLEET_PAUSED_AGAIN_S = 0.05
 """Between two tries while a guest stands still."""
 FLEET_AGAIN_S = 2.0
@@ -303,6 +307,8 @@ assert PAUSE_MS_MIN <= PAUSE_MS_MAX_DEFAULT <= PAUSE_MS_LIMIT
 assert 0 < PATH_THREADS_MAX < MOUNT_THREADS_MAX < THREADS_MAX
 assert QUERY_TIMEOUT_S < COMMAND_TIMEOUT_S
 assert FLEET_QUICK_S < FLEET_FRESH_S
+assert FLEET_PAUSED_AGAIN_S < FLEET_WOKEN_S < FLEET_WOKEN_TRY_S
+assert FLEET_SECOND_S < FLEET_WOKEN_TRY_S
 assert FLEET_ENDPOINT_AGAIN_S < FLEET_SECOND_S < FLEET_RESEND_S
 assert FLEET_HOST_RENEW_S * 2 < FLEET_HOST_TTL_S
 assert PAUSE_MS_LIMIT / 1000 < FLEET_TOKEN_S

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from pivotd import limits
 from pivotd.core.dirty_bitmaps import Bitmaps
 from pivotd.core.fleet import FleetView
 from pivotd.core.observation import Root
@@ -92,6 +93,10 @@ class Attempt:
     """The fleet knows the outcome; not recorded yet."""
     fleet_silent: str | None = None
     """Why the fleet did not take the last message about the outcome."""
+    fleet_silent_at: float | None = None
+    """When that was; None: this process may have stood still for so long that it says nothing about now."""
+    fleet_silence_stale: bool = False
+    """The fleet was silent, and has to be asked again before anything is decided by that."""
     fleet_retry_at: float = 0.0
     """When the fleet may be told again."""
     fleet_due: bool = True
@@ -132,7 +137,11 @@ class Attempt:
             deadline_passed=self.deadline is not None and now >= self.deadline,
             window_over=window_left_s(pivot, utc_now) <= 0,
             fleet_due=now >= self.fleet_retry_at,
+            fleet_silence_stale=self.fleet_silent is not None and not self._is_silent(now),
         )
+
+    def _is_silent(self, now: float) -> bool:
+        return self.fleet_silent_at is not None and now - self.fleet_silent_at <= limits.FLEET_WOKEN_S
 
     def paused(self, pivot: Pivot, now: float) -> Attempt:
         """Return the attempt with a pause that begins now."""

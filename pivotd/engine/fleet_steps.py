@@ -89,19 +89,24 @@ async def tell(state: DriverState, seen: Observation) -> Observation | None:
             left_s = max(until - state.clock.monotonic(), limits.FLEET_GRACE_S)
             await _write(state, fleet, view, wanted, left_s)
     except FleetError as error:
-        await _not_told(state, error)
+        woken = state.clock.monotonic() > until + limits.FLEET_WOKEN_S
+        await _not_told(state, error, woken=woken)
         return None
     await _told(state)
     return seen if paused else None
 
 
 def _patience_s(state: DriverState, fleet: Fleet) -> float:
-    """Return how long the fleet may take to answer; within the longest pause, where the guest runs on after that."""
+    """Return how long the fleet may take to answer; within the longest pause, where the guest runs on after that.
+
+    Long after that pause this process, or QEMU, has stood still: another host may have taken the guest meanwhile.
+    """
     waits = state.pivot.options.on_silence != OnSilence.RESUME.value
     if not state.pivot.owes_resume or waits or state.attempt.deadline is None:
         return fleet.timeout_s
     left_s = state.attempt.deadline - state.clock.monotonic()
-    return min(fleet.timeout_s, max(left_s, limits.FLEET_GRACE_S))
+    woken = left_s < -limits.FLEET_WOKEN_S
+    return min(fleet.timeout_s, max(left_s, limits.FLEET_WOKEN_TRY_S if woken else limits.FLEET_GRACE_S))
 
 
 async def _told(state: DriverState) -> None:
@@ -115,9 +120,12 @@ async def _told(state: DriverState) -> None:
         await state.record("fleet-told", {}, fleet=FleetStage.TOLD)
 
 
-async def _not_told(state: DriverState, error: FleetError) -> None:
-    """Wait before the next try: not for long with a paused guest, and not at all if only something has changed."""
-    state.remember(fleet_silent=error.message)
+async def _not_told(state: DriverState, error: FleetError, *, woken: bool) -> None:
+    """Wait before the next try: not for long with a paused guest, and not at all if only something has changed.
+
+    ``woken``: the try took so long that this process was frozen in it; nobody has asked the fleet as it is now.
+    """
+    state.remember(fleet_silent=error.message, fleet_silent_at=None if woken else state.clock.monotonic())
     if isinstance(error, FleetConflictError):
         return
     if state.pivot.owes_resume:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -217,23 +218,23 @@ async def test_with_wait_the_guest_stays_paused_until_the_fleet_answers(
     assert await run_state(qemu) == "running"
 
 
+async def taken_from(engine: FleetEngine) -> None:
+    """Another host takes the guest from its pause, with the source."""
+    found = await view(engine)
+    assert found.intent is not None
+    chosen = {} if found.intent.on_silence is OnSilence.WAIT else {"disk0": found.intent.moves[0].source}
+    after = take_over(found, Here("h2", "boot2", NOW), chosen)
+    assert isinstance(after, FleetView)
+    await engine.fleet.fleet.write(found, after, LONG_S)
+
+
 @pytest.mark.parametrize("mode", OnSilence)
 async def test_a_guest_that_another_host_has_taken_is_never_resumed(
     mode: OnSilence, member: Make, qemu_factory: QemuFactory, tmp_path: Path
 ) -> None:
     """A host that was taken for dead wakes up in its pause."""
     engine = await member(mode)
-
-    async def take() -> None:
-        found = await view(engine)
-        assert found.intent is not None
-        source = found.intent.moves[0].source
-        chosen = {} if mode is OnSilence.WAIT else {"disk0": source}
-        after = take_over(found, Here("h2", "boot2", NOW), chosen)
-        assert isinstance(after, FleetView)
-        await engine.fleet.fleet.write(found, after, LONG_S)
-
-    engine.fleet.before = when_told(take)
+    engine.fleet.before = when_told(lambda: taken_from(engine))
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     driver = await begun(engine, qemu, tmp_path)
     pivot = await engine.closed(driver)
@@ -242,6 +243,25 @@ async def test_a_guest_that_another_host_has_taken_is_never_resumed(
     assert "belongs to host h2" in pivot.error
     assert await run_state(qemu) == "paused"
     assert fleet_verdict(await view(engine), "disk0").image == FleetImage(pivot.disks[0].source.filename, "qcow2")
+
+
+async def test_a_host_that_was_frozen_in_its_try_asks_again_before_its_guest_runs_on(
+    member: Make, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """Its time for an answer has passed while it stood still, which says nothing: it was taken for lost meanwhile."""
+    engine = await member(OnSilence.RESUME)
+
+    async def stand_still() -> None:
+        await taken_from(engine)
+        time.sleep(1.0)  # the whole process, as by SIGSTOP
+        raise FleetSilentError("etcd did not answer in time")
+
+    engine.fleet.before = when_told(stand_still)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    driver = await begun(engine, qemu, tmp_path, max_pause_ms=400)
+    pivot = await engine.closed(driver)
+    assert (pivot.fleet, pivot.owes_resume) == (FleetStage.SUPERSEDED, False)
+    assert await run_state(qemu) == "paused"
 
 
 async def test_the_guest_of_another_host_is_not_paused(member: Make, qemu_factory: QemuFactory, tmp_path: Path) -> None:

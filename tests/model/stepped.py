@@ -277,6 +277,7 @@ def _relative(attempt: Attempt, world: World) -> Attempt:
         resumed_at=None if attempt.resumed_at is None else 0.0, retry_at=0.0,
         fleet_asked_at=None, fleet_retry_at=0.0, fleet_due=True, fleet_since=None,
         fleet_silent=None if attempt.fleet_silent is None else "silent",
+        fleet_silent_at=None if attempt.fleet_silent_at is None else 0.0, fleet_silence_stale=False,
         looked=None, unmoved=None, unwritten=False,
         intended=(None, min(1, monitor.resumes - intended[1])) if same else None,
     )  # fmt: skip

@@ -134,8 +134,11 @@ def held(pivot: Pivot, attempt: Attempt, action: Action) -> Action:
 
 
 def _given_up(pivot: Pivot, attempt: Attempt) -> bool:
-    """Return whether the guest may run on although the fleet has not answered; it was asked at least once."""
-    tried = attempt.fleet_silent is not None and attempt.deadline_passed
+    """Return whether the guest may run on although the fleet has not answered; it was asked at least once, and lately.
+
+    A host that was frozen has to ask again: it may have been taken for lost, and its guest runs elsewhere.
+    """
+    tried = attempt.fleet_silent is not None and not attempt.fleet_silence_stale and attempt.deadline_passed
     return tried and pivot.options.on_silence == OnSilence.RESUME
 
 
