@@ -67,6 +67,8 @@ class FleetRound:
     """Whether late messages arrive before the take-over, or only after it."""
     loses_journal: bool = False
     """Whether the lost host comes back with an empty disk."""
+    asks_image: bool = False
+    """Whether its own host starts the guest again at once, from what `pivotctl image` answers."""
 
     def __str__(self) -> str:
         where = f"{self.place} {self.message}" if self.message else f"at {self.at:.2f}"
@@ -76,6 +78,7 @@ class FleetRound:
         words += [f"noise {self.noise:.1f}"] * bool(self.noise)
         words += [f"take struck {self.take}"] * (self.take is not None)
         words += ["late messages first"] * self.late_first + ["journal lost"] * self.loses_journal
+        words += ["started by `image`"] * (self.asks_image and self.victim in {Victim.QEMU, Victim.BOTH})
         return ", ".join(words)
 
 
@@ -97,6 +100,7 @@ def random_round(rng: random.Random) -> FleetRound:
         rng.choice(list(Place)) if rng.random() < 0.3 else None,
         rng.random() < 0.5,
         rng.random() < 0.3,
+        rng.random() < 0.7,
     )
     return playable(found)
 
@@ -114,7 +118,7 @@ def matrix(moves: tuple[Move, ...] = (Move.COPY,)) -> list[FleetRound]:
     """Return each transaction x each place x each victim, and the take-over x each place."""
     victims = (Victim.PIVOTD, Victim.QEMU, Victim.BOTH, Victim.HOST)
     found = [
-        FleetRound(victim, message, place, move=move)
+        FleetRound(victim, message, place, move=move, asks_image=True)
         for move in moves
         for message in Message
         if message is not Message.TAKE
@@ -124,7 +128,7 @@ def matrix(moves: tuple[Move, ...] = (Move.COPY,)) -> list[FleetRound]:
     published = FleetRound(Victim.HOST, Message.PUBLISH, Place.BEFORE)
     takes = [replace(published, take=place, late_first=late) for place in Place for late in (False, True)]
     frozen = [
-        FleetRound(Victim.FROZEN, message, place)
+        FleetRound(Victim.FROZEN, message, place, max_pause_ms=400)
         for message in (Message.INTEND, Message.PUBLISH, Message.WITHDRAW)
         for place in Place
     ]

@@ -35,14 +35,18 @@ from tests.fleet.etcd import Cluster, missing
 from tests.fleet.hosts import DOMAIN, FleetHost, Site, until
 from tests.fleet.judge import FleetJudge
 from tests.fleet.outages import Outages
-from tests.fleet.plan import FleetRound, Summary, Victim, random_round
+from tests.fleet.plan import FleetRound, Summary, Victim, Weather, random_round
 from tests.fleet.wires import Message, Place, Struck
+from tests.support.history import verdicts
 from tests.support.seeds import drawn
 
 CLOSE_TIMEOUT_S = 120.0
 STRIKE_TIMEOUT_S = 60.0
 LOOK_S = 0.05
 OWNER_TIMEOUT_S = 30.0
+ASK_S = 0.2
+FROZEN_S = 1.0
+"""At least so long before a frozen host wakes: nobody is quicker with a fence."""
 EXIT_UNREACHABLE, EXIT_NEVER_MOVED = 3, 7
 MODES = ("resume", "wait")
 ENDS_QEMU = {Victim.QEMU, Victim.BOTH}
@@ -59,6 +63,7 @@ class FleetRounds:
         self._outages = Outages(site.cluster, site.view)
         self._judge = FleetJudge(site, summary, self._say, other_image=other_image)
         self._usual_s = 0.5
+        self._struck_s = 0.0
         self._said: list[str] = []
         self._round: FleetRound
         self._name = ""
@@ -88,12 +93,12 @@ class FleetRounds:
 
     def _pivot(self) -> None:
         site, planned = self.site, self._round
+        self._accept()
         chains = {disk: chain_of(Path(image)) for disk, image in site.images.items()}
         targets = {disk: Path(image) for disk, image in site.targets().items()}
         move, wishes = wanted(planned.move, chains, targets)
         struck = None if planned.message is None else site.here.wires.arm(planned.message, planned.place)
         site.here.wires.lose_answers_of(Message.INTEND if planned.message is Message.WITHDRAW else None)
-        self._accept()
         requester = Requester(site.here.daemon, self._name, move.kind, wishes, max_pause_ms=planned.max_pause_ms)
         try:
             if struck is None:
@@ -154,11 +159,11 @@ class FleetRounds:
 
     def _accept(self) -> None:
         """A host to which a guest has come back has a journal from before: a person says that it is behind."""
-        here = self.site.here
-        for disk, one in (here.words() or {}).items():
-            if disk in self.site.images and one["image"] != self.site.images[disk]:
-                body = {"image": self.site.images[disk], "format": "qcow2", "reason": "the guest has come back"}
-                try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{disk}/accept", body)
+        here, images = self.site.here, self.site.images
+        for one in verdicts(journal(here.daemon.state_dir)):
+            if one.disk in images and str(one.image) != images[one.disk]:
+                body = {"image": images[one.disk], "format": "qcow2", "reason": "the guest has come back"}
+                try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{one.disk}/accept", body)
                 self._summary.notes["journals from before a guest left, and came back: accepted by a person"] += 1
 
     # -- the strike
@@ -170,7 +175,8 @@ class FleetRounds:
             pivot = self._journalled(here)
             if pivot is None:
                 if requester.answer is not None and "phase" not in requester.answer:
-                    break  # refused
+                    self._check(held=False, text=f"the request was refused: {requester.answer}")
+                    break
                 continue
             if pivot.phase == "closed":
                 break
@@ -184,7 +190,7 @@ class FleetRounds:
 
     def _hit(self, requester: Requester | None) -> None:
         site, planned = self.site, self._round
-        here = site.here
+        here, self._struck_s = site.here, time.monotonic()
         match planned.victim:
             case Victim.PIVOTD:
                 here.daemon.kill()
@@ -252,6 +258,9 @@ class FleetRounds:
         self._judge.host(here, f"after the end of QEMU ({planned})", offline=planned.victim is Victim.BOTH)
         if planned.victim is Victim.BOTH:
             here.restart()
+        if planned.asks_image:
+            self._start_by_image()
+            return
         self._heal()
         here.wires.deliver()
         if self._journalled(here) is not None:
@@ -263,6 +272,35 @@ class FleetRounds:
             said = {disk.disk: disk.image.filename for disk in view.disks}
             self._check(said == site.images, f"the fleet names {said}, the host {site.images}")
         site.start(here)
+
+    def _start_by_image(self) -> None:
+        """Start the guest from what its host answers, as soon as that is certain; nobody waits for the end of the pivot."""
+        site, planned = self.site, self._round
+        here = site.here
+        if planned.weather in {Weather.NO_MAJORITY, Weather.CUT}:
+            self._heal()
+        for disk in site.images:
+            answer = here.daemon.ctl("image", DOMAIN, disk)
+            deadline_s = time.monotonic() + OWNER_TIMEOUT_S
+            while answer.status not in {0, EXIT_NEVER_MOVED} and time.monotonic() < deadline_s:
+                time.sleep(ASK_S)
+                answer = here.daemon.ctl("image", DOMAIN, disk)
+            self._summary.words["image: certain" if answer.status == 0 else f"image: status {answer.status}"] += 1
+            if answer.status == 0:
+                site.images |= {disk: answer.json["image"]}
+            else:
+                held = answer.status == EXIT_NEVER_MOVED
+                self._check(held, f"`image` answers {answer.status}: {answer.stdout} {answer.stderr}")
+        for image in site.images.values():
+            self._judge.holds_all(image, f"image ({planned})")
+        site.start(here)
+        self._check(site.writes.await_more(), "the guest does not write on")
+        with self._judge.still(here):
+            self._judge.fleet(f"with a guest that was started by `image` ({planned})")
+        self._heal()
+        here.wires.deliver()
+        if self._journalled(here) is not None:
+            self._await_closed(here)
 
     def _judge_lost(self) -> None:
         """Another host takes the guest; the lost one comes back, and changes nothing."""
@@ -287,6 +325,7 @@ class FleetRounds:
 
     def _come_back(self, old: FleetHost) -> None:
         if self._round.victim is Victim.FROZEN:
+            time.sleep(max(0.0, self._struck_s + FROZEN_S - time.monotonic()))
             old.thaw()
         else:
             if self._round.loses_journal:
