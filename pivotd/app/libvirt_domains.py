@@ -15,7 +15,7 @@ from pivotd.core.request import Manager
 from pivotd.errors import DomainUnreachableError, QmpError
 from pivotd.libvirt import own_monitor
 from pivotd.libvirt.connection import open_connection, translated
-from pivotd.libvirt.domain_session import LibvirtSession
+from pivotd.libvirt.domain_session import NO_QEMU, LibvirtSession
 from pivotd.libvirt.library import load
 from pivotd.libvirt.line import Line
 from pivotd.log import get_logger
@@ -38,8 +38,9 @@ class LibvirtConnector:
     async def connect(self, *, wanted: bool) -> Session:
         """Connect once; this also starts a libvirtd that systemd starts for its clients."""
         session = await LibvirtSession.open(self.path, self._name, self._line, wanted=wanted)
-        with suppress(QmpError):
-            self._monitor = (await session.defined()).monitor
+        if session.pid != NO_QEMU:  # of one that has ended libvirt may know nothing any more
+            with suppress(QmpError):
+                self._monitor = (await session.defined()).monitor
         return session
 
     async def beside(self, identity: Identity) -> Session | None:

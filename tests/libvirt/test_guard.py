@@ -241,3 +241,15 @@ def test_a_pause_that_a_hanging_libvirtd_makes_long_is_told_at_once_and_counted(
     events = [record["event"] for record in shown["records"]]
     assert events.index("guest-waits") < events.index("switched") < events.index("resumed")
     assert len(shown["pauses"]) == 1
+
+
+def test_a_pivot_of_a_transient_guest_ends_with_its_guest(guarded: Guarded):
+    """Libvirt then knows nothing of the domain any more, not even a definition."""
+    domain = guarded.domain
+    answer = guarded.daemon.ctl("copy", "web1", f"vda={domain.image('vda', 1)}", "--no-pivot")
+    assert answer.status == 0, answer
+    domain.libvirtd.ask("undefine", "web1")
+    domain.libvirtd.ask("destroy", "web1")
+    until(lambda: guarded.pivot()["phase"] == "closed", "the end")
+    assert guarded.pivot()["outcome"] == "kept"
+    assert "domain.failed" not in guarded.daemon.log_path.read_text()
