@@ -9,6 +9,9 @@ def of(api: Any, state: int, reason: int) -> str:
     """Return libvirt's state of a domain in QEMU's words. Source: libvirt-domain.h, virDomainState and its reasons."""
     paused = {
         api.VIR_DOMAIN_PAUSED_MIGRATION: "finish-migrate",
+        api.VIR_DOMAIN_PAUSED_POSTCOPY: "finish-migrate",
+        # Neither host has the whole guest. It must not run, and whose it is nobody can say.
+        api.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED: "inmigrate",
         api.VIR_DOMAIN_PAUSED_SAVE: "save-vm",
         api.VIR_DOMAIN_PAUSED_IOERROR: "io-error",
         api.VIR_DOMAIN_PAUSED_WATCHDOG: "watchdog",
