@@ -14,7 +14,7 @@ from pivotd.core import actions
 from pivotd.core.decide import decide
 from pivotd.core.observation import OUR_PAUSE, Observation, Qemu
 from pivotd.core.phases import is_decided
-from pivotd.core.pivot import FleetStage, JsonObject, Phase, Pivot
+from pivotd.core.pivot import JsonObject, Phase, Pivot
 from pivotd.core.request import Manager, Requester
 from pivotd.core.undo import Undo
 from pivotd.engine import fleet_steps, intent, progress_notes, record_shapes, record_steps, watchdog
@@ -310,8 +310,7 @@ class Driver:
         self._seen = seen
         if seen.qemu is not Qemu.SILENT:
             state.heard()
-        in_pause = self.pivot.phase is Phase.PAUSING or self.pivot.fleet is FleetStage.ANNOUNCED
-        if state.attempt.deadline is None and in_pause and self.pivot.owes_resume:
+        if state.attempt.deadline is None and self.pivot.owes_resume:
             # An earlier process paused the guest: its deadline is gone, a new one counts from here.
             state.remember(deadline=state.clock.monotonic() + self.pivot.options.max_pause_ms / 1000)
         self.pace.note(self.pivot, seen, state.clock.monotonic())

@@ -108,6 +108,11 @@ class DriverState:
         work.add_done_callback(lambda done: done.cancelled() or done.exception())  # counts as told
         self._begun = event, facts, work
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether a record was begun and not waited for yet."""
+        return self._begun is not None
+
     async def finish_record(self) -> None:
         """Wait for the record that was begun, if there is one. Raises: PhaseConflictError, JournalError."""
         if self._begun is not None:

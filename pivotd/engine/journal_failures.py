@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Coroutine
+from typing import Any
 
+from pivotd import limits
 from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, STATUS_PENDING, Observation, Qemu, Root
 from pivotd.core.request import Manager
-from pivotd.engine import libvirt_steps
+from pivotd.core.rules.agreement import may_run
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.pause_steps import take_back
 from pivotd.engine.ports import Session
@@ -14,6 +17,23 @@ from pivotd.errors import JournalError, QmpError
 from pivotd.log import get_logger
 
 log = get_logger()
+
+
+async def in_time(state: DriverState, seen: Observation, record: Coroutine[Any, Any, None]) -> bool:
+    """Wait for a record; if the storage hangs beyond the deadline of a pause, resume the guest first if that is safe.
+
+    Returns: False if the record was late. Raises: PhaseConflictError, JournalError.
+    """
+    left_s = (state.attempt.deadline or 0.0) - state.clock.monotonic()
+    in_time = True
+
+    async def late() -> bool:
+        nonlocal in_time
+        in_time = False
+        return await without_record(state, seen, JournalError("the storage of the journal does not answer"))
+
+    await state.unless_late(record, max(left_s, limits.RECORD_PATIENCE_S), late)
+    return in_time
 
 
 async def without_record(state: DriverState, seen: Observation, error: JournalError) -> bool:
@@ -60,7 +80,7 @@ async def without_paused(state: DriverState) -> bool:
 async def _let_run(state: DriverState, session: Session, seen: Observation) -> bool:
     """Take disks back and resume the guest on its sources. Raises: QmpError."""
     if state.pivot.manager is Manager.LIBVIRT:
-        return await libvirt_steps.let_run(state, session)
+        return await _let_libvirts_run(state, session)
     moved = tuple(disk.disk for disk in state.pivot.disks if seen.roots.get(disk.disk) is Root.DESTINATION)
     await take_back(state, session, moved)
     before = moment(session)
@@ -74,5 +94,21 @@ async def _let_run(state: DriverState, session: Session, seen: Observation) -> b
         now.jobs[name].status == STATUS_PENDING for name in live
     )
     await session.cancel(live if completing else [], resume=True)
+    state.remember(resumed_at=state.clock.monotonic())
+    return True
+
+
+async def _let_libvirts_run(state: DriverState, session: Session) -> bool:
+    """Resume the guest although nothing can be recorded, if QEMU and libvirt name one image of each disk.
+
+    Returns: True if the guest is no longer in pivotd's pause. Raises: QmpError.
+    """
+    before = moment(session)
+    now = await session.look(state.pivot)
+    if now.run_state not in OUR_PAUSE:
+        return True
+    if before != moment(session) or not may_run(state.pivot, now, state.attempt):
+        return False
+    await session.resume()
     state.remember(resumed_at=state.clock.monotonic())
     return True

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from pivotd import limits
 from pivotd.core import actions
-from pivotd.core.observation import OUR_PAUSE, Belief, JobBelief, Observation, Root
+from pivotd.core.observation import Belief, JobBelief, Observation, Root
 from pivotd.core.pivot import Phase
 from pivotd.core.request import Manager
-from pivotd.core.rules.agreement import may_run
 from pivotd.engine import pause_steps, record_shapes
-from pivotd.engine.driver_state import DriverState, moment
+from pivotd.engine.driver_state import DriverState
+from pivotd.engine.journal_failures import in_time
 from pivotd.engine.pause_steps import same_moment
 from pivotd.engine.ports import LibvirtSession, Session
 from pivotd.errors import QmpRefusedError
@@ -25,8 +25,8 @@ async def ask_libvirt(
     state: DriverState, session: LibvirtSession, action: actions.AskLibvirt, seen: Observation
 ) -> Seen:
     """Record that libvirt is asked to switch, then ask it; without a record of that, no disk moves."""
-    if action.pivot:
-        await _note_asking(state, session, action, seen)
+    if action.pivot and not await _note_asking(state, session, action, seen):
+        return None  # the guest may run on since the journal hung
     if action.pivot and not same_moment(state, session):
         return None  # another client may have resumed the guest
     doubt = state.attempt.ask_in_doubt
@@ -47,21 +47,25 @@ async def ask_libvirt(
 
 async def _note_asking(
     state: DriverState, session: LibvirtSession, action: actions.AskLibvirt, seen: Observation
-) -> None:
+) -> bool:
     """Record that libvirt is asked to switch, and then how often the guest had written by then; see roll_back().
 
     No disk moves before the first is on disk; it is written beside the question for the second. The second is written
     beside the switch: whoever does not find it takes no disk back.
+
+    Returns: False if the first took so long that pivotd may have resumed the guest.
     """
-    await state.finish_record()
     if state.pivot.asking:
-        return
-    facts = record_shapes.facts(state.pivot, seen, state.attempt, "libvirt is asked to switch")
-    state.begin_record("asking", facts | {"disks": action.disks}, asking=True)
+        return True
+    if not state.is_recording:  # the question may have failed after the first was begun
+        facts = record_shapes.facts(state.pivot, seen, state.attempt, "libvirt is asked to switch")
+        state.begin_record("asking", facts | {"disks": action.disks}, asking=True)
     writes = await _guest_writes(state, session)
-    await state.finish_record()
+    if not await in_time(state, seen, state.finish_record()):
+        return False
     options = replace(state.pivot.options, guest_writes=writes)
     state.begin_record("writes-counted", {"guest_writes": dict(writes)}, options=options)
+    return True
 
 
 def _moved(state: DriverState, session: Session, seen: Observation, shown: Shown) -> Seen:
@@ -119,19 +123,3 @@ async def _guest_writes(state: DriverState, session: Session) -> tuple[tuple[str
     """Return how often the guest has written to each disk."""
     found = await session.writes(state.pivot)
     return tuple((disk.disk, found[disk.qdev][1]) for disk in state.pivot.disks if disk.qdev in found)
-
-
-async def let_run(state: DriverState, session: Session) -> bool:
-    """Resume the guest although nothing can be recorded, if QEMU and libvirt name one image of each disk.
-
-    Returns: True if the guest is no longer in pivotd's pause. Raises: QmpError.
-    """
-    before = moment(session)
-    now = await session.look(state.pivot)
-    if now.run_state not in OUR_PAUSE:
-        return True
-    if before != moment(session) or not may_run(state.pivot, now, state.attempt):
-        return False
-    await session.resume()
-    state.remember(resumed_at=state.clock.monotonic())
-    return True

@@ -16,7 +16,7 @@ from pivotd.core.request import Manager
 from pivotd.engine import pivot_log, record_shapes
 from pivotd.engine.driver_state import DriverState
 from pivotd.engine.intent import look_for_destinations
-from pivotd.engine.journal_failures import without_paused, without_record
+from pivotd.engine.journal_failures import in_time, without_paused, without_record
 from pivotd.engine.pause_steps import note_resumed
 from pivotd.errors import JournalError, JournalWriteError
 from pivotd.host.files import change_times, file_id
@@ -94,9 +94,7 @@ async def _in_time(state: DriverState, action: actions.Action, seen: Observation
     if moved or not state.pivot.owes_resume:
         await work
         return
-    left_s = (state.attempt.deadline or 0.0) - state.clock.monotonic()
-    hangs = JournalError("the storage of the journal does not answer")
-    await state.unless_late(work, max(left_s, limits.RECORD_PATIENCE_S), lambda: without_record(state, seen, hangs))
+    await in_time(state, seen, work)
 
 
 async def _write(state: DriverState, action: actions.Action, seen: Observation) -> None:

@@ -15,7 +15,8 @@ import pytest
 from pivotd import limits
 from tests.libvirt.domain import PIVOT_POINTS, Domain
 from tests.libvirt.guarding import Guarded, guard, until
-from tests.libvirt.libvirtd import Libvirtd
+from tests.libvirt.libvirtd import Libvirtd, Point
+from tests.libvirt.test_meddling import state
 from tests.support.qemu import create_image
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]
@@ -241,6 +242,28 @@ def test_a_pause_that_a_hanging_libvirtd_makes_long_is_told_at_once_and_counted(
     events = [record["event"] for record in shown["records"]]
     assert events.index("guest-waits") < events.index("switched") < events.index("resumed")
     assert len(shown["pauses"]) == 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("libvirt_place", [None], indirect=True, ids=["installed"])
+def test_a_long_pause_is_told_by_the_next_pivotd_too(guarded: Guarded):
+    """The outcome is recorded, libvirtd hangs in the resume, and pivotd dies: max_pause counts from its start."""
+    domain, daemon, libvirtd = guarded.domain, guarded.daemon, guarded.libvirtd
+    domain.copy()
+    libvirtd.kill_at(Point("before", "command", '"cont"', action="stop"))
+    guarded.begin("libvirt", "pivot", "web1", "vda", "--max-pause", "300ms")
+    until(lambda: state(libvirtd.pid) == "T", "the hang")
+    daemon.kill()
+    daemon.log_path.write_text("")
+    daemon.start(wait=False)
+    until(lambda: "pivot.guest-waits" in daemon.log_path.read_text(), "the word on the pause")
+    assert libvirtd.pid is not None
+    os.kill(libvirtd.pid, signal.SIGCONT)
+    daemon.await_ready(timeout_s=120)
+    guarded.await_end()
+    events = [record["event"] for record in guarded.pivot()["records"]]
+    assert events[-4:-2] == ["switched", "guest-waits"]
 
 
 def test_a_pivot_of_a_transient_guest_ends_with_its_guest(guarded: Guarded):

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from pivotd.journal.reader import Reader
+from tests.journal_disk.disk import Disk
+from tests.journal_disk.server import Fault
 from tests.libvirt.between import Between
 from tests.libvirt.domain import Domain
-from tests.libvirt.guarding import CONFIGURATION, Guarded
+from tests.libvirt.guarding import CONFIGURATION, Guarded, until
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.daemon import Daemon
 
@@ -41,3 +43,40 @@ def test_each_record_is_there_before_the_call_that_needs_it(libvirtd: Libvirtd, 
         answer = daemon.ctl("libvirt", "pivot", "web1", "vda")
     assert (answer.status, answer.json["outcome"]) == (0, "switched"), answer
     assert last == ["pausing", "asking", "switched"]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("nth", [1, 2, 3], ids=["asking", "writes-counted", "switched"])
+@pytest.mark.parametrize("libvirt_place", [None], indirect=True, ids=["installed"])
+def test_the_guest_goes_on_while_the_journal_hangs_in_its_pause(libvirtd: Libvirtd, tmp_path: Path, nth: int):
+    """Before libvirt was asked on the old image, and the pivot goes on later; after that once libvirt agrees."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    domain.copy()
+
+    def run_state() -> str:
+        spy = domain.spy()
+        state = spy.execute("query-status")["status"]
+        spy.close()
+        return str(state)
+
+    with Disk(tmp_path / "state") as disk:
+
+        def hang() -> bool:
+            disk.fail(Fault("fsync", nth, "hang"))
+            return True
+
+        with (
+            Between(libvirtd, {SUSPEND: hang}) as between,
+            Daemon(tmp_path, {}, configuration=CONFIGURATION.format(between.uri)) as daemon,
+            Guarded(domain, daemon) as guarded,
+        ):
+            guarded.await_domain()
+            asking = guarded.begin("libvirt", "pivot", "web1", "vda", "--max-pause", "300ms")
+            assert disk.await_strike()
+            until(lambda: run_state() == "running", "the resume")
+            assert domain.root() == f"web1-vda-{0 if nth == 1 else 1}.qcow2"
+            disk.fail()
+            assert asking.wait(60) == 0
+            guarded.await_end()
+            guarded.assert_right()
