@@ -34,8 +34,8 @@ def stale(app: App, quiet: bool) -> None:
     USED BY names a guest whose QEMU has the image open, or a right image that is based on it. pivotctl looks at the
     files itself, so run it as a user who may see them. Nothing is ever deleted by pivotd.
 
-    With -q, nothing is printed and the status is 6 if some guest could not be asked, such as one that is off: its disks
-    may be based on any image. With --offline, no QEMU is asked.
+    With -q, nothing is printed and the status is 6 if some guest could not be asked, such as one that is off or
+    on another host: its disks may be based on any image. With --offline, no QEMU is asked.
     """
     users = _Users(app)
     app.status = EXIT_DONE
@@ -112,6 +112,8 @@ class _Users:
             self.missed = "with --offline no QEMU is asked which images it uses"
         live = set() if app.offline is not None else set(self._of_guests(app))
         for one in app.reads.verdicts():
+            if not one.certain and (one.domain, one.disk) not in live:
+                self.missed = f"{one.domain} {one.disk} may be on another image: {one.reason}"
             if one.image is not None and (one.domain, one.disk) not in live:
                 for layer in self._chain(one.image):
                     self._add(layer, f"{one.domain} {one.disk}")

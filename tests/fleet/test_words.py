@@ -66,6 +66,11 @@ class Site:
     def daemon(self, qmp: Path, host: str = "h1") -> Daemon:
         return daemon_of(self.tmp_path / host, host, qmp, self.cluster)
 
+    def lines(self, host: str) -> str:
+        """Return [fleet] of a host."""
+        settings = {"endpoints": list(self.cluster.urls), "host": host, "prefix": f"/{self.tmp_path.name}/"}
+        return "\n".join(["[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())])
+
     async def view(self) -> FleetView:
         return await self.fleet.read("web1", LONG_S)
 
@@ -167,6 +172,23 @@ async def test_the_host_that_took_a_guest_names_its_images_though_it_never_saw_i
         assert [one["image"] for one in (await ctl("image", "web1", "--all")).json] == [str(new)]
         new.unlink()
         refused(await ctl("image", "web1", "disk0"), "is not there")
+
+
+async def test_no_image_is_named_as_unused_while_another_host_has_the_guest(
+    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """It may have moved the guest back, or onto an image that is based on one of these."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
+    with site.daemon(qemu.qmp) as daemon:
+        await site.moved(daemon, tmp_path / "b.qcow2")
+        assert (await asyncio.to_thread(daemon.ctl, "stale")).json[0]["all_asked"] is True
+    await asyncio.to_thread(qemu.kill)
+    with Daemon(tmp_path / "h1", {}, configuration=site.lines("h1")) as daemon:
+        (row,) = (await asyncio.to_thread(daemon.ctl, "stale")).json
+        assert (row["image"], row["all_asked"]) == (str(tmp_path / "a.qcow2"), True)
+        await site.taken_by("h2")
+        (row,) = (await asyncio.to_thread(daemon.ctl, "stale")).json
+        assert row["all_asked"] is False
 
 
 async def test_a_guest_that_was_moved_elsewhere_and_is_back_has_the_fleets_image(
