@@ -6,6 +6,7 @@ done there for what QEMU does by itself: it sees the guest run, and its job end.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -16,6 +17,7 @@ from pivotd.core.pivot import Identity, Pivot
 from pivotd.core.request import Manager
 from pivotd.errors import DomainUnreachableError, QmpRefusedError, UnsupportedQemuError
 from pivotd.host import process
+from pivotd.host.threads import in_thread
 from pivotd.libvirt import pivot_look
 from pivotd.libvirt.domain_xml import monitor_of
 from pivotd.qmp.monitor import Monitor
@@ -27,10 +29,13 @@ async def connect(identity: Identity, path: str | None) -> OwnMonitor | None:
 
     ``path``: by the definition; None: only the process can tell.
     """
-    path = path or _of_process(identity.pid)
-    if path is None or process.boot_id() != identity.boot_id:
-        return None
     try:
+        # In threads: neither a QEMU that hangs in the kernel, nor a name whose storage hangs, may stop the event loop.
+        if path is None:
+            path = await in_thread(limits.FILE_TIMEOUT_S, _of_process, identity.pid, paths=[])
+        if path is None or process.boot_id() != identity.boot_id:
+            return None
+        await in_thread(limits.CONNECT_TIMEOUT_S, os.path.realpath, path, paths=[path])
         session = await OwnMonitor.connect(path)
     except (DomainUnreachableError, UnsupportedQemuError, OSError):
         return None

@@ -11,6 +11,7 @@ from pivotd.core.creation import ImageOptions
 from pivotd.core.observation import JobBelief
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.core.request import CopyOptions, Discard, Kind, PivotRequest, Target
+from pivotd.core.rules.agreement import restart
 from pivotd.errors import BadRequestError, ConflictError, NotFoundError
 from pivotd.host import files, leases
 from pivotd.planning.domain_snapshot import DomainSnapshot
@@ -81,7 +82,7 @@ def refuse_disbelief(disk: PivotDisk, believed: Mapping[str, DiskBelieved]) -> N
     if known.live != disk.source.filename:
         raise ConflictError(
             f"QEMU uses {disk.source.filename} as {disk.disk}, and libvirt takes {known.live or 'no image'} for it: "
-            "restart libvirtd with pivotd's hook in place",
+            + restart(f"define {disk.source.filename} for its next boot (virsh edit), shut it down and start it"),
             disk=disk.disk,
         )
 

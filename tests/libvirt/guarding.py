@@ -130,7 +130,7 @@ class Guarded:
         assert end.verdict["certain"], end
         assert Path(end.verdict["image"]).name == root, end
         assert end.outcome == ("kept" if root.endswith(f"-{source}.qcow2") else "switched"), end
-        if "starts no other until libvirtd is restarted" in (self.pivot()["error"] or ""):
+        if "and starts no other: restart libvirtd" in (self.pivot()["error"] or ""):
             return
         if self.domain.believe(target).mirror == "yes":
             self.libvirtd.ask("blockjob", self.domain.name, target, "--abort")

@@ -429,7 +429,8 @@ LIBVIRT = (
     ),
     Defect(
         "libvirt is asked before that is on disk", "G6", LIBVIRT_STEPS,
-        "    await state.finish_record()\n    options = replace(state.pivot.options, guest_writes=writes)\n"
+        "    if not await in_time(state, seen, state.finish_record()):\n        return False\n"
+        "    options = replace(state.pivot.options, guest_writes=writes)\n"
         '    state.begin_record("writes-counted", {"guest_writes": dict(writes)}, options=options)\n', "",
         SEARCH, guarded(crashes=2),
     ),

@@ -20,10 +20,7 @@ from pivotd.core.rules.endings import by_roots, root
 
 SIDES = frozenset({Root.SOURCE, Root.DESTINATION})
 CALLING = "a call to libvirt whose answer was lost may still be carried out"
-_STUCK = (
-    "libvirt takes its job of {disk} for one that has not ended, and starts no other until libvirtd is restarted with "
-    "pivotd's hook in place, or, if it has started without the hook meanwhile, until the guest was shut down"
-)
+_STUCK = "libvirt takes its job of {disk} for one that has not ended, and starts no other: "
 _ENDING = frozenset({"aborting", "concluded"})
 _NOTHING = Belief(Root.ABSENT, None)
 
@@ -57,8 +54,29 @@ def in_doubt(pivot: Pivot, seen: Observation, attempt: Attempt) -> bool:
     return attempt.ask_in_doubt and late
 
 
+def restart(otherwise: str = "let the guest run (virsh resume), shut it down and start it") -> str:
+    """Return what to do about a libvirtd that has not learnt how a job has ended.
+
+    The hook repairs what libvirtd has in its files when it starts. A libvirtd that has started without the hook may
+    have dropped a job from them; ``otherwise``: what helps then.
+    """
+    return (
+        "restart libvirtd with pivotd's hook in place; if it has started without the hook meanwhile, and this does not "
+        f"help, {otherwise}"
+    )
+
+
 def disbelief(pivot: Pivot, seen: Observation) -> str | None:
     """Return what libvirt does not know of the running guest, and what to do, in one sentence; None if it knows all."""
+    if (what := unknown(pivot, seen)) is None:
+        return None
+    if kinds.of(pivot).has_jobs:
+        return f"{what}: {restart()}"
+    return f"{what}: before you resume the guest, define that image for its next boot"
+
+
+def unknown(pivot: Pivot, seen: Observation) -> str | None:
+    """Return the first thing that libvirt does not know of the running guest; None if it knows all."""
     for disk in pivot.disks:
         now, belief = root(seen, disk), believed(seen, disk)
         if now not in SIDES:
@@ -68,10 +86,7 @@ def disbelief(pivot: Pivot, seen: Observation) -> str | None:
         # A job that QEMU still lists makes libvirt act; one that is gone does not, but then the disk has not moved.
         ending = ours and seen.job(disk.job).status in _ENDING
         if belief.live is not now or ending or (ours and now is Root.DESTINATION):
-            what = f"QEMU uses {image.filename} as {disk.disk}, and libvirt does not know that"
-            if kinds.of(pivot).has_jobs:
-                return f"{what}: restart libvirtd with pivotd's hook in place"
-            return f"{what}: before you resume the guest, define that image for its next boot"
+            return f"QEMU uses {image.filename} as {disk.disk}, and libvirt does not know that"
     return None
 
 
@@ -169,7 +184,7 @@ def _warning(pivot: Pivot, seen: Observation, attempt: Attempt, images: dict[str
     wrong = any(root(seen, disk) in SIDES - {believed(seen, disk).live} for disk in pivot.disks)
     if seen.qemu is Qemu.SAME and wrong and (doubt := disbelief(pivot, seen)) is not None:
         parts.append(doubt)
-    parts += [_STUCK.format(disk=disk.disk) for disk in pivot.disks if _stuck(seen, disk)]
+    parts += [_STUCK.format(disk=disk.disk) + restart() for disk in pivot.disks if _stuck(seen, disk)]
     for disk in pivot.disks:
         belief, now = believed(seen, disk), images.get(disk.disk)
         if now is None or belief.next in {None, now}:

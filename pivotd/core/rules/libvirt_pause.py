@@ -35,7 +35,7 @@ def pausing(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action:
 
 def ending(disk: str) -> str:
     """Return what to say while libvirt ends a job; it may never end if libvirt is stuck."""
-    return f"libvirt is ending its job of {disk}; if it stays so, restart libvirtd with pivotd's hook in place"
+    return f"libvirt is ending its job of {disk}; if it stays so, {agreement.restart()}"
 
 
 def _executing(pivot: Pivot, seen: Observation, attempt: Attempt, roots: set[Root]) -> Action:

@@ -157,7 +157,7 @@ def _decided(pivot: Pivot, seen: Observation) -> Action:
     doubt = agreement.disbelief(pivot, seen)
     if pivot.owes_resume:
         # An error of a switch is what a person has to know: the record has said that libvirt does not.
-        told = doubt is not None and doubt in (pivot.error or "")
+        told = (what := agreement.unknown(pivot, seen)) is not None and what in (pivot.error or "")
         return resume(seen) if told and not seen.calling else _resume(pivot, seen)
     return Close() if doubt is None else Wait(doubt)
 
