@@ -131,6 +131,7 @@ class _Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._size_bytes = 0
         self._complete = False
+        self._keep = False
         self._news = asyncio.Event()
 
     @property
@@ -153,9 +154,8 @@ class _Connection(asyncio.Protocol):
             self._news.clear()
             await self._news.wait()
         self.used = time.monotonic()
-        keep = self._parser.should_keep_alive()
         answer = Answer(self._parser.get_status_code(), b"".join(self._body))
-        if not keep:
+        if not self._keep:
             self.abort()
         return answer
 
@@ -214,8 +214,9 @@ class _Connection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """Note the end of the answer."""
+        """Note the end of the answer; only now the parser knows whether the connection stays open."""
         self._complete = True
+        self._keep = self._parser.should_keep_alive()
 
 
 def _is_certain(error: ssl.SSLError) -> bool:

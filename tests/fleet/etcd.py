@@ -103,8 +103,11 @@ class Node:
             self.process = None
 
     def freeze(self) -> None:
-        """Stop the process: its connections stay open and nothing answers."""
+        """Stop the process: its connections stay open and nothing answers, from when this returns."""
         os.kill(self.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _stands_still(self.pid) and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
 
     def thaw(self) -> None:
         """Let the process go on."""
@@ -219,6 +222,12 @@ class Cluster:
         """Return the last lines of each node's log."""
         logs = (self.directory / f"{node.name}.log" for node in self.nodes)
         return "\n".join(text for log in logs if log.exists() for text in log.read_text().splitlines()[-5:])
+
+
+def _stands_still(pid: int) -> bool:
+    """Return whether every thread has taken the signal: on a busy machine one may still answer."""
+    stats = [thread.read_text() for thread in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def _text(encoded: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from pivotd.core.fleet import FleetView
 from pivotd.errors import FleetConflictError, FleetSilentError
+from pivotd.fleet.endpoint import Endpoint
 from pivotd.fleet.store import EtcdFleet
 from tests.fleet.conftest import Settings
 from tests.fleet.etcd import Cluster
@@ -46,6 +47,19 @@ methods = pytest.mark.parametrize(("before", "step"), METHODS.values(), ids=METH
 async def test_unknown_domain_is_an_empty_view(cluster: Cluster, fleet_of: Settings) -> None:
     """What nobody has written is not there, and that is an answer."""
     assert await fleet_of(*cluster.urls).read("nobody", LONG_S) == FleetView("nobody")
+
+
+async def test_connection_is_used_again(cluster: Cluster, fleet_of: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one takes as long as half a write, and with TLS longer: in a pause, a guest would wait for it."""
+    connect, made = Endpoint._connect, []
+
+    async def counted(endpoint: Endpoint) -> object:
+        made.append(endpoint.url)
+        return await connect(endpoint)
+
+    monkeypatch.setattr(Endpoint, "_connect", counted)
+    await ready(fleet_of(cluster.urls[0]), claimed, announced, published)
+    assert made == [cluster.urls[0]]
 
 
 @methods
