@@ -24,7 +24,7 @@ demo: setup  ## watch a running guest move, with kill -9 at the worst moments
 demo-fleet: setup  ## watch another host take over a guest whose host was lost in the middle of a pause
 	.venv/bin/python -m tests.demo_fleet
 
-bench: setup  ## measure the pause beside a bare client and with readers, the recovery after a kill, idling, a long history, thin disks
+bench: setup  ## measure the pause beside a bare client and with readers, the recovery after a kill, idling, a long history, thin disks, a fleet
 	@command -v gcc >/dev/null || { echo 'bench: needs a C compiler: apt-get install gcc libc6-dev' >&2; exit 1; }
 	.venv/bin/python -m bench.pause
 	.venv/bin/python -m bench.pause --rounds 8 --dirty-mib 750
@@ -38,6 +38,8 @@ bench: setup  ## measure the pause beside a bare client and with readers, the re
 	.venv/bin/python -m bench.thin
 	.venv/bin/python -m bench.libvirt_start
 	.venv/bin/python -m bench.libvirt_pause
+	.venv/bin/python -m bench.fleet
+	.venv/bin/python -m bench.fleet_pause
 
 FUZZ ?= 20
 fuzz: setup  ## try more wrong input than the tests do: FUZZ=20 times as much, SEED=n to repeat

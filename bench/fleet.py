@@ -176,17 +176,24 @@ async def fill(urls: tuple[str, ...], domains: int) -> float:
 
 
 def commands(urls: tuple[str, ...], rounds: int = 9) -> None:
-    """Print the times of whole commands."""
+    """Print the times of whole commands, and of a Python that does nothing."""
     base = [sys.executable, "-m", "pivotd.cli.main", "fleet", "--endpoints", ",".join(urls), "--host", "h2"]
-    for words in (["verdict", "d00001", "disk0"], ["take", "d{}", "--fenced"], ["status"], ["verdict"], ["ls"]):
-        times = []
+    fleet = (["verdict", "d00001", "disk0"], ["take", "d{}", "--fenced"], ["status"], ["verdict"], ["ls"])
+    rows = [("python -c pass", [sys.executable, "-c", "pass"])]
+    rows += [("pivotctl fleet " + " ".join(words).format("…"), [*base, *words]) for words in fleet]
+    for said, words in rows:
+        times, before = [], resource.getrusage(resource.RUSAGE_CHILDREN)
         for number in range(rounds):
-            command = [*base, *(word.format(f"{number:05}") for word in words)]
+            command = [word.format(f"{number:05}") for word in words]
             began = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             times.append((time.perf_counter() - began) * 1000)
-        said = " ".join(words).format("…")
-        print(f"pivotctl fleet {said:22} best {min(times):5.0f} ms, median {statistics.median(times):5.0f} ms")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(
+            f"{said:37} best {min(times):5.0f} ms, median {statistics.median(times):5.0f} ms, "
+            f"processor time {1000 * processor_s / rounds:4.0f} ms"
+        )
 
 
 def main() -> None:
