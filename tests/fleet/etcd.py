@@ -104,10 +104,7 @@ class Node:
 
     def freeze(self) -> None:
         """Stop the process: its connections stay open and nothing answers, from when this returns."""
-        os.kill(self.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _stands_still(self.pid) and time.monotonic() < deadline:
-            time.sleep(LOOK_S)
+        stand_still(self.pid)
 
     def thaw(self) -> None:
         """Let the process go on."""
@@ -224,10 +221,15 @@ class Cluster:
         return "\n".join(text for log in logs if log.exists() for text in log.read_text().splitlines()[-5:])
 
 
-def _stands_still(pid: int) -> bool:
-    """Return whether every thread has taken the signal: on a busy machine one may still answer."""
-    stats = [thread.read_text() for thread in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+def stand_still(pid: int) -> None:
+    """Stop a process, and wait until every thread has taken the signal: on a busy machine one may still answer."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        stats = [thread.read_text() for thread in Path(f"/proc/{pid}/task").glob("*/stat")]
+        if all(stat.rpartition(")")[2].split()[0] in "TZ" for stat in stats):
+            return
+        time.sleep(LOOK_S)
 
 
 def _text(encoded: str) -> str:

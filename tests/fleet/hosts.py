@@ -23,7 +23,7 @@ from pivotd.core.fleet import FleetView
 from pivotd.fleet.store import EtcdFleet
 from tests.chaos.image_check import root_path
 from tests.chaos.process import try_call
-from tests.fleet.etcd import Cluster
+from tests.fleet.etcd import Cluster, stand_still
 from tests.fleet.wires import Wires
 from tests.support.daemon import Daemon
 from tests.support.guest import end_torn_line
@@ -136,11 +136,13 @@ class FleetHost:
 
     def freeze(self) -> None:
         """Let pivotd and QEMU stand still."""
-        self._signal(signal.SIGSTOP)
+        for pid in self._pids():
+            stand_still(pid)
 
     def thaw(self) -> None:
         """Let them go on."""
-        self._signal(signal.SIGCONT)
+        for pid in self._pids():
+            os.kill(pid, signal.SIGCONT)
 
     def words(self) -> dict[str, Any] | None:
         """Return pivotd's verdict for each disk that it knows, None if it does not answer."""
@@ -155,9 +157,8 @@ class FleetHost:
             [*command, "take", DOMAIN, "--fenced", *images], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def _signal(self, number: signal.Signals) -> None:
-        for pid in (self.daemon.pid, *([self.qemu.pid] if self.qemu is not None else [])):
-            os.kill(pid, number)
+    def _pids(self) -> list[int]:
+        return [self.daemon.pid, *([self.qemu.pid] if self.qemu is not None else [])]
 
 
 class Site:
@@ -193,6 +194,8 @@ class Site:
             for host in self.hosts:
                 host.daemon.await_ready()
             self.start(self.here)
+            assert self.writes.await_more()
+            assert until(lambda: self.view().owner is not None), "the first host does not claim the guest"
         except BaseException:
             self._stack.close()
             raise
@@ -217,7 +220,8 @@ class Site:
 
     def start(self, host: FleetHost, *, locking: bool = True, incoming: str | None = None) -> None:
         """Start the guest on a host. ``locking``: as QEMU does it; an old host that is frozen has its images locked."""
-        end_torn_line(self.serial)
+        if incoming is None:
+            end_torn_line(self.serial)
         disks = []
         for image in self.images.values():
             file = {

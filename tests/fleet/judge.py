@@ -11,6 +11,7 @@ from pivotd.core.fleet import FleetView
 from pivotd.core.rules.fleet_words import FleetVerdict, fleet_verdict
 from pivotd.errors import FleetError
 from tests.chaos.process import journal
+from tests.fleet.etcd import stand_still
 from tests.fleet.hosts import DOMAIN, FleetHost, Site
 from tests.fleet.plan import Summary
 from tests.support.history import verdicts
@@ -27,7 +28,7 @@ class FleetJudge:
     def still(self, host: FleetHost) -> Iterator[None]:
         """Let the QEMU of a host stand still, if it has one."""
         if host.qemu is not None:
-            os.kill(host.qemu.pid, signal.SIGSTOP)
+            stand_still(host.qemu.pid)
         try:
             yield
         finally:

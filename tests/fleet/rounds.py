@@ -72,6 +72,7 @@ class FleetRounds:
         """Play one round; return its broken promises."""
         self._round, self._said, self._name = planned, [], f"round-{next(_NUMBERS)}"
         site, before = self.site, self.site.writes.last()
+        self._accept()
         if planned.weather_first:
             self._outages.begin(planned.weather, site.here.wires)
         site.here.wires.make_noise(self._rng, planned.noise)
@@ -93,7 +94,6 @@ class FleetRounds:
 
     def _pivot(self) -> None:
         site, planned = self.site, self._round
-        self._accept()
         chains = {disk: chain_of(Path(image)) for disk, image in site.images.items()}
         targets = {disk: Path(image) for disk, image in site.targets().items()}
         move, wishes = wanted(planned.move, chains, targets)
@@ -136,7 +136,8 @@ class FleetRounds:
         old.qemu.spy("migrate", {"uri": f"unix:{socket}"})
         moved = until(lambda: new.qemu is not None and new.qemu.run_state() == "running")
         self._check(moved, "the guest did not migrate")
-        struck.reached.wait(STRIKE_TIMEOUT_S)
+        released = struck.reached.wait(STRIKE_TIMEOUT_S)
+        self._check(released, f"{old.name} does not release the guest that has left it: {self._shown()}")
         if planned.victim is not Victim.NOBODY and planned.victim is not Victim.QEMU:
             old.daemon.kill()
         if planned.victim not in {Victim.NOBODY, Victim.PIVOTD}:
@@ -163,7 +164,8 @@ class FleetRounds:
         for one in verdicts(journal(here.daemon.state_dir)):
             if one.disk in images and str(one.image) != images[one.disk]:
                 body = {"image": images[one.disk], "format": "qcow2", "reason": "the guest has come back"}
-                try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{one.disk}/accept", body)
+                answer = try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{one.disk}/accept", body)
+                self._check(bool(answer) and "kind" not in answer, f"the right image is not accepted: {answer}")
                 self._summary.notes["journals from before a guest left, and came back: accepted by a person"] += 1
 
     # -- the strike
@@ -411,6 +413,11 @@ class FleetRounds:
             view = self.site.view()
             return None if view.owner is None else view.owner.host
         return None
+
+    def _shown(self) -> str:
+        with contextlib.suppress(FleetError):
+            return str(self.site.view())
+        return "no answer"
 
     def _unchanged(self, before: FleetView, by: str) -> None:
         after = self.site.view()
