@@ -138,7 +138,8 @@ async def _not_told(state: DriverState, error: FleetError, *, woken: bool) -> No
 
 async def _superseded(state: DriverState, found: Superseded) -> None:
     """Record that the guest is not this host's any more; pivotd never resumes it."""
-    pivot, left = state.pivot, state.pivot.owes_resume
+    pivot = state.pivot
+    left = pivot.owes_resume and not state.domain.process_gone(pivot.identity)
     log.error("pivot.superseded", domain=pivot.domain, pivot=pivot.id, reason=found.reason, left_paused=left)
     text = f"superseded: {found.reason}" + ("; its QEMU here is left paused: end it" if left else "")
     await state.record(

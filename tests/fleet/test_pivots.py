@@ -241,6 +241,7 @@ async def test_a_guest_that_another_host_has_taken_is_never_resumed(
     assert (pivot.fleet, pivot.owes_resume) == (FleetStage.SUPERSEDED, False)
     assert pivot.error is not None
     assert "belongs to host h2" in pivot.error
+    assert "its QEMU here is left paused: end it" in pivot.error
     assert await run_state(qemu) == "paused"
     assert fleet_verdict(await view(engine), "disk0").image == FleetImage(pivot.disks[0].source.filename, "qcow2")
 
