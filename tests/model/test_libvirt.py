@@ -27,15 +27,16 @@ SEARCHES = [
     LibvirtBounds(crashes=1, abort=True),
     LibvirtBounds(crashes=1, abort=True, move=Move.COMMIT),
     LibvirtBounds(crashes=1, disks=2),
-    LibvirtBounds(crashes=1, faults=1),
+    LibvirtBounds(crashes=0, faults=1),
     LibvirtBounds(crashes=0, faults=1, transient=True),
     LibvirtBounds(crashes=0, faults=1, disks=2),
-    LibvirtBounds(crashes=1, faults=1, monitor=True),
+    *(LibvirtBounds(crashes=crashes, faults=1 - crashes, monitor=True) for crashes in (0, 1)),
     LibvirtBounds(crashes=1, release=NEWEST),
     LibvirtBounds(crashes=1, hold=True),
     LibvirtBounds(crashes=1, adopted=True, abort=True, from_phase=Phase.PREPARING),
 ]
 LONG = [
+    *(LibvirtBounds(crashes=1, faults=1, monitor=monitor) for monitor in (False, True)),
     LibvirtBounds(crashes=3),
     LibvirtBounds(crashes=2, hook=False),
     LibvirtBounds(crashes=2, abort=True),
