@@ -17,6 +17,8 @@ SLOW = {
     "a definition of somebody else is overwritten without a word",
     "a forced pivot leaves the other disk certain",
     "a guest is resumed of which libvirt does not know the image",
+    "a guest runs on behind a libvirt that hangs in the middle of the switch",
+    "a guest runs on while a libvirt that hangs may still switch its disk",
     "a guest that has left by a migration is forgotten",
     "a journal that fails leaves the guest paused",
     "a journal without its daemon is certain while QEMU runs",
@@ -28,6 +30,7 @@ SLOW = {
     "a restored journal is certain",
     "a resume before a `stop` without an answer is forgotten",
     "a retry with other disks passes for the same",
+    "a snapshot that libvirt does not know of is left to it",
     "a suspend that libvirt may still carry out is forgotten",
     "a switch that libvirt may still make is forgotten",
     "a verdict is certain while its record may be on the way",
@@ -40,9 +43,10 @@ SLOW = {
     "somebody else's pause is resumed",
     "the deadline is ignored",
     "the guest is let run without a look at its run state",
+    "the journal does not flush",
     "the last look before the intent decides nothing",
-    "what is below the images is not noted",
     "the right image of a guest that is off is overwritten",
+    "what is below the images is not noted",
 }
 """Defects that take 4 s or longer: left to ``make mutation`` and ``make test-long``."""
 DOCUMENT = Path(__file__).parents[2] / "docs/reliability.md"
