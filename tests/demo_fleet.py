@@ -150,6 +150,8 @@ def _back(demo: FleetDemo, target: Path) -> None:
         "belongs to host host2" in str(shown["error"]) and "left paused" not in str(shown["error"]),
         shown["error"],
     )
+    shown = demo.lost.daemon.ctl("image", NAME, "disk0")
+    demo.check("its own `pivotctl image` names no image", shown.status == 6, f"status {shown.status}")
     demo.copy(demo.other, target)
     demo.check_verdict(target)
     demo.check_goes_on()

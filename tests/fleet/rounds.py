@@ -335,6 +335,8 @@ class FleetRounds:
             old.restart()
         if self._journalled(old) is not None:
             self._await_closed(old)
+            paused = "left paused" in str(self._journalled(old).error)
+            self._check(not paused or old.qemu is not None, f"{old.name} says that its QEMU, which is gone, is paused")
         if old.qemu is not None:
             state = old.qemu.run_state()
             self._check(state != "running", f"the old host, frozen in its pause, has let its guest run ({self._round})")
