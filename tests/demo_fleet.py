@@ -41,8 +41,8 @@ class FleetDemo(Teller):
         self.guest = Guest(build())
         fleet = {"prefix": PREFIX, "on_silence": "wait"}
         wires = [stack.enter_context(Wires(cluster.urls)) for _ in range(2)]
-        self.lost = FleetHost(directory / "1", "host1", wires[0], fleet)
-        self.other = FleetHost(directory / "2", "host2", wires[1], fleet)
+        self.lost = FleetHost(directory / "1", "host1", wires[0], fleet, {})
+        self.other = FleetHost(directory / "2", "host2", wires[1], fleet, {})
         serial_log(self.other.directory, NAME).symlink_to(serial_log(self.lost.directory, NAME))
         self.judge: GuestJudge
         for host in (self.lost, self.other):

@@ -35,6 +35,8 @@ DOMAIN = "web1"
 IMAGE_SIZE = "40M"
 TIMEOUT_MS = 1500
 LOOK_S = 0.01
+DAY_S = 86_400
+CLOCK = Path(__file__).with_name("wrong_clock.c")
 UNACKNOWLEDGED_MAX = 64
 """Numbers that the guest may have written beyond the last one that was acknowledged."""
 _WORD = re.compile(rb"^(UP|ACK) ([0-9a-f]{8})\r?$", re.MULTILINE)
@@ -107,15 +109,20 @@ class Writes:
 class FleetHost:
     """One host. ``qemu`` is its QEMU, None if it has none. ``fleet`` is etcd, seen by nobody's wires but its own."""
 
-    def __init__(self, directory: Path, name: str, wires: Wires, fleet: Mapping[str, object]) -> None:
+    def __init__(
+        self, directory: Path, name: str, wires: Wires, fleet: Mapping[str, object], environment: Mapping[str, str]
+    ) -> None:
         directory.mkdir()
+        self._environment = {**os.environ, **environment}
         self.name, self.directory, self.wires = name, directory, wires
         self.qemu: Qemu | None = None
         settings = {"endpoints": wires.urls, "host": name, "timeout_ms": TIMEOUT_MS, **fleet}
         lines = ["[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
         self.config = directory / "fleet.toml"
         self.config.write_text("\n".join(lines))
-        self.daemon = Daemon(directory, {DOMAIN: directory / f"{DOMAIN}.qmp"}, configuration="\n".join(lines))
+        self.daemon = Daemon(
+            directory, {DOMAIN: directory / f"{DOMAIN}.qmp"}, configuration="\n".join(lines), environment=environment
+        )
 
     def kill_qemu(self) -> None:
         """End the QEMU of this host, if there is one."""
@@ -154,15 +161,26 @@ class FleetHost:
         images = [part for disk, image in chosen.items() for part in ("--image", f"{disk}={image}")]
         command = [str(Path(sys.executable).with_name("pivotctl")), "--json", "fleet", "--config", str(self.config)]
         return subprocess.Popen(
-            [*command, "take", DOMAIN, "--fenced", *images], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            [*command, "take", DOMAIN, "--fenced", *images],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environment,
+        )  # fmt: skip
 
     def _pids(self) -> list[int]:
         return [self.daemon.pid, *([self.qemu.pid] if self.qemu is not None else [])]
 
 
+def wrong_clock(directory: Path, ahead_s: int) -> dict[str, str]:
+    """Return the environment of a process whose wall clock is wrong; needs gcc."""
+    library = directory / "wrong_clock.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", library, CLOCK], check=True)
+    return {"LD_PRELOAD": str(library), "WRONG_CLOCK_S": str(ahead_s)}
+
+
 class Site:
-    """Everything: etcd, the two hosts, the guest. ``images`` are what the guest uses, or will use, by disk."""
+    """Everything: etcd, the two hosts, the guest. ``images`` are what the guest uses, or will use, by disk.
+
+    The clock of the second host is a day ahead.
+    """
 
     def __init__(self, directory: Path, cluster: Cluster, prefix: str, on_silence: str, disks: int = 1) -> None:
         self.directory, self.cluster = directory, cluster
@@ -182,8 +200,10 @@ class Site:
             self._view = wires[0]
             self._store = EtcdFleet(Fleet(self.cluster.urls, prefix=self._prefix, host="observer"))
             self._stack.callback(self._close_store)
+            clocks: tuple[dict[str, str], ...] = ({}, wrong_clock(self.directory, DAY_S))
             self.hosts = [
-                FleetHost(self.directory / n, f"host-{n}", w, self._fleet) for n, w in zip("ab", wires, strict=True)
+                FleetHost(self.directory / name, f"host-{name}", way, self._fleet, clock)
+                for name, way, clock in zip("ab", wires, clocks, strict=True)
             ]
             for host in self.hosts:
                 self._stack.callback(host.daemon.kill)

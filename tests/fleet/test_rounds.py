@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,29 @@ def test_every_message_is_struck() -> None:
     held(play_all(planned, rng("matrix"), kept()))
 
 
-def test_take_over_without_a_majority(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_take_over_without_a_majority() -> None:
     """It says that nothing is known, and answers as soon as there is a majority."""
     planned = FleetRound(Victim.HOST, Message.PUBLISH, Place.LATE, weather=Weather.NO_MAJORITY)
     summary = play_all([("wait", planned)], rng("majority"), kept())
     held(summary)
     assert summary.words["fleet: no answer"] > 0
     assert summary.words["take: certain"] == 1
+
+
+def test_the_clock_of_a_host_is_a_day_wrong() -> None:
+    """A take-over by the host that is ahead, and one back from it: nothing is decided by a clock."""
+    summary = Summary()
+    with tempfile.TemporaryDirectory(prefix="pv") as name, Cluster(Path(name) / "etcd") as cluster:
+        site = Path(name) / "s"
+        site.mkdir()
+        with rounds_at(site, cluster, "resume", summary, random.Random(1)) as rounds:
+            rounds.play(FleetRound(Victim.HOST, Message.PUBLISH, Place.AFTER))
+            owner = rounds.site.view().owner
+            assert owner is not None
+            ahead = datetime.fromisoformat(owner.since) - datetime.now(UTC)
+            assert timedelta(hours=23) < ahead < timedelta(hours=25)
+            rounds.play(FleetRound(Victim.HOST, Message.PUBLISH, Place.LATE))
+    held(summary)
 
 
 def test_the_judge_can_fail() -> None:
