@@ -221,7 +221,12 @@ class _Connection(asyncio.Protocol):
 
 def _is_certain(error: ssl.SSLError) -> bool:
     """Return whether a certificate is the reason: then the request was not read, and trying again cannot help."""
-    return isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE" in (error.reason or "")
+    return isinstance(error, ssl.SSLCertVerificationError) or _refuses_ours(error)
+
+
+def _refuses_ours(error: ssl.SSLError) -> bool:
+    """Return whether the server does not take this host's certificate: etcd 3.4 and 3.5 say so in different words."""
+    return any(word in (error.reason or "") for word in ("CERTIFICATE", "UNKNOWN_CA"))
 
 
 def _words(error: Exception) -> str:
@@ -235,6 +240,6 @@ def _words(error: Exception) -> str:
 def _tls_words(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not valid here: {error.verify_message}"
-    if "CERTIFICATE" in (error.reason or ""):
+    if _refuses_ours(error):
         return "it does not accept this host's certificate"
     return f"TLS: {error.reason or error}"
