@@ -249,7 +249,11 @@ def _revive(world: World) -> Driver:
     driver = driver_on(world)
     state = driver.state
     deadline = remembered.attempt.deadline
-    state.attempt = replace(remembered.attempt, deadline=None if deadline is None else world.now_s + deadline)
+    state.attempt = replace(
+        remembered.attempt,
+        deadline=None if deadline is None else world.now_s + deadline,
+        fleet_silent_at=None if remembered.attempt.fleet_silent_at is None else world.now_s,
+    )
     if (intended := remembered.attempt.intended) is not None and world.session is not None:
         state.attempt = replace(state.attempt, intended=(world.session, -intended[1]))
     driver._failures.in_a_row = remembered.failures
