@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pivotd.config import Fleet
 from pivotd.core.fleet import FleetView
 from pivotd.fleet.presence import Presence
 from pivotd.fleet.store import EtcdFleet
-from tests.cli.ctl import COMMAND, Answer, ctl, environment
+from tests.cli.ctl import Answer, ctl, start
 from tests.fleet.etcd import Cluster, free_ports
 from tests.fleet.test_messages import LONG_S
 from tests.fleet.views import AT, DESTINATION, SOURCE, announced, claimed, published
@@ -167,8 +166,7 @@ def test_ls_and_status_show_domains_hosts_and_nodes(site: Site) -> None:
 def test_ls_follows_changes_until_interrupted(site: Site) -> None:
     """Each change is a line; Ctrl-C ends it with status 130."""
     site.domain("web1", claimed)
-    command = [*COMMAND, "--json", "fleet", *site.options, "ls", "--follow"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as following:
+    with start("--json", "fleet", *site.options, "ls", "--follow") as following:
         assert following.stdout is not None
         assert json.loads(following.stdout.readline())["domain"] == "web1"
         site.domain("web2", claimed, announced)
