@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,16 +26,15 @@ from tests.chaos.image_check import root_path
 from tests.chaos.process import try_call
 from tests.fleet.etcd import Cluster, stand_still
 from tests.fleet.wires import Wires
+from tests.support import waiting
 from tests.support.daemon import Daemon
 from tests.support.guest import end_torn_line
 from tests.support.qemu import CACHES, Disk, Qemu, create_image
 from tests.support.tiny_guest import SLOTS, TinyGuest, read_slots
-from tests.support.waiting import WAIT_S
 
 DOMAIN = "web1"
 IMAGE_SIZE = "40M"
 TIMEOUT_MS = 1500
-LOOK_S = 0.01
 DAY_S = 86_400
 CLOCK = Path(__file__).with_name("wrong_clock.c")
 UNACKNOWLEDGED_MAX = 64
@@ -42,14 +42,8 @@ UNACKNOWLEDGED_MAX = 64
 _WORD = re.compile(rb"^(UP|ACK) ([0-9a-f]{8})\r?$", re.MULTILINE)
 
 
-def until(done: Callable[[], bool], timeout_s: float = WAIT_S) -> bool:
-    """Look until something is so, at most so long; looks cost processor time here, so they are rare."""
-    deadline_s = time.monotonic() + timeout_s
-    while not done():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(LOOK_S)
-    return True
+until = partial(waiting.until, look_s=0.01)
+"""Looks are rarer here: each starts a pivotctl, and costs processor time."""
 
 
 class Writes:
