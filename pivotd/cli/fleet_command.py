@@ -60,6 +60,8 @@ def settings() -> config.Fleet:
     if given:
         name = next(iter(given)).replace("_", "-")
         raise UsageError(f"--{name} goes with --endpoints; otherwise [fleet] in {file} says it")
+    if not Path(file).exists():
+        raise UsageError(f"there is no {file}: give --endpoints, or configure [fleet] (docs/fleet.md)")
     found = config.load(Path(file)).fleet
     if not found.endpoints:
         raise UsageError(f"{file} has no [fleet]: give --endpoints, or configure it (docs/fleet.md)")

@@ -204,6 +204,8 @@ def test_configuration_says_where_etcd_is(site: Site, tmp_path: Path) -> None:
         2,
         f"pivotctl: {file} has no [fleet]: give --endpoints, or configure it (docs/fleet.md)\n",
     )
+    said = ctl("fleet", "--config", tmp_path / "none", "verdict")
+    assert (said.status, "there is no" in said.stderr, "give --endpoints" in said.stderr) == (2, True, True)
     said = ctl("fleet", "--config", file, "--prefix", "/x/", "verdict")
     assert (said.status, "--prefix goes with --endpoints" in said.stderr) == (2, True)
     said = ctl("fleet", "--endpoints", "etcd1:2379", "verdict")
