@@ -17,7 +17,7 @@ from tests.libvirt.domain import Domain
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.daemon import Daemon
 
-WAIT_S = 60.0
+WAIT_S, LOOK_S = 60.0, 0.02
 PROGRAM = Path(sys.executable).parent / "pivotd"
 CONFIGURATION = '[libvirt]\nuri = "{}"\n[log]\nlevel = "debug"\n[pause]\nmax_ms = 5000'
 
@@ -27,7 +27,7 @@ def until(true: Callable[[], Any], what: str = "it") -> Any:
     deadline_s = time.monotonic() + WAIT_S
     while not (found := true()):
         assert time.monotonic() < deadline_s, f"{what} does not come"
-        time.sleep(0.02)
+        time.sleep(LOOK_S)
     return found
 
 
@@ -91,9 +91,12 @@ class Guarded:
         return msgspec.to_builtins(self.client.pivot(newest.id))
 
     def settled(self, timeout_s: float) -> Any:
-        """Return the newest pivot once it is closed, or has had time enough."""
-        self.client.wait(self.pivot()["id"], timeout_s)
-        return self.pivot()
+        """Return the newest pivot once it is closed, or has had time enough; one that is held may be ended by others."""
+        until_s = time.monotonic() + timeout_s
+        while (shown := self.pivot())["phase"] != "closed" and (left_s := until_s - time.monotonic()) > 0:
+            self.client.wait(shown["id"], left_s)
+            time.sleep(LOOK_S)
+        return shown
 
     def told(self, pivot: str) -> str:
         """Return what `pivot show` says of a pivot."""

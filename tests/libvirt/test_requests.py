@@ -96,4 +96,4 @@ def test_the_granularity_reaches_qemu_through_libvirt(guarded: Guarded):
     assert spy.execute("query-block-jobs")[0]["len"] - before == 1 << 20
     spy.close()
     assert guarded.pivot()["options"]["granularity_bytes"] == 1 << 20
-    assert "granularity  1 MiB" in guarded.ended().detail
+    assert "granularity 1 MiB" in guarded.ended().detail
