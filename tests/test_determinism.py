@@ -73,3 +73,27 @@ def test_two_collections_are_the_same(tmp_path: Path) -> None:
         collections.append([line for line in done.stdout.splitlines() if "::" in line])
     assert len(collections[0]) > 1000
     assert collections[0] == collections[1]
+
+
+KILLED = """
+import os, signal, subprocess
+def test_it():
+    subprocess.run(["mount", "-t", "tmpfs", "none", {place!r}], check=True)
+    open({seen!r}, "w").close()
+    os.kill(0, signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a test mounts something")
+def test_a_killed_test_leaves_no_mount_behind(tmp_path: Path) -> None:
+    """Removing the directories of old runs would fail at it."""
+    place, seen = tmp_path / "mounted", tmp_path / "seen"
+    place.mkdir()
+    (tmp_path / "test_killed.py").write_text(KILLED.format(place=str(place), seen=str(seen)))
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-c", TESTS.parent / "pyproject.toml", "--basetemp",
+         tmp_path / "base", tmp_path / "test_killed.py"],
+        cwd=TESTS.parent, start_new_session=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert seen.exists()
+    assert not os.path.ismount(place)

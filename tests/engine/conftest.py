@@ -22,9 +22,8 @@ from pivotd.host.flush import Flusher
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.planning.plan import plan
+from tests.support.encrypted import encrypted_image
 from tests.support.qemu import Qemu
-
-from .storage import encrypted_image
 
 TIMEOUT_S = 30.0
 ULID = "01K9ABCDEFGHJKMNPQRSTV{:04d}"
@@ -117,5 +116,5 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the file ``key`` and the image ``qcow2``, made once: that takes seconds on a busy machine."""
     directory = tmp_path_factory.mktemp("luks")
     (directory / "key").write_text("correct horse")
-    encrypted_image(directory / "qcow2", directory / "key")
+    encrypted_image(directory / "qcow2", f"file={directory / 'key'}")
     return directory

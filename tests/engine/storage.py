@@ -16,10 +16,6 @@ import pytest
 
 TIMEOUT_S = 20.0
 
-BUSY = "accurate CPU usage"
-"""QEMU 7.2 measures the processor to encrypt, and gives up where that is busy."""
-TRIES_MAX = 40
-
 
 class NbdServer:
     """qemu-nbd with one export ``exp`` of a raw image; TCP on a free port, or a Unix socket."""
@@ -130,16 +126,3 @@ def shown_chain(query_block: list[dict[str, Any]], node: str) -> list[tuple[str,
 
 def allocated_bytes(path: Path) -> int:
     return path.stat().st_blocks * 512
-
-
-def encrypted_image(path: Path, secret: Path) -> None:
-    """Create an encrypted image as a person does, who asks again where the processor is busy."""
-    for _ in range(TRIES_MAX):
-        made = subprocess.run(
-            ["qemu-img", "create", "-q", "--object", f"secret,id=s,file={secret}", "-f", "qcow2",
-             "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", str(path), "64M"],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
-        if BUSY not in made.stderr:
-            break
-    assert made.returncode == 0, made.stderr

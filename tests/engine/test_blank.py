@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pivotd.host.qcow2 import is_blank
+from tests.support.encrypted import encrypted_image
 from tests.support.qemu import create_image
 
-from .storage import encrypted_image
 from .test_destinations import overlay
 
 EMPTY = ["", "compat=0.10", "cluster_size=2M", "extended_l2=on,compression_type=zstd", "lazy_refcounts=on"]
@@ -37,7 +37,7 @@ def test_an_encrypted_image_can_be_blank(tmp_path: Path):
     """What is not allocated is not decrypted."""
     secret = tmp_path / "passphrase"
     secret.write_text("correct horse")
-    encrypted_image(tmp_path / "image", secret)
+    encrypted_image(tmp_path / "image", f"file={secret}")
     assert is_blank(str(tmp_path / "image"))
 
 

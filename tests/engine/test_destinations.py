@@ -14,17 +14,15 @@ from pivotd.core.request import CopyMode, Discard, Kind, Requester, Sync, Target
 from pivotd.engine.inbox import Cancel
 from pivotd.errors import BadRequestError
 from tests.conftest import QemuFactory
+from tests.support.encrypted import BUSY, TRIES_MAX, encrypted_image
 from tests.support.proxy import Recorder
 from tests.support.qemu import Disk, Qemu, create_image
 
 from .conftest import Engine
 from .storage import (
-    BUSY,
-    TRIES_MAX,
     LoopDevice,
     NbdServer,
     allocated_bytes,
-    encrypted_image,
     header_chain,
     info,
     shown_chain,
@@ -326,7 +324,7 @@ async def test_a_wrong_passphrase_is_told(engine: Engine, qemu_factory: QemuFact
     for name in ("right", "wrong"):
         (tmp_path / name).write_text(name)
     new = tmp_path / "new.qcow2"
-    encrypted_image(new, tmp_path / "right")
+    encrypted_image(new, f"file={tmp_path / 'right'}")
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     await engine.connect(qemu)
     driver = await engine.copy("web1", {"disk0": new}, reuse=True, secret_file=str(tmp_path / "wrong"))
@@ -341,7 +339,7 @@ async def test_an_encrypted_source(engine: Engine, qemu_factory: QemuFactory, tm
     secret = tmp_path / "passphrase"
     secret.write_text("correct horse")
     old = tmp_path / "old.qcow2"
-    encrypted_image(old, secret)
+    encrypted_image(old, f"file={secret}")
     disk = Disk(old, node={"encrypt": {"format": "luks", "key-secret": "theirs"}})
     qemu = qemu_factory([disk], extra=["-object", f"secret,id=theirs,file={secret}"])
     await engine.connect(qemu)

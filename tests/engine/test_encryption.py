@@ -18,10 +18,11 @@ from pivotd.errors import BadRequestError
 from pivotd.planning.plan import plan
 from pivotd.qmp import descriptions
 from tests.conftest import QemuFactory
+from tests.support.encrypted import BUSY, TRIES_MAX
 from tests.support.qemu import Disk, Qemu, create_image
 
 from .conftest import Engine
-from .storage import BUSY, TRIES_MAX, info
+from .storage import info
 from .test_copy import write
 from .test_destinations import overlay, secrets, shut_down
 

@@ -14,6 +14,7 @@ import pytest
 from tests.libvirt.domain import PIVOT_POINTS, Domain
 from tests.libvirt.guarding import Guarded, guard, until
 from tests.libvirt.libvirtd import QEMU_CONF, Libvirtd
+from tests.support.encrypted import encrypted_image
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 SECRET = "11111111-2222-3333-4444-555555555555"
@@ -34,8 +35,7 @@ def make(path: Path, *options: str, kind: str = "qcow2") -> Path:
 
 
 def make_encrypted(path: Path) -> Path:
-    luks = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    return make(path, "--object", "secret,id=s,data=hello", "-o", luks)
+    return encrypted_image(path, "data=hello", "8M")
 
 
 def define_secret(libvirtd: Libvirtd) -> None:
