@@ -21,11 +21,11 @@ from tests.support.qemu import Qemu as RealQemu
 from tests.support.qemus import number, qemus
 from tests.support.qmp_spy import SpyError
 from tests.support.seeds import rng
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
 SIZE_BYTES = 1 << 20
-LOOKS_MAX = 20_000
 LOOKS_STABLE = 10
 """So many looks must show what the model says before it counts as the end of a step."""
 PATIENCE_S = 10.0
@@ -95,13 +95,7 @@ class Real:
         for job in self.run("query-jobs", {}):
             with suppress(SpyError):
                 self.run("job-cancel", {"id": job["id"]})
-        for _ in range(LOOKS_MAX):
-            jobs = self.run("query-jobs", {})
-            if not jobs:
-                break
-            for job in jobs:
-                with suppress(SpyError):
-                    self.run("job-dismiss", {"id": job["id"]})
+        assert until(self.dismissed, PATIENCE_S, 0), self.run("query-jobs", {})
         self.run("device_del", {"id": "disk0"})
         left, until_s = {"unknown"}, time.monotonic() + 2 * PATIENCE_S
         while left and time.monotonic() < until_s:
@@ -111,6 +105,13 @@ class Real:
                 with suppress(SpyError):
                     self.run("blockdev-del", {"node-name": name})
         assert not left, f"nodes are left: {left}"
+
+    def dismissed(self) -> bool:
+        """Dismiss what has ended; return whether no job is left."""
+        for job in self.run("query-jobs", {}):
+            with suppress(SpyError):
+                self.run("job-dismiss", {"id": job["id"]})
+        return not self.run("query-jobs", {})
 
     def run(self, name: str, arguments: dict[str, Any]) -> Any:
         return self.qemu.spy(name, arguments)
@@ -232,11 +233,8 @@ def test_run_states_follow_the_same_commands(real: tuple[str, Real]):
             if name == "system_reset":
                 qemu.qemu.await_event("RESET")  # it is done some time after the answer
             wanted = model.qemu.run_state
-            for _ in range(LOOKS_MAX):
-                shown = qemu.qemu.run_state()
-                if shown == wanted:
-                    break
-            assert shown == wanted, f"{version}: {sequence}: {name}: QEMU {shown}, model {wanted}"
+            if not until(lambda wanted=wanted: qemu.qemu.run_state() == wanted, PATIENCE_S, 0):
+                pytest.fail(f"{version}: {sequence}: {name}: QEMU {qemu.qemu.run_state()}, model {wanted}")
 
 
 @pytest.mark.parametrize("version", list(qemus()))
