@@ -11,10 +11,11 @@ from pivotd import limits
 from pivotd.cli import progress, render
 from pivotd.cli.adopt_command import adopt
 from pivotd.cli.context import App, pass_app, tell
+from pivotd.cli.ending_commands import cancel, complete, wait
 from pivotd.cli.values import Bandwidth, Name
-from pivotd.cli.waiting import FOLLOW, wait_to_the_end
+from pivotd.cli.waiting import wait_to_the_end
 from pivotd.client import Pivot, PivotDisk, Record
-from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PhaseConflictError
+from pivotd.errors import EXIT_DONE
 
 
 @click.group(short_help="Pivots: list, show, complete, cancel, undo, wait.")
@@ -26,7 +27,8 @@ def pivot() -> None:
     """
 
 
-pivot.add_command(adopt)
+for command in (adopt, complete, cancel, wait):
+    pivot.add_command(command)
 
 
 @pivot.command("ls")
@@ -134,28 +136,6 @@ def _sides(disk: PivotDisk) -> list[str]:
     ]
 
 
-@pivot.command("wait")
-@click.argument("pivot_id", metavar="ID", type=Name())
-@pass_app
-def wait(app: App, pivot_id: str) -> None:
-    """Wait until a pivot is closed or waits at ready, and show its progress.
-
-    Ctrl-C stops waiting; the pivot continues. Waiting continues across a restart of the daemon.
-    """
-    wait_to_the_end(app, app.client.pivot(pivot_id))
-
-
-@pivot.command("complete")
-@click.argument("pivot_id", metavar="ID", type=Name())
-@pass_app
-def complete(app: App, pivot_id: str) -> None:
-    """Switch a pivot that waits at ready, and wait until it has switched.
-
-    A pivot waits at ready after `copy --no-pivot`, and after all its attempts have failed: this command tries again.
-    """
-    wait_to_the_end(app, app.client.complete(pivot_id))
-
-
 @pivot.command("undo")
 @click.argument("pivot_id", metavar="ID", type=Name())
 @pass_app
@@ -184,28 +164,6 @@ def release(app: App, pivot_id: str) -> None:
         print(f"pivot {found.id} will stop keeping the old images in sync as soon as QEMU answers")
     else:
         print(f"pivot {found.id}: the old images are not kept in sync any more")
-
-
-@pivot.command("cancel")
-@click.argument("pivot_id", metavar="ID", type=Name())
-@pass_app
-def cancel(app: App, pivot_id: str) -> None:
-    """Cancel a pivot: the guest continues on the source images.
-
-    The command returns once this is in the journal. A pivot that has switched already stays as it is, and the exit
-    status is 4.
-    """
-    found = app.client.cancel(pivot_id)
-    if found.outcome == "switched":
-        message = f"pivot {found.id} has switched already; copy the disks back to return to the source"
-        raise PhaseConflictError(message, pivot=found.id)
-    app.status = EXIT_UNKNOWN if found.outcome in {"unknown", "split"} else EXIT_DONE
-    if render.answer(app, found):
-        return
-    if found.phase in {"cancelling", "decided", "closed"}:
-        print(f"pivot {found.id} is cancelled: the guest continues on the source")
-    else:
-        print(f"pivot {found.id} will be cancelled as soon as QEMU answers; {FOLLOW.format(id=found.id)}")
 
 
 @pivot.command("set")

@@ -16,19 +16,28 @@ FOLLOW = "follow it with `pivotctl pivot wait {id}`, cancel it with `pivotctl pi
 
 def wait_to_the_end(app: App, pivot: Pivot) -> None:
     """Wait until the pivot rests and show its progress; then print the result and set the exit status."""
-    client = app.client
     try:
-        with display_for(app) as display:
-            pivot = _wait(client, pivot, display)
+        pivot = rested(app, pivot)
     except KeyboardInterrupt:
         message = f"pivot {pivot.id} continues; {FOLLOW.format(id=pivot.id)}"
         raise InterruptError(message, pivot=pivot.id) from None
     app.status = exit_status(pivot)
-    if render.answer(app, pivot):
-        return
+    if not render.answer(app, pivot):
+        print_rest(pivot)
+
+
+def rested(app: App, pivot: Pivot) -> Pivot:
+    """Return the pivot once it rests, and show its progress until then."""
+    client = app.client
+    with display_for(app) as display:
+        return _wait(client, pivot, display)
+
+
+def print_rest(pivot: Pivot) -> None:
+    """Print the result of a pivot that rests, and on stderr what went wrong."""
     _print_end(pivot)
     warned = pivot.outcome == "switched" and pivot.error is not None  # a next boot that libvirt did not get right, say
-    if (app.status != EXIT_DONE or warned) and sys.stderr is not None:
+    if (exit_status(pivot) != EXIT_DONE or warned) and sys.stderr is not None:
         sys.stdout.flush()
         print(f"pivotctl: {render.one_line(complaint(pivot))}", file=sys.stderr)
 

@@ -30,7 +30,9 @@ def test_help_names_every_command() -> None:
         for row in rows
         for part in row.split(" | ")
     ]
-    assert sorted({*shown} - {"verdict accept"}) == sorted(leaves(cli))
+    twice = {"pivot cancel", "pivot complete", "pivot wait"}
+    assert sorted({*shown} - {"verdict accept"}) == sorted({*leaves(cli)} - twice)
+    assert twice <= {*leaves(cli)}
 
 
 def test_help_fits() -> None:

@@ -1,0 +1,121 @@
+"""Commands that end pivots, or wait for their ends: wait, complete, cancel; of one pivot, of several, of all."""
+
+from __future__ import annotations
+
+import click
+
+from pivotd.cli import render, several
+from pivotd.cli.complaints import InterruptError
+from pivotd.cli.context import App, pass_app
+from pivotd.cli.several import Answers
+from pivotd.cli.waiting import FOLLOW, exit_status, print_rest, rested, wait_to_the_end
+from pivotd.client import Pivot
+from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PhaseConflictError
+
+
+@click.command("wait")
+@several.named("All pivots that are open")
+@pass_app
+def wait(app: App, names: tuple[str, ...], every: bool, domain: str | None) -> None:
+    """Wait until each pivot is closed or waits at ready, and show its progress.
+
+    Ctrl-C stops waiting; the pivots continue. Waiting continues across a restart of the daemon.
+
+    If one of several pivots fails, the command still waits for the others. The exit status is the gravest of all: 6, 3,
+    4, 5, 0.
+    """
+    if several.only_one(names, domain, every=every):
+        wait_to_the_end(app, app.client.pivot(names[0]))
+        return
+    chosen = several.select(app, names, domain, every=every, wanted=lambda _pivot: True)
+    answers = Answers(app, chosen)
+    _wait_for(app, chosen, answers)
+    answers.end()
+
+
+@click.command("complete")
+@several.named("All pivots that wait at ready")
+@pass_app
+def complete(app: App, names: tuple[str, ...], every: bool, domain: str | None) -> None:
+    """Switch each pivot that waits at ready, and wait until it has switched.
+
+    A pivot waits at ready after `copy --no-pivot`, and after all its attempts have failed: this command tries again.
+
+    Each of several pivots switches by itself. If one fails, the others still switch. The exit status is the gravest of
+    all: 6, 3, 4, 5, 0.
+    """
+    if several.only_one(names, domain, every=every):
+        wait_to_the_end(app, app.client.complete(names[0]))
+        return
+    chosen = several.select(app, names, domain, every=every, wanted=lambda pivot: pivot.phase == "ready" and pivot.hold)
+    answers = Answers(app, chosen)
+    _wait_for(app, [name for name, _ in answers.asked(chosen, app.client.complete)], answers)
+    answers.end()
+
+
+@click.command("cancel")
+@several.named("All pivots that are open and have not switched")
+@pass_app
+def cancel(app: App, names: tuple[str, ...], every: bool, domain: str | None) -> None:
+    """Cancel each pivot: its guest continues on the source images.
+
+    The command returns once this is in the journal. A pivot that has switched already stays as it is, and the exit
+    status is 4.
+
+    If one of several pivots cannot be cancelled, the others still are. The exit status is the gravest of all: 6, 3, 4,
+    0.
+    """
+    if several.only_one(names, domain, every=every):
+        pivot = _cancelled(app, names[0])
+        app.status = _cancel_status(pivot)
+        if not render.answer(app, pivot):
+            _print_cancelled(pivot)
+        return
+    chosen = several.select(app, names, domain, every=every, wanted=_can_be_cancelled)
+    answers = Answers(app, chosen)
+    # All are cancelled before anything is printed: a pipe that breaks must not leave some of them.
+    found = list(answers.asked(chosen, lambda name: _cancelled(app, name)))
+    for name, pivot in found:
+        answers.take(name, pivot, _cancel_status(pivot))
+    answers.end()
+    if not app.json:
+        for _, pivot in found:
+            _print_cancelled(pivot)
+
+
+def _wait_for(app: App, names: list[str], answers: Answers) -> None:
+    """Wait for one pivot after the other, and print the end of each as soon as it is known. Raises: InterruptError."""
+    ended: set[str] = set()
+    try:
+        for name, pivot in answers.asked(names, lambda name: rested(app, app.client.wait(name, 0))):
+            answers.take(name, pivot, exit_status(pivot))
+            ended.add(name)
+            if not app.json:
+                print_rest(pivot)
+    except KeyboardInterrupt:
+        left = " ".join(name for name in names if name not in ended)
+        raise InterruptError(f"the pivots continue; {FOLLOW.format(id=left)}", pivots=left.split()) from None
+
+
+def _can_be_cancelled(pivot: Pivot) -> bool:
+    return pivot.phase not in {"decided", "closed"}
+
+
+def _cancelled(app: App, name: str) -> Pivot:
+    """Return the pivot once it is cancelled. Raises: ClientError, PhaseConflictError: it has switched."""
+    found = app.client.cancel(name)
+    if found.outcome == "switched":
+        message = f"pivot {found.id} has switched already; copy the disks back to return to the source"
+        raise PhaseConflictError(message, pivot=found.id)
+    return found
+
+
+def _cancel_status(pivot: Pivot) -> int:
+    return EXIT_UNKNOWN if pivot.outcome in {"unknown", "split"} else EXIT_DONE
+
+
+def _print_cancelled(pivot: Pivot) -> None:
+    if pivot.phase in {"cancelling", "decided", "closed"}:
+        print(f"pivot {pivot.id} is cancelled: the guest continues on the source")
+    else:
+        print(f"pivot {pivot.id} will be cancelled as soon as QEMU answers; {FOLLOW.format(id=pivot.id)}")

@@ -1,0 +1,150 @@
+"""`wait`, `complete` and `cancel` of several pivots and of all, with the real daemon and a real QEMU."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cli.conftest import Bench
+from tests.cli.ctl import complaint, start
+
+pytestmark = pytest.mark.qemu
+
+
+@pytest.fixture
+def two(bench: Bench) -> Iterator[list[str]]:
+    """Two pivots that wait at ready, disk0's first."""
+    pivots = [
+        str(bench.json("copy", "web1", f"{disk}={bench.image()}", "--no-pivot").json["id"])
+        for disk in ("disk0", "disk1")
+    ]
+    yield pivots
+    bench.ctl("cancel", "--all")
+    bench.ctl("wait", "--all")
+
+
+def states(bench: Bench, pivots: list[str]) -> list[tuple[str, str | None]]:
+    shown = [bench.json("pivot", "show", pivot).json for pivot in pivots]
+    return [(pivot["phase"], pivot["outcome"]) for pivot in shown]
+
+
+def test_complete_several(bench: Bench, two: list[str]) -> None:
+    """Each switches; one JSON document with the answers in the order of the names."""
+    answer = bench.json("complete", *reversed(two))
+    assert (answer.status, answer.stderr) == (0, "")
+    assert [(row["id"], row["outcome"]) for row in answer.json] == [(pivot, "switched") for pivot in reversed(two)]
+
+
+def slow_copy(bench: Bench) -> str:
+    """Return the id of a copy of disk0 that takes long."""
+    write = 'qemu-io -d /machine/peripheral/disk0/virtio-backend "write -P 7 0 48M"'
+    bench.qemu.spy("human-monitor-command", {"command-line": write})
+    return str(bench.json("copy", "web1", f"disk0={bench.image()}", "--bandwidth", "64K", "--detach").json["id"])
+
+
+def test_complete_all_leaves_alone_what_does_not_wait(bench: Bench, two: list[str]) -> None:
+    """--all is the pivots at ready that wait to be completed; one that copies is not among them."""
+    bench.ctl("cancel", two[0])
+    bench.ctl("wait", two[0])
+    slow = slow_copy(bench)
+    answer = bench.ctl("pivot", "complete", "--all")
+    assert (answer.status, answer.stderr.count("phase")) == (0, 0)
+    assert f"pivot {two[1]}: the guest was paused for" in answer.stdout
+    assert slow not in answer.stdout
+    assert [phase for phase, _ in states(bench, [slow, two[1]])] == ["copying", "closed"]
+
+
+def test_cancel_all(bench: Bench, two: list[str]) -> None:
+    """Every open pivot keeps its source; asked again there is none, which is no error."""
+    answer = bench.ctl("cancel", "--all", "--domain", "web1")
+    assert answer.status == 0
+    assert [line.split()[:4] for line in answer.stdout.splitlines()] == [
+        ["pivot", one, "is", "cancelled:"] for one in two
+    ]
+    assert bench.json("wait", *two).status == 5
+    again = bench.json("cancel", "--all")
+    assert (again.status, again.json) == (0, [])
+    assert complaint(bench.ctl("cancel", "--all")) == "no such pivot is open"
+
+
+def test_all_of_another_domain(bench: Bench, two: list[str]) -> None:
+    """--domain is minded: nothing else is cancelled."""
+    assert complaint(bench.ctl("cancel", "--all", "--domain", "web2")) == "no such pivot of web2 is open"
+    assert states(bench, two) == [("ready", None)] * 2
+
+
+def test_one_that_fails_does_not_hold_up_the_others(bench: Bench, two: list[str]) -> None:
+    """An unknown pivot is told with its name, the others are cancelled, and the status is that of the failure."""
+    answer = bench.ctl("cancel", "nobody", *two)
+    assert answer.status == 4
+    assert "nobody" in complaint(answer)
+    bench.ctl("wait", *two)
+    assert states(bench, two) == [("closed", "kept")] * 2
+
+
+def test_the_error_of_one_stands_in_its_place(bench: Bench, two: list[str]) -> None:
+    """With --json the failure is an object among the pivots, and what has switched is not cancelled."""
+    assert bench.ctl("complete", two[0]).status == 0
+    answer = bench.json("cancel", two[1], two[0])
+    assert answer.status == 4
+    cancelled, refused = answer.json
+    assert cancelled["id"] == two[1]
+    assert (refused["pivot"], refused["error"]["kind"]) == (two[0], "phase-conflict")
+
+
+def test_wait_has_the_gravest_status(bench: Bench, two: list[str]) -> None:
+    """A pivot that switched and one that kept: 5, and both ends are told."""
+    bench.ctl("complete", two[0])
+    bench.ctl("cancel", two[1])
+    answer = bench.ctl("wait", *two)
+    assert answer.status == 5
+    assert "disk0: switched" in answer.stdout
+    assert "disk1: kept" in answer.stdout
+    assert f"pivot {two[1]} kept the source" in complaint(answer)
+
+
+def test_ctrl_c_names_what_is_left(bench: Bench) -> None:
+    """Status 130, and a command that waits for the rest; both pivots continue."""
+    done = bench.json("copy", "web1", f"disk1={bench.image()}", "--no-pivot").json["id"]
+    slow = slow_copy(bench)
+    with start("--socket", bench.daemon.socket, "wait", done, slow) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"`pivotctl pivot wait {slow}`" in said
+    assert states(bench, [slow])[0][0] == "copying"
+    assert bench.ctl("cancel", "--all").status == 0
+
+
+def test_wait_goes_on_across_a_restart(bench: Bench, two: list[str]) -> None:
+    """A daemon that is killed between two pivots is waited for."""
+    bench.daemon.kill()
+    with start("--socket", bench.daemon.socket, "wait", *two) as process:
+        assert process.stderr is not None
+        lost = process.stderr.readline()
+        bench.daemon.start()
+        said, _ = process.communicate(timeout=60)
+    assert (process.returncode, lost.startswith("pivotctl: ")) == (0, True)
+    assert said.count("it waits at ready") == 2
+
+
+def test_without_a_daemon(bench: Bench) -> None:
+    """Each has the same answer, and the status says that nothing was reached."""
+    answer = bench.json("--socket", "/nowhere.sock", "cancel", "a", "b")
+    assert answer.status == 3
+    assert [row["pivot"] for row in answer.json] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["wait"], ["pivot", "complete"], ["cancel", "--all", "x"], ["wait", "x", "--domain", "web1"]],
+)
+def test_wrong_arguments(bench: Bench, arguments: list[str]) -> None:
+    """Ids or --all, and --domain only with --all: a usage error, nothing is asked."""
+    answer = bench.ctl(*arguments)
+    assert answer.status == 2
+    assert "--all" in complaint(answer)
