@@ -23,6 +23,10 @@ class UsageError(PivotdError):
     exit_status = EXIT_USAGE
 
 
+class TemplateError(UsageError):
+    """The template of --format cannot print the answer, which was there."""
+
+
 class WrongImageError(PivotdError):
     """The image is not the one that holds the disk's data."""
 

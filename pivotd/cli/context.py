@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +13,21 @@ from pivotd.cli.complaints import UsageError
 from pivotd.client import Client
 
 if TYPE_CHECKING:
+    from msgspec import Struct
+
     from pivotd.cli.journal_answers import OfflineJournal
+    from pivotd.cli.template import Template
+
+
+class Form(StrEnum):
+    """In which form answers are printed; see render.answer()."""
+
+    TABLE = "table"
+    """For people."""
+    JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+    TEMPLATE = "template"
 
 
 def tell(message: str) -> None:
@@ -29,9 +44,28 @@ class App:
     """
 
     socket: str
-    json: bool
-    offline: str | None
+    offline: str | None = None
     status: int | None = None
+    form: Form = Form.TABLE
+    template: Template | None = None
+    """With Form.TEMPLATE."""
+    header: bool = True
+    """Whether tables have one."""
+
+    @property
+    def for_people(self) -> bool:
+        """Whether the answer is for people: then there is progress, and advice."""
+        return self.form is Form.TABLE
+
+    @property
+    def documents(self) -> bool:
+        """Whether the answer, and an error, is a whole document that says all there is to say."""
+        return self.form in {Form.JSON, Form.YAML}
+
+    def will_answer(self, answer: type[Struct]) -> None:
+        """Check the template before something is changed. Raises: TemplateError: the answer lacks a field of it."""
+        if self.template is not None:
+            self.template.check(answer.__struct_fields__)
 
     @property
     def client(self) -> Client:

@@ -71,6 +71,7 @@ def add(app: App, name: str, qmp: str) -> None:
     Adding the same domain with the same socket again is not an error. pivotd occupies the monitor behind the socket:
     give QEMU a separate monitor for pivotd.
     """
+    app.will_answer(DomainView)
     found = app.client.add_domain(name, qmp)
     if not render.answer(app, found):
         _card(found)

@@ -78,7 +78,7 @@ def cancel(app: App, names: tuple[str, ...], every: bool, domain: str | None) ->
     for name, pivot in found:
         answers.take(name, pivot, _cancel_status(pivot))
     answers.end()
-    if not app.json:
+    if app.for_people:
         for _, pivot in found:
             _print_cancelled(pivot)
 
@@ -90,8 +90,7 @@ def _wait_for(app: App, names: list[str], answers: Answers) -> None:
         for name, pivot in answers.asked(names, lambda name: rested(app, app.client.wait(name, 0))):
             answers.take(name, pivot, exit_status(pivot))
             ended.add(name)
-            if not app.json:
-                print_rest(pivot)
+            print_rest(app, pivot)
     except KeyboardInterrupt:
         left = " ".join(name for name in names if name not in ended)
         raise InterruptError(f"the pivots continue; {FOLLOW.format(id=left)}", pivots=left.split()) from None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from pivotd import limits
 from pivotd.cli import render
@@ -100,8 +99,7 @@ def _records(app: App, after: int, follow: bool) -> Iterator[Record]:
 
 
 def _show(app: App, record: Record, follow: bool) -> None:
-    if app.json:
-        print(json.dumps(msgspec.to_builtins(record)), flush=follow)
+    if render.each(app, record, flush=follow):
         return
     facts = " ".join(f"{key}={_fact(value)}" for key, value in record.facts.items())
     head = (record.seq, record.at, record.domain, record.pivot, record.event)

@@ -11,13 +11,15 @@ from pivotd.client.answers import FleetVerdict
 from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, NeverMovedError
 from pivotd.fleet import fleet_answers, taking
 
+DISK = ("domain", "disk")
+
 
 def verdict(app: App, domain: str | None, disk: str | None) -> None:
     """Show the fleet's verdicts."""
     if domain is None:
         found = asked(functools.partial(fleet_answers.verdicts, domain=None, disk=None))
         app.status = _status(found)
-        if not render.answer(app, found):
+        if not render.answer(app, found, DISK):
             _table(found)
         return
     view = asked(lambda store: store.read(domain, store.timeout_s))
@@ -28,7 +30,7 @@ def verdict(app: App, domain: str | None, disk: str | None) -> None:
         owner = None if view.owner is None else view.owner.host
         raise NeverMovedError(f"pivotd has never moved {what} in this fleet", domain=domain, disk=disk, host=owner)
     app.status = _status(found)
-    if not render.answer(app, found[0] if disk is not None else found):
+    if not render.answer(app, found[0] if disk is not None else found, DISK):
         for one in found:
             _card(one)
 
@@ -38,7 +40,7 @@ def take(app: App, domain: str, chosen: dict[str, str]) -> None:
     view = asked(functools.partial(taking.take, domain=domain, chosen=chosen))
     found = list(fleet_answers.domain(view).disks)
     app.status = EXIT_DONE
-    if render.answer(app, found):
+    if render.answer(app, found, DISK):
         return
     owner = view.owner
     assert owner is not None

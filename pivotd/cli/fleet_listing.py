@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
-
-import msgspec
 
 from pivotd.cli import render
 from pivotd.cli.complaints import EXIT_INTERRUPTED
@@ -28,7 +25,7 @@ def ls(app: App, *, follow: bool) -> None:
     app.status = EXIT_DONE
     if follow:
         try:
-            asked(lambda store: _follow(store, as_json=app.json))
+            asked(lambda store: _follow(store, app))
         except KeyboardInterrupt:
             app.status = EXIT_INTERRUPTED
         return
@@ -44,14 +41,14 @@ async def _all(store: EtcdFleet) -> tuple[list[FleetView], dict[str, HostSeen]]:
     return views, await store.hosts(store.timeout_s)
 
 
-async def _follow(store: EtcdFleet, *, as_json: bool) -> None:
+async def _follow(store: EtcdFleet, app: App) -> None:
     """Print each domain, and each change of one, as a line of JSON or a line for each disk."""
 
     def changed(domain: str, view: FleetView | None) -> None:
-        if as_json:
-            shown: Any = {"domain": domain, "forgotten": True} if view is None else fleet_answers.domain(view)
-            print(json.dumps(msgspec.to_builtins(shown)), flush=True)
-        elif view is None:
+        shown: Any = {"domain": domain, "forgotten": True} if view is None else fleet_answers.domain(view)
+        if render.each(app, shown, flush=True):
+            return
+        if view is None:
             print(f"{render.text(domain)} forgotten", flush=True)
         else:
             for row in _rows(fleet_answers.domain(view), None):

@@ -29,6 +29,7 @@ EXAMPLES = (
     "pivotctl image web1 --all > /run/vm/web1.env",
     "pivotctl --offline /var/lib/pivotd image web1 disk0",
 )
+IMAGE = ("image",)
 Shown = dict[str, str]
 """``disk``, ``image`` and ``format``."""
 NODE_NAME_LENGTH_MAX = 31
@@ -70,11 +71,11 @@ def image(app: App, /, domain: str, disk: str | None, wait: int, **options: Any)
         if not shown:
             raise NeverMovedError(f"this journal has never moved a disk of {domain}", domain=domain)
         lines = "".join(_lines(shown))
-        if not render.answer(app, list(shown.values())):
+        if not render.answer(app, list(shown.values()), IMAGE):
             print(lines, end="")
         return
     one = _right(app, domain, str(disk), found, standard)
-    if render.answer(app, one):
+    if render.answer(app, one, IMAGE):
         return
     if options["as_blockdev"]:
         print(json.dumps(blockdev(one["disk"], one["image"], one["format"])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from importlib import import_module
@@ -16,19 +15,20 @@ if not {"http.client", "ssl"} & sys.modules.keys():
 
 import click
 
+from pivotd.cli import global_options, render
 from pivotd.cli.complaints import (
     EXIT_BROKEN_PIPE,
     EXIT_INTERRUPTED,
     EXIT_OUTPUT,
     OutputError,
+    TemplateError,
     UnusableFileError,
     UsageError,
     as_typed,
 )
-from pivotd.cli.context import App
+from pivotd.cli.context import App, Form
 from pivotd.cli.help import HELP, GroupedGroup
 from pivotd.cli.render import one_line
-from pivotd.cli.values import AbsolutePath
 from pivotd.client import DEFAULT_SOCKET
 from pivotd.errors import EXIT_USAGE, PivotdError
 
@@ -52,7 +52,6 @@ COMMANDS = {
     "fleet": "fleet_command",
 }
 """Each command, and the module in this folder that defines it."""
-GLOBAL_OPTIONS = ("--json", "--socket", "--offline")
 
 
 def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -76,32 +75,22 @@ class LazyGroup(GroupedGroup):
             return None
         command = getattr(import_module(f"pivotd.cli.{COMMANDS[name]}"), name)
         assert isinstance(command, click.Command)
-        return command
+        return global_options.after(command)
 
 
 @click.group(cls=LazyGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@global_options.before
 @click.option(
-    "--socket",
-    type=AbsolutePath(),
-    metavar="PATH",
-    envvar="PIVOTCTL_SOCKET",
-    default=DEFAULT_SOCKET,
-    help=f"Socket of the daemon.  [env PIVOTCTL_SOCKET; default {DEFAULT_SOCKET}]",
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Print the version and exit.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; one per line for streams.")
-@click.option(
-    "--offline",
-    type=AbsolutePath(),
-    metavar="STATE_DIR",
-    help="Read the journal in STATE_DIR without the daemon, changing nothing.",
-)
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version and exit."
-)
-@click.pass_context
-def cli(context: click.Context, socket: str, as_json: bool, offline: str | None) -> None:
+def cli() -> None:
     """Replaced by HELP."""
-    context.obj.socket, context.obj.json, context.obj.offline = socket, as_json, offline
 
 
 def main() -> NoReturn:
@@ -110,7 +99,7 @@ def main() -> NoReturn:
         if stream is not None:
             # A file name that is not text must not stop an answer.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    app = App(DEFAULT_SOCKET, json=False, offline=None)
+    app = App(DEFAULT_SOCKET)
     try:
         status = _run(app, sys.argv[1:])
         if sys.stdout is not None:
@@ -137,17 +126,19 @@ def _run(app: App, arguments: list[str]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        app.json = app.json or "--json" in arguments
-        if app.json:
+        if _as_document(app, arguments):
             return _complain(app, UsageError("a command is missing; see `pivotctl --help`"))
         print(error.format_message(), file=sys.stderr)
         return EXIT_USAGE
     except click.UsageError as error:
-        # If the command is wrong, click has not parsed the global options yet.
-        app.json = app.json or "--json" in arguments
+        _as_document(app, arguments)
         return _complain(app, _usage(error))
     except click.ClickException as error:
         return _complain(app, UsageError(error.format_message()))
+    except TemplateError as error:
+        # What the command has done counts more than how it is shown.
+        status = _complain(app, error)
+        return app.status or status
     except PivotdError as error:
         return _complain(app, error)
     except (KeyboardInterrupt, click.Abort):
@@ -155,6 +146,13 @@ def _run(app: App, arguments: list[str]) -> int:
     if app.status is not None:
         return app.status
     return status if isinstance(status, int) else 0
+
+
+def _as_document(app: App, arguments: list[str]) -> bool:
+    """Return whether an error is a document; if the command is wrong, click has not read all global options yet."""
+    if app.for_people and global_options.asks_for_json(arguments):
+        app.form = Form.JSON
+    return app.documents
 
 
 def _check_text(arguments: list[str]) -> None:
@@ -168,8 +166,6 @@ def _check_text(arguments: list[str]) -> None:
 
 def _usage(error: click.UsageError) -> UsageError:
     message = one_line(error.format_message()).rstrip(".")
-    if isinstance(error, click.NoSuchOption) and error.option_name in GLOBAL_OPTIONS:
-        message += f"; {error.option_name} is a global option and comes before the command"
     command = error.ctx.command_path if error.ctx else "pivotctl"
     return UsageError(f"{message[:1].lower()}{message[1:]}; see `{command} --help`")
 
@@ -177,9 +173,9 @@ def _usage(error: click.UsageError) -> UsageError:
 def _complain(app: App, error: PivotdError) -> int:
     """Show the error and return its exit status."""
     message = one_line(as_typed(error))
-    if app.json:
+    if app.documents:
         shown: dict[str, Any] = {"kind": error.kind, "message": message, "exit_status": error.exit_status}
-        print(json.dumps({"error": {**error.fields, **shown}}, default=str))
+        print(render.document(app, {"error": {**error.fields, **shown}}))
     elif sys.stderr is not None:
         print(f"pivotctl: {message}", file=sys.stderr)
     return error.exit_status

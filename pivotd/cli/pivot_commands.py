@@ -145,6 +145,7 @@ def undo(app: App, pivot_id: str) -> None:
     pivotd pauses the guest as for the first switch. The undo is a pivot of its own; repeating the command returns the
     same one. After the time of --keep-synced the old images are out of date, and the exit status is 4.
     """
+    app.will_answer(Pivot)
     wait_to_the_end(app, app.client.undo(pivot_id))
 
 
@@ -156,6 +157,7 @@ def release(app: App, pivot_id: str) -> None:
 
     The command returns once this is in the journal. It changes nothing if the window has ended already.
     """
+    app.will_answer(Pivot)
     found = app.client.release(pivot_id)
     app.status = EXIT_DONE
     if render.answer(app, found):
@@ -175,6 +177,7 @@ def set_(app: App, pivot_id: str, bandwidth: int) -> None:
 
     QEMU applies the limit until the copy is ready. After that it copies the guest's writes without a limit.
     """
+    app.will_answer(Pivot)
     found = app.client.set_bandwidth(pivot_id, bandwidth)
     if not render.answer(app, found):
         rate = f"at most {render.size(bandwidth)}/s" if bandwidth else "as fast as it can"

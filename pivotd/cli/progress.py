@@ -21,7 +21,7 @@ def display_for(app: App) -> Silent:
     """Return the display that suits stderr."""
     if sys.stderr is None:
         return Silent()
-    if app.json:
+    if not app.for_people:
         return Silent()
     if sys.stderr.isatty():
         from pivotd.cli.bar import Bar  # noqa: PLC0415 - rich costs 30 ms

@@ -9,9 +9,10 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import click
 import msgspec
 
-from pivotd.cli.context import App
+from pivotd.cli.context import App, Form
 
 NOTHING = "-"
 STYLES = {
@@ -30,11 +31,48 @@ STYLES = {
 """Words that stand alone in a cell and are worth a colour."""
 
 
-def emit_json(document: Any) -> None:
-    """Print one document: indented on a terminal, else on one line."""
-    indent = 2 if _is_terminal() else None
-    plain = msgspec.to_builtins(document)
-    print(json.dumps(plain, indent=indent, ensure_ascii=not _is_terminal()), flush=indent is None)
+def answer(app: App, found: Any, name: Sequence[str] = ()) -> bool:
+    """Print an answer unless it is for people; return whether it was printed.
+
+    ``name``: the fields that `-o name` prints, as the command takes them as arguments; the first one if none is given.
+    """
+    if app.form is Form.TABLE:
+        return False
+    plain = msgspec.to_builtins(found)
+    if app.documents:
+        print(document(app, plain, indented=_is_terminal()), flush=not _is_terminal())
+        return True
+    for one in plain if isinstance(plain, list | tuple) else [plain]:
+        print(_line(app, one, name))
+    return True
+
+
+def each(app: App, found: Any, name: Sequence[str] = (), *, flush: bool = False) -> bool:
+    """Print one of a stream of answers unless it is for people, on one line but for YAML; return whether it was."""
+    if app.form is Form.TABLE:
+        return False
+    plain = msgspec.to_builtins(found)
+    if app.form is Form.YAML:
+        print("---")
+    print(document(app, plain) if app.documents else _line(app, plain, name), flush=flush)
+    return True
+
+
+def document(app: App, plain: Any, *, indented: bool = False) -> str:
+    """Return a document as JSON or YAML; JSON is one line unless ``indented``."""
+    if app.form is Form.YAML:
+        import yaml  # type: ignore[import-untyped]  # noqa: PLC0415 - asked for rarely
+
+        plain = json.loads(json.dumps(plain, default=str))
+        return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=1 << 30)).removesuffix("\n")
+    return json.dumps(plain, indent=2 if indented else None, ensure_ascii=not indented, default=str)
+
+
+def _line(app: App, plain: Any, name: Sequence[str]) -> str:
+    """Return one answer as its name or by the template. Raises: UsageError."""
+    if app.template is not None and app.form is Form.TEMPLATE:
+        return app.template.line(plain, text)
+    return " ".join(text(plain[field]) for field in name or list(plain)[:1])
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, last_below: bool = False) -> None:
@@ -44,17 +82,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, last_below: 
     there are none, there is no such column.
     """
     cells = [[text(value) for value in row] for row in rows]
+    headed = _headed()
     if last_below and all(row[-1] == NOTHING for row in cells):
         columns, cells, last_below = columns[:-1], [row[:-1] for row in cells], False
     if _is_terminal():
         said = [(row[0], row.pop()) for row in cells] if last_below else []
-        _rich_table(columns[:-1] if last_below else columns, cells)
+        _rich_table(columns[:-1] if last_below else columns, cells, headed=headed)
         for first, sentence in said:
             if sentence != NOTHING:
                 print(_folded(f"{first}: {sentence}"))
         return
-    widths = [max(len(line[index]) for line in [list(columns), *cells]) for index in range(len(columns))]
-    for line in [list(columns), *cells]:
+    lines = [list(columns), *cells] if headed else cells
+    widths = [max((len(line[index]) for line in lines), default=0) for index in range(len(columns))]
+    for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
@@ -123,13 +163,6 @@ def when(at: str | None) -> str | None:
     return None if at is None else f"{at[:10]} {at[11:19]}Z"
 
 
-def answer(app: App, document: Any) -> bool:
-    """Print the document if JSON was asked for; return whether it was."""
-    if app.json:
-        emit_json(document)
-    return app.json
-
-
 def _is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
@@ -140,12 +173,18 @@ def _folded(sentence: str) -> str:
     return textwrap.fill(sentence, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _headed() -> bool:
+    context = click.get_current_context(silent=True)
+    app = None if context is None else context.find_object(App)
+    return app is None or app.header
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, headed: bool) -> None:
     from rich.console import Console  # noqa: PLC0415 - costs 25 ms, and a pipe does without
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    shown = Table(show_header=headed, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:

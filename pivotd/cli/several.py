@@ -57,7 +57,7 @@ def select(
     if not every:
         return list(dict.fromkeys(names))
     found = [pivot.id for pivot in app.client.pivots(domain, open_only=True) if wanted(pivot)]
-    if not found and not app.json:
+    if not found and not app.documents:
         tell(f"no such pivot{'' if domain is None else f' of {render.text(domain)}'} is open")
     return found[::-1]
 
@@ -88,13 +88,14 @@ class Answers:
         self._found[name] = (status, pivot)
 
     def end(self) -> None:
-        """Set the exit status; with --json print the answers as one list."""
+        """Set the exit status; print the answers unless they are for people."""
         self._app.status = gravest(status for status, _ in self._found.values())
-        render.answer(self._app, [document for _, document in self._found.values()])
+        found = [document for _, document in self._found.values()]
+        render.answer(self._app, found if self._app.documents else [one for one in found if isinstance(one, Pivot)])
 
     def _fail(self, name: str, failure: PivotdError) -> None:
         message = render.one_line(as_typed(failure))
         error = {**failure.fields, "kind": failure.kind, "message": message, "exit_status": failure.exit_status}
         self._found[name] = (failure.exit_status, {"pivot": name, "error": error})
-        if not self._app.json:
+        if not self._app.documents:
             tell(message if name in message else f"{render.text(name)}: {message}")

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from pivotd.cli import render
-from pivotd.cli.context import App, pass_app, tell
+from pivotd.cli.context import App, Form, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.client import ImageVerdict
 from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PivotdError
@@ -26,30 +26,29 @@ QEMU_IMG_TIMEOUT_S = 20.0
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Images that no disk needs any more.")
-@click.option("-q", "--quiet", is_flag=True, help="Names alone, of images that are there and that nothing uses.")
 @pass_app
-def stale(app: App, quiet: bool) -> None:
+def stale(app: App) -> None:
     """List images that hold no disk's data any more: old sources, layers that were merged, half-made destinations.
 
     USED BY names a guest whose QEMU has the image open, or a right image that is based on it. pivotctl looks at the
     files itself, so run it as a user who may see them. Nothing is ever deleted by pivotd.
 
-    With -q, nothing is printed and the status is 6 if some guest could not be asked, such as one that is off or
-    on another host: its disks may be based on any image. With --offline, no QEMU is asked.
+    With -q, the names of images that are there and that nothing uses: nothing is printed and the status is 6 if some
+    guest could not be asked, such as one that is off or on another host, as its disks may be based on any image. With
+    --offline, no QEMU is asked.
     """
     users = _Users(app)
     app.status = EXIT_DONE
     shown = [_row(one, users) for one in app.reads.obsolete()]
-    if app.json:
-        render.emit_json(shown)
-        return
-    if quiet:
+    if app.form is Form.NAME:
         for row in shown:
             if row["file"] == "there" and row["used_by"] is None and users.complete:
                 print(row["image"])
         if not users.complete:
             app.status = EXIT_UNKNOWN
             tell(f"no name is printed: {users.missed}")
+        return
+    if render.answer(app, shown):
         return
     columns = ("IMAGE", "SIZE", "STALE FOR", "FILE", "USED BY", "OF")
     render.table(columns, [

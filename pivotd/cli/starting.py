@@ -111,6 +111,7 @@ def start(app: App, domain: str, request: Callable[..., NewPivot], disks: list[A
 
     ``options``: fields of the request by name, with ``request_id`` and ``detach``.
     """
+    app.will_answer(Pivot)
     request_id = options.pop("request_id") or new_request_id()
     detach = options.pop("detach")
     pivot = _send(app, domain, request(disks=disks, **options), request_id)

@@ -9,6 +9,7 @@ import click
 from pivotd.cli import render
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
+from pivotd.cli.global_options import after
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import FORMAT, AnyImage, Name, local_word
 from pivotd.client import AcceptRequest, Verdict
@@ -20,7 +21,7 @@ EXAMPLES = (
     "pivotctl verdict --image /new/web1.qcow2",
     "pivotctl --offline /var/lib/pivotd verdict web1",
 )
-
+DISK = ("domain", "disk")
 
 ACCEPT_EXAMPLES = ('pivotctl verdict accept web1 disk0 /images/web1.qcow2 --reason "restored from Monday\'s backup"',)
 
@@ -33,7 +34,7 @@ class VerdictCommand(ExampleCommand):
     ) -> click.Context:
         """Return the context of the command that is meant."""
         if args[:1] == ["accept"]:
-            return accept.make_context(f"{info_name} accept", args[1:], parent, **extra)
+            return after(accept).make_context(f"{info_name} accept", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
 
@@ -50,9 +51,10 @@ def accept(app: App, /, domain: str, disk: str, image: str, **word: Any) -> None
 
     Compare the images first. It is refused while a pivot of the disk is open, and while QEMU runs on another image.
     """
+    app.will_answer(Verdict)
     found = app.client.accept(domain, disk, AcceptRequest(image=image, **word))
     app.status = EXIT_DONE
-    if not render.answer(app, found):
+    if not render.answer(app, found, DISK):
         _card(found)
 
 
@@ -78,7 +80,7 @@ def verdict(app: App, domain: str | None, disk: str | None, image: str | None, l
         return
     found = app.reads.verdicts(domain, disk, local=local)
     app.status = EXIT_UNKNOWN if any(not row.certain for row in found) else EXIT_DONE
-    if render.answer(app, found[0] if disk is not None and len(found) == 1 else found):
+    if render.answer(app, found[0] if disk is not None and len(found) == 1 else found, DISK):
         return
     if domain is not None:
         for row in found:
@@ -96,7 +98,7 @@ def _image(app: App, image: str) -> None:
         app.status = EXIT_NEVER_MOVED
     else:
         app.status = EXIT_DONE if all(row.certain for row in found) else EXIT_UNKNOWN
-    if render.answer(app, found):
+    if render.answer(app, found, DISK):
         return
     if not found:
         print(f"never seen: neither the journal nor a QEMU knows {render.text(image)}")

@@ -23,7 +23,10 @@ def wait_to_the_end(app: App, pivot: Pivot) -> None:
         raise InterruptError(message, pivot=pivot.id) from None
     app.status = exit_status(pivot)
     if not render.answer(app, pivot):
-        print_rest(pivot)
+        _print_end(pivot)
+    elif app.documents:
+        return
+    complain(pivot)
 
 
 def rested(app: App, pivot: Pivot) -> Pivot:
@@ -33,9 +36,16 @@ def rested(app: App, pivot: Pivot) -> Pivot:
         return _wait(client, pivot, display)
 
 
-def print_rest(pivot: Pivot) -> None:
-    """Print the result of a pivot that rests, and on stderr what went wrong."""
-    _print_end(pivot)
+def print_rest(app: App, pivot: Pivot) -> None:
+    """Print the result of a pivot that rests, and on stderr what went wrong; a document says both later."""
+    if app.for_people:
+        _print_end(pivot)
+    if not app.documents:
+        complain(pivot)
+
+
+def complain(pivot: Pivot) -> None:
+    """Say on stderr what went wrong with a pivot that rests."""
     warned = pivot.outcome == "switched" and pivot.error is not None  # a next boot that libvirt did not get right, say
     if (exit_status(pivot) != EXIT_DONE or warned) and sys.stderr is not None:
         sys.stdout.flush()

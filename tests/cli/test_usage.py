@@ -69,7 +69,6 @@ def test_help_of_each_command(path: str) -> None:
         (["copy", "web1", "disk0=a", "--attempts", "0"], "--attempts"),
         (["copy", "web1", "disk0=a", "--max-pause", "soon"], "'soon'"),
         (["domain", "add", "web1"], "--qmp"),
-        (["domain", "ls", "--json"], "comes before the command"),
         (["verdict", "web1", "--image", "/a"], "not both"),
         (["verdict", ""], "must not be empty"),
         (["events", "--after", "-1"], "--after"),

@@ -48,7 +48,7 @@ def test_no_arguments_make_a_traceback(monkeypatch: pytest.MonkeyPatch):
             what = f"PIVOTD_SEED={SEED}, arguments {number}: {arguments!a}"
             try:
                 with _streams() as (out, err):
-                    status = cli._run(App(f"{directory}/none.sock", json=False, offline=None), list(arguments))
+                    status = cli._run(App(f"{directory}/none.sock"), list(arguments))
             except BaseException as error:
                 error.add_note(what)
                 raise
