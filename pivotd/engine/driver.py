@@ -328,12 +328,18 @@ class Driver:
             return Observation(Qemu.SILENT, detail=error.message)
         return seen
 
+    def _waiting(self, action: actions.Action) -> str | None:
+        """Return what a guest waits for with this action; while the fleet is asked, for the same as before."""
+        if isinstance(action, actions.TellFleet):
+            return self.state.guest_waits_for
+        return action.reason if isinstance(action, actions.Wait | actions.AskAgain) else None
+
     async def _perform(self, action: actions.Action, seen: Observation, session: Session | None) -> Observation | None:
         """Carry out one action; return the resulting observation, None to look again."""
         state = self.state
         if not isinstance(action, actions.AskAgain):
             state.looked.set()
-        await state.note_guest_waits(action.reason if isinstance(action, actions.Wait | actions.AskAgain) else None)
+        await state.note_guest_waits(self._waiting(action))
         match action:
             case actions.Done():
                 return seen
