@@ -1,4 +1,4 @@
-.PHONY: help setup test test-long lint demo demo-fleet bench fuzz trixie pins qemus libvirts chaos chaos-libvirt fleet host-crash powercut powercut-libvirt mutation clean
+.PHONY: help setup test test-long lint demo demo-fleet bench fuzz trixie pins qemus libvirts etcds chaos chaos-libvirt fleet host-crash powercut powercut-libvirt mutation clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ qemus:  ## fetch the QEMUs of Debian 13 and sid, for tests against every version
 
 libvirts:  ## fetch the libvirt of Debian 13 and sid with its QEMU, for tests against every release (as root)
 	@tests/support/libvirts.sh
+
+etcds:  ## fetch the etcd of Debian 13 and sid, for tests of a fleet with every release
+	@tests/support/etcds.sh
 
 host-crash: setup  ## crash a host in its pivots; its guest has to start from the right images: CRASHES=20 SEED=7
 	.venv/bin/python -m tests.systemd.crashes --crashes $(or $(CRASHES),20) $(if $(SEED),--seed $(SEED))

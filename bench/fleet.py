@@ -27,7 +27,8 @@ from typing import Any
 
 from pivotd.config import Fleet
 from pivotd.core.fleet import FleetView
-from tests.fleet.etcd import Cluster, missing
+from tests.fleet.etcd import Cluster
+from tests.fleet.etcds import missing
 from tests.fleet.views import announced, claimed, published
 
 KEY = "bench"

@@ -26,7 +26,8 @@ from pivotd.config import Fleet
 from pivotd.core.fleet import FleetView
 from pivotd.fleet.store import EtcdFleet
 from tests.chaos.process import journal
-from tests.fleet.etcd import Cluster, missing
+from tests.fleet.etcd import Cluster
+from tests.fleet.etcds import missing
 from tests.fleet.views import announced, claimed, published
 from tests.support.daemon import Daemon
 

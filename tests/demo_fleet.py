@@ -16,7 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.fleet.etcd import Cluster, missing
+from tests.fleet.etcd import Cluster
+from tests.fleet.etcds import missing
 from tests.fleet.hosts import FleetHost
 from tests.fleet.wires import Message, Place, Wires
 from tests.support.daemon import _program

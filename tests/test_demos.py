@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.etcd import missing
+from tests.fleet.etcds import missing
 
 ROOT = Path(__file__).parents[1]
 DEMOS = dict(

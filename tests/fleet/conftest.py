@@ -1,4 +1,4 @@
-"""A real etcd for each module that asks for one, and pivotd's side of it."""
+"""A real etcd for each module that asks for one, and pivotd's side of it; each test runs with every release at hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest_asyncio
 from pivotd.config import Fleet
 from pivotd.fleet.store import EtcdFleet
 from tests.fleet.certificates import Certificates
-from tests.fleet.etcd import Cluster, missing
+from tests.fleet.etcd import Cluster
+from tests.fleet.etcds import CHOSEN, missing, trees
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,6 +20,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if why is not None and "tests/fleet" in str(item.path):
             item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(
+    scope="session", autouse=True, params=[None, *trees()], ids=lambda tree: tree.name if tree else "installed"
+)
+def etcd_release(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The etcd that the rig starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param is None:
+            patch.delenv(CHOSEN, raising=False)
+        else:
+            patch.setenv(CHOSEN, str(request.param))
+        yield
 
 
 Settings = Callable[..., EtcdFleet]
@@ -40,14 +54,14 @@ async def fleet_of() -> AsyncIterator[Settings]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(etcd_release: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Return three nodes that nothing happens to."""
     with Cluster(tmp_path_factory.mktemp("etcd")) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def fragile(etcd_release: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Return three nodes that a test may kill."""
     with Cluster(tmp_path_factory.mktemp("etcd")) as cluster:
         yield cluster

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.fleet.certificates import Certificates
+from tests.fleet.etcds import command as program
 
 HEARTBEAT_MS = 100
 ELECTION_MS = 600
@@ -31,14 +32,6 @@ START_TIMEOUT_S = 60.0
 LOOK_S = 0.02
 STARTS_MAX = 3
 """A port that was free a moment ago can be another test's by now."""
-
-
-def missing() -> str | None:
-    """Return why there is no etcd here, None if there is."""
-    for program in ("etcd", "etcdctl"):
-        if shutil.which(program) is None:
-            return f"{program} is not installed: apt-get install etcd-server etcd-client"
-    return None
 
 
 def free_ports(count: int) -> list[int]:
@@ -81,7 +74,7 @@ class Node:
 
     def start(self, peers: str, options: dict[str, str]) -> None:
         """Start the process; it answers once there is a quorum."""
-        command = ["etcd", f"--name={self.name}", f"--data-dir={self.directory / self.name}"]
+        command = [*program("etcd"), f"--name={self.name}", f"--data-dir={self.directory / self.name}"]
         command += [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
         command += [f"--listen-peer-urls={self.peer_url}", f"--initial-advertise-peer-urls={self.peer_url}"]
         command += [f"--initial-cluster={peers}", "--logger=zap", "--pre-vote=true"]
@@ -200,7 +193,7 @@ class Cluster:
 
     def ctl(self, *arguments: str, check: bool = True, node: Node | None = None) -> str:
         """Run etcdctl and return what it printed."""
-        command = ["etcdctl", f"--endpoints={node.url if node else ','.join(self.urls)}", *arguments]
+        command = [*program("etcdctl"), f"--endpoints={node.url if node else ','.join(self.urls)}", *arguments]
         if self.tls is not None:
             client = self.tls.client
             command += [f"--cacert={self.tls.ca}", f"--cert={client}", f"--key={self.tls.key_of(client)}"]

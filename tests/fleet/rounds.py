@@ -31,7 +31,8 @@ from pivotd.errors import FleetError
 from tests.chaos.guest_rounds import wanted
 from tests.chaos.guest_world import Requester, chain_of
 from tests.chaos.process import journal, try_call
-from tests.fleet.etcd import Cluster, missing
+from tests.fleet.etcd import Cluster
+from tests.fleet.etcds import missing
 from tests.fleet.hosts import DOMAIN, FleetHost, Site, until
 from tests.fleet.judge import FleetJudge
 from tests.fleet.outages import Outages

@@ -33,7 +33,11 @@ async def refusal(fleet: EtcdFleet, kind: type[FleetError] = FleetRefusedError, 
 
 
 @pytest.fixture(scope="module")
-def secure(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[Cluster]:
+def secure(
+    etcd_release: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    certificates: Certificates,
+) -> Iterator[Cluster]:
     """Return a node that wants certificates."""
     with Cluster(tmp_path_factory.mktemp("secure"), 1, tls=certificates) as cluster:
         yield cluster
@@ -97,7 +101,7 @@ async def test_plain_http_where_tls_is_spoken_and_the_reverse(
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def guarded(etcd_release: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Return a node with users: root, pivotd who may write below /pivotd/, reader who may not; passwords as the names."""
     with Cluster(tmp_path_factory.mktemp("guarded"), 1, bcrypt_cost="4") as cluster:
         for name in ("root", "pivotd", "reader"):
