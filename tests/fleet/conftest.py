@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -53,17 +56,32 @@ async def fleet_of() -> AsyncIterator[Settings]:
         fleet.close()
 
 
+@contextmanager
+def served(request: pytest.FixtureRequest, directory: Path, size: int = 3, **options: Any) -> Iterator[Cluster]:
+    """Run a cluster for some tests; its data stays if one of them fails."""
+    failed = request.session.testsfailed
+    with Cluster(directory, size, **options) as cluster:
+        try:
+            yield cluster
+        finally:
+            cluster.keeps_data = request.session.testsfailed > failed
+
+
 @pytest.fixture(scope="module")
-def cluster(etcd_release: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(
+    etcd_release: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     """Return three nodes that nothing happens to."""
-    with Cluster(tmp_path_factory.mktemp("etcd")) as cluster:
+    with served(request, tmp_path_factory.mktemp("etcd")) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def fragile(etcd_release: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def fragile(
+    etcd_release: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     """Return three nodes that a test may kill."""
-    with Cluster(tmp_path_factory.mktemp("etcd")) as cluster:
+    with served(request, tmp_path_factory.mktemp("etcd")) as cluster:
         yield cluster
 
 

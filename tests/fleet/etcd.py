@@ -131,6 +131,8 @@ class Cluster:
         self.options = {name.replace("_", "-"): value for name, value in options.items()}
         self.token = token
         self.nodes: list[Node] = []
+        self.keeps_data = False
+        """Whether the nodes' data stays after an end without an error: 0.2 GB of three nodes. The logs always do."""
 
     def __enter__(self) -> Self:
         try:
@@ -138,9 +140,7 @@ class Cluster:
                 self.start_all()
                 if serves(self):
                     return self
-                self.kill()
-                for node in self.nodes:
-                    shutil.rmtree(self.directory / node.name, ignore_errors=True)
+                self.end()
                 assert attempt + 1 < STARTS_MAX, self.logs()
         except BaseException:
             self.kill()
@@ -158,8 +158,20 @@ class Cluster:
         for node in self.nodes:
             self.start(node)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None or self.keeps_data:
+            self.kill()
+        else:
+            self.end()
+
+    def end(self) -> None:
+        """Kill every node, and remove its data."""
         self.kill()
+        self._remove_data()
+
+    def _remove_data(self) -> None:
+        for node in self.nodes:
+            shutil.rmtree(self.directory / node.name)
 
     @property
     def urls(self) -> tuple[str, ...]:

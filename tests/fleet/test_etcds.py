@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +21,20 @@ def test_the_release_is_the_one_of_the_test(cluster: Cluster, request: pytest.Fi
     assert f"etcdctl version: {version[1]}" in cluster.ctl("version")
     installed = subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=True).stdout
     assert (said == installed) == ("installed" in request.node.name)
+
+
+def test_data_is_removed_unless_a_test_has_failed(tmp_path: Path) -> None:
+    """Logs stay; data stays where a test fails inside the block, or the fixture knows of one that did."""
+
+    def left() -> list[str]:
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    with Cluster(tmp_path, 1):
+        assert left() == ["n0", "n0.log"]
+    assert left() == ["n0.log"]
+    with Cluster(tmp_path, 1) as cluster:
+        cluster.keeps_data = True
+    assert left() == ["n0", "n0.log"]
+    with pytest.raises(ZeroDivisionError), Cluster(tmp_path, 1, token="again"):
+        raise ZeroDivisionError
+    assert left() == ["n0", "n0.log"]

@@ -13,7 +13,7 @@ import pytest
 from pivotd.errors import FleetError, FleetRefusedError, FleetSilentError
 from pivotd.fleet.store import EtcdFleet
 from tests.fleet.certificates import Certificates
-from tests.fleet.conftest import Settings
+from tests.fleet.conftest import Settings, served
 from tests.fleet.etcd import Cluster
 from tests.fleet.test_messages import LONG_S, SHORT_S, ready
 from tests.fleet.views import announced, claimed, published
@@ -35,11 +35,12 @@ async def refusal(fleet: EtcdFleet, kind: type[FleetError] = FleetRefusedError, 
 @pytest.fixture(scope="module")
 def secure(
     etcd_release: None,
+    request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     certificates: Certificates,
 ) -> Iterator[Cluster]:
     """Return a node that wants certificates."""
-    with Cluster(tmp_path_factory.mktemp("secure"), 1, tls=certificates) as cluster:
+    with served(request, tmp_path_factory.mktemp("secure"), 1, tls=certificates) as cluster:
         yield cluster
 
 
@@ -83,7 +84,7 @@ async def test_certificate_for_another_host_is_named(
     try:
         said = await refusal(fleet_of(*cluster.urls, ca=certificates.ca, **mine))
     finally:
-        cluster.kill()
+        cluster.end()
     assert "its certificate is not valid here: IP address mismatch" in said
 
 
@@ -101,9 +102,11 @@ async def test_plain_http_where_tls_is_spoken_and_the_reverse(
 
 
 @pytest.fixture(scope="module")
-def guarded(etcd_release: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def guarded(
+    etcd_release: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     """Return a node with users: root, pivotd who may write below /pivotd/, reader who may not; passwords as the names."""
-    with Cluster(tmp_path_factory.mktemp("guarded"), 1, bcrypt_cost="4") as cluster:
+    with served(request, tmp_path_factory.mktemp("guarded"), 1, bcrypt_cost="4") as cluster:
         for name in ("root", "pivotd", "reader"):
             cluster.ctl("user", "add", f"{name}:{name}")
             cluster.ctl("role", "add", name)
