@@ -71,13 +71,19 @@ def ls(app: App, domain: str | None, open_only: bool, limit: int) -> None:
 
 @pivot.command("show")
 @click.argument("pivot_id", metavar="ID", type=Name())
+@click.option("--timeline", is_flag=True, help="Draw its phases and pauses to scale, in place of the records.")
 @pass_app
-def show(app: App, pivot_id: str) -> None:
+def show(app: App, pivot_id: str, *, timeline: bool) -> None:
     """Show one pivot with every record: when pivotd wrote it, and what it had seen.
 
     While the pivot copies, also show its progress, and how fast the guest writes and the destination takes data.
     """
     found = app.reads.pivot(pivot_id)
+    if timeline:
+        from pivotd.cli.timeline_text import show_pivot  # noqa: PLC0415 - seldom asked for
+
+        show_pivot(app, found)
+        return
     if render.answer(app, found):
         return
     now = app.client.progress(found.id) if app.offline is None and found.closed is None else None
