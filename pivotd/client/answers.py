@@ -15,6 +15,9 @@ Kind = Literal["copy", "commit", "pull", "snapshot"]
 Manager = Literal["pivotd", "libvirt"]
 Phase = Literal["preparing", "copying", "ready", "pausing", "cancelling", "decided", "closed"]
 Presence = Literal["there", "gone", "replaced", "unseen", "no file"]
+Fleet = Literal["none", "announced", "told", "superseded"]
+"""What etcd knows of a pivot: nothing; the intent, and perhaps not the outcome; the outcome; ``superseded``: another
+host had the guest meanwhile."""
 Standing = Literal["current", "base", "in sync", "destination", "never switched to", "released", "stale", "unknown"]
 """How an image stands to a disk: it holds the data (``current``); it is a layer below (``base``); it can still be
 returned to (``in sync``); a pivot is writing to it (``destination``) or has kept the source (``never switched to``); a
@@ -275,6 +278,7 @@ class Pivot(Struct, frozen=True):
     decided: str | None
     closed: str | None
     error: str | None
+    fleet: Fleet = "none"
 
     @property
     def rests(self) -> bool:
@@ -283,7 +287,7 @@ class Pivot(Struct, frozen=True):
         return self.phase == "closed" or waits
 
 
-class PivotWithRecords(Pivot, frozen=True):
+class PivotWithRecords(Pivot, frozen=True, kw_only=True):
     """One pivot with all its records, oldest first."""
 
     records: tuple[Record, ...]

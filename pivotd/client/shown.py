@@ -68,6 +68,7 @@ def _fields(known: Pivot) -> dict[str, Any]:
         "decided": known.decided_at,
         "closed": known.closed_at,
         "error": known.error,
+        "fleet": known.fleet.value,
     }
 
 
