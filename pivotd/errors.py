@@ -50,6 +50,8 @@ EXIT_REFUSED = 4
 EXIT_KEPT = 5
 EXIT_UNKNOWN = 6
 EXIT_NEVER_MOVED = 7
+EXIT_FOUND = 8
+"""`pivotctl doctor` has found something."""
 
 
 class PivotdError(Exception):

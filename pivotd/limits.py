@@ -252,6 +252,29 @@ READ_HELD_BACK_S = 0.1
 CLEAN_UP_HELD_BACK_S = 5.0
 """How long what a pivot leaves in QEMU stays there while other guests are in their pauses, which may be 1,000 after a
 kill (bench/domains.py)."""
+DOCTOR_S = 30.0
+"""How long the daemon looks for what is wrong with all guests; what it has not seen by then is told as that."""
+DOCTOR_AT_ONCE = 16
+"""Disks whose images are looked at at once: each has a thread."""
+DOCTOR_HEALTH_S = 10.0
+"""A daemon that has not said how it is by then hangs; it waits for a pause at most, and answers in milliseconds."""
+DOCTOR_JOURNAL_S = 60.0
+"""How long the whole journal is read for damage: about 1 GiB on slow storage."""
+DOCTOR_COMMAND_S = 10.0
+"""For each program of systemd that is asked."""
+DOCTOR_STORAGE_BYTES_MIN = 1 << 30
+DOCTOR_STORAGE_BYTES_ERROR = 64 << 20
+"""Room on storage of images below which a warning, and an error, is due."""
+DOCTOR_STATE_BYTES_MIN = 256 << 20
+DOCTOR_STATE_BYTES_ERROR = 16 << 20
+"""The same for the state directory: a pivot takes about 10 KiB."""
+DOCTOR_JOURNAL_BYTES_MAX = 1 << 30
+DOCTOR_WAL_BYTES_MAX = 256 << 20
+"""Larger ones are worth a look: some 100,000 pivots, and a reader that holds a snapshot for hours."""
+DOCTOR_CLOCK_S = 5.0
+"""A clock that goes back by less is one that is being slewed or stepped at boot."""
+DOCTOR_BUNDLE_BYTES_MAX = 64 << 20
+"""The largest journal that goes into a bundle as a copy; of a larger one the last records go in."""
 STATUS_INTERVAL_S = 0.2
 """Between two texts for `systemctl status`: many domains may connect at once."""
 READS_WAITING_MAX = 256
@@ -306,6 +329,9 @@ assert FOLLOWER_PAGE <= EVENTS_PAGE_MAX
 assert PAUSE_MS_MIN <= PAUSE_MS_MAX_DEFAULT <= PAUSE_MS_LIMIT
 assert 0 < PATH_THREADS_MAX < MOUNT_THREADS_MAX < THREADS_MAX
 assert QUERY_TIMEOUT_S < COMMAND_TIMEOUT_S
+assert OTHERS_PAUSE_S + 2 * QUERY_TIMEOUT_S + FILE_TIMEOUT_S < DOCTOR_S
+assert DOCTOR_STORAGE_BYTES_ERROR < DOCTOR_STORAGE_BYTES_MIN
+assert DOCTOR_STATE_BYTES_ERROR < DOCTOR_STATE_BYTES_MIN
 assert FLEET_QUICK_S < FLEET_FRESH_S
 assert FLEET_PAUSED_AGAIN_S < FLEET_WOKEN_S < FLEET_WOKEN_TRY_S
 assert FLEET_SECOND_S < FLEET_WOKEN_TRY_S

@@ -131,6 +131,11 @@ async def health(call: Call, request: Request) -> Response:
     return _json(call.service.health())
 
 
+async def doctor(call: Call, request: Request) -> Response:
+    """What is wrong here."""
+    return _json(await call.service.doctor())
+
+
 async def openapi(call: Call, request: Request) -> Response:
     """The description of this API."""
     return Response(call.document, media_type="application/json")

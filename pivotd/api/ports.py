@@ -6,7 +6,16 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
-from pivotd.client.answers import DiskView, DomainView, FleetDomain, FleetStatus, FleetVerdict, Health, Progress
+from pivotd.client.answers import (
+    DiskView,
+    DoctorReport,
+    DomainView,
+    FleetDomain,
+    FleetStatus,
+    FleetVerdict,
+    Health,
+    Progress,
+)
 from pivotd.client.requests import AcceptRequest
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import CopyOptions, PivotRequest, Requester
@@ -173,6 +182,10 @@ class Service(Protocol):
 
     def health(self) -> Health:
         """Return the state of the daemon for a monitoring system."""
+        ...
+
+    async def doctor(self) -> DoctorReport:
+        """Return what is wrong here, as far as the daemon can see it; bounded by limits.DOCTOR_S."""
         ...
 
     @property

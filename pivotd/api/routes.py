@@ -44,6 +44,7 @@ class Route:
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/health", READER, h.health, "State of the daemon, its journal and its domains", a.Health),
+    Route("GET", "/v1/doctor", READER, h.doctor, "What is wrong here, as the daemon sees it", a.DoctorReport),
     Route("GET", "/v1/openapi.json", READER, h.openapi, "This document"),
     Route("GET", "/v1/domains", READER, h.domains, "All domains", list[a.DomainView]),
     Route("POST", "/v1/domains", OPERATOR, h.add_domain, "Add a domain", a.DomainView, r.DomainRequest, 201),

@@ -122,7 +122,7 @@ class Leftovers:
         blocks = await session.blocks()
         if not any(names.pivot_of_node(node) for node in blocks.graph.nodes):
             return None
-        unused = blocks.graph.unused(self._candidates(supervisor, blocks.graph.nodes))
+        unused = blocks.graph.unused(candidates(supervisor, blocks.graph.nodes))
         closed = {pivot for pivot in map(names.pivot_of_node, unused) if pivot and await self._is_closed(pivot)}
         if closed:
             async with supervisor.window:
@@ -134,20 +134,10 @@ class Leftovers:
         known = await self._reads.known(pivot)
         return known is not None and known.id == pivot and known.phase is Phase.CLOSED
 
-    @staticmethod
-    def _candidates(supervisor: Supervisor, nodes: frozenset[str]) -> set[str]:
-        """Return pivotd's nodes, but those that an open pivot has made, or will go back to."""
-        pivots = [driver.pivot for driver in supervisor.drivers.values()]
-        kept = {image.node for pivot in pivots for disk in pivot.disks for image in (disk.source, disk.destination)}
-        kept |= {node for pivot in pivots for node in pivot.options.nodes_below}
-        family = [name for pivot in pivots for name in pivot.family]
-        mine = {node for node in nodes if names.pivot_of_node(node) and not names.belongs_to(node, *family)}
-        return {node for node in mine if node not in kept}
-
     async def _remove(self, supervisor: Supervisor, session: Session, closed: set[str]) -> None:
         """Look once more, now that no pause can begin, and remove the nodes of these pivots that nobody uses."""
         graph = (await session.blocks()).graph
-        unused = graph.unused(self._candidates(supervisor, graph.nodes))
+        unused = graph.unused(candidates(supervisor, graph.nodes))
         doomed = [node for node in unused if names.pivot_of_node(node) in closed]
         if not doomed:
             return
@@ -156,3 +146,13 @@ class Leftovers:
             log.info("domain.nodes-removed", domain=supervisor.name, nodes=gone)
         if left:
             raise QmpRefusedError(f"QEMU did not delete {', '.join(left)}")
+
+
+def candidates(supervisor: Supervisor, nodes: frozenset[str]) -> set[str]:
+    """Return pivotd's nodes, but those that an open pivot has made, or will go back to."""
+    pivots = [driver.pivot for driver in supervisor.drivers.values()]
+    kept = {image.node for pivot in pivots for disk in pivot.disks for image in (disk.source, disk.destination)}
+    kept |= {node for pivot in pivots for node in pivot.options.nodes_below}
+    family = [name for pivot in pivots for name in pivot.family]
+    mine = {node for node in nodes if names.pivot_of_node(node) and not names.belongs_to(node, *family)}
+    return {node for node in mine if node not in kept}

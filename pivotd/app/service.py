@@ -5,6 +5,7 @@ from __future__ import annotations
 from ulid import ULID
 
 from pivotd.app.accepting import Accepting
+from pivotd.app.doctor import Doctor
 from pivotd.app.domains import Domains
 from pivotd.app.fleet_service import FleetService
 from pivotd.app.health import Health
@@ -38,6 +39,7 @@ class DaemonService:
         self.start = starter.start
         self.fleet = FleetService(config.fleet, journal)
         self.health = Health(host, journal, starter).report
+        self.doctor = Doctor(lambda: self._config, host, journal, reads, domains, self.fleet, self.health).report
         self._ending = False
 
     def use(self, config: Config) -> None:

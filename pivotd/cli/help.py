@@ -24,6 +24,7 @@ SECTIONS = (
             ("disk ls DOMAIN", "image, backing chain, job, journal"),
             ("pivot ls | pivot show ID", "pivots; every record of one"),
             ("events", "the durable event log"),
+            ("doctor", "everything that is wrong here, and what to do"),
         ),
     ),
     (
@@ -89,6 +90,7 @@ EXIT_STATUSES = (
     ("5", "the pivot ended kept: the guest continues on the source image"),
     ("6", "nobody can be certain, or the disks differ: a person must look"),
     ("7", "this journal has never moved that disk, or never seen that image"),
+    ("8", "`doctor` has found something"),
     ("130", "interrupted; the pivot continues"),
 )
 

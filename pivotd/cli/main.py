@@ -47,6 +47,7 @@ COMMANDS = {
     "image": "image_command",
     "guard": "guard_command",
     "stale": "stale_command",
+    "doctor": "doctor_command",
     "events": "event_command",
     "libvirt": "libvirt_command",
     "fleet": "fleet_command",

@@ -9,6 +9,9 @@ print(client.wait(pivot.id).outcome)
 
 from pivotd.client.answers import (
     DiskView,
+    DoctorArea,
+    DoctorFinding,
+    DoctorReport,
     DomainView,
     FleetDomain,
     FleetStatus,
@@ -50,7 +53,8 @@ from pivotd.errors import ClientError, RefusedError, UnknownError, UnsentError
 
 __all__ = [
     "DEFAULT_SOCKET", "AcceptRequest", "AdoptDisk", "AdoptRequest", "Client", "ClientError", "CommitDisk",
-    "CommitRequest", "CopyDisk", "CopyRequest", "DiskView", "DomainView", "FleetDomain", "FleetStatus",
+    "CommitRequest", "CopyDisk", "CopyRequest", "DiskView", "DoctorArea", "DoctorFinding",
+    "DoctorReport", "DomainView", "FleetDomain", "FleetStatus",
     "FleetVerdict", "Health", "ImageVerdict",
     "InternalSnapshots", "JobView",
     "NewImage", "NewPivot", "ObsoleteImages", "Pause", "Pivot", "PivotDisk", "PivotOptions", "PivotWithRecords",

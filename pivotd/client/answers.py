@@ -467,3 +467,41 @@ class Health(Struct, frozen=True):
     version: str
     journal: JournalHealth
     domains: DomainsHealth
+
+
+class DoctorFinding(Struct, frozen=True):
+    """What one check of `pivotctl doctor` has found, and what to do about it.
+
+    ``seen`` false: the check could not be made, and ``what`` says why. Nor could those of ``also``, in either case.
+    """
+
+    check: str
+    severity: Literal["error", "warning"]
+    subject: str | None
+    """What it is about: a domain, a domain and a disk, a unit, a path."""
+    what: str
+    remedy: str
+    seen: bool = True
+    also: tuple[str, ...] = ()
+
+
+class DoctorArea(Struct, frozen=True):
+    """The checks of one kind that were made by one process. ``by`` says as whom, and from where it has looked."""
+
+    area: str
+    by: str
+    looked_at: str
+    checks: tuple[str, ...]
+    findings: tuple[DoctorFinding, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What is as it should be and worth knowing."""
+
+
+class DoctorReport(Struct, frozen=True):
+    """The checks that the daemon makes, as its own user and in its sandbox."""
+
+    version: str
+    configuration: tuple[str, ...]
+    """The files that it has read."""
+    journal: str
+    areas: tuple[DoctorArea, ...]

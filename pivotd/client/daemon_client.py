@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 from pivotd import limits
 from pivotd.client.answers import (
     DiskView,
+    DoctorReport,
     DomainView,
     FleetDomain,
     FleetStatus,
@@ -66,9 +67,18 @@ class Client:
         self.tell = tell
         self._transport = Transport(self.socket)
 
-    def health(self) -> Health:
+    def health(self, timeout_s: float = REQUEST_TIMEOUT_S) -> Health:
         """Return the state of the daemon, its journal and its domains."""
-        return self._get("/v1/health", Health)
+        found: Health = self._transport.shaped(
+            self._transport.request("GET", "/v1/health", timeout_s=timeout_s), Health
+        )
+        return found
+
+    def doctor(self, timeout_s: float = REQUEST_TIMEOUT_S) -> DoctorReport:
+        """Return what the daemon finds wrong, looking as its own user and in its sandbox."""
+        document = self._transport.request("GET", "/v1/doctor", timeout_s=timeout_s)
+        found: DoctorReport = self._transport.shaped(document, DoctorReport)
+        return found
 
     # -- domains and disks
 

@@ -94,6 +94,8 @@ class Supervisor:
         self.session: Session | None = None
         self.connection = "connecting"
         self.detail = "not yet connected"
+        self.failure: Exception | None = None
+        """Why the last try to connect has failed; None while connected, and before the first one has ended."""
         self.alarms: dict[str, str] = {}
         """Disks that run on a wrong image, each with one sentence; app.alarms keeps them."""
         self._connector = connector
@@ -192,12 +194,15 @@ class Supervisor:
             try:
                 session = await self._connect()
             except TimeoutError as error:
+                self.failure = error
                 self._lost("unreachable", str(error))
             except (DomainUnreachableError, UnsupportedQemuError) as error:
+                self.failure = error
                 self._lost("refused" if isinstance(error, UnsupportedQemuError) else "unreachable", error.message)
             except Exception as error:
                 # Whatever a peer has sent: it must cost the other domains nothing.
                 log.exception("domain.failed", domain=self.name, error=repr(error))
+                self.failure = error
                 self._lost("unreachable", f"{self.path}: pivotd failed on what it said: {error!r}")
             else:
                 delay_s = limits.RECONNECT_FIRST_S
@@ -227,7 +232,7 @@ class Supervisor:
     async def _attend(self, session: Session) -> None:
         session.subscribe(self._wake)
         self.session = session
-        self.connection, self.detail = "connected", f"QEMU {session.version_text}".rstrip()
+        self.connection, self.detail, self.failure = "connected", f"QEMU {session.version_text}".rstrip(), None
         self._settled.set()
         self._changed(self.name)
         self._wake()

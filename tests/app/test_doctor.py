@@ -1,0 +1,262 @@
+"""What the daemon finds wrong with guests: each trouble is made for real, each in a guest of its own beside a sound one."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivotd import limits
+from pivotd.app import guest_checks
+from tests.app.conftest import Host
+from tests.conftest import QemuFactory
+from tests.engine.conftest import Engine
+from tests.support.hung_storage import HungStorage
+from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.qemu
+ULID = "01K9ABCDEFGHJKMNPQRSTV0000"
+"""Of a pivot that no journal here knows."""
+Findings = dict[str, list[tuple[str | None, str]]]
+
+
+def found(report: Any, domain: str) -> Findings:
+    """Return, by check, subject and words of what was found about one domain; not what could not be seen."""
+    result: Findings = {}
+    for area in report["areas"]:
+        for one in area["findings"]:
+            if one["seen"] and (one["subject"] or "").split(" ")[0].rstrip(",") == domain:
+                result.setdefault(one["check"], []).append((one["subject"], one["what"]))
+    return result
+
+
+def unseen(report: Any) -> set[str]:
+    return {
+        check
+        for area in report["areas"]
+        for one in area["findings"]
+        for check in ((*one["also"],) if one["seen"] else (one["check"], *one["also"]))
+    }
+
+
+def doctor(host: Host) -> Any:
+    answer = host.call("GET", "/v1/doctor")
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+class Ward:
+    """A daemon and its guests; each trouble has a guest of its own."""
+
+    def __init__(self, host: Host, stack: ExitStack) -> None:
+        self.host, self._stack = host, stack
+        self.domains: dict[str, Path] = {}
+
+    def qemu(self, name: str, *disks: Disk, **options: Any) -> Qemu:
+        given = disks or (Disk(create_image(self.host.directory / f"{name}.qcow2")),)
+        qemu = self._stack.enter_context(Qemu(self.host.directory, given, name=name, **options))
+        self.domains[name] = qemu.qmp
+        return qemu
+
+
+@pytest.fixture(scope="module")
+def ward() -> Iterator[tuple[Any, Ward]]:
+    """The report on a host on which much is wrong; the troubles are made before the daemon starts."""
+    with tempfile.TemporaryDirectory(prefix="pd") as name, ExitStack() as stack:
+        host = Host(Path(name), stack)
+        made = Ward(host, stack)
+        made.qemu("sound")
+        made.qemu("unsafe", Disk(create_image(host.directory / "unsafe.qcow2"), cache="unsafe"))
+        made.qemu("stopped").spy("stop")
+        made.qemu("begun", paused=True)
+        _leave(made.qemu("left"), host.directory)
+        shared = Disk(create_image(host.directory / "exported.qcow2"), device="share-rw=on")
+        _export(made.qemu("exported", shared), host.directory)
+        made.qemu("lost")
+        (host.directory / "lost.qcow2").unlink()
+        made.qemu("killed").kill()
+        other = stack.enter_context(socket.socket(socket.AF_UNIX))
+        busy = made.qemu("busy")
+        other.connect(str(busy.qmp))
+        assert other.recv(1) == b"{"
+        made.domains["off"] = host.directory / "off.qmp"
+        _full(made, stack)
+        host.start(made.domains)
+        yield doctor(host), made
+
+
+def _leave(qemu: Qemu, directory: Path) -> None:
+    """Leave a node and a finished job, as a pivotd with another journal would."""
+    image = create_image(directory / "leftover.qcow2")
+    for number, path in enumerate((image, create_image(directory / "target.qcow2"))):
+        file = {"driver": "file", "filename": str(path)}
+        qemu.spy("blockdev-add", {"driver": "qcow2", "node-name": f"p{ULID}-{number}", "file": file})
+    job = {"job-id": f"j{ULID[-10:]}-1m", "device": "src0", "target": f"p{ULID}-1", "sync": "none"}
+    qemu.spy("blockdev-mirror", {**job, "auto-dismiss": False})
+
+
+def _export(qemu: Qemu, directory: Path) -> None:
+    qemu.spy("nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(directory / "nbd.sock")}}})
+    qemu.spy("block-export-add", {"type": "nbd", "id": "e0", "node-name": "src0", "writable": True})
+
+
+def _full(ward: Ward, stack: ExitStack) -> None:
+    """Give a guest an image on a file system with little room."""
+    place = ward.host.directory / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode == 0:
+        stack.callback(subprocess.run, ["umount", "--lazy", str(place)], check=True)
+        ward.qemu("small", Disk(create_image(place / "small.qcow2"), cache="writeback"))
+
+
+CASES: list[tuple[str, dict[str, str]]] = [
+    ("sound", {}),
+    ("off", {}),
+    ("unsafe", {"cache-unsafe": "cache=unsafe"}),
+    ("stopped", {"guest-paused": "it is paused, and not by pivotd"}),
+    ("begun", {"guest-paused": "it is prelaunch: started with -S"}),
+    ("left", {"node-left": f"node p{ULID}-0 of pivot {ULID}", "job-left": f"job j{ULID[-10:]}-1m (mirror, "}),
+    ("exported", {"second-writer": "nbd export e0 may write to it"}),
+    ("lost", {"image-astray": "there is nothing at this name any more"}),
+    ("killed", {"monitor-stale": "no process listens on this socket"}),
+    ("busy", {"monitor-busy": "another client holds this monitor"}),
+]
+
+
+@pytest.mark.parametrize(("domain", "wanted"), CASES, ids=[name for name, _ in CASES])
+def test_a_guest_with_one_trouble(ward: tuple[Any, Ward], domain: str, wanted: dict[str, str]):
+    """It is found, in words that name it, and nothing else is found about this guest."""
+    seen = found(ward[0], domain)
+    assert seen.keys() == wanted.keys()
+    for check, words in wanted.items():
+        assert len(seen[check]) == 1
+        assert words in seen[check][0][1]
+
+
+def test_little_room_under_an_image(ward: tuple[Any, Ward]):
+    """The file system is named once, with what is free."""
+    report, made = ward
+    if "small" not in made.domains:
+        pytest.skip("mount: needs root")
+    place = str(made.host.directory / "small")
+    rooms = [one for area in report["areas"] for one in area["findings"] if one["subject"] == place]
+    assert [(one["check"], one["severity"]) for one in rooms] == [("storage-room", "error")]
+
+
+def test_a_guest_that_is_off_counts_as_that(ward: tuple[Any, Ward]):
+    """It is no trouble, and it is said how many there are; what a dead guest hides is not called sound."""
+    report, made = ward
+    (guests,) = [one for one in report["areas"] if one["area"] == "guests"]
+    assert guests["looked_at"] == f"{len(made.domains)} domains, 2 off"
+    assert {"guest-paused", "cache-unsafe"} <= unseen(report), "the one whose monitor is busy was not looked at"
+
+
+def test_each_finding_says_what_to_do(ward: tuple[Any, Ward]):
+    """And each line is one line."""
+    for area in ward[0]["areas"]:
+        for one in area["findings"]:
+            assert one["remedy"], one
+            assert "\n" not in one["what"] + one["remedy"]
+
+
+def test_what_goes_away_is_not_found_any_more(host: Host):
+    """A guest that runs again, and a node that was removed, are no longer told."""
+    qemu = host.qemu("web1")
+    host.start({"web1": qemu.qmp})
+    qemu.spy("stop")
+    assert found(doctor(host), "web1").keys() == {"guest-paused"}
+    qemu.spy("cont")
+    assert found(doctor(host), "web1") == {}
+
+
+def test_storage_that_hangs(host: Host):
+    """It is found in bounded time, named, and neither called readable nor roomy; the guest beside it is looked at."""
+    place = host.directory / "nfs"
+    place.mkdir()
+    disk = Disk(create_image(place / "old.qcow2"))
+    with Qemu(host.directory, [disk], name="hung") as hung:
+        host.start({"hung": hung.qmp, "well": host.qemu("well").qmp})
+        with HungStorage(place):
+            report = doctor(host)
+        assert found(report, "hung").keys() == {"storage-hangs"}
+        assert f"the storage of {place / 'old.qcow2'} does not answer" in found(report, "hung")["storage-hangs"][0][1]
+        assert {"image-unreadable", "image-astray", "storage-room"} <= unseen(report)
+        assert found(report, "well") == {}
+
+
+def test_a_qemu_that_hangs(host: Host):
+    """It is told as that, in bounded time, and its guest is not called running."""
+    hung, well = host.qemu("hung"), host.qemu("well")
+    host.start({"hung": hung.qmp, "well": well.qmp})
+    assert until(lambda: {row["connection"] for row in host.domains().values()} == {"connected"})
+    hung.kill(19)
+    try:
+        report = doctor(host)
+    finally:
+        hung.kill(18)
+    assert found(report, "hung").keys() == {"monitor-busy"}
+    assert {"guest-paused", "cache-unsafe"} <= unseen(report)
+    assert found(report, "well") == {}
+
+
+def test_a_guest_on_a_stale_image(host: Host):
+    """Of a disk that was moved, an alarm; of another guest, that it runs on what is out of date for the first one."""
+    qemu = host.qemu("web1")
+    old = host.directory / "web1-0.qcow2"
+    host.start({"web1": qemu.qmp, "copy": host.directory / "copy.qmp"})
+    assert until(lambda: host.domains()["web1"]["connection"] == "connected")
+    moved = host.copy("web1", host.image())
+    assert moved.status == 202, moved.body
+    assert host.closed(moved.json["id"])["outcome"] == "switched"
+    with Qemu(host.directory, [Disk(old)], name="copy"):
+        assert until(lambda: host.domains()["copy"]["connection"] == "connected")
+        seen = found(doctor(host), "copy")
+        assert seen.keys() == {"stale-image"}
+        assert f"it runs on {old}, which is stale for web1 disk0" in seen["stale-image"][0][1]
+        assert found(doctor(host), "web1") == {}
+
+
+def test_a_configuration_that_is_not_loaded(host: Host):
+    """Changed values are named with the command that loads them; a broken file is an error before the next start."""
+    host.start({"web1": host.qemu("web1").qmp})
+    file = host.directory / "pivotd.toml"
+    before = file.read_text()
+
+    def configured() -> list[tuple[str, str, str]]:
+        (area,) = [one for one in doctor(host)["areas"] if one["area"] == "configuration"]
+        return [(one["severity"], one["what"], one["remedy"]) for one in area["findings"]]
+
+    assert configured() == []
+    file.write_text(f"{before}\n[pause]\nmax_ms = 300\n")
+    ((severity, what, remedy),) = configured()
+    assert (severity, remedy) == ("warning", "`systemctl reload pivotd`")
+    assert what.endswith(": pause")
+    file.write_text(f"{before}\n[pause]\nmax_ms = 0\n")
+    ((severity, what, _),) = configured()
+    assert severity == "error"
+    assert "pause.max_ms" in what
+
+
+async def test_a_pause_of_pivotds_own_is_told_apart(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A guest that pivotd holds for too long is told as that, not as somebody else's pause; no look lengthens it."""
+    monkeypatch.setattr(limits, "OTHERS_PAUSE_S", 0.1)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    supervisor = await engine.connect(qemu)
+    async with supervisor.window:
+        qemu.spy("stop")
+        held = await guest_checks.look(supervisor, asyncio.Semaphore(1))
+    assert [one.check for one in held.findings] == ["guest-owed"]
+    assert "guest-paused" in held.findings[0].also
+    let_go = await guest_checks.look(supervisor, asyncio.Semaphore(1))
+    assert [one.check for one in let_go.findings] == ["guest-paused"]
