@@ -37,10 +37,9 @@ class Row(Struct, frozen=True):
 
 
 def show_pivot(app: App, pivot: PivotWithRecords) -> None:
-    """Print one pivot with its timeline; with ``--json`` the pivot as ever, and the timeline in it."""
+    """Print one pivot with its timeline; in a document the pivot as ever, and the timeline in it."""
     timeline = of_pivot(pivot, datetime.now(UTC) if app.offline is None else None)
-    if app.json:
-        render.emit_json({**msgspec.to_builtins(pivot), "timeline": msgspec.to_builtins(timeline)})
+    if render.answer(app, {**msgspec.to_builtins(pivot), "timeline": msgspec.to_builtins(timeline)}):
         return
     width = max(WIDTH_MIN, min(WIDTH_MAX, shutil.get_terminal_size((WIDTH_IN_A_PIPE, 24)).columns))
     disks = " ".join(disk.disk for disk in pivot.disks)
