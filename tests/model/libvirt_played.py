@@ -88,14 +88,14 @@ class Played:
             case "define" | "update":
                 assert image is not None
                 if name == "update" and libvirtd.transient:
-                    return
-                libvirtd.transient = False
+                    raise CallRefusedError
+                libvirtd.transient, libvirtd.written, libvirtd.remembered = False, True, True
                 libvirtd.define(0, image)
                 libvirtd.file = libvirtd.config
             case "undefine":
                 if libvirtd.transient:
                     raise CallRefusedError
-                libvirtd.transient = True
+                libvirtd.transient, libvirtd.written = True, False
             case "create":
                 if libvirtd.memory is not None:
                     raise CallRefusedError
@@ -112,7 +112,8 @@ class Played:
     def _create(self, root: Root) -> None:
         """Start the guest from its next boot."""
         stage = self.stage
-        stage.storage = Storage()
+        left = {name: image for name, image in stage.storage.images.items() if name == self.disk.destination.filename}
+        stage.storage = Storage(left if self.move is Move.SNAPSHOT else None)
         stage.qemu = process = Qemu(stage.storage, self.version)
         attach(process, self.move, "p", 0, legacy=False)
         if root is not Root.SOURCE:
@@ -165,7 +166,7 @@ class Played:
             next=libvirtd.config[0] if libvirtd.running and not libvirtd.transient else None,
             status=_known(libvirtd.status),
             listed=None if libvirtd.status is None else libvirtd.status[0].listed,
-            file=None if libvirtd.transient else libvirtd.file[0],
+            file=libvirtd.file[0] if libvirtd.written else None,
             run_state=state,
             root=None if qemu is None else self.stage.root(self.disk),
             job=None if job is None else job.status,

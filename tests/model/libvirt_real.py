@@ -72,10 +72,7 @@ def places(call: str, move: Move) -> dict[str, Point]:
                 "libvirtd has saved the status": Point("after", "rename", STATUS, since=tell),
                 "libvirtd has saved the definition": Point("after", "rename", CONFIG, since=tell),
             }
-        case "pivot":
-            return telling | {"libvirtd has saved that it asked": Point("after", "rename", STATUS, since=tell)} | ending
-        case "abort":
-            del ending["libvirtd has saved the definition"]
+        case "pivot" | "abort":
             return telling | {"libvirtd has saved that it asked": Point("after", "rename", STATUS, since=tell)} | ending
         case "start libvirtd":
             return ending

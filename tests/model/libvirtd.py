@@ -66,7 +66,10 @@ def job_id(disk: PivotDisk) -> str:
 class Libvirtd:
     """One libvirtd; what belongs to the process is None or empty while it does not run."""
 
-    __slots__ = ("config", "durable", "file", "hook", "memory", "queued", "release", "running", "status", "transient")
+    __slots__ = (
+        "config", "durable", "file", "hook", "memory", "queued", "release", "remembered", "running", "status", "transient",
+        "written",
+    )  # fmt: skip
 
     def __init__(
         self, disks: Sequence[PivotDisk], *, hook: bool, transient: bool = False, release: Release = OLDEST
@@ -80,6 +83,8 @@ class Libvirtd:
         self.config: tuple[Root, ...] = sources
         self.file: tuple[Root, ...] = sources
         self.durable: tuple[Root, ...] = sources
+        self.remembered = self.written = not transient
+        """It has a next boot in memory, and in a file: a guest that is undefined while it runs keeps the first."""
         self.queued: tuple[Call, ...] = ()
         """Calls that wait for their turn; whoever made them does not wait any more."""
 
@@ -108,17 +113,20 @@ class Libvirtd:
         self.config = (*self.config[:index], image, *self.config[index + 1 :])
 
     def save_config(self, world: LibvirtWorld) -> None:
-        """Write the definition of the next boot after a switch; libvirt ignores that it cannot."""
+        """Write the definition of the next boot after a job, whatever has changed; libvirt ignores that it cannot.
+
+        Also of a guest that was undefined meanwhile: its file is back, and the next libvirtd has it defined again.
+        """
         full = Alternative("libvirt cannot save the definition, and says nothing", nothing)
         if not (world.faults and world.point([full])):
-            self.file = self.config
+            self.file, self.written = self.config, self.remembered
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
     def die(self) -> None:
         """End the process: what it had in memory is lost."""
         self.running, self.memory, self.queued = False, None, ()
-        self.config = self.file
+        self.config, self.remembered = self.file, self.written
 
     def crash(self, world: LibvirtWorld) -> None:
         """Die by a fault of its own: it looks for the mirror of a job that it has lost. Raises: LibvirtdDiedError."""
@@ -134,7 +142,7 @@ class Libvirtd:
     def start(self, world: LibvirtWorld) -> None:
         """Start; with the hook, repair the status file first. Then connect to QEMU and finish what it lists."""
         world.say("--- libvirtd starts")
-        self.running = True
+        self.running, self.transient = True, not self.written
         if self.hook and world.original and world.qemu is not None and self.status is not None:
             self._repair(world)
         if self.status is not None and not all(known.named for known in self.status):
@@ -161,7 +169,7 @@ class Libvirtd:
                 return
             known, root = self.status[disk.index], world.root(disk)
             job = world.jobs.get(job_id(disk))
-            if known.job is JobBelief.NONE or not known.listed or (job is not None and job.status not in ENDED):
+            if known.job is JobBelief.NONE or (job is not None and job.status not in ENDED):
                 continue
             moved = root is Root.DESTINATION
             failed = job is not None and job.error is not None
@@ -169,8 +177,11 @@ class Libvirtd:
                 continue
             if job is not None and known.named and self._switched(world, known.job, job) == moved:
                 continue
+            if not known.listed and ((moved and world.durable.kind is Kind.COPY) or world.jobs.keys() - {job_id(disk)}):
+                continue
             status = list(self.status)
-            status[disk.index] = replace(known, named=True, job=JobBelief.PIVOTING if moved else JobBelief.ABORTING)
+            ending = JobBelief.PIVOTING if moved else JobBelief.ABORTING
+            status[disk.index] = replace(known, named=True, listed=True, job=ending)
             self.status = tuple(status)
             world.edge("the hook is at work")
             if world.qemu is not None and job is None:
@@ -188,8 +199,9 @@ class Libvirtd:
         return belief in takes and job.error is None
 
     def qemu_has_ended(self) -> None:
-        """QEMU's monitor has closed: the guest is shut off."""
-        self.memory = self.status = None
+        """QEMU's monitor has closed: the guest is shut off. One that libvirtd does not know of it leaves alone."""
+        if self.memory is not None:
+            self.memory = self.status = None
         self.queued = ()
 
     # -- events of QEMU -----------------------------------------------------------------------------------------------
@@ -229,8 +241,8 @@ class Libvirtd:
         world.edge("libvirtd has saved the status")
         if switched and self.config[disk.index] is Root.SOURCE:
             self.define(disk.index, Root.DESTINATION)
-            self.save_config(world)
-            world.edge("libvirtd has saved the definition")
+        self.save_config(world)
+        world.edge("libvirtd has saved the definition")
 
     def _close(self, world: LibvirtWorld, disk: PivotDisk, *, switched: bool) -> None:
         """Have QEMU close what is not needed after a job; what QEMU still uses it keeps."""
