@@ -86,5 +86,6 @@ def test_in_the_middle_of_the_switch_the_guest_waits_for_libvirtd(hanging: Guard
     assert "pivot.guest-waits" in hanging.daemon.log_path.read_text()
     go_on(hanging)
     hanging.await_end()
-    assert events(hanging)[-3:] == ["switched", "resumed", "closed"]
+    # Not needed: libvirtd has carried out a resume whose answer came too late.
+    assert events(hanging)[-3:] in [["switched", resumed, "closed"] for resumed in ("resumed", "resume-not-needed")]
     hanging.assert_right()
