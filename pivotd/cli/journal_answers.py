@@ -72,9 +72,12 @@ class OfflineJournal:
             for name, (qmp, origin) in sorted(known.items())
         ]
 
-    def pivots(self, domain: str | None = None, *, open_only: bool = False, limit: int) -> list[Pivot]:
-        """Return pivots, newest first."""
-        return [shown.pivot(pivot) for pivot in self._reader.pivots(domain, open_only, limit)]
+    def pivots(self, domain: str | None = None, *, open_only: bool = False, limit: int) -> Iterator[Pivot]:
+        """Yield pivots, newest first, at most ``limit``; reads pages as needed, each a state of its own."""
+        before: str | None = None
+        while page := self._reader.pivots(domain, open_only, min(limit, limits.PIVOTS_LISTED), before):
+            yield from map(shown.pivot, page)
+            limit, before = limit - len(page), page[-1].id
 
     def pivot(self, pivot: str) -> PivotWithRecords:
         """Return one pivot with its records."""
