@@ -23,6 +23,8 @@ SECTIONS = (
             ("domain ls | domain show DOMAIN", "connection, run state, open pivots, jobs"),
             ("disk ls DOMAIN", "image, backing chain, job, journal"),
             ("pivot ls | pivot show ID", "pivots; every record of one"),
+            ("pivot show ID --timeline", "its phases and pauses, to scale"),
+            ("report [ID]... -o FILE", "a page of what pivots did, for a ticket"),
             ("events", "the durable event log"),
             ("doctor", "everything that is wrong here, and what to do"),
         ),

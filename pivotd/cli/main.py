@@ -49,6 +49,7 @@ COMMANDS = {
     "stale": "stale_command",
     "doctor": "doctor_command",
     "events": "event_command",
+    "report": "report_command",
     "libvirt": "libvirt_command",
     "fleet": "fleet_command",
 }

@@ -231,3 +231,23 @@ async def _tell(story: Story, clock: Clock, journal: Journal) -> None:
     await story.ready(
         await story.begin("open", disk("vdo", "/old/o.qcow2", "/new/o.qcow2"), options=CopyOptions(pivot=False))
     )
+
+
+async def fill_many(state_dir: Path, pivots: int) -> None:
+    """Write a journal of a night in which many guests were moved, with pauses of all lengths."""
+    with clock_of_the_journal() as clock:
+        journal = Journal.open(state_dir)
+        story = Story(journal, clock)
+        try:
+            for number in range(pivots):
+                domain, image = f"vm{number % 40:02}", f"vm{number % 40:02}-{number // 40}.qcow2"
+                clock.later(minutes=-57)
+                moved = disk(f"disk{number // 40}", f"/old/{image}", f"/new/{image}")
+                pivot = await story.begin(f"CHG-{1000 + number}", moved, domain=domain)
+                pivot = await story.ready(pivot, seconds=20 + number % 17 * 9)
+                kept = number % 23 == 22
+                pause_ms = 503.0 if kept else 3 + number % 7 * 2.5 + number % 31 * 6.0
+                pivot = await story.pause(pivot, pause_ms, "kept" if kept else "switched")
+                await story.close(pivot)
+        finally:
+            await journal.close()
