@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from ulid import ULID
@@ -16,7 +17,7 @@ from pivotd.app.registry import Host
 from pivotd.core import nbd
 from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
-from pivotd.core.rules.fleet_pivots import of_another
+from pivotd.core.rules.fleet_pivots import epoch_of, of_another
 from pivotd.core.verdict import Verdict
 from pivotd.engine import pivot_log
 from pivotd.engine.ports import Fleet
@@ -100,11 +101,11 @@ class Starter:
 
     async def _start(self, request: PivotRequest, who: Requester) -> Pivot:
         supervisor = self._host.get(request.domain)
-        await self._refuse_others(request.domain)
+        epoch = await self._refuse_others(request.domain)
         async with _turn(supervisor):
             session = await supervisor.connected()
             others = [driver.pivot for driver in self._host.drivers().values()]
-            planned = await self._plan(request, session, others, who)
+            planned = replace(await self._plan(request, session, others, who), fleet_epoch=epoch)
             await self._refuse_doubtful(planned)
             images = written(planned)
             marked = list(zip(images, await marks(images), strict=True))
@@ -126,17 +127,21 @@ class Starter:
                     raise
                 made[path] = changed
 
-    async def _refuse_others(self, domain: str) -> None:
-        """Raises: ConflictError: the guest is another host's. Without an answer, the pivot waits for one at READY."""
+    async def _refuse_others(self, domain: str) -> int | None:
+        """Return the epoch of the guest's owner, None without an answer: the pivot then waits for one at READY.
+
+        Raises: ConflictError: the guest is another host's.
+        """
         if self._fleet is None:
-            return
+            return None
         try:
             view = await self._fleet.read(domain, self._fleet.timeout_s)
         except FleetError:
-            return
+            return None
         if (refusal := of_another(view, self._fleet.host)) is not None:
             assert view.owner is not None
             raise ConflictError(f"domain {domain}: {refusal}", domain=domain, host=view.owner.host)
+        return epoch_of(view)
 
     async def _refuse_doubtful(self, planned: Pivot) -> None:
         """Raises: ConflictError: a disk may be on a wrong image, and after another pivot nobody could tell any more."""

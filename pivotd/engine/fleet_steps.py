@@ -113,7 +113,7 @@ async def _told(state: DriverState) -> None:
     """Record what the fleet knows, unless the record of the resume is about to do that."""
     if state.pivot.phase is Phase.READY:
         state.remember(fleet_asked_at=None)
-        await state.record("withdrawn", {}, fleet=FleetStage.NONE, fleet_epoch=None)
+        await state.record("withdrawn", {}, fleet=FleetStage.NONE)
         return
     state.remember(fleet_told=True, fleet_silent=None)
     if not state.pivot.owes_resume:

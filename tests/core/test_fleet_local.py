@@ -113,6 +113,31 @@ def test_a_move_of_which_the_fleet_never_heard_contradicts():
     assert together(FleetView("web1"), HERE, [here(made_alone)]).tell is not None
 
 
+@pytest.mark.parametrize(
+    ("accepted", "written", "certain"),
+    [(3, 4, True), (3, 3, False), (4, 3, False), (0, 1, True), (None, 4, False)],
+)
+def test_a_pivot_that_has_moved_nothing_hides_no_later_move(accepted: int | None, written: int, certain: bool):
+    """It was given up before the fleet heard of it. A move under a later owner came after it; any other may be older.
+
+    Its source may be where a pivot has moved the disk while no fleet was configured.
+    """
+    given_up = replace(KEPT, fleet=FleetStage.NONE, fleet_epoch=accepted, phase=Phase.CLOSED)
+    one = said(view(epoch=5, disks=(replace(told(ELSE), epoch=written),)), here(given_up))
+    assert (one.certain, one.image == ELSE.filename) == (certain, certain)
+    moved = replace(TOLD, fleet=FleetStage.NONE, fleet_epoch=accepted)
+    assert not said(view(epoch=5, disks=(replace(told(ELSE), epoch=written),)), here(moved)).certain
+
+
+def test_an_announced_pivot_of_a_later_owner_came_after_one_that_was_given_up():
+    """With `wait`, the fleet is certain of its source."""
+    given_up = replace(KEPT, fleet=FleetStage.NONE, fleet_epoch=1, phase=Phase.CLOSED)
+    fleet = announced(view(epoch=2, disks=(told(ELSE),)), replace(SWITCHED, id="other"), OnSilence.WAIT)
+    assert fleet.intent is not None
+    fleet = replace(fleet, intent=replace(fleet.intent, moves=(replace(fleet.intent.moves[0], source=ELSE),)))
+    assert said(fleet, here(given_up)).image == ELSE.filename
+
+
 def test_a_guest_whose_disks_nobody_has_moved_may_start_from_its_default():
     for fleet in (FleetView("web1"), view()):
         assert said(fleet, NEVER) == NEVER.verdict

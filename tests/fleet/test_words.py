@@ -191,14 +191,19 @@ async def test_no_image_is_named_as_unused_while_another_host_has_the_guest(
         assert row["all_asked"] is False
 
 
+@pytest.mark.parametrize("given_up", [False, True], ids=["moved last", "given up last"])
 async def test_a_guest_that_was_moved_elsewhere_and_is_back_has_the_fleets_image(
-    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+    site: Site, qemu_factory: QemuFactory, tmp_path: Path, given_up: bool
 ) -> None:
-    """The journal of this host names an older one, and the QEMU here agrees with the fleet."""
+    """The journal of this host names an older one, by a pivot that was told or one that the fleet never heard of."""
     first = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))], directory=made(tmp_path / "q1"))
     with site.daemon(first.qmp) as daemon:
         before = await site.moved(daemon, tmp_path / "b.qcow2")
         assert before.owner is not None
+        if given_up:
+            ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
+            begun_ = await ctl("copy", "web1", f"disk0={tmp_path / 'never.qcow2'}", "--no-pivot")
+            await ctl("pivot", "cancel", begun_.json["id"])
         await asyncio.to_thread(first.kill)
         last = FleetImage(str(create_image(tmp_path / "c.qcow2")), "qcow2")
         epoch = before.owner.epoch + 2

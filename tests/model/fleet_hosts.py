@@ -24,7 +24,18 @@ from pivotd.core.pivot import FleetStage, Identity, Image, Outcome, Phase, Pivot
 from pivotd.core.request import CopyOptions, Kind, Manager, Requester
 from pivotd.core.rules.fleet_local import DiskHere, together
 from pivotd.core.rules.fleet_owners import leaving, meeting, take_over
-from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome, before_intent, held, is_told, moved, telling
+from pivotd.core.rules.fleet_pivots import (
+    Here,
+    Superseded,
+    after_outcome,
+    before_intent,
+    epoch_of,
+    held,
+    is_told,
+    moved,
+    of_another,
+    telling,
+)
 from pivotd.core.rules.fleet_words import fleet_verdict
 from pivotd.core.verdict import doubtful, of_pivot, without_pivot
 
@@ -47,6 +58,8 @@ class FleetBounds:
     """How many writes to the fleet are late or double, or lose their answer."""
     conditional: bool = True
     """The fleet refuses a write if anything has changed since the view was read; False: what would happen otherwise."""
+    alone: int = 0
+    """How many pivots are made while no fleet is configured; the fleet names older images then, and that host must not."""
     unfenced: bool = False
     """The guest may be taken while it stands still in a pause of a host that only seemed dead."""
     manager: Manager = Manager.PIVOTD
@@ -55,7 +68,7 @@ class FleetBounds:
         return (
             f"fleet, {self.on_silence}, {self.manager}, S to {' to '.join(self.targets)}, {self.disks} disk(s), "
             f"{self.restarts} restart(s), {self.migrations} migration(s), {self.takes} take(s), {self.losses} lost"
-            f"{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
+            f"{f', {self.alone} alone' * bool(self.alone)}{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
         )
 
 
@@ -69,6 +82,9 @@ class Local(NamedTuple):
     owes: bool = False
     stage: FleetStage = FleetStage.NONE
     epoch: int | None = None
+    """Of the guest's owner when the pivot was accepted, or announced; None: the fleet did not answer."""
+    alone: bool = False
+    """Made while no fleet was configured."""
 
 
 class Host(NamedTuple):
@@ -104,6 +120,9 @@ class State(NamedTuple):
     migrations: int = 0
     takes: int = 0
     losses: int = 0
+    alone: int = 0
+    stale: bool = False
+    """The fleet has missed a move."""
     foul: int | None = None
     """The host from which the guest was taken although it was not fenced: a QEMU stands still there."""
     unmet: bool = False
@@ -125,7 +144,7 @@ class Model:
             FleetView("web1"), (Host(), Host()),
             roots="S" * bounds.disks, ok=frozenset((disk, "S") for disk in range(bounds.disks)),
             restarts=bounds.restarts, migrations=bounds.migrations, takes=bounds.takes,
-            losses=bounds.losses,
+            losses=bounds.losses, alone=bounds.alone,
         )  # fmt: skip
 
     def _pivot(self, local: Local, number_of: int) -> Pivot:
@@ -258,7 +277,7 @@ class Model:
     def restarts(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
         """`pivotctl image` is asked on a host, and the guest starts from what it says."""
         found = self.local(s, at, host)
-        if found is None:
+        if found is None or not knows(s, host):
             return
         roots, tell = found
         fewer = s._replace(restarts=s.restarts - 1)
@@ -300,10 +319,7 @@ class Model:
         yield from self.owns(s, at, host)
         if not host.journal or host.journal[-1].phase == "closed":
             if s.guest == at and s.run and s.began < len(self.bounds.targets) and not host.left:
-                begun = host._replace(
-                    journal=(*host.journal, Local(s.began, s.roots)), asked=False, told=False, waited=False
-                )
-                yield f"{HOSTS[at]}: a pivot begins", self.host(s, at, begun)._replace(began=s.began + 1, same=True)
+                yield from self.begins(s, at, host)
             return
         last = host.journal[-1]
         if last.phase == "ready":
@@ -312,6 +328,21 @@ class Model:
             yield from self.pausing(s, at, host, last)
         else:
             yield from self.decided(s, at, host, last)
+
+    def begins(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
+        def begun(what: str, epoch: int | None, *, alone: bool = False) -> tuple[str, State]:
+            new = Local(s.began, s.roots, epoch=epoch, alone=alone)
+            after = self.host(s, at, Host((*host.journal, new), host.left))
+            return f"{HOSTS[at]}: a pivot begins{what}", after._replace(began=s.began + 1, same=True)
+
+        if of_another(s.view, HOSTS[at]) is None:
+            yield begun("", epoch_of(s.view))
+        if s.losses:
+            name, t = begun(", without an answer", None)
+            yield name, t._replace(losses=s.losses - 1)
+        if s.alone and s.view.owner is not None:
+            name, t = begun(", without a fleet", None, alone=True)
+            yield name, t._replace(alone=s.alone - 1)
 
     def owns(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
         """What a pivotd does about guests that come and go."""
@@ -328,11 +359,13 @@ class Model:
             )
             return
         yield f"{HOSTS[at]}: cancelled", self.now(s, at, host, phase="decided", outcomes="k" * self.bounds.disks)
-        if host.asked:
+        if host.asked or last.alone:
             t = self.now(s, at, host, phase="pausing", owes=True)
             yield f"{HOSTS[at]}: the intent is durable, the guest stops", t._replace(run=False)
             return
         pivot = self.pivot(last, number(at, last))
+        if last.alone:
+            return
         after = before_intent(s.view, pivot, self.here(s, at), self.bounds.on_silence)
         if not isinstance(after, str):
             assert after.owner is not None
@@ -374,7 +407,7 @@ class Model:
     def decided(self, s: State, at: int, host: Host, last: Local) -> Iterator[tuple[str, State]]:
         pivot = self.pivot(last, number(at, last))
         attempt = Attempt(
-            in_fleet=True,
+            in_fleet=not last.alone,
             fleet_told=host.told,
             fleet_silent="no answer" if host.waited else None,
             deadline_passed=host.waited,
@@ -395,7 +428,8 @@ class Model:
                 yield f"{HOSTS[at]}: there is no guest to resume", self.now(s, at, host, owes=False)
             elif isinstance(held(pivot, attempt, Resume()), Resume):
                 stage = FleetStage.TOLD if host.told else last.stage
-                t = self.now(s, at, host, owes=False, stage=stage)._replace(run=True)
+                missed = s.stale or (last.alone and moved(pivot))
+                t = self.now(s, at, host, owes=False, stage=stage)._replace(run=True, stale=missed)
                 if s.foul == at and not host.waited and moved(pivot):
                     t = t._replace(wrong="a guest that another host has taken was resumed")
                 yield f"{HOSTS[at]}: cont", t
@@ -415,7 +449,7 @@ class Model:
             return s.wrong
         if s.foul is not None:
             return None
-        for disk in range(self.bounds.disks):
+        for disk in range(0 if s.stale else self.bounds.disks):
             word = fleet_verdict(s.view, f"disk{disk}")
             image = "S" if word.image is None else word.image.filename[1]
             if word.certain and (disk, image) not in s.ok:
@@ -426,12 +460,17 @@ class Model:
             if on_silence_wait and not word.certain:
                 return "the fleet does not know, although guests wait for it"
         for at, host in enumerate(s.hosts):
-            found = self.local(s, at, host) if s.guest != at else None
+            found = self.local(s, at, host) if s.guest != at and knows(s, host) else None
             if found is not None and s.guest is not None and s.view.owner is not None and not s.unmet:
                 return f"{HOSTS[at]} lets the guest start, which runs on {HOSTS[s.guest]}"
             if found is not None and (lacking := self.lacking(s, found[0])):
                 return f"{HOSTS[at]}: {lacking}"
         return None
+
+
+def knows(s: State, host: Host) -> bool:
+    """Return whether a host has to give no wrong answer: it made the move that the fleet has missed, or none was missed."""
+    return not s.stale or any(local.alone for local in host.journal)
 
 
 def number(at: int, local: Local) -> int:
@@ -490,7 +529,7 @@ def main() -> None:
     parser.add_argument("--manager", type=Manager, default=Manager.PIVOTD, choices=list(Manager))
     parser.add_argument("--targets", default="D")
     parser.add_argument("--unfenced", action="store_true")
-    for name in ("disks", "restarts", "migrations", "takes", "losses"):
+    for name in ("disks", "restarts", "migrations", "takes", "losses", "alone"):
         parser.add_argument(f"--{name}", type=int, default=getattr(FleetBounds(), name))
     found = search(FleetBounds(**vars(parser.parse_args())))
     print(found)  # noqa: T201 - a command

@@ -25,6 +25,7 @@ HOSTS = [
     *(FleetBounds(on_silence=mode, migrations=1, takes=0) for mode in OnSilence),
     *(FleetBounds(on_silence=mode, restarts=0, unfenced=True) for mode in OnSilence),
     *(FleetBounds(on_silence=mode, manager=Manager.LIBVIRT) for mode in OnSilence),
+    FleetBounds(targets="DEF", takes=0, losses=0, alone=1),
 ]
 HOSTS_LONG = [
     *(FleetBounds(on_silence=mode, targets="DE") for mode in OnSilence),

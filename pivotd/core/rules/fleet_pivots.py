@@ -67,6 +67,11 @@ def of_another(view: FleetView, host: str) -> str | None:
     )
 
 
+def epoch_of(view: FleetView) -> int:
+    """Return the epoch of the guest's owner, 0 without one: what is written under a later one is written later."""
+    return 0 if view.owner is None else view.owner.epoch
+
+
 def after_outcome(view: FleetView, pivot: Pivot, here: Here) -> FleetView | Superseded:
     """Return what the fleet has to hold once the outcome of a pivot is in the journal; the view itself if it does.
 

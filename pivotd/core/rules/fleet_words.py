@@ -102,8 +102,23 @@ def worth(view: FleetView, pivot: Pivot, disk: PivotDisk) -> Worth:
     if not word.certain:
         return Worth.FLEETS
     right = right_image(disk)
-    if word.image is not None:
-        later = Worth.FLEETS if pivot.fleet is FleetStage.TOLD and disk.accepted is None else Worth.CONTRADICTS
-        return Worth.CERTAIN if word.image == FleetImage(right.filename, right.format) else later
     kept = disk.outcome in {None, Outcome.KEPT, Outcome.MERGED} and disk.accepted is None
+    if word.image is not None:
+        told = pivot.fleet is FleetStage.TOLD and disk.accepted is None
+        later = told or (kept and _is_later(view, pivot, disk.disk))
+        if word.image == FleetImage(right.filename, right.format):
+            return Worth.CERTAIN
+        return Worth.FLEETS if later else Worth.CONTRADICTS
     return Worth.CERTAIN if kept else Worth.TELL_FIRST
+
+
+def _is_later(view: FleetView, pivot: Pivot, disk: str) -> bool:
+    """Return whether the fleet's word on a disk was written after a pivot was accepted: under a later owner.
+
+    Moves that were made while no fleet was configured, and of which it has not heard, are then older too, or in a later
+    pivot of the journal.
+    """
+    if view.intent is not None and view.move(disk) is not None:
+        return pivot.fleet_epoch is not None and view.intent.epoch > pivot.fleet_epoch
+    known = view.disk(disk)
+    return pivot.fleet_epoch is not None and known is not None and known.epoch > pivot.fleet_epoch
