@@ -47,6 +47,7 @@ PAUSING, NEW_IMAGE, ENDINGS = (
 SESSION, PREPARATION = "pivotd/qmp/session.py", "pivotd/qmp/preparation.py"
 LOOKING, CLEANING = "pivotd/qmp/looking.py", "pivotd/qmp/cleaning.py"
 SEARCH, TABLE, ORDER = "exhaustive search", "decision table", "order of the commands"
+ETCD = "real QEMU and etcd"
 IN_ORDER = "tests/model/test_order.py::test_records_and_commands_come_in_the_order_of_the_protocol"
 
 
@@ -637,6 +638,23 @@ FLEET = (
         "a person may choose another image than the certain one", "G2", FLEET_OWNERS,
         "        if word.certain and name in chosen and chosen[name] != word.image:\n", "        if False:\n",
         TABLE, ("tests/core/test_fleet.py", "-k", "exactly_where"),
+    ),
+    Defect(
+        "a host that was frozen in its pause lets its guest run unasked", "G1", FLEET_PIVOTS,
+        "    tried = attempt.fleet_silent is not None and not attempt.fleet_silence_stale and attempt.deadline_passed\n",
+        "    tried = attempt.fleet_silent is not None and attempt.deadline_passed\n",
+        ETCD, ("tests/fleet/test_pivots.py", "-k", "frozen_in and installed"),
+    ),
+    Defect(
+        "a try in which a host was frozen counts as etcd's silence", "G1", FLEET_STEPS,
+        "        woken = state.clock.monotonic() > until + limits.FLEET_WOKEN_S\n", "        woken = False\n",
+        ETCD, ("tests/fleet/test_pivots.py", "-k", "frozen_in and installed"),
+    ),
+    Defect(
+        "the fleet's older word counts after a pivot that has moved nothing", "G1", FLEET_WORDS,
+        "    return pivot.fleet_epoch is not None and known is not None and known.epoch > pivot.fleet_epoch\n",
+        "    return True\n",
+        SEARCH, of_hosts(targets="DEF", takes=0, losses=0, alone=1),
     ),
 )  # fmt: skip
 """Hosts of a fleet."""
