@@ -31,15 +31,16 @@ def until(true: Callable[[], Any], what: str = "it") -> Any:
     return found
 
 
-def guard(directory: Path, libvirtd: Libvirtd) -> Daemon:
+def guard(directory: Path, libvirtd: Libvirtd, more: str = "") -> Daemon:
     """Return a pivotd beside a libvirtd, not started: both have its files at their default places.
 
     A libvirtd of another release lives in a tree where this Python is not: its pivotd stays outside.
+    ``more``: further TOML.
     """
     if libvirtd.tree is not None:
-        return Daemon(directory, {}, configuration=CONFIGURATION.format(libvirtd.uri))
+        return Daemon(directory, {}, configuration=f"{CONFIGURATION.format(libvirtd.uri)}\n{more}")
     command = libvirtd.inside(str(PROGRAM))
-    return Daemon(directory, {}, configuration=CONFIGURATION.format("qemu:///system"), command=command)
+    return Daemon(directory, {}, configuration=f"{CONFIGURATION.format('qemu:///system')}\n{more}", command=command)
 
 
 @dataclass(frozen=True, slots=True)
