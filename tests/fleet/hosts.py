@@ -25,9 +25,10 @@ from pivotd.fleet.store import EtcdFleet
 from tests.chaos.image_check import root_path
 from tests.chaos.process import try_call
 from tests.fleet.etcd import Cluster, stand_still
+from tests.fleet.offline import offline
 from tests.fleet.wires import Wires
 from tests.support import waiting
-from tests.support.daemon import Daemon
+from tests.support.daemon import Answer, Daemon
 from tests.support.guest import end_torn_line
 from tests.support.qemu import CACHES, Disk, Qemu, create_image
 from tests.support.tiny_guest import SLOTS, TinyGuest, read_slots
@@ -149,6 +150,10 @@ class FleetHost:
         """Return pivotd's verdict for each disk that it knows, None if it does not answer."""
         found = try_call(self.daemon, "GET", f"/v1/verdicts?domain={DOMAIN}")
         return {one["disk"]: one for one in found} if isinstance(found, list) else None
+
+    def offline(self, *words: str) -> Answer:
+        """Ask its journal and the fleet; pivotd has to be dead."""
+        return offline(self.config, self.daemon.state_dir, *words, environment=self._environment)
 
     def take(self, chosen: Mapping[str, str]) -> subprocess.Popen[str]:
         """Let an operator take the guest here; return the command while it runs."""

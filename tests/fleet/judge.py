@@ -6,15 +6,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pivotd.core.fleet import FleetView
 from pivotd.core.rules.fleet_words import FleetVerdict, fleet_verdict
 from pivotd.errors import FleetError
-from tests.chaos.process import journal
 from tests.fleet.etcd import stand_still
 from tests.fleet.hosts import DOMAIN, FleetHost, Site
 from tests.fleet.plan import Summary
-from tests.support.history import verdicts
 
 
 class FleetJudge:
@@ -60,23 +59,21 @@ class FleetJudge:
         return view
 
     def host(self, host: FleetHost, when: str, *, offline: bool = False) -> None:
-        """Check the word of a host that has owned the guest all the time."""
-        if offline:
-            said = {
-                one.disk: (one.certain, str(one.image))
-                for one in verdicts(journal(host.daemon.state_dir))
-                if one.domain == DOMAIN
-            }
-        else:
-            found = host.words()
-            if found is None:
-                self._count("host", "no answer")
-                return
-            said = {disk: (bool(one["certain"]), str(one["image"])) for disk, one in found.items()}
+        """Check the word of a host that has owned the guest all the time. ``offline``: pivotd and QEMU are dead."""
+        found = self._offline(host) if offline else host.words()
+        if found is None:
+            self._count("host", "no answer")
+            return
+        said = {disk: (bool(one["certain"]), str(one["image"])) for disk, one in found.items()}
         for certain, image in said.values():
             self._count("host", "certain" if certain else "unknown")
             if certain:
                 self.holds_all(image, f"{host.name}, {when}")
+
+    @staticmethod
+    def _offline(host: FleetHost) -> dict[str, Any] | None:
+        found = host.offline("verdict", DOMAIN).json
+        return {one["disk"]: one for one in found} if isinstance(found, list) else None
 
     def believes_itself(self, host: FleetHost) -> None:
         """Check that a host does not name an image, as certain, of a guest that lives on another one by now."""

@@ -69,6 +69,10 @@ class FleetRound:
     """Whether the lost host comes back with an empty disk."""
     asks_image: bool = False
     """Whether its own host starts the guest again at once, from what `pivotctl image` answers."""
+    offline: bool = False
+    """Whether pivotd is dead when its host is asked: its journal and the fleet answer."""
+    loses_taker: bool = False
+    """Whether the host that takes the guest is lost in its take-over: the first one is back, and has to start it."""
 
     def __str__(self) -> str:
         where = f"{self.place} {self.message}" if self.message else f"at {self.at:.2f}"
@@ -79,6 +83,8 @@ class FleetRound:
         words += [f"take struck {self.take}"] * (self.take is not None)
         words += ["late messages first"] * self.late_first + ["journal lost"] * self.loses_journal
         words += ["started by `image`"] * (self.asks_image and self.victim in {Victim.QEMU, Victim.BOTH})
+        words += ["offline"] * (self.offline and self.victim is Victim.BOTH)
+        words += ["the taker lost too"] * (self.loses_taker and self.victim is Victim.HOST)
         return ", ".join(words)
 
 
@@ -101,6 +107,8 @@ def random_round(rng: random.Random) -> FleetRound:
         rng.random() < 0.5,
         rng.random() < 0.3,
         rng.random() < 0.7,
+        rng.random() < 0.5,
+        rng.random() < 0.3,
     )
     return playable(found)
 
@@ -132,7 +140,17 @@ def matrix(moves: tuple[Move, ...] = (Move.COPY,)) -> list[FleetRound]:
         for message in (Message.INTEND, Message.PUBLISH, Message.WITHDRAW)
         for place in Place
     ]
-    return found + takes + frozen
+    offline = [
+        FleetRound(Victim.BOTH, message, place, asks_image=True, offline=True)
+        for message in (Message.INTEND, Message.PUBLISH)
+        for place in Place
+    ]
+    twice = [
+        replace(published, take=place, late_first=lost, loses_journal=lost, loses_taker=True)
+        for place in Place
+        for lost in (False, True)
+    ]
+    return found + takes + frozen + offline + twice
 
 
 @dataclass

@@ -38,7 +38,6 @@ from tests.fleet.judge import FleetJudge
 from tests.fleet.outages import Outages
 from tests.fleet.plan import FleetRound, Summary, Victim, Weather, random_round
 from tests.fleet.wires import Message, Place, Struck
-from tests.support.history import verdicts
 from tests.support.seeds import drawn
 
 CLOSE_TIMEOUT_S = 120.0
@@ -160,14 +159,20 @@ class FleetRounds:
         old.kill_qemu()
 
     def _accept(self) -> None:
-        """A host to which a guest has come back has a journal from before: a person says that it is behind."""
+        """Let a person say where the guest is, if its host cannot know: it has come back, and moves from before may be missing.
+
+        That is so if etcd did not answer the request for the host's last pivot.
+        """
         here, images = self.site.here, self.site.images
-        for one in verdicts(journal(here.daemon.state_dir)):
-            if one.disk in images and str(one.image) != images[one.disk]:
-                body = {"image": images[one.disk], "format": "qcow2", "reason": "the guest has come back"}
-                answer = try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{one.disk}/accept", body)
-                self._check(bool(answer) and "kind" not in answer, f"the right image is not accepted: {answer}")
-                self._summary.notes["journals from before a guest left, and came back: accepted by a person"] += 1
+        for disk, one in (here.words() or {}).items():
+            if disk not in images or (one["certain"] and one["image"] == images[disk]):
+                continue
+            last = next(pivot for pivot in journal(here.daemon.state_dir) if any(d.disk == disk for d in pivot.disks))
+            self._check(last.fleet_epoch is None and not one["certain"], f"its host says of {disk}: {one['reason']}")
+            body = {"image": images[disk], "format": "qcow2", "reason": "the guest has come back"}
+            answer = try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{disk}/accept", body)
+            self._check(bool(answer) and "kind" not in answer, f"the right image is not accepted: {answer}")
+            self._summary.notes["journals from before a guest left, and came back: accepted by a person"] += 1
 
     # -- the strike
 
@@ -257,15 +262,24 @@ class FleetRounds:
         """The guest is started again on its host, once its pivotd and the fleet agree."""
         site, planned = self.site, self._round
         here = site.here
+        offline = planned.offline and planned.victim is Victim.BOTH
         self._judge.fleet(f"after the end of QEMU ({planned})")
-        self._judge.host(here, f"after the end of QEMU ({planned})", offline=planned.victim is Victim.BOTH)
-        if planned.victim is Victim.BOTH:
+        if planned.victim is Victim.BOTH and not offline:
             here.restart()
+        self._judge.host(here, f"after the end of QEMU ({planned})", offline=offline)
         if planned.asks_image:
-            self._start_by_image()
+            self._start_by_image(offline=offline)
             return
+        if offline:
+            here.restart()
         self._heal()
         here.wires.deliver()
+        self._start_here()
+
+    def _start_here(self) -> None:
+        """Start the guest again on its host, once its pivot has ended; its pivotd lives, and etcd answers."""
+        site, planned = self.site, self._round
+        here = site.here
         if self._journalled(here) is not None:
             self._await_closed(here)
         view = self._judge.fleet(f"in the end ({planned})", certain=True)
@@ -276,19 +290,21 @@ class FleetRounds:
             self._check(said == site.images, f"the fleet names {said}, the host {site.images}")
         site.start(here)
 
-    def _start_by_image(self) -> None:
+    def _start_by_image(self, *, offline: bool) -> None:
         """Start the guest from what its host answers, as soon as that is certain; nobody waits for the end of the pivot."""
         site, planned = self.site, self._round
         here = site.here
+        ask = here.offline if offline else here.daemon.ctl
         if planned.weather in {Weather.NO_MAJORITY, Weather.CUT}:
             self._heal()
         for disk in site.images:
-            answer = here.daemon.ctl("image", DOMAIN, disk)
+            answer = ask("image", DOMAIN, disk)
             deadline_s = time.monotonic() + OWNER_TIMEOUT_S
             while answer.status not in {0, EXIT_NEVER_MOVED} and time.monotonic() < deadline_s:
                 time.sleep(ASK_S)
-                answer = here.daemon.ctl("image", DOMAIN, disk)
-            self._summary.words["image: certain" if answer.status == 0 else f"image: status {answer.status}"] += 1
+                answer = ask("image", DOMAIN, disk)
+            how = "image, offline" if offline else "image"
+            self._summary.words[f"{how}: certain" if answer.status == 0 else f"{how}: status {answer.status}"] += 1
             if answer.status == 0:
                 site.images |= {disk: answer.json["image"]}
             else:
@@ -298,6 +314,8 @@ class FleetRounds:
             self._judge.holds_all(image, f"image ({planned})")
         site.start(here)
         self._check(site.writes.await_more(), "the guest does not write on")
+        if offline:
+            here.restart()
         with self._judge.still(here):
             self._judge.fleet(f"with a guest that was started by `image` ({planned})")
         self._heal()
@@ -316,6 +334,9 @@ class FleetRounds:
         if planned.late_first:
             here.wires.deliver()
             self._judge.fleet(f"host lost, late messages have come ({planned})")
+        if planned.loses_taker and planned.victim is Victim.HOST and site.view().owner is not None:
+            self._lose_taker()
+            return
         site.images = self._take(there)
         site.start(there, locking=here.qemu is None)
         site.swap()
@@ -325,6 +346,57 @@ class FleetRounds:
         self._unchanged(view, "late messages")
         self._come_back(here)
         self._unchanged(view, "the host that came back")
+
+    def _lose_taker(self) -> None:
+        """The host that takes the guest is lost, perhaps before etcd knows of it; the first one is back, and starts it."""
+        site, planned = self.site, self._round
+        here, there = site.here, site.there
+        self._strike_take(there, planned.take or Place.BEFORE)
+        there.daemon.kill()
+        there.wires.go_on()
+        if planned.loses_journal:
+            here.set_journal_aside()
+        here.restart()
+        here.wires.deliver()
+        self._judge.fleet(f"the taker is lost ({planned})")
+        if planned.late_first:
+            there.wires.deliver()
+        if self._owner() == there.name:
+            sure = [one["disk"] for one in (here.words() or {}).values() if one["certain"]]
+            self._check(not sure, f"{here.name} is certain of {sure} of a guest that {there.name} has taken")
+        if self._owner() == there.name or (planned.loses_journal and site.view().intent is not None):
+            site.images = self._take(here, struck=False)
+            if self._journalled(here) is not None:
+                self._await_closed(here)
+            site.start(here)
+        else:
+            self._start_here()
+        self._check(site.writes.await_more(), "the guest does not write on")
+        there.wires.deliver()
+        if self._owner() == there.name:
+            # Nothing had changed since it was read. Whoever typed it knows that it had no answer, and takes the guest here.
+            self._summary.notes["take-overs of a lost host that arrived after its guest had started elsewhere"] += 1
+            with self._judge.still(here):
+                self._take(here, struck=False)
+        there.restart()
+        self._judge.believes_itself(there)
+        self._summary.notes[f"hosts lost in their own take-over, {planned.take or Place.BEFORE}"] += 1
+
+    def _strike_take(self, there: FleetHost, place: Place, chosen: dict[str, str] | None = None) -> None:
+        """Begin a take-over, and kill pivotctl where its message is."""
+        struck = there.wires.arm(Message.TAKE, place)
+        with there.take(self._choice() if chosen is None else chosen) as command:
+            struck.reached.wait(STRIKE_TIMEOUT_S / 4)  # a guest without an owner is not taken
+            command.kill()
+
+    def _choice(self) -> dict[str, str]:
+        """Return what a person says of the disks of which the fleet is not certain: an image that holds every write."""
+        words = {disk: fleet_verdict(self.site.view(), disk) for disk in self.site.images}
+        return {
+            disk: self._rng.choice(self._judge.complete(word) or [image.filename for image in word.candidates])
+            for disk, word in words.items()
+            if not word.certain
+        }
 
     def _come_back(self, old: FleetHost) -> None:
         if self._round.victim is Victim.FROZEN:
@@ -345,23 +417,21 @@ class FleetRounds:
             self._summary.notes["old hosts that woke up in their pause"] += 1
         self._judge.believes_itself(old)
 
-    def _take(self, there: FleetHost | None = None) -> dict[str, str]:
-        """Take the guest; return the image of each disk, after a look whether it holds every write."""
+    def _take(self, there: FleetHost | None = None, *, struck: bool = True) -> dict[str, str]:
+        """Take the guest; return the image of each disk, after a look whether it holds every write.
+
+        ``struck``: as the round says, pivotctl is killed in it first.
+        """
         site, planned, there = self.site, self._round, there or self.site.here
-        words = {disk: fleet_verdict(site.view(), disk) for disk in site.images}
-        chosen = {
-            disk: self._rng.choice(self._judge.complete(word) or [image.filename for image in word.candidates])
-            for disk, word in words.items()
-            if not word.certain
-        }
-        if planned.take is not None:
-            struck = there.wires.arm(Message.TAKE, planned.take)
-            with there.take(chosen) as command:
-                struck.reached.wait(STRIKE_TIMEOUT_S / 4)  # a guest without an owner is not taken
-                command.kill()
+        chosen = self._choice()
+        if self._owner() == there.name:  # its journal is lost: a person has to name every image, certain or not
+            words = {disk: fleet_verdict(site.view(), disk).image for disk in site.images}
+            chosen |= {disk: image.filename for disk, image in words.items() if image is not None}
+        if planned.take is not None and struck:
+            self._strike_take(there, planned.take, chosen)
             there.wires.go_on()
         status, said = self._answer(there, chosen)
-        if planned.take is not None:
+        if planned.take is not None and struck:
             there.wires.deliver()
         if status == EXIT_NEVER_MOVED and site.view().owner is None:
             self._summary.words["take: never heard of it"] += 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from pivotd.core.rules.fleet_words import fleet_verdict
 from tests.conftest import QemuFactory
 from tests.fleet.conftest import Settings
 from tests.fleet.etcd import Cluster, free_ports
+from tests.fleet.offline import offline as ask_offline
 from tests.fleet.test_owners import daemon_of, made
 from tests.fleet.test_pivots import Make, begun, member, view, when_told  # noqa: F401 - a fixture
 from tests.support.daemon import Answer, Daemon
@@ -30,16 +29,6 @@ from tests.support.qemu import Disk, create_image
 pytestmark = pytest.mark.qemu
 LONG_S = 60.0
 NOW = "2026-11-23T09:00:00.000000Z"
-START = """
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-from pivotd import config
-config.load.__defaults__ = (Path(sys.argv.pop(1)),)
-from pivotd.cli.main import main
-main()
-"""
-"""pivotctl on a host whose configuration is the first argument."""
 
 
 def offline(daemon: Daemon, *arguments: str, configuration: str | None = None) -> Answer:
@@ -48,11 +37,7 @@ def offline(daemon: Daemon, *arguments: str, configuration: str | None = None) -
     if configuration is not None:
         file = daemon.directory / "other.toml"
         file.write_text(configuration)
-    done = subprocess.run(
-        [sys.executable, "-c", START, str(file), "--offline", str(daemon.state_dir), "--json", *arguments],
-        capture_output=True, text=True, timeout=LONG_S, check=False,
-    )  # fmt: skip
-    return Answer(done.returncode, done.stdout, done.stderr, json.loads(done.stdout or "null"))
+    return ask_offline(file, daemon.state_dir, *arguments)
 
 
 class Site:
@@ -259,12 +244,7 @@ async def test_an_untold_switch_is_told_before_a_guest_starts_by_it(
     def asked(host: str) -> Answer:
         file = tmp_path / "pivotd.toml"
         file.write_text(f'{lines}host = "{host}"\n')
-        done = subprocess.run(
-            [sys.executable, "-c", START, str(file), "--offline", str(engine.state_dir), "--json",
-             "image", "web1", "disk0", "--wait", "0"],
-            capture_output=True, text=True, timeout=LONG_S, check=False,
-        )  # fmt: skip
-        return Answer(done.returncode, done.stdout, done.stderr, json.loads(done.stdout))
+        return ask_offline(file, engine.state_dir, "image", "web1", "disk0", "--wait", "0")
 
     refused(await asyncio.to_thread(asked, "h2"), "belongs to host h1")
     assert not fleet_verdict(await view(engine), "disk0").certain
