@@ -40,8 +40,8 @@ def main(arguments: Sequence[str]) -> None:
     place, *options = arguments
     path = Path(place)
     path = path / schema.FILE_NAME if path.is_dir() else path
-    threading.Thread(target=make_way, args=(path,), daemon=True).start()
     _tell("place", _place(path))
+    threading.Thread(target=make_way, args=(path,), daemon=True).start()
     try:
         reader = Reader.offline(path)
         _tell("facts", _facts(reader))
