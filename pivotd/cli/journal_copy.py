@@ -51,7 +51,7 @@ def _copy(path: Path, directory: Path) -> str:
         opened.close()
     changed = _clean(partial)
     partial.rename(whole)  # nothing that was not cleaned has this name, whenever this process ends
-    return f"the whole journal, without its triggers; {changed} values with secrets were changed"
+    return f"the whole journal; {changed} values with secrets were changed"
 
 
 def _clean(partial: Path) -> int:
@@ -61,14 +61,17 @@ def _clean(partial: Path) -> int:
         copy.create_function("cleaned", 1, lambda text: text and redaction.clean(text), deterministic=True)
         copy.execute("PRAGMA journal_mode = DELETE").fetchall()
         copy.execute("PRAGMA secure_delete = ON").fetchall()
-        for (trigger,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-            copy.execute(f'DROP TRIGGER "{trigger}"')
+        triggers = copy.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for trigger, _ in triggers:
+            copy.execute(f'DROP TRIGGER "{trigger}"')  # they protect the history, and this is no journal of anybody's
         tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
         for (table,) in copy.execute(tables).fetchall():
             for _, column, kind, *_ in copy.execute(f'PRAGMA table_info("{table}")').fetchall():
                 if kind.upper() == "TEXT":
                     change = f'UPDATE OR REPLACE "{table}" SET "{column}" = cleaned("{column}")'  # noqa: S608 - schema
                     changed += copy.execute(f'{change} WHERE "{column}" <> cleaned("{column}")').rowcount
+        for _, made_by in triggers:
+            copy.execute(made_by)
         copy.execute("VACUUM")
     return changed
 
