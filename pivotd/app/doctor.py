@@ -227,7 +227,7 @@ class Doctor:
             status = await self._fleet.status(lambda status: status)
         except ConflictError:
             return []
-        found = _of_status(status, self._host.drivers())
+        found = of_status(status, self._host.drivers())
         for pivot, driver in sorted(self._host.drivers().items()):
             known = driver.pivot
             if known.fleet is FleetStage.ANNOUNCED and is_decided(known):
@@ -240,7 +240,8 @@ class Doctor:
 _SECTIONS = ("state_dir", "socket", "discover", "access", "pause", "log", "libvirt", "fleet", "domains")
 
 
-def _of_status(status: FleetStatus, driven: Collection[str]) -> Found:
+def of_status(status: FleetStatus, driven: Collection[str]) -> Found:
+    """Return what is wrong with the fleet; pivots that are ``driven`` here are not decided yet, which is no fault."""
     if not status.quorum:
         remedy = "bring up a majority of its nodes: `pivotctl fleet status`"
         also = ("fleet-node", "fleet-undecided")

@@ -119,24 +119,24 @@ def _secrets(fleet: Fleet) -> Iterator[DoctorFinding]:
                 yield found("secret-open", str(path), what, f"`chgrp pivotd {path}; chmod 0640 {path}`")
 
 
-def hook(config: Config, by: str) -> DoctorArea | None:
+def hook(config: Config, by: str, root: Path = Path("/")) -> DoctorArea | None:
     """Return whether the hook for libvirt is in place, None where no libvirt of the system is configured."""
     uri = config.libvirt.uri
     if uri is None or SESSION in uri:
         return None
-    place = Path("/") / libvirt_hooks.HOOKS
+    place = root / libvirt_hooks.HOOKS
     made = ("libvirt-hook",)
     try:
-        findings = within(place, lambda: list(_hook()))
+        findings = within(place, lambda: list(_hook(root)))
     except TimeoutError as error:
         findings = [unseen(made, str(place), str(error), "mend the storage below it")]
     return DoctorArea("libvirt", by, str(place), made, tuple(findings))
 
 
-def _hook() -> Iterator[DoctorFinding]:
+def _hook(root: Path) -> Iterator[DoctorFinding]:
     remedy = "`pivotctl libvirt install-hooks && systemctl reload libvirtd`"
     without = "a libvirtd that is killed at the worst moment can leave a guest paused until it is there"
-    for path, (content, mode) in libvirt_hooks.files(Path("/"), starts=False).items():
+    for path, (content, mode) in libvirt_hooks.files(root, starts=False).items():
         try:
             is_ours, is_runnable = path.read_bytes() == content, not mode & 0o100 or os.access(path, os.X_OK)
         except FileNotFoundError:

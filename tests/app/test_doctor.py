@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 
 from pivotd import limits
 from pivotd.app import guest_checks
+from pivotd.app.doctor import of_status
+from pivotd.client.answers import FleetNode, FleetStatus, FleetUndecided
 from tests.app.conftest import Host
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
@@ -87,10 +91,36 @@ def ward() -> Iterator[tuple[Any, Ward]]:
         busy = made.qemu("busy")
         other.connect(str(busy.qmp))
         assert other.recv(1) == b"{"
+        stack.enter_context(ancient(host.directory / "ancient.qmp"))
+        made.domains["ancient"] = host.directory / "ancient.qmp"
         made.domains["off"] = host.directory / "off.qmp"
         _full(made, stack)
         host.start(made.domains)
         yield doctor(host), made
+
+
+@contextmanager
+def ancient(path: Path) -> Iterator[None]:
+    """Be a QEMU that is too old, as far as anybody asks it."""
+    version = {"qemu": {"major": 5, "minor": 2, "micro": 0}, "package": ""}
+    greeting = json.dumps({"QMP": {"version": version, "capabilities": []}}).encode() + b"\r\n"
+    with socket.create_server(str(path), family=socket.AF_UNIX) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    with client, suppress(OSError):
+                        client.sendall(greeting)
+                        client.recv(4096)
+                        client.sendall(b'{"return": {}}\r\n')
+                        client.recv(4096)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
 
 
 def _leave(qemu: Qemu, directory: Path) -> None:
@@ -128,6 +158,7 @@ CASES: list[tuple[str, dict[str, str]]] = [
     ("exported", {"second-writer": "nbd export e0 may write to it"}),
     ("lost", {"image-astray": "there is nothing at this name any more"}),
     ("killed", {"monitor-stale": "no process listens on this socket"}),
+    ("ancient", {"qemu-version": "QEMU 5.2.0 is too old"}),
     ("busy", {"monitor-busy": "another client holds this monitor"}),
 ]
 
@@ -244,6 +275,29 @@ def test_a_configuration_that_is_not_loaded(host: Host):
     ((severity, what, _),) = configured()
     assert severity == "error"
     assert "pause.max_ms" in what
+
+
+def test_a_fleet_that_does_not_answer(host: Host):
+    """An etcd without a majority is an error; that no outcome is undecided there has not been seen."""
+    host.start(
+        {"web1": host.qemu("web1").qmp}, '[fleet]\nendpoints = ["http://127.0.0.1:1"]\nhost = "h1"\ntimeout_ms = 200'
+    )
+    report = doctor(host)
+    (fleet,) = [area for area in report["areas"] if area["area"] == "fleet"]
+    assert [(one["check"], one["seen"]) for one in fleet["findings"]] == [("fleet-silent", True)]
+    assert "fleet-undecided" in unseen(report)
+
+
+def test_what_a_fleet_says():
+    """A node that fails and a pivot without an outcome are warnings; a pivot that this host drives now is neither."""
+    nodes = (
+        FleetNode("http://a", None, True, "3.5", 1.0, 1),
+        FleetNode("http://b", "it is down", None, None, None, None),
+    )
+    open_pivots = (FleetUndecided("web1", "P1", "h1", "resume"), FleetUndecided("web2", "P2", "h2", "resume"))
+    status = FleetStatus(True, None, "c", nodes, 2, (), open_pivots)
+    found = [(one.check, one.severity, one.subject) for one in of_status(status, {"P1"})]
+    assert found == [("fleet-node", "warning", "http://b"), ("fleet-undecided", "warning", "web2")]
 
 
 async def test_a_pause_of_pivotds_own_is_told_apart(
