@@ -75,6 +75,7 @@ def doctor(app: App, config: str | None, ignore: tuple[str, ...], bundle: str | 
 
     Exit status 0 if nothing was found, 8 if something was. With --offline, the daemon is not asked.
     """
+    app.will_answer(DoctorFinding)
     if bundle is not None:
         from pivotd.cli import doctor_bundle  # noqa: PLC0415 - asked for rarely
 
@@ -87,7 +88,7 @@ def doctor(app: App, config: str | None, ignore: tuple[str, ...], bundle: str | 
     shown = document(examined, ignore)
     if bundle is not None:
         shown |= {"bundle": bundle, "contents": contents}
-    if render.answer(app, shown):
+    if render.answer(app, shown if app.documents else examined.findings(ignore), ("check",)):
         return
     doctor_text.show(examined.areas, examined.findings(ignore), ignore)
     if bundle is not None:

@@ -21,6 +21,7 @@ Facts = dict[str, Any]
 NOT_ALLOWED = "journal-not-allowed"
 MADE = tuple(one for one in checks.of_area("journal") if one != "journal-failing")
 OF_FACTS = ("journal-restored", "clock-behind", "clock-jumped")
+OF_FILE = ("journal-open", "journal-large")
 START = "`systemctl start pivotd`: it resumes the guest, or says why not"
 GROUP = "run it as root, or as a member of the group of the journal (docs/install.md, part 2)"
 END_S = 2.0
@@ -123,12 +124,13 @@ def _findings(looked: Looked, shown: Facts) -> Iterator[DoctorFinding]:
     yield from _of_place(shown)
     error = told.get("error")
     if error is not None and error["kind"] == NOT_ALLOWED:
-        yield unseen(("journal-unusable", "journal-damaged", *OF_FACTS), path, error["message"], GROUP)
+        also = OF_FILE if "mode" not in shown else ()
+        yield unseen(("journal-unusable", "journal-damaged", *OF_FACTS, *also), path, error["message"], GROUP)
         return
     if error is not None:
         remedy = "docs/journal.md; restore a copy, and let `pivotctl verdict` tell what is not certain then"
         check = "journal-damaged" if "facts" in told else "journal-unusable"
-        also = () if "facts" in told else ("journal-damaged", *OF_FACTS)
+        also = () if "facts" in told else ("journal-damaged", *OF_FACTS, *(OF_FILE if "mode" not in shown else ()))
         yield found(check, path, error["message"], remedy, also=also)
         return
     if "facts" in told:
@@ -147,8 +149,7 @@ def _of_place(shown: Facts) -> Iterator[DoctorFinding]:
     path = shown["path"]
     directory = str(Path(path).parent)
     if "free_bytes" not in shown:
-        also = ("journal-open", "journal-large")
-        yield unseen(("state-dir-room", *also), directory, shown.get("error", "it could not be looked at"), GROUP)
+        yield unseen(("state-dir-room", *OF_FILE), directory, shown.get("error", "it could not be looked at"), GROUP)
         return
     if shown["read_only"]:
         remedy = "mount it for writing; after an error of its storage, mend that first"
@@ -159,9 +160,7 @@ def _of_place(shown: Facts) -> Iterator[DoctorFinding]:
         remedy = "make room: nothing new starts while no record can be written"
         yield found("state-dir-room", directory, what, remedy, severity=severity)
     if "mode" not in shown:
-        if "error" in shown:
-            yield unseen(("journal-open", "journal-large"), path, shown["error"], GROUP)
-        return
+        return  # there is none, or what follows says why nobody may see it
     for subject, mode, most in ((directory, shown["directory_mode"], 0o755), (path, shown["mode"], 0o640)):
         if mode & ~most & 0o777:
             remedy = f"`chmod {most & 0o750:o} {subject}`"

@@ -23,6 +23,7 @@ PROPERTIES = (
     "CapabilityBoundingSet,PrivateNetwork,RestrictAddressFamilies"
 )
 RUNNING = Path("/run/systemd/system")
+DROP_INS = ("/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
 HOUR_S = 3600
 OFF = frozenset({"", "0", "infinity", "[not set]"})
 RESTART = "`systemctl daemon-reload`, then `systemctl restart pivotd`"
@@ -101,7 +102,7 @@ def _of_unit(name: str, unit: Shown) -> Iterator[DoctorFinding]:
     if wanted == "disabled" and name != HOOKS:
         what = "it is disabled: after a boot nobody resumes guests or says which image is right"
         yield found("unit-disabled", name, what, f"`systemctl enable {name}`")
-    if unit["NeedDaemonReload"] == "yes":
+    if unit["NeedDaemonReload"] == "yes" or _unread(name, unit):
         what = "its file or a drop-in has changed, and systemd still has the old one"
         yield found("unit-reload-needed", name, what, RESTART)
     elif name == SERVICE and active == "active":
@@ -113,6 +114,13 @@ def _of_unit(name: str, unit: Shown) -> Iterator[DoctorFinding]:
     if name == SERVICE and restarts not in {"", "0"} and age_s is not None and age_s < HOUR_S:
         what = f"systemd has restarted it {restarts} times, the last time {age_s / 60:.0f} min ago"
         yield found("unit-restarts", name, what, "`journalctl -u pivotd` says why each one ended")
+
+
+def _unread(name: str, unit: Shown) -> list[Path]:
+    """Return drop-ins that systemd has not read: systemd 252 itself does not notice the first one of a unit."""
+    known = {os.path.basename(path) for path in unit["DropInPaths"].split()}  # noqa: PTH119
+    found = [path for place in DROP_INS for path in Path(place, f"{name}.d").glob("*.conf")]
+    return [path for path in found if path.name not in known and path.resolve() != Path(os.devnull)]
 
 
 def _because(unit: Shown) -> str:
