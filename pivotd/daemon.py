@@ -212,6 +212,8 @@ class Daemon:
             journal=str(self._journal.path),
             level=config.log.level,
         )
+        if self._journal.before_upgrade is not None:
+            logger.info("journal.upgraded", journal=str(self._journal.path), copy=str(self._journal.before_upgrade))
 
     def _add_open_domains(self) -> dict[str, tuple[str, str]]:
         """Supervise the domains with open pivots, whose guests may be waiting; return path and origin of the others."""

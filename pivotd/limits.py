@@ -234,6 +234,8 @@ DEAD_DAEMON_LOOKS = 3
 """How often a reader looks again because the daemon died under its hands."""
 JOURNAL_LOCK_TIMEOUT_S = 2.0
 """A client reading offline may hold the lock for milliseconds while it copies the file."""
+JOURNAL_COPIES_MAX = 3
+"""Copies of the journal from before an upgrade of its schema, one for each schema."""
 PIVOTS_LISTED_MAX = 1000
 PIVOTS_LISTED = 100
 """Pivots in one answer: the maximum, and the default."""

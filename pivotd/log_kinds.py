@@ -180,6 +180,10 @@ KINDS: Mapping[str, Kind] = {
         "6a205ea864cf41e5a1bcecac114fa33a",
         "{domain}: nothing can be recorded, and the guest is paused: {error}; pivot {pivot}",
     ),
+    "journal.upgraded": Kind(
+        "2e705a1c4385485893779af5f2c71643",
+        "{journal} has the schema of this pivotd now; {copy} is as it was before",
+    ),
     "journal.moved": Kind(
         "83bef7c9c52847fbad2371c333cc7259",
         "{journal} is not the file that the last pivotd used: no verdict is certain until QEMU is seen on its image",

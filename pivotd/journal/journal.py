@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from pivotd import limits
 from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import JsonObject, Pivot, Record
-from pivotd.errors import JournalError
+from pivotd.errors import JournalError, JournalNewerError
 from pivotd.host.fsync import fsync_directory, fsync_file
-from pivotd.journal import changes, lock, place, schema, wal
+from pivotd.journal import changes, lock, place, schema, upgrade_copy, wal
 from pivotd.journal.rows import DomainRow
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 from pivotd.journal.writer import Writer
@@ -42,26 +42,33 @@ class Journal:
         self._wal_index = -1
         self.file_checked = False
         """Whether check_file() has succeeded: until then, nobody knows whether this is a restored copy."""
+        self.before_upgrade: Path | None = None
+        """The copy that was kept because open() has upgraded the schema."""
         self._writer = Writer(path, self._connect, self._settle, self._announce)
 
     @classmethod
     def open(cls, state_dir: Path) -> Journal:
         """Check, create or upgrade the journal and open it; the directory must exist.
 
-        A refused file does not change by a byte.
+        A refused file does not change by a byte. A copy of an older journal is kept before its upgrade.
 
         Raises: JournalLockedError, JournalCorruptError, JournalNewerError, JournalFullError, JournalError.
         """
         path = state_dir / schema.FILE_NAME
         descriptor = lock.acquire(path)
         try:
-            schema.prepare(path)
+            kept: list[Path] = []
+            schema.prepare(path, lambda *old: kept.append(upgrade_copy.keep(*old)))
             journal = cls(path, descriptor)
+            journal.before_upgrade = kept[0] if kept else None
             journal._writer.start()
             journal._last_seq = journal._writer.committed_seq
         except READ_ERRORS as error:
             lock.release(descriptor)
             raise on_read(error, path) from error
+        except JournalNewerError as error:
+            lock.release(descriptor)
+            raise upgrade_copy.way_back(path, error) from error
         except BaseException:
             lock.release(descriptor)
             raise

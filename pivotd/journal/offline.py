@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pivotd import limits
-from pivotd.errors import JournalError, JournalLockedError
+from pivotd.errors import JournalError, JournalLockedError, JournalNewerError
 from pivotd.host.fsync import fsync_file
-from pivotd.journal import lock, permissions, raw_files, schema
+from pivotd.journal import lock, permissions, raw_files, schema, upgrade_copy
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read, primary_code
 
 _LIVE = "mode=ro&readonly_shm=1"
@@ -85,6 +85,8 @@ def open_journal(state_dir_or_file: Path) -> Opened:
             time.sleep(lock.RETRY_S)
     except READ_ERRORS as error:
         raise on_read(error, path) from error
+    except JournalNewerError as error:
+        raise upgrade_copy.way_back(path, error) from error
 
 
 def _open_live(path: Path) -> Opened | None:

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sqlite3
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -87,16 +88,19 @@ _READ_PRAGMAS: tuple[tuple[str, str, object], ...] = (
 )
 
 
-def prepare(path: Path) -> None:
+def prepare(path: Path, before_upgrade: Callable[[Path, int], object]) -> None:
     """Create or upgrade the journal at ``path`` to this version; the caller holds the lock.
+
+    ``before_upgrade`` is called with the path and its present version before a byte of an older journal changes.
 
     Raises: JournalCorruptError, JournalNewerError, JournalFullError, JournalError; the file is then as it was.
     """
     try:
         if not path.exists():
             _create(path)
-        elif inspect(path) < SCHEMA_VERSION:
+        elif (version := inspect(path)) < SCHEMA_VERSION:
             _rehearse(path)
+            before_upgrade(path, version)
             migrate(path)
     except READ_ERRORS as error:
         raise on_read(error, path) from error

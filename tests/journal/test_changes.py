@@ -21,7 +21,7 @@ from pivotd.errors import (
     NotFoundError,
     RevisionConflictError,
 )
-from pivotd.journal import changes, schema
+from pivotd.journal import changes, schema, upgrade_copy
 from pivotd.journal.changes import FIXED
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
@@ -42,7 +42,7 @@ def steps(connection: sqlite3.Connection, look: Callable[[], object]) -> int:
 def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """Yield a connection to an empty journal; each example is rolled back."""
     path = tmp_path_factory.mktemp("rows") / "journal.db"
-    schema.prepare(path)
+    schema.prepare(path, upgrade_copy.keep)
     opened = schema.connect(path)
     yield opened
     opened.close()
