@@ -40,7 +40,7 @@ def test_help_fits() -> None:
     answer = ctl("--help")
     assert (answer.status, answer.stderr) == (0, "")
     assert max(map(len, answer.stdout.splitlines())) <= WIDTH
-    assert [status for status, _ in EXIT_STATUSES] == ["0", "1", "2", "3", "4", "5", "6", "7", "130"]
+    assert [status for status, _ in EXIT_STATUSES] == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "130"]
     assert all(why in answer.stdout for _, why in EXIT_STATUSES)
 
 
