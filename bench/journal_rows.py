@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pivotd.core.pivot import Identity, Image, Outcome, Pause, Phase, Pivot, PivotDisk
 from pivotd.core.request import CopyOptions, Kind, Requester
-from pivotd.journal import schema
+from pivotd.journal import schema, upgrade_copy
 from pivotd.journal.rows import disk_row, pause_row, pivot_row
 
 AT = "2026-11-23T09:00:00.123456Z"
@@ -44,7 +44,7 @@ def _sample() -> Pivot:
 def fill(state_dir: Path, pivots: int, disks: int) -> None:
     """Make a journal in which so many closed pivots have moved so many disks, two of each domain."""
     path = state_dir / schema.FILE_NAME
-    schema.prepare(path)
+    schema.prepare(path, upgrade_copy.keep)
     sample = _sample()
     tables = {
         "pivot": pivot_row(sample) | {"id": ID, "request_id": ID, "domain": DOMAIN},

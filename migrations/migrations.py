@@ -389,3 +389,94 @@ def m010_guest_to_release(db: Database) -> None:
     for statement in M010_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 10")
+
+
+M011_TABLES = (
+    """
+    CREATE TABLE archive (
+        name TEXT PRIMARY KEY NOT NULL,
+        pivots INTEGER NOT NULL,
+        records INTEGER NOT NULL,
+        first_seq INTEGER NOT NULL,
+        last_seq INTEGER NOT NULL,
+        first_closed_at TEXT NOT NULL,
+        last_closed_at TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
+    # What stays of an archived pivot; ``whole`` 0: its rows stay too, because the index of images names it.
+    """
+    CREATE TABLE archived (
+        number INTEGER PRIMARY KEY,
+        pivot TEXT NOT NULL UNIQUE,
+        request_id TEXT NOT NULL UNIQUE,
+        undo_of TEXT,
+        domain TEXT NOT NULL,
+        archive TEXT NOT NULL REFERENCES archive (name),
+        whole INTEGER NOT NULL CHECK (whole IN (0, 1))
+    ) STRICT
+    """,
+    "CREATE UNIQUE INDEX archived_undo_of ON archived (undo_of) WHERE undo_of IS NOT NULL",
+    "CREATE INDEX archived_by_domain ON archived (domain, number) WHERE whole = 1",
+    # What may be deleted in this transaction. No archive is called '', so a row that is still there at COMMIT fails it.
+    """
+    CREATE TABLE archiving (
+        pivot TEXT PRIMARY KEY NOT NULL REFERENCES archived (pivot),
+        until_commit TEXT NOT NULL DEFAULT '' REFERENCES archive (name) DEFERRABLE INITIALLY DEFERRED
+    ) STRICT, WITHOUT ROWID
+    """,
+    # Without these, each deletion would read the whole table for rows that still name the pivot.
+    "CREATE INDEX image_latest_by_pivot ON image_latest (pivot)",
+    "CREATE INDEX disk_latest_by_pivot ON disk_latest (pivot)",
+)
+M011_DELETED = {
+    "record": ("pivot", "record is append-only"),
+    "pause": ("pivot", "pause is append-only"),
+    "pivot": ("id", "pivot rows are never deleted"),
+    "pivot_disk": ("pivot", "pivot_disk rows are never deleted"),
+}
+M011_TRIGGERS = (
+    """
+    CREATE TRIGGER archiving_only_archived BEFORE INSERT ON archiving
+    WHEN NOT EXISTS (SELECT 1 FROM archived WHERE pivot = NEW.pivot)
+        OR NOT EXISTS (SELECT 1 FROM pivot WHERE id = NEW.pivot AND phase = 'closed')
+        OR EXISTS (SELECT 1 FROM disk_latest WHERE pivot = NEW.pivot)
+        OR EXISTS (SELECT 1 FROM overwritten WHERE pivot = NEW.pivot)
+    BEGIN SELECT RAISE(ABORT, 'a verdict rests on this pivot, or no archive has it'); END
+    """,
+    """
+    CREATE TRIGGER pivot_not_archived BEFORE INSERT ON pivot
+    WHEN EXISTS (SELECT 1 FROM archived WHERE request_id = NEW.request_id)
+        OR EXISTS (SELECT 1 FROM archived WHERE pivot = NEW.id)
+        OR EXISTS (SELECT 1 FROM archived WHERE undo_of = NEW.undo_of)
+    BEGIN SELECT RAISE(ABORT, 'an archive has a pivot of this name'); END
+    """,
+    """
+    CREATE TRIGGER archived_no_update BEFORE UPDATE ON archived
+    WHEN NOT (OLD.whole = 0 AND NEW.whole = 1 AND NEW.number = OLD.number AND NEW.pivot = OLD.pivot
+        AND NEW.request_id = OLD.request_id AND NEW.undo_of IS OLD.undo_of AND NEW.archive = OLD.archive)
+    BEGIN SELECT RAISE(ABORT, 'archived rows never change'); END
+    """,
+    """
+    CREATE TRIGGER archived_no_delete BEFORE DELETE ON archived
+    BEGIN SELECT RAISE(ABORT, 'archived rows are never deleted'); END
+    """,
+    """
+    CREATE TRIGGER archive_no_delete BEFORE DELETE ON archive
+    BEGIN SELECT RAISE(ABORT, 'archive rows are never deleted'); END
+    """,
+)
+
+
+@migrations()
+def m011_archives(db: Database) -> None:
+    """Let the archiver, and nobody else, delete what it has copied to an archive; keep what is where."""
+    for statement in M011_TABLES:
+        db.execute(statement)
+    for table, (column, why) in M011_DELETED.items():
+        db.execute(f"DROP TRIGGER {table}_no_delete")
+        allowed = f"EXISTS (SELECT 1 FROM archiving WHERE pivot = OLD.{column})"  # noqa: S608 - our own names
+        refuse = f"BEGIN SELECT RAISE(ABORT, '{why}'); END"
+        db.execute(f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} WHEN NOT {allowed} {refuse}")
+    for statement in M011_TRIGGERS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 11")

@@ -31,6 +31,7 @@ SHOWN_LENGTH_MAX = 60
 # Compiled where it is used first: that is half a millisecond of a start without domains.
 _ENDPOINT = r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?"
 _BARE_KEY = r"[A-Za-z0-9_-]+"
+_KEEP_UNITS_S = {"d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,13 @@ class Log:
     """What the log has: events of ``level``, one of log.LEVELS, and of those that are more serious."""
 
     level: str = LEVEL_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What the journal keeps: pivots that were closed for longer than ``keep_s`` move to archives; None: none does."""
+
+    keep_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,7 @@ class Config:
     access: Access = Access()
     pause: PauseLimits = PauseLimits()
     log: Log = Log()
+    journal: Journal = Journal()
     libvirt: Libvirt = Libvirt()
     fleet: Fleet = Fleet()
     domains: Mapping[str, Path] = field(default_factory=dict)
@@ -139,6 +148,7 @@ def load(path: Path = DEFAULT_PATH) -> Config:
             attempts=value(PauseLimits().attempts, "pause", "attempts"),
         ),
         log=Log(level=value(LEVEL_DEFAULT, "log", "level")),
+        journal=Journal(keep_s=value(None, "journal", "keep")),
         libvirt=Libvirt(uri=value(None, "libvirt", "uri")),
         fleet=_fleet(found),
         domains={key[1]: found[key][0] for key in _qmp_keys(found)},
@@ -248,6 +258,15 @@ def _integer(least: int, most: int) -> Callable[[object], int]:
     return check
 
 
+def _keep_s(value: object) -> int:
+    """Return seconds. Months are left out: ``m`` means minutes elsewhere."""
+    found = re.fullmatch(r"([0-9]{1,6})([dwy])", value, re.ASCII) if isinstance(value, str) else None
+    seconds = int(found[1]) * _KEEP_UNITS_S[found[2]] if found is not None else 0
+    if not limits.KEEP_S_MIN <= seconds <= limits.KEEP_S_MAX:
+        raise _ExpectedError('a length of time in days, weeks or years from "1d" to "100y", like "400d" or "2y"')
+    return seconds
+
+
 def _local_libvirt(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"qemu(\+unix)?:///(system|session)(\?\S+)?", value):
         raise _ExpectedError('the URI of the libvirt of this host, "qemu:///system"')
@@ -308,6 +327,7 @@ _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "pause.max_ms": _integer(limits.PAUSE_MS_MIN, limits.PAUSE_MS_LIMIT),
     "pause.attempts": _integer(1, limits.ATTEMPTS_MAX),
     "log.level": _level,
+    "journal.keep": _keep_s,
     "libvirt.uri": _local_libvirt,
     "fleet.endpoints": _endpoints,
     "fleet.host": _host_name,
@@ -322,7 +342,7 @@ _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "fleet.timeout_ms": _integer(limits.FLEET_TIMEOUT_MS_MIN, limits.FLEET_TIMEOUT_MS_MAX),
     "domains.*.qmp": _socket_path,
 }
-_TABLES = frozenset({"access", "pause", "log", "libvirt", "fleet", "domains", "domains.*"})
+_TABLES = frozenset({"access", "pause", "log", "journal", "libvirt", "fleet", "domains", "domains.*"})
 _NEEDS = {
     "certificate": "key",
     "key": "certificate",

@@ -313,12 +313,13 @@ class Daemon:
             in_fleet = self._join_fleet(group)
             alarms = group.create_task(alarms_module.Alarms(self._host, self._journal, reads).run(), name="alarms")
             leftovers = group.create_task(leftovers_module.Leftovers(self._host, reads).run(), name="leftovers")
+            retention = group.create_task(daemon_service.retention.run(), name="retention")
             reloading = group.create_task(reloader.run(self._hangup, reload_listener), name="reload")
             api = group.create_task(server.serve(daemon_service, access, sock, api_stop), name="api")
             await self._stop.wait()
             daemon_service.end()
             api_stop.set()
-            for task in (status, found, discovery, alarms, leftovers, reloading, *in_fleet):
+            for task in (status, found, discovery, alarms, leftovers, retention, reloading, *in_fleet):
                 task.cancel()
             await api
         await reads.close()

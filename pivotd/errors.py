@@ -35,6 +35,7 @@ PivotdError
     +-- JournalLockedError  another daemon has it
     +-- JournalCorruptError not a journal, or damaged
     +-- JournalNewerError   written by a newer pivotd
+    +-- ArchiveError        an archive beside it is missing, damaged or of another version
     +-- JournalFullError    no space: the record is certainly not there
     +-- JournalWriteError   I/O error: the record may or may not be there
 """
@@ -298,6 +299,12 @@ class JournalNewerError(JournalError):
     """The journal was written by a newer pivotd; it was left as it is."""
 
     kind = "journal-newer"
+
+
+class ArchiveError(JournalError):
+    """An archive of the journal cannot be used; all that it does not hold can be read. Field: ``archive``, its path."""
+
+    kind = "journal-archive"
 
 
 class JournalFullError(JournalError):

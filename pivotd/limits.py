@@ -230,6 +230,30 @@ RELOAD_AGAIN_S = 0.5
 
 JOURNAL_BATCH_MAX = 256
 JOURNAL_QUEUE_MAX = 10_000
+ARCHIVE_SCAN = 2000
+"""Pivots that one look for those that may be archived passes: about 10 ms of a reader."""
+ARCHIVE_PIVOTS = 32
+ARCHIVE_RECORDS = 1000
+"""What one transaction of an archive takes, at most or with a single pivot that has more."""
+ARCHIVE_ROWS = 250
+"""Records that one transaction of the journal deletes: about 5 ms during which the writer takes nothing else."""
+ARCHIVE_PAGES = 64
+"""Pages by which one transaction makes the journal smaller: about 3 ms of the writer."""
+ARCHIVE_REST = 2.0
+"""Rest between two batches, as a multiple of what the last one took: archiving is in no hurry, guests use the disk."""
+ARCHIVE_CALM_S = 1e9
+"""How long archiving waits for the end of a pause."""
+ARCHIVE_FIRST_S = 300.0
+ARCHIVE_EVERY_S = 6 * 3600.0
+"""From the start to the first look for what may be archived, and between two looks."""
+ARCHIVE_STEP_S = 2.0
+"""How long one request to archive works before it answers; the client asks again."""
+ARCHIVE_BUSY_TIMEOUT_MS = 5000
+"""A batch of a writer, or one look of a reader, locks the other out for milliseconds."""
+ARCHIVES_OF_YEAR = 9
+"""One is the rule; others begin where it is damaged, missing, read-only, or that of a journal before a restore."""
+KEEP_S_MIN = 86_400
+KEEP_S_MAX = 100 * 365 * 86_400
 DEAD_DAEMON_LOOKS = 3
 """How often a reader looks again because the daemon died under its hands."""
 JOURNAL_LOCK_TIMEOUT_S = 2.0

@@ -191,6 +191,11 @@ KINDS: Mapping[str, Kind] = {
     "journal.not-checked": Kind(
         "6f6dfea38f244d98b280c151c0a768d4", "nobody knows whether the journal was restored: {error}"
     ),
+    "journal.archived": Kind(
+        "c1f0b0a5a3d24c0f9a0a8f3b6c1d7e52", "moved {pivots} pivots with {records} records to {archives}"
+    ),
+    "journal.not-archived": Kind("5e2b7d9c4f184a6e8d3c0b9f7a6e1d24", "old pivots stay in the journal: {error}"),
+    "journal.archive-unusable": Kind("9d4c6a1f2e7b4b38a5f0e3d2c1b0a968", "an archive cannot be used: {error}"),
     "journal.writer-died": Kind("f3082f8cee8942ba9c2b7ebfd8387ae2", "the writer of the journal died: {error}"),
     "fleet.claimed": Kind(
         "fa4656aa9a8848a8a01b44c0da0379c3", "{domain}: this host, {host}, owns the guest in the fleet now"

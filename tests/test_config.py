@@ -234,6 +234,26 @@ def test_broken_toml_is_shown_with_its_line(write: Write, text: str | bytes, lin
             'log.level: found "notice", expected one of "debug", "info", "warning", "error"',
         ),
         ("log.level = [6]", 'log.level: found [6], expected one of "debug", "info", "warning", "error"'),
+        *(
+            (
+                f"[journal]\nkeep = {value}",
+                f"journal.keep: found {value}, expected a length of time in days, weeks or years "
+                'from "1d" to "100y", like "400d" or "2y"',
+            )
+            for value in (
+                '"400"',
+                '"0d"',
+                '"5m"',
+                '"-1d"',
+                '"101y"',
+                '"1.5y"',
+                '" 1d"',
+                '"1d\\n"',
+                "400",
+                "true",
+                '["1d"]',
+            )
+        ),
         (
             '[libvirt]\nuri = "qemu+ssh://host/system"',
             'libvirt.uri: found "qemu+ssh://host/system", expected the URI of the libvirt of this host, "qemu:///system"',
@@ -329,3 +349,10 @@ def test_import_is_cheap() -> None:
         for text in (program, before)
     ]
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(("text", "days"), [("1d", 1), ("400d", 400), ("57w", 399), ("2y", 730), ("100y", 36_500)])
+def test_how_long_pivots_are_kept(write: Write, text: str, days: int) -> None:
+    """In days, weeks, or years of 365 days; without the key for ever."""
+    assert config.load(write(f'[journal]\nkeep = "{text}"')).journal.keep_s == days * 86_400
+    assert config.load(write("")).journal.keep_s is None

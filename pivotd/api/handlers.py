@@ -21,6 +21,7 @@ from pivotd.client.answers import ObsoleteImages
 from pivotd.client.requests import (
     AcceptRequest,
     AdoptRequest,
+    ArchiveRequest,
     BandwidthRequest,
     CommitRequest,
     CopyRequest,
@@ -346,6 +347,17 @@ async def forget(call: Call, request: Request) -> Response:
     """Remove a domain from the fleet."""
     await call.service.fleet.forget(request.path_params["domain"], call.who)
     return Response(status_code=204)
+
+
+async def journal(call: Call, request: Request) -> Response:
+    """How large the journal and its archives are."""
+    return _encoded(await call.service.reads.journal(problems.encode))
+
+
+async def archive(call: Call, request: Request) -> Response:
+    """Move old pivots to archives for some seconds, or count them."""
+    body = await _body(request, ArchiveRequest)
+    return _json(await call.service.archive(body, call.who))
 
 
 async def events(call: Call, request: Request) -> Response:

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
 from pivotd.client.answers import (
+    ArchiveProgress,
     DiskView,
     DoctorReport,
     DomainView,
@@ -14,9 +15,10 @@ from pivotd.client.answers import (
     FleetStatus,
     FleetVerdict,
     Health,
+    JournalStats,
     Progress,
 )
-from pivotd.client.requests import AcceptRequest
+from pivotd.client.requests import AcceptRequest, ArchiveRequest
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import CopyOptions, PivotRequest, Requester
 from pivotd.core.standing import ImageFound
@@ -77,6 +79,10 @@ class Reads(Protocol):
 
     async def obsolete(self, after: str, limit: int, encode: Callable[[ImageFound], T]) -> tuple[list[T], str | None]:
         """Return those of the next ``limit`` images of the journal that no disk needs, and the name to go on from."""
+        ...
+
+    async def journal(self, encode: Callable[[JournalStats], T]) -> T:
+        """Return how large the journal and its archives are; ``encode`` runs in the thread."""
         ...
 
 
@@ -174,6 +180,10 @@ class Service(Protocol):
 
         Raises: NotFoundError, ConflictError, BadRequestError, JournalError.
         """
+        ...
+
+    async def archive(self, request: ArchiveRequest, who: Requester) -> ArchiveProgress:
+        """Move old pivots to archives for a few seconds. Raises: BadRequestError, JournalError."""
         ...
 
     def progress(self, pivot: str) -> Progress | None:

@@ -76,5 +76,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", f"{F}/status", READER, h.fleet_status, "State of etcd and of the fleet", a.FleetStatus),
     Route("POST", f"{F}/domains/{{domain}}/take", OPERATOR, h.take, "Take a guest", a.FleetDomain, r.TakeRequest),
     Route("DELETE", f"{F}/domains/{{domain}}", OPERATOR, h.forget, "Remove it from the fleet", status=204),
+    Route("GET", "/v1/journal", READER, h.journal, "How large the journal is", a.JournalStats),
+    Route(
+        "POST", "/v1/journal/archive", OPERATOR, h.archive, "Archive old pivots", a.ArchiveProgress, r.ArchiveRequest
+    ),
     Route("GET", "/v1/events", READER, h.events, "The event log, or a stream", list[a.Record], query=PAGE),
 )

@@ -13,22 +13,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from pivotd import limits
 from pivotd.app.lanes import Door, Lane
 from pivotd.app.live_verdicts import Key, LiveVerdicts
 from pivotd.app.registry import Host
+from pivotd.client.answers import JournalStats
 from pivotd.core import known_chain
 from pivotd.core.overwritten import Overwritten, doubted
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
 from pivotd.core.standing import Asked, ImageFound
 from pivotd.core.verdict import Verdict, without_pivot
-from pivotd.errors import ConflictError, DomainUnreachableError, NotFoundError
+from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, NotFoundError
 from pivotd.host import files
 from pivotd.host.threads import in_thread
 from pivotd.journal.images import images_found, obsolete, standings
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
+from pivotd.journal.stats import stats
 from pivotd.qmp.session import Session
 
 if TYPE_CHECKING:
@@ -279,13 +283,19 @@ class Reads:
         return await self._single.read(Reader.image, [image], None)
 
     async def had(self, image: str) -> list[tuple[Pivot, PivotDisk]]:
-        """Return every pivot that had an image of this name, the newest first; none if several disks had it."""
+        """Return every pivot that had an image of this name, the newest first; none if several disks had it.
+
+        None either if an archive that may have one cannot be read.
+        """
         disks = {(pivot.domain, disk.disk) for pivot, disk in await self.moved(image)}
         if len(disks) != 1:
             return []
         ((domain, disk),) = disks
         bound = limits.PIVOTS_LISTED_MAX
-        pivots = await self.pivots(domain, open_only=False, limit=bound, before=None, encode=lambda pivot: pivot)
+        try:
+            pivots = await self.pivots(domain, open_only=False, limit=bound, before=None, encode=lambda pivot: pivot)
+        except ArchiveError:
+            return []
         return known_chain.had(pivots, disk, image)
 
     async def checked(self, domain: str) -> tuple[LiveVerdicts, dict[Key, Verdict]]:
@@ -358,6 +368,10 @@ class Reads:
             left, name = left - limits.READ_AT_ONCE, following
         return found, name
 
+    async def journal(self, encode: Callable[[JournalStats], T]) -> T:
+        """Return how large the journal and its archives are."""
+        return await self._lists.read(_stats, encode)
+
 
 async def _asked(image: str) -> Asked:
     """Return an image by its names and its file. Raises: ConflictError: its storage does not answer."""
@@ -399,6 +413,10 @@ def _images(
 def _obsolete(reader: Reader, encode: Callable[[ImageFound], T], after: str, limit: int) -> tuple[list[T], str | None]:
     found, following = obsolete(reader, after, limit)
     return [encode(one) for one in found], following
+
+
+def _stats(reader: Reader, encode: Callable[[JournalStats], T]) -> T:
+    return encode(msgspec.convert(stats(reader), JournalStats, from_attributes=True))
 
 
 def _encoded(_reader: Reader, encode: Callable[[Verdict], T], part: Sequence[Verdict]) -> list[T]:

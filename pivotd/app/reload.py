@@ -176,7 +176,7 @@ class Reloader:
         log.level(new.log.level)
         self.config = new
         return [
-            key for key in ("access", "pause", "log", "discover") if getattr(new, key) != getattr(old, key)
+            key for key in ("access", "pause", "log", "journal", "discover") if getattr(new, key) != getattr(old, key)
         ] + changes.told
 
     def _changes(self, new: Config, added: Mapping[str, str], found: frozenset[str]) -> _Changes:

@@ -11,8 +11,10 @@ from pivotd.app.fleet_service import FleetService
 from pivotd.app.health import Health
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
+from pivotd.app.retention import Retention
 from pivotd.app.start import Starter
-from pivotd.client.answers import Progress
+from pivotd.client.answers import ArchiveProgress, Progress
+from pivotd.client.requests import ArchiveRequest
 from pivotd.config import Config
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Pivot
@@ -40,11 +42,13 @@ class DaemonService:
         self.fleet = FleetService(config.fleet, journal)
         self.health = Health(host, journal, starter).report
         self.doctor = Doctor(lambda: self._config, host, journal, reads, domains, self.fleet, self.health).report
+        self.retention = Retention(journal, config.journal.keep_s)
         self._ending = False
 
     def use(self, config: Config) -> None:
         """Take the defaults of a reloaded configuration."""
         self._config = config
+        self.retention.use(config.journal.keep_s)
 
     @property
     def defaults(self) -> CopyOptions:
@@ -115,6 +119,13 @@ class DaemonService:
         if driver is None:
             raise PhaseConflictError(f"pivot {found.id} is {found.phase}: nothing is copied any more")
         return await driver.set_bandwidth(bytes_per_s, who)
+
+    async def archive(self, request: ArchiveRequest, who: Requester) -> ArchiveProgress:
+        """Move old pivots to archives for a few seconds."""
+        done = await self.retention.step(request.keep_s, request.after, dry_run=request.dry_run, who=who)
+        return ArchiveProgress(
+            done.pivots, done.records, tuple(sorted(done.names)), tuple(done.obstacles), done.following
+        )
 
     def progress(self, pivot: str) -> Progress | None:
         """Return the progress of an open pivot, None for a closed one."""

@@ -26,6 +26,7 @@ SECTIONS = (
             ("pivot show ID --timeline", "its phases and pauses, to scale"),
             ("report [ID]... -o FILE", "a page of what pivots did, for a ticket"),
             ("events", "the durable event log"),
+            ("journal stats", "size and archives of the journal"),
             ("doctor", "everything that is wrong here, and what to do"),
         ),
     ),
@@ -69,6 +70,7 @@ SECTIONS = (
         (
             ("domain add DOMAIN --qmp PATH", "let pivotd manage a QEMU"),
             ("domain rm DOMAIN", "remove it; QEMU keeps running"),
+            ("journal archive | journal backup DIRECTORY", "move old pivots out; copy all of it"),
             ("libvirt install-hooks", "repair libvirt's view of its disks"),
         ),
     ),

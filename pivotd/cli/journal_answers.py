@@ -13,7 +13,7 @@ import msgspec
 
 from pivotd import limits
 from pivotd.cli.offline_fleet import OfflineFleet
-from pivotd.client import DomainView, ImageVerdict, Pivot, PivotWithRecords, Record, Verdict, shown
+from pivotd.client import DomainView, ImageVerdict, JournalStats, Pivot, PivotWithRecords, Record, Verdict, shown
 from pivotd.config import load
 from pivotd.core import verdict
 from pivotd.core.overwritten import doubted
@@ -23,6 +23,7 @@ from pivotd.errors import ConfigError, NotFoundError
 from pivotd.host import files, process
 from pivotd.journal.images import Key, images_found, obsolete
 from pivotd.journal.reader import Reader
+from pivotd.journal.stats import stats
 
 UNSEEN = "read from the journal alone"
 
@@ -182,6 +183,10 @@ class OfflineJournal:
         while page := self._reader.events(after):
             yield from msgspec.convert(page, list[Record], from_attributes=True)
             after = page[-1].seq
+
+    def journal_stats(self) -> JournalStats:
+        """Return how large the journal and its archives are."""
+        return msgspec.convert(stats(self._reader), JournalStats, from_attributes=True)
 
 
 def _found(said: verdict.Verdict, before: verdict.Verdict | None) -> verdict.Verdict:

@@ -50,6 +50,7 @@ COMMANDS = {
     "doctor": "doctor_command",
     "events": "event_command",
     "report": "report_command",
+    "journal": "journal_command",
     "libvirt": "libvirt_command",
     "fleet": "fleet_command",
 }

@@ -8,6 +8,8 @@ print(client.wait(pivot.id).outcome)
 """
 
 from pivotd.client.answers import (
+    ArchiveProgress,
+    ArchiveStats,
     DiskView,
     DoctorArea,
     DoctorFinding,
@@ -20,6 +22,7 @@ from pivotd.client.answers import (
     ImageVerdict,
     InternalSnapshots,
     JobView,
+    JournalStats,
     ObsoleteImages,
     Pause,
     Pivot,
@@ -36,6 +39,7 @@ from pivotd.client.requests import (
     AcceptRequest,
     AdoptDisk,
     AdoptRequest,
+    ArchiveRequest,
     CommitDisk,
     CommitRequest,
     CopyDisk,
@@ -52,11 +56,12 @@ from pivotd.client.requests import (
 from pivotd.errors import ClientError, RefusedError, UnknownError, UnsentError
 
 __all__ = [
-    "DEFAULT_SOCKET", "AcceptRequest", "AdoptDisk", "AdoptRequest", "Client", "ClientError", "CommitDisk",
+    "DEFAULT_SOCKET", "AcceptRequest", "AdoptDisk", "AdoptRequest", "ArchiveProgress",
+    "ArchiveRequest", "ArchiveStats", "Client", "ClientError", "CommitDisk",
     "CommitRequest", "CopyDisk", "CopyRequest", "DiskView", "DoctorArea", "DoctorFinding",
     "DoctorReport", "DomainView", "FleetDomain", "FleetStatus",
     "FleetVerdict", "Health", "ImageVerdict",
-    "InternalSnapshots", "JobView",
+    "InternalSnapshots", "JobView", "JournalStats",
     "NewImage", "NewPivot", "ObsoleteImages", "Pause", "Pivot", "PivotDisk", "PivotOptions", "PivotWithRecords",
     "Progress", "PullDisk", "PullRequest", "Record", "RefusedError", "Requester", "SnapshotDisk", "SnapshotRequest",
     "TakeDisk", "TakeRequest",

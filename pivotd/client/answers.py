@@ -193,6 +193,54 @@ class ObsoleteImages(Struct, frozen=True):
     next: str | None
 
 
+class ArchiveStats(Struct, frozen=True):
+    """One archive of the journal. ``records`` are in it alone; ``first_closed``, ``last_closed``: of its pivots.
+
+    ``fault``: why it cannot be read, null if it can.
+    """
+
+    path: str
+    size_bytes: int | None
+    pivots: int
+    records: int
+    first_seq: int
+    last_seq: int
+    first_closed: str
+    last_closed: str
+    fault: str | None
+
+
+class JournalStats(Struct, frozen=True):
+    """The journal without its archives, and each of those. ``free_bytes`` of the file are used again.
+
+    ``oldest``: the time of the first record that is still in the journal.
+    """
+
+    path: str
+    size_bytes: int
+    wal_bytes: int
+    free_bytes: int
+    pivots: int
+    open_pivots: int
+    records: int
+    last_seq: int
+    oldest: str | None
+    archives: tuple[ArchiveStats, ...]
+
+
+class ArchiveProgress(Struct, frozen=True):
+    """What one request has moved to archives, or would move. ``next``: where to go on, null once it is done.
+
+    ``obstacles``: one line for each archive that could not be used.
+    """
+
+    pivots: int
+    records: int
+    archives: tuple[str, ...]
+    obstacles: tuple[str, ...]
+    next: int | None
+
+
 class PivotOptions(Struct, frozen=True):
     """The requester's choices, or the configuration's values where the request left them out."""
 

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 
 from pivotd import limits
 from pivotd.client.answers import (
+    ArchiveProgress,
     DiskView,
     DoctorReport,
     DomainView,
@@ -21,6 +22,7 @@ from pivotd.client.answers import (
     FleetVerdict,
     Health,
     ImageVerdict,
+    JournalStats,
     ObsoleteImages,
     Pivot,
     PivotWithRecords,
@@ -29,7 +31,7 @@ from pivotd.client.answers import (
     Verdict,
 )
 from pivotd.client.patience import PATIENCE_S, Patience, Tell
-from pivotd.client.requests import AcceptRequest, BandwidthRequest, DomainRequest, NewPivot, TakeRequest
+from pivotd.client.requests import AcceptRequest, ArchiveRequest, BandwidthRequest, DomainRequest, NewPivot, TakeRequest
 from pivotd.client.transport import REQUEST_TIMEOUT_S, Transport
 from pivotd.errors import ClientError, UnknownError
 
@@ -287,6 +289,24 @@ class Client:
                 data = []
                 if record.seq > after:
                     yield record
+
+    # -- the journal
+
+    def journal_stats(self) -> JournalStats:
+        """Return how large the journal and its archives are."""
+        return self._get("/v1/journal", JournalStats)
+
+    def archive(self, keep_s: int | None = None, *, dry_run: bool = False) -> Iterator[ArchiveProgress]:
+        """Move pivots to archives that were closed for longer than ``keep_s``; yield what each step has moved.
+
+        None: as configured. Whoever stops iterating stops archiving.
+        """
+        after: int | None = 0
+        while after is not None:
+            body = ArchiveRequest(keep_s=keep_s, dry_run=dry_run, after=after)
+            done = self._post("/v1/journal/archive", ArchiveProgress, body)
+            yield done
+            after = done.next
 
     # -- how
 

@@ -32,6 +32,8 @@ Pause = Annotated[int, msgspec.Meta(ge=limits.PAUSE_MS_MIN, le=limits.PAUSE_MS_L
 Attempts = Annotated[int, msgspec.Meta(ge=1, le=limits.ATTEMPTS_MAX)]
 Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 Granularity = Annotated[int, msgspec.Meta(ge=limits.GRANULARITY_BYTES_MIN, le=limits.GRANULARITY_BYTES_MAX)]
+KeepS = Annotated[int, msgspec.Meta(ge=0, le=limits.KEEP_S_MAX)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 WindowLength = Annotated[int, msgspec.Meta(ge=1, le=limits.KEEP_SYNCED_S_MAX)]
 Sync = Literal["full", "top"]
 CopyMode = Literal["auto", "background", "write-blocking"]
@@ -75,6 +77,17 @@ class AcceptRequest(Struct):
     image: AnyImage
     reason: Reason
     format: Literal["qcow2", "raw"] | None = None
+
+
+class ArchiveRequest(Struct):
+    """Move pivots to archives that were closed for longer than ``keep_s`` seconds; null: as configured.
+
+    ``after``: ``next`` of the answer before. ``dry_run``: only count them.
+    """
+
+    keep_s: KeepS | None = None
+    dry_run: bool = False
+    after: Count = 0
 
 
 class BandwidthRequest(Struct):

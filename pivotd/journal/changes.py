@@ -21,6 +21,11 @@ _Whose = tuple[str | None, str | None, Phase | None]
 Change = Callable[[sqlite3.Connection], tuple[T, Sequence[Record]]]
 """Returns the answer for the caller and the records appended."""
 
+
+class ArchivedRequestError(ConflictError):
+    """A request id of an archived pivot. Fields: ``pivot``, its id; ``archive``, the name of its archive."""
+
+
 FIXED = frozenset({
     "id", "request_id", "undo_of", "domain", "qmp", "kind", "manager", "requested_by", "created_at", "revision"
 })  # fmt: skip
@@ -72,6 +77,9 @@ def accept(pivot: Pivot, facts: JsonObject, overwritten: Sequence[Overwritten] =
         known = load_pivots(connection, "SELECT * FROM pivot WHERE request_id = ?", (pivot.request_id,))
         if known:
             return (known[0], False), ()
+        query = "SELECT pivot, archive FROM archived WHERE request_id = ?"
+        if row := connection.execute(query, (pivot.request_id,)).fetchone():
+            raise ArchivedRequestError(f"{row['archive']} has request {pivot.request_id}", **dict(row))
         _refuse_busy_disks(connection, pivot)
         connection.execute(insert_head, head)
         for row in disks:
@@ -127,11 +135,13 @@ def hand_over(before: Pivot, successor: Pivot, facts: JsonObject, closed_at: str
 
 
 def note(event: str, facts: JsonObject, domain: str | None, pivot: str | None) -> Change[Record]:
-    """Append a record that changes no state."""
+    """Append a record that changes no state; it names no pivot that an archive has."""
     text = to_json(facts)
 
     def change(connection: sqlite3.Connection) -> tuple[Record, Sequence[Record]]:
-        record = _append(connection, (domain, pivot, None), event, text)
+        query = "SELECT 1 FROM archived WHERE pivot = ?"
+        moved = pivot is not None and connection.execute(query, (pivot,)).fetchone() is not None
+        record = _append(connection, (domain, None if moved else pivot, None), event, text)
         return record, (record,)
 
     return change

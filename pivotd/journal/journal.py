@@ -15,7 +15,10 @@ from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import JsonObject, Pivot, Record
 from pivotd.errors import JournalError, JournalNewerError
 from pivotd.host.fsync import fsync_directory, fsync_file
-from pivotd.journal import changes, lock, place, schema, upgrade_copy, wal
+from pivotd.journal import changes, forgetting, lock, place, schema, upgrade_copy, wal
+from pivotd.journal.archives import Archives
+from pivotd.journal.archiving import Copied
+from pivotd.journal.forgetting import Forgotten
 from pivotd.journal.rows import DomainRow
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 from pivotd.journal.writer import Writer
@@ -108,7 +111,17 @@ class Journal:
 
         Raises: DiskBusyError (fields ``pivot``, ``disk``), JournalError.
         """
-        return await self._writer.submit(changes.accept(pivot, facts, overwritten))
+        try:
+            return await self._writer.submit(changes.accept(pivot, facts, overwritten))
+        except changes.ArchivedRequestError as known:
+            return await asyncio.to_thread(self._archived, known.fields["pivot"], known.fields["archive"]), False
+
+    def _archived(self, pivot: str, name: str) -> Pivot:
+        found = Archives(self.path, {}, owner=True)
+        try:
+            return found.pivots([(pivot, name)])[pivot]
+        finally:
+            found.close()
 
     async def advance(self, before: Pivot, event: str, facts: JsonObject, **new: Any) -> Pivot:
         """Change fields of a pivot with one record, if it is still at ``before.revision``; return the new pivot.
@@ -189,6 +202,14 @@ class Journal:
         Raises: NotFoundError, ConflictError while it has an open pivot, JournalError.
         """
         await self._writer.submit(changes.remove_domain(name, uid))
+
+    async def forget(self, archive: str, copied: Sequence[Copied]) -> Forgotten:
+        """Delete what is durable in an archive, a bounded part of it at once. Raises: JournalError."""
+        return await self._writer.submit(forgetting.forget(archive, copied))
+
+    async def give_back(self) -> int:
+        """Make the file smaller by some free pages; return how many more there are. Raises: JournalError."""
+        return await self._writer.submit(forgetting.give_back())
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
         """Call back in the event loop after each durable batch, records in order; return a function that ends this.

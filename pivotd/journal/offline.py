@@ -125,7 +125,7 @@ def _open_dead(path: Path, held: int) -> Opened:
         directory = tempfile.TemporaryDirectory(prefix="pivotd-")
         try:
             copy = raw_files.copy(path, Path(directory.name))
-            opened = Opened(_connect_copy(copy, path), copy=directory)
+            opened = Opened(connect_copy(copy, path), copy=directory)
         except BaseException:
             directory.cleanup()
             raise
@@ -167,7 +167,7 @@ def _make_durable(path: Path) -> None:
         fsync_file(path.with_name(path.name + "-wal"))
 
 
-def _connect_copy(copy: Path, path: Path) -> sqlite3.Connection:
+def connect_copy(copy: Path, path: Path) -> sqlite3.Connection:
     """Open a private copy, in which SQLite may recover and an older schema may be upgraded."""
     connection = sqlite3.connect(schema.uri(copy, "mode=rw"), uri=True, isolation_level=None)
     try:

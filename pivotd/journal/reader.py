@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -14,9 +14,11 @@ from pivotd import limits
 from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import Pivot, Record
 from pivotd.errors import JournalError, JournalLockedError, NotFoundError
-from pivotd.journal import offline, place, schema
+from pivotd.journal import history, offline, place, schema
+from pivotd.journal.archives import Archives
 from pivotd.journal.changes import domains, last_seq
-from pivotd.journal.rows import DomainRow, Moved, load_moved, load_pivots, record
+from pivotd.journal.history import ArchiveState, Page, Sizes
+from pivotd.journal.rows import DomainRow, Moved, load_moved
 from pivotd.journal.sqlite_failures import on_read
 
 T = TypeVar("T")
@@ -41,6 +43,7 @@ class Reader:
         self.path = path
         self._opened = opened
         self._mutex = threading.Lock()
+        self._archive_copies: dict[str, offline.Opened] = {}
         self.beside_daemon = opened is not None
         """Whether a daemon owned the journal at the last look: more records may come."""
 
@@ -77,39 +80,24 @@ class Reader:
 
         Raises: NotFoundError: there is no pivot ``before``.
         """
-        terms, parameters = _where(
-            ("domain = ?", domain),
-            ("number < (SELECT number FROM pivot WHERE id = ?)", before),
-        )
-        # Literally: SQLite takes the index of open pivots for no other words.
-        table = "(SELECT * FROM pivot INDEXED BY pivot_open WHERE phase <> 'closed')" if open_only else "pivot"
-        query = f"SELECT * FROM {table} {terms} ORDER BY number DESC LIMIT ?"  # noqa: S608 - constants of ours
-
-        def look(connection: sqlite3.Connection) -> list[Pivot]:
-            if before and not connection.execute("SELECT 1 FROM pivot WHERE id = ?", (before,)).fetchone():
-                raise NotFoundError(f"there is no pivot {before} to go on from; begin without one", pivot=before)
-            return load_pivots(connection, query, (*parameters, limit))
-
-        return self._read(look)
+        page = Page(domain, open_only, limit, before)
+        return self._read_all(lambda connection, archives: history.pivots(connection, archives, page))
 
     def pivot(self, id_or_request_id: str) -> Pivot | None:
         """Return one pivot by its id, else by its request id."""
-        query = "SELECT * FROM pivot WHERE id = ?1 OR request_id = ?1 ORDER BY id <> ?1 LIMIT 1"
-        found = self._load(query, (id_or_request_id,))
-        return found[0] if found else None
+        return self._read_all(lambda connection, archives: history.pivot(connection, archives, id_or_request_id))
 
     def undo(self, pivot_id: str) -> Pivot | None:
         """Return the pivot that undoes this one, None if there is none."""
-        found = self._load("SELECT * FROM pivot WHERE undo_of = ?", (pivot_id,))
-        return found[0] if found else None
+        return self._read_all(lambda connection, archives: history.undo(connection, archives, pivot_id))
 
     def records(self, pivot_id: str) -> list[Record]:
         """Return every record of one pivot, oldest first."""
-        return self._records("SELECT * FROM record WHERE pivot = ? ORDER BY seq", (pivot_id,))
+        return self._read_all(lambda connection, archives: history.records(connection, archives, pivot_id))
 
     def events(self, after: int, limit: int = limits.EVENTS_PAGE_MAX) -> list[Record]:
         """Return up to ``limit`` records with seq > after, oldest first."""
-        return self._records("SELECT * FROM record WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
+        return self._read_all(lambda connection, archives: history.events(connection, archives, after, limit))
 
     def last_seq(self) -> int:
         """Return the sequence number of the last record, 0 if there is none."""
@@ -194,10 +182,10 @@ class Reader:
     def check(self) -> list[str]:
         """Return the faults that SQLite's quick_check and foreign_key_check find, and disks whose last pivot is wrong.
 
-        Reads the whole file.
+        Reads the whole file, and its archives.
         """
 
-        def look(connection: sqlite3.Connection) -> list[str]:
+        def look(connection: sqlite3.Connection, archives: Archives) -> list[str]:
             found = [row[0] for row in connection.execute("PRAGMA quick_check")]
             orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
             wrong = connection.execute(_WRONG_LATEST).fetchall()
@@ -205,21 +193,37 @@ class Reader:
                 *(line for line in found if line != "ok"),
                 *(f"{row[0]} row {row[1]} has no {row[2]}" for row in orphans),
                 *(f"disk_latest does not name the last pivot of {row[0]} {row[1]}" for row in wrong),
+                *history.faults(connection, archives),
             ]
 
-        return self._read(look)
+        return self._read_all(look)
+
+    def archives(self) -> list[ArchiveState]:
+        """Return what the journal has moved to each archive, and what is wrong with its file."""
+        return self._read_all(history.archive_states)
+
+    def sizes(self) -> Sizes:
+        """Return how much is in the journal."""
+        return self._read(history.sizes)
 
     def close(self) -> None:
         """Close, and remove the private copy if there is one."""
         with self._mutex:
-            if self._opened is not None:
-                self._opened.close()
+            for opened in (self._opened, *self._archive_copies.values()):
+                if opened is not None:
+                    opened.close()
 
-    def _load(self, query: str, parameters: Iterable[object]) -> list[Pivot]:
-        return self._read(lambda connection: load_pivots(connection, query, parameters))
+    def _read_all(self, look: Callable[[sqlite3.Connection, Archives], T]) -> T:
+        """Run ``look`` over one snapshot and the archives: what the journal has moved there was there before."""
+        archives = Archives(self.path, self._archive_copies, owner=self._opened is not None and self._opened.live)
 
-    def _records(self, query: str, parameters: Iterable[object]) -> list[Record]:
-        return self._read(lambda connection: [record(row) for row in connection.execute(query, tuple(parameters))])
+        def close_after(connection: sqlite3.Connection) -> T:
+            try:
+                return look(connection, archives)
+            finally:
+                archives.close()
+
+        return self._read(close_after)
 
     def _read(self, look: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``look`` over one snapshot, and end the snapshot: an old one would keep the WAL from being emptied."""

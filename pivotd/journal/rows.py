@@ -42,7 +42,7 @@ Row = Mapping[str, Any]
 
 SELECT_OPEN = "SELECT * FROM pivot INDEXED BY pivot_open WHERE phase <> 'closed' ORDER BY number"
 """Without the hint SQLite reads all of history in the order of numbers."""
-_SELECT_NAMED = "SELECT * FROM pivot WHERE id IN (SELECT value FROM json_each(?))"
+SELECT_NAMED = "SELECT * FROM pivot WHERE id IN (SELECT value FROM json_each(?))"
 _SELECT_DISKS = "SELECT * FROM pivot_disk WHERE pivot IN (SELECT value FROM json_each(?)) ORDER BY pivot, disk_index"
 _SELECT_PAUSES = "SELECT * FROM pause WHERE pivot IN (SELECT value FROM json_each(?)) ORDER BY pivot, number"
 
@@ -186,7 +186,7 @@ def load_moved(connection: sqlite3.Connection, query: str, parameters: Iterable[
     """
     rows = connection.execute(query, tuple(parameters)).fetchall()
     ids = json.dumps(sorted({row["pivot"] for row in rows}))
-    pivots = {pivot.id: pivot for pivot in load_pivots(connection, _SELECT_NAMED, (ids,))}
+    pivots = {pivot.id: pivot for pivot in load_pivots(connection, SELECT_NAMED, (ids,))}
     disks = {(pivot.domain, disk.disk, pivot.id): disk for pivot in pivots.values() for disk in pivot.disks}
     moved = [(pivots[row["pivot"]], disks[row["domain"], row["disk"], row["pivot"]]) for row in rows]
     if not rows or "doubtful" not in rows[0].keys():  # noqa: SIM118 - a row is no dict

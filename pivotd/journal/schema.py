@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from pivotd.journal import place, raw_files
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 """The number of the last step in migrations/migrations.py."""
 APPLICATION_ID = 0x70767464
 FILE_NAME = "journal.db"
@@ -36,6 +37,9 @@ BUSY_TIMEOUT_MS = 250
 
 _OBJECTS = {
     "table": {
+        "archive",
+        "archived",
+        "archiving",
         "domain",
         "guest_to_release",
         "pivot",
@@ -63,8 +67,23 @@ _OBJECTS = {
         "image_latest_no_delete",
         "disk_latest_accepted",
         "overwritten_accepted",
+        "archive_no_delete",
+        "archived_no_delete",
+        "archived_no_update",
+        "archiving_only_archived",
+        "pivot_not_archived",
     },
-    "index": {"pivot_open", "pivot_by_domain", "pivot_undo_of", "record_by_pivot", "image_latest_by_file"},
+    "index": {
+        "archived_by_domain",
+        "archived_undo_of",
+        "disk_latest_by_pivot",
+        "image_latest_by_file",
+        "image_latest_by_pivot",
+        "pivot_by_domain",
+        "pivot_open",
+        "pivot_undo_of",
+        "record_by_pivot",
+    },
 }
 _PRAGMAS: tuple[tuple[str, str, object], ...] = (
     ("journal_mode", "WAL", "wal"),
@@ -78,6 +97,12 @@ _PRAGMAS: tuple[tuple[str, str, object], ...] = (
     ("temp_store", "MEMORY", 2),
     ("mmap_size", "0", 0),
 )
+_ARCHIVE_PRAGMAS = (
+    ("journal_mode", "DELETE", "delete"),
+    ("synchronous", "EXTRA", 3),
+    *((name, value, found) for name, value, found in _PRAGMAS if name not in {"journal_mode", "synchronous"}),
+)
+"""EXTRA: the end of a transaction is the removal of its rollback journal, and that must be durable too."""
 _READ_PRAGMAS: tuple[tuple[str, str, object], ...] = (
     ("query_only", "ON", 1),
     ("busy_timeout", str(BUSY_TIMEOUT_MS), BUSY_TIMEOUT_MS),
@@ -110,6 +135,12 @@ def connect(path: Path) -> sqlite3.Connection:
     """Return the read-write connection of the calling thread, every pragma set and read back."""
     connection = sqlite3.connect(uri(path, "mode=rw"), uri=True, isolation_level=None, cached_statements=64)
     return _configured(connection, _PRAGMAS)
+
+
+def connect_archive(path: Path) -> sqlite3.Connection:
+    """Return a connection that writes to an archive; any thread may use it, one at a time."""
+    connection = sqlite3.connect(uri(path, "mode=rw"), uri=True, isolation_level=None, check_same_thread=False)
+    return _configured(connection, _ARCHIVE_PRAGMAS)
 
 
 def connect_read_only(path: Path, flags: str = "mode=ro") -> sqlite3.Connection:
@@ -234,7 +265,7 @@ def _check_numbers(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _create(path: Path) -> None:
-    """Build a journal beside its place, make it durable, and give it its name."""
+    """Build an empty journal. Raises: JournalCorruptError."""
     wal = path.with_name(path.name + "-wal")
     if wal.exists() and wal.stat().st_size:
         # SQLite would replay these frames onto the new file.
@@ -242,6 +273,14 @@ def _create(path: Path) -> None:
             f"{path} is gone but {wal.name} is still there; both were left as they are; "
             f"restore {path.name}, or move {wal.name} away to begin an empty journal"
         )
+    build(path, _claim)
+
+
+def build(path: Path, complete: Callable[[Path], None], like: Path | None = None) -> None:
+    """Build a file of this schema beside its place, make it durable, and give it its name; ``like``: from a copy.
+
+    ``complete`` changes the file before it has its name, and must leave it without a connection.
+    """
     new = path.with_name(path.name + ".new")
     leftovers = [new.with_name(new.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
     for leftover in leftovers:
@@ -250,8 +289,12 @@ def _create(path: Path) -> None:
         descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         os.fchmod(descriptor, FILE_MODE)
         os.close(descriptor)
+        if like is None:
+            _give_pages_back(new)
+        else:
+            shutil.copyfile(like, new)
         migrate(new)
-        _claim(new)
+        complete(new)
         _check_whole(new)
         fsync_file(new)
         new.rename(path)
@@ -260,6 +303,13 @@ def _create(path: Path) -> None:
             leftover.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def _give_pages_back(new: Path) -> None:
+    """Let the file become smaller after rows have left it. SQLite takes this before the first table, or by VACUUM."""
+    with closing(sqlite3.connect(uri(new, "mode=rw"), uri=True, isolation_level=None)) as connection:
+        _set(connection, "auto_vacuum", "INCREMENTAL", 2)
+        connection.execute("VACUUM")
 
 
 def _claim(new: Path) -> None:

@@ -58,6 +58,13 @@ def may_leave_frames(error: Exception) -> bool:
     return not is_refusal(error) and code not in _NOT_A_JOURNAL | _BUSY
 
 
+def is_full(error: Exception) -> bool:
+    """Return whether there was no space."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    return isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_FULL
+
+
 def on_read(error: Exception, path: Path) -> JournalError:
     """Return the typed error for a journal that cannot be opened or read; nothing was changed."""
     why = _why(error)
