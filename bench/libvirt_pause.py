@@ -1,5 +1,7 @@
 """What a guest sees of libvirt's own pivot, of the same one guarded by pivotd, and of pivotd's own, in turn in one run.
 
+The bare client (bench.libvirt_bare) makes the calls that no guard can leave out, one after the other.
+
 python -m bench.libvirt_pause [--rounds 12] [--busy] [--tree .cache/libvirts/trixie]
 
 The stall is the longest gap between two writes that the guest was told are on disk, around the switch; without any
@@ -12,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -74,7 +78,7 @@ def of_libvirt(rounds: int, rate_per_s: int, tree: Path | None, found: dict[str,
         own = connection.lookupByName(domain.name)
         with guard(Path(directory), libvirtd) as daemon:
             until(lambda: daemon.ctl("disk", "ls", domain.name).status == 0)
-            for number in range(1, 2 * rounds + 1):
+            for number in range(1, 4 * rounds + 1):
                 target = "vda" if number % 2 else "vdb"
                 acks = both[target]
                 domain.copy(target, number)
@@ -82,10 +86,13 @@ def of_libvirt(rounds: int, rate_per_s: int, tree: Path | None, found: dict[str,
                 time.sleep(QUIET_S)
                 found["quiet: stall"].append(acks.stall_ms(began_s, time.monotonic()))
                 began_s = time.monotonic()
-                if number % 2:
+                if number % 2 and number % 4 == 1:
                     own.blockJobAbort(target, api.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
                     took_s, name = time.monotonic() - began_s, "libvirt"
                     found["libvirt: call"].append(took_s * 1e3)
+                elif number % 2:
+                    name = "bare"
+                    found["bare: pause"].append(bare_pause_ms(libvirtd, domain, target))
                 else:
                     answer = daemon.ctl("libvirt", "pivot", domain.name, target)
                     assert answer.json.get("outcome") == "switched", answer
@@ -97,6 +104,13 @@ def of_libvirt(rounds: int, rate_per_s: int, tree: Path | None, found: dict[str,
         connection.close()
         for acks in both.values():
             acks.end()
+
+
+def bare_pause_ms(libvirtd: Libvirtd, domain: Domain, target: str) -> float:
+    """Have a bare client guard a pivot; return how long its pause is."""
+    arguments = [libvirtd.uri, domain.name, target, str(domain.config_file())]
+    command = [sys.executable, "-m", "bench.libvirt_bare", *arguments]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def of_pivotd(rounds: int, rate_per_s: int, found: dict[str, list[float]]) -> None:
@@ -139,12 +153,15 @@ def main() -> None:
     rate_per_s = 0 if options.busy else 200
     of_libvirt(options.rounds, rate_per_s, options.tree and options.tree.resolve(), found)
     of_pivotd(options.rounds, rate_per_s, found)
-    print(f"{'':<16}{'median':>8}{'p90':>8}{'worst':>8}{'n':>5}   ms")
+    print(f"{'':<16}{'median':>8}{'least':>8}{'lower 1/4':>11}{'p90':>8}{'worst':>8}{'n':>5}   ms")
     for name, values in found.items():
-        p90 = sorted(values)[len(values) * 9 // 10]
-        print(f"{name:<16}{statistics.median(values):>8.1f}{p90:>8.1f}{max(values):>8.1f}{len(values):>5}")
-    pause, call = (statistics.median(found[name]) for name in ("guard: pause", "libvirt: call"))
-    print(f"the guarded pause is {pause / call:.2f} of libvirt's own call")
+        quarter, p90 = (sorted(values)[len(values) * share // 20] for share in (5, 18))
+        line = f"{name:<16}{statistics.median(values):>8.1f}{min(values):>8.1f}{quarter:>11.1f}{p90:>8.1f}"
+        print(f"{line}{max(values):>8.1f}{len(values):>5}")
+    call = found["libvirt: call"]
+    for name, words in (("guard: pause", "the guarded pause"), ("bare: pause", "the bare client's")):
+        ratio, least = statistics.median(found[name]) / statistics.median(call), min(found[name]) / min(call)
+        print(f"{words} is {ratio:.2f} of libvirt's own call; of the least values {least:.2f}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ LIBVIRT_DOUBT_S = 35.0
 most 30 s for its turn at a domain (QEMU_JOB_WAIT_TIME)."""
 LIBVIRT_QUICK_S = 1.0
 """A first look that takes longer has waited: for a call of a pivotd before this one, or for a libvirtd that hung."""
+CALL_LEAVES_S = 0.001
+"""A call to libvirt has left its thread by then: a record beside it would keep the interpreter from that for 0.3 ms."""
 LOOKS_BESIDE_MAX = 10
 """How often QEMU is looked at past a libvirt that does not answer, until that is asked again."""
 LIBVIRT_MOVE_S = 1.0

@@ -68,6 +68,20 @@ class Belief:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What was seen right after libvirt had switched the disks of a pivot, by disk.
+
+    ``saved``: those whose destination was then made durable for the next boot; ``raced``: somebody else has defined the
+    guest at the same moment.
+    """
+
+    roots: Mapping[str, Root]
+    beliefs: Mapping[str, Belief]
+    saved: frozenset[str] = frozenset()
+    raced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class JobSeen:
     """One job: QEMU's JobStatus, its error text, and bytes still to copy and copied (None if not queried).
 

@@ -26,6 +26,8 @@ from pivotd.engine.retry_target import Interruptions
 from pivotd.errors import JournalError
 
 T = TypeVar("T")
+GuestWrites = tuple[tuple[str, int], ...]
+"""How often the guest has written, by disk."""
 logger = log.get_logger()
 
 
@@ -74,6 +76,8 @@ class DriverState:
         self._has_window = False
         self._begun: tuple[str, dict[str, Any], Awaitable[Pivot]] | None = None
         """A record that is being written, and was not waited for yet."""
+        self.counting: Awaitable[GuestWrites] | None = None
+        """A count of the guest's writes that was begun when it was paused, and has not been waited for yet."""
         self._holds_until: float | None = None
         """How long checkpoints are held; None: they are not."""
 
@@ -101,12 +105,20 @@ class DriverState:
         self.recorded(await self.journal.advance(before, event, facts, **changes))
         pivot_log.recorded(self.pivot, event, facts)
 
-    def begin_record(self, event: str, facts: dict[str, Any], **changes: Any) -> None:
-        """Begin a record beside what comes next; nothing may rest on it before finish_record(), or the next record."""
+    def begin_record(self, event: str, facts: dict[str, Any], *, after_s: float = 0.0, **changes: Any) -> None:
+        """Begin a record beside what comes next; nothing may rest on it before finish_record(), or the next record.
+
+        ``after_s``: what comes next is to leave first.
+        """
         assert self._begun is None, "one at a time"
-        work = asyncio.ensure_future(self.journal.advance(self.pivot, event, facts, **changes))
-        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # counts as told
-        self._begun = event, facts, work
+        before = self.pivot
+
+        async def advance() -> Pivot:
+            if after_s:
+                await asyncio.sleep(after_s)
+            return await self.journal.advance(before, event, facts, **changes)
+
+        self._begun = event, facts, self.beside(advance())
 
     @property
     def is_recording(self) -> bool:
@@ -250,6 +262,12 @@ class DriverState:
                 return
             self.inbox.woken.clear()
             await self.sleep(left_s)
+
+    def beside(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Begin work beside what comes next; its error is raised where its result is waited for, else nowhere."""
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # counts as told
+        return task
 
     async def unless_told(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Return the result of work, None if the pivot is cancelled or the daemon ends meanwhile: flushes take long."""

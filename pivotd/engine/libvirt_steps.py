@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from pivotd import limits
 from pivotd.core import actions
-from pivotd.core.observation import Belief, JobBelief, Observation, Root
+from pivotd.core.observation import Asked, JobBelief, Observation, Root
 from pivotd.core.pivot import Phase
 from pivotd.core.request import Manager
-from pivotd.engine import pause_steps, record_shapes
+from pivotd.engine import guest_writes, pause_steps, record_shapes
 from pivotd.engine.driver_state import DriverState
 from pivotd.engine.journal_failures import in_time
 from pivotd.engine.pause_steps import same_moment
@@ -18,7 +18,6 @@ from pivotd.engine.ports import LibvirtSession, Session
 from pivotd.errors import QmpRefusedError
 
 Seen = Observation | None
-Shown = tuple[Mapping[str, Root], Mapping[str, Belief]] | None
 
 
 async def ask_libvirt(
@@ -33,7 +32,7 @@ async def ask_libvirt(
     if action.pivot:
         state.remember(ask_in_doubt=True)  # without an answer it may still be carried out
     try:
-        shown = await session.ask_libvirt(state.pivot, action.disks, switch=action.pivot)
+        asked = await session.ask_libvirt(state.pivot, action.disks, switch=action.pivot)
     except QmpRefusedError as error:
         state.remember(ask_in_doubt=doubt, ask_refused=error.message)
         if state.pivot.phase is Phase.CANCELLING:
@@ -42,7 +41,11 @@ async def ask_libvirt(
     if not action.pivot:
         return None
     state.remember(ask_in_doubt=False)
-    return _moved(state, session, seen, shown)
+    if asked is None:
+        return None
+    if asked.saved or asked.raced:
+        await _note_written(state, dict.fromkeys(asked.saved, Root.DESTINATION), raced=asked.raced)
+    return None if asked.raced else _moved(state, session, seen, asked)
 
 
 async def _note_asking(
@@ -60,25 +63,34 @@ async def _note_asking(
     if not state.is_recording:  # the question may have failed after the first was begun
         facts = record_shapes.facts(state.pivot, seen, state.attempt, "libvirt is asked to switch")
         state.begin_record("asking", facts | {"disks": action.disks}, asking=True)
-    writes = await _guest_writes(state, session)
+    writes = await guest_writes.counted(state, session)
     if not await in_time(state, seen, state.finish_record()):
         return False
     options = replace(state.pivot.options, guest_writes=writes)
-    state.begin_record("writes-counted", {"guest_writes": dict(writes)}, options=options)
+    facts = {"guest_writes": dict(writes)}
+    state.begin_record("writes-counted", facts, after_s=limits.CALL_LEAVES_S, options=options)
     return True
 
 
-def _moved(state: DriverState, session: Session, seen: Observation, shown: Shown) -> Seen:
+def _moved(state: DriverState, session: Session, seen: Observation, asked: Asked) -> Seen:
     """Return the observation if QEMU and libvirt name every disk's destination, and the guest is still; else look.
 
     libvirt lets go of a job before it answers, and no job moves a disk that is on its destination already.
     """
-    if shown is None or not same_moment(state, session):
+    if not same_moment(state, session):
         return None
-    roots, beliefs = shown
-    moved = all(roots.get(disk.disk) is Root.DESTINATION for disk in state.pivot.disks)
-    known = all((belief.live, belief.job) == (Root.DESTINATION, JobBelief.NONE) for belief in beliefs.values())
-    return replace(seen, roots=roots, beliefs=beliefs, jobs={}) if moved and known else None
+    moved = all(asked.roots.get(disk.disk) is Root.DESTINATION for disk in state.pivot.disks)
+    known = all((belief.live, belief.job) == (Root.DESTINATION, JobBelief.NONE) for belief in asked.beliefs.values())
+    return replace(seen, roots=asked.roots, beliefs=asked.beliefs, jobs={}) if moved and known else None
+
+
+async def _note_written(state: DriverState, images: Mapping[str, Root], *, raced: bool) -> None:
+    """Remember that these images of disks are durable for the next boot; record if somebody else defined the guest."""
+    agreed = state.attempt.agreed | set(images.items())
+    state.remember(agreed=agreed, agree_refused=None, define_raced=raced or state.attempt.define_raced)
+    if raced:
+        # At once: whoever finds this pivot after a crash cannot know it.
+        await state.note("define-raced", {"images": images})
 
 
 async def agree(state: DriverState, session: LibvirtSession, action: actions.Agree, seen: Observation) -> Seen:
@@ -94,11 +106,7 @@ async def agree(state: DriverState, session: LibvirtSession, action: actions.Agr
         await state.sleep(limits.CANCEL_AGAIN_S)
         return None
     images = {disk: image for disk, image in action.images if disk in written}
-    agreed = state.attempt.agreed | set(images.items())
-    state.remember(agreed=agreed, agree_refused=None, define_raced=raced or state.attempt.define_raced)
-    if raced:
-        # At once: whoever finds this pivot after a crash cannot know it.
-        await state.note("define-raced", {"images": images})
+    await _note_written(state, images, raced=raced)
     if raced or len(images) < len(action.images) or not same_moment(state, session):
         return None  # somebody else defines the guest, or has resumed it
     beliefs = {disk: replace(belief, next=images.get(disk, belief.next)) for disk, belief in seen.beliefs.items()}
@@ -112,14 +120,8 @@ async def roll_back(state: DriverState, session: Session, action: actions.RollBa
     """
     if state.pivot.manager is Manager.LIBVIRT:
         await state.finish_record()
-        before, now = dict(state.pivot.options.guest_writes), dict(await _guest_writes(state, session))
+        before, now = dict(state.pivot.options.guest_writes), dict(await guest_writes.count(state, session))
         if any(disk not in before or before[disk] != now.get(disk) for disk in action.disks):
             state.remember(may_have_written=True)
             return None
     return await pause_steps.roll_back(state, session, action, seen)
-
-
-async def _guest_writes(state: DriverState, session: Session) -> tuple[tuple[str, int], ...]:
-    """Return how often the guest has written to each disk."""
-    found = await session.writes(state.pivot)
-    return tuple((disk.disk, found[disk.qdev][1]) for disk in state.pivot.disks if disk.qdev in found)

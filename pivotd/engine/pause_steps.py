@@ -8,6 +8,7 @@ from pivotd import limits
 from pivotd.core import actions, kinds, names
 from pivotd.core.observation import EXECUTING, STATUS_ENDED, STATUS_PENDING, JobSeen, Observation, Root
 from pivotd.core.pivot import FleetStage
+from pivotd.engine import guest_writes
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.ports import Session
 from pivotd.errors import QmpRefusedError
@@ -28,6 +29,7 @@ async def stop(state: DriverState, session: Session, action: actions.Stop, seen:
 
     def leaving() -> None:
         state.attempt = state.attempt.paused(state.pivot, state.clock.monotonic())
+        guest_writes.begin(state, session)
 
     before, resumed, resumes = await session.stop(action.complete, leaving)
     state.remember(stop_sent=True)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pivotd.core.actions import Step
 from pivotd.core.dirty_bitmaps import Bitmaps
 from pivotd.core.fleet import FleetView, OnSilence
-from pivotd.core.observation import Belief, Observation, Root
+from pivotd.core.observation import Asked, Observation, Root
 from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk, Record
 from pivotd.core.request import Limits
 
@@ -217,15 +217,15 @@ class LibvirtSession(Session, Protocol):
         """
         ...
 
-    async def ask_libvirt(
-        self, pivot: Pivot, disks: Sequence[str], *, switch: bool
-    ) -> tuple[Mapping[str, Root], Mapping[str, Belief]] | None:
+    async def ask_libvirt(self, pivot: Pivot, disks: Sequence[str], *, switch: bool) -> Asked | None:
         """Have libvirt end its jobs on disks, one after the other, and wait until it has; without the switch: abort.
 
         For a snapshot: put the overlays on all disks in one call. Returning means that libvirt has finished.
 
-        Returns: after a switch, the root of each disk of the pivot, and then what libvirt believes of it; None if that
-        could not be read.
+        Beside the look after a switch, a definition of the next boot that names every destination already is written
+        again as by agree(): in most pauses nothing else is due.
+
+        Returns: what was seen after a switch, None if that could not be read.
         """
         ...
 

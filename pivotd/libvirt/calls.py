@@ -140,12 +140,12 @@ def define(domain: Any, images: Mapping[str, Image], allowed: Mapping[str, set[s
     written = set()
     for name, image in images.items():
         if name in known and known[name].image in allowed[name]:
-            right = text if _has(known[name], image) else with_images(text, {name: _new(domain, name, image)})
+            right = text if has(known[name], image) else with_images(text, {name: _new(domain, name, image)})
             element = disk_element(right, name)
             domain.updateDeviceFlags(element, api.VIR_DOMAIN_DEVICE_MODIFY_CONFIG)
             written.add(name)
     after = parse(domain.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)).disks
-    return frozenset(name for name in written if name in after and _has(after[name], images[name])), len(written)
+    return frozenset(name for name in written if name in after and has(after[name], images[name])), len(written)
 
 
 def _new(domain: Any, disk: str, image: Image) -> NewImage:
@@ -155,5 +155,6 @@ def _new(domain: Any, disk: str, image: Image) -> NewImage:
     return NewImage(image.filename, image.format, is_device(image.filename), source)
 
 
-def _has(disk: DiskDefined, image: Image) -> bool:
+def has(disk: DiskDefined, image: Image) -> bool:
+    """Return whether a definition gives a disk this image."""
     return (disk.image, disk.format) == (image.filename, image.format)

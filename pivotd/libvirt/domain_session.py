@@ -13,17 +13,18 @@ from pivotd import limits
 from pivotd.core import kinds, names
 from pivotd.core.actions import Step
 from pivotd.core.believed import DiskBelieved
-from pivotd.core.observation import EXECUTING, Belief, Observation, Qemu, Root
+from pivotd.core.observation import EXECUTING, Asked, Observation, Qemu, Root
 from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk
 from pivotd.core.request import Limits, Manager
 from pivotd.errors import DomainUnreachableError, QmpError, QmpRefusedError, QmpUnknownError
 from pivotd.host import process
-from pivotd.libvirt import calls, domain_xml, durable, library, pivot_look, qemu_process, run_states
+from pivotd.libvirt import after_switch, calls, domain_xml, durable, library, pivot_look, qemu_process, run_states
+from pivotd.libvirt.after_switch import After, Definitions
 from pivotd.libvirt.connection import open_connection, translated
+from pivotd.libvirt.definition_file import DefinitionFile
 from pivotd.libvirt.domain_xml import DomainDefined
 from pivotd.libvirt.line import Line
 from pivotd.libvirt.passthrough import Passthrough
-from pivotd.libvirt.pivot_look import Shown
 from pivotd.qmp import blocks, cleaning, looking, replies, rollback
 from pivotd.qmp.blocks import Blocks, DiskSeen
 from pivotd.qmp.monitor import ask, command
@@ -233,33 +234,42 @@ class LibvirtSession(Session):
         if (why := await self._change("the resume", lambda: calls.resume(self._domain))) is not None:
             raise QmpRefusedError(f"the guest is {why}: it is not pivotd's to resume")
 
-    async def ask_libvirt(
-        self, pivot: Pivot, disks: Sequence[str], *, switch: bool
-    ) -> tuple[Mapping[str, Root], Mapping[str, Belief]] | None:
+    async def ask_libvirt(self, pivot: Pivot, disks: Sequence[str], *, switch: bool) -> Asked | None:
         """Have libvirt end its jobs on disks, or put the overlays on them, and look; see ports.LibvirtSession."""
+        monitor = self._libvirt
+        if not switch:
+            assert kinds.of(pivot).has_jobs, "a snapshot has no job to abort"
+            await self._certain("the end of its job", lambda: calls.end_jobs(self._domain, disks, switch=False))
+            return None
 
-        def ask() -> Shown | None:
-            if kinds.of(pivot).has_jobs:
-                calls.end_jobs(self._domain, disks, switch=switch)
-            else:
-                assert switch, "a snapshot has no job to abort"
-                calls.snapshot(self._domain, pivot)
-            return pivot_look.ask_after(self._domain, self._libvirt.query) if switch else None
+        def ask() -> After | None:
+            file = DefinitionFile(self.path, self._domain.name, self._uuid)
+            definitions = Definitions(self._domain, pivot, file, lambda: monitor.defined_by_others)
+            try:
+                if kinds.of(pivot).has_jobs:
+                    calls.end_jobs(self._domain, disks, switch=True)
+                else:
+                    calls.snapshot(self._domain, pivot)
+            except BaseException:
+                definitions.drop()
+                raise
+            return after_switch.look(pivot, definitions, monitor.query)
 
-        shown = await self._certain("the switch" if switch else "the end of its job", ask)
-        with suppress(QmpError):
-            return None if shown is None else pivot_look.after(pivot, shown)
-        return None
+        after: After | None = await self._certain("the switch", ask)
+        if after is None:
+            return None
+        monitor.has_defined(after.times)
+        raced = after.times > 0 and bool(after.named) and monitor.defined_by_others > after.others
+        return Asked(after.roots, after.beliefs, after.named if after.durable else frozenset(), raced)
 
-    async def _certain(self, what: str, function: Callable[[], Shown | None]) -> Shown | None:
+    async def _certain(self, what: str, function: Callable[[], Any]) -> Any:
         """Make a call that may move a disk. Raises: QmpRefusedError: it certainly has not, and will not."""
         try:
-            shown: Shown | None = await self._change(what, function)
+            return await self._change(what, function)
         except QmpRefusedError as error:
             if calls.has_had_no_effect(error.fields["code"], error.fields["text"]):
                 raise
             raise QmpUnknownError(error.message, command=what) from error
-        return shown
 
     async def agree(self, pivot: Pivot, images: Mapping[str, Root]) -> tuple[frozenset[str], bool]:
         """Have libvirt write the definition for the next boot, durably; see ports.LibvirtSession."""

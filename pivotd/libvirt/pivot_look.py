@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +40,6 @@ def ask(pivot: Pivot, domain: Any, query: Query) -> Shown:
     return Shown(answers, live(domain), next_boot(domain))
 
 
-def ask_after(domain: Any, query: Query) -> Shown | None:
-    """Ask, right after a switch, only where the disks are; None if there is no answer."""
-    with suppress(library.load().api.libvirtError, ValueError):
-        (answer,) = query([json.dumps(blocks.disks.command)])
-        return Shown({blocks.disks: answer.get("return")}, live(domain), next_boot(domain))
-    return None
-
-
 def live(domain: Any) -> Mapping[str, DiskDefined]:
     """Return the disks of the definition of the running domain; none if it does not run. Raises: libvirtError."""
     found = parse(domain.XMLDesc(0))
@@ -65,23 +56,22 @@ def next_boot(domain: Any) -> Mapping[str, DiskDefined] | None:
 def observed(pivot: Pivot, shown: Shown) -> Observation:
     """Return what a look shows of a running domain. Raises: QmpUnknownError: QEMU's answers make no sense."""
     answers = shown.answers
-    disks, jobs = blocks.disks(answers[blocks.disks]), replies.jobs(answers[replies.jobs])
+    jobs = replies.jobs(answers[replies.jobs])
     running = blocks.block_jobs(answers[blocks.block_jobs]) if blocks.block_jobs in answers else {}
     return Observation(
         qemu=Qemu.SAME,
         run_state=replies.run_state(answers[replies.run_state]),
         jobs=_with_progress(pivot, jobs, running),
-        roots={disk.disk: _root(disk, find(disks, disk)) for disk in pivot.disks},
+        roots=roots(pivot, answers[blocks.disks]),
         migrating=replies.migrating(answers[replies.migrating]) if replies.migrating in answers else False,
         beliefs={disk.disk: belief(disk, shown.live, shown.next, jobs) for disk in pivot.disks},
     )
 
 
-def after(pivot: Pivot, shown: Shown) -> tuple[Mapping[str, Root], Mapping[str, Belief]]:
-    """Return the roots and what libvirt believes, by ask_after(). Raises: QmpUnknownError: it makes no sense."""
-    disks = blocks.disks(shown.answers[blocks.disks])
-    roots = {disk.disk: _root(disk, find(disks, disk)) for disk in pivot.disks}
-    return roots, {disk.disk: belief(disk, shown.live, shown.next, {}) for disk in pivot.disks}
+def roots(pivot: Pivot, answer: Any) -> dict[str, Root]:
+    """Return the root of each disk by QEMU's answer on its disks. Raises: QmpUnknownError: it makes no sense."""
+    disks = blocks.disks(answer)
+    return {disk.disk: _root(disk, find(disks, disk)) for disk in pivot.disks}
 
 
 def belief(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pivotd.core.actions import Step
-from pivotd.core.observation import OUR_PAUSE, Belief, JobBelief, JobSeen, Observation, Qemu, Root
+from pivotd.core.observation import OUR_PAUSE, Asked, Belief, JobBelief, JobSeen, Observation, Qemu, Root
 from pivotd.core.pivot import JsonObject, Pivot, PivotDisk
-from pivotd.errors import QmpRefusedError, QmpUnknownError, QmpUnsentError
+from pivotd.errors import QmpError, QmpRefusedError, QmpUnknownError, QmpUnsentError
 from tests.model.libvirtd import CallFailedError, CallRefusedError, LibvirtdDiedError, job_id
 from tests.model.points import PIVOTD, Alternative, Died
 from tests.model.qemu import EXECUTING
@@ -147,9 +147,7 @@ class ModelLibvirtSession:
             raise QmpRefusedError(f"the guest is {state}", command="resume", text=state)
         self._call("resume", ())
 
-    async def ask_libvirt(
-        self, _pivot: Pivot, disks: Sequence[str], *, switch: bool
-    ) -> tuple[Mapping[str, Root], Mapping[str, Belief]] | None:
+    async def ask_libvirt(self, _pivot: Pivot, disks: Sequence[str], *, switch: bool) -> Asked | None:
         world = self.world
         name = "pivot" if switch else "abort"
         self._call("snapshot" if not world.has_jobs else name, tuple(disks))
@@ -159,7 +157,16 @@ class ModelLibvirtSession:
         if not (self.connected and world.libvirtd.running and world.original) or world.qemu is None:
             return None
         seen = self._seen()
-        return seen.roots, seen.beliefs
+        destinations = {disk.disk: Root.DESTINATION for disk in world.durable.disks}
+        saved, raced = frozenset[str](), False
+        if not world.libvirtd.transient and set(world.libvirtd.config) == {Root.DESTINATION}:
+            try:
+                saved, raced = await self.agree(_pivot, destinations)
+            except QmpRefusedError:
+                pass  # it is tried once more, and told, by itself
+            except QmpError:
+                return None
+        return Asked(seen.roots, seen.beliefs, saved, raced)
 
     async def agree(self, _pivot: Pivot, images: Mapping[str, Root]) -> tuple[frozenset[str], bool]:
         """Compare, then write: somebody else may define the guest in between, and any write may fail."""

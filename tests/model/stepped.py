@@ -16,7 +16,7 @@ from pivotd.core.pivot import Phase, Pivot
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.driver_state import DriverState
-from pivotd.errors import JournalError, PhaseConflictError, QmpError
+from pivotd.errors import JournalError, PhaseConflictError, PivotdError, QmpError
 from pivotd.qmp.session import Session
 from tests.model.invariants import ViolationError, at_every_instant, at_rest
 from tests.model.messages import NAMES, message
@@ -72,13 +72,23 @@ class SteppedState(DriverState):
     async def sleep(self, timeout_s: float) -> None:
         await self.world.pause(self.inbox.woken, timeout_s)
 
-    def begin_record(self, event: str, facts: dict[str, Any], **changes: Any) -> None:
+    def begin_record(self, event: str, facts: dict[str, Any], *, after_s: float = 0.0, **changes: Any) -> None:
         """It is on disk at once, or not before something waits for it."""
         before = self.pivot
         work = _Written(lambda: self.world.write(before, event, **changes))
         self._begun = event, facts, work
         if not self.world.point([Alternative(f"{event} is not on disk yet", nothing, (), 0, 0)]):
             work.now()
+
+    def beside(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """It is done at once."""
+        try:
+            work.send(None)
+        except StopIteration as done:
+            return _Done(done.value)
+        except QmpError as error:
+            return _Done(partial(_fail, error))
+        raise AssertionError("it waits")
 
     async def note_in_time(self, event: str, facts: dict[str, Any]) -> None:
         with contextlib.suppress(JournalError):
@@ -121,7 +131,18 @@ class _Written:
         yield
 
 
-def _fail(error: JournalError) -> Pivot:
+class _Done:
+    """What is known already; a callable: it raises."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __await__(self) -> Iterator[Any]:
+        return self._value() if callable(self._value) else self._value
+        yield
+
+
+def _fail(error: PivotdError) -> Pivot:
     raise error
 
 

@@ -429,10 +429,17 @@ LIBVIRT = (
         SEARCH, guarded(crashes=2),
     ),
     Defect(
+        "a next boot that libvirt could not save is taken for durable", "G1", LIBVIRT_STEPS,
+        "    if asked.saved or asked.raced:\n        await _note_written(state, dict.fromkeys(asked.saved, ",
+        "    if True:\n        await _note_written(state, dict.fromkeys(asked.beliefs, ",
+        SEARCH, guarded(crashes=0, faults=1),
+    ),
+    Defect(
         "libvirt is asked before that is on disk", "G6", LIBVIRT_STEPS,
         "    if not await in_time(state, seen, state.finish_record()):\n        return False\n"
         "    options = replace(state.pivot.options, guest_writes=writes)\n"
-        '    state.begin_record("writes-counted", {"guest_writes": dict(writes)}, options=options)\n', "",
+        '    facts = {"guest_writes": dict(writes)}\n'
+        '    state.begin_record("writes-counted", facts, after_s=limits.CALL_LEAVES_S, options=options)\n', "",
         SEARCH, guarded(crashes=2),
     ),
     Defect(
