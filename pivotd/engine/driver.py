@@ -363,7 +363,7 @@ class Driver:
             if isinstance(action, REFUSABLE) and isinstance(error, QmpRefusedError):
                 await record_steps.record(state, actions.Abandon(error.message), seen)
                 return None
-            if isinstance(action, actions.Resume) and "code" in error.fields:
+            if isinstance(action, actions.Resume) and not error.fields.keys().isdisjoint({"code", "lasts"}):
                 raise  # libvirt does not let the guest run: that has to be told, and is not over in a moment
             log.warning("qmp.trouble", domain=self.pivot.domain, pivot=self.pivot.id, error=error.message)
             await state.sleep(limits.RECONNECT_FIRST_S)

@@ -49,7 +49,7 @@ async def telling(state: DriverState, work: Coroutine[Any, Any, T]) -> T:
     async def late() -> bool:
         state.attempt = state.attempt.at(state.pivot, state.clock.monotonic(), state.clock.utc_now())
         await state.note_guest_waits(state.guest_waits_for or "libvirt has not answered yet")
-        return True
+        return state.guest_waits_for is not None  # else the pause has begun later than this step
 
     return await state.unless_late(work, left_s + limits.YANK_GRACE_S, late)
 

@@ -88,6 +88,9 @@ def snapshot(domain: Any, pivot: Pivot) -> None:
     domain.snapshotCreateXML(f"<domainsnapshot><disks>{''.join(elements)}</disks></domainsnapshot>", flags)
 
 
+BUSY = "being migrated or saved"
+
+
 def resume(domain: Any) -> str | None:
     """Resume a guest in pivotd's pause; return why not, None if it was resumed. Raises: libvirtError.
 
@@ -96,7 +99,7 @@ def resume(domain: Any) -> str | None:
     """
     api = library.load().api
     if domain.jobInfo()[0] != api.VIR_DOMAIN_JOB_NONE:
-        return "being migrated or saved"
+        return BUSY
     state = run_states.of(api, *domain.state())
     if state not in OUR_PAUSE:
         return state

@@ -230,9 +230,10 @@ class LibvirtSession(Session):
         return before, self.resumes != resumes, self.resumes
 
     async def resume(self) -> None:
-        """Resume the guest. Raises: QmpRefusedError: it is no longer in a pause."""
+        """Resume the guest. Raises: QmpRefusedError: it is no longer in a pause, or (``lasts``) libvirt is at it."""
         if (why := await self._change("the resume", lambda: calls.resume(self._domain))) is not None:
-            raise QmpRefusedError(f"the guest is {why}: it is not pivotd's to resume")
+            lasts = {"lasts": True} if why == calls.BUSY else {}
+            raise QmpRefusedError(f"the guest is {why}: it is not pivotd's to resume", **lasts)
 
     async def ask_libvirt(self, pivot: Pivot, disks: Sequence[str], *, switch: bool) -> Asked | None:
         """Have libvirt end its jobs on disks, or put the overlays on them, and look; see ports.LibvirtSession."""

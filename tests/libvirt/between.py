@@ -26,7 +26,8 @@ class Between:
     def __init__(self, libvirtd: Libvirtd, first: Mapping[int, Callable[[], bool]]) -> None:
         self._path = libvirtd.directory / "run/between"
         self._libvirtd = str(libvirtd.directory / "run/libvirt-sock")
-        self._first = dict(first)
+        self.first = dict(first)
+        """What is called before the first call of a procedure; each once, unless it is put there again."""
         self.armed = True
         self._listener = socket.socket(socket.AF_UNIX)
         self._sockets: list[socket.socket] = []
@@ -80,7 +81,7 @@ class Between:
             while header := calls.read(HEADER.size):
                 length, _, _, procedure = HEADER.unpack(header)
                 call = header + calls.read(length - HEADER.size)
-                first = self._first.pop(procedure, None) if self.armed else None
+                first = self.first.pop(procedure, None) if self.armed else None
                 if first is not None and not first():
                     break
                 server.sendall(call)
