@@ -12,9 +12,11 @@ import pytest_asyncio
 
 from pivotd.config import Fleet
 from pivotd.fleet.store import EtcdFleet
+from tests.conftest import QemuFactory
 from tests.fleet.certificates import Certificates
 from tests.fleet.etcd import Cluster
 from tests.fleet.etcds import CHOSEN, missing, trees
+from tests.support.qemu import Disk, Qemu, create_image
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -83,6 +85,12 @@ def fragile(
     """Return three nodes that a test may kill."""
     with served(request, tmp_path_factory.mktemp("etcd")) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def qemu(qemu_factory: QemuFactory, tmp_path: Path) -> Qemu:
+    """Return a QEMU without a guest; its one disk is on a.qcow2."""
+    return qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
 
 
 @pytest.fixture(scope="session")

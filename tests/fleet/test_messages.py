@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import pytest_asyncio
 
 from pivotd.core.fleet import FleetView
 from pivotd.errors import FleetConflictError, FleetSilentError
@@ -25,6 +26,16 @@ SHORT_S = 0.4
 NUMBERS = itertools.count()
 
 Step = Callable[[FleetView], FleetView]
+
+
+Way = tuple[Proxy, EtcdFleet]
+
+
+@pytest_asyncio.fixture
+async def way(cluster: Cluster, fleet_of: Settings) -> AsyncIterator[Way]:
+    """Return a fleet of one endpoint, and the proxy before that."""
+    async with Proxy(cluster.urls[0]) as proxy:
+        yield proxy, fleet_of(proxy.url)
 
 
 async def ready(fleet: EtcdFleet, *steps: Step) -> FleetView:
@@ -87,64 +98,54 @@ async def test_changed_domain_is_a_conflict(
 
 @methods
 @pytest.mark.parametrize("fate", [Fate.LOST, Fate.ANSWER_LOST, Fate.LATE])
-async def test_lost_message_is_told_as_silence(
-    before: list[Step], step: Step, fate: Fate, cluster: Cluster, fleet_of: Settings
-) -> None:
+async def test_lost_message_is_told_as_silence(before: list[Step], step: Step, fate: Fate, way: Way) -> None:
     """Nobody can know whether it was written; a look says which, and if it was not, the same write still works."""
-    async with Proxy(cluster.urls[0]) as proxy:
-        fleet = fleet_of(proxy.url)
-        view = await ready(fleet, *before)
-        proxy.next(fate)
-        with pytest.raises(FleetSilentError):
-            await fleet.write(view, step(view), SHORT_S)
-        found = await fleet.read(view.domain, LONG_S)
-        assert (found.revision != view.revision) == (fate is Fate.ANSWER_LOST)
-        after = await fleet.write(view, step(view), LONG_S)
-        assert await fleet.read(view.domain, LONG_S) == after
+    proxy, fleet = way
+    view = await ready(fleet, *before)
+    proxy.next(fate)
+    with pytest.raises(FleetSilentError):
+        await fleet.write(view, step(view), SHORT_S)
+    found = await fleet.read(view.domain, LONG_S)
+    assert (found.revision != view.revision) == (fate is Fate.ANSWER_LOST)
+    after = await fleet.write(view, step(view), LONG_S)
+    assert await fleet.read(view.domain, LONG_S) == after
 
 
 @methods
-async def test_late_message_changes_nothing(
-    before: list[Step], step: Step, cluster: Cluster, fleet_of: Settings
-) -> None:
+async def test_late_message_changes_nothing(before: list[Step], step: Step, way: Way) -> None:
     """A write that arrives after another one has none of its effects."""
-    async with Proxy(cluster.urls[0]) as proxy:
-        fleet = fleet_of(proxy.url)
-        view = await ready(fleet, *before)
-        proxy.next(Fate.LATE)
-        with pytest.raises(FleetSilentError):
-            await fleet.write(view, step(view), SHORT_S)
-        taken = await fleet.write(view, claimed(view, "h2"), LONG_S)
-        assert await proxy.deliver()
-        assert await fleet.read(view.domain, LONG_S) == taken
+    proxy, fleet = way
+    view = await ready(fleet, *before)
+    proxy.next(Fate.LATE)
+    with pytest.raises(FleetSilentError):
+        await fleet.write(view, step(view), SHORT_S)
+    taken = await fleet.write(view, claimed(view, "h2"), LONG_S)
+    assert await proxy.deliver()
+    assert await fleet.read(view.domain, LONG_S) == taken
 
 
-async def test_late_intent_does_not_return_after_its_end(cluster: Cluster, fleet_of: Settings) -> None:
+async def test_late_intent_does_not_return_after_its_end(way: Way) -> None:
     """The intent came by another copy and was withdrawn: all keys are as before, and the late copy still has no effect."""
-    async with Proxy(cluster.urls[0]) as proxy:
-        fleet = fleet_of(proxy.url)
-        view = await ready(fleet, claimed)
-        proxy.next(Fate.LATE)
-        with pytest.raises(FleetSilentError):
-            await fleet.write(view, announced(view), SHORT_S)
-        intent = await fleet.write(view, announced(view), LONG_S)
-        end = await fleet.write(intent, withdrawn(intent), LONG_S)
-        assert await proxy.deliver()
-        assert await fleet.read(view.domain, LONG_S) == end
+    proxy, fleet = way
+    view = await ready(fleet, claimed)
+    proxy.next(Fate.LATE)
+    with pytest.raises(FleetSilentError):
+        await fleet.write(view, announced(view), SHORT_S)
+    intent = await fleet.write(view, announced(view), LONG_S)
+    end = await fleet.write(intent, withdrawn(intent), LONG_S)
+    assert await proxy.deliver()
+    assert await fleet.read(view.domain, LONG_S) == end
 
 
 @methods
-async def test_message_that_arrives_twice_counts_once(
-    before: list[Step], step: Step, cluster: Cluster, fleet_of: Settings
-) -> None:
+async def test_message_that_arrives_twice_counts_once(before: list[Step], step: Step, way: Way) -> None:
     """The second copy changes nothing, neither at once nor after the next write."""
-    async with Proxy(cluster.urls[0]) as proxy:
-        fleet = fleet_of(proxy.url)
-        view = await ready(fleet, *before)
-        proxy.next(Fate.TWICE)
-        after = await fleet.write(view, step(view), LONG_S)
-        assert await proxy.deliver()
-        assert await fleet.read(view.domain, LONG_S) == after
+    proxy, fleet = way
+    view = await ready(fleet, *before)
+    proxy.next(Fate.TWICE)
+    after = await fleet.write(view, step(view), LONG_S)
+    assert await proxy.deliver()
+    assert await fleet.read(view.domain, LONG_S) == after
 
 
 @pytest.mark.parametrize("fate", [Fate.LOST, Fate.ANSWER_LOST, Fate.CLOSED, Fate.REFUSED])
@@ -188,14 +189,13 @@ async def test_slow_etcd_is_waited_for(cluster: Cluster, fleet_of: Settings) -> 
         assert await fleet.read(view.domain, LONG_S) == view
 
 
-async def test_lost_request_is_sent_again(cluster: Cluster, fleet_of: Settings) -> None:
+async def test_lost_request_is_sent_again(way: Way) -> None:
     """A node whose leader dies forgets requests: with one endpoint and enough time another copy is sent."""
-    async with Proxy(cluster.urls[0]) as proxy:
-        fleet = fleet_of(proxy.url)
-        view = await ready(fleet, claimed)
-        proxy.next(Fate.LOST)
-        after = await fleet.write(view, announced(view), LONG_S)
-        assert await fleet.read(view.domain, LONG_S) == after
+    proxy, fleet = way
+    view = await ready(fleet, claimed)
+    proxy.next(Fate.LOST)
+    after = await fleet.write(view, announced(view), LONG_S)
+    assert await fleet.read(view.domain, LONG_S) == after
 
 
 async def test_silence_takes_the_time_that_was_given(cluster: Cluster, fleet_of: Settings) -> None:
@@ -209,17 +209,16 @@ async def test_silence_takes_the_time_that_was_given(cluster: Cluster, fleet_of:
         assert SHORT_S <= time.monotonic() - began < SHORT_S + 3.0
 
 
-async def test_cancelled_call_leaves_nothing_behind(cluster: Cluster, fleet_of: Settings) -> None:
+async def test_cancelled_call_leaves_nothing_behind(way: Way) -> None:
     """A caller that gives up ends its requests, and the next call works."""
-    async with Proxy(cluster.urls[0]) as proxy:
-        fleet = fleet_of(proxy.url)
-        view = await ready(fleet, claimed)
-        proxy.next(Fate.LOST)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await fleet.write(view, announced(view), LONG_S)
-        assert {task for task in asyncio.all_tasks() if "_attempt" in repr(task)} == set()
-        assert await fleet.read(view.domain, LONG_S) == view
+    proxy, fleet = way
+    view = await ready(fleet, claimed)
+    proxy.next(Fate.LOST)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await fleet.write(view, announced(view), LONG_S)
+    assert {task for task in asyncio.all_tasks() if "_attempt" in repr(task)} == set()
+    assert await fleet.read(view.domain, LONG_S) == view
 
 
 async def _error(work: Awaitable[object]) -> Exception | None:

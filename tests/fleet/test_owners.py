@@ -18,18 +18,22 @@ from tests.conftest import QemuFactory
 from tests.fleet.conftest import Settings
 from tests.fleet.etcd import Cluster
 from tests.support.daemon import Daemon
-from tests.support.qemu import Disk, create_image
+from tests.support.qemu import Disk, Qemu, create_image
 
 pytestmark = pytest.mark.qemu
 LONG_S = 60.0
 
 
-def daemon_of(directory: Path, host: str, qmp: Path, cluster: Cluster) -> Daemon:
-    """Return a pivotd that is a host of a fleet of its own for this test."""
-    directory.mkdir(exist_ok=True)
+def lines_of(directory: Path, host: str, cluster: Cluster) -> str:
+    """Return the configuration of a host of a fleet of its own for this test."""
     fleet = {"endpoints": list(cluster.urls), "host": host, "prefix": f"/{directory.parent.name}/"}
-    lines = ["[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in fleet.items())]
-    return Daemon(directory, {"web1": qmp}, configuration="\n".join(lines))
+    return "\n".join(["[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in fleet.items())])
+
+
+def daemon_of(directory: Path, host: str, qmp: Path, cluster: Cluster) -> Daemon:
+    """Return a pivotd that is such a host."""
+    directory.mkdir(exist_ok=True)
+    return Daemon(directory, {"web1": qmp}, configuration=lines_of(directory, host, cluster))
 
 
 async def test_a_guest_is_claimed_moved_released_and_claimed_by_its_new_host(
@@ -74,13 +78,12 @@ async def test_a_guest_is_claimed_moved_released_and_claimed_by_its_new_host(
 
 
 async def test_the_guest_of_another_host_is_left_alone(
-    cluster: Cluster, fleet_of: Settings, qemu_factory: QemuFactory, tmp_path: Path
+    cluster: Cluster, fleet_of: Settings, qemu: Qemu, tmp_path: Path
 ) -> None:
     """The log says whose it is; nothing of it changes in the fleet, and nothing of the guest."""
     fleet = fleet_of(*cluster.urls, prefix=f"/{tmp_path.name}/")
     empty = await fleet.read("web1", LONG_S)
     theirs = await fleet.write(empty, FleetView("web1", Owner("h9", 4, "boot", "2026-11-23T09:00:00Z")), LONG_S)
-    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
     with daemon_of(tmp_path / "h1", "h1", qemu.qmp, cluster) as daemon:
         async with asyncio.timeout(LONG_S):
             while "belongs to host h9" not in daemon.log_path.read_text():

@@ -22,11 +22,10 @@ from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.errors import FleetSilentError
 from pivotd.fleet.store import EtcdFleet
-from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.fleet.conftest import Settings
 from tests.fleet.etcd import Cluster
-from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.qemu import Qemu
 
 pytestmark = pytest.mark.qemu
 LONG_S = 30.0
@@ -134,7 +133,7 @@ async def told(engine: FleetEngine, driver: Driver) -> Pivot:
 
 @pytest.mark.parametrize("mode", OnSilence)
 async def test_the_fleet_hears_of_a_pivot_before_and_after_its_pause(
-    mode: OnSilence, member: Make, qemu_factory: QemuFactory, tmp_path: Path
+    mode: OnSilence, member: Make, qemu: Qemu, tmp_path: Path
 ) -> None:
     """The guest is claimed with the first intent; the guest's wait has a figure of its own."""
     engine, seen = await member(mode), []
@@ -143,7 +142,6 @@ async def test_the_fleet_hears_of_a_pivot_before_and_after_its_pause(
         seen.append((after.intent is not None, await run_state(qemu)))
 
     engine.fleet.before = before
-    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     driver = await begun(engine, qemu, tmp_path)
     pivot = await told(engine, driver)
     assert seen == [(True, "running"), (False, "paused")]
@@ -154,13 +152,10 @@ async def test_the_fleet_hears_of_a_pivot_before_and_after_its_pause(
     assert events == ["announcing", "pausing", "switched", "resumed"]
 
 
-async def test_no_pause_begins_while_the_fleet_is_silent(
-    member: Make, qemu_factory: QemuFactory, tmp_path: Path
-) -> None:
+async def test_no_pause_begins_while_the_fleet_is_silent(member: Make, qemu: Qemu, tmp_path: Path) -> None:
     """The pivot waits at ready and says why."""
     engine = await member(OnSilence.RESUME)
     engine.fleet.silent = True
-    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     driver = await begun(engine, qemu, tmp_path)
     await engine.until(driver, lambda pivot: pivot.phase is Phase.READY)
     async with asyncio.timeout(LONG_S):
@@ -172,7 +167,7 @@ async def test_no_pause_begins_while_the_fleet_is_silent(
 
 
 async def test_with_resume_the_guest_runs_after_the_longest_pause_and_the_fleet_is_told_later(
-    member: Make, qemu_factory: QemuFactory, tmp_path: Path
+    member: Make, qemu: Qemu, tmp_path: Path
 ) -> None:
     """Meanwhile the fleet names both images and whose journal decides, and the pivot stays open."""
     engine = await member(OnSilence.RESUME)
@@ -181,7 +176,6 @@ async def test_with_resume_the_guest_runs_after_the_longest_pause_and_the_fleet_
         engine.fleet.silent = True
 
     engine.fleet.before = when_told(cut)
-    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     driver = await begun(engine, qemu, tmp_path, max_pause_ms=800)
     pivot = await engine.until(driver, lambda pivot: bool(pivot.pauses))
     assert await run_state(qemu) == "running"
@@ -194,7 +188,7 @@ async def test_with_resume_the_guest_runs_after_the_longest_pause_and_the_fleet_
 
 
 async def test_with_wait_the_guest_stays_paused_until_the_fleet_answers(
-    member: Make, qemu_factory: QemuFactory, tmp_path: Path
+    member: Make, qemu: Qemu, tmp_path: Path
 ) -> None:
     """The fleet is certain of the source all the time, and both images have every write."""
     engine = await member(OnSilence.WAIT)
@@ -203,7 +197,6 @@ async def test_with_wait_the_guest_stays_paused_until_the_fleet_answers(
         engine.fleet.silent = True
 
     engine.fleet.before = when_told(cut)
-    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     driver = await begun(engine, qemu, tmp_path, max_pause_ms=300)
     pivot = await engine.until(driver, lambda pivot: pivot.phase is Phase.DECIDED)
     async with asyncio.timeout(LONG_S):
@@ -232,12 +225,11 @@ async def taken_from(engine: FleetEngine) -> None:
 
 @pytest.mark.parametrize("mode", OnSilence)
 async def test_a_guest_that_another_host_has_taken_is_never_resumed(
-    mode: OnSilence, member: Make, qemu_factory: QemuFactory, tmp_path: Path
+    mode: OnSilence, member: Make, qemu: Qemu, tmp_path: Path
 ) -> None:
     """A host that was taken for dead wakes up in its pause."""
     engine = await member(mode)
     engine.fleet.before = when_told(lambda: taken_from(engine))
-    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     driver = await begun(engine, qemu, tmp_path)
     pivot = await engine.closed(driver)
     assert (pivot.fleet, pivot.owes_resume) == (FleetStage.SUPERSEDED, False)
@@ -249,7 +241,7 @@ async def test_a_guest_that_another_host_has_taken_is_never_resumed(
 
 
 async def test_a_host_that_was_frozen_in_its_try_asks_again_before_its_guest_runs_on(
-    member: Make, qemu_factory: QemuFactory, tmp_path: Path
+    member: Make, qemu: Qemu, tmp_path: Path
 ) -> None:
     """Its time for an answer has passed while it stood still, which says nothing: it was taken for lost meanwhile."""
     engine = await member(OnSilence.RESUME)
@@ -260,19 +252,17 @@ async def test_a_host_that_was_frozen_in_its_try_asks_again_before_its_guest_run
         raise FleetSilentError("etcd did not answer in time")
 
     engine.fleet.before = when_told(stand_still)
-    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     driver = await begun(engine, qemu, tmp_path, max_pause_ms=400)
     pivot = await engine.closed(driver)
     assert (pivot.fleet, pivot.owes_resume) == (FleetStage.SUPERSEDED, False)
     assert await run_state(qemu) == "paused"
 
 
-async def test_the_guest_of_another_host_is_not_paused(member: Make, qemu_factory: QemuFactory, tmp_path: Path) -> None:
+async def test_the_guest_of_another_host_is_not_paused(member: Make, qemu: Qemu, tmp_path: Path) -> None:
     """The pivot says whose it is, and can be cancelled; the fleet never hears of it."""
     engine = await member(OnSilence.RESUME)
     empty = await view(engine)
     theirs = await engine.fleet.fleet.write(empty, meeting(empty, Here("h2", "boot2", NOW)), LONG_S)
-    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     driver = await begun(engine, qemu, tmp_path)
     async with asyncio.timeout(LONG_S):
         while "belongs to host h2" not in driver.waits_for:
@@ -283,7 +273,7 @@ async def test_the_guest_of_another_host_is_not_paused(member: Make, qemu_factor
     assert await view(engine) == theirs
 
 
-async def test_a_cancelled_pivot_leaves_no_intent(member: Make, qemu_factory: QemuFactory, tmp_path: Path) -> None:
+async def test_a_cancelled_pivot_leaves_no_intent(member: Make, qemu: Qemu, tmp_path: Path) -> None:
     """It was announced, and then the fleet fell silent: the guest runs on, and the intent goes as soon as it can."""
     engine = await member(OnSilence.RESUME)
 
@@ -293,7 +283,6 @@ async def test_a_cancelled_pivot_leaves_no_intent(member: Make, qemu_factory: Qe
             engine.fleet.silent = True  # it is there, and the answer is lost
 
     engine.fleet.before = before
-    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     driver = await begun(engine, qemu, tmp_path)
     await engine.until(driver, lambda pivot: pivot.fleet is FleetStage.ANNOUNCED)
     await driver.cancel(Requester(0, 0, 1))

@@ -21,10 +21,10 @@ from tests.conftest import QemuFactory
 from tests.fleet.conftest import Settings
 from tests.fleet.etcd import Cluster, free_ports
 from tests.fleet.offline import offline as ask_offline
-from tests.fleet.test_owners import daemon_of, made
+from tests.fleet.test_owners import daemon_of, lines_of, made
 from tests.fleet.test_pivots import Make, begun, member, view, when_told  # noqa: F401 - a fixture
 from tests.support.daemon import Answer, Daemon
-from tests.support.qemu import Disk, create_image
+from tests.support.qemu import Disk, Qemu, create_image
 
 pytestmark = pytest.mark.qemu
 LONG_S = 60.0
@@ -50,11 +50,6 @@ class Site:
 
     def daemon(self, qmp: Path, host: str = "h1") -> Daemon:
         return daemon_of(self.tmp_path / host, host, qmp, self.cluster)
-
-    def lines(self, host: str) -> str:
-        """Return [fleet] of a host."""
-        settings = {"endpoints": list(self.cluster.urls), "host": host, "prefix": f"/{self.tmp_path.name}/"}
-        return "\n".join(["[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())])
 
     async def view(self) -> FleetView:
         return await self.fleet.read("web1", LONG_S)
@@ -91,10 +86,9 @@ def refused(answer: Answer, *words: str) -> None:
 
 
 async def test_the_word_of_a_host_counts_until_another_host_takes_its_guest(
-    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+    site: Site, qemu: Qemu, tmp_path: Path
 ) -> None:
     """By the daemon, and by the journal once both are dead; whoever asks is told where the guest is."""
-    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
     new = tmp_path / "b.qcow2"
     with site.daemon(qemu.qmp) as daemon:
         ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
@@ -116,11 +110,8 @@ async def test_the_word_of_a_host_counts_until_another_host_takes_its_guest(
     assert (await asyncio.to_thread(offline, daemon, "image", "web1", "disk0")).json["image"] == str(new)
 
 
-async def test_without_an_answer_of_the_fleet_nothing_is_certain(
-    site: Site, qemu_factory: QemuFactory, tmp_path: Path
-) -> None:
+async def test_without_an_answer_of_the_fleet_nothing_is_certain(site: Site, qemu: Qemu, tmp_path: Path) -> None:
     """A person who knows that no other host has the guest can say so; a file that cannot be read is no answer."""
-    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
     new = tmp_path / "b.qcow2"
     with site.daemon(qemu.qmp) as daemon:
         await site.moved(daemon, new)
@@ -140,10 +131,9 @@ async def test_without_an_answer_of_the_fleet_nothing_is_certain(
 
 
 async def test_the_host_that_took_a_guest_names_its_images_though_it_never_saw_it(
-    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+    site: Site, qemu: Qemu, tmp_path: Path
 ) -> None:
     """By a daemon that does not know the domain; `--all` has the disk, too."""
-    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
     new = tmp_path / "b.qcow2"
     with site.daemon(qemu.qmp) as daemon:
         await site.moved(daemon, new)
@@ -160,15 +150,14 @@ async def test_the_host_that_took_a_guest_names_its_images_though_it_never_saw_i
 
 
 async def test_no_image_is_named_as_unused_while_another_host_has_the_guest(
-    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+    site: Site, qemu: Qemu, tmp_path: Path
 ) -> None:
     """It may have moved the guest back, or onto an image that is based on one of these."""
-    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
     with site.daemon(qemu.qmp) as daemon:
         await site.moved(daemon, tmp_path / "b.qcow2")
         assert (await asyncio.to_thread(daemon.ctl, "stale")).json[0]["all_asked"] is True
     await asyncio.to_thread(qemu.kill)
-    with Daemon(tmp_path / "h1", {}, configuration=site.lines("h1")) as daemon:
+    with Daemon(tmp_path / "h1", {}, configuration=lines_of(tmp_path / "h1", "h1", site.cluster)) as daemon:
         (row,) = (await asyncio.to_thread(daemon.ctl, "stale")).json
         assert (row["image"], row["all_asked"]) == (str(tmp_path / "a.qcow2"), True)
         await site.taken_by("h2")
@@ -254,9 +243,8 @@ async def test_an_untold_switch_is_told_before_a_guest_starts_by_it(
     assert (word.certain, word.image) == (True, new)
 
 
-async def test_a_persons_word_is_told_to_the_fleet(site: Site, qemu_factory: QemuFactory, tmp_path: Path) -> None:
+async def test_a_persons_word_is_told_to_the_fleet(site: Site, qemu: Qemu, tmp_path: Path) -> None:
     """Another host then starts the guest from that image; a host that does not own the guest has no say."""
-    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
     image = create_image(tmp_path / "c.qcow2")
     word = ("verdict", "accept", "web1", "disk0", str(image), "--format", "qcow2", "--reason", "compared")
     with site.daemon(qemu.qmp) as daemon:
@@ -285,11 +273,8 @@ async def test_a_persons_word_is_told_to_the_fleet(site: Site, qemu_factory: Qem
         assert await site.view() == told
 
 
-async def test_a_pivot_of_another_hosts_guest_is_refused_at_once(
-    site: Site, qemu_factory: QemuFactory, tmp_path: Path
-) -> None:
+async def test_a_pivot_of_another_hosts_guest_is_refused_at_once(site: Site, qemu: Qemu, tmp_path: Path) -> None:
     """Nothing is copied, and nothing is recorded; a request that was taken before keeps its answer."""
-    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
     with site.daemon(qemu.qmp) as daemon:
         ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
         done = ("copy", "web1", f"disk0={tmp_path / 'b.qcow2'}", "--id", "once")
@@ -306,10 +291,9 @@ async def test_a_pivot_of_another_hosts_guest_is_refused_at_once(
 
 
 async def test_a_pivot_without_an_answer_of_the_fleet_waits_at_ready(
-    qemu_factory: QemuFactory, cluster: Cluster, tmp_path: Path
+    qemu: Qemu, cluster: Cluster, tmp_path: Path
 ) -> None:
     """It is accepted, copies, says why it waits, and goes on once etcd is there."""
-    qemu = qemu_factory([Disk(create_image(tmp_path / "a.qcow2"))])
     (port,) = free_ports(1)
     away = daemon_of(tmp_path / "h1", "h1", qemu.qmp, SimpleNamespace(urls=[f"http://127.0.0.1:{port}"]))  # type: ignore[arg-type]
     with away as daemon:
