@@ -161,14 +161,15 @@ class FleetRounds:
     def _accept(self) -> None:
         """Let a person say where the guest is, if its host cannot know: it has come back, and moves from before may be missing.
 
-        That is so if etcd did not answer the request for the host's last pivot.
+        That is so if etcd did not answer the request for the host's last pivot, or was made to forget the guest.
         """
         here, images = self.site.here, self.site.images
         for disk, one in (here.words() or {}).items():
             if disk not in images or (one["certain"] and one["image"] == images[disk]):
                 continue
             last = next(pivot for pivot in journal(here.daemon.state_dir) if any(d.disk == disk for d in pivot.disks))
-            self._check(last.fleet_epoch is None and not one["certain"], f"its host says of {disk}: {one['reason']}")
+            unknown = last.fleet_epoch is None or self.site.view().disk(disk) is None
+            self._check(unknown and not one["certain"], f"its host says of {disk}: {one['reason']}")
             body = {"image": images[disk], "format": "qcow2", "reason": "the guest has come back"}
             answer = try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{disk}/accept", body)
             self._check(bool(answer) and "kind" not in answer, f"the right image is not accepted: {answer}")
