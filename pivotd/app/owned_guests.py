@@ -41,7 +41,7 @@ class OwnedGuests:
         self._left: dict[str, int | None] = {}
         """Guests that were seen to leave and are to be released, each with the owner's epoch; QEMU may be gone."""
         self._epochs: dict[str, int] = {}
-        """Under which epoch this host owns the guests that are here."""
+        """Under which epoch this host owns the guests that are here, as far as it was read since they are."""
         self._told: dict[str, str] = {}
         self._due = DueDomains()
         self._again: dict[str, asyncio.TimerHandle] = {}
@@ -94,6 +94,7 @@ class OwnedGuests:
             return
         if session is not self._connected.get(domain):
             self._connected[domain] = session
+            self._epochs.pop(domain, None)  # it may have been taken since, also by this host
             session.subscribe(self._on_event(supervisor, session))
             self._due.ask(domain)
         elif domain in self._left:
@@ -106,7 +107,9 @@ class OwnedGuests:
             nonlocal known
             if (session.stops, session.resumes) != known:
                 known = (session.stops, session.resumes)
-                if not supervisor.window.locked():  # else pivotd has stopped it
+                if supervisor.window.locked():  # pivotd has stopped it, or it leaves in that moment
+                    self._ask_later(supervisor.name)
+                else:
                     self._due.ask(supervisor.name)
 
         return on_event
@@ -117,7 +120,11 @@ class OwnedGuests:
 
             def again() -> None:
                 del self._again[domain]
-                self._due.ask(domain)
+                supervisor = self._host.supervisors.get(domain)
+                if supervisor is not None and supervisor.window.locked():  # no look may lengthen a pause
+                    self._ask_later(domain)
+                else:
+                    self._due.ask(domain)
 
             self._again[domain] = loop.call_later(limits.FLEET_AGAIN_S, again)
 
@@ -144,7 +151,7 @@ class OwnedGuests:
         mine = owned(after, here, self._left.get(domain))
         if not here.present and not mine:
             await self._settled(domain, "it belongs to this host no more, or was taken by it since")
-        if here.present and mine and after.owner is not None:
+        if here.present and mine and after.owner is not None and self._connected.get(domain) is session:
             self._epochs[domain] = after.owner.epoch
         if mine != here.present:  # the outcome of a pivot is still to be told, or another host has the guest
             self._ask_later(domain)

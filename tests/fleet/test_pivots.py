@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from pivotd.app.owned_guests import OwnedGuests
 from pivotd.core.fleet import FleetImage, FleetView, OnSilence
 from pivotd.core.pivot import FleetStage, Phase, Pivot
 from pivotd.core.request import Requester
@@ -22,10 +24,11 @@ from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.errors import FleetSilentError
 from pivotd.fleet.store import EtcdFleet
+from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.fleet.conftest import Settings
 from tests.fleet.etcd import Cluster
-from tests.support.qemu import Qemu
+from tests.support.qemu import Disk, Qemu
 
 pytestmark = pytest.mark.qemu
 LONG_S = 30.0
@@ -290,3 +293,72 @@ async def test_a_cancelled_pivot_leaves_no_intent(member: Make, qemu: Qemu, tmp_
     pivot = await engine.closed(driver)
     assert (pivot.outcome, pivot.fleet) == ("kept", FleetStage.TOLD)
     assert (await view(engine)).intent is None
+
+
+@asynccontextmanager
+async def owners_of(engine: FleetEngine) -> AsyncIterator[None]:
+    """Let guests be claimed and released."""
+    owners = OwnedGuests(engine.host, engine.fleet, SystemClock(), engine.journal)
+    running = asyncio.create_task(owners.run())
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def owned_by(engine: FleetEngine, host: str | None) -> FleetView:
+    async with asyncio.timeout(LONG_S):
+        while (found := await view(engine)).owner is None or found.owner.host != host:
+            await asyncio.sleep(0.05)
+    return found
+
+
+async def leave(qemu: Qemu) -> None:
+    """Let the guest leave its QEMU by a migration."""
+    await asyncio.to_thread(qemu.spy, "migrate", {"uri": "exec:cat >/dev/null"})
+    async with asyncio.timeout(LONG_S):
+        while await run_state(qemu) != "postmigrate":
+            await asyncio.sleep(0.02)
+
+
+async def test_a_guest_that_leaves_before_its_new_owner_was_read_is_released(
+    member: Make, qemu: Qemu, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """It was lost, taken elsewhere and taken back: what this host knew of its owner was about the time before."""
+    engine = await member(OnSilence.RESUME)
+    async with owners_of(engine):
+        supervisor = await engine.connect(qemu)
+        before = await owned_by(engine, "h1")
+        await asyncio.to_thread(qemu.kill)
+        for host in ("h2", "h1"):
+            after = take_over(before, Here(host, "boot2", NOW), {})
+            assert isinstance(after, FleetView)
+            before = await engine.fleet.fleet.write(before, after, LONG_S)
+        async with asyncio.timeout(LONG_S):
+            while supervisor.session is not None:
+                await asyncio.sleep(0.02)
+        engine.fleet.silent = True
+        again = qemu_factory([Disk(tmp_path / "a.qcow2")])
+        async with asyncio.timeout(LONG_S):
+            while supervisor.session is None:
+                await asyncio.sleep(0.02)
+        await leave(again)
+        engine.fleet.silent = False
+        found = await owned_by(engine, None)
+        assert found.owner is not None
+        assert found.owner.epoch == 4
+
+
+async def test_a_guest_that_leaves_in_the_moment_of_a_pause_is_released(member: Make, qemu: Qemu) -> None:
+    """Its last stop is taken for one of pivotd's own at first."""
+    engine = await member(OnSilence.RESUME)
+    async with owners_of(engine):
+        supervisor = await engine.connect(qemu)
+        await owned_by(engine, "h1")
+        async with supervisor.window:
+            await leave(qemu)
+            async with asyncio.timeout(LONG_S):
+                while supervisor.session is None or not supervisor.session.stops:
+                    await asyncio.sleep(0.02)
+        await owned_by(engine, None)
