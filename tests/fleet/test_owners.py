@@ -14,6 +14,7 @@ from pivotd.core.rules.fleet_owners import take_over
 from pivotd.core.rules.fleet_pivots import Here
 from pivotd.core.rules.fleet_words import fleet_verdict
 from pivotd.fleet.store import EtcdFleet
+from tests.cli.ctl import ctl
 from tests.conftest import QemuFactory
 from tests.fleet.conftest import Settings
 from tests.fleet.etcd import Cluster
@@ -161,6 +162,30 @@ async def test_a_guest_that_was_taken_since_is_not_released(
     with guest.daemon("h1") as first:
         await recorded(first, "release-settled")
     assert await fleet.read("web1", LONG_S) == view
+
+
+async def test_a_guest_that_left_unseen_is_taken_where_it_runs(
+    cluster: Cluster, fleet_of: Settings, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """Its old host had lost pivotd and QEMU by then: nothing is released by guess, and the runbook helps."""
+    fleet = fleet_of(*cluster.urls, prefix=f"/{tmp_path.name}/")
+    guest = Leaving(cluster, fleet, qemu_factory, tmp_path)
+    with guest.daemon("h1"):
+        await guest.owner(1)
+    await asyncio.to_thread(guest.old.spy, "migrate", {"uri": f"unix:{guest.socket}"})
+    async with asyncio.timeout(LONG_S):
+        while await asyncio.to_thread(guest.new.run_state) != "running":
+            await asyncio.sleep(0.05)
+    await asyncio.to_thread(guest.old.kill)
+    copy = ("copy", "web1", f"disk0={tmp_path / 'b.qcow2'}")
+    with guest.daemon("h1"), guest.daemon("h2") as second:
+        refused = await asyncio.to_thread(second.ctl, *copy)
+        assert (refused.status, "belongs to host h1" in refused.json["error"]["message"]) == (4, True), refused
+        options = ("--endpoints", ",".join(cluster.urls), "--prefix", f"/{tmp_path.name}/", "--host", "h2")
+        taken = await asyncio.to_thread(ctl, "fleet", *options, "take", "web1", "--fenced")
+        assert taken.status == 0, taken
+        assert (await asyncio.to_thread(second.ctl, *copy)).status == 0
+    assert (await guest.owner(2)).owner.host == "h2"  # type: ignore[union-attr]
 
 
 def made(directory: Path) -> Path:
