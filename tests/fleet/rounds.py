@@ -164,16 +164,26 @@ class FleetRounds:
         That is so if etcd did not answer the request for the host's last pivot, or was made to forget the guest.
         """
         here, images = self.site.here, self.site.images
-        for disk, one in (here.words() or {}).items():
-            if disk not in images or (one["certain"] and one["image"] == images[disk]):
-                continue
-            last = next(pivot for pivot in journal(here.daemon.state_dir) if any(d.disk == disk for d in pivot.disks))
-            unknown = last.fleet_epoch is None or self.site.view().disk(disk) is None
-            self._check(unknown and not one["certain"], f"its host says of {disk}: {one['reason']}")
+
+        def doubted() -> dict[str, Any]:
+            words = here.words() or {}
+            right = {disk for disk, one in words.items() if one["certain"] and one["image"] == images.get(disk)}
+            return {disk: words.get(disk, {"reason": "no answer"}) for disk in images if disk not in right}
+
+        known = {disk for disk in images if self._is_known(disk)}
+        until(lambda: known.isdisjoint(doubted()), OWNER_TIMEOUT_S)  # pivotd may not have looked at this QEMU yet
+        for disk, one in doubted().items():
+            self._check(disk not in known, f"its host says of {disk}: {one['reason']}")
             body = {"image": images[disk], "format": "qcow2", "reason": "the guest has come back"}
             answer = try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{disk}/accept", body)
             self._check(bool(answer) and "kind" not in answer, f"the right image is not accepted: {answer}")
             self._summary.notes["journals from before a guest left, and came back: accepted by a person"] += 1
+
+    def _is_known(self, disk: str) -> bool:
+        """Return whether the guest's host can know the image of a disk, by its journal and the fleet."""
+        pivots = (one for one in journal(self.site.here.daemon.state_dir) if any(d.disk == disk for d in one.disks))
+        last = next(pivots, None)
+        return last is None or (last.fleet_epoch is not None and self.site.view().disk(disk) is not None)
 
     # -- the strike
 
