@@ -38,6 +38,7 @@ from tests.fleet.judge import FleetJudge
 from tests.fleet.outages import Outages
 from tests.fleet.plan import FleetRound, Summary, Victim, Weather, random_round
 from tests.fleet.wires import Message, Place, Struck
+from tests.support.history import verdicts
 from tests.support.seeds import drawn
 
 CLOSE_TIMEOUT_S = 120.0
@@ -116,6 +117,11 @@ class FleetRounds:
         self._heal()
         if not self._settled():
             return
+        behind = {
+            one.disk for one in verdicts(journal(site.here.daemon.state_dir)) if one.image != site.images[one.disk]
+        }
+        for disk in behind:  # only the fleet knows where they are
+            self._accept_word(disk)
         site.forget()
         struck = site.here.wires.arm(Message.CLAIM, self._round.place)
         site.here.restart(wait=False)
@@ -161,7 +167,7 @@ class FleetRounds:
     def _accept(self) -> None:
         """Let a person say where the guest is, if its host cannot know: it has come back, and moves from before may be missing.
 
-        That is so if etcd did not answer the request for the host's last pivot, or was made to forget the guest.
+        That is so if etcd did not answer the request for the host's last pivot.
         """
         here, images = self.site.here, self.site.images
 
@@ -174,10 +180,14 @@ class FleetRounds:
         until(lambda: known.isdisjoint(doubted()), OWNER_TIMEOUT_S)  # pivotd may not have looked at this QEMU yet
         for disk, one in doubted().items():
             self._check(disk not in known, f"its host says of {disk}: {one['reason']}")
-            body = {"image": images[disk], "format": "qcow2", "reason": "the guest has come back"}
-            answer = try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{disk}/accept", body)
-            self._check(bool(answer) and "kind" not in answer, f"the right image is not accepted: {answer}")
-            self._summary.notes["journals from before a guest left, and came back: accepted by a person"] += 1
+            self._accept_word(disk)
+
+    def _accept_word(self, disk: str) -> None:
+        here, image = self.site.here, self.site.images[disk]
+        body = {"image": image, "format": "qcow2", "reason": "the guest has come back"}
+        answer = try_call(here.daemon, "POST", f"/v1/domains/{DOMAIN}/disks/{disk}/accept", body)
+        self._check(bool(answer) and "kind" not in answer, f"the right image is not accepted: {answer}")
+        self._summary.notes["journals from before a guest left, and came back: accepted by a person"] += 1
 
     def _is_known(self, disk: str) -> bool:
         """Return whether the guest's host can know the image of a disk, by its journal and the fleet."""
