@@ -11,10 +11,10 @@ from pivotd.app.registry import Host
 from pivotd.client.requests import AcceptRequest
 from pivotd.core import nbd
 from pivotd.core.fleet import FleetImage
-from pivotd.core.pivot import Accepted, Image, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Accepted, FleetStage, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
 from pivotd.core.rules.fleet_owners import accepting
-from pivotd.core.rules.fleet_pivots import Here
+from pivotd.core.rules.fleet_pivots import Here, epoch_of
 from pivotd.core.verdict import Presence, Verdict
 from pivotd.engine.pivot_log import by
 from pivotd.engine.ports import Fleet
@@ -60,10 +60,12 @@ class Accepting:
             image_format = word.format or await self._format(domain, disk, image)
             accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
             disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
-            await self._tell_fleet(pivot, disk, FleetImage(image, image_format))
+            epoch = await self._tell_fleet(pivot, disk, FleetImage(image, image_format))
+            if pivot.fleet is FleetStage.ANNOUNCED:
+                epoch = pivot.fleet_epoch  # under which its outcome can still be told
             facts = {"disk": disk, "image": image, "format": accepted.format, "reason": word.reason, "uid": who.uid}
             try:
-                await self._journal.advance(pivot, "image-accepted", facts, disks=disks)
+                await self._journal.advance(pivot, "image-accepted", facts, disks=disks, fleet_epoch=epoch)
             except RevisionConflictError:
                 raise ConflictError(
                     f"another request has changed {domain} {disk} meanwhile: look and try again"
@@ -71,10 +73,13 @@ class Accepting:
             told = {"disk": disk, "image": image, "reason": word.reason, **by(who)}
             log.warning("domain.image-accepted", domain=domain, pivot=pivot.id, **told)
 
-    async def _tell_fleet(self, pivot: Pivot, disk: str, image: FleetImage) -> None:
-        """Raises: ConflictError: the word of this host does not count; FleetError: nothing is known to be told."""
+    async def _tell_fleet(self, pivot: Pivot, disk: str, image: FleetImage) -> int | None:
+        """Return the epoch of the guest's owner, None without a fleet.
+
+        Raises: ConflictError: the word of this host does not count; FleetError: nothing is known to be told.
+        """
         if self._fleet is None:
-            return
+            return None
         fleet = self._fleet
         try:
             view = await fleet.read(pivot.domain, fleet.timeout_s)
@@ -86,6 +91,7 @@ class Accepting:
         except FleetError as error:
             error.message += "; your word is not recorded here: repeat the command"
             raise
+        return epoch_of(after)
 
     async def _last(self, domain: str, disk: str) -> tuple[Pivot, PivotDisk]:
         latest = await self._reads.latest(domain, disk)

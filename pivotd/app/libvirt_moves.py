@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
-from pivotd.core.pivot import Accepted, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Accepted, FleetStage, Phase, Pivot, PivotDisk
 from pivotd.core.request import Manager
 from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import right_image
@@ -63,7 +63,8 @@ async def follow(domain: str, session: Session, doubts: Iterable[str], journal: 
         disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
         facts = {"disk": disk, "image": seen.filename, "format": seen.format, "reason": REASON, "uid": os.getuid()}
         try:
-            await journal.advance(pivot, "image-accepted", facts, disks=disks)
+            epoch = pivot.fleet_epoch if pivot.fleet is FleetStage.ANNOUNCED else None  # the fleet hears nothing of it
+            await journal.advance(pivot, "image-accepted", facts, disks=disks, fleet_epoch=epoch)
         except RevisionConflictError:
             continue  # a request has changed it meanwhile: the next look decides
         log.info("domain.image-followed", domain=domain, pivot=pivot.id, disk=disk, image=seen.filename)

@@ -188,7 +188,10 @@ class Pivot:
     """libvirt was asked to switch under the last intent: until the outcome is recorded, either image may be next."""
     fleet: FleetStage = FleetStage.NONE
     fleet_epoch: int | None = None
-    """The epoch of the guest's owner when the pivot was accepted or, later, announced to the fleet; 0: it had none."""
+    """The epoch of the guest's owner when the pivot was accepted, then announced, then settled by a person's word.
+
+    0: it had none; None: no fleet, or it did not answer.
+    """
     revision: int = 0
     """Counts the changes; the journal refuses a change that is not based on the last one."""
     undo_of: str | None = None

@@ -9,7 +9,7 @@ import pytest
 
 from pivotd.core.fleet import ACCEPTED, FleetImage, FleetView, OnSilence
 from pivotd.core.overwritten import Overwritten, doubted
-from pivotd.core.pivot import FleetStage, Outcome, Phase, Pivot
+from pivotd.core.pivot import Accepted, FleetStage, Outcome, Phase, Pivot
 from pivotd.core.rules.fleet_changes import announced
 from pivotd.core.rules.fleet_local import DiskHere, disks_of, together, unanswered, unknown_here
 from pivotd.core.verdict import Presence as At
@@ -127,6 +127,10 @@ def test_a_pivot_that_has_moved_nothing_hides_no_later_move(accepted: int | None
     assert (one.certain, one.image == ELSE.filename) == (certain, certain)
     moved = replace(TOLD, fleet=FleetStage.NONE, fleet_epoch=accepted)
     assert not said(view(epoch=5, disks=(replace(told(ELSE), epoch=written),)), here(moved)).certain
+    word = Accepted(OLD.filename, OLD.format, NOW, 0, "compared")
+    settled = replace(TOLD, fleet_epoch=accepted, disks=(replace(TOLD.disks[0], accepted=word),))
+    one = said(view(epoch=5, disks=(replace(told(ELSE), epoch=written),)), here(settled))
+    assert (one.certain, one.image == ELSE.filename) == (certain, certain)
 
 
 def test_an_announced_pivot_of_a_later_owner_came_after_one_that_was_given_up():

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -271,6 +272,12 @@ async def test_a_persons_word_is_told_to_the_fleet(site: Site, qemu: Qemu, tmp_p
         assert answer.status == 4, answer
         assert "belongs to host h2" in answer.json["error"]["message"]
         assert await site.view() == told
+        assert told.owner is not None
+        last = FleetImage(str(create_image(tmp_path / "d.qcow2")), "qcow2")
+        moved = FleetDisk("disk0", last, disk.image, Outcome.SWITCHED, "01X", told.owner.epoch, NOW)
+        await site.fleet.write(told, replace(told, disks=(moved,)), LONG_S)
+        await site.taken_by("h1")
+        assert (await ctl("image", "web1", "disk0")).json["image"] == last.filename, "it was moved after that word"
 
 
 async def test_a_pivot_of_another_hosts_guest_is_refused_at_once(site: Site, qemu: Qemu, tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from typing import NamedTuple
 from pivotd.core.actions import Resume, TellFleet
 from pivotd.core.attempt import Attempt
 from pivotd.core.fleet import FleetImage, FleetView, OnSilence
-from pivotd.core.pivot import FleetStage, Identity, Image, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Accepted, FleetStage, Identity, Image, Outcome, Phase, Pivot, PivotDisk
 from pivotd.core.request import CopyOptions, Kind, Manager, Requester
 from pivotd.core.rules.fleet_local import DiskHere, together
-from pivotd.core.rules.fleet_owners import leaving, meeting, take_over
+from pivotd.core.rules.fleet_owners import accepting, leaving, meeting, take_over
 from pivotd.core.rules.fleet_pivots import (
     Here,
     Superseded,
@@ -60,6 +60,8 @@ class FleetBounds:
     """The fleet refuses a write if anything has changed since the view was read; False: what would happen otherwise."""
     alone: int = 0
     """How many pivots are made while no fleet is configured; the fleet names older images then, and that host must not."""
+    words: int = 0
+    """How often a person says on the guest's host, with one disk, that it is where it runs."""
     unfenced: bool = False
     """The guest may be taken while it stands still in a pause of a host that only seemed dead."""
     manager: Manager = Manager.PIVOTD
@@ -68,7 +70,7 @@ class FleetBounds:
         return (
             f"fleet, {self.on_silence}, {self.manager}, S to {' to '.join(self.targets)}, {self.disks} disk(s), "
             f"{self.restarts} restart(s), {self.migrations} migration(s), {self.takes} take(s), {self.losses} lost"
-            f"{f', {self.alone} alone' * bool(self.alone)}{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
+            f"{f', {self.alone} alone' * bool(self.alone)}{f', {self.words} word(s)' * bool(self.words)}{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
         )
 
 
@@ -85,6 +87,8 @@ class Local(NamedTuple):
     """Of the guest's owner when the pivot was accepted, or announced; None: the fleet did not answer."""
     alone: bool = False
     """Made while no fleet was configured."""
+    word: str = ""
+    """The image of the disk by a person's word."""
 
 
 class Host(NamedTuple):
@@ -121,6 +125,7 @@ class State(NamedTuple):
     takes: int = 0
     losses: int = 0
     alone: int = 0
+    words: int = 0
     stale: bool = False
     """The fleet has missed a move."""
     foul: int | None = None
@@ -144,7 +149,7 @@ class Model:
             FleetView("web1"), (Host(), Host()),
             roots="S" * bounds.disks, ok=frozenset((disk, "S") for disk in range(bounds.disks)),
             restarts=bounds.restarts, migrations=bounds.migrations, takes=bounds.takes,
-            losses=bounds.losses, alone=bounds.alone,
+            losses=bounds.losses, alone=bounds.alone, words=bounds.words,
         )  # fmt: skip
 
     def _pivot(self, local: Local, number_of: int) -> Pivot:
@@ -158,7 +163,8 @@ class Model:
                 Image(f"/{target}{index}", "raw", f"d{index}"),
             )
             ended = outcome[local.outcomes[index]] if local.outcomes else None
-            disks.append(PivotDisk(f"disk{index}", index, "", 1, old, new, "job", outcome=ended))
+            word = Accepted(f"/{local.word}{index}", "raw", NOW, 0, "") if local.word else None
+            disks.append(PivotDisk(f"disk{index}", index, "", 1, old, new, "job", outcome=ended, accepted=word))
         phase = {"ready": Phase.READY, "pausing": Phase.PAUSING, "decided": Phase.DECIDED, "closed": Phase.CLOSED}
         return Pivot(
             f"pivot{number_of}", "", "web1", "", Kind.COPY, phase[local.phase], Requester(0, 0, 0),
@@ -219,6 +225,8 @@ class Model:
         return s._replace(hosts=(hosts[0], hosts[1]))
 
     def people(self, s: State) -> Iterator[tuple[str, State]]:
+        if s.guest is not None and s.run and s.words:
+            yield from self.accepts(s, s.guest)
         other = None if s.guest is None else 1 - s.guest
         if other is not None and s.run and s.migrations:
             yield from self.migrates(s, other)
@@ -287,6 +295,20 @@ class Model:
             yield f"the guest starts again on {HOSTS[at]}: {roots}", started
             return
         yield from self.writes(s, tell, f"`image` on {HOSTS[at]} tells {roots}", started)
+
+    def accepts(self, s: State, at: int) -> Iterator[tuple[str, State]]:
+        """A person says that the guest is right where it runs: its fleet learns of it first, if there is one."""
+        host = s.hosts[at]
+        if not host.journal or host.journal[-1].phase != "closed" or host.left or not self.right(s, 0, image_of(s)):
+            return
+        fewer, last = s._replace(words=s.words - 1), host.journal[-1]
+        after = accepting(s.view, self.here(s, at), self.pivot(last, number(at, last)), "disk0", image_of(s))
+        if not isinstance(after, str):
+            told = self.now(fewer, at, host, word=s.roots, epoch=epoch_of(after))
+            yield from self.writes(fewer, after, f"a person accepts {s.roots} on {HOSTS[at]}", told)
+        if self.bounds.alone:
+            untold = self.now(fewer, at, host, word=s.roots, epoch=None, alone=True)._replace(stale=True)
+            yield f"a person accepts {s.roots} on {HOSTS[at]}, without a fleet", untold
 
     def virsh_start(self, s: State) -> Iterator[tuple[str, State]]:
         """Libvirt starts its guest again without a question to pivotd: from either image, while both are complete."""
@@ -473,6 +495,11 @@ def knows(s: State, host: Host) -> bool:
     return not s.stale or any(local.alone for local in host.journal)
 
 
+def image_of(s: State) -> FleetImage:
+    """Return the image of the first disk of the guest."""
+    return FleetImage(f"/{s.roots[0]}0", "raw")
+
+
 def number(at: int, local: Local) -> int:
     """Return a number that no other pivot has."""
     return local.number * 10 + at
@@ -529,7 +556,7 @@ def main() -> None:
     parser.add_argument("--manager", type=Manager, default=Manager.PIVOTD, choices=list(Manager))
     parser.add_argument("--targets", default="D")
     parser.add_argument("--unfenced", action="store_true")
-    for name in ("disks", "restarts", "migrations", "takes", "losses", "alone"):
+    for name in ("disks", "restarts", "migrations", "takes", "losses", "alone", "words"):
         parser.add_argument(f"--{name}", type=int, default=getattr(FleetBounds(), name))
     found = search(FleetBounds(**vars(parser.parse_args())))
     print(found)  # noqa: T201 - a command

@@ -26,8 +26,10 @@ HOSTS = [
     *(FleetBounds(on_silence=mode, restarts=0, unfenced=True) for mode in OnSilence),
     *(FleetBounds(on_silence=mode, manager=Manager.LIBVIRT) for mode in OnSilence),
     FleetBounds(targets="DEF", takes=0, losses=0, alone=1),
+    FleetBounds(targets="DE", takes=0, losses=0, alone=1, words=1),
 ]
 HOSTS_LONG = [
+    FleetBounds(targets="DE", migrations=1, takes=0, losses=0, words=1),
     *(FleetBounds(on_silence=mode, targets="DE") for mode in OnSilence),
     *(FleetBounds(on_silence=mode, migrations=1, losses=2) for mode in OnSilence),
     *(FleetBounds(on_silence=mode, targets="DE", migrations=2, takes=0, losses=0) for mode in OnSilence),

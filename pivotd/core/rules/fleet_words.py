@@ -105,7 +105,7 @@ def worth(view: FleetView, pivot: Pivot, disk: PivotDisk) -> Worth:
     kept = disk.outcome in {None, Outcome.KEPT, Outcome.MERGED} and disk.accepted is None
     if word.image is not None:
         told = pivot.fleet is FleetStage.TOLD and disk.accepted is None
-        later = told or (kept and _is_later(view, pivot, disk.disk))
+        later = told or ((kept or disk.accepted is not None) and _is_later(view, pivot, disk.disk))
         if word.image == FleetImage(right.filename, right.format):
             return Worth.CERTAIN
         return Worth.FLEETS if later else Worth.CONTRADICTS
@@ -113,7 +113,9 @@ def worth(view: FleetView, pivot: Pivot, disk: PivotDisk) -> Worth:
 
 
 def _is_later(view: FleetView, pivot: Pivot, disk: str) -> bool:
-    """Return whether the fleet's word on a disk was written after a pivot was accepted: under a later owner.
+    """Return whether the fleet's word on a disk was written after a pivot, or a person's word, was accepted here.
+
+    It was if it was written under a later owner.
 
     Moves that were made while no fleet was configured, and of which it has not heard, are then older too, or in a later
     pivot of the journal.
