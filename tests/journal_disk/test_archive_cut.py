@@ -26,7 +26,7 @@ from tests.support.seeds import seed
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
 CHANCES = int(os.environ.get("PIVOTD_DISK_CHANCES", "1"))
-STRIDE = int(os.environ.get("PIVOTD_DISK_STRIDE", "16"))
+STRIDE = int(os.environ.get("PIVOTD_DISK_STRIDE", "64"))
 FAULTS_MAX = 2000
 CUT_STRIDE = int(os.environ.get("PIVOTD_DISK_STRIDE", "40"))
 FINISHED_EVERY = 5
@@ -148,7 +148,7 @@ def test_every_power_cut_leaves_each_row_in_one_file_or_in_both(disk: Disk, ram:
 
 
 CASES = [
-    (what, how, lasting)
+    pytest.param(what, how, lasting, marks=[pytest.mark.long] * (lasting or (what, how) == ("write", "eio")))
     for what, how in (("fsync", "eio"), ("write", "eio"), ("write", "enospc"))
     for lasting in (False, True)
 ]
@@ -158,7 +158,7 @@ CASES = [
 def test_every_failing_request_of_archiving(disk: Disk, ram: Path, what: str, how: str, lasting: bool) -> None:
     """Whichever write or fsync fails: nothing is lost or shown twice, and a later run archives it."""
     chance = random.Random(seed())
-    stride = STRIDE if what == "write" else max(1, STRIDE // 8)
+    stride = STRIDE if what == "write" else max(1, STRIDE // 16)
     struck = 0
     for nth in itertools.count(1 + chance.randrange(stride), stride):
         assert nth < FAULTS_MAX
