@@ -30,13 +30,15 @@ def test_a_guest_of_libvirts(libvirtd: Libvirtd, tmp_path: Path):
         assert found(guarded) == {}
         definition = libvirtd.directory / "other.xml"
         other = create_image(domain.image("vda", 9), size="1M")
-        definition.write_text(libvirtd.ask("dumpxml", "web1", "--inactive").replace(str(domain.image()), str(other)))
+        right = libvirtd.ask("dumpxml", "web1", "--inactive")
+        definition.write_text(right.replace(str(domain.image()), str(other)))
         libvirtd.ask("define", str(definition))
         (said,) = found(guarded).items()
         assert said[0] == "libvirt-disagrees"
         assert said[1].startswith(f"web1 vda: QEMU has {domain.image()}, ")
         assert f"its next boot {other}" in said[1]
-        libvirtd.ask("define", str(libvirtd.directory / "web1.xml"))
+        definition.write_text(right)
+        libvirtd.ask("define", str(definition))
         libvirtd.ask("suspend", "web1")
         (said,) = found(guarded).items()
         assert said[0] == "guest-paused"
