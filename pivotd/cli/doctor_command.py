@@ -48,14 +48,17 @@ class Examined:
     health: Health | None
 
     def findings(self, ignored: tuple[str, ...] = ()) -> list[DoctorFinding]:
-        """Return what was found, the errors first; ``ignored``: without these checks."""
+        """Return what was found, the errors first, then by check; ``ignored``: without these checks."""
         every = [
             one
             for area in self.areas
             for one in area.findings
             if not {one.check, *(() if one.seen else one.also)} <= set(ignored)
         ]
-        return sorted(every, key=lambda one: (not one.seen, one.severity != checks.ERROR))
+        order = list(checks.CHECKS)
+        return sorted(
+            every, key=lambda one: (not one.seen, one.severity != checks.ERROR, order.index(one.check), one.remedy)
+        )
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Everything that is wrong here, with what to do.")

@@ -36,7 +36,7 @@ def show(areas: Sequence[DoctorArea], findings: Sequence[DoctorFinding], ignored
     for by in dict.fromkeys(area.by for area in areas if area.checks):
         names = dict.fromkeys(area.area for area in areas if area.checks and area.by == by)
         print(_folded(f"looked at by {by}: {', '.join(names)}", first=""))
-    print(_sum(findings, ignored))
+    print(_folded(_sum(findings, ignored), first=""))
 
 
 def _kind(finding: DoctorFinding) -> tuple[str, str, bool, str]:
