@@ -18,14 +18,22 @@ import pytest
 from pivotd import limits
 from pivotd.app import guest_checks
 from pivotd.app.doctor import of_status
+from pivotd.app.reads import Reads
+from pivotd.app.service import DaemonService
+from pivotd.client import checks
 from pivotd.client.answers import FleetNode, FleetStatus, FleetUndecided
+from pivotd.config import Config
+from pivotd.errors import JournalError
 from tests.app.conftest import Host
+from tests.app.test_alarms import reads
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.support.hung_storage import HungStorage
 from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.tiny_guest import TinyGuest
 from tests.support.waiting import until
 
+__all__ = ["reads"]
 pytestmark = pytest.mark.qemu
 ULID = "01K9ABCDEFGHJKMNPQRSTV0000"
 """Of a pivot that no journal here knows."""
@@ -95,7 +103,11 @@ def ward() -> Iterator[tuple[Any, Ward]]:
         made.domains["ancient"] = host.directory / "ancient.qmp"
         made.domains["off"] = host.directory / "off.qmp"
         _full(made, stack)
-        host.start(made.domains)
+        broken = _broken(made, stack)
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(host.directory / "no name!.found"))
+        host.start(made.domains, f'discover = ["{host.directory}/*.found"]')
+        assert until(lambda: broken.run_state() == "io-error")
         yield doctor(host), made
 
 
@@ -148,6 +160,18 @@ def _full(ward: Ward, stack: ExitStack) -> None:
         ward.qemu("small", Disk(create_image(place / "small.qcow2"), cache="writeback"))
 
 
+def _broken(ward: Ward, stack: ExitStack) -> Qemu:
+    """Start a guest that writes to an image of which every write fails, and that stops at the first one."""
+    directory = ward.host.directory
+    image = create_image(directory / "broken.raw", image_format="raw", size="8M")
+    file = {"driver": "file", "filename": str(image)}
+    node = {"file": {"driver": "blkdebug", "image": file, "inject-error": [{"event": "pwritev", "errno": 5}]}}
+    disk = Disk(image, format="raw", bus="ide", device="werror=stop", node=node)
+    qemu = stack.enter_context(TinyGuest().qemu(directory, [disk], name="broken"))
+    ward.domains["broken"] = qemu.qmp
+    return qemu
+
+
 CASES: list[tuple[str, dict[str, str]]] = [
     ("sound", {}),
     ("off", {}),
@@ -158,6 +182,7 @@ CASES: list[tuple[str, dict[str, str]]] = [
     ("exported", {"second-writer": "nbd export e0 may write to it"}),
     ("lost", {"image-astray": "there is nothing at this name any more"}),
     ("killed", {"monitor-stale": "no process listens on this socket"}),
+    ("broken", {"guest-stopped": "io-error: an I/O error of one of its images has stopped it"}),
     ("ancient", {"qemu-version": "QEMU 5.2.0 is too old"}),
     ("busy", {"monitor-busy": "another client holds this monitor"}),
 ]
@@ -181,6 +206,14 @@ def test_little_room_under_an_image(ward: tuple[Any, Ward]):
     place = str(made.host.directory / "small")
     rooms = [one for area in report["areas"] for one in area["findings"] if one["subject"] == place]
     assert [(one["check"], one["severity"]) for one in rooms] == [("storage-room", "error")]
+
+
+def test_a_socket_that_is_not_adopted(ward: tuple[Any, Ward]):
+    """It is told by its path, with what is wrong with its name."""
+    report, made = ward
+    skipped = [one for area in report["areas"] for one in area["findings"] if one["check"] == "monitor-skipped"]
+    assert [one["subject"] for one in skipped] == [str(made.host.directory / "no name!.found")]
+    assert "no domain name" in skipped[0]["what"]
 
 
 def test_a_guest_that_is_off_counts_as_that(ward: tuple[Any, Ward]):
@@ -207,6 +240,60 @@ def test_what_goes_away_is_not_found_any_more(host: Host):
     assert found(doctor(host), "web1").keys() == {"guest-paused"}
     qemu.spy("cont")
     assert found(doctor(host), "web1") == {}
+
+
+def test_a_journal_that_takes_no_record(host: Host):
+    """A full state directory is told once a record could not be written, and no more once one could."""
+    state = host.directory / "state"
+    state.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(state)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mount: needs root")
+    try:
+        daemon = host.start()
+        filler = state / "filler"
+        subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=1k"], check=False, capture_output=True)
+        assert failing(doctor(host)) == set()
+        while host.add(f"d{len(host.domains())}", host.directory / f"{len(host.domains())}.qmp").status == 201:
+            pass
+        assert failing(doctor(host)) == {"journal-failing"}
+        filler.unlink()
+        assert host.add("more", host.directory / "more.qmp").status == 201
+        assert failing(doctor(host)) == set()
+        daemon.kill()
+    finally:
+        subprocess.run(["umount", "--lazy", str(state)], check=True)
+
+
+def failing(report: Any) -> set[str]:
+    return {one["check"] for area in report["areas"] if area["area"] == "journal" for one in area["findings"]}
+
+
+async def test_a_pivot_that_has_waited_for_long(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """After a day at ready it is told, with its id; not before; and if its driver fails again and again, that as well."""
+    await engine.connect(qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))]))
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, pivot=False)
+    await engine.resting(driver)
+    service = DaemonService(Config(), engine.host, engine.journal, reads)
+    assert not [one for area in (await service.doctor()).areas for one in area.findings if one.check == "pivot-waits"]
+    monkeypatch.setattr(checks, "DAY_S", 0)
+    told = [one for area in (await service.doctor()).areas for one in area.findings if one.check == "pivot-waits"]
+    assert [one.subject for one in told] == [f"web1, pivot {driver.pivot.id}"]
+
+    async def fail() -> None:
+        raise JournalError("the journal takes no record")
+
+    monkeypatch.setattr(driver, "_step", fail)
+    driver.wake()
+    async with asyncio.timeout(20):
+        while driver.failing is None:
+            await asyncio.sleep(0.01)
+    told = [one for area in (await service.doctor()).areas for one in area.findings if one.check == "pivot-fails"]
+    assert [(one.subject, one.what) for one in told] == [
+        (f"web1, pivot {driver.pivot.id}", "the journal takes no record")
+    ]
 
 
 def test_storage_that_hangs(host: Host):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pivotd.cli import doctor_daemon
 from pivotd.client import checks
 from tests.cli.ctl import REPOSITORY, Answer, ctl
 from tests.support.daemon import Daemon
@@ -169,6 +170,15 @@ def test_two_daemons_with_one_configuration(ward: Ward):
         answer = ward.doctor()
     assert found(answer) == {"two-daemons"}
     assert str(other.pid) in findings(answer, "two-daemons")[0]["what"]
+
+
+def test_a_daemon_of_another_version(ward: Ward, monkeypatch: pytest.MonkeyPatch):
+    """After an upgrade the old one runs on: both versions are named."""
+    monkeypatch.setattr(doctor_daemon, "__version__", "9.9.9")
+    asked = doctor_daemon.ask(str(ward.daemon.socket), "test")
+    assert [one.check for one in asked.area.findings] == ["daemon-version"]
+    assert asked.area.findings[0].what.endswith("this pivotctl 9.9.9")
+    assert asked.report is not None
 
 
 def test_a_daemon_that_hangs(ward: Ward):

@@ -163,6 +163,13 @@ def test_a_journal_that_others_can_open(tmp_path: Path, monkeypatch: pytest.Monk
     assert [(one.check, one.severity) for one in findings] == [("journal-open", severity)]
 
 
+def test_a_large_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Above the bound it is told, and it is still sound."""
+    place = made(tmp_path, monkeypatch, [NOW])
+    monkeypatch.setattr(limits, "DOCTOR_JOURNAL_BYTES_MAX", 10_000)
+    assert states(place) == {"journal-large": "found"}
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A state directory without room is an error, before the first record has failed."""
     place = tmp_path / "disk"
@@ -221,6 +228,9 @@ def test_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with_pivot(place, tmp_path, lambda one: one, Outcome.SWITCHED)
     (tmp_path / "destination1.qcow2").unlink()
     assert states(place, verdicts=True) == {"image-lost": "found"}
+    (tmp_path / "destination1.qcow2").touch()
+    shutil.copy(place / "journal.db", tmp_path / "copy.db")
+    assert states(tmp_path / "copy.db", verdicts=True) == {"journal-restored": "found", "verdict-uncertain": "found"}
 
 
 def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

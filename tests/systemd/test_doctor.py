@@ -190,6 +190,32 @@ def test_units_with_drop_ins(host: Host):
     assert Told(host).found == set()
 
 
+def test_a_daemon_that_died(host: Host):
+    """Within an hour it is told how often systemd had to start it; a restart by a person ends that."""
+    pid = host.main_pid()
+    host.container.run("kill", "-9", str(pid))
+    assert until(lambda: host.main_pid() not in {0, pid})
+    assert until(lambda: connected(host, "web1"))
+    assert Told(host).found == {"unit-restarts"}
+    host.container.run("systemctl", "restart", "pivotd")
+    assert until(lambda: connected(host, "web1"))
+    assert Told(host).found == set()
+
+
+def test_a_fleet_without_a_network(host: Host):
+    """The unit as it comes has none: that is told beside the silence of etcd, with the drop-in that opens it."""
+    drop_in = host.container.inside / "etc/pivotd/pivotd.toml.d/fleet.toml"
+    drop_in.write_text('[fleet]\nendpoints = ["http://127.0.0.1:2379"]\nhost = "h1"\ntimeout_ms = 500\n')
+    try:
+        host.container.run("systemctl", "restart", "pivotd")
+        assert until(lambda: connected(host, "web1"))
+        assert Told(host).found == {"unit-network", "fleet-silent"}
+    finally:
+        drop_in.unlink()
+    host.container.run("systemctl", "restart", "pivotd")
+    assert until(lambda: connected(host, "web1"))
+
+
 def test_a_bundle(host: Host):
     """Units, their drop-ins and the log are in it, with the findings."""
     host.container.run("/usr/local/bin/pivotctl", "doctor", *ROOM, "--bundle", "/root/bundle.tar.gz")
