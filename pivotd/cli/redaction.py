@@ -11,12 +11,15 @@ GONE = "REMOVED"
 _ADDRESS = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*:\\?/\\?/)[^\s\"'\\<>]*@")
 """An address up to its last @: the user, perhaps with a password, in which anything can stand."""
 _WORDS = r"pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|key|auth(?:orization)?"
+_NAME = rf"(?<![A-Za-z0-9])(?:[\w.-]*[_.-])?(?:{_WORDS})"
 _NAMED = re.compile(
-    rf"(?P<name>(?<![A-Za-z0-9])(?:[\w.-]*[_.-])?(?:{_WORDS})(?P<end>\\*[\"'])?\]?\s*[=:]\s*)"
-    r"(?:(?P<quote>\\*[\"'])(?P<quoted>.*?)(?P=quote)|(?P<bare>[^\s,;}\]&\"']+))",
+    rf"(?P<name>{_NAME}(?P<end>\\*[\"'])?\]?(?P<sep>\s*[=:][ \t]*))"
+    r"(?:(?P<quote>\\*[\"'])(?P<quoted>.*?)(?<!\\)(?P=quote)|(?P<bare>(?(end)[^\s,;}\]&\"']+|[^\s,;}\]&\"'][^\n\"']*)))",
     re.IGNORECASE,
 )
 """``name = value``, ``--name=value``, ``"name": "value"``, of names that end in one of the words."""
+_ASSIGNED = re.compile(rf"(?P<quote>[\"'])(?P<name>{_NAME}=)[^\n]*?(?P=quote)", re.IGNORECASE)
+"""``Environment="NAME=a value"`` of systemd."""
 _BEARER = re.compile(r"\b(?P<name>Bearer|Basic)\s+[A-Za-z0-9+/=._~-]{8,}")
 _BLOCK = re.compile(r"-----BEGIN [^-]+-----.*?(?:-----END [^-]+-----|\Z)", re.DOTALL)
 _SYSTEMD = re.compile(r"^(?P<name>\s*SetCredential(?:Encrypted)?=[^:\n]*:).*$", re.MULTILINE)
@@ -30,12 +33,19 @@ def clean(text: str) -> str:
     text = _SYSTEMD.sub(lambda found: found["name"] + GONE, text)
     text = _ADDRESS.sub(lambda found: f"{found['scheme']}{GONE}@", text)
     text = _BEARER.sub(lambda found: f"{found['name']} {GONE}", text)
+    text = _ASSIGNED.sub(lambda found: f"{found['quote']}{found['name']}{GONE}{found['quote']}", text)
     return _NAMED.sub(_without_value, text)
 
 
 def _without_value(found: re.Match[str]) -> str:
-    value = found["bare"] if found["quote"] is None else found["quoted"]
-    if _HARMLESS.fullmatch(value):
+    """Return a named value without what is secret; one without quotes ends at a blank unless blanks stand before it."""
+    value, rest = found["quoted"], ""
+    if found["quote"] is None:
+        value = found["bare"]
+        if found["end"] is None and not found["sep"].endswith((" ", "\t")):
+            value, blank, rest = value.partition(" ")
+            rest = blank + rest
+    if _HARMLESS.fullmatch(value.strip()):
         return found[0]
     quote = found["quote"] or found["end"] or ""
-    return f"{found['name']}{quote}{GONE}{quote}"
+    return f"{found['name']}{quote}{GONE}{quote}{_NAMED.sub(_without_value, rest)}"
