@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 
 GONE = "REMOVED"
-_ADDRESS = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*:\\?/\\?/)[^\s\"'\\<>]*@")
+_ADDRESS = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,30}:\\?/\\?/)[^\s\"'\\<>]{0,2000}@")
 """An address up to its last @: the user, perhaps with a password, in which anything can stand."""
 _WORDS = r"pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|key|auth(?:orization)?"
-_NAME = rf"(?<![A-Za-z0-9])(?:[\w.-]*[_.-])?(?:{_WORDS})"
+_NAME = rf"(?<![A-Za-z0-9])(?:[\w.-]{{0,60}}[_.-])?(?:{_WORDS})"
 _NAMED = re.compile(
     rf"(?P<name>{_NAME}(?P<end>\\*[\"'])?\]?(?P<sep>\s*[=:][ \t]*))"
     r"(?:(?P<quote>\\*[\"'])(?P<quoted>.*?)(?<!\\)(?P=quote)|(?P<bare>(?(end)[^\s,;}\]&\"']+|[^\s,;}\]&\"'][^\n\"']*)))",
