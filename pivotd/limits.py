@@ -284,6 +284,8 @@ DOCTOR_S = 30.0
 """How long the daemon looks for what is wrong with all guests; what it has not seen by then is told as that."""
 DOCTOR_AT_ONCE = 16
 """Disks whose images are looked at at once: each has a thread."""
+DOCTOR_GUESTS_AT_ONCE = 64
+"""QEMUs that are asked at once; those that hang have 5 s for each question."""
 DOCTOR_HEALTH_S = 10.0
 """A daemon that has not said how it is by then hangs; it waits for a pause at most, and answers in milliseconds."""
 DOCTOR_JOURNAL_S = 60.0

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from pivotd import __version__, limits
 from pivotd.app import guest_checks, image_checks
@@ -82,20 +81,23 @@ class Doctor:
     # -- guests and their disks
 
     async def _guests(self, deadline: float) -> dict[str, Looked]:
-        turns = asyncio.Semaphore(limits.DOCTOR_AT_ONCE)
-        supervisors = sorted(self._host.supervisors.items())
+        turns, guests = asyncio.Semaphore(limits.DOCTOR_AT_ONCE), asyncio.Semaphore(limits.DOCTOR_GUESTS_AT_ONCE)
+        names = sorted(self._host.supervisors)
 
-        async def look(name: str, work: Coroutine[Any, Any, Looked]) -> Looked:
+        async def look(name: str) -> Looked:
             try:
-                async with asyncio.timeout_at(deadline):
-                    return await work
+                async with asyncio.timeout_at(deadline), guests:
+                    async with self._reads.door:
+                        await asyncio.sleep(0)  # one at a time, and none while a guest is in its pause
+                    supervisor = self._host.supervisors.get(name)
+                    # One that was forgotten meanwhile has no trouble.
+                    return Looked() if supervisor is None else await guest_checks.look(supervisor, turns)
             except (TimeoutError, PivotdError) as error:
                 why = error.message if isinstance(error, PivotdError) else f"no answer within {limits.DOCTOR_S:.0f} s"
                 made = (*checks.of_area("guests"), *checks.OF_DISK)
                 return Looked([checks.unseen(made, name, why, AGAIN)])
 
-        found = await asyncio.gather(*(look(name, guest_checks.look(one, turns)) for name, one in supervisors))
-        return dict(zip((name for name, _ in supervisors), found, strict=True))
+        return dict(zip(names, await asyncio.gather(*map(look, names)), strict=True))
 
     def _of_guests(self, looked: dict[str, Looked], stale: Found) -> Iterable[DoctorArea]:
         every: Found = [finding for one in looked.values() for finding in one.findings] + stale

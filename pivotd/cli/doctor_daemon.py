@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pivotd import __version__, limits
-from pivotd.cli.doctor_journal import Looked
+from pivotd.cli.doctor_journal import GROUP, Looked
 from pivotd.cli.doctor_units import SERVICE, Units
 from pivotd.client import Client, DoctorArea, DoctorFinding, DoctorReport, Health, checks
 from pivotd.client.checks import found, unseen
@@ -109,6 +109,9 @@ def only_one(looked: Looked, units: Units, config: Path | None, by: str) -> Doct
     remedy = "see which one is meant to be there, and stop the other: the second one can do nothing"
     findings = []
     owner, main = looked.owner_pid, units.main_pid
+    if not looked.owner_seen:
+        why = "you may not see which process has the journal"
+        findings.append(unseen(("two-daemons",), None, why, GROUP))
     if looked.awaited:
         what = f"a daemon waits for the journal, which process {owner or '?'} has"
         findings.append(found("two-daemons", looked.told["place"]["path"], what, remedy))

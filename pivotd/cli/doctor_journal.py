@@ -41,6 +41,11 @@ class Looked:
         return pid
 
     @property
+    def owner_seen(self) -> bool:
+        """Whether this user may see which process has the journal."""
+        return bool(self.told.get("place", {}).get("owner_seen"))
+
+    @property
     def awaited(self) -> bool:
         """Whether another daemon waits for the journal."""
         return bool(self.told.get("place", {}).get("awaited"))

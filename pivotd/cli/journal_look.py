@@ -69,6 +69,7 @@ def make_way(path: Path) -> None:
 def _place(path: Path) -> dict[str, Any]:
     """Return room, size and permissions of the journal, None for what this user may not see."""
     found: dict[str, Any] = {"path": str(path), "owner_pid": None, "awaited": lock.is_waited_for(path)}
+    found["owner_seen"] = _may_read(lock.lock_path(path))
     try:
         room, directory = os.statvfs(path.parent), path.parent.stat()
         found |= {
@@ -86,6 +87,17 @@ def _place(path: Path) -> dict[str, Any]:
     except OSError as error:
         found["error"] = f"{path}: {error.strerror}"
     return found
+
+
+def _may_read(path: Path) -> bool:
+    """Return whether this user can see what is in a file, or that there is none."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _facts(reader: Reader) -> dict[str, Any]:
