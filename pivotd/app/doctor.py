@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 
 from pivotd import __version__, limits
@@ -239,7 +240,7 @@ class Doctor:
         return found
 
 
-_SECTIONS = ("state_dir", "socket", "discover", "access", "pause", "log", "libvirt", "fleet", "domains")
+_SECTIONS = tuple(one.name for one in fields(Config) if one.compare)
 
 
 def of_status(status: FleetStatus, driven: Collection[str]) -> Found:

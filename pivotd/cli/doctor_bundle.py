@@ -236,6 +236,7 @@ def _daemon(bundle: _Bundle, socket: str) -> None:
         ("open-pivots", "/v1/pivots?open=true"),
         ("pivots", "/v1/pivots"),
         ("verdicts", "/v1/verdicts"),
+        ("journal", "/v1/journal"),
     ):
         bundle.gather(f"daemon/{name}.json", f"GET {target}", lambda target=target: _json(get(target)))  # type: ignore[misc]
     with contextlib.suppress(ClientError, ValueError):
@@ -258,3 +259,6 @@ def _journal(bundle: _Bundle, place: Path) -> None:
             bundle.add_bytes(path.name, path.read_bytes(), what)
         if not made:
             bundle.leave_out("journal.db", what)
+    with contextlib.suppress(OSError):
+        for path in sorted(place.glob("archive-*.db")):
+            bundle.leave_out(path.name, "archives are long over; add it by hand if it is asked for")

@@ -20,7 +20,7 @@ from pivotd.client.checks import found, unseen
 Facts = dict[str, Any]
 NOT_ALLOWED = "journal-not-allowed"
 MADE = tuple(one for one in checks.of_area("journal") if one != "journal-failing")
-OF_FACTS = ("journal-restored", "clock-behind", "clock-jumped")
+OF_FACTS = ("journal-archive", "journal-restored", "clock-behind", "clock-jumped")
 OF_FILE = ("journal-open", "journal-large")
 START = "`systemctl start pivotd`: it resumes the guest, or says why not"
 GROUP = "run it as root, or as a member of the group of the journal (docs/install.md, part 2)"
@@ -145,7 +145,8 @@ def _findings(looked: Looked, shown: Facts) -> Iterator[DoctorFinding]:
         return
     if "faults" not in told:
         yield unseen(("journal-damaged",), path, str(looked.why), "ask again, when there is less to do")
-    for fault in told.get("faults", ()):
+    archives = {fault for _, fault in told["facts"]["archives"]} if "facts" in told else set()
+    for fault in (one for one in told.get("faults", ()) if one not in archives):
         remedy = "keep the file; restore a copy from before the damage, and accept what is not certain then"
         yield found("journal-damaged", path, fault, remedy)
 
@@ -174,7 +175,12 @@ def _of_place(shown: Facts) -> Iterator[DoctorFinding]:
             yield found("journal-open", subject, f"mode {mode:04o}: {who}", remedy, severity=severity)
     if shown["size_bytes"] > limits.DOCTOR_JOURNAL_BYTES_MAX:
         what = f"it has {shown['size_bytes'] >> 20} MiB"
-        yield found("journal-large", path, what, "move old records to an archive: docs/journal.md")
+        yield found(
+            "journal-large",
+            path,
+            what,
+            "`[journal] keep` in the configuration, or `pivotctl journal archive`: docs/journal.md",
+        )
     if shown["wal_bytes"] > limits.DOCTOR_WAL_BYTES_MAX:
         what = f"its WAL has {shown['wal_bytes'] >> 20} MiB: a reader holds an old state of it"
         yield found("journal-large", f"{path}-wal", what, f"end that reader: `lsof {path}-wal`")
@@ -185,6 +191,13 @@ def _is_full(shown: Facts) -> bool:
 
 
 def _of_facts(path: str, facts: Facts) -> Iterable[DoctorFinding]:
+    for name, fault in facts["archives"]:
+        if fault is not None:
+            remedy = "restore it from a backup; what it holds cannot be shown until then, and all else works"
+            yield found("journal-archive", name, fault, remedy)
+    if facts["unread"] is not None:
+        why = "the last records are in that archive"
+        yield unseen(("clock-behind", "clock-jumped"), path, why, "restore the archive from a backup")
     if facts["is_copy"]:
         what = "this is another file than the one that the last daemon has left: it may lack the latest moves"
         remedy = "start pivotd where the guests run: it ends the doubt disk by disk, or `pivotctl verdict accept`"

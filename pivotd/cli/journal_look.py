@@ -22,7 +22,7 @@ from typing import Any
 from pivotd import limits
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import FleetStage, Pivot, Record
-from pivotd.errors import PivotdError
+from pivotd.errors import ArchiveError, PivotdError
 from pivotd.journal import lock, schema
 from pivotd.journal.reader import Reader
 
@@ -102,11 +102,17 @@ def _may_read(path: Path) -> bool:
 
 def _facts(reader: Reader) -> dict[str, Any]:
     last = reader.last_seq()
-    records = reader.events(max(0, last - RECORDS), RECORDS)
+    unread = None
+    try:
+        records = reader.events(max(0, last - RECORDS), RECORDS)
+    except ArchiveError as error:  # the archive is told by itself
+        records, unread = [], error.message
     pivots = reader.pivots(open_only=True)
     now = datetime.now(UTC)
     return {
         "last_seq": last,
+        "unread": unread,
+        "archives": [[one.name, one.fault] for one in reader.archives()],
         "last_at": records[-1].at if records else None,
         "ahead_s": (_time(records[-1]) - now).total_seconds() if records else 0.0,
         "set_back": _set_back(records, now),

@@ -22,6 +22,7 @@ from pivotd.core.pivot import FleetStage, Outcome, Phase, Pivot
 from pivotd.journal import changes
 from pivotd.journal.journal import Journal
 from tests.cli.ctl import ctl
+from tests.journal.old_pivots import archive, back_and_forth
 from tests.journal.samples import make_pivot
 from tests.support.hung_storage import HungStorage
 
@@ -161,6 +162,25 @@ def test_a_journal_that_others_can_open(tmp_path: Path, monkeypatch: pytest.Monk
     looked = doctor_journal.look(place, verdicts=False)
     findings = doctor_journal.area(looked, place, "test").findings
     assert [(one.check, one.severity) for one in findings] == [("journal-open", severity)]
+
+
+def test_an_archive_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is told by its name, once; the journal itself is not called damaged."""
+    place = made(tmp_path, monkeypatch)
+
+    async def fill() -> None:
+        journal = Journal.open(place)
+        await back_and_forth(journal, 6)
+        await archive(journal)
+        await journal.close()
+
+    asyncio.run(fill())
+    assert states(place) == {}
+    (archived,) = place.glob("archive-*.db")
+    archived.rename(tmp_path / "away")
+    looked = doctor_journal.look(place, verdicts=False)
+    findings = doctor_journal.area(looked, place, "test").findings
+    assert [(one.check, one.subject) for one in findings if one.seen] == [("journal-archive", archived.name)]
 
 
 def test_a_large_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
