@@ -82,7 +82,7 @@ def _disks(one: Reported) -> Element:
         for disk in one.pivot.disks
     ]
     heads = [el("th", name, scope="col") for name in ("Disk", "From", "To", "Size", "Outcome")]
-    caption = el("caption", "What moved; the size is what the guest sees")
+    caption = el("caption", "Disks; the size is what the guest sees")
     return el("table", caption, el("thead", el("tr", heads)), el("tbody", rows), class_="stacked")
 
 

@@ -115,12 +115,10 @@ def how_the_guest_fared(pivot: Pivot, timeline: Timeline) -> str:
             if pivot.phase == "pausing"
             else ("The guest was never paused.")
         )
-    allowed = f"at most {most} ms were allowed for each pause" if len(pauses) > 1 else f"at most {most} ms were allowed"
-    lengths = listed([took(pause.pause_ms / 1000) for pause in pauses]) if len(pauses) <= 5 else f"{len(pauses)} times"
-    said = f"The guest stood still for {lengths}"
-    if len(pauses) > 1:
-        said += f", {took(timeline.paused_ms / 1000)} together"
-    return f"{said} of {took(timeline.length_s)}; {allowed}."
+    lengths = listed([took(pause.pause_ms / 1000) for pause in pauses]) if len(pauses) <= 5 else f"{len(pauses)} pauses"
+    together = "" if len(pauses) == 1 else f" ({took(timeline.paused_ms / 1000)} together)"
+    allowed = f"at most {most} ms were allowed" + ("" if len(pauses) == 1 else " for each pause")
+    return f"The guest stood still for {lengths}{together} in {took(timeline.length_s)}; {allowed}."
 
 
 def too_long(pivot: Pivot, timeline: Timeline) -> bool:

@@ -30,6 +30,16 @@ OUT_OF_THEIR_BOXES = """
 """
 """Every text of a drawing that is wider than the box in which it stands."""
 
+BROKEN_WORDS = """
+[...document.querySelectorAll('.timing th, .timing .num, .chip, thead th')].filter(one => {
+  const text = [...one.childNodes].find(node => node.nodeType === 3 && node.data.trim());
+  if (!text || /[ -]/.test(text.data.trim())) return false;
+  const range = document.createRange(); range.selectNodeContents(text);
+  return new Set([...range.getClientRects()].filter(box => box.width > 1).map(box => Math.round(box.top))).size > 1;
+}).map(one => one.textContent)
+"""
+"""Every label of one word that does not stand in one line."""
+
 PALE = """
 (() => {
   const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);

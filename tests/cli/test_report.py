@@ -114,7 +114,7 @@ def gather_offline(state_dir: Path, choice: Choice) -> Report:
     ("pivot", "said"),
     [
         ("three-hours", "All disks have moved: the data is in the new images."),
-        ("three-hours", "The guest stood still for 6.2 ms of 3 h; at most 500 ms were allowed."),
+        ("three-hours", "The guest stood still for 6.2 ms in 3 h; at most 500 ms were allowed."),
         ("snapshot", "The disk writes to its new overlay; the image from before is the base of that, and is complete."),
         ("commit-inner", "web1: commit of inner layers of disk0"),
         ("commit-inner", "No disk has moved: the image is the same, on a shorter chain."),
@@ -123,7 +123,10 @@ def gather_offline(state_dir: Path, choice: Choice) -> Report:
         ("cancelled", "cancelled by uid 1000 at 2026-11-29"),
         ("cancelled", "The guest was never paused."),
         ("kept-after-attempts", "Nothing has moved: the old image holds the data."),
-        ("kept-after-attempts", "501 ms, 501 ms, 501 ms, 501 ms and 620 ms, 2.6 s together"),
+        (
+            "kept-after-attempts",
+            "501 ms, 501 ms, 501 ms, 501 ms and 620 ms (2.6 s together) in 1 min 52 s; at most 500 ms were allowed for each pause.",
+        ),
         ("kept-after-attempts", "the deadline passed in each of 5 attempts"),
         ("unknown", "a person must compare the images before the guest starts again."),
         ("unknown", "Nobody can be certain which image is right: a person must look."),
@@ -242,6 +245,12 @@ def test_a_verdict_that_could_not_be_had_is_said(state_dir: Path) -> None:
     report = gather_offline(state_dir, Choice(("three-hours",)))
     lacking = msgspec.structs.replace(report, verdicts={}, silent={"web1": "etcd has no majority"})
     assert "The verdict could not be had: etcd has no majority." in Page(document(lacking)).text
+
+
+def test_json_says_what_the_fleet_knows(state_dir: Path) -> None:
+    """Of a pivot that was told, and of one on a host without a fleet."""
+    known = [ctl("--offline", state_dir, "--json", "pivot", "show", pivot).json["fleet"] for pivot in ("fleet", "open")]
+    assert known == ["told", "none"]
 
 
 @pytest.mark.parametrize("fleet", ["announced", "superseded"])
