@@ -109,9 +109,13 @@ def _pivots(reads: Reads, choice: Choice) -> tuple[list[PivotWithRecords], bool]
     """Return the pivots with their records, oldest first, and whether older ones are left out."""
     if choice.ids:
         found = {pivot.id: pivot for pivot in map(reads.pivot, choice.ids)}
-        return sorted(found.values(), key=lambda pivot: pivot.records[0].seq), False
+        return sorted(found.values(), key=_order), False
     newest = list(islice(_since(reads, choice), PIVOTS_MAX + 1))
     return [reads.pivot(pivot.id) for pivot in reversed(newest[:PIVOTS_MAX])], len(newest) > PIVOTS_MAX
+
+
+def _order(pivot: PivotWithRecords) -> int:
+    return pivot.records[0].seq if pivot.records else 0
 
 
 def _since(reads: Reads, choice: Choice) -> Iterator[Pivot]:

@@ -71,7 +71,7 @@ def _verdict(verdict: Verdict, later: str | None, here: set[str]) -> Element:
     else:
         ask = " Ask again in a moment." if verdict.pending else ""
         first = el("p", el("strong", "Nobody can be certain."), " The journal names ", image, f".{ask}")
-    moved = None if later is None else el("p", "The disk has moved on since, in pivot ", link(later, here), ".")
+    moved = None if later is None else el("p", "This is by a later pivot of the disk, ", link(later, here), ".")
     word = el("strong", "A person's word. ") if verdict.outcome == "accepted" else None
     evidence = el("ul", [el("li", said) for said in verdict.evidence])
     kind = "verdict sure" if verdict.certain else "verdict unsure"
