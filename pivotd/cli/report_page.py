@@ -14,7 +14,7 @@ from pivotd.cli.report_data import PIVOTS_MAX, Report, Reported
 from pivotd.cli.report_markup import Child, el, page
 from pivotd.cli.report_parts import anchor, chip, link
 from pivotd.cli.report_pivot import article
-from pivotd.cli.report_words import listed, state, title, user, where
+from pivotd.cli.report_words import listed, paused_s, state, title, user, where
 from pivotd.cli.timeline_text import took
 
 CSS = Path(__file__).with_name("report.css")
@@ -83,7 +83,7 @@ def _overview(report: Report) -> Element:
 
 def _tiles(pivots: Sequence[Reported]) -> Element:
     outcomes = Counter(state(one.pivot) if one.pivot.outcome else "open" for one in pivots)
-    pauses = [pause.pause_ms for one in pivots for pause in one.timeline.pauses]
+    pauses = [pause.pause_ms for one in pivots for pause in one.pivot.pauses]
     disks = {(one.pivot.domain, disk.disk): disk.size_bytes for one in pivots for disk in one.pivot.disks}
     tiles = [(chip(word), f"{count}") for word, count in outcomes.most_common()]
     figures = [
@@ -155,7 +155,7 @@ def _table(report: Report) -> Element:
 def _row(report: Report, one: Reported, here: set[str]) -> Element:
     pivot, timeline = one.pivot, one.timeline
     moved = [el("div", said, class_="path muted") for said in where(one)]
-    paused = took(timeline.paused_ms / 1000) if timeline.pauses else "none"
+    paused = took(paused_s(pivot)) if pivot.pauses else "none"
     request = pivot.request_id if pivot.request_id != pivot.id else ""
     asked = el("div", user(pivot.requested_by.uid, report.users), class_="muted")
     return el(

@@ -50,7 +50,7 @@ def _body(report: Report, one: Reported) -> list[Child]:
     pivot = one.pivot
     return [
         el("p", what_came_of_it(one), class_="lead"),
-        el("p", how_the_guest_fared(pivot, one.timeline), class_="warn" if too_long(pivot, one.timeline) else None),
+        el("p", how_the_guest_fared(pivot, one.timeline), class_="warn" if too_long(pivot) else None),
         el("p", el("strong", "Fleet: "), FLEET[pivot.fleet], ".", class_="warn") if pivot.fleet in NOT_TOLD else None,
         el("p", el("strong", _WHY.get(state(pivot), "Why: ")), pivot.error, class_="why") if pivot.error else None,
         _disks(one),

@@ -47,7 +47,7 @@ def decision(pivot: PivotWithRecords) -> Element | None:
 
 
 def verdicts(report: Report, one: Reported) -> list[Child]:
-    """Return the verdict of now on each disk of a pivot; where a later pivot has moved the disk, it says so."""
+    """Return the verdict of now on each disk of a pivot, with the later pivot by which it is, if there was one."""
     pivot, here = one.pivot, {each.pivot.id for each in report.pivots}
     found: list[Child] = []
     for disk in pivot.disks:

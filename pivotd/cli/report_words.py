@@ -107,7 +107,7 @@ def where(one: Reported) -> list[str]:
 
 def how_the_guest_fared(pivot: Pivot, timeline: Timeline) -> str:
     """Return how long the guest stood still."""
-    pauses = timeline.pauses
+    pauses = pivot.pauses  # what the journal counts, also where no record says when a pause was
     most = pivot.options.max_pause_ms
     if not pauses:
         return (
@@ -116,14 +116,19 @@ def how_the_guest_fared(pivot: Pivot, timeline: Timeline) -> str:
             else ("The guest was never paused.")
         )
     lengths = listed([took(pause.pause_ms / 1000) for pause in pauses]) if len(pauses) <= 5 else f"{len(pauses)} pauses"
-    together = "" if len(pauses) == 1 else f" ({took(timeline.paused_ms / 1000)} together)"
+    together = "" if len(pauses) == 1 else f" ({took(paused_s(pivot))} together)"
     allowed = f"at most {most} ms were allowed" + ("" if len(pauses) == 1 else " for each pause")
     return f"The guest stood still for {lengths}{together} in {took(timeline.length_s)}; {allowed}."
 
 
-def too_long(pivot: Pivot, timeline: Timeline) -> bool:
+def paused_s(pivot: Pivot) -> float:
+    """Return how long the guest stood still in all of its pauses."""
+    return sum(pause.pause_ms for pause in pivot.pauses) / 1000
+
+
+def too_long(pivot: Pivot) -> bool:
     """Return whether a pause was longer than what was allowed."""
-    return any(pause.pause_ms > pivot.options.max_pause_ms for pause in timeline.pauses)
+    return any(pause.pause_ms > pivot.options.max_pause_ms for pause in pivot.pauses)
 
 
 def asked_by(pivot: Pivot, users: Mapping[int, str]) -> str:

@@ -271,6 +271,15 @@ def test_a_pause_that_was_too_long_is_a_warning(pages: Callable[[str], Page], st
     assert b'class="warn"' not in document(gather_offline(state_dir, Choice(("snapshot",))))
 
 
+def test_a_pause_without_a_record_is_counted(state_dir: Path) -> None:
+    """Nobody is told that a guest was never paused, because a record is not where it is looked for."""
+    report = gather_offline(state_dir, Choice(("three-hours",)))
+    pivot = msgspec.structs.replace(report.pivots[0].pivot, records=report.pivots[0].pivot.records[:4])
+    one = Reported(pivot, of_pivot(pivot, None), {})
+    text = Page(document(msgspec.structs.replace(report, pivots=(one,)))).text
+    assert "The guest stood still for 6.2 ms in" in text
+
+
 def test_nothing_is_loaded(state_dir: Path) -> None:
     """No address but places on the page itself, no script, no style but the one that the policy names."""
     page = Page(document(gather_offline(state_dir, Choice(domain="web1"))))
