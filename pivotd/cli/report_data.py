@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 PIVOTS_MAX = limits.PIVOTS_LISTED_MAX
 """Pivots on one page: some megabytes, which a browser still shows at once."""
 
+ASKED_ALONE_MAX = 3
+"""Domains that are asked for their verdicts one by one; of more, those that do not answer shall not add up."""
+
 
 class Source(Struct, frozen=True):
     """Where a report comes from. ``offline``: from a journal alone, without QEMU and the daemon having been asked."""
@@ -138,14 +141,16 @@ def _verdicts(
 ) -> tuple[dict[tuple[str, str], Verdict], dict[str, str]]:
     """Return the verdicts of now on the disks of these pivots, and why there are none of a domain."""
     wanted = {(pivot.domain, disk.disk) for pivot in pivots for disk in pivot.disks}
+    domains = tuple(dict.fromkeys(pivot.domain for pivot in pivots))
     found: dict[tuple[str, str], Verdict] = {}
     silent: dict[str, str] = {}
-    for domain in dict.fromkeys(pivot.domain for pivot in pivots):
+    for asked in [(domain,) for domain in domains] if len(domains) <= ASKED_ALONE_MAX else [domains]:
         try:
-            every = {(one.domain, one.disk): one for one in reads.verdicts(domain)}
-            found |= {key: one for key, one in every.items() if key in wanted}
+            every = reads.verdicts(asked[0] if len(asked) == 1 else None)
         except PivotdError as error:
-            silent[domain] = error.message
+            silent |= dict.fromkeys(asked, error.message)
+        else:
+            found |= {(one.domain, one.disk): one for one in every if (one.domain, one.disk) in wanted}
     return found, silent
 
 

@@ -29,7 +29,7 @@ from pivotd.core.pivot import Pivot
 from pivotd.core.request import CopyOptions
 from tests.cli.conftest import Bench
 from tests.cli.ctl import COMMAND, complaint, ctl, environment
-from tests.cli.every_kind import HOSTILE, fill
+from tests.cli.every_kind import HOSTILE, fill, fill_many
 from tests.journal.samples import PIVOTS, TEXT
 
 TAGS = {
@@ -83,6 +83,13 @@ class Page(HTMLParser):
 def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("kinds")
     asyncio.run(fill(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("night")
+    asyncio.run(fill_many(path, 12))
     return path
 
 
@@ -238,6 +245,17 @@ def test_offline_is_said(pages: Callable[[str], Page]) -> None:
     text = pages("three-hours").text
     assert "Read from the journal alone" in text
     assert "QEMU was not asked" in text
+
+
+def test_every_domain_has_its_verdicts(night: Path) -> None:
+    """Of two domains, which are asked one by one, and of twelve, which are asked at once: of the disks on the page."""
+    for choice, domains in (
+        (Choice(("CHG-1003", "CHG-1007")), 2),
+        (Choice(since=datetime(2026, 1, 1, tzinfo=UTC)), 12),
+    ):
+        report = gather_offline(night, choice)
+        assert len(report.verdicts) == domains
+        assert report.verdicts.keys() == {(one.pivot.domain, one.pivot.disks[0].disk) for one in report.pivots}
 
 
 def test_a_verdict_that_could_not_be_had_is_said(state_dir: Path) -> None:
