@@ -1,4 +1,4 @@
-.PHONY: help setup test test-long lint demo demo-fleet bench fuzz trixie pins qemus libvirts etcds chaos chaos-libvirt fleet host-crash powercut powercut-libvirt mutation clean
+.PHONY: help setup test test-long lint demo demo-fleet bench fuzz trixie pins qemus libvirts etcds chaos chaos-libvirt fleet host-crash powercut powercut-libvirt mutation deb deb-trixie clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,13 @@ powercut-libvirt: setup  ## the same around the pivots of a host's libvirt (as r
 
 mutation: setup  ## build deliberate defects in, one at a time; each must turn a test red
 	.venv/bin/python -m tests.mutation
+
+deb:  ## build the Debian package for the release that this runs on, dist/pivotd_*.deb
+	@debian/build.sh
+
+deb-trixie:  ## the same for Debian 13, in .cache/trixie (as root, with debootstrap; 1 GB)
+	@tests/support/trixie.sh "$$(debian/build.sh --environment) debian/build.sh >/dev/null"
+	@mkdir -p dist && cp $${PIVOTD_CACHE:-.cache}/trixie/srv/pivotd/dist/*~deb13_*.deb dist/ && ls dist/*~deb13_*.deb
 
 clean:  ## remove what setup and the tools made
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ def install(container: Container, shared: Path | None) -> None:
     (etc / "pivotd/pivotd.toml.d").mkdir()
     (etc / "pivotd/pivotd.toml.d/test.toml").write_text('discover = ["/run/qemu/*.qmp"]\n')
     (etc / "tmpfiles.d/qemu.conf").write_text("d /run/qemu 2770 qemuuser pivotd\n")
+    install_guest(container)
+
+
+def install_guest(container: Container) -> None:
+    """Make the images and the unit of the guest web1."""
     images = container.root / "srv/images"
     images.mkdir()
     for index in range(DISKS):
@@ -96,19 +102,21 @@ def install(container: Container, shared: Path | None) -> None:
         container.prepare(f"qemu-img create -q -f qcow2 {image} 64M; qemu-io -f qcow2 -c 'write -q 0 {DATA}' {image}")
     container.prepare("chown -R qemuuser /srv/images")
     disks = " ".join(DISK.format(index) for index in range(DISKS))
-    (etc / "systemd/system/qemu-web1.service").write_text(QEMU_UNIT.format(disks=disks))
+    (container.root / "etc/systemd/system/qemu-web1.service").write_text(QEMU_UNIT.format(disks=disks))
 
 
 class Host:
     """The booted host. ``spy`` is the test's own monitor of the domain web1."""
 
+    pivotctl = "/usr/local/bin/pivotctl"
+    first_commands: Sequence[str] = [line for line in commands("4. Units").splitlines() if line.startswith("systemctl")]
+
     def __init__(self, container: Container) -> None:
         self.container = container
         self.copies = 0
         container.run("systemctl", "start", "qemu-web1")
-        for line in commands("4. Units").splitlines():
-            if line.startswith("systemctl"):
-                container.run(*line.split())
+        for line in self.first_commands:
+            container.run(*line.split())
         spy = container.inside / "run/qemu/web1.spy"
         until(spy.is_socket)
         self.spy = Spy(spy)
@@ -127,7 +135,7 @@ class Host:
 
     def ctl(self, *arguments: str, user: str | None = None) -> Any:
         """Run pivotctl in the container; return its status and its answer."""
-        done = self.container.run("/usr/local/bin/pivotctl", "--json", *arguments, user=user, check=False)
+        done = self.container.run(self.pivotctl, "--json", *arguments, user=user, check=False)
         try:
             return done.returncode, json.loads(done.stdout)
         except ValueError:
@@ -147,7 +155,7 @@ class Host:
     def _copy_command(self, *options: str) -> list[str]:
         self.copies += 1
         disks = [f"disk{index}=/srv/images/new{self.copies}-{index}.qcow2" for index in range(DISKS)]
-        return ["/usr/local/bin/pivotctl", "--json", "copy", "--detach", *options, "web1", *disks]
+        return [self.pivotctl, "--json", "copy", "--detach", *options, "web1", *disks]
 
     def phase(self, pivot: str) -> str:
         """Return the phase of a pivot, or why it is not known."""
