@@ -342,6 +342,10 @@ FOLLOWER_PAGE = 100
 """Records that a follower holds at once."""
 FOLLOWER_LOOK_S = 60.0
 """An idle follower makes sure this often that the journal is still the one that its cursor belongs to."""
+EVACUATE_PATIENCE_S = 300.0
+"""How long `evacuate` waits for a daemon that is away: it works for hours, and pivotd may be upgraded meanwhile."""
+EVACUATE_PARALLEL_MAX = 64
+"""Each pivot that runs costs two short requests a second."""
 NOT_STARTED_S = 1.0
 """How long a daemon that cannot start answers the clients that wait for it; the others make systemd start it again."""
 NOT_STARTED_LINGER_S = 0.3

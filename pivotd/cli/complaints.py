@@ -54,6 +54,13 @@ class UnusableFileError(PivotdError):
         return cls(f"{name}: {error.strerror or error}; check the path and your permissions", path=name)
 
 
+class NoRoomError(PivotdError):
+    """A place has too little room for what is to be copied there."""
+
+    kind = "no-room"
+    exit_status = EXIT_REFUSED
+
+
 class InterruptError(PivotdError):
     """Ctrl-C: the requested operation may continue."""
 

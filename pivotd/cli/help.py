@@ -34,6 +34,7 @@ SECTIONS = (
         "Move disks",
         (
             ("copy DOMAIN DISK=IMAGE...", "copy to new images, switch as one"),
+            ("evacuate --from DIR --to DIR", "every disk below one place to another"),
             ("snapshot DOMAIN DISK=OVERLAY...", "new overlays, all at one instant"),
             ("commit DOMAIN DISK...", "write layers into one below them"),
             ("pull DOMAIN DISK...", "copy lower layers into the image"),

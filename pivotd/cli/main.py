@@ -36,6 +36,7 @@ COMMANDS = {
     "domain": "domain_commands",
     "disk": "disk_commands",
     "copy": "copy_command",
+    "evacuate": "evacuate_command",
     "snapshot": "layer_commands",
     "commit": "layer_commands",
     "pull": "layer_commands",

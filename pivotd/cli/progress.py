@@ -56,11 +56,12 @@ class Silent:
 
 
 class Lines(Silent):
-    """One line for each phase, and periodically one for the bytes."""
+    """One line for each phase, and periodically one for the bytes. ``domain`` stands before each of several."""
 
     interval_s = LINES_INTERVAL_S
 
-    def __init__(self) -> None:
+    def __init__(self, domain: str | None = None) -> None:
+        self._about = "" if domain is None else f"{render.text(domain)}: "
         self._said = ""
         self._phase = ""
         self._at = 0.0
@@ -72,7 +73,7 @@ class Lines(Silent):
         if line == self._said or (pivot.phase == self._phase and now < self._at + LINE_EVERY_S):
             return
         self._said, self._phase, self._at = line, pivot.phase, now
-        print(f"pivot {pivot.id}: {line}", file=sys.stderr, flush=True)
+        print(f"{self._about}pivot {pivot.id}: {line}", file=sys.stderr, flush=True)
 
 
 def describe(pivot: Pivot, progress: Progress | None) -> str:

@@ -21,8 +21,9 @@ GRAVITY = (EXIT_DONE, EXIT_KEPT, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_UNKNOWN)
 
 
 def gravest(statuses: Iterable[int]) -> int:
-    """Return the exit status of several pivots."""
-    return max(statuses, key=GRAVITY.index, default=EXIT_DONE)
+    """Return the exit status of several pivots; of the others, each counts as a refusal does."""
+    known = (status if status in GRAVITY else EXIT_REFUSED for status in statuses)
+    return max(known, key=GRAVITY.index, default=EXIT_DONE)
 
 
 def named(which: str) -> Callable[[F], F]:
