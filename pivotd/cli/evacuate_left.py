@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 
 from pivotd.cli.evacuate_places import Places
 from pivotd.cli.evacuate_plan import OWN, DiskMove, Left
-from pivotd.client import Client, DiskView, DomainView, Verdict
+from pivotd.client import Client, DiskView, DomainView, RefusedError, Verdict
 from pivotd.errors import EXIT_UNKNOWN
 
 BY_HAND = "start it and evacuate again, or move the file by hand"
@@ -85,7 +85,10 @@ class Staying:
         """Return that a disk may need an image of the old places, None if it is certain that it does not."""
         if verdict.certain or verdict.pivot is None:
             return None
-        moved = [one for one in self._client.pivot(verdict.pivot).disks if one.disk == verdict.disk]
+        try:
+            moved = [one for one in self._client.pivot(verdict.pivot).disks if one.disk == verdict.disk]
+        except RefusedError:
+            moved = []  # a pivot of another host of the fleet: only that one's journal has it
         images = [verdict.image, *(image for one in moved for image in (one.source, one.destination))]
         held = next((image for image in images if image is not None and self._places.holds(image)), None)
         if held is None:

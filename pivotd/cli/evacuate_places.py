@@ -73,12 +73,10 @@ class Places:
         for part in Path(target).parent.relative_to(self.to).parts:
             old, new = old / part, new / part
             try:
+                if new.is_dir() and not _is_unfinished(new):
+                    continue
                 like = old.stat()
-                try:
-                    new.mkdir(mode=UNFINISHED)
-                except FileExistsError:
-                    if not _is_unfinished(new):
-                        continue
+                new.mkdir(mode=UNFINISHED, exist_ok=True)
                 os.chown(new, like.st_uid, like.st_gid)
                 new.chmod(like.st_mode & 0o7777)
             except OSError as error:
