@@ -61,19 +61,9 @@ class Report:
         """Print what would be done."""
         short = evacuate_room.lacks_room(plan, self._places.to)
         self._app.status = gravest([*(one.exit_status for one in plan.left), *[EXIT_REFUSED] * short])
-        if self._answered(plan, [_moved(move, None) for move in plan.moves], plan.left, dry_run=True):
-            return
-        if plan.moves:
-            rows = [
-                (move.domain, disk.disk, disk.image, disk.target, render.size(disk.copy_bytes))
-                for move in plan.moves
-                for disk in move.disks
-            ]
-            render.table(("DOMAIN", "DISK", "IMAGE", "NEW IMAGE", "AT MOST"), rows)
-            print(evacuate_room.words(plan, self._places.to) + (": not enough" if short else ""))
-        else:
-            print(self._nothing(plan))
-        _tell_left(plan.left)
+        if not self._answered(plan, [_moved(move, None) for move in plan.moves], plan.left, dry_run=True):
+            self._print_plan(plan, short=short)
+        self._tell_left(plan.left)
 
     def ended(self, evacuation: Evacuation, plan: Plan) -> None:
         """Print what was done, and what is left. Each move was printed at its end. ``plan``: as of now."""
@@ -82,10 +72,9 @@ class Report:
         statuses = [*(result.exit_status for result in results), *(one.exit_status for one in left)]
         self._app.status = gravest([*statuses, *[EXIT_REFUSED] * len(later)])
         moves = [_moved(result.move, result) for result in results] + [_moved(move, None) for move in later]
-        if self._answered(plan, moves, left, dry_run=False):
-            return
-        print(_sum(results, later, left) if results or later else self._nothing(plan))
-        _tell_left(left)
+        if not self._answered(plan, moves, left, dry_run=False):
+            print(_sum(results, later, left) if results or later else self._nothing(plan))
+        self._tell_left(left)
 
     def _answered(self, plan: Plan, moves: Sequence[Moved], left: Sequence[Left], *, dry_run: bool) -> bool:
         whole = Evacuated(
@@ -101,6 +90,29 @@ class Report:
         )
         return render.answer(self._app, whole if self._app.documents else list(whole.moves))
 
+    def _print_plan(self, plan: Plan, *, short: bool) -> None:
+        if not plan.moves:
+            print(self._nothing(plan))
+            return
+        rows = [
+            (move.domain, disk.disk, disk.image, disk.target, render.size(disk.copy_bytes))
+            for move in plan.moves
+            for disk in move.disks
+        ]
+        render.table(("DOMAIN", "DISK", "IMAGE", "NEW IMAGE", "AT MOST"), rows)
+        print(evacuate_room.words(plan, self._places.to) + (": not enough" if short else ""))
+
+    def _tell_left(self, left: Sequence[Left]) -> None:
+        """Say on stderr what is left, and why; a document has said it."""
+        if self._app.documents:
+            return
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        for one in left:
+            what = f"{one.domain} {one.disk}" if one.disk else one.domain
+            image = f" stays in {one.image}" if one.image else ""
+            tell(render.one_line(f"{what}{image}: {one.reason}"))
+
     def _nothing(self, plan: Plan) -> str:
         there = f"; {len(plan.arrived)} are below {self._places.to}" if plan.arrived else ""
         return f"no disk that pivotd can move lies below {' or '.join(self._places.roots.values())}{there}"
@@ -115,15 +127,6 @@ def _sum(results: Sequence[Result], later: Sequence[Move], left: Sequence[Left])
         f"{len(left)} left there or not known" if left else None,
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _tell_left(left: Sequence[Left]) -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
-    for one in left:
-        what = f"{one.domain} {one.disk}" if one.disk else one.domain
-        image = f" stays in {one.image}" if one.image else ""
-        tell(render.one_line(f"{what}{image}: {one.reason}"))
 
 
 def _moved(move: Move, result: Result | None) -> Moved:

@@ -116,6 +116,8 @@ def test_what_cannot_move_is_told_and_keeps_the_status_from_0(bed: Bed) -> None:
     assert "`pivotctl pull`" in said["web2 disk0"]
     assert "not looked at" in said["away None"]
     assert bed.images()["web1"] == ["new/web1.qcow2", "old/cd.qcow2"]
+    quiet = bed.run("-q")
+    assert (quiet.status, quiet.stdout, len(quiet.stderr.splitlines())) == (4, "", 3)
 
 
 def test_a_guest_that_has_ended_keeps_its_image_there(bed: Bed) -> None:
