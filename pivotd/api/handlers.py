@@ -132,6 +132,11 @@ async def health(call: Call, request: Request) -> Response:
     return _json(call.service.health())
 
 
+async def metrics(call: Call, request: Request) -> Response:
+    """Metrics for Prometheus."""
+    return Response(await call.service.metrics(), media_type="text/plain; version=0.0.4")
+
+
 async def doctor(call: Call, request: Request) -> Response:
     """What is wrong here."""
     return _json(await call.service.doctor())

@@ -73,7 +73,7 @@ def _operation(route: Route, schema_of: Mapping[Any, Any]) -> Schema:
     success: Schema = {"description": route.summary}
     if route.status != 204:
         shape = {} if route.answer is None else {"schema": schema_of[route.answer]}
-        success["content"] = {"application/json": shape}
+        success["content"] = {"text/plain": {}} if route.path == "/metrics" else {"application/json": shape}
         if route.path == "/v1/events":
             success["content"]["text/event-stream"] = {}
     errors = {

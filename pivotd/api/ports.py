@@ -194,6 +194,10 @@ class Service(Protocol):
         """Return the state of the daemon for a monitoring system."""
         ...
 
+    async def metrics(self) -> bytes:
+        """Return metrics in Prometheus' text format 0.0.4."""
+        ...
+
     async def doctor(self) -> DoctorReport:
         """Return what is wrong here, as far as the daemon can see it; bounded by limits.DOCTOR_S."""
         ...

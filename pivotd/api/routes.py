@@ -44,6 +44,7 @@ class Route:
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/health", READER, h.health, "State of the daemon, its journal and its domains", a.Health),
+    Route("GET", "/metrics", READER, h.metrics, "Metrics in Prometheus' text format"),
     Route("GET", "/v1/doctor", READER, h.doctor, "What is wrong here, as the daemon sees it", a.DoctorReport),
     Route("GET", "/v1/openapi.json", READER, h.openapi, "This document"),
     Route("GET", "/v1/domains", READER, h.domains, "All domains", list[a.DomainView]),

@@ -9,6 +9,7 @@ from pivotd.app.doctor import Doctor
 from pivotd.app.domains import Domains
 from pivotd.app.fleet_service import FleetService
 from pivotd.app.health import Health
+from pivotd.app.metrics import Metrics
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.app.retention import Retention
@@ -42,6 +43,8 @@ class DaemonService:
         self.fleet = FleetService(config.fleet, journal)
         self.health = Health(host, journal, starter).report
         self.doctor = Doctor(lambda: self._config, host, journal, reads, domains, self.fleet, self.health).report
+        in_fleet = bool(config.fleet.endpoints)
+        self.metrics = Metrics(host, journal, reads, self.health, in_fleet=in_fleet).text
         self.retention = Retention(journal, config.journal.keep_s)
         self._ending = False
 

@@ -28,6 +28,7 @@ SECTIONS = (
             ("events", "the durable event log"),
             ("journal stats", "size and archives of the journal"),
             ("doctor", "everything that is wrong here, and what to do"),
+            ("metrics [--textfile FILE]", "figures for Prometheus"),
         ),
     ),
     (

@@ -51,6 +51,7 @@ COMMANDS = {
     "doctor": "doctor_command",
     "events": "event_command",
     "report": "report_command",
+    "metrics": "metrics_command",
     "journal": "journal_command",
     "libvirt": "libvirt_command",
     "fleet": "fleet_command",

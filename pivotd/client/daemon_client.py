@@ -76,6 +76,10 @@ class Client:
         )
         return found
 
+    def metrics(self, timeout_s: float = REQUEST_TIMEOUT_S) -> str:
+        """Return the metrics of the daemon in Prometheus' text format 0.0.4."""
+        return self._transport.text("/metrics", timeout_s=timeout_s)
+
     def doctor(self, timeout_s: float = REQUEST_TIMEOUT_S) -> DoctorReport:
         """Return what the daemon finds wrong, looking as its own user and in its sandbox."""
         document = self._transport.request("GET", "/v1/doctor", timeout_s=timeout_s)

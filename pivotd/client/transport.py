@@ -91,6 +91,19 @@ class Transport:
             response = self._send(connection, method, target, body, {"Accept": "application/json", **(headers or {})})
             return self._document(response)
 
+    def text(self, target: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> str:
+        """Return an answer that is plain text."""
+        with closing(UnixConnection(self.path, timeout_s)) as connection:
+            response = self._send(connection, "GET", target, None, {"Accept": "text/plain"})
+            if response.status != 200 or _media_type(response) != "text/plain":
+                self._document(response)
+                raise self._not_pivotd("no text")
+            try:
+                content = response.read(ANSWER_BYTES_MAX)
+            except (OSError, HTTPException) as error:
+                raise _lost(error) from None
+        return content.decode(errors="replace")
+
     def lines(self, target: str, *, headers: dict[str, str], timeout_s: float) -> Generator[str, None, None]:
         """Yield the lines of an endless answer. Raises: UnknownError, however the answer ends."""
         with closing(UnixConnection(self.path, timeout_s)) as connection:

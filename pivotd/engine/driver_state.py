@@ -18,6 +18,7 @@ from pivotd.core.attempt import Attempt, Moment
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.request import Manager
 from pivotd.core.undo import window_left_s
+from pivotd.counts import COUNTS
 from pivotd.engine import pivot_log
 from pivotd.engine.converge import Converger
 from pivotd.engine.inbox import Inbox
@@ -135,6 +136,7 @@ class DriverState:
     def recorded(self, pivot: Pivot) -> None:
         """Continue with a pivot as it was just recorded, and answer the requests that wait for it."""
         pivot_log.changed(self.pivot, pivot)
+        COUNTS.changed(self.pivot, pivot, self.converger.pace.copied_bytes)
         self.pivot = pivot
         self.remember(switch_in_doubt=False)
         self.unrecorded = False

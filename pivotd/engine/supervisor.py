@@ -11,6 +11,7 @@ from typing import Protocol
 from pivotd import limits
 from pivotd.core.pivot import Identity, Phase, Pivot
 from pivotd.core.request import Manager
+from pivotd.counts import COUNTS
 from pivotd.engine import pivot_log
 from pivotd.engine.driver import Driver
 from pivotd.errors import DomainUnreachableError, QmpError, UnsupportedQemuError
@@ -114,6 +115,7 @@ class Supervisor:
             connector = group.create_task(self._keep_connected())
             for pivot in sorted(pivots, key=lambda pivot: pivot.phase is not Phase.PAUSING and not pivot.owes_resume):
                 pivot_log.taken_up(pivot)
+                COUNTS.taken_up(pivot)
                 self.start(pivot)
             await self._ended.wait()
             for driver in self.drivers.values():

@@ -15,6 +15,7 @@ import msgspec
 
 from pivotd import limits
 from pivotd.config import Fleet
+from pivotd.counts import COUNTS
 from pivotd.errors import FleetRefusedError, FleetSilentError
 from pivotd.fleet.endpoint import Answer, Endpoint, EndpointError
 from pivotd.fleet.race import race
@@ -78,7 +79,12 @@ class Gateway:
             except (FleetRefusedError, CompactedError) as error:
                 return error
 
+        began_s = time.monotonic()
         ended = await race(tuple(self.endpoints), attempt, timeout_s)
+        if ended.answer is None:
+            COUNTS.fleet_failed += 1
+        else:
+            COUNTS.fleet.observe(time.monotonic() - began_s)
         if ended.hopeless and (ended.alone or not writes):
             raise FleetRefusedError(f"etcd cannot be used: {_listed(ended.said)}")
         if ended.answer is None or ended.endpoint is None:

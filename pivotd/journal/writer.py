@@ -11,6 +11,7 @@ import concurrent.futures
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 from pivotd import limits
 from pivotd.core.pivot import Record
+from pivotd.counts import COUNTS
 from pivotd.errors import JournalError, JournalWriteError, PivotdError
 from pivotd.journal.changes import Change, last_seq
 from pivotd.journal.sqlite_failures import is_refusal, may_leave_frames, on_write
@@ -257,6 +259,7 @@ class Writer:
             )
             if not is_refusal(error):
                 self.healthy = False
+                COUNTS.commits_failed += 1
         else:
             self.healthy = True
             self.in_doubt = False
@@ -265,6 +268,7 @@ class Writer:
     def _transaction(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
         for job in jobs:
             job.forget()
+        began_s = time.monotonic()
         try:
             connection.execute("BEGIN IMMEDIATE")
             if len(jobs) == 1:
@@ -273,6 +277,7 @@ class Writer:
                 for job in jobs:
                     self._run_in_savepoint(connection, job)
             connection.execute("COMMIT")
+            COUNTS.commits.observe(time.monotonic() - began_s)
         except BaseException:
             # An error of storage has ended the transaction already; then there is nothing left to roll back.
             if connection.in_transaction:
