@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pivotd.cli.complaints import UnusableFileError
 
 
 def check(path: Path, *, force: bool) -> None:
-    """Say early that a file cannot be written. Raises: UnusableFileError, OSError with the name of a file."""
-    if path.is_dir():
-        raise UnusableFileError(f"{path} is a directory: name a file in it", path=str(path))
-    if not force and os.path.lexists(path):
-        raise UnusableFileError(f"{path} is there already: choose another name, or give --force", path=str(path))
-    if path.exists() and not path.is_file():
-        raise UnusableFileError(f"{path} is no file: choose another name, or `-o -` for stdout", path=str(path))
-    if not path.parent.is_dir():
-        raise UnusableFileError(f"{path.parent} is no directory: make it first", path=str(path.parent))
+    """Say early that a file cannot be written. Raises: UnusableFileError."""
+    with _errors_of(path):
+        if path.is_dir():
+            raise UnusableFileError(f"{path} is a directory: name a file in it", path=str(path))
+        if not force and os.path.lexists(path):
+            raise UnusableFileError(f"{path} is there already: choose another name, or give --force", path=str(path))
+        if path.exists() and not path.is_file():
+            raise UnusableFileError(f"{path} is no file: choose another name, or `-o -` for stdout", path=str(path))
+        if not path.parent.is_dir():
+            raise UnusableFileError(f"{path.parent} is no directory: make it first", path=str(path.parent))
 
 
 def write(path: Path, content: bytes, *, force: bool) -> None:
@@ -27,28 +30,35 @@ def write(path: Path, content: bytes, *, force: bool) -> None:
     A kill leaves at most a hidden file beside it. Where the file is a symbolic link, ``force`` replaces what it leads
     to.
 
-    Raises: UnusableFileError; OSError with the name of a file.
+    Raises: UnusableFileError.
     """
     check(path, force=force)
-    target = path.resolve() if force else path
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
-    made = Path(name)
+    with _errors_of(path):
+        target = path.resolve() if force else path
+        handle, name = tempfile.mkstemp(prefix=".pivotctl-", dir=target.parent)
+        made = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if force:
+                made.replace(target)
+            else:
+                _link(made, target)
+        finally:
+            made.unlink(missing_ok=True)
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Name the file that was asked for in what the operating system says. Raises: UnusableFileError."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if force:
-            made.replace(target)
-        else:
-            _link(made, target)
+        yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-    finally:
-        made.unlink(missing_ok=True)
+        why = f"{path}: {error.strerror or error}; check the path, your permissions and the room"
+        raise UnusableFileError(why, path=str(path)) from error
 
 
 def _link(made: Path, target: Path) -> None:

@@ -425,8 +425,8 @@ def test_since_a_while_ago() -> None:
 
 def test_the_file(state_dir: Path, tmp_path: Path) -> None:
     """Written as a whole, with the rights of any new file; what was done is said, or is a document."""
-    file = tmp_path / "page.html"
-    answer = ctl("--offline", state_dir, "report", "three-hours", "-o", file)
+    file = tmp_path / ("名" * 80 + ".html")  # 245 bytes: no room for anything beside them
+    answer = ctl("--offline", state_dir, "report", "three-hours", "-o", file, env={"PYTHONIOENCODING": "utf-8"})
     assert (answer.status, answer.stderr) == (0, "")
     assert answer.stdout == f"{file}: 1 pivot, {file.stat().st_size / 1024:.1f} KiB\n"
     assert file.read_bytes().startswith(b'<!DOCTYPE html>\n<html lang="en">')
@@ -460,7 +460,12 @@ def test_a_file_that_is_there_stays(state_dir: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [(".", "is a directory"), ("absent/x.html", "is no directory"), ("/dev/null", "is no file")],
+    [
+        (".", "is a directory"),
+        ("absent/x.html", "is no directory"),
+        ("/dev/null", "is no file"),
+        ("x" * 5000, "too long"),
+    ],
 )
 def test_no_place_for_a_file(state_dir: Path, tmp_path: Path, path: str, said: str) -> None:
     """Refused in one line, also with --force: a device is not replaced by a page."""
