@@ -45,7 +45,9 @@ def journal() -> None:
 
 
 @journal.command(
-    cls=ExampleCommand, examples=("pivotctl journal stats", "pivotctl --offline /var/lib/pivotd journal stats")
+    cls=ExampleCommand,
+    short_help="Size and contents of the journal.",
+    examples=("pivotctl journal stats", "pivotctl --offline /var/lib/pivotd journal stats"),
 )
 @pass_app
 def stats(app: App) -> None:
@@ -70,16 +72,17 @@ def _show(found: JournalStats) -> None:
     ])  # fmt: skip
     if found.archives:
         print()
-        columns = ("ARCHIVE", "SIZE", "PIVOTS", "RECORDS", "CLOSED FROM", "TO", "FAULT")
+        columns = ("ARCHIVE", "SIZE", "PIVOTS", "RECORDS", "CLOSED", "FAULT")
         render.table(columns, [
-            (Path(one.path).name, render.size(one.size_bytes), one.pivots, one.records, one.first_closed[:10],
-             one.last_closed[:10], one.fault)
+            (Path(one.path).name, render.size(one.size_bytes), one.pivots, one.records,
+             f"{one.first_closed[5:10]} to {one.last_closed[5:10]}", one.fault)  # the year is in the name
             for one in found.archives
         ], last_below=True)  # fmt: skip
 
 
 @journal.command(
     cls=ExampleCommand,
+    short_help="Move old pivots to archives.",
     examples=("pivotctl journal archive --dry-run", "pivotctl journal archive --keep 400d"),
 )
 @click.option(
@@ -125,6 +128,7 @@ def archive(app: App, keep: int | None, dry_run: bool) -> None:
 
 @journal.command(
     cls=ExampleCommand,
+    short_help="Copy the journal and its archives.",
     examples=("pivotctl journal backup /backup/pivotd", "pivotctl --offline /var/lib/pivotd journal backup /backup/a"),
 )
 @click.argument("directory", type=AbsolutePath())
