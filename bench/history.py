@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench.journal_rows import fill
 from bench.pause import Client
+from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN
 from tests.support.daemon import Daemon
 
 CTL = Path(sys.executable).with_name("pivotctl")
@@ -38,8 +39,9 @@ def took_ms(what: Callable[[], object]) -> float:
 
 
 def ctl(*arguments: object) -> None:
-    """Run pivotctl as a whole command."""
-    subprocess.run([CTL, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    """Run pivotctl as a whole command. No verdict is certain: the images of this history were never made."""
+    done = subprocess.run([CTL, *map(str, arguments)], check=False, stdout=subprocess.DEVNULL)
+    assert done.returncode in {EXIT_DONE, EXIT_UNKNOWN}, arguments
 
 
 def measure(long: Daemon, empty: Daemon, rounds: int) -> tuple[dict[str, list[float]], float]:
