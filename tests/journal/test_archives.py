@@ -101,6 +101,17 @@ async def test_every_answer_stays_what_it_was(journal: Journal) -> None:
     assert rows(journal.path.with_name(FILE), "record") == 18
 
 
+async def test_an_archive_can_be_read_alone_and_is_certain_of_nothing(journal: Journal) -> None:
+    """It is a whole journal of its pivots, and not the file that any pivotd has used."""
+    await back_and_forth(journal, 5)
+    await archive(journal)
+    reader = Reader.offline(journal.path.with_name(FILE))
+    assert [pivot.id for pivot in reader.pivots()] == ["P0004", "P0003", "P0002", "P0001"]
+    assert [record.seq for record in reader.records("P0002")] == [4, 5, 6]
+    assert reader.is_copy()
+    reader.close()
+
+
 async def test_an_image_keeps_the_pivot_that_knew_it_last_but_not_its_records(journal: Journal) -> None:
     """The list of stale images needs no archive: even with its file gone every image stands as it did."""
     for number, move in enumerate([("/a", "/b"), ("/b", "/c"), ("/c", "/d")], 1):
