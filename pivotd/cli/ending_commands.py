@@ -8,8 +8,10 @@ from pivotd.cli import render, several
 from pivotd.cli.complaints import InterruptError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.several import Answers
-from pivotd.cli.waiting import FOLLOW, exit_status, print_rest, rested, wait_to_the_end
-from pivotd.client import Pivot
+from pivotd.cli.several_display import Shown, several_display
+from pivotd.cli.several_running import Running, look, totals
+from pivotd.cli.waiting import FOLLOW, exit_status, wait_to_the_end
+from pivotd.client import Client, ClientError, Pivot
 from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PhaseConflictError
 
 
@@ -84,16 +86,45 @@ def cancel(app: App, names: tuple[str, ...], every: bool, domain: str | None) ->
 
 
 def _wait_for(app: App, names: list[str], answers: Answers) -> None:
-    """Wait for one pivot after the other, and print the end of each as soon as it is known. Raises: InterruptError."""
-    ended: set[str] = set()
+    """Wait for all pivots at once, and print the end of each as soon as it is known. Raises: InterruptError."""
+    client = app.client
+    running: dict[str, Running] = {}
     try:
-        for name, pivot in answers.asked(names, lambda name: rested(app, app.client.wait(name, 0))):
-            answers.take(name, pivot, exit_status(pivot))
-            ended.add(name)
-            print_rest(app, pivot)
+        for name, pivot in answers.asked(names, lambda name: client.wait(name, 0)):
+            running[name] = Running(pivot.domain, pivot)
+        with several_display(app) as display:
+            client.tell = display.tell
+            _follow(client, running, display, answers)
     except KeyboardInterrupt:
-        left = " ".join(name for name in names if name not in ended)
-        raise InterruptError(f"the pivots continue; {FOLLOW.format(id=left)}", pivots=left.split()) from None
+        left = list(running or names)
+        raise InterruptError(f"the pivots continue; {FOLLOW.format(id=' '.join(left))}", pivots=left) from None
+
+
+def _follow(client: Client, running: dict[str, Running], display: Shown, answers: Answers) -> None:
+    """Take each pivot out of ``running`` and into the answers once it rests."""
+    done: list[int] = []
+    failed = 0
+    while True:
+        for name, one in [(name, one) for name, one in running.items() if one.pivot.rests]:
+            del running[name]
+            status = exit_status(one.pivot)
+            answers.take(name, one.pivot, status)
+            display.rested(one.pivot)
+            if status == EXIT_DONE:
+                done.append(one.total_bytes)
+            else:
+                failed += 1
+        if not running:
+            return
+        shown = list(running.values())
+        display.show(shown, totals(shown, waiting=(), done=done, failed=failed))
+        try:
+            look(client, shown, display.interval_s)
+        except ClientError as failure:
+            with display.aside():
+                for name in running:
+                    answers.fail(name, failure)
+            return
 
 
 def _can_be_cancelled(pivot: Pivot) -> bool:

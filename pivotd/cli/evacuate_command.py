@@ -12,7 +12,6 @@ from pivotd.cli import evacuate_at, evacuate_room, starting
 from pivotd.cli.complaints import InterruptError, UsageError
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.evacuate_at import At
-from pivotd.cli.evacuate_display import evacuation_display
 from pivotd.cli.evacuate_places import Places
 from pivotd.cli.evacuate_plan import OWN, Plan
 from pivotd.cli.evacuate_planner import Planner
@@ -20,6 +19,7 @@ from pivotd.cli.evacuate_report import Report
 from pivotd.cli.evacuate_run import Evacuation, patiently
 from pivotd.cli.evacuate_start import Starter
 from pivotd.cli.help import ExampleCommand
+from pivotd.cli.several_display import several_display
 from pivotd.cli.values import FORMAT, AbsolutePath, Bandwidth, Name
 from pivotd.client import Client, ClientError
 from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
@@ -127,7 +127,7 @@ def evacuate(  # noqa: PLR0913, PLR0917 - the options of the command
         plan = patiently(client, planner.plan)
         if not overcommit:
             evacuate_room.refuse_without(plan, places.to)
-    with evacuation_display(app) as display:
+    with several_display(app) as display:
         client.tell = display.tell
         starter = Starter(client, places, image_format, options)
         evacuation = Evacuation(
@@ -135,6 +135,7 @@ def evacuate(  # noqa: PLR0913, PLR0917 - the options of the command
             starter,
             planner.plan,
             display,
+            ended=lambda result: report.say_end(result, display),
             parallel=parallel,
             bytes_per_s=bandwidth_total,
             stop_on_failure=on_failure == "stop",

@@ -13,6 +13,7 @@ from pivotd.cli.evacuate_places import Places
 from pivotd.cli.evacuate_plan import DiskMove, Left, Move, Plan
 from pivotd.cli.evacuate_run import Evacuation, Result
 from pivotd.cli.several import gravest
+from pivotd.cli.several_display import Shown
 from pivotd.errors import EXIT_REFUSED
 
 
@@ -64,6 +65,19 @@ class Report:
         if not self._answered(plan, [_moved(move, None) for move in plan.moves], plan.left, dry_run=True):
             self._print_plan(plan, short=short)
         self._tell_left(plan.left)
+
+    def say_end(self, result: Result, display: Shown) -> None:
+        """Print the end of one move, unless the document will say it."""
+        if self._app.documents:
+            return
+        if result.pivot is not None:
+            display.rested(result.pivot)
+            return
+        with display.aside():
+            if result.error is not None:
+                tell(render.one_line(f"{result.move.words}: {result.error}"))
+            elif self._app.for_people:
+                print(f"{render.text(result.move.words)}: moved already")
 
     def ended(self, evacuation: Evacuation, plan: Plan) -> None:
         """Print what was done, and what is left. Each move was printed at its end. ``plan``: as of now."""

@@ -11,15 +11,14 @@ from msgspec import Struct
 
 from pivotd.cli.evacuate_plan import Move, Plan
 from pivotd.cli.evacuate_start import Starter
+from pivotd.cli.several_display import Shown
+from pivotd.cli.several_running import Running, Totals, look, totals
 from pivotd.cli.waiting import complaint, exit_status
-from pivotd.client import Client, ClientError, Pivot, Progress
+from pivotd.client import Client, ClientError, Pivot
 from pivotd.client.patience import Patience
 from pivotd.errors import EXIT_DONE, EXIT_KEPT, EXIT_UNREACHABLE, PivotdError
 
 T = TypeVar("T")
-
-LOOK_COSTS_S = 0.02
-"""Added to the time between two looks for each pivot that runs: many must not keep the daemon busy."""
 
 
 class Result(Struct, frozen=True):
@@ -36,79 +35,43 @@ class Result(Struct, frozen=True):
         return self.exit_status == EXIT_DONE
 
 
-@dataclass(eq=False)
-class Running:
+@dataclass(eq=False, kw_only=True)
+class Moving(Running):
     """A move under way. ``bytes_per_s``: the limit of each of its jobs as this process knows it; 0: none."""
 
     move: Move
-    pivot: Pivot
     bytes_per_s: int
-    progress: Progress | None = None
 
     @property
     def jobs(self) -> int:
         """How many jobs copy: devices on one image share one."""
         return len({disk.source for disk in self.pivot.disks})
 
-    @property
-    def copies(self) -> bool:
-        """Whether a limit of the bandwidth counts: once the copy is ready, QEMU applies none."""
-        return self.pivot.phase in {"preparing", "copying"}
-
-    @property
-    def total_bytes(self) -> int:
-        """How much there is to copy, as far as that is known."""
-        known = None if self.progress is None else self.progress.total_bytes
-        return self.move.copy_bytes if known is None else known
-
-    @property
-    def copied_bytes(self) -> int:
-        """How much of it has been copied."""
-        return 0 if self.progress is None else min(self.progress.copied_bytes or 0, self.total_bytes)
-
-
-class Totals(Struct, frozen=True):
-    """All moves together. The bytes are without those of moves that have failed."""
-
-    moves: int
-    ended: int
-    failed: int
-    copied_bytes: int
-    total_bytes: int
-    bytes_per_s: int
-
-
-class Display:
-    """Shows an evacuation; this one shows nothing."""
-
-    interval_s = 5.0
-
-    def show(self, running: list[Running], totals: Totals) -> None:
-        """Show what runs."""
-
-    def ended(self, result: Result) -> None:
-        """Print the end of one move."""
-
 
 class Evacuation:
-    """All moves of one command. ``look``: returns the plan as of now, of one domain or of all: guests come and go."""
+    """All moves of one command. ``look``: returns the plan as of now, of one domain or of all: guests come and go.
+
+    ``ended``: called with the end of each move.
+    """
 
     def __init__(  # noqa: PLR0913 - the choices of the command
         self,
         client: Client,
         starter: Starter,
         look: Callable[[str | None], Plan],
-        display: Display,
+        display: Shown,
         *,
+        ended: Callable[[Result], None],
         parallel: int,
         bytes_per_s: int,
         stop_on_failure: bool,
     ) -> None:
-        self._client, self._starter, self._look, self._display = client, starter, look, display
+        self._client, self._starter, self._look = client, starter, look
+        self._display, self._say_end = display, ended
         self._parallel, self._bytes_per_s, self._stop_on_failure = parallel, bytes_per_s, stop_on_failure
         self._waiting: deque[Move] = deque()
         self._seen: set[tuple[str, str, str]] = set()
-        self.running: list[Running] = []
+        self.running: list[Moving] = []
         self.results: list[Result] = []
         self.beginning: Move | None = None
         """The move whose request is under way: pivotd may have taken it."""
@@ -180,7 +143,8 @@ class Evacuation:
         if pivot is None:
             self._end(Result(move, None, None, EXIT_DONE))
         else:
-            self.running.append(Running(move, pivot, pivot.options.bandwidth_bytes_per_s))
+            limited = pivot.options.bandwidth_bytes_per_s
+            self.running.append(Moving(move.domain, pivot, move.copy_bytes, move=move, bytes_per_s=limited))
 
     def _ask(self, question: Callable[[], T]) -> T:
         return patiently(self._client, question)
@@ -207,31 +171,19 @@ class Evacuation:
     def _follow(self) -> None:
         """Look at everything that runs, and wait a moment for the first one."""
         self._display.show(self.running, self._totals())
-        wait_s = self._display.interval_s + len(self.running) * LOOK_COSTS_S
-        for one in list(self.running):
-            one.pivot = self._client.wait(one.pivot.id, wait_s)
-            wait_s = 0.0
-            if one.pivot.rests:
-                self.running.remove(one)
-                self._end(_result(one))
-            else:
-                one.progress = self._client.progress(one.pivot.id)
+        look(self._client, self.running, self._display.interval_s)
+        for one in [one for one in self.running if one.pivot.rests]:
+            self.running.remove(one)
+            self._end(_result(one))
 
     def _end(self, result: Result) -> None:
         self.results.append(result)
-        self._display.ended(result)
+        self._say_end(result)
 
     def _totals(self) -> Totals:
-        done = sum(result.move.copy_bytes for result in self.results if result.done)
-        left = sum(move.copy_bytes for move in self._waiting)
-        return Totals(
-            moves=len(self.results) + len(self.running) + len(self._waiting),
-            ended=len(self.results),
-            failed=sum(not result.done for result in self.results),
-            copied_bytes=done + sum(one.copied_bytes for one in self.running),
-            total_bytes=done + left + sum(one.total_bytes for one in self.running),
-            bytes_per_s=sum((one.progress and one.progress.copy_bytes_per_s) or 0 for one in self.running),
-        )
+        done = [result.move.copy_bytes for result in self.results if result.done]
+        waiting = [move.copy_bytes for move in self._waiting]
+        return totals(self.running, waiting=waiting, done=done, failed=len(self.results) - len(done))
 
 
 def patiently(client: Client, question: Callable[[], T]) -> T:
@@ -254,7 +206,7 @@ def _keys(move: Move) -> set[tuple[str, str, str]]:
     return {(move.domain, disk.disk, disk.image) for disk in move.disks}
 
 
-def _result(one: Running) -> Result:
+def _result(one: Moving) -> Result:
     """Return the end of a pivot that rests. One that waits at ready has failed: an evacuation waits for nobody."""
     pivot, status = one.pivot, exit_status(one.pivot)
     if pivot.phase == "ready" and pivot.outcome is None:

@@ -80,7 +80,7 @@ class Answers:
                 pivot = ask(name)
             except PivotdError as failure:
                 lost = failure if failure.exit_status == EXIT_UNREACHABLE else None
-                self._fail(name, failure)
+                self.fail(name, failure)
             else:
                 yield name, pivot
 
@@ -94,7 +94,8 @@ class Answers:
         found = [document for _, document in self._found.values()]
         render.answer(self._app, found if self._app.documents else [one for one in found if isinstance(one, Pivot)])
 
-    def _fail(self, name: str, failure: PivotdError) -> None:
+    def fail(self, name: str, failure: PivotdError) -> None:
+        """Take an error into the answer, and tell of it."""
         message = render.one_line(as_typed(failure))
         error = {**failure.fields, "kind": failure.kind, "message": message, "exit_status": failure.exit_status}
         self._found[name] = (failure.exit_status, {"pivot": name, "error": error})

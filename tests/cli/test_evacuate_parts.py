@@ -15,9 +15,8 @@ from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App
 from pivotd.cli.evacuate_at import last_and_next, sleep_until
 from pivotd.cli.evacuate_places import UNFINISHED, Places
-from pivotd.cli.evacuate_plan import DiskMove, Move
-from pivotd.cli.evacuate_run import Running, Totals
-from pivotd.cli.evacuate_table import Table
+from pivotd.cli.several_running import Running, totals
+from pivotd.cli.several_table import Table
 from pivotd.client import Progress
 from tests.cli.test_render import pivot
 
@@ -164,10 +163,9 @@ def test_the_clock_is_looked_at_again_and_again() -> None:
     sleep_until(datetime.now(UTC) - timedelta(days=1), stop)
 
 
-def running(name: str, **figures: int) -> Running:
-    disk = DiskMove("disk0", f"/old/{name}", f"/new/{name}", 1024 * MIB, 1024 * MIB)
+def running(name: str) -> Running:
     known = Progress("copying", 512 * MIB, 1024 * MIB, "copying", 512 * MIB, copy_bytes_per_s=100 * MIB)
-    return Running(Move(name, (disk,), "evacuate-x"), pivot("copying", None), 0, known)
+    return Running(name, pivot("copying", None), 0, known)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -179,9 +177,10 @@ def test_the_table_fits(width: int) -> None:
     waits = running("stuck")
     assert waits.progress is not None
     waits.progress = replace(waits.progress, detail="waits for room on the file system of the new image " * 3)
-    totals = Totals(12, 3, 1, 4096 * MIB, 8192 * MIB, 100 * MIB)
+    everything = [waits, *shown]
+    summed = totals(everything, waiting=[MIB], done=[1024 * MIB, 1024 * MIB], failed=1)
     with console.capture() as capture:
-        console.print(table.table([waits, *shown], totals))
+        console.print(table.table(everything, summed))
     lines = capture.get().splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) <= 8
@@ -190,4 +189,4 @@ def test_the_table_fits(width: int) -> None:
     assert "50 %" in lines[1]
     assert "100 MiB/s" in lines[1]
     assert lines[-2].strip() == "and 4 more"
-    assert lines[-1].startswith("3 of 12 ended, 1 failed, 4 GiB of 8 GiB")
+    assert lines[-1].startswith("3 of 13 ended, 1 failed, 6.5 GiB of 11.0 GiB")

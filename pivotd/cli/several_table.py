@@ -1,8 +1,8 @@
-"""An evacuation on a terminal: a line with a bar for each move that runs, and the sum below."""
+"""Several pivots on a terminal: a line with a bar for each that runs, and the sum below."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -16,9 +16,9 @@ from rich.text import Text
 
 from pivotd.cli import progress, render
 from pivotd.cli.context import App
-from pivotd.cli.evacuate_display import Shown, summary
-from pivotd.cli.evacuate_run import Running, Totals
 from pivotd.cli.progress import BAR_INTERVAL_S
+from pivotd.cli.several_display import Shown, summary
+from pivotd.cli.several_running import Running, Totals
 
 NAMES_WIDTH = 24
 BELOW_LINES = 3
@@ -65,12 +65,12 @@ class Table(Shown):
             self._live = self._new()
             self._live.start()
 
-    def show(self, running: list[Running], totals: Totals) -> None:
+    def show(self, running: Sequence[Running], totals: Totals) -> None:
         """Draw the table again."""
         self._shown = self.table(running, totals)
         self._live.update(self._shown, refresh=True)
 
-    def table(self, running: list[Running], totals: Totals) -> RenderableType:
+    def table(self, running: Sequence[Running], totals: Totals) -> RenderableType:
         """Return what the terminal gets; what does not fit its height is counted."""
         room = max(1, self._console.size.height - BELOW_LINES)
         grid = Grid.grid(
@@ -84,7 +84,7 @@ class Table(Shown):
         for one in running[:room]:
             share = progress.percent(one.progress)
             grid.add_row(
-                Text(render.text(one.move.domain)),
+                Text(render.text(one.domain)),
                 ProgressBar(total=100, completed=share or 0, pulse=share is None and one.copies),
                 "" if share is None else f"{share} %",
                 Text(_state(one)),

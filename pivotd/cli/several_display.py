@@ -1,34 +1,38 @@
-"""How an evacuation is shown: lines, a live table on a terminal, nothing with --json; the ends on stdout."""
+"""How several pivots are shown: lines, a live table on a terminal, nothing with --json; the ends on stdout."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from pivotd.cli import context, progress, render
 from pivotd.cli.context import App
-from pivotd.cli.evacuate_run import Display, Result, Running, Totals
 from pivotd.cli.progress import LINE_EVERY_S, LINES_INTERVAL_S
+from pivotd.cli.several_running import Running, Totals
 from pivotd.cli.waiting import print_rest
+from pivotd.client import Pivot
 
 
-def evacuation_display(app: App) -> Shown:
+def several_display(app: App) -> Shown:
     """Return the display that suits stderr."""
     if not app.for_people or sys.stderr is None:
         return Shown(app)
     if sys.stderr.isatty():
-        from pivotd.cli.evacuate_table import Table  # noqa: PLC0415 - rich costs 30 ms
+        from pivotd.cli.several_table import Table  # noqa: PLC0415 - rich costs 30 ms
 
         return Table(app)
     return Lines(app)
 
 
-class Shown(Display):
+class Shown:
     """Prints ends and problems only, as a context manager; nothing that the document at the end will say."""
+
+    interval_s = 5.0
+    """How often to show what runs."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -51,17 +55,13 @@ class Shown(Display):
         with self.aside():
             context.tell(message)
 
-    def ended(self, result: Result) -> None:
-        """Print the end of one move."""
-        if self._app.documents:
-            return
+    def show(self, running: Sequence[Running], totals: Totals) -> None:
+        """Show nothing."""
+
+    def rested(self, pivot: Pivot) -> None:
+        """Print the end of one pivot."""
         with self.aside():
-            if result.pivot is not None:
-                print_rest(self._app, result.pivot)
-            elif result.error is not None:
-                context.tell(render.one_line(f"{result.move.words}: {result.error}"))
-            elif self._app.for_people:
-                print(f"{render.text(result.move.words)}: moved already")
+            print_rest(self._app, pivot)
             if sys.stdout is not None:
                 sys.stdout.flush()
 
@@ -76,22 +76,22 @@ class Lines(Shown):
         self._displays: dict[str, progress.Lines] = {}
         self._at = time.monotonic()
 
-    def show(self, running: list[Running], totals: Totals) -> None:
+    def show(self, running: Sequence[Running], totals: Totals) -> None:
         """Print what is new."""
         for one in running:
-            self._displays.setdefault(one.pivot.id, progress.Lines(one.move.domain)).show(one.pivot, one.progress)
+            self._displays.setdefault(one.pivot.id, progress.Lines(one.domain)).show(one.pivot, one.progress)
         now = time.monotonic()
-        if totals.moves > 1 and running and now >= self._at + LINE_EVERY_S:
+        if totals.pivots > 1 and running and now >= self._at + LINE_EVERY_S:
             self._at = now
             print(f"all: {summary(totals)}", file=sys.stderr, flush=True)
 
 
 def summary(totals: Totals) -> str:
-    """Return all moves together in one line."""
+    """Return all pivots together in one line."""
     left = totals.total_bytes - totals.copied_bytes
     rate = totals.bytes_per_s
     parts = [
-        f"{totals.ended} of {totals.moves} ended",
+        f"{totals.ended} of {totals.pivots} ended",
         f"{totals.failed} failed" if totals.failed else None,
         f"{render.size(totals.copied_bytes)} of {render.size(totals.total_bytes)}",
         f"{render.mib(rate)}/s" if rate else None,
