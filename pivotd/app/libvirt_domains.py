@@ -10,7 +10,7 @@ from typing import Any
 from pivotd import limits
 from pivotd.app.registry import LIBVIRT, Host
 from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
-from pivotd.core.pivot import Identity
+from pivotd.core.pivot import Pivot
 from pivotd.core.request import Manager
 from pivotd.errors import DomainUnreachableError, QmpError
 from pivotd.libvirt import own_monitor
@@ -40,12 +40,12 @@ class LibvirtConnector:
         session = await LibvirtSession.open(self.path, self._name, self._line, wanted=wanted)
         if session.pid != NO_QEMU:  # of one that has ended libvirt may know nothing any more
             with suppress(QmpError):
-                self._monitor = (await session.defined()).monitor
+                self._monitor = session.own_monitor = (await session.defined()).monitor
         return session
 
-    async def beside(self, identity: Identity) -> Session | None:
-        """Connect to QEMU by the monitor that its definition gives to pivotd, if it gives one."""
-        return await own_monitor.connect(identity, self._monitor)
+    async def beside(self, pivot: Pivot) -> Session | None:
+        """Connect to QEMU by the monitor that its definition gives to pivotd, or gave when the pause was intended."""
+        return await own_monitor.connect(pivot.identity, self._monitor or pivot.options.own_monitor or None)
 
     def end(self) -> None:
         """Let the thread end."""

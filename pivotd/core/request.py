@@ -136,6 +136,8 @@ class CopyOptions:
     """The write threshold in bytes of each disk that has one, as seen right before the last intent."""
     guest_writes: tuple[tuple[str, int], ...] = ()
     """How often the guest had written to each disk when libvirt was asked to switch, as QEMU counts it."""
+    own_monitor: str = ""
+    """The monitor that QEMU had for pivotd beside libvirt's at the last intent, a path; empty: none was known."""
     resumable: bool = False
     """A failing destination pauses the copy instead of ending it; the copy continues once the destination works."""
     throttle: bool = True

@@ -227,7 +227,7 @@ class Driver:
         seen = await self._look()
         await progress_notes.went_on(state, seen)
         if seen.qemu is Qemu.SILENT and state.in_window and self.pivot.manager is Manager.LIBVIRT:
-            beside = await state.domain.beside(self.pivot.identity)
+            beside = await state.domain.beside(self.pivot)
             if beside is not None:
                 await self._act_beside(beside)
                 return

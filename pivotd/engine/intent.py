@@ -99,6 +99,7 @@ async def _record_intent(state: DriverState, session: Session, ready: Converged)
         return None  # a job that has just failed, or a guest that has just stopped, needs another decision
     state.attempt = state.attempt.begin(quick=ready.quick, moment=before)
     options = replace(state.pivot.options, write_thresholds=now.write_thresholds, guest_writes=())
+    options = replace(options, own_monitor=facts.get("own_monitor", ""))
     await state.record(
         "pausing",
         ready.facts | {"run_state": now.run_state} | facts,

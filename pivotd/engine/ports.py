@@ -264,8 +264,8 @@ class Domain(Protocol):
         """Wait until the present attempt to connect has ended, at most timeout_s."""
         ...
 
-    async def beside(self, identity: Identity) -> Session | None:
-        """Return a connection to this QEMU that does not go through libvirt, None if there is none; close it soon."""
+    async def beside(self, pivot: Pivot) -> Session | None:
+        """Return a connection to a pivot's QEMU that does not go through libvirt, None if there is none; close it."""
         ...
 
     def process_gone(self, identity: Identity) -> bool:

@@ -41,8 +41,8 @@ class Connector(Protocol):
         """
         ...
 
-    async def beside(self, identity: Identity) -> Session | None:
-        """Connect to this QEMU for a moment without whoever manages it; None: that is not possible."""
+    async def beside(self, pivot: Pivot) -> Session | None:
+        """Connect to the QEMU of a pivot for a moment without whoever manages it; None: that is not possible."""
         ...
 
     def end(self) -> None:
@@ -64,7 +64,7 @@ class MonitorConnector:
         refuse_path(await in_thread(limits.CONNECT_TIMEOUT_S, os.path.realpath, self.path, paths=[self.path]))
         return await Session.connect(self.path)
 
-    async def beside(self, identity: Identity) -> Session | None:  # noqa: ARG002 - nobody is between
+    async def beside(self, pivot: Pivot) -> Session | None:  # noqa: ARG002 - nobody is between
         """Return None: there is one monitor."""
         return None
 
@@ -171,9 +171,9 @@ class Supervisor:
             raise DomainUnreachableError(f"domain {self.name}: {self.detail}", domain=self.name)
         return self.session
 
-    async def beside(self, identity: Identity) -> Session | None:
+    async def beside(self, pivot: Pivot) -> Session | None:
         """Return a connection to QEMU that does not go through libvirt, None if there is none."""
-        return await self._connector.beside(identity)
+        return await self._connector.beside(pivot)
 
     def process_gone(self, known: Identity) -> bool:
         """Return whether that QEMU process has certainly ended."""

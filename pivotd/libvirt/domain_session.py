@@ -48,6 +48,8 @@ class LibvirtSession(Session):
         self._mark = mark
         self._doubt_until = 0.0
         """Until when a call whose answer was lost may still be carried out, by the monotonic clock."""
+        self.own_monitor: str | None = None
+        """The monitor that the definition gives to pivotd; whoever connects finds it out."""
         self._looked_quickly = False
         """Nothing of a pivotd before this one waited in libvirtd then; what has waited since is not pivotd's."""
 
@@ -203,7 +205,8 @@ class LibvirtSession(Session):
             return durable.status_file(self.path, self._domain.name(), self._uuid)
 
         status = await self._ask("its status file", look)
-        return {"uuid": self._uuid, **({} if status is None else {"status_file": status})}
+        monitor = {} if self.own_monitor is None else {"own_monitor": self.own_monitor}
+        return {"uuid": self._uuid, **monitor, **({} if status is None else {"status_file": status})}
 
     # -- changing -----------------------------------------------------------------------------------------------
 

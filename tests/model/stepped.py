@@ -44,8 +44,8 @@ class Domain:
     async def settled(self, timeout_s: float) -> None:
         await self.world.settled(timeout_s)
 
-    async def beside(self, identity: Any) -> Any:
-        return await self.world.beside(identity)
+    async def beside(self, pivot: Any) -> Any:
+        return await self.world.beside(pivot.identity)
 
     def process_gone(self, identity: Any) -> bool:
         return self.world.process_gone(identity)
