@@ -82,6 +82,15 @@ def test_the_drop_in_for_a_fleet_is_that_of_the_unit(tmp_path: Path) -> None:
     assert rendered("fleet.conf.j2").splitlines()[1:] == settings
 
 
+def test_the_role_is_sound_yaml() -> None:
+    """Each file can be read, and each task has a name."""
+    for path in ANSIBLE.rglob("*.yml"):
+        read = yaml.safe_load(path.read_text())
+        if path.parent.name in {"tasks", "handlers"}:
+            tasks = [inner for task in read for inner in (task, *task.get("block", []))]
+            assert [task for task in tasks if "name" not in task] == []
+
+
 def test_every_variable_of_the_role_is_used_and_has_a_default() -> None:
     """None is mistyped on one side."""
     text = "".join(path.read_text() for path in [*ROLE.glob("tasks/*.yml"), *ROLE.glob("templates/*")])
