@@ -86,6 +86,14 @@ def connected(host: Host, name: str) -> bool:
     return any(row["name"] == name and row["connection"] == "connected" for row in host.ctl("domain", "ls")[1])
 
 
+def restart(host: Host) -> None:
+    """Restart pivotd and wait for its guest; if it does not start, its log is the message."""
+    done = host.container.run("systemctl", "restart", "pivotd", check=False)
+    log = ("journalctl", "--unit=pivotd", "--lines=40", "--no-pager")
+    assert done.returncode == 0, done.stderr + host.container.run(*log, check=False).stdout
+    assert until(lambda: connected(host, "web1"))
+
+
 def test_a_sound_host(host: Host):
     """As the page on installing makes it, nothing is wrong, and every check of units, guests and disks was made."""
     told = Told(host)
@@ -180,13 +188,12 @@ def test_units_with_drop_ins(host: Host):
             assert setting in words
         (drop_in / "wrong.conf").write_text("[Service]\nWatchdogSec=0\n")
         run("systemctl", "daemon-reload")
-        run("systemctl", "restart", "pivotd")
+        restart(host)
         assert Told(host).found == {"unit-watchdog"}
     finally:
         shutil.rmtree(drop_in)
         run("systemctl", "daemon-reload")
-    run("systemctl", "restart", "pivotd")
-    assert until(lambda: connected(host, "web1"))
+    restart(host)
     assert Told(host).found == set()
 
 
@@ -197,8 +204,7 @@ def test_a_daemon_that_died(host: Host):
     assert until(lambda: host.main_pid() not in {0, pid})
     assert until(lambda: connected(host, "web1"))
     assert Told(host).found == {"unit-restarts"}
-    host.container.run("systemctl", "restart", "pivotd")
-    assert until(lambda: connected(host, "web1"))
+    restart(host)
     assert Told(host).found == set()
 
 
@@ -207,13 +213,11 @@ def test_a_fleet_without_a_network(host: Host):
     drop_in = host.container.inside / "etc/pivotd/pivotd.toml.d/fleet.toml"
     drop_in.write_text('[fleet]\nendpoints = ["http://127.0.0.1:2379"]\nhost = "h1"\ntimeout_ms = 500\n')
     try:
-        host.container.run("systemctl", "restart", "pivotd")
-        assert until(lambda: connected(host, "web1"))
+        restart(host)
         assert Told(host).found == {"unit-network", "fleet-silent"}
     finally:
         drop_in.unlink()
-    host.container.run("systemctl", "restart", "pivotd")
-    assert until(lambda: connected(host, "web1"))
+    restart(host)
 
 
 def test_a_bundle(host: Host):
