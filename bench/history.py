@@ -23,6 +23,9 @@ from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN
 from tests.support.daemon import Daemon
 
 CTL = Path(sys.executable).with_name("pivotctl")
+LAST_DAY = "2026-11-22T09:00:00Z"
+BEGINNING = "01H000000000000000000000007"[:-1]
+LAST_UNKNOWN = "/v1/events?tail=true&event=unknown"
 STARTS = "start to READY, long history", "start to READY, empty journal"
 
 
@@ -63,6 +66,11 @@ def measure(long: Daemon, empty: Daemon, rounds: int) -> tuple[dict[str, list[fl
         note("GET /v1/verdicts?image=", lambda: client("GET", "/v1/verdicts?image=/srv/images/new-of-a-guest.qcow2"))
         note("GET /v1/pivots?limit=1000", lambda: client("GET", "/v1/pivots?limit=1000"))
         note("GET /v1/pivots?open=true", lambda: client("GET", "/v1/pivots?open=true"))
+        note("GET /v1/pivots?limit=0&total=true", lambda: client("GET", "/v1/pivots?limit=0&total=true"))
+        note("GET /v1/pivots?since= (the last day)", lambda: client("GET", f"/v1/pivots?since={LAST_DAY}"))
+        note("GET /v1/pivots?outcome=unknown, one page", lambda: client("GET", "/v1/pivots?outcome=unknown"))
+        note("GET /v1/pivots?id= (the beginning of one)", lambda: client("GET", f"/v1/pivots?id={BEGINNING}"))
+        note("GET /v1/events?tail=true&event=unknown, one page", lambda: client("GET", LAST_UNKNOWN))
         peak = max(peak, peak_mb(long.pid))
         long.kill()
         empty.kill()

@@ -12,6 +12,8 @@ from pivotd.journal import schema, upgrade_copy
 from pivotd.journal.rows import disk_row, pause_row, pivot_row
 
 AT = "2026-11-23T09:00:00.123456Z"
+AT_OF_EACH = "strftime('%Y-%m-%dT%H:%M:%S.123456Z', 1795424400 - (:pivots - n.value) * 60, 'unixepoch')"
+"""One pivot in each minute, and the last one a minute before AT."""
 EVENTS = ("accepted", "switched", "closed")
 FACTS = '{"backlog_bytes":0,"jobs":{"m01K9ABCDEFGHJKMNPQRSTVWXYZ":"concluded"},"roots":{"disk0":"destination"}}'
 # Of the numbers 0, 1, …: the pivot's id, and the disk that it moves.
@@ -47,7 +49,7 @@ def fill(state_dir: Path, pivots: int, disks: int) -> None:
     schema.prepare(path, upgrade_copy.keep)
     sample = _sample()
     tables = {
-        "pivot": pivot_row(sample) | {"id": ID, "request_id": ID, "domain": DOMAIN},
+        "pivot": pivot_row(sample) | {"id": ID, "request_id": ID, "domain": DOMAIN, "created_at": AT_OF_EACH},
         "pivot_disk": disk_row("", sample.disks[0]) | {"pivot": ID, "disk": DISK, "outcome": Outcome.SWITCHED.value},
         "pause": pause_row("", 0, sample.pauses[0]) | {"pivot": ID},
     }
@@ -57,7 +59,7 @@ def fill(state_dir: Path, pivots: int, disks: int) -> None:
             connection.execute(f"PRAGMA {pragma}").fetchall()
         connection.execute("BEGIN")
         for table, row in tables.items():
-            made = {name: value for name, value in row.items() if value in (ID, DOMAIN, DISK)}
+            made = {name: value for name, value in row.items() if value in (ID, DOMAIN, DISK, AT_OF_EACH)}
             values = [made.get(name, f":{name}") for name in row]
             statement = f"{numbers} INSERT INTO {table} ({', '.join(row)}) SELECT {', '.join(values)} FROM n"
             connection.execute(statement, row | {"pivots": pivots, "disks": disks})
@@ -65,8 +67,9 @@ def fill(state_dir: Path, pivots: int, disks: int) -> None:
         connection.executemany("INSERT INTO event VALUES (?, ?)", enumerate(EVENTS))
         connection.execute(
             f"{numbers} INSERT INTO record (at, domain, pivot, event, phase, facts) "
-            f"SELECT :at, {DOMAIN}, {ID}, event.name, 'closed', :facts FROM n CROSS JOIN event ORDER BY n.value",
-            {"pivots": pivots, "disks": disks, "at": AT, "facts": FACTS},
+            f"SELECT {AT_OF_EACH}, {DOMAIN}, {ID}, event.name, 'closed', :facts "
+            "FROM n CROSS JOIN event ORDER BY n.value",
+            {"pivots": pivots, "disks": disks, "facts": FACTS},
         )
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

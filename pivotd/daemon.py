@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from pivotd import __version__, limits, log, sd
 from pivotd.app.registry import CONFIG, DISCOVERED, LIBVIRT, RUNTIME, Host
 from pivotd.app.status import Status
-from pivotd.config import Config, Fleet, load
+from pivotd.config import DEFAULT_PATH, Config, Fleet, load
 from pivotd.core.pivot import Pivot
 from pivotd.core.request import Manager
 from pivotd.engine.converge import Converger
@@ -57,12 +57,7 @@ class SystemClock:
 
 def main() -> NoReturn:
     """Run the daemon until SIGTERM; exit 2 on a bad configuration, 4 on an unusable journal."""
-    parser = argparse.ArgumentParser(prog="pivotd", description="Moves the disks of running QEMU guests.")
-    parser.add_argument("--config", type=Path, default=Path("/etc/pivotd/pivotd.toml"), metavar="FILE")
-    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
-    parser.add_argument("--reload", type=int, metavar="PID", help="have a running pivotd read its configuration again")
-    parser.add_argument("--version", action="version", version=f"pivotd {__version__}")
-    options = parser.parse_args()
+    options = parser().parse_args()
     if options.reload is not None:
         _reload(options.reload)
     # Until there is a loop to obey it: by itself it would end the process.
@@ -97,6 +92,17 @@ def main() -> NoReturn:
         _fail(why, EXIT_REFUSED)
     asyncio.run(Daemon(options.config, config, journal).run())
     sys.exit(0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what the command line may have."""
+    made = argparse.ArgumentParser(prog="pivotd", description="Moves the disks of running QEMU guests.")
+    config_help = f"the configuration, with the files in FILE.d; default {DEFAULT_PATH}"
+    made.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help=config_help)
+    made.add_argument("--check", action="store_true", help="check the configuration and exit")
+    made.add_argument("--reload", type=int, metavar="PID", help="have a running pivotd read its configuration again")
+    made.add_argument("-V", "--version", action="version", version=f"pivotd {__version__}")
+    return made
 
 
 def _raise_limits() -> None:

@@ -271,6 +271,16 @@ interpreter with the rest of them. Source: bench/readers.py.
 """
 RECORDS_AT_ONCE = 100
 """The same for records."""
+PIVOTS_EXAMINED_AT_ONCE = 2000
+RECORDS_EXAMINED_AT_ONCE = 5000
+"""Rows that SQLite compares with a filter in one go, without the interpreter."""
+PIVOTS_EXAMINED_MAX = 20_000
+RECORDS_EXAMINED_MAX = 100_000
+"""Rows that are compared for one answer; it then says from where to go on."""
+CLOCK_SET_BACK_S = 86_400
+"""How far the clock of a host may have gone back, so that rows of a later time are still found by their order."""
+PIVOTS_NAMED_MAX = 11
+"""Pivots of which a name may be the beginning of the id, in one answer: more than anybody can choose from."""
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread that reads may keep the interpreter from the event loop, which asks for it at each answer of QEMU.
 Python's own 5 ms are longer than a pause; with a tenth of that 9 of 10 answers come in 1.5 instead of 2.1 ms.
@@ -329,6 +339,8 @@ STREAMS_PER_UID_MAX = 16
 """Event streams of one user; root alone may have more: a program that leaks them locks itself out and nobody else."""
 STREAMS_RESERVED = 16
 """Part of STREAMS_MAX for root and operators only, so that readers cannot lock out those who have to act."""
+COMPLETION_S = 1.0
+"""How long a shell waits for names that it could complete."""
 HOOK_TIMEOUT_S = 60
 """How long the command of `events --exec` may take, unless --timeout says otherwise."""
 HOOK_TIMEOUT_S_MAX = 86_400

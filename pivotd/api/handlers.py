@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pivotd import limits
-from pivotd.api import problems
+from pivotd.api import problems, queries
 from pivotd.api.models import pivot_request
 from pivotd.api.ports import Service
 from pivotd.api.streams import EventStream, Streams
@@ -32,6 +32,7 @@ from pivotd.client.requests import (
     TakeRequest,
 )
 from pivotd.core import nbd
+from pivotd.core.list_filters import EventFilter
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import Requester
 from pivotd.core.standing import ImageFound
@@ -210,14 +211,20 @@ async def adopt(call: Call, request: Request) -> Response:
 
 
 async def pivots(call: Call, request: Request) -> Response:
-    """Pivots, newest first."""
-    open_only = _flag(request, "open")
-    limit = int(_number(request, "limit", limits.PIVOTS_LISTED, limits.PIVOTS_LISTED_MAX))
+    """Pivots, newest first, or those of which ``id`` is the name."""
     query = request.query_params
-    found = await call.service.reads.pivots(
-        query.get("domain"), open_only=open_only, limit=limit, before=query.get("before"), encode=_pivot
-    )
-    return _list(found)
+    limit = int(_number(request, "limit", limits.PIVOTS_LISTED, limits.PIVOTS_LISTED_MAX))
+    chosen = queries.pivot_filter(query, open_only=_flag(request, "open"))
+    counted, name, reads = _flag(request, "total"), query.get("id"), call.service.reads
+    if name is not None:
+        return _list(await reads.named(name, _pivot))
+    found, following = await reads.pivots(chosen, limit=limit, before=query.get("before"), encode=_pivot)
+    response = _list(found)
+    if following is not None:
+        response.headers["Link"] = queries.link(request.url, before=following)
+    if counted and chosen.indexed:
+        response.headers["X-Total-Count"] = str(await reads.count(chosen))
+    return response
 
 
 async def pivot(call: Call, request: Request) -> Response:
@@ -372,15 +379,26 @@ async def events(call: Call, request: Request) -> Response:
     if last is not None and not (last.isdecimal() and len(last) < 20):
         raise BadRequestError(f"Last-Event-ID: {last[:40]}: expected a sequence number")
     after = int(last) if last is not None else int(_number(request, "after", 0, 2**53))
-    if not stream:
-        limit = int(_number(request, "limit", 100, limits.EVENTS_PAGE_MAX))
-        return _list(await call.service.reads.events_page(after, limit, _record))
-    return EventStream(call.streams, call.who.uid, _stream(call, after), operator=call.operator)
+    chosen, tail = queries.event_filter(request.query_params), _flag(request, "tail")
+    if stream:
+        return EventStream(call.streams, call.who.uid, _stream(call, after, chosen), operator=call.operator)
+    limit = int(_number(request, "limit", 100, limits.EVENTS_PAGE_MAX))
+    before = int(_number(request, "before_seq", 0, 2**53))
+    if tail:
+        found, following = await call.service.reads.last_events(chosen, before or None, limit, _record)
+        go_on = {"before_seq": following}
+    else:
+        found, following = await call.service.reads.events_page(chosen, after, limit, _record)
+        go_on = {"after": following}
+    response = _list(found)
+    if following is not None:
+        response.headers["Link"] = queries.link(request.url, **go_on)
+    return response
 
 
-async def _stream(call: Call, after: int) -> AsyncIterator[bytes]:
+async def _stream(call: Call, after: int, chosen: EventFilter) -> AsyncIterator[bytes]:
     """Yield events as they become durable. The client pulls pages: if it does not read, only its own stream stops."""
-    source = call.service.reads.events(after, _frame)
+    source = call.service.reads.events(after, lambda record: _frame(record) if chosen.takes(record) else b"")
     following: asyncio.Task[list[bytes]] | None = None
     try:
         yield b": pivotd\n\n"

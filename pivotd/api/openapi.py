@@ -10,12 +10,19 @@ import msgspec
 
 from pivotd import __version__, limits
 from pivotd.api.routes import ROUTES, Route
+from pivotd.client.answers import ObsoleteImages
 from pivotd.client.requests import NewPivot
+from pivotd.core.list_filters import OUTCOMES
+from pivotd.core.request import Kind
 
 Schema = dict[str, Any]
 
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 TEXT: Schema = {"type": "string"}
+PAGE_HEADERS: Schema = {
+    "Link": {"description": '<the next page>; rel="next", as long as there may be one.', "schema": TEXT},
+    "X-Total-Count": {"description": "How many there are, with total=true.", "schema": TEXT},
+}
 PARAMETERS: dict[str, tuple[str, Schema]] = {
     "pivot": ("The id of a pivot, or the request id under which it was started.", TEXT),
     "domain": ("The name of a domain.", TEXT),
@@ -29,6 +36,23 @@ PARAMETERS: dict[str, tuple[str, Schema]] = {
     ),
     "limit": ("The most rows to return.", {"type": "integer", "minimum": 0, "maximum": limits.EVENTS_PAGE_MAX}),
     "before": ("The id of a pivot: only older ones, to go on where a page ended.", TEXT),
+    "kind": ("Only pivots of this kind.", {"type": "string", "enum": [kind.value for kind in Kind]}),
+    "outcome": ("Only pivots with this outcome.", {"type": "string", "enum": list(OUTCOMES)}),
+    "since": ("Only what was created or written at this time or later.", {"type": "string", "format": "date-time"}),
+    "id": (
+        "The pivot with this id or request id, else those whose ids begin so, and nothing else of the list.",
+        TEXT,
+    ),
+    "total": (
+        "true: the header X-Total-Count says how many there are, unless kind, outcome or since is given.",
+        {"type": "boolean", "default": False},
+    ),
+    "event": ("Only records of this event.", TEXT),
+    "tail": ("true: the last records, oldest first, instead of the first.", {"type": "boolean", "default": False}),
+    "before_seq": (
+        "With tail: only records with a smaller sequence number; 0: all.",
+        {"type": "integer", "minimum": 0, "maximum": 2**53},
+    ),
     "after": ("Only records with a larger sequence number.", {"type": "integer", "minimum": 0, "maximum": 2**53}),
     "timeout_s": (
         "How long to wait, in seconds; then the pivot is returned as it is.",
@@ -74,6 +98,8 @@ def _operation(route: Route, schema_of: Mapping[Any, Any]) -> Schema:
     if route.status != 204:
         shape = {} if route.answer is None else {"schema": schema_of[route.answer]}
         success["content"] = {"text/plain": {}} if route.path == "/metrics" else {"application/json": shape}
+        if "limit" in route.query and route.answer is not ObsoleteImages:
+            success["headers"] = PAGE_HEADERS
         if route.path == "/v1/events":
             success["content"]["text/event-stream"] = {}
     errors = {

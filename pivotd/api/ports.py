@@ -19,6 +19,7 @@ from pivotd.client.answers import (
     Progress,
 )
 from pivotd.client.requests import AcceptRequest, ArchiveRequest
+from pivotd.core.list_filters import EventFilter, PivotFilter
 from pivotd.core.pivot import Pivot, Record
 from pivotd.core.request import CopyOptions, PivotRequest, Requester
 from pivotd.core.standing import ImageFound
@@ -39,9 +40,20 @@ class Reads(Protocol):
         ...
 
     async def pivots(
-        self, domain: str | None, *, open_only: bool, limit: int, before: str | None, encode: Callable[[Pivot], T]
-    ) -> list[T]:
-        """Return pivots, newest first; ``before``: only those accepted before this pivot. Raises: NotFoundError."""
+        self, chosen: PivotFilter, *, limit: int, before: str | None, encode: Callable[[Pivot], T]
+    ) -> tuple[list[T], str | None]:
+        """Return pivots that a filter wants, newest first, and the id from which to go on, None at the end.
+
+        ``before``: only those accepted before this pivot. Raises: NotFoundError.
+        """
+        ...
+
+    async def count(self, chosen: PivotFilter) -> int:
+        """Return how many pivots a filter wants that is indexed."""
+        ...
+
+    async def named(self, name: str, encode: Callable[[Pivot], T]) -> list[T]:
+        """Return the pivot with this id or request id; else some of those whose ids begin so, in order."""
         ...
 
     async def current(self, pivot: str) -> Pivot:
@@ -60,8 +72,16 @@ class Reads(Protocol):
         """Yield every durable record with seq > after, then new ones as they become durable, for ever."""
         ...
 
-    async def events_page(self, after: int, limit: int, encode: Callable[[Record], T]) -> list[T]:
-        """Return up to limit records with seq > after, oldest first."""
+    async def events_page(
+        self, chosen: EventFilter, after: int, limit: int, encode: Callable[[Record], T]
+    ) -> tuple[list[T], int | None]:
+        """Return up to limit records with seq > after that a filter wants, oldest first, and where to go on."""
+        ...
+
+    async def last_events(
+        self, chosen: EventFilter, before: int | None, limit: int, encode: Callable[[Record], T]
+    ) -> tuple[list[T], int | None]:
+        """Return the last limit records with seq < before that a filter wants, oldest first, and where to go on."""
         ...
 
     async def verdicts(

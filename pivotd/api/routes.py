@@ -17,8 +17,8 @@ from pivotd.client import requests as r
 READER, OPERATOR = AccessClass.READER, AccessClass.OPERATOR
 WHOSE = ("domain", "disk")
 VERDICT_OF = (*WHOSE, "local")
-PAGE = ("after", "limit")
-PIVOTS_PAGE = ("domain", "open", "limit", "before")
+EVENTS_PAGE = ("after", "limit", "domain", "event", "since", "tail", "before_seq")
+PIVOTS_PAGE = ("domain", "open", "limit", "before", "kind", "outcome", "since", "id", "total")
 D, P = "/v1/domains/{domain}", "/v1/pivots/{pivot}"
 F = "/v1/fleet"
 Handler = Callable[[h.Call, Request], Awaitable[Response]]
@@ -81,5 +81,5 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "POST", "/v1/journal/archive", OPERATOR, h.archive, "Archive old pivots", a.ArchiveProgress, r.ArchiveRequest
     ),
-    Route("GET", "/v1/events", READER, h.events, "The event log, or a stream", list[a.Record], query=PAGE),
+    Route("GET", "/v1/events", READER, h.events, "The event log, or a stream", list[a.Record], query=EVENTS_PAGE),
 )

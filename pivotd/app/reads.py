@@ -21,6 +21,7 @@ from pivotd.app.live_verdicts import Key, LiveVerdicts
 from pivotd.app.registry import Host
 from pivotd.client.answers import JournalStats
 from pivotd.core import known_chain
+from pivotd.core.list_filters import EventFilter, PivotFilter
 from pivotd.core.overwritten import Overwritten, doubted
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
@@ -32,6 +33,7 @@ from pivotd.host.threads import in_thread
 from pivotd.journal.images import images_found, obsolete, standings
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
+from pivotd.journal.search import Found, Place
 from pivotd.journal.stats import stats
 from pivotd.qmp.session import Session
 
@@ -89,25 +91,31 @@ class Reads:
     # -- pivots -------------------------------------------------------------------------------------------------
 
     async def pivots(
-        self,
-        domain: str | None,
-        *,
-        open_only: bool,
-        limit: int,
-        before: str | None,
-        encode: Callable[[Pivot], T],
-    ) -> list[T]:
-        """Return pivots, newest first, starting after ``before``; ``encode`` converts each in the thread."""
+        self, chosen: PivotFilter, *, limit: int, before: str | None, encode: Callable[[Pivot], T]
+    ) -> tuple[list[T], str | None]:
+        """Return pivots that a filter wants, newest first, starting after ``before``, and the id from which to go on.
+
+        ``encode`` converts each in the thread. Fewer than ``limit`` are found where many others had to be examined.
+        """
         found: list[T] = []
-        while len(found) < limit:
+        examined = 0
+        while True:
             wanted = min(limits.READ_AT_ONCE, limit - len(found))
-            look = partial(Reader.pivots, domain=domain, open_only=open_only, limit=wanted, before=before)
-            page = await self._lists.read(_pivots, look, encode)
-            found += [encoded for _, encoded in page]
-            if len(page) < wanted:
-                break
-            before = page[-1][0]
-        return found
+            at_once = wanted if chosen.indexed else limits.PIVOTS_EXAMINED_AT_ONCE
+            look = partial(Reader.pivots_page, chosen=chosen, place=Place(wanted, before, at_once))
+            page, before = await self._lists.read(_pivots, look, encode)
+            found += page
+            examined += at_once
+            if before is None or len(found) >= limit or examined >= limits.PIVOTS_EXAMINED_MAX:
+                return found, before
+
+    async def count(self, chosen: PivotFilter) -> int:
+        """Return how many pivots a filter wants that is indexed."""
+        return await self._lists.read(Reader.count, chosen)
+
+    async def named(self, name: str, encode: Callable[[Pivot], T]) -> list[T]:
+        """Return the pivot with this id or request id; else those whose ids begin so, as many as a person can use."""
+        return await self._single.read(_named, name, encode)
 
     async def pivot(self, pivot: str) -> Pivot:
         """Return one pivot by its id or its request id, as stored in the journal."""
@@ -183,7 +191,7 @@ class Reads:
         while not self._ending:
             news = self._news
             if after < self._told_seq:
-                page = await self._lists.read(_records, encode, after, limits.RECORDS_AT_ONCE)
+                page = await self._lists.read(_numbered, encode, after, limits.RECORDS_AT_ONCE)
             else:
                 await news.told.wait()
                 # A look into the journal may have shown some of them before they were told.
@@ -192,17 +200,35 @@ class Reads:
                 after = page[-1][0]
                 yield [encoded for _, encoded in page]
 
-    async def events_page(self, after: int, limit: int, encode: Callable[[Record], T]) -> list[T]:
-        """Return up to ``limit`` records with seq > after, oldest first; ``encode`` converts each in the thread."""
+    async def events_page(
+        self, chosen: EventFilter, after: int, limit: int, encode: Callable[[Record], T]
+    ) -> tuple[list[T], int | None]:
+        """Return up to ``limit`` records above ``after`` that a filter wants, oldest first, and where to go on."""
+        return await self._page(partial(_records, chosen), after, limit, encode)
+
+    async def last_events(
+        self, chosen: EventFilter, before: int | None, limit: int, encode: Callable[[Record], T]
+    ) -> tuple[list[T], int | None]:
+        """Return the last records below ``before`` that a filter wants, oldest first, and below which to go on."""
+        found, following = await self._page(partial(_last_records, chosen), before, limit, encode)
+        return found[::-1], following
+
+    async def _page(
+        self,
+        look: Callable[[Reader, int | None, int, Callable[[Record], T]], tuple[list[T], int | None]],
+        place: int | None,
+        limit: int,
+        encode: Callable[[Record], T],
+    ) -> tuple[list[T], int | None]:
+        """Return records and the place from which to go on, examining no more than limits.RECORDS_EXAMINED_MAX."""
         found: list[T] = []
-        while len(found) < limit:
+        for _ in range(0, limits.RECORDS_EXAMINED_MAX, limits.RECORDS_EXAMINED_AT_ONCE):
             wanted = min(limits.RECORDS_AT_ONCE, limit - len(found))
-            page = await self._lists.read(_records, encode, after, wanted)
-            found += [encoded for _, encoded in page]
-            if len(page) < wanted:
+            page, place = await self._lists.read(look, place, wanted, encode)
+            found += page
+            if place is None or len(found) >= limit:
                 break
-            after = page[-1][0]
-        return found
+        return found, place
 
     # -- verdicts -----------------------------------------------------------------------------------------------
 
@@ -293,7 +319,7 @@ class Reads:
         ((domain, disk),) = disks
         bound = limits.PIVOTS_LISTED_MAX
         try:
-            pivots = await self.pivots(domain, open_only=False, limit=bound, before=None, encode=lambda pivot: pivot)
+            pivots, _ = await self.pivots(PivotFilter(domain), limit=bound, before=None, encode=lambda pivot: pivot)
         except ArchiveError:
             return []
         return known_chain.had(pivots, disk, image)
@@ -384,8 +410,15 @@ async def _asked(image: str) -> Asked:
 # -- what runs in the threads -----------------------------------------------------------------------------------
 
 
-def _pivots(reader: Reader, look: Callable[[Reader], list[Pivot]], encode: Callable[[Pivot], T]) -> list[tuple[str, T]]:
-    return [(pivot.id, encode(pivot)) for pivot in look(reader)]
+def _pivots(
+    reader: Reader, look: Callable[[Reader], Found[Pivot, str]], encode: Callable[[Pivot], T]
+) -> tuple[list[T], str | None]:
+    found, following = look(reader)
+    return [encode(pivot) for pivot in found], following
+
+
+def _named(reader: Reader, name: str, encode: Callable[[Pivot], T]) -> list[T]:
+    return [encode(pivot) for pivot in reader.named(name, limits.PIVOTS_NAMED_MAX)]
 
 
 def _pivot(reader: Reader, pivot: str) -> Pivot:
@@ -400,8 +433,22 @@ def _shown(reader: Reader, encode: Callable[[Pivot, list[Record]], T], pivot: st
     return encode(found, reader.records(found.id))
 
 
-def _records(reader: Reader, encode: Callable[[Record], T], after: int, limit: int) -> list[tuple[int, T]]:
+def _numbered(reader: Reader, encode: Callable[[Record], T], after: int, limit: int) -> list[tuple[int, T]]:
     return [(record.seq, encode(record)) for record in reader.events(after, limit)]
+
+
+def _records(
+    chosen: EventFilter, reader: Reader, after: int | None, limit: int, encode: Callable[[Record], T]
+) -> tuple[list[T], int | None]:
+    found, following = reader.events_page(chosen, Place(limit, after, limits.RECORDS_EXAMINED_AT_ONCE))
+    return [encode(record) for record in found], following
+
+
+def _last_records(
+    chosen: EventFilter, reader: Reader, before: int | None, limit: int, encode: Callable[[Record], T]
+) -> tuple[list[T], int | None]:
+    found, following = reader.last_events(chosen, Place(limit, before, limits.RECORDS_EXAMINED_AT_ONCE))
+    return [encode(record) for record in found], following
 
 
 def _images(

@@ -10,7 +10,8 @@ from pivotd.cli import starting
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import FORMAT, Name, absolute
+from pivotd.cli.known_names import DOMAIN
+from pivotd.cli.values import FORMAT, absolute
 from pivotd.client import AdoptDisk, AdoptRequest
 
 EXAMPLES = (
@@ -21,7 +22,7 @@ EXAMPLES = (
 
 
 @click.command("adopt", cls=ExampleCommand, examples=EXAMPLES, short_help="Take over other programs' block jobs.")
-@click.argument("domain", metavar="DOMAIN", type=Name())
+@click.argument("domain", metavar="DOMAIN", type=DOMAIN)
 @click.argument("targets", metavar="[DISK[=IMAGE]]...", nargs=-1)
 @click.option("--job", "jobs", metavar="JOB[=IMAGE]", multiple=True, help="Name a job by its id; may be repeated.")
 @click.option("--format", "image_format", type=FORMAT, help="Format of the images.  [default: the source's]")

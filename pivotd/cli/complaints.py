@@ -27,6 +27,13 @@ class TemplateError(UsageError):
     """The template of --format cannot print the answer, which was there."""
 
 
+class AmbiguousIdError(PivotdError):
+    """The ids of several pivots begin with what was given."""
+
+    kind = "ambiguous"
+    exit_status = EXIT_REFUSED
+
+
 class WrongImageError(PivotdError):
     """The image is not the one that holds the disk's data."""
 

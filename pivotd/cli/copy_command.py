@@ -10,7 +10,8 @@ from pivotd.cli import image_options, starting
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import FORMAT, SECONDS, DiskImage, Granularity, Name
+from pivotd.cli.known_names import DISK_IMAGE, DOMAIN
+from pivotd.cli.values import FORMAT, SECONDS, Granularity
 from pivotd.client import CopyDisk, CopyRequest
 
 COPY_MODES = ("auto", "background", "write-blocking")
@@ -25,8 +26,8 @@ EXAMPLES = (
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Copy disks to new images, switch as one pivot.")
-@click.argument("domain", metavar="DOMAIN", type=Name())
-@click.argument("targets", metavar="DISK=IMAGE...", type=DiskImage(), nargs=-1, required=True)
+@click.argument("domain", metavar="DOMAIN", type=DOMAIN)
+@click.argument("targets", metavar="DISK=IMAGE...", type=DISK_IMAGE, nargs=-1, required=True)
 @click.option("--format", "image_format", type=FORMAT, help="Format of the new images.  [default: the source's]")
 @click.option("--reuse", is_flag=True, help="The images exist already; overwrite them.")
 @click.option(

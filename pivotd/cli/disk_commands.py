@@ -8,7 +8,7 @@ import click
 
 from pivotd.cli import render
 from pivotd.cli.context import App, pass_app
-from pivotd.cli.values import Name
+from pivotd.cli.known_names import DOMAIN
 from pivotd.client import DiskView
 
 
@@ -49,7 +49,7 @@ def disk() -> None:
 
 
 @disk.command("ls")
-@click.argument("domain", metavar="DOMAIN", type=Name())
+@click.argument("domain", metavar="DOMAIN", type=DOMAIN)
 @pass_app
 def ls(app: App, domain: str) -> None:
     """List every disk of DOMAIN: what QEMU shows, and what the journal says."""

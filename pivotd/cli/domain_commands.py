@@ -6,6 +6,7 @@ import click
 
 from pivotd.cli import render
 from pivotd.cli.context import App, pass_app
+from pivotd.cli.known_names import DOMAIN
 from pivotd.cli.values import AbsolutePath, Name
 from pivotd.client import DomainView, JobView
 
@@ -49,7 +50,7 @@ def ls(app: App) -> None:
 
 
 @domain.command("show")
-@click.argument("name", metavar="DOMAIN", type=Name())
+@click.argument("name", metavar="DOMAIN", type=DOMAIN)
 @pass_app
 def show(app: App, name: str) -> None:
     """Show one domain, with the block jobs that other programs have started.
@@ -78,7 +79,7 @@ def add(app: App, name: str, qmp: str) -> None:
 
 
 @domain.command("rm")
-@click.argument("name", metavar="DOMAIN", type=Name())
+@click.argument("name", metavar="DOMAIN", type=DOMAIN)
 @pass_app
 def rm(app: App, name: str) -> None:
     """Remove a domain; QEMU keeps running, and the journal keeps its pivots.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import click
 
@@ -14,14 +14,26 @@ from pivotd.cli import render
 from pivotd.cli.complaints import EXIT_INTERRUPTED, UsageError
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.help import ExampleCommand
+from pivotd.cli.known_names import DOMAIN
+from pivotd.cli.since import Since, journal_time
 from pivotd.cli.values import UNITS_S, AbsolutePath, Length
 from pivotd.client import Record
 
 EXAMPLES = (
+    "pivotctl events --tail 20",
+    "pivotctl events --since 12h --domain web1 --event switched",
     "pivotctl events --after 1200",
     "pivotctl --json events --follow | jq .event",
     "pivotctl events --follow --exec /etc/pivotd/hook --cursor /var/lib/pivotd-hooks/cursor",
 )
+
+
+class Wanted(TypedDict):
+    """Which records; None: all."""
+
+    domain: str | None
+    event: str | None
+    since: str | None
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="The durable event log, starting at any record.")
@@ -32,17 +44,21 @@ EXAMPLES = (
     metavar="SEQ",
     help="Only records with a larger sequence number.  [default: 0, with --exec the last one]",
 )
+@click.option("--tail", "-n", type=click.IntRange(min=1), metavar="N", help="Only the last N of them.")
+@click.option("--since", type=Since(), metavar="TIME", help="Only records written then or later: 2m, 3d, 2026-11-23.")
+@click.option("--domain", type=DOMAIN, metavar="DOMAIN", help="Only records of this domain.")
+@click.option("--event", metavar="EVENT", help="Only records of this event, like switched.")
 @click.option("--exec", "command", metavar="COMMAND", help="Run COMMAND for each decided pivot.")
 @click.option("--cursor", type=AbsolutePath(), metavar="FILE", help="Where --exec keeps how far it has come.")
 @click.option(
     "--timeout",
     "timeout_s",
-    type=Length(UNITS_S, "seconds", "90s or 5min", limits.HOOK_TIMEOUT_S_MAX),
+    type=Length(UNITS_S, "seconds", "90s or 5m", limits.HOOK_TIMEOUT_S_MAX),
     metavar="TIME",
     help=f"How long COMMAND may take before it is killed.  [default: {limits.HOOK_TIMEOUT_S}s]",
 )
 @pass_app
-def events(app: App, /, follow: bool, after: int | None, **executing: Any) -> None:
+def events(app: App, /, follow: bool, after: int | None, tail: int | None, **options: Any) -> None:
     """Show the records of the journal, oldest first.
 
     Each line starts with the record's sequence number. To continue later without a gap or a repetition, give the last
@@ -58,11 +74,16 @@ def events(app: App, /, follow: bool, after: int | None, **executing: Any) -> No
     """
     if follow and app.offline is not None:
         raise UsageError("`events --follow` needs the daemon: leave --offline or --follow out")
+    wanted = Wanted(domain=options.pop("domain"), event=options.pop("event"), since=journal_time(options.pop("since")))
+    if tail is not None and after is not None:
+        raise UsageError("give --tail or --after, not both; see `pivotctl events --help`")
     try:
-        if any(value is not None for value in executing.values()):
-            _execute(app, follow, after, **executing)
+        if any(value is not None for value in options.values()):
+            if tail is not None or any(wanted.values()):
+                raise UsageError("--exec takes every decided pivot: leave --tail, --since, --domain and --event out")
+            _execute(app, follow, after, **options)
             return
-        for record in _records(app, after or 0, follow):
+        for record in _records(app, after or 0, tail, wanted, follow=follow):
             _show(app, record, follow)
     except KeyboardInterrupt:
         app.status = EXIT_INTERRUPTED
@@ -89,20 +110,31 @@ def _execute(app: App, follow: bool, after: int | None, **executing: Any) -> Non
             follower.follow()
 
 
-def _records(app: App, after: int, follow: bool) -> Iterator[Record]:
+def _records(app: App, after: int, tail: int | None, wanted: Wanted, *, follow: bool) -> Iterator[Record]:
     if not follow:
-        yield from app.reads.events(after)
+        yield from app.reads.events(after, **wanted) if tail is None else app.reads.last_events(tail, **wanted)
         return
     client = app.client
-    client.health()
-    yield from client.events(after, follow=True)
+    end = client.health().journal.last_seq
+    if tail is not None:
+        yield from client.last_events(tail, end + 1, **wanted)
+        after = end
+    elif wanted["since"] is not None:
+        # A stream would read all that is older.
+        for record in client.events(after, **wanted):
+            yield record
+            after = max(end, record.seq)
+        after = max(end, after)
+    yield from client.events(after, follow=True, domain=wanted["domain"], event=wanted["event"])
 
 
 def _show(app: App, record: Record, follow: bool) -> None:
     if render.each(app, record, flush=follow):
         return
     facts = " ".join(f"{key}={_fact(value)}" for key, value in record.facts.items())
-    head = (record.seq, record.at, record.domain, record.pivot, record.event)
+    # An id must not begin where a terminal of 80 columns ends.
+    at = render.when(record.at) if render.is_terminal() else record.at
+    head = (record.seq, at, record.domain, record.pivot, record.event)
     print(
         f"{' '.join(render.text(value) for value in head)} {render.text(facts) if facts else ''}".rstrip(), flush=follow
     )

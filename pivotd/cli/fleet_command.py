@@ -13,7 +13,8 @@ from pivotd import config
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import AbsolutePath, DiskImage, Name
+from pivotd.cli.known_names import DISK, DISK_IMAGE, DOMAIN
+from pivotd.cli.values import AbsolutePath
 
 if TYPE_CHECKING:
     from pivotd.fleet.store import EtcdFleet
@@ -86,8 +87,8 @@ def asked(work: Callable[[EtcdFleet], Coroutine[Any, Any, T]]) -> T:
 
 
 @fleet.command("verdict", cls=ExampleCommand, examples=VERDICT_EXAMPLES, short_help="Which image holds the data.")
-@click.argument("domain", metavar="[DOMAIN", type=Name(), required=False)
-@click.argument("disk", metavar="[DISK]]", type=Name(), required=False)
+@click.argument("domain", metavar="[DOMAIN", type=DOMAIN, required=False)
+@click.argument("disk", metavar="[DISK]]", type=DISK, required=False)
 @pass_app
 def verdict(app: App, domain: str | None, disk: str | None) -> None:
     """Say which image holds the data of each disk, by etcd alone.
@@ -99,9 +100,9 @@ def verdict(app: App, domain: str | None, disk: str | None) -> None:
 
 
 @fleet.command("take", cls=ExampleCommand, examples=TAKE_EXAMPLES, short_help="Take a guest from a lost host.")
-@click.argument("domain", metavar="DOMAIN", type=Name())
+@click.argument("domain", metavar="DOMAIN", type=DOMAIN)
 @click.option("--fenced", is_flag=True, help="You have made sure that the old host runs the guest no more.")
-@click.option("--image", "chosen", type=DiskImage(), multiple=True, metavar="DISK=IMAGE",
+@click.option("--image", "chosen", type=DISK_IMAGE, multiple=True, metavar="DISK=IMAGE",
               help="Your word, for a disk whose verdict is not certain; it is recorded.")  # fmt: skip
 @pass_app
 def take(app: App, domain: str, fenced: bool, chosen: tuple[tuple[str, str], ...]) -> None:
@@ -136,7 +137,7 @@ def status(app: App) -> None:
 
 
 @fleet.command("forget", short_help="Remove a domain from etcd.")
-@click.argument("domain", metavar="DOMAIN", type=Name())
+@click.argument("domain", metavar="DOMAIN", type=DOMAIN)
 @pass_app
 def forget(app: App, domain: str) -> None:
     """Remove what etcd keeps of a domain that is gone for good, or whose name is to be used again.

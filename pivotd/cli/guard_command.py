@@ -12,8 +12,9 @@ from pivotd.cli.complaints import UsageError, WrongImageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.image_command import check_default
+from pivotd.cli.known_names import DISK_IMAGE, DOMAIN
 from pivotd.cli.right_images import certain, image_history, right_images
-from pivotd.cli.values import WAIT, DiskImage, Name, local_word
+from pivotd.cli.values import WAIT, local_word
 from pivotd.core import nbd
 from pivotd.core.image_names import options
 from pivotd.errors import EXIT_DONE, NeverMovedError, UncertainError
@@ -25,8 +26,8 @@ EXAMPLES = (
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Refuse to start from other images.")
-@click.argument("domain", type=Name())
-@click.argument("images", type=DiskImage(), nargs=-1, required=True, metavar="DISK=IMAGE...")
+@click.argument("domain", type=DOMAIN)
+@click.argument("images", type=DISK_IMAGE, nargs=-1, required=True, metavar="DISK=IMAGE...")
 @click.option("--wait", type=WAIT, default="10s", metavar="TIME", show_default=True,
               help="How long to wait while a pivot is being recovered.")  # fmt: skip
 @local_word

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 HELP = """Move disks of running QEMU guests to other images, and know which image is right.
 
@@ -74,6 +78,8 @@ SECTIONS = (
             ("domain rm DOMAIN", "remove it; QEMU keeps running"),
             ("journal archive | journal backup DIRECTORY", "move old pivots out; copy all of it"),
             ("libvirt install-hooks", "repair libvirt's view of its disks"),
+            ("completion SHELL", "for bash, zsh and fish: what TAB needs"),
+            ("help [COMMAND]...", "the help of a command"),
         ),
     ),
 )
@@ -101,8 +107,28 @@ EXIT_STATUSES = (
 )
 
 
+def below(context: click.Context, name: str) -> click.Context | None:
+    """Return the context of the command of this name below another one, None if there is none."""
+    find: Callable[[click.Context, str], click.Command | None] | None = getattr(context.command, "get_command", None)
+    found = None if find is None else find(context, name)
+    if found is None:
+        return None
+    if isinstance(context.command, click.Group):
+        return click.Context(found, info_name=name, parent=context)
+    return click.Context(found, info_name=f"{context.info_name} {name}", parent=context.parent)
+
+
 class GroupedGroup(click.Group):
     """A group whose help shows commands by purpose, then examples and exit statuses."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Return the commands with what they are for, and the options; no command is imported for that."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - only where a shell asks
+
+        said = {usage.split()[0]: purpose for _, rows in reversed(SECTIONS) for usage, purpose in reversed(rows)}
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        commands = [CompletionItem(name, help=said.get(name)) for name in names]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections after the options."""

@@ -14,8 +14,9 @@ from pivotd.cli import render
 from pivotd.cli.complaints import UsageError, WrongImageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
+from pivotd.cli.known_names import DISK, DOMAIN
 from pivotd.cli.right_images import certain, image_history, right_images
-from pivotd.cli.values import WAIT, AnyImage, Name, absolute, local_word
+from pivotd.cli.values import WAIT, AnyImage, absolute, local_word
 from pivotd.client import Verdict
 from pivotd.core import nbd
 from pivotd.core.image_names import options
@@ -37,8 +38,8 @@ NODE_NAME_LENGTH_MAX = 31
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="The path of the right image alone.")
-@click.argument("domain", type=Name())
-@click.argument("disk", type=Name(), required=False)
+@click.argument("domain", type=DOMAIN)
+@click.argument("disk", type=DISK, required=False)
 @click.option("--format", "as_format", is_flag=True, help="Print the format instead: qcow2 or raw.")
 @click.option("--blockdev", "as_blockdev", is_flag=True, help="Print the value for QEMU's -blockdev, as JSON.")
 @click.option("--all", "every", is_flag=True, help="All disks, as lines for systemd's EnvironmentFile=.")

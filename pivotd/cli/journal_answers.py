@@ -15,7 +15,9 @@ from pivotd import limits
 from pivotd.cli.offline_fleet import OfflineFleet
 from pivotd.client import DomainView, ImageVerdict, JournalStats, Pivot, PivotWithRecords, Record, Verdict, shown
 from pivotd.config import load
+from pivotd.core import pivot as core
 from pivotd.core import verdict
+from pivotd.core.list_filters import EVERY_EVENT, EventFilter, PivotFilter
 from pivotd.core.overwritten import doubted
 from pivotd.core.pivot import Image, Phase
 from pivotd.core.rules.fleet_local import DiskHere
@@ -23,6 +25,7 @@ from pivotd.errors import ConfigError, NotFoundError
 from pivotd.host import files, process
 from pivotd.journal.images import Key, images_found, obsolete
 from pivotd.journal.reader import Reader
+from pivotd.journal.search import Place
 from pivotd.journal.stats import stats
 
 UNSEEN = "read from the journal alone"
@@ -73,12 +76,35 @@ class OfflineJournal:
             for name, (qmp, origin) in sorted(known.items())
         ]
 
-    def pivots(self, domain: str | None = None, *, open_only: bool = False, limit: int) -> Iterator[Pivot]:
-        """Yield pivots, newest first, at most ``limit``; reads pages as needed, each a state of its own."""
+    def pivots(  # noqa: PLR0913 - as many as the journal can be asked for
+        self,
+        domain: str | None = None,
+        *,
+        open_only: bool = False,
+        kind: str | None = None,
+        outcome: str | None = None,
+        since: str | None = None,
+        limit: int,
+    ) -> Iterator[Pivot]:
+        """Yield pivots, newest first."""
+        chosen = PivotFilter(domain, open_only, kind, outcome, since)
         before: str | None = None
-        while page := self._reader.pivots(domain, open_only, min(limit, limits.PIVOTS_LISTED), before):
-            yield from map(shown.pivot, page)
-            limit, before = limit - len(page), page[-1].id
+        while limit > 0:
+            size = min(limits.PIVOTS_LISTED, limit)
+            examined = size if chosen.indexed else limits.PIVOTS_EXAMINED_MAX
+            found, before = self._reader.pivots_page(chosen, Place(size, before, examined))
+            yield from map(shown.pivot, found)
+            limit -= len(found)
+            if before is None:
+                return
+
+    def pivot_count(self, domain: str | None = None, *, open_only: bool = False) -> int:
+        """Return how many pivots there are."""
+        return self._reader.count(PivotFilter(domain, open_only))
+
+    def pivots_named(self, name: str) -> list[Pivot]:
+        """Return the pivot with this id or request id; else those whose ids begin so, at most eleven."""
+        return [shown.pivot(pivot) for pivot in self._reader.named(name, limits.PIVOTS_NAMED_MAX)]
 
     def pivot(self, pivot: str) -> PivotWithRecords:
         """Return one pivot with its records."""
@@ -178,11 +204,31 @@ class OfflineJournal:
             found, after = obsolete(self._reader, after, limits.PIVOTS_LISTED)
             yield from map(shown.image, found)
 
-    def events(self, after: int) -> Iterator[Record]:
+    def events(
+        self, after: int, *, domain: str | None = None, event: str | None = None, since: str | None = None
+    ) -> Iterator[Record]:
         """Yield every existing record with seq > after."""
-        while page := self._reader.events(after):
-            yield from msgspec.convert(page, list[Record], from_attributes=True)
-            after = page[-1].seq
+        chosen, place = EventFilter(domain, event, since), after
+        while True:
+            examined = limits.EVENTS_PAGE_MAX if chosen == EVERY_EVENT else limits.RECORDS_EXAMINED_MAX
+            found, following = self._reader.events_page(chosen, Place(limits.EVENTS_PAGE_MAX, place, examined))
+            yield from msgspec.convert(found, list[Record], from_attributes=True)
+            if following is None:
+                return
+            place = following
+
+    def last_events(
+        self, limit: int, *, domain: str | None = None, event: str | None = None, since: str | None = None
+    ) -> list[Record]:
+        """Return the last ``limit`` records, oldest first."""
+        chosen, before, newest_first = EventFilter(domain, event, since), None, list[core.Record]()
+        while len(newest_first) < limit:
+            wanted = min(limits.EVENTS_PAGE_MAX, limit - len(newest_first))
+            found, before = self._reader.last_events(chosen, Place(wanted, before, limits.RECORDS_EXAMINED_MAX))
+            newest_first += found
+            if before is None:
+                break
+        return msgspec.convert(newest_first[::-1], list[Record], from_attributes=True)
 
     def journal_stats(self) -> JournalStats:
         """Return how large the journal and its archives are."""

@@ -9,7 +9,8 @@ import click
 from pivotd.cli import image_options, starting
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import AbsolutePath, DiskImage, Name
+from pivotd.cli.known_names import DISK_IMAGE, DOMAIN
+from pivotd.cli.values import AbsolutePath
 from pivotd.client import CommitDisk, CommitRequest, PullDisk, PullRequest, SnapshotDisk, SnapshotRequest
 
 SNAPSHOT_EXAMPLES = (
@@ -28,8 +29,8 @@ PULL_EXAMPLES = (
 
 
 @click.command(cls=ExampleCommand, examples=SNAPSHOT_EXAMPLES, short_help="New overlays on disks, all at one instant.")
-@click.argument("domain", metavar="DOMAIN", type=Name())
-@click.argument("targets", metavar="DISK=OVERLAY...", type=DiskImage(), nargs=-1, required=True)
+@click.argument("domain", metavar="DOMAIN", type=DOMAIN)
+@click.argument("targets", metavar="DISK=OVERLAY...", type=DISK_IMAGE, nargs=-1, required=True)
 @image_options.creating
 @starting.pausing
 @starting.common
@@ -46,7 +47,7 @@ def snapshot(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **o
 
 
 @click.command(cls=ExampleCommand, examples=COMMIT_EXAMPLES, short_help="Write layers into a layer below them.")
-@click.argument("domain", metavar="DOMAIN", type=Name())
+@click.argument("domain", metavar="DOMAIN", type=DOMAIN)
 @click.argument("disks", metavar="DISK...", nargs=-1, required=True)
 @click.option("--base", type=AbsolutePath(), metavar="IMAGE", help="The layer written to.  [default: the lowest]")
 @click.option(
@@ -71,7 +72,7 @@ def commit(app: App, /, domain: str, disks: tuple[str, ...], base: str | None, t
 
 
 @click.command(cls=ExampleCommand, examples=PULL_EXAMPLES, short_help="Copy lower layers into the active images.")
-@click.argument("domain", metavar="DOMAIN", type=Name())
+@click.argument("domain", metavar="DOMAIN", type=DOMAIN)
 @click.argument("disks", metavar="DISK...", nargs=-1, required=True)
 @click.option("--base", type=AbsolutePath(), metavar="IMAGE", help="The layer that stays below.  [default: none]")
 @starting.bandwidth

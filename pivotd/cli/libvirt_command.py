@@ -12,7 +12,8 @@ from pivotd.cli import render, starting
 from pivotd.cli.complaints import UnusableFileError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import AbsolutePath, Name
+from pivotd.cli.known_names import DOMAIN
+from pivotd.cli.values import AbsolutePath
 from pivotd.client import AdoptDisk, AdoptRequest
 from pivotd.errors import EXIT_DONE, EXIT_KEPT, EXIT_REFUSED
 from pivotd.host import libvirt_hooks
@@ -30,7 +31,7 @@ def libvirt() -> None:
 
 
 @libvirt.command("pivot", cls=ExampleCommand, examples=("pivotctl libvirt pivot web1 vda",))
-@click.argument("domain", metavar="DOMAIN", type=Name())
+@click.argument("domain", metavar="DOMAIN", type=DOMAIN)
 @click.argument("disks", metavar="DISK...", nargs=-1, required=True)
 @starting.pausing
 @starting.common
@@ -46,7 +47,7 @@ def pivot(app: App, /, domain: str, disks: tuple[str, ...], **options: Any) -> N
 
 
 @libvirt.command("abort", cls=ExampleCommand, examples=("pivotctl libvirt abort web1 vda",))
-@click.argument("domain", metavar="DOMAIN", type=Name())
+@click.argument("domain", metavar="DOMAIN", type=DOMAIN)
 @click.argument("disks", metavar="DISK...", nargs=-1, required=True)
 @starting.pausing
 @starting.common

@@ -55,6 +55,8 @@ COMMANDS = {
     "journal": "journal_command",
     "libvirt": "libvirt_command",
     "fleet": "fleet_command",
+    "completion": "completion_command",
+    "help": "help_command",
 }
 """Each command, and the module in this folder that defines it."""
 
@@ -78,7 +80,8 @@ class LazyGroup(GroupedGroup):
         """Return one command, None for an unknown name."""
         if name not in COMMANDS:
             return None
-        command = getattr(import_module(f"pivotd.cli.{COMMANDS[name]}"), name)
+        module = import_module(f"pivotd.cli.{COMMANDS[name]}")
+        command = getattr(module, "help_" if name == "help" else name)
         assert isinstance(command, click.Command)
         return global_options.after(command)
 
@@ -104,6 +107,9 @@ def main() -> NoReturn:
         if stream is not None:
             # A file name that is not text must not stop an answer.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if asked := os.environ.get("_PIVOTCTL_COMPLETE"):
+        import_module("pivotd.cli.shells").complete(cli, asked)
+        sys.exit(0)
     app = App(DEFAULT_SOCKET)
     try:
         status = _run(app, sys.argv[1:])

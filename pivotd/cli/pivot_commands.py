@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from itertools import islice
+from typing import Any
 
 import click
 
 from pivotd import limits
-from pivotd.cli import progress, render
+from pivotd.cli import progress, render, user_names
 from pivotd.cli.adopt_command import adopt
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.ending_commands import cancel, complete, wait
-from pivotd.cli.values import Bandwidth, Name
+from pivotd.cli.help import ExampleCommand
+from pivotd.cli.known_names import DOMAIN, OPEN_PIVOT, PIVOT
+from pivotd.cli.since import Since, journal_time
+from pivotd.cli.values import Bandwidth
 from pivotd.cli.waiting import wait_to_the_end
 from pivotd.client import Pivot, PivotDisk, Record
+from pivotd.core.list_filters import OUTCOMES
+from pivotd.core.request import Kind
 from pivotd.errors import EXIT_DONE
+
+LS_EXAMPLES = (
+    "pivotctl pivot ls --since 3d --outcome unknown",
+    "pivotctl pivot ls --open -q",
+    "pivotctl pivot ls --domain web1 --last 5 --format '{id} {outcome} {pause_ms:.1f}'",
+)
 
 
 @click.group(short_help="Pivots: list, show, complete, cancel, undo, wait.")
@@ -23,7 +36,7 @@ def pivot() -> None:
     """List pivots, show them, and decide how they end.
 
     A pivot is one journalled switch of one or several disks of one domain. ID is its id, or the request id that was
-    given with `copy --id`.
+    given with `copy --id`, or as much of the beginning of its id as no other pivot has.
     """
 
 
@@ -31,46 +44,79 @@ for command in (adopt, complete, cancel, wait):
     pivot.add_command(command)
 
 
-@pivot.command("ls")
-@click.option("--domain", metavar="DOMAIN", type=Name(), help="Only pivots of this domain.")
+COLUMNS = ("PIVOT", "DOMAIN", "KIND", "DISKS", "STATE", "PAUSE", "CREATED", "UNDO UNTIL", "WHO", "IMAGES")
+SPARE = ("PAUSE", "WHO", "IMAGES", "CREATED", "DISKS", "UNDO UNTIL", "KIND", "DOMAIN")
+"""What a narrow terminal does without, the first one first."""
+
+
+@pivot.command("ls", cls=ExampleCommand, examples=LS_EXAMPLES)
+@click.option("--domain", metavar="DOMAIN", type=DOMAIN, help="Only pivots of this domain.")
 @click.option("--open", "open_only", is_flag=True, help="Only pivots that are not closed.")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only pivots of this kind.")
+@click.option("--outcome", type=click.Choice(OUTCOMES), help="Only pivots that ended so.")
+@click.option("--since", type=Since(), metavar="TIME", help="Only pivots created then or later: 2m, 3d, 2026-11-23.")
 @click.option(
+    "--last",
+    "-n",
     "--limit",
+    "last",
     type=click.IntRange(min=1),
     default=limits.PIVOTS_LISTED_MAX,
     show_default=True,
     metavar="N",
-    help="Only the newest N.",
+    help="Only the newest N of them.",
 )
 @pass_app
-def ls(app: App, domain: str | None, open_only: bool, limit: int) -> None:
-    """List pivots, newest first."""
-    found = list(islice(app.reads.pivots(domain, open_only=open_only, limit=limit + 1), limit + 1))
-    older = found[limit:]
-    del found[limit:]
-    if render.answer(app, found):
-        return
-    render.table(
-        ("PIVOT", "DOMAIN", "DISKS", "PHASE", "OUTCOME", "PAUSE", "CREATED"),
-        [
-            (
-                row.id,
-                row.domain,
-                " ".join(disk.disk for disk in row.disks),
-                row.phase,
-                row.outcome,
-                render.pause(row.pause_ms),
-                render.when(row.created),
-            )
-            for row in found
-        ],
+def ls(app: App, /, last: int, since: datetime | None, **chosen: Any) -> None:
+    """List pivots, newest first.
+
+    STATE is the outcome, or what an open pivot does now. A terminal that is too narrow for all columns does without
+    some, and says which.
+    """
+    chosen["since"] = journal_time(since)
+    found = list(islice(app.reads.pivots(**chosen, limit=last + 1), last + 1))
+    more = len(found) > last
+    del found[last:]
+    if not render.answer(app, found):
+        render.table(COLUMNS, [_row(one) for one in found], spare=SPARE)
+    if more:
+        tell(_cut_off(app, last, **chosen))
+
+
+def _row(one: Pivot) -> tuple[Any, ...]:
+    return (
+        one.id,
+        one.domain,
+        one.kind,
+        " ".join(disk.disk for disk in one.disks),
+        _state(one),
+        render.pause(one.pause_ms),
+        render.minute(one.created),
+        render.minute(one.undo_until),
+        user_names.name(one.requested_by.uid),
+        ", ".join(render.images(disk.source, disk.destination) for disk in one.disks),
     )
-    if older:
-        tell(f"there are more than {limit} pivots: see --limit")
+
+
+def _state(one: Pivot) -> str:
+    if one.phase == "closed":
+        return one.outcome or "closed"
+    if one.phase == "decided":
+        return f"{one.outcome}, open"
+    return f"{one.phase}, waits" if one.hold else one.phase
+
+
+def _cut_off(app: App, last: int, domain: str | None, *, open_only: bool, **others: Any) -> str:
+    """Say that there are more pivots than were listed, and how many where the journal knows that at once."""
+    counted = None if any(others.values()) else app.reads.pivot_count(domain, open_only=open_only)
+    of_all = f"the newest {last:,} of {counted:,} pivots" if counted is not None else f"the newest {last:,} pivots"
+    return (
+        f"{of_all}; there are older ones: see --last, --since" if counted is None else f"{of_all}; see --last, --since"
+    )
 
 
 @pivot.command("show")
-@click.argument("pivot_id", metavar="ID", type=Name())
+@click.argument("pivot_id", metavar="ID", type=PIVOT)
 @click.option("--timeline", is_flag=True, help="Draw its phases and pauses to scale, in place of the records.")
 @pass_app
 def show(app: App, pivot_id: str, *, timeline: bool) -> None:
@@ -143,7 +189,7 @@ def _sides(disk: PivotDisk) -> list[str]:
 
 
 @pivot.command("undo")
-@click.argument("pivot_id", metavar="ID", type=Name())
+@click.argument("pivot_id", metavar="ID", type=OPEN_PIVOT)
 @pass_app
 def undo(app: App, pivot_id: str) -> None:
     """Return each disk to its image from before `copy --keep-synced`, and wait until it is there.
@@ -156,7 +202,7 @@ def undo(app: App, pivot_id: str) -> None:
 
 
 @pivot.command("release")
-@click.argument("pivot_id", metavar="ID", type=Name())
+@click.argument("pivot_id", metavar="ID", type=OPEN_PIVOT)
 @pass_app
 def release(app: App, pivot_id: str) -> None:
     """Stop keeping the old images in sync: from then on they are out of date.
@@ -175,7 +221,7 @@ def release(app: App, pivot_id: str) -> None:
 
 
 @pivot.command("set")
-@click.argument("pivot_id", metavar="ID", type=Name())
+@click.argument("pivot_id", metavar="ID", type=OPEN_PIVOT)
 @click.option("--bandwidth", type=Bandwidth(), metavar="RATE", required=True, help="Bytes per second; 0: no limit.")
 @pass_app
 def set_(app: App, pivot_id: str, bandwidth: int) -> None:

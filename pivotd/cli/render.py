@@ -15,20 +15,6 @@ import msgspec
 from pivotd.cli.context import App, Form
 
 NOTHING = "-"
-STYLES = {
-    "switched": "green",
-    "merged": "green",
-    "kept": "yellow",
-    "unknown": "bold red",
-    "split": "bold red",
-    "unreachable": "red",
-    "refused": "red",
-    "connected": "green",
-    "running": "green",
-    "running, wrong image": "bold red",
-    "paused, wrong image": "bold red",
-}
-"""Words that stand alone in a cell and are worth a colour."""
 
 
 def answer(app: App, found: Any, name: Sequence[str] = ()) -> bool:
@@ -40,7 +26,7 @@ def answer(app: App, found: Any, name: Sequence[str] = ()) -> bool:
         return False
     plain = msgspec.to_builtins(found)
     if app.documents:
-        print(document(app, plain, indented=_is_terminal()), flush=not _is_terminal())
+        print(document(app, plain, indented=is_terminal()), flush=not is_terminal())
         return True
     for one in plain if isinstance(plain, list | tuple) else [plain]:
         print(_line(app, one, name))
@@ -75,19 +61,24 @@ def _line(app: App, plain: Any, name: Sequence[str]) -> str:
     return " ".join(text(plain[field]) for field in name or list(plain)[:1])
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, last_below: bool = False) -> None:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, last_below: bool = False, spare: Sequence[str] = ()
+) -> None:
     """Print rows under columns; a pipe gets one line for each row, whatever its width.
 
     ``last_below``: the last column has sentences. A terminal shows them below the table, each after the first cell; if
-    there are none, there is no such column.
+    there are none, there is no such column. ``spare``: the columns that a narrow terminal does without, the first one
+    first; all but the first column, from the right, if none is given. What is left out is said.
     """
     cells = [[text(value) for value in row] for row in rows]
     headed = _headed()
     if last_below and all(row[-1] == NOTHING for row in cells):
         columns, cells, last_below = columns[:-1], [row[:-1] for row in cells], False
-    if _is_terminal():
+    if is_terminal():
+        from pivotd.cli import fitting  # noqa: PLC0415 - a pipe does without
+
         said = [(row[0], row.pop()) for row in cells] if last_below else []
-        _rich_table(columns[:-1] if last_below else columns, cells, headed=headed)
+        fitting.show(columns[:-1] if last_below else columns, cells, spare, headed=headed)
         for first, sentence in said:
             if sentence != NOTHING:
                 print(_folded(f"{first}: {sentence}"))
@@ -163,7 +154,18 @@ def when(at: str | None) -> str | None:
     return None if at is None else f"{at[:10]} {at[11:19]}Z"
 
 
-def _is_terminal() -> bool:
+def minute(at: str | None) -> str | None:
+    """Return a time of the journal to the minute, where many stand below each other."""
+    return None if at is None else f"{at[:10]} {at[11:16]}Z"
+
+
+def images(source: str, destination: str) -> str:
+    """Return the images of a disk: from where to where, or the one that it keeps."""
+    return source if source == destination else f"{source} -> {destination}"
+
+
+def is_terminal() -> bool:
+    """Return whether the answer goes to a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
@@ -177,16 +179,3 @@ def _headed() -> bool:
     context = click.get_current_context(silent=True)
     app = None if context is None else context.find_object(App)
     return app is None or app.header
-
-
-def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, headed: bool) -> None:
-    from rich.console import Console  # noqa: PLC0415 - costs 25 ms, and a pipe does without
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    shown = Table(show_header=headed, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        shown.add_column(column, overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    Console(highlight=False).print(shown)

@@ -10,7 +10,7 @@ import click
 from pivotd.cli import render
 from pivotd.cli.complaints import UsageError, as_typed
 from pivotd.cli.context import App, tell
-from pivotd.cli.values import Name
+from pivotd.cli.known_names import DOMAIN, OPEN_PIVOT
 from pivotd.client import Pivot
 from pivotd.errors import EXIT_DONE, EXIT_KEPT, EXIT_REFUSED, EXIT_UNKNOWN, EXIT_UNREACHABLE, PivotdError
 
@@ -31,9 +31,9 @@ def named(which: str) -> Callable[[F], F]:
 
     def add(function: F) -> F:
         said = "With --all: only pivots of this domain."
-        function = click.option("--domain", metavar="DOMAIN", type=Name(), help=said)(function)
+        function = click.option("--domain", metavar="DOMAIN", type=DOMAIN, help=said)(function)
         function = click.option("--all", "every", is_flag=True, help=f"{which} now.")(function)
-        return click.argument("names", metavar="ID...", type=Name(), nargs=-1)(function)
+        return click.argument("names", metavar="ID...", type=OPEN_PIVOT, nargs=-1)(function)
 
     return add
 

@@ -9,11 +9,11 @@ import click
 
 from pivotd.cli.values import UNITS_S, Length
 
-UNITS = {unit: length for unit, length in {**UNITS_S, "m": 60, "w": 7 * UNITS_S["d"]}.items() if unit}
+UNITS = {unit: length for unit, length in {**UNITS_S, "w": 7 * UNITS_S["d"]}.items() if unit}
 
 
 class Since(click.ParamType[datetime]):
-    """``24h``, ``7d``: so long ago; ``2026-11-30``, ``2026-11-30T08:00``: that time, UTC unless it says otherwise."""
+    """``2m``, ``24h``, ``7d``: so long ago; ``2026-11-30T08:00``: that time, UTC unless it says otherwise."""
 
     name = "time"
 
@@ -23,7 +23,7 @@ class Since(click.ParamType[datetime]):
             return value
         text = str(value).strip()
         try:
-            found = datetime.fromisoformat(text)
+            found = datetime.fromisoformat(text.upper())
             return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
         except (ValueError, OverflowError):
             pass
@@ -32,4 +32,14 @@ class Since(click.ParamType[datetime]):
                 seconds=Length(UNITS, "seconds", "24h or 7d").convert(text, param, ctx)
             )
         except (click.BadParameter, OverflowError):
-            self.fail(f"{value!r} is no time: give 90s, 30min, 24h or 7d ago, or 2026-11-30T08:00", param, ctx)
+            self.fail(
+                f"{value!r} is no time: give how long ago, like 2m, 12h or 3d, or a date like 2026-11-23 or "
+                "2026-11-23T09:00",
+                param,
+                ctx,
+            )
+
+
+def journal_time(at: datetime | None) -> str | None:
+    """Return a time as the journal writes times, which compare as text."""
+    return None if at is None else at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

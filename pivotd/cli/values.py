@@ -6,18 +6,21 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pivotd import limits
 from pivotd.cli.complaints import UsageError
-from pivotd.core import nbd, request
+from pivotd.core import nbd
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-UNITS_MS: dict[str, float] = {"": 1, "ms": 1, "s": 1000, "min": 60_000}
-UNITS_S: dict[str, float] = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86_400}
+UNITS_MS: dict[str, float] = {"": 1, "ms": 1, "s": 1000, "m": 60_000, "min": 60_000}
+UNITS_S: dict[str, float] = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 _NUMBER = re.compile(r"(\d{1,19}(?:\.\d{1,6})?)\s*([a-zA-Z/]*)", re.ASCII)
 
 
@@ -37,6 +40,12 @@ class AbsolutePath(click.ParamType[str]):
     """A path as the daemon must see it: the daemon has another working directory."""
 
     name = "path"
+
+    def shell_complete(self, _ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """Leave it to the shell."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - only where a shell asks
+
+        return [CompletionItem(incomplete, type="file")]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the absolute path."""
@@ -99,6 +108,8 @@ class Granularity(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return bytes."""
+        from pivotd.core import request  # noqa: PLC0415 - 5 ms, and asked for rarely
+
         number, unit = _split(str(value))
         suffix = re.sub(r"(iB|B)?$", "", unit, flags=re.IGNORECASE).upper()
         result = number * SUFFIXES[suffix] if number is not None and suffix in SUFFIXES else 0
@@ -129,9 +140,9 @@ class Length(click.ParamType[int]):
 
 
 FORMAT = click.Choice(("qcow2", "raw"))
-WAIT = Length(UNITS_S, "seconds", "10s or 1min")
+WAIT = Length(UNITS_S, "seconds", "10s or 2m")
 MILLISECONDS = Length(UNITS_MS, "milliseconds", "500ms or 1s")
-SECONDS = Length(UNITS_S, "seconds", "90s, 30min, 1h or 2d", limits.KEEP_SYNCED_S_MAX)
+SECONDS = Length(UNITS_S, "seconds", "90s, 30m, 1h or 2d", limits.KEEP_SYNCED_S_MAX)
 
 
 def absolute(path: str) -> str:

@@ -11,7 +11,8 @@ from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.global_options import after
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import FORMAT, AnyImage, Name, local_word
+from pivotd.cli.known_names import DISK, DOMAIN
+from pivotd.cli.values import FORMAT, AnyImage, local_word
 from pivotd.client import AcceptRequest, Verdict
 from pivotd.errors import EXIT_DONE, EXIT_NEVER_MOVED, EXIT_UNKNOWN
 
@@ -21,13 +22,17 @@ EXAMPLES = (
     "pivotctl verdict --image /new/web1.qcow2",
     "pivotctl --offline /var/lib/pivotd verdict web1",
 )
-DISK = ("domain", "disk")
+NAME = ("domain", "disk")
 
 ACCEPT_EXAMPLES = ('pivotctl verdict accept web1 disk0 /images/web1.qcow2 --reason "restored from Monday\'s backup"',)
 
 
 class VerdictCommand(ExampleCommand):
     """``verdict [DOMAIN [DISK]]``, and ``verdict accept …``; a domain named accept is asked for after ``--``."""
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        """Return the command below this one."""
+        return after(accept) if name == "accept" else None
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -39,8 +44,8 @@ class VerdictCommand(ExampleCommand):
 
 
 @click.command(cls=ExampleCommand, examples=ACCEPT_EXAMPLES, short_help="Settle a doubt by a person's word.")
-@click.argument("domain", type=Name())
-@click.argument("disk", type=Name())
+@click.argument("domain", type=DOMAIN)
+@click.argument("disk", type=DISK)
 @click.argument("image", type=AnyImage())
 @click.option("--reason", required=True, metavar="TEXT", help="How you know; it stays in the journal with your uid.")
 @click.option("--format", type=FORMAT,
@@ -54,13 +59,13 @@ def accept(app: App, /, domain: str, disk: str, image: str, **word: Any) -> None
     app.will_answer(Verdict)
     found = app.client.accept(domain, disk, AcceptRequest(image=image, **word))
     app.status = EXIT_DONE
-    if not render.answer(app, found, DISK):
+    if not render.answer(app, found, NAME):
         _card(found)
 
 
 @click.command(cls=VerdictCommand, examples=EXAMPLES, short_help="Which image holds the data of a disk, and why.")
-@click.argument("domain", metavar="[DOMAIN", type=Name(), required=False)
-@click.argument("disk", metavar="[DISK]]", type=Name(), required=False)
+@click.argument("domain", metavar="[DOMAIN", type=DOMAIN, required=False)
+@click.argument("disk", metavar="[DISK]]", type=DISK, required=False)
 @click.option("--image", type=AnyImage(), metavar="PATH", help="What all of history says of this image.")
 @local_word
 @pass_app
@@ -80,7 +85,7 @@ def verdict(app: App, domain: str | None, disk: str | None, image: str | None, l
         return
     found = app.reads.verdicts(domain, disk, local=local)
     app.status = EXIT_UNKNOWN if any(not row.certain for row in found) else EXIT_DONE
-    if render.answer(app, found[0] if disk is not None and len(found) == 1 else found, DISK):
+    if render.answer(app, found[0] if disk is not None and len(found) == 1 else found, NAME):
         return
     if domain is not None:
         for row in found:
@@ -98,7 +103,7 @@ def _image(app: App, image: str) -> None:
         app.status = EXIT_NEVER_MOVED
     else:
         app.status = EXIT_DONE if all(row.certain for row in found) else EXIT_UNKNOWN
-    if render.answer(app, found, DISK):
+    if render.answer(app, found, NAME):
         return
     if not found:
         print(f"never seen: neither the journal nor a QEMU knows {render.text(image)}")

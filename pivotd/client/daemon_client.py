@@ -6,10 +6,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qs, quote, urlencode
 
 from pivotd import limits
 from pivotd.client.answers import (
@@ -55,6 +55,7 @@ class Client:
     ``socket``: its path; None means PIVOTCTL_SOCKET from the environment, else /run/pivotd/pivotd.sock.
     ``patience_s``: how long start(), wait(), progress() and events(follow=True) retry while the daemon is away.
     ``tell``: called with one line when such an outage begins and when it ends.
+    ``timeout_s``: how long one answer may take, where nothing is waited for.
 
     Every method raises a ClientError: UnsentError (the request never reached the daemon: a retry is safe), RefusedError
     (the daemon refused: nothing was changed; see ``kind``, ``message`` and ``fields``), or UnknownError (no conclusive
@@ -62,12 +63,17 @@ class Client:
     """
 
     def __init__(
-        self, socket: str | None = None, *, patience_s: float = PATIENCE_S, tell: Tell = lambda _line: None
+        self,
+        socket: str | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
+        tell: Tell = lambda _line: None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> None:
         self.socket = socket or os.environ.get("PIVOTCTL_SOCKET") or DEFAULT_SOCKET
         self.patience_s = patience_s
         self.tell = tell
-        self._transport = Transport(self.socket)
+        self._transport = Transport(self.socket, timeout_s)
 
     def health(self, timeout_s: float = REQUEST_TIMEOUT_S) -> Health:
         """Return the state of the daemon, its journal and its domains."""
@@ -133,22 +139,45 @@ class Client:
                 patience.rest()
                 return pivot
 
-    def pivots(
-        self, domain: str | None = None, *, open_only: bool = False, limit: int | None = None
+    def pivots(  # noqa: PLR0913 - as many as the API can be asked for
+        self,
+        domain: str | None = None,
+        *,
+        open_only: bool = False,
+        kind: str | None = None,
+        outcome: str | None = None,
+        since: str | None = None,
+        limit: int | None = None,
     ) -> Iterator[Pivot]:
-        """Yield pivots, newest first, at most ``limit``; fetches pages as needed."""
+        """Yield pivots, newest first, at most ``limit``; fetches pages as needed.
+
+        ``kind``, ``outcome`` (also ``split``) and ``since`` (RFC 3339): only such pivots, created then or later.
+        """
         left = sys.maxsize if limit is None else limit
-        opened, before, last = "true" if open_only else None, None, frozenset[str]()
+        wanted = {"domain": domain, "open": "true" if open_only else None, "kind": kind, "outcome": outcome}
+        before: str | None = None
         while left > 0:
             size = min(PIVOTS_PAGE, left)
-            page = self._get("/v1/pivots", list[Pivot], domain=domain, open=opened, limit=size, before=before)
-            fresh = [pivot for pivot in page if pivot.id not in last][:left]
-            yield from fresh
-            # A daemon that knows no pages gives everything each time.
-            if not fresh or len(page) > size:
+            query = {**wanted, "since": since, "limit": size, "before": before}
+            page, following = self._page("/v1/pivots", list[Pivot], "before", **query)
+            yield from page[:left]
+            left -= len(page)
+            if following is None and len(page) == size:
+                following = page[-1].id  # an older daemon does not say where to go on
+            if following is None or following == before:
                 return
-            left -= len(fresh)
-            before, last = page[-1].id, frozenset(pivot.id for pivot in page)
+            before = following
+
+    def pivot_count(self, domain: str | None = None, *, open_only: bool = False) -> int | None:
+        """Return how many pivots there are, None from a daemon that does not count."""
+        query = {"domain": domain, "open": "true" if open_only else None, "limit": 0, "total": "true"}
+        _, headers = self._transport.page(_target("/v1/pivots", query))
+        count = headers.get("X-Total-Count", "")
+        return int(count) if count.isdecimal() else None
+
+    def pivots_named(self, name: str) -> list[Pivot]:
+        """Return the pivot with this id or request id; else those whose ids begin so, oldest first, at most eleven."""
+        return self._get("/v1/pivots", list[Pivot], id=name)
 
     def pivot(self, pivot: str) -> PivotWithRecords:
         """Return one pivot with all its records."""
@@ -248,19 +277,34 @@ class Client:
         """Remove from etcd what it keeps of a domain that is gone for good."""
         self._transport.request("DELETE", f"/v1/fleet/domains/{_part(domain)}")
 
-    def events(self, after: int = 0, *, follow: bool = False) -> Iterator[Record]:
+    def events(
+        self,
+        after: int = 0,
+        *,
+        follow: bool = False,
+        domain: str | None = None,
+        event: str | None = None,
+        since: str | None = None,
+    ) -> Iterator[Record]:
         """Yield every record with a sequence number above ``after``, oldest first.
 
         ``follow``: continue with new records as they become durable, for ever, across restarts of the daemon. A caller
         that passes the ``seq`` of the last record it has processed misses nothing and sees nothing twice.
+        ``domain``, ``event`` and ``since`` (RFC 3339): only such records, written then or later.
         """
-        while not follow and (page := self.events_page(after, limits.EVENTS_PAGE_MAX)):
+        wanted = {"domain": domain, "event": event, "since": since}
+        place: int | None = after
+        while not follow and place is not None:
+            query = {**wanted, "after": place, "limit": limits.EVENTS_PAGE_MAX}
+            page, following = self._page("/v1/events", list[Record], "after", **query)
             yield from page
-            after = page[-1].seq
+            if following is None and len(page) == limits.EVENTS_PAGE_MAX:
+                following = str(page[-1].seq)  # an older daemon does not say where to go on
+            place = None if following is None or int(following) == place else int(following)
         patience = Patience(self.patience_s, self.tell)
         while follow:
             try:
-                for record in self._stream(after):
+                for record in self._stream(after, wanted):
                     patience.rest()
                     after = record.seq
                     yield record
@@ -271,6 +315,27 @@ class Client:
         """Return up to ``limit`` records with a sequence number above ``after``, oldest first."""
         return self._get("/v1/events", list[Record], after=after, limit=limit)
 
+    def last_events(
+        self,
+        limit: int,
+        before: int = 0,
+        *,
+        domain: str | None = None,
+        event: str | None = None,
+        since: str | None = None,
+    ) -> list[Record]:
+        """Return the last ``limit`` such records, oldest first; ``before``: only below this ``seq``."""
+        found: list[Record] = []
+        wanted = {"domain": domain, "event": event, "since": since, "tail": "true"}
+        while len(found) < limit:
+            query = {**wanted, "before_seq": before, "limit": min(limits.EVENTS_PAGE_MAX, limit - len(found))}
+            page, following = self._page("/v1/events", list[Record], "before_seq", **query)
+            found[:0] = page
+            if following is None or int(following) == before:
+                break
+            before = int(following)
+        return found
+
     def await_event(self, after: int, timeout_s: float) -> None:
         """Return once there is a record above ``after``, or at the stream's next sign of life after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
@@ -279,13 +344,13 @@ class Client:
                 if line.startswith("data:") or time.monotonic() >= deadline:
                     return
 
-    def _lines(self, after: int) -> Generator[str, None, None]:
+    def _lines(self, after: int, **wanted: str | int | None) -> Generator[str, None, None]:
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
-        return self._transport.lines("/v1/events", headers=headers, timeout_s=SILENCE_S)
+        return self._transport.lines(_target("/v1/events", wanted), headers=headers, timeout_s=SILENCE_S)
 
-    def _stream(self, after: int) -> Iterator[Record]:
+    def _stream(self, after: int, wanted: Mapping[str, str | int | None]) -> Iterator[Record]:
         data: list[str] = []
-        for line in self._lines(after):
+        for line in self._lines(after, **wanted):
             if line.startswith("data:"):
                 data.append(line[5:].strip())
             elif not line and data:
@@ -315,10 +380,17 @@ class Client:
     # -- how
 
     def _get(self, target: str, answer: type[T], **query: str | int | None) -> T:
-        given = {key: value for key, value in query.items() if value is not None}
-        document = self._transport.request("GET", f"{target}?{urlencode(given)}" if given else target)
+        document = self._transport.request("GET", _target(target, query))
         found: T = self._transport.shaped(document, answer)
         return found
+
+    def _page(self, target: str, answer: type[T], place: str, **query: str | int | None) -> tuple[T, str | None]:
+        """Return one page, and the value of ``place`` with which the next one begins, None after the last one."""
+        document, headers = self._transport.page(_target(target, query))
+        found: T = self._transport.shaped(document, answer)
+        link = headers.get("Link", "")
+        following = parse_qs(link.partition("?")[2].partition(">")[0]).get(place)
+        return found, following[0] if following else None
 
     def _post(self, target: str, answer: type[T], body: Any = None, **options: Any) -> T:
         found: T = self._transport.shaped(self._transport.request("POST", target, body, **options), answer)
@@ -341,6 +413,11 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return None
+
+
+def _target(path: str, query: Mapping[str, str | int | None]) -> str:
+    given = {key: value for key, value in query.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
 
 
 def _part(name: str) -> str:

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Generator
 from contextlib import closing, suppress
+from email.message import Message
 from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
 
@@ -39,8 +40,9 @@ class UnixConnection(HTTPConnection):
     def connect(self) -> None:
         """Connect. Raises: UnsentError."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        wait_s = max(1, min(CONNECT_TIMEOUT_S, int(self.timeout or CONNECT_TIMEOUT_S)))
         # settimeout() would make connect() fail at once where the queue is full for a moment; this one waits.
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(CONNECT_TIMEOUT_S), 0))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", wait_s, 0))
         try:
             self.sock.connect(self._path)
         except OSError as error:
@@ -74,8 +76,9 @@ def not_connected(path: str, error: OSError) -> UnsentError:
 class Transport:
     """Requests to one daemon. Every method raises ClientError and its subclasses, nothing else."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        """``timeout_s``: how long an answer may take, unless a request says otherwise."""
+        self.path, self.timeout_s = path, timeout_s
 
     def request(
         self,
@@ -84,10 +87,10 @@ class Transport:
         body: msgspec.Struct | None = None,
         *,
         headers: dict[str, str] | None = None,
-        timeout_s: float = REQUEST_TIMEOUT_S,
+        timeout_s: float | None = None,
     ) -> Any:
         """Return the JSON document of the answer, None if it has no body; shaped() converts it to a type."""
-        with closing(UnixConnection(self.path, timeout_s)) as connection:
+        with closing(UnixConnection(self.path, timeout_s or self.timeout_s)) as connection:
             response = self._send(connection, method, target, body, {"Accept": "application/json", **(headers or {})})
             return self._document(response)
 
@@ -103,6 +106,12 @@ class Transport:
             except (OSError, HTTPException) as error:
                 raise _lost(error) from None
         return content.decode(errors="replace")
+
+    def page(self, target: str) -> tuple[Any, Message]:
+        """Return the JSON document of a list, and the headers, which say where it goes on."""
+        with closing(UnixConnection(self.path, self.timeout_s)) as connection:
+            response = self._send(connection, "GET", target, None, {"Accept": "application/json"})
+            return self._document(response), response.headers
 
     def lines(self, target: str, *, headers: dict[str, str], timeout_s: float) -> Generator[str, None, None]:
         """Yield the lines of an endless answer. Raises: UnknownError, however the answer ends."""

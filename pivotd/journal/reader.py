@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from pivotd import limits
+from pivotd.core.list_filters import EventFilter, PivotFilter
 from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import Pivot, Record
 from pivotd.errors import JournalError, JournalLockedError, NotFoundError
-from pivotd.journal import history, offline, place, schema
+from pivotd.journal import history, offline, place, schema, search
 from pivotd.journal.archives import Archives
 from pivotd.journal.changes import domains, last_seq
 from pivotd.journal.history import ArchiveState, Page, Sizes
 from pivotd.journal.rows import DomainRow, Moved, load_moved
+from pivotd.journal.search import Found, Place, where
 from pivotd.journal.sqlite_failures import on_read
 
 T = TypeVar("T")
@@ -83,6 +85,26 @@ class Reader:
         page = Page(domain, open_only, limit, before)
         return self._read_all(lambda connection, archives: history.pivots(connection, archives, page))
 
+    def pivots_page(self, chosen: PivotFilter, place: Place[str]) -> Found[Pivot, str]:
+        """Return the next pivots that a filter wants, newest first, and where to go on. Raises: NotFoundError."""
+        return self._read_all(lambda connection, archives: search.pivots(connection, archives, chosen, place))
+
+    def count(self, chosen: PivotFilter) -> int:
+        """Return how many pivots a filter wants that is indexed."""
+        return self._read(lambda connection: search.count(connection, chosen))
+
+    def named(self, name: str, limit: int) -> list[Pivot]:
+        """Return the pivot with this id or request id; else up to ``limit`` whose ids begin so, in order."""
+        return self._read_all(lambda connection, archives: search.named(connection, archives, name, limit))
+
+    def events_page(self, chosen: EventFilter, place: Place[int]) -> Found[Record, int]:
+        """Return the next records that a filter wants, oldest first, and above which to go on."""
+        return self._read_all(lambda connection, archives: search.records(connection, archives, chosen, place))
+
+    def last_events(self, chosen: EventFilter, place: Place[int]) -> Found[Record, int]:
+        """Return the last records that a filter wants, newest first, and below which to go on."""
+        return self._read_all(lambda connection, archives: search.last_records(connection, archives, chosen, place))
+
     def pivot(self, id_or_request_id: str) -> Pivot | None:
         """Return one pivot by its id, else by its request id."""
         return self._read_all(lambda connection, archives: history.pivot(connection, archives, id_or_request_id))
@@ -118,7 +140,7 @@ class Reader:
 
         Last by order of acceptance, not by the clock. ``after``: domain and disk of the last one seen.
         """
-        terms, parameters = _where(("(domain, disk) > (?, ?)", ""), ("domain = ?", domain), ("disk = ?", disk))
+        terms, parameters = where(("(domain, disk) > (?, ?)", ""), ("domain = ?", domain), ("disk = ?", disk))
         query = f"SELECT * FROM disk_latest {terms} ORDER BY domain, disk LIMIT ?"  # noqa: S608 - constants of ours
         every = (*after, *parameters[1:], limit)
         return self._read(lambda connection: load_moved(connection, query, every))
@@ -255,11 +277,3 @@ class Reader:
                 self._opened = opened  # worth keeping: each would be as dear as the first
             elif self._opened is None:
                 opened.close()
-
-
-def _where(*terms: tuple[str, object | None]) -> tuple[str, list[object]]:
-    """Return a WHERE clause of the terms that have a value, and the values."""
-    used = [(term, value) for term, value in terms if value is not None]
-    if not used:
-        return "", []
-    return "WHERE " + " AND ".join(term for term, _ in used), [value for _, value in used]

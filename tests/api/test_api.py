@@ -273,6 +273,12 @@ def test_one_image_under_two_spellings_is_named_twice(api: Api):
         ("GET", "/v1/pivots?open=perhaps", 400, "bad-request"),
         ("GET", "/v1/pivots?opne=true", 400, "bad-request"),
         ("GET", "/v1/pivots?limit=1001", 400, "bad-request"),
+        ("GET", "/v1/pivots?kind=move", 400, "bad-request"),
+        ("GET", "/v1/pivots?outcome=lost", 400, "bad-request"),
+        ("GET", "/v1/pivots?since=yesterday", 400, "bad-request"),
+        ("GET", "/v1/pivots?since=2026-11-23T09:00:00", 400, "bad-request"),
+        ("GET", "/v1/events?tail=5", 400, "bad-request"),
+        ("GET", "/v1/events?before_seq=-1", 400, "bad-request"),
         ("GET", "/v1/pivots?before=nobody", 404, "not-found"),
         ("GET", "/v1/domains/", 404, "not-found"),
         ("GET", "/v1/events?after=x", 400, "bad-request"),
@@ -346,6 +352,62 @@ def test_pages_of_events_continue_one_another(api: Api):
     first = api.call("GET", "/v1/events?after=0&limit=2").json
     second = api.call("GET", f"/v1/events?after={first[-1]['seq']}&limit=2").json
     assert [r["seq"] for r in first + second] == [1, 2, 3, 4]
+
+
+def test_filters_go_on_where_a_page_ended(api: Api):
+    """The link of each page leads to the next one, with the same filters, until there is none."""
+    pivot = api.copied()
+    path: str | None = "/v1/pivots?domain=web1&kind=copy&outcome=switched&since=2020-01-01T00%3A00%3A00Z&limit=1"
+    found: list[str] = []
+    while path is not None:
+        answer = api.call("GET", path)
+        found += [row["id"] for row in answer.json]
+        path = re.sub(r"^<(.*)>; rel=\"next\"$", r"\1", answer.headers["link"]) if "link" in answer.headers else None
+    every = api.call("GET", "/v1/pivots?limit=1000").json
+    assert found == [row["id"] for row in every if row["outcome"] == "switched"]
+    assert found[0] == pivot["id"]
+    for nothing in ("outcome=split", "kind=pull", "since=2100-01-01T00:00:00Z", "domain=web2"):
+        answer = api.call("GET", f"/v1/pivots?{nothing}")
+        assert (answer.json, "link" in answer.headers) == ([], False)
+
+
+def test_how_many_pivots_there_are(api: Api):
+    """The header counts what an index counts, and is left out otherwise."""
+    every = len(api.call("GET", "/v1/pivots?limit=1000").json)
+    assert api.call("GET", "/v1/pivots?limit=0&total=true").headers["x-total-count"] == str(every)
+    assert api.call("GET", "/v1/pivots?limit=1&open=true&domain=web1&total=true").headers["x-total-count"] == "0"
+    assert "x-total-count" not in api.call("GET", "/v1/pivots?outcome=split&total=true").headers
+    assert "x-total-count" not in api.call("GET", "/v1/pivots").headers
+
+
+def test_pivots_by_name(api: Api):
+    """An id, a request id, or the beginning of ids; the other filters mean nothing then."""
+    pivot = api.copied(Idempotency_Key="by-name")
+    for name in (pivot["id"], "by-name", pivot["id"][:-1].lower()):
+        assert pivot["id"] in [row["id"] for row in api.call("GET", f"/v1/pivots?id={name}").json]
+    assert api.call("GET", "/v1/pivots?id=by-nam").json == []
+
+
+def test_filtered_records(api: Api):
+    """From the beginning, from the end, and in a stream, which sends nothing else."""
+    pivot = api.copied()
+    every = api.call("GET", "/v1/events?limit=1000").json
+    closed = [row["seq"] for row in every if row["event"] == "closed"]
+
+    def seqs(query: str) -> list[int]:
+        return [row["seq"] for row in api.call("GET", f"/v1/events?{query}").json]
+
+    assert seqs("event=closed&limit=1000&domain=web1") == closed
+    assert seqs("tail=true&event=closed&limit=1") == closed[-1:]
+    assert seqs(f"tail=true&limit=2&before_seq={closed[-1]}") == [closed[-1] - 2, closed[-1] - 1]
+    assert seqs("since=2100-01-01T00:00:00Z") == seqs("domain=web2") == []
+    assert seqs(f"since={pivot['created'].replace('+', '%2B')}&limit=1")[0] >= closed[-2] if len(closed) > 1 else True
+    connection = Connection(api.daemon.socket)
+    connection.request("GET", "/v1/events?event=closed", headers={"Accept": "text/event-stream", "Last-Event-ID": "0"})
+    lines = (line.decode().strip() for line in connection.getresponse())
+    ids = (int(line.removeprefix("id: ")) for line in lines if line.startswith("id: "))
+    assert [next(ids) for _ in closed] == closed
+    connection.close()
 
 
 def test_pages_of_pivots_continue_one_another(api: Api):

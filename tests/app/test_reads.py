@@ -14,6 +14,7 @@ from pivotd import limits
 from pivotd.app import reads as reads_module
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
+from pivotd.core.list_filters import EventFilter, PivotFilter
 from pivotd.core.pivot import Phase, Pivot, Record
 from pivotd.errors import TooBusyError
 from pivotd.journal.journal import Journal
@@ -42,7 +43,7 @@ async def reads(journal: Journal, tmp_path: Path) -> AsyncIterator[Reads]:
 
 
 def listed(reads: Reads, limit: int = limits.PIVOTS_LISTED_MAX) -> Any:
-    return reads.pivots(None, open_only=False, limit=limit, before=None, encode=lambda pivot: pivot.id)
+    return reads.pivots(PivotFilter(), limit=limit, before=None, encode=lambda pivot: pivot.id)
 
 
 async def turns(number: int = 50) -> None:
@@ -56,9 +57,11 @@ async def test_a_list_comes_whole_and_in_order(journal: Journal, reads: Reads) -
     many = 3 * limits.READ_AT_ONCE + 1
     await asyncio.gather(*(journal.accept(make_pivot(number), {}) for number in range(many)))
     newest_first = [make_pivot(number).id for number in reversed(range(many))]
-    assert await listed(reads) == newest_first
-    assert await listed(reads, 2 * limits.READ_AT_ONCE) == newest_first[: 2 * limits.READ_AT_ONCE]
-    rest = await reads.pivots(None, open_only=True, limit=30, before=newest_first[9], encode=lambda pivot: pivot.id)
+    assert await listed(reads) == (newest_first, None)
+    two = 2 * limits.READ_AT_ONCE
+    assert await listed(reads, two) == (newest_first[:two], newest_first[two - 1])
+    opened = PivotFilter(open_only=True)
+    rest, _ = await reads.pivots(opened, limit=30, before=newest_first[9], encode=lambda pivot: pivot.id)
     assert rest == newest_first[10:40]
     assert [pivot.id for pivot, _ in await reads.latest("web1")] == sorted(newest_first, key=_disk_of)
 
@@ -77,15 +80,13 @@ async def test_a_single_look_does_not_wait_for_lists(journal: Journal, reads: Re
         let_go.wait(LONG_S)
         return pivot.id
 
-    lists = [
-        asyncio.create_task(reads.pivots(None, open_only=False, limit=1, before=None, encode=encode)) for _ in range(3)
-    ]
+    lists = [asyncio.create_task(reads.pivots(PivotFilter(), limit=1, before=None, encode=encode)) for _ in range(3)]
     await asyncio.to_thread(encoding.wait, LONG_S)
     assert (await reads.pivot("P0001")).id == "P0001"
     assert await reads.shown("request-1", lambda pivot, records: (pivot.id, len(records))) == ("P0001", 1)
     assert not any(task.done() for task in lists)
     let_go.set()
-    assert await asyncio.gather(*lists) == [["P0001"]] * 3
+    assert await asyncio.gather(*lists) == [(["P0001"], "P0001")] * 3
 
 
 async def test_nothing_is_read_in_a_pause(journal: Journal, reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +103,9 @@ async def test_nothing_is_read_in_a_pause(journal: Journal, reads: Reads, monkey
     tasks = [
         asyncio.create_task(coroutine)
         for coroutine in (
-            reads.pivots(None, open_only=False, limit=1, before=None, encode=lambda _: begun.append("list")),
+            reads.pivots(PivotFilter(), limit=1, before=None, encode=lambda _: begun.append("list")),
             reads.shown("P0001", lambda pivot, records: begun.append("shown")),
-            reads.events_page(0, 10, lambda _: begun.append("events")),
+            reads.events_page(EventFilter(), 0, 10, lambda _: begun.append("events")),
             reads.verdicts(None, None, lambda _: begun.append("verdicts")),
             through_the_door(),
         )
@@ -125,7 +126,7 @@ async def test_a_guest_that_stays_paused_keeps_nobody_away(
     await journal.accept(make_pivot(1), {})
     journal.hold_checkpoints()
     for _ in range(3):
-        assert await listed(reads) == ["P0001"]
+        assert await listed(reads) == (["P0001"], None)
     journal.release_checkpoints()
 
 
@@ -141,7 +142,7 @@ async def test_who_comes_on_top_is_told_at_once(
     with pytest.raises(TooBusyError, match="ask again"):
         await listed(reads)
     journal.release_checkpoints()
-    assert await asyncio.gather(*waiting) == [[], [], []]
+    assert await asyncio.gather(*waiting) == [([], None)] * 3
 
 
 async def test_a_wait_reads_again_for_its_own_pivot_only(

@@ -181,7 +181,7 @@ def test_pivots_come_in_pages(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
         assert [pivot.id for pivot in client.pivots(limit=3)] == every[:3]
     assert list(client.pivots("web1", open_only=True)) == []
     assert len(bench.json("pivot", "ls", "--limit", "2").json) == 2
-    assert "more than 2 pivots" in bench.ctl("pivot", "ls", "--limit", "2").stderr
+    assert "the newest 2 of 5 pivots" in bench.ctl("pivot", "ls", "--limit", "2").stderr
 
 
 def test_events_resume_where_they_ended(bench: Bench) -> None:

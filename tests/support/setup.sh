@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 
 packages='qemu-system-x86 qemu-utils busybox-static binutils e2fsprogs btrfs-progs python3-venv strace systemd-container zstd
 	libvirt-daemon-system libvirt-clients python3-libvirt gcc libc6-dev etcd-server etcd-client openssl chromium
-	debhelper lintian acl ansible-core prometheus'
+	debhelper lintian acl ansible-core prometheus tmux zsh fish mandoc man-db'
 python=${PYTHON:-/usr/bin/python3}
 
 say() { echo "setup: $*"; }

@@ -1,0 +1,83 @@
+"""Tables on a terminal: as wide as it is, and no word cut: an id stays whole, so that it can be copied."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pivotd.cli.context import tell
+
+GAP = 2
+WIDE, LEAST = range(2)
+PATH_WIDTH_MIN = 20
+"""A path goes over several lines of no less than this."""
+PATHS_WIDTH_MIN = 40
+"""The same for two paths, from where to where, which have a line each if they are no longer."""
+SENTENCE_WIDTH_MIN = 24
+"""A cell that is longer than this goes over several lines, between its words."""
+STYLES = {
+    "switched": "green",
+    "merged": "green",
+    "kept": "yellow",
+    "unknown": "bold red",
+    "split": "bold red",
+    "unreachable": "red",
+    "refused": "red",
+    "connected": "green",
+    "running": "green",
+    "running, wrong image": "bold red",
+    "paused, wrong image": "bold red",
+}
+"""Words that stand alone in a cell and are worth a colour."""
+
+
+def show(columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str], *, headed: bool) -> None:
+    """Print the table in the width of the terminal; leave out columns that have no room, and say which."""
+    width = shutil.get_terminal_size().columns
+    shown, missing = fit(columns, rows, spare, width, headed=headed)
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0), show_header=headed)
+    for index in shown:
+        wide, least = _widths(columns[index], [row[index] for row in rows], headed=headed)
+        made.add_column(columns[index], overflow="fold", min_width=least, no_wrap=wide == least)
+    for row in rows:
+        made.add_row(*(Text(row[index], style=STYLES.get(row[index], "")) for index in shown))
+    Console(highlight=False, width=width).print(made)
+    if missing:
+        tell(f"no room for {', '.join(missing)}: a wider terminal, a pipe or -o json has them")
+
+
+def fit(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str], width: int, *, headed: bool
+) -> tuple[list[int], list[str]]:
+    """Return the indices of the columns that have room, and the names of those that have something to say and none."""
+    widths = {name: _widths(name, [row[index] for row in rows], headed=headed) for index, name in enumerate(columns)}
+    empty = {name for index, name in enumerate(columns) if all(row[index] == "-" for row in rows)}
+    order = [name for name in spare if name in columns] or list(columns[:0:-1])
+    left, missing = list(columns), list[str]()
+
+    def fits(which: int) -> bool:
+        return sum(widths[name][which] for name in left) + GAP * (len(left) - 1) <= width
+
+    for name in (name for name in order if name in empty):
+        if not fits(WIDE):
+            left.remove(name)
+    for name in (name for name in order if name not in empty):
+        if not fits(LEAST):
+            left.remove(name)
+            missing.append(name)
+    return [index for index, name in enumerate(columns) if name in left], missing
+
+
+def _widths(name: str, cells: Sequence[str], *, headed: bool) -> tuple[int, int]:
+    """Return how wide a column would be, and how narrow it can become."""
+    head = len(name) if headed else 1
+    wide = max((head, *map(len, cells)))
+    longest_word = max((head, *(len(word) for cell in cells for word in cell.split())))
+    if any("/" in cell for cell in cells):
+        path = PATHS_WIDTH_MIN if any(" -> " in cell for cell in cells) else PATH_WIDTH_MIN
+        return wide, max(head, min(longest_word, path))
+    return wide, wide if wide <= SENTENCE_WIDTH_MIN else longest_word
