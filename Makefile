@@ -1,4 +1,4 @@
-.PHONY: help setup test test-long lint demo demo-fleet bench fuzz trixie pins qemus libvirts etcds chaos chaos-libvirt fleet host-crash powercut powercut-libvirt mutation deb deb-trixie clean
+.PHONY: help setup man test test-long lint demo demo-fleet bench fuzz trixie pins qemus libvirts etcds chaos chaos-libvirt fleet host-crash powercut powercut-libvirt mutation deb deb-trixie clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ trixie:  ## run demo and test on a fresh Debian 13 in .cache/trixie (as root, wi
 	@tests/support/trixie.sh
 	@$(MAKE) --no-print-directory setup
 	.venv/bin/pytest -q tests/systemd -k trixie
+
+MAN = build/man
+man: setup  ## make the manual pages from the help: MAN=DIRECTORY
+	.venv/bin/python -m docs.man_pages $(MAN)
 
 pins: setup  ## check that the pinned libraries can be installed on every Python that is supported
 	@for version in 3.11 3.12 3.13 3.14; do \

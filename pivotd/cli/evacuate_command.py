@@ -19,6 +19,7 @@ from pivotd.cli.evacuate_report import Report
 from pivotd.cli.evacuate_run import Evacuation, patiently
 from pivotd.cli.evacuate_start import Starter
 from pivotd.cli.help import ExampleCommand
+from pivotd.cli.known_names import DOMAIN
 from pivotd.cli.several_display import several_display
 from pivotd.cli.values import FORMAT, AbsolutePath, Bandwidth, Name
 from pivotd.client import Client, ClientError
@@ -36,7 +37,7 @@ EXAMPLES = (
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Move every disk from one place to another.")
 @click.option("--from", "sources", type=AbsolutePath(), multiple=True, required=True, metavar="DIR", help="Old place.")
 @click.option("--to", type=AbsolutePath(), required=True, metavar="DIR", help="New place; it has to be there.")
-@click.option("--domain", "domains", type=Name(), multiple=True, metavar="DOMAIN", help="Only disks of this domain.")
+@click.option("--domain", "domains", type=DOMAIN, multiple=True, metavar="DOMAIN", help="Only disks of this domain.")
 @click.option("--format", "image_format", type=FORMAT, help="Format of the new images.  [default: the source's]")
 @click.option(
     "--sync",
