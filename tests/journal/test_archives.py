@@ -687,7 +687,7 @@ STEP = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(story=st.lists(STEP, max_size=14))
 def test_any_history_archived_at_any_time_gives_the_same_answers(story: list[Any]) -> None:
     """Archiving, whole or broken off between copying and deleting, changes no answer of any history."""
