@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from pivotd import limits
 from pivotd.app.retention import Retention
+from pivotd.core.list_filters import EventFilter, PivotFilter
 from pivotd.core.overwritten import Overwritten
-from pivotd.core.pivot import Accepted, FleetStage, Phase
+from pivotd.core.pivot import Accepted, FleetStage, Outcome, Phase
 from pivotd.core.standing import Asked
 from pivotd.errors import ArchiveError, JournalError, JournalFullError
 from pivotd.journal import archives, archiving, changes, forgetting, history, schema
@@ -28,6 +29,7 @@ from pivotd.journal.archiving import Archiver
 from pivotd.journal.images import obsolete, standings
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
+from pivotd.journal.search import Found, Place
 from tests.journal.old_pivots import OLD_AT, archive, back_and_forth, run
 from tests.journal.samples import make_pivot
 from tests.journal.test_changes import steps
@@ -51,6 +53,14 @@ def answers(reader: Reader) -> dict[str, Any]:
         "by id": [reader.pivot(pivot.id) for pivot in listed],
         "by request": [reader.pivot(pivot.request_id) for pivot in listed],
         "undone by": [reader.undo(pivot.id) for pivot in listed],
+        "filtered": {
+            outcome: pages(reader.pivots_page, PivotFilter(outcome=outcome)) for outcome in (*Outcome, "split")
+        },
+        "of a kind since": pages(reader.pivots_page, PivotFilter(kind="copy", since="2026-01-01T00:00:00.000000Z")),
+        "named": [reader.named("P", 100), reader.named("p00", 100)],
+        "counted": [reader.count(PivotFilter()), *(reader.count(PivotFilter(domain)) for domain in domains)],
+        "ends": pages(reader.events_page, EventFilter(event="closed")),
+        "backwards": [one for one in pages(reader.last_events, EventFilter()) if one.event != "archived"],
         "records": [reader.records(pivot.id) for pivot in listed],
         "events": records,
         "cursors": [reader.events(record.seq, 1) for record in records[:-1]],
@@ -61,6 +71,18 @@ def answers(reader: Reader) -> dict[str, Any]:
         "overwritten": reader.overwritten(),
         "faults": reader.check(),
     }
+
+
+def pages(read_page: Callable[[Any, Place[Any]], Found[Any, Any]], chosen: Any) -> list[Any]:
+    """Return everything that a search finds, a few rows at a time."""
+    found: list[Any] = []
+    at = None
+    for _ in range(10_000):
+        page, at = read_page(chosen, Place(2, at, 3))
+        found += page
+        if at is None:
+            return found
+    raise AssertionError("it does not end")
 
 
 def look(path: Path) -> dict[str, Any]:
