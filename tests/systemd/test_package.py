@@ -204,7 +204,7 @@ def test_the_way_back_from_a_newer_schema(host: PackageHost) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("tree", TREES)
-def test_an_older_release_is_upgraded_with_its_journal(tree: Path) -> None:
+def test_an_older_release_is_upgraded_with_its_journal(tree: Path, tmp_path: Path) -> None:
     """A pivot of a pivotd of schema 9 is there after the upgrade, certain, and the journal of then is beside it."""
     known = subprocess.run(["git", "cat-file", "-e", OLD_COMMIT], cwd=REPOSITORY, check=False, capture_output=True)
     if known.returncode != 0:
@@ -218,7 +218,9 @@ def test_an_older_release_is_upgraded_with_its_journal(tree: Path) -> None:
         host.install(newer)
         assert host.verdicts() == host.images() == moved
         assert until(lambda: [row["certain"] for row in host.ctl("verdict", "web1")[1]] == [True, True])
-        copy = host.outside(f"{JOURNAL}.schema-{OLD_SCHEMA}")
+        # SQLite would follow the link in /proc to a path of this host.
+        copy = tmp_path / "copy.db"
+        copy.write_bytes(host.outside(f"{JOURNAL}.schema-{OLD_SCHEMA}").read_bytes())
         with closing(sqlite3.connect(f"file:{copy}?mode=ro&immutable=1", uri=True)) as connection:
             assert connection.execute("PRAGMA user_version").fetchone() == (OLD_SCHEMA,)
             assert connection.execute("SELECT outcome FROM pivot_disk").fetchall() == [("switched",)] * 2
