@@ -47,7 +47,7 @@ def test_it_is_a_page(pages: Path, page: str, width: int) -> None:
     assert complaints == []
     text = shown(pages / page, width)
     assert text.startswith(page.rpartition(".")[0].upper())
-    assert text.count("NAME\n") == text.count("SEE ALSO\n") == 1
+    assert text.count("\nNAME\n") == text.count("\nSEE ALSO\n") == 1
 
 
 def test_every_command_and_option_is_there(pages: Path) -> None:

@@ -216,6 +216,12 @@ def _commands(command: click.Command, path: str = "") -> Iterator[tuple[str, cli
             yield from _commands(found, f"{path} {name}".strip())
 
 
+def test_the_help_has_the_global_options_once() -> None:
+    """On the first page, and not again in the help of each command."""
+    assert "--no-header" in ctl("--help").stdout
+    assert "--no-header" not in ctl("domain", "ls", "--help").stdout
+
+
 def test_every_command_takes_the_global_options() -> None:
     """Each command knows each global option, or has an option of its own of that name."""
     for path, command in _commands(cli):
