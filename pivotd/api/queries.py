@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from starlette.datastructures import URL
 
-from pivotd.core.list_filters import OUTCOMES, EventFilter, PivotFilter
+from pivotd.core.list_filters import OUTCOMES, EventFilter, PivotFilter, journal_time
 from pivotd.core.request import Kind
 from pivotd.errors import BadRequestError
 
@@ -43,9 +43,9 @@ def _since(query: Mapping[str, str]) -> str | None:
     if text is None:
         return None
     try:
-        at = datetime.fromisoformat(text).astimezone(UTC)
+        at = datetime.fromisoformat(text)
+        if at.tzinfo is not None:
+            return journal_time(at)
     except (ValueError, OverflowError):
-        at = None
-    if at is None or datetime.fromisoformat(text).tzinfo is None:
-        raise BadRequestError(f"since={text[:40]}: expected a time like 2026-11-23T09:00:00Z", field="since")
-    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        pass
+    raise BadRequestError(f"since={text[:40]}: expected a time like 2026-11-23T09:00:00Z", field="since")

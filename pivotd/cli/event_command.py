@@ -15,9 +15,10 @@ from pivotd.cli.complaints import EXIT_INTERRUPTED, UsageError
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.known_names import DOMAIN
-from pivotd.cli.since import Since, journal_time
+from pivotd.cli.since import Since
 from pivotd.cli.values import UNITS_S, AbsolutePath, Length
 from pivotd.client import Record
+from pivotd.core.list_filters import journal_time
 
 EXAMPLES = (
     "pivotctl events --tail 20",
@@ -74,7 +75,8 @@ def events(app: App, /, follow: bool, after: int | None, tail: int | None, **opt
     """
     if follow and app.offline is not None:
         raise UsageError("`events --follow` needs the daemon: leave --offline or --follow out")
-    wanted = Wanted(domain=options.pop("domain"), event=options.pop("event"), since=journal_time(options.pop("since")))
+    since = options.pop("since")
+    wanted = Wanted(domain=options.pop("domain"), event=options.pop("event"), since=since and journal_time(since))
     if tail is not None and after is not None:
         raise UsageError("give --tail or --after, not both; see `pivotctl events --help`")
     try:

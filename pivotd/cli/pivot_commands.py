@@ -16,11 +16,11 @@ from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.ending_commands import cancel, complete, wait
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.known_names import DOMAIN, OPEN_PIVOT, PIVOT
-from pivotd.cli.since import Since, journal_time
+from pivotd.cli.since import Since
 from pivotd.cli.values import Bandwidth
 from pivotd.cli.waiting import wait_to_the_end
 from pivotd.client import Pivot, PivotDisk, Record
-from pivotd.core.list_filters import OUTCOMES
+from pivotd.core.list_filters import OUTCOMES, journal_time
 from pivotd.core.request import Kind
 from pivotd.errors import EXIT_DONE
 
@@ -73,7 +73,7 @@ def ls(app: App, /, last: int, since: datetime | None, **chosen: Any) -> None:
     STATE is the outcome, or what an open pivot does now. A terminal that is too narrow for all columns does without
     some, and says which.
     """
-    chosen["since"] = journal_time(since)
+    chosen["since"] = since and journal_time(since)
     found = list(islice(app.reads.pivots(**chosen, limit=last + 1), last + 1))
     more = len(found) > last
     del found[last:]

@@ -38,8 +38,3 @@ class Since(click.ParamType[datetime]):
                 param,
                 ctx,
             )
-
-
-def journal_time(at: datetime | None) -> str | None:
-    """Return a time as the journal writes times, which compare as text."""
-    return None if at is None else at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from pivotd.core.pivot import Outcome, Record
 
+_BEFORE_ANYTHING = datetime(2000, 1, 1, tzinfo=UTC)
 OUTCOMES = (*(outcome.value for outcome in Outcome), "split")
 """What can be asked for as the outcome of a pivot."""
 
@@ -41,6 +43,11 @@ class EventFilter:
             and self.event in {None, record.event}
             and (self.since is None or record.at >= self.since)
         )
+
+
+def journal_time(at: datetime) -> str:
+    """Return a time as the journal writes times, which compare as text; one before any journal is that."""
+    return max(at.astimezone(UTC), _BEFORE_ANYTHING).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 EVERY_PIVOT, EVERY_EVENT = PivotFilter(), EventFilter()

@@ -366,6 +366,7 @@ def test_filters_go_on_where_a_page_ended(api: Api):
     every = api.call("GET", "/v1/pivots?limit=1000").json
     assert found == [row["id"] for row in every if row["outcome"] == "switched"]
     assert found[0] == pivot["id"]
+    assert len(api.call("GET", "/v1/pivots?limit=1000&since=0001-01-01T00:00:00Z").json) == len(every)
     for nothing in ("outcome=split", "kind=pull", "since=2100-01-01T00:00:00Z", "domain=web2"):
         answer = api.call("GET", f"/v1/pivots?{nothing}")
         assert (answer.json, "link" in answer.headers) == ([], False)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pivotd.cli import fitting
-from pivotd.cli.since import Since, journal_time
+from pivotd.cli.since import Since
+from pivotd.core.list_filters import journal_time
 from pivotd.core.pivot import Outcome, Phase
 from pivotd.core.request import Kind
 from pivotd.journal.journal import Journal
@@ -170,6 +171,7 @@ def test_wrong_filters(state_dir: Path, words: tuple[str, ...], needle: str) -> 
         ("2026-11-23T09:30", "2026-11-23T09:30:00.000000Z"),
         ("2026-11-23 09:30:05z", "2026-11-23T09:30:05.000000Z"),
         ("2026-11-23T09:30:05.5+02:00", "2026-11-23T07:30:05.500000Z"),
+        ("0999-01-01", "2000-01-01T00:00:00.000000Z"),
     ],
 )
 def test_since(text: str, expected: str) -> None:
