@@ -31,7 +31,8 @@ def wait(app: App, names: tuple[str, ...], every: bool, domain: str | None) -> N
         return
     chosen = several.select(app, names, domain, every=every, wanted=lambda _pivot: True)
     answers = Answers(app, chosen)
-    _wait_for(app, chosen, answers)
+    # A daemon that is not there is told at once; one that goes away later is waited for.
+    _wait_for(app, [name for name, _ in answers.asked(chosen, app.client.pivot)], answers)
     answers.end()
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from pivotd.client.patience import PATIENCE_S
 from tests.cli.conftest import Bench
-from tests.cli.ctl import complaint, start
+from tests.cli.ctl import complaint, ctl, start
 
 pytestmark = pytest.mark.qemu
 
@@ -148,3 +151,11 @@ def test_wrong_arguments(bench: Bench, arguments: list[str]) -> None:
     answer = bench.ctl(*arguments)
     assert answer.status == 2
     assert "--all" in complaint(answer)
+
+
+def test_no_daemon_is_told_at_once(tmp_path: Path):
+    """Of several as of one: only a daemon that was there is waited for."""
+    began_s = time.monotonic()
+    answer = ctl("--socket", tmp_path / "none.sock", "wait", "one", "two")
+    assert answer.status == 3, answer
+    assert time.monotonic() - began_s < PATIENCE_S
