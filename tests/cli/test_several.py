@@ -12,6 +12,7 @@ import pytest
 from pivotd.client.patience import PATIENCE_S
 from tests.cli.conftest import Bench
 from tests.cli.ctl import complaint, ctl, start
+from tests.engine.test_copy import qemu_io_name
 
 pytestmark = pytest.mark.qemu
 
@@ -123,16 +124,26 @@ def test_ctrl_c_names_what_is_left(bench: Bench) -> None:
     assert bench.ctl("cancel", "--all").status == 0
 
 
-def test_wait_goes_on_across_a_restart(bench: Bench, two: list[str]) -> None:
-    """A daemon that is killed between two pivots is waited for."""
-    bench.daemon.kill()
-    with start("--socket", bench.daemon.socket, "wait", *two) as process:
+def test_wait_goes_on_across_a_restart(bench: Bench) -> None:
+    """A daemon that is killed while several pivots are waited for is waited for, too."""
+    pivots = []
+    for disk in ("disk0", "disk1"):
+        name = qemu_io_name(bench.qemu, disk)
+        bench.qemu.spy("human-monitor-command", {"command-line": f'qemu-io {name} "write -q 0 48M"'})
+        answer = bench.json("copy", "web1", f"{disk}={bench.image()}", "--no-pivot", "--detach", "--bandwidth", "1M")
+        pivots.append(str(answer.json["id"]))
+    with start("--socket", bench.daemon.socket, "wait", *pivots) as process:
         assert process.stderr is not None
-        lost = process.stderr.readline()
-        bench.daemon.start()
-        said, _ = process.communicate(timeout=60)
-    assert (process.returncode, lost.startswith("pivotctl: ")) == (0, True)
+        first = process.stderr.readline()
+        bench.restart()
+        for pivot in pivots:
+            assert bench.ctl("pivot", "set", pivot, "--bandwidth", "0").status == 0
+        said, told = process.communicate(timeout=60)
+    assert process.returncode == 0, (said, first, told)
     assert said.count("it waits at ready") == 2
+    assert "lost pivotd" in first + told
+    bench.ctl("cancel", *pivots)
+    bench.ctl("wait", *pivots)
 
 
 def test_without_a_daemon(bench: Bench) -> None:
