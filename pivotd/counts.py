@@ -9,6 +9,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 from pivotd.core.pivot import Outcome, Pivot
 
@@ -69,14 +70,14 @@ class Counts:
         if pivot.owes_resume:
             self._found_paused.add(pivot.id)
 
-    def changed(self, before: Pivot, after: Pivot, copied_bytes: int | None) -> None:
+    def changed(self, before: Pivot, after: Pivot, copied_bytes: Callable[[], int | None]) -> None:
         """A pivot is durable in another state."""
         kind = after.kind.value
         for pause in after.pauses[len(before.pauses) :]:
             self.pauses[kind, pause.ended].observe(pause.pause_ms / 1000)
         if before.decided_at is None and after.decided_at is not None:
             self.pivots[kind, after.outcome or Outcome.UNKNOWN.value] += 1
-            self.copied_bytes[kind] += copied_bytes or 0
+            self.copied_bytes[kind] += copied_bytes() or 0
         if after.id in self._found_paused and not after.owes_resume:
             self._found_paused.discard(after.id)
             self.recoveries.observe(time.monotonic() - self._began)

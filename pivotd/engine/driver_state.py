@@ -136,7 +136,7 @@ class DriverState:
     def recorded(self, pivot: Pivot) -> None:
         """Continue with a pivot as it was just recorded, and answer the requests that wait for it."""
         pivot_log.changed(self.pivot, pivot)
-        COUNTS.changed(self.pivot, pivot, self.converger.pace.copied_bytes)
+        COUNTS.changed(self.pivot, pivot, lambda: self.converger.pace.copied_bytes)
         self.pivot = pivot
         self.remember(switch_in_doubt=False)
         self.unrecorded = False

@@ -149,12 +149,12 @@ def test_a_guest_that_was_found_paused_counts_once_it_runs() -> None:
     """Also if its pivot changes before that; another pivot does not count."""
     counts, pivot = Counts(), replace(make_pivot(1), owes_resume=True)
     counts.taken_up(pivot)
-    counts.changed(pivot, pivot, None)
+    counts.changed(pivot, pivot, lambda: None)
     assert counts.recoveries.shown()[0][-1] == ("+Inf", 0.0)
-    counts.changed(make_pivot(2), make_pivot(2), None)
+    counts.changed(make_pivot(2), make_pivot(2), lambda: None)
     runs = replace(pivot, owes_resume=False, pauses=(Pause(1, 7.0, "switched"),))
-    counts.changed(pivot, runs, None)
-    counts.changed(runs, runs, None)
+    counts.changed(pivot, runs, lambda: None)
+    counts.changed(runs, runs, lambda: None)
     assert counts.recoveries.shown()[0][-1] == ("+Inf", 1.0)
     assert counts.pauses["copy", "switched"].shown()[1] == pytest.approx(0.007)
 
@@ -163,8 +163,8 @@ def test_an_outcome_counts_once() -> None:
     counts, pivot = Counts(), make_pivot(1)
     disks = tuple(replace(disk, outcome=Outcome.KEPT) for disk in pivot.disks)
     decided = replace(pivot, disks=disks, decided_at="2026-11-30T00:00:00.000000Z")
-    counts.changed(pivot, decided, 4096)
-    counts.changed(decided, replace(decided, closed_at=decided.decided_at), 4096)
+    counts.changed(pivot, decided, lambda: 4096)
+    counts.changed(decided, replace(decided, closed_at=decided.decided_at), lambda: 4096)
     assert (counts.pivots, counts.copied_bytes) == ({("copy", "kept"): 1}, {"copy": 4096})
 
 

@@ -404,3 +404,14 @@ def test_the_drop_in_lets_the_unit_reach_etcd(host: Host) -> None:
         host.container.run("systemctl", "stop", "etcd-test")
         unit.unlink()
         shutil.rmtree(drop_in.parent, ignore_errors=True)
+
+
+def test_figures_for_prometheus(host: Host):
+    """The unit of docs/metrics.md writes them in its sandbox, readable for the node exporter."""
+    directory = "/var/lib/prometheus/node-exporter"
+    units = "/srv/source/systemd/pivotd-metrics.service /srv/source/systemd/pivotd-metrics.timer"
+    host.container.run("sh", "-euc", f"mkdir -p {directory}; cp {units} /etc/systemd/system/; systemctl daemon-reload")
+    host.container.run("systemctl", "start", "pivotd-metrics.service")
+    written = host.container.inside / f"{directory.lstrip('/')}/pivotd.prom"
+    assert "\npivotd_up 1.0\n" in written.read_text()
+    assert written.stat().st_mode & 0o777 == 0o644
