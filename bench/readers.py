@@ -33,6 +33,7 @@ TARGETS = (
     "/v1/pivots/01H00000000000000000000007",
     "/v1/domains",
     "/v1/health",
+    "/metrics",
     "/v1/domains/bench/disks",
 )
 STREAM = TARGETS.index("/v1/events")
