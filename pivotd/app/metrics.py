@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,12 +13,11 @@ from typing import Any
 from pivotd import __version__, limits
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
-from pivotd.client import shown
 from pivotd.client.answers import Health
+from pivotd.core import verdict
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import FleetStage, Phase
 from pivotd.counts import COUNTS, Histogram
-from pivotd.errors import PivotdError
 from pivotd.journal.journal import Journal
 
 CONNECTED, SILENT = "connected", "unreachable"
@@ -83,13 +81,16 @@ class Metrics:
         )
 
     async def _unknown_verdicts(self) -> int:
-        """Return how many disks have no certain image; looked up again if there are new records, but not always."""
+        """Return how many disks have no certain image, by the journal alone: a scrape asks no QEMU and no etcd.
+
+        Looked up again if there are new records, but not always.
+        """
         (seq, at), last, now = self._looked, self._journal.last_seq, time.monotonic()
         if seq != last and now - at > limits.METRICS_VERDICTS_S:
             self._looked = (last, now)
-            with contextlib.suppress(PivotdError):  # a fleet that does not answer
-                verdicts = await self._reads.verdicts(None, None, shown.verdict, local=True)
-                self._unknown = sum(one.outcome == "unknown" for one in verdicts)
+            latest = await self._reads.latest(None)
+            verdicts = [verdict.of_pivot(pivot, disk) for pivot, disk in latest if is_decided(pivot)]
+            self._unknown = sum(not one.certain for one in verdicts)
         return self._unknown
 
 

@@ -15,9 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from pivotd.core.pivot import Outcome, Pause
 from pivotd.counts import Counts, Histogram
 from tests.cli.conftest import Bench
-from tests.cli.ctl import complaint
+from tests.cli.ctl import complaint, ctl
+from tests.cli.every_kind import fill
 from tests.engine.test_copy import write
 from tests.journal.samples import make_pivot
+from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.qemu
 
@@ -174,3 +176,15 @@ def test_a_histogram_counts_below_its_bounds() -> None:
     for seconds in (0.05, 0.1, 0.5, 7.0):
         histogram.observe(seconds)
     assert histogram.shown() == ([("0.1", 2.0), ("1", 3.0), ("+Inf", 4.0)], pytest.approx(7.65))
+
+
+async def test_what_a_person_must_look_at_is_counted(tmp_path: Path) -> None:
+    """By the journal, as the verdicts on guests that do not run say it."""
+    daemon = Daemon(tmp_path, {})
+    daemon.state_dir.mkdir(exist_ok=True)
+    await fill(daemon.state_dir)
+    with daemon:
+        verdicts = ctl("--socket", daemon.socket, "--json", "verdict").json
+        found = samples(ctl("--socket", daemon.socket, "metrics").stdout)
+    unknown = [one["disk"] for one in verdicts if not one["certain"]]
+    assert found["pivotd_verdicts_unknown",] == len(unknown) > 0, unknown
