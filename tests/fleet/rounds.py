@@ -177,7 +177,8 @@ class FleetRounds:
             return {disk: words.get(disk, {"reason": "no answer"}) for disk in images if disk not in right}
 
         known = {disk for disk in images if self._is_known(disk)}
-        until(lambda: known.isdisjoint(doubted()), OWNER_TIMEOUT_S)  # pivotd may not have looked at this QEMU yet
+        # pivotd may not answer yet, or not have looked at this QEMU.
+        until(lambda: here.words() is not None and known.isdisjoint(doubted()), OWNER_TIMEOUT_S)
         for disk, one in doubted().items():
             self._check(disk not in known, f"its host says of {disk}: {one['reason']}")
             self._accept_word(disk)
