@@ -49,8 +49,8 @@ def test_without_a_kill(moment: Cancel):
     [(Cancel.COMPLETING, Victims.PIVOTD), (Cancel.READY, Victims.PIVOTD), (Cancel.COMPLETING, Victims.BOTH)],
 )
 def test_killed_on_the_way(moment: Cancel, victims: Victims):
-    """Verdict and images agree, the guest's run state is what it was: every fourth command after the request."""
-    plans = campaign.message_plans(Setup(cancel=moment), victims=victims, thin=True)[::4]
+    """Verdict and images agree, the guest's run state is what it was: every fourth command after the request, in CI every eighth."""
+    plans = campaign.message_plans(Setup(cancel=moment), victims=victims, thin=True)[:: 4 if LONG else 8]
     assert_kept(plans, struck_min=len(plans) - 2)
 
 

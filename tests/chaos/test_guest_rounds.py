@@ -16,7 +16,7 @@ from tests.support.seeds import seed
 
 pytestmark = [pytest.mark.guest, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
-ROUNDS = 20
+ROUNDS = 12
 
 
 def test_random_kills_under_writes_with_fsync():

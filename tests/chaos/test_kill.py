@@ -37,9 +37,10 @@ def late(plans: Iterable[Plan], wanted: Collection[str]) -> list[Plan]:
 
 
 def thinned(plans: list[Plan]) -> list[Plan]:
-    """Return every round in the pause, and every twelfth of the others: there the source is right whatever happens."""
+    """Return every other round in the pause, and few of the others: there the source is right whatever happens."""
     pause = late(plans, PAUSE)
-    return pause + [plan for plan in plans if plan not in pause][START :: 6 * STEP]
+    others = [plan for plan in plans if plan not in pause]
+    return pause[:: 1 if LONG else 2] + others[START :: 6 * STEP]
 
 
 def some(setup: Setup, count: int) -> list[Plan]:

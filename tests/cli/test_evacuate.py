@@ -147,6 +147,7 @@ def test_a_disk_in_doubt(bed: Bed) -> None:
     assert bed.json("--from", bed.new, "--to", bed.old).status == 0
 
 
+@pytest.mark.long
 def test_sync_top(bed: Bed) -> None:
     """Only the active layer moves; where the layer below is in the old place too, that is no evacuation."""
     golden, base = image(bed.directory / "golden.qcow2"), image(bed.old / "base.qcow2")
@@ -266,6 +267,7 @@ def test_an_own_pivot_that_waits_at_ready_tries_again(bed: Bed) -> None:
     assert bed.outcomes() == [("web1", "switched")]
 
 
+@pytest.mark.long
 def test_two_at_once(bed: Bed) -> None:
     """The same command twice at the same time: both follow the same pivots, and no disk moves twice."""
     for name in ("web1", "web2"):
@@ -295,6 +297,7 @@ def test_ctrl_c_leaves_what_runs(bed: Bed) -> None:
     assert bed.pivots()[0].options.bandwidth_bytes_per_s == 4 << 20
 
 
+@pytest.mark.long
 def test_at(bed: Bed) -> None:
     """An evacuation waits for its time; Ctrl-C ends that. One that was killed after its time goes on at once."""
     bed.guest("web1", image(bed.old / "web1.qcow2", 40))

@@ -14,6 +14,7 @@ import pytest
 
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
+from tests.conftest import LONG
 from tests.journal_disk.disk import Disk
 from tests.journal_disk.store import Change, Contents, Mark, Name, Store, Sync, replay
 from tests.journal_disk.workload import Promises, Told, Work, judge
@@ -25,8 +26,8 @@ CHANCES = int(os.environ.get("PIVOTD_DISK_CHANCES", "1"))
 """Random power cuts at each point, beside the one that loses all that it may."""
 
 RESTARTS = 20
-CUTS_MIN = 500
-TIMES = 2
+TIMES = 2 if LONG else 1
+CUTS_MIN = 250 * TIMES
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.libvirt.guarding import Guarded, guard, until
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.qemu import create_image
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.qemu, pytest.mark.timeout(300)]
 
 
 def found(guarded: Guarded) -> dict[str, str]:
