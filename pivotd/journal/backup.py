@@ -20,7 +20,7 @@ from pivotd.journal.sqlite_failures import READ_ERRORS, is_full, on_read
 
 PAGES_AT_ONCE = 1000
 """Between two looks whether a daemon wants to start: some milliseconds."""
-_OF_A_JOURNAL = {schema.FILE_NAME, *(schema.FILE_NAME + suffix for suffix in ("-wal", "-shm")), "journal.lock"}
+_OF_A_JOURNAL = {schema.FILE_NAME, *(schema.FILE_NAME + suffix for suffix in ("-wal", "-shm"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ def holds_backup(target: Path) -> bool:
         return False
     if not target.is_dir() or target.is_symlink():
         raise ConflictError(f"{target} is not a directory: name one that pivotctl may make", path=str(target))
+    if os.path.lexists(lock.lock_path(target / schema.FILE_NAME)):  # which readers do not make
+        raise ConflictError(f"{target} holds the journal of a pivotd, and no backup: name another directory")
     found = {entry.name for entry in target.iterdir()}
     others = sorted(name for name in found - _OF_A_JOURNAL if not archives.NAME.fullmatch(name))
     if others or (found and schema.FILE_NAME not in found):
@@ -65,6 +67,7 @@ def back_up(state_dir_or_file: Path, target: Path, *, replace: bool = False) -> 
     new.mkdir(mode=0o750)
     try:
         done = _fill(source, new, target)
+        _refuse_to_lose(done, target)
         fsync_directory(new)
         _put(new, target)
     except BaseException:
@@ -83,12 +86,36 @@ def _fill(source: Path, new: Path, target: Path) -> BackUp:
                 found.read(name, lambda connection, name=name: _copy(connection, new / name))  # type: ignore[misc]
                 copied.append(name)
             except (ArchiveError, JournalLockedError) as error:
+                if isinstance(error.__cause__, READ_ERRORS) and is_full(error.__cause__):
+                    raise _no_room(target) from error
                 (new / name).unlink(missing_ok=True)
                 obstacles.append(error.message)
     finally:
         found.forget_copies()
     size_bytes = sum(entry.stat().st_size for entry in new.iterdir())
     return BackUp(str(target), size_bytes, tuple(copied), tuple(obstacles))
+
+
+def _refuse_to_lose(done: BackUp, target: Path) -> None:
+    """Raises: ConflictError: a backup would be replaced by one that lacks an archive of it."""
+    lost = [name for name in (_archives_in(target) if done.obstacles else ()) if name not in done.archives]
+    if lost:
+        raise ConflictError(
+            f"{done.obstacles[0]}; the backup in {target} has it, and was left as it is: name another directory",
+            path=str(target),
+        )
+
+
+def _archives_in(target: Path) -> list[str]:
+    return (
+        sorted(entry.name for entry in target.iterdir() if archives.NAME.fullmatch(entry.name))
+        if target.exists()
+        else []
+    )
+
+
+def _no_room(target: Path) -> JournalFullError:
+    return JournalFullError(f"{target.parent}: no space left for the backup; free some")
 
 
 def _copy_journal(source: Path, copy: Path) -> list[str]:
@@ -104,7 +131,7 @@ def _copy_journal(source: Path, copy: Path) -> list[str]:
             continue
         except READ_ERRORS as error:
             if is_full(error):
-                raise JournalFullError(f"{copy.parent.parent}: no space left for the backup; free some") from error
+                raise _no_room(copy.parent) from error
             raise on_read(error, source) from error
         else:
             return names

@@ -138,6 +138,51 @@ async def test_a_backup_that_fails_leaves_what_was_there(
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("copy")] == ["copy"]
 
 
+async def test_the_journal_of_a_pivotd_is_no_backup(journal: Journal, tmp_path: Path) -> None:
+    """Whoever copies a backup back with --force, while a pivotd runs or not, does not replace what that has recorded."""
+    (tmp_path / "state").mkdir()
+    other = Journal.open(tmp_path / "state")
+    await run(other, 1)
+    before = inside(other.path)
+    for running in (True, False):
+        if not running:
+            await other.close()
+        with pytest.raises(ConflictError, match="the journal of a pivotd, and no backup"):
+            back_up(journal.path, other.path.parent, replace=True)
+        assert look(other.path.parent) == before
+
+
+async def test_a_backup_with_an_archive_is_not_replaced_by_one_without(journal: Journal, tmp_path: Path) -> None:
+    """It may be the only place where that archive still is: whoever makes one each night must not lose it so."""
+    await back_and_forth(journal, 5)
+    await archive(journal)
+    target = tmp_path / "copy"
+    back_up(journal.path, target)
+    before = look(target)
+    journal.path.with_name(FILE).unlink()
+    with pytest.raises(ConflictError, match=f"is missing.* the backup in {target} has it"):
+        back_up(journal.path, target, replace=True)
+    assert look(target) == before
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("copy")] == ["copy"]
+
+
+async def test_no_room_for_an_archive_is_no_fault_of_the_archive(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backup fails as a whole, as where there is no room for the journal."""
+    await back_and_forth(journal, 5)
+    await archive(journal)
+
+    def full(path: Path) -> None:
+        if path.name == FILE:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backup, "fsync_file", full)
+    with pytest.raises(JournalError, match="no space left for the backup"):
+        back_up(journal.path, tmp_path / "copy")
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith("copy")]
+
+
 async def test_a_daemon_that_starts_does_not_wait_for_a_backup(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
