@@ -332,9 +332,9 @@ REFUSALS_LOGGED = 100
 """Refused requests that the log tells in one interval, of one user and of all; of the others it tells the number."""
 REFUSED_BODY_S = 1.0
 """How long the rest of a refused request is read; a local client writes it in microseconds."""
-STREAMS_MAX = 64
 METRICS_VERDICTS_S = 30.0
 """The verdicts of all disks are counted anew for a scrape after this time, if there are new records."""
+STREAMS_MAX = 64
 STREAMS_PER_UID_MAX = 16
 """Event streams of one user; root alone may have more: a program that leaks them locks itself out and nobody else."""
 STREAMS_RESERVED = 16

@@ -16,8 +16,9 @@ from pivotd.app.registry import Host
 from pivotd.client.answers import Health
 from pivotd.core import verdict
 from pivotd.core.phases import is_decided
-from pivotd.core.pivot import FleetStage, Phase
+from pivotd.core.pivot import FleetStage, Phase, Pivot, PivotDisk
 from pivotd.counts import COUNTS, Histogram
+from pivotd.errors import PivotdError
 from pivotd.journal.journal import Journal
 
 CONNECTED, SILENT = "connected", "unreachable"
@@ -42,8 +43,8 @@ class Now:
     stalled: int
     unconfirmed: int
     """Outcomes that the fleet does not know yet."""
-    unknown: int
-    """Disks whose image nobody knows for certain."""
+    uncertain: int | None
+    """Disks whose image nobody knows for certain, None as long as that could not be found out."""
 
 
 class Metrics:
@@ -52,16 +53,17 @@ class Metrics:
     def __init__(self, host: Host, journal: Journal, reads: Reads, health: Any, *, in_fleet: bool) -> None:
         self._host, self._journal, self._reads, self._health = host, journal, reads, health
         self._in_fleet = in_fleet
-        self._unknown = 0
+        self._uncertain: int | None = None
         self._looked: tuple[int, float] = (-1, float("-inf"))
 
     async def text(self) -> bytes:
         """Return the metrics in text format 0.0.4."""
-        now = await self._look()
+        now = await self.look()
         return await asyncio.to_thread(_written, now, in_fleet=self._in_fleet)
 
-    async def _look(self) -> Now:
-        unknown = await self._unknown_verdicts()
+    async def look(self) -> Now:
+        """Return what is so now."""
+        uncertain = await self._uncertain_verdicts()
         supervisors = list(self._host.supervisors.values())
         drivers = [driver for supervisor in supervisors for driver in supervisor.drivers.values()]
         return Now(
@@ -77,21 +79,30 @@ class Metrics:
                 is_decided(driver.pivot) and driver.pivot.fleet not in {FleetStage.NONE, FleetStage.TOLD}
                 for driver in drivers
             ),
-            unknown=unknown,
+            uncertain=uncertain,
         )
 
-    async def _unknown_verdicts(self) -> int:
+    async def _uncertain_verdicts(self) -> int | None:
         """Return how many disks have no certain image, by the journal alone: a scrape asks no QEMU and no etcd.
 
         Looked up again if there are new records, but not always.
         """
         (seq, at), last, now = self._looked, self._journal.last_seq, time.monotonic()
         if seq != last and now - at > limits.METRICS_VERDICTS_S:
-            self._looked = (last, now)
-            latest = await self._reads.latest(None)
-            verdicts = [verdict.of_pivot(pivot, disk) for pivot, disk in latest if is_decided(pivot)]
-            self._unknown = sum(not one.certain for one in verdicts)
-        return self._unknown
+            try:
+                latest = await self._reads.latest(None)
+            except PivotdError:  # too many readers: the next scrape asks again
+                self._uncertain = None
+            else:
+                self._uncertain = sum(self._is_uncertain(pivot, disk) for pivot, disk in latest)
+                self._looked = (last, now)
+        return self._uncertain
+
+    def _is_uncertain(self, pivot: Pivot, disk: PivotDisk) -> bool:
+        """Return whether a person must look, here: not for a guest that has left."""
+        found = verdict.of_pivot(pivot, disk)
+        found = verdict.doubtful(found, disk, is_copy=not self._journal.file_checked)
+        return not found.certain and not found.pending and disk.left_at is None
 
 
 def _written(now: Now, *, in_fleet: bool) -> bytes:
@@ -143,7 +154,8 @@ def _families(now: Now, *, in_fleet: bool) -> Iterator[Any]:
     yield gauge("resumes_owed", "Guests that pivotd has to let run again.", now.owed)
     wrong = len(health.domains.wrong_images)
     yield gauge("disks_on_wrong_image", "Disks of running guests on an image that is stale or in doubt.", wrong)
-    yield gauge("verdicts_unknown", "Disks whose image is not certain: a person must look.", now.unknown)
+    if now.uncertain is not None:
+        yield gauge("verdicts_unknown", "Disks whose image is not certain: a person must look.", now.uncertain)
     yield gauge("journal_healthy", "0: the last change could not be written.", health.journal.healthy)
     yield gauge("journal_last_seq", "Number of the last record.", health.journal.last_seq)
     yield times("journal_commit_seconds", "Durable transactions of the journal.", [], {(): COUNTS.commits})

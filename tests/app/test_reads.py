@@ -12,6 +12,7 @@ import pytest
 
 from pivotd import limits
 from pivotd.app import reads as reads_module
+from pivotd.app.metrics import Metrics
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.core.list_filters import EventFilter, PivotFilter
@@ -217,3 +218,19 @@ async def test_news_wait_for_the_end_of_a_pause(
     assert [[record.event for record in page] for page in pages] == [["in the pause", "after it"]]
     reads.end()
     await following
+
+
+async def test_a_scrape_that_finds_no_turn_tells_no_number(
+    journal: Journal, reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No disk in doubt is an answer, and nobody has looked; the next scrape looks again, without new records."""
+
+    def health() -> None:
+        """Return nothing: it is not asked."""
+
+    await journal.accept(make_pivot(1), {})
+    metrics = Metrics(Host(lambda *_: None), journal, reads, health, in_fleet=False)  # type: ignore[arg-type, return-value]
+    with monkeypatch.context() as patched:
+        patched.setattr(limits, "READS_WAITING_MAX", 0)
+        assert (await metrics.look()).uncertain is None
+    assert (await metrics.look()).uncertain == 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pivotd.core.pivot import Outcome, Pause
 from pivotd.counts import Counts, Histogram
+from pivotd.journal.backup import back_up
+from pivotd.journal.journal import Journal
 from tests.cli.conftest import Bench
 from tests.cli.ctl import complaint, ctl
 from tests.cli.every_kind import fill
 from tests.engine.test_copy import write
+from tests.journal.old_pivots import run
 from tests.journal.samples import make_pivot
 from tests.support.daemon import Daemon
 
@@ -105,6 +110,27 @@ def test_what_cannot_be(bench: Bench, arguments: tuple[str, ...], status: int, w
     answer = bench.ctl(*arguments)
     assert answer.status == status, answer
     assert words in answer.stdout + answer.stderr
+
+
+def test_disks_of_a_restored_journal_are_in_doubt(tmp_path: Path) -> None:
+    """They count until QEMU is seen on them, as do all whose verdict is not certain, whatever its outcome was."""
+
+    async def fill() -> None:
+        (tmp_path / "old").mkdir()
+        journal = Journal.open(tmp_path / "old")
+        await run(journal, 1)
+        await journal.close()
+        back_up(journal.path, daemon.state_dir)
+
+    with tempfile.TemporaryDirectory(prefix="pm") as name:
+        daemon = Daemon(Path(name), {})
+        daemon.state_dir.rmdir()
+        asyncio.run(fill())
+        with daemon:
+            verdicts = daemon.ctl("verdict").json
+            assert [(one["certain"], one["outcome"]) for one in verdicts] == [(False, "switched")]
+            text = ctl("--socket", daemon.socket, "metrics").stdout
+    assert samples(text)["pivotd_verdicts_unknown",] == 1
 
 
 def test_promtool_takes_what_pivotd_says(bench: Bench) -> None:
