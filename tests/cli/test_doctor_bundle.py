@@ -165,6 +165,24 @@ CASES = [
     ("SetCredential=key:abc def\nUser=pivotd", "SetCredential=key:REMOVED\nUser=pivotd"),
     ("-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\nend", "REMOVED\nend"),
     ("rbd:pool/x:id=admin:key=AQBd==", "rbd:pool/x:id=admin:key=REMOVED"),
+    (
+        "PGPASSWORD=abc SSHPASS=def apikey=ghi authToken1=jkl",
+        "PGPASSWORD=REMOVED SSHPASS=REMOVED apikey=REMOVED authToken1=REMOVED",
+    ),
+    (
+        "x --password abc --db-token 'd e' --key /etc/key --secret --y",
+        "x --password REMOVED --db-token 'REMOVED' --key /etc/key --secret --y",
+    ),
+    (
+        '{"token": ["abc", {"a": "]"}], "auth": {"pw": "x}"}, "y": [1]}',
+        '{"token": "REMOVED", "auth": "REMOVED", "y": [1]}',
+    ),
+    (r'"{\"keys\": 1, \"key\": {\"a\": \"b}\"}, \"z\": 2}"', r'"{\"keys\": 1, \"key\": \"REMOVED\", \"z\": 2}"'),
+    ('{"key": [], "secret": {}, "z": 1}', '{"key": "REMOVED", "secret": "REMOVED", "z": 1}'),
+    ("LoadCredential=etcd-password:/etc/pivotd/etcd", "LoadCredential=etcd-password:/etc/pivotd/etcd"),
+    ("password = '''\nabc\n'''\nx = 1", 'password = "REMOVED"\nx = 1'),
+    ('token = """abc"""\nkey = ["abc"]\nx = 1', 'token = "REMOVED"\nkey = "REMOVED"\nx = 1'),
+    ("-object secret,id=s0,data=abc,format=raw -x", "-object secret,REMOVED -x"),
     ("monkey = banana; keyboard: us; idempotency", "monkey = banana; keyboard: us; idempotency"),
     ("web1 disk0: /images/a@b.qcow2", "web1 disk0: /images/a@b.qcow2"),
 ]
@@ -181,5 +199,5 @@ def test_cleaning_is_quick():
     """A long text, also one that has what a pattern starts with again and again, takes no more than seconds."""
     text = "\n".join(f'{{"at": "2026", "facts": {{"image": "/images/{n}.qcow2"}}}}' for n in range(20_000))
     assert len(redaction.clean(text + "://" * 20_000 + 'password="' * 2_000)) >= len(text)
-    for pattern in ("a-", "x://", "a.", "key", "=", "-----BEGIN A-----"):
+    for pattern in ("a-", "x://", "a.", "key", "=", "key=[", "key=['", "key='''", "--key a", "-----BEGIN A-----"):
         redaction.clean(pattern * 20_000)
