@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from contextlib import suppress
 
 import click
@@ -29,10 +31,14 @@ _NO_SPACE = "[[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[=/] ]] && compopt 
 class Bash(BashComplete):
     """bash, which takes ``=`` for the end of a word."""
 
-    source_template = BashComplete.source_template.replace("    return 0\n", f"    {_NO_SPACE}\n    return 0\n", 1)
+    source_template = (
+        BashComplete.source_template.replace("    return 0\n", f"    {_NO_SPACE}\n    return 0\n", 1)
+        .replace("read type", "read -r type")
+        .replace("($value)", '("$value")')
+    )
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words with what belongs together, and the last one."""
+        """Return the words with what belongs together, and the last one, all without their quotes."""
         words, at = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
         joined: list[str] = []
         for word in words[: at + 1]:
@@ -40,15 +46,31 @@ class Bash(BashComplete):
                 joined[-1] += word
             else:
                 joined.append(word)
-        return joined[1:-1], joined[-1]
+        return [_unquoted(word) for word in joined[1:-1]], _unquoted(joined[-1])
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
-        """Return only what comes after the ``=``, where bash has its word."""
+        """Return only what comes after the ``=``, where bash has its word, as it has to be typed."""
         found = super().get_completions(args, incomplete)
         head = incomplete.rpartition("=")[0]
         if not head or incomplete.startswith("-"):
             return found
-        return [CompletionItem(one.value.removeprefix(f"{head}="), type=one.type) for one in found]
+        typed = os.environ["COMP_WORDS"].split("\n")[int(os.environ["COMP_CWORD"])]
+        return [CompletionItem(_quoted(one.value.removeprefix(f"{head}="), typed), type=one.type) for one in found]
+
+
+def _unquoted(word: str) -> str:
+    """Return what bash makes of a word, in which a quote may still be open."""
+    for end in ("", "'", '"', "\\"):
+        with suppress(ValueError):
+            return "".join(shlex.split(word + end))
+    return word
+
+
+def _quoted(text: str, typed: str) -> str:
+    """Return a text so that bash takes it for one word and expands nothing in it; ``typed``: so far, with its quote."""
+    if typed.startswith("'"):
+        return text.replace("'", "'\\''")
+    return re.sub(r'([$`"\\])' if typed.startswith('"') else r"([^\w@%+./,=-])", r"\\\1", text)
 
 
 @add_completion_class

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,39 @@ def test_tab(terminal: Terminal, pivot: str, tmp_path: Path) -> None:
     terminal.completes("pivotctl copy web1 disk1=a-d", "pivotctl copy web1 disk1=a-directory/")
     terminal.completes("pivotctl copy web1 disk1=a-directory/i", "pivotctl copy web1 disk1=a-directory/image.qcow2 ")
     terminal.completes("pivotctl pivot cancel ", f"pivotctl pivot cancel {pivot} ")
+
+
+def test_a_file_is_one_word_whatever_it_is_called(terminal: Terminal, tmp_path: Path) -> None:
+    """The shell quotes its name: what stands in it is neither a further word nor a command that Enter would start."""
+    (tmp_path / "b $(touch made).qcow2").touch()
+    terminal.type("pivotctl copy web1 disk0=b", "Tab")
+    terminal.until("made")
+    terminal.type(" --no-such-option", "Enter")
+    terminal.type("echo don''e", "Enter")
+    terminal.until("done\n")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["b c.qcow2", "b*[d]?", "b\\e'f\"g", "b&h;i|j", "b$HOME`k`"])
+def test_bash_gets_a_file_name_as_it_has_to_be_typed(tmp_path: Path, name: str) -> None:
+    """And takes it for one word with that name, of which the beginning can be completed again."""
+    (tmp_path / name).touch()
+    (tmp_path / "b").mkdir() if "*" in name else None
+    script = """
+        source <(pivotctl completion bash)
+        compopt() { :; }
+        COMP_WORDS=(pivotctl copy web1 disk0 = "$1") COMP_CWORD=5
+        _pivotctl_completion pivotctl
+        for found in "${COMPREPLY[@]}"; do eval "printf '%s\\n' $found"; done
+    """
+    for typed in ("b", re.sub(r"([^\w])", r"\\\1", name[:3])):
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        command = ["bash", "-c", script, "bash", typed]
+        done = subprocess.run(
+            command, env=environment({"PATH": path}), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert name in done.stdout.splitlines(), (typed, done)
+        assert done.stderr == ""
 
 
 def test_a_dead_daemon_is_silent(shell: str, tmp_path: Path) -> None:
