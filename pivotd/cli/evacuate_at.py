@@ -26,8 +26,8 @@ class At(click.ParamType[str]):
         """Return the text."""
         if _CLOCK.fullmatch(str(value)) is None:
             try:
-                datetime.fromisoformat(str(value))
-            except ValueError:
+                _once(str(value)).astimezone(UTC)
+            except (ValueError, OverflowError):  # also of years that no time zone reaches
                 self.fail(f"{value!r} is no time: give 22:00, or 2027-01-31T22:00", param, ctx)
             if _CLOCK.search(str(value)) is None:
                 self.fail(f"{value!r} has no time of day: give 22:00, or {value}T22:00", param, ctx)
@@ -38,14 +38,19 @@ def last_and_next(at: str, now: datetime) -> tuple[datetime, datetime]:
     """Return when the time was last, and when it is next; of a date both are the same. ``now``: with its zone."""
     clock = _CLOCK.fullmatch(at)
     if clock is None:
-        given = datetime.fromisoformat(at)
-        once = given if given.tzinfo is not None else given.astimezone()
+        once = _once(at)
         return once, once
     local = now.replace(tzinfo=None)
     today = local.replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
     last = today if today <= local else today - timedelta(days=1)
     # By the clock on the wall: a day on which that is put back or forward is not 24 hours long.
     return last.astimezone(), (last + timedelta(days=1)).astimezone()
+
+
+def _once(at: str) -> datetime:
+    """Return a date with a time, of this host's zone unless it names one. Raises: ValueError, OverflowError."""
+    given = datetime.fromisoformat(at)
+    return given if given.tzinfo is not None else given.astimezone()
 
 
 def has_begun(client: Client, prefix: str, since: datetime) -> bool:

@@ -97,8 +97,8 @@ def _formatted(value: Any, _conversion: str | None, spec: str, path: list[str | 
         value = printable(_plain(value))
     try:
         return format(value, spec)
-    except (ValueError, TypeError) as error:
-        _refuse(path, f"{spec}: {error}")
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
+        _refuse(path, f"{spec}: {str(error) or 'too wide'}")
 
 
 def _plain(value: Any) -> str:

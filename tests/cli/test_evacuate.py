@@ -384,6 +384,8 @@ def test_a_place_to_go_on_from_that_is_inside(bed: Bed) -> None:
         (["--domain", "web9"], 4, "there is no domain web9"),
         (["--name", "a b"], 2, "--name cannot be 'a b': give at most 64 of"),
         (["--at", "2027-01-31"], 2, "has no time of day"),
+        (["--at", "0001-01-01T00:00"], 2, "is no time"),
+        (["--at", "9999-12-31T23:59-12:00"], 2, "is no time"),
     ],
 )
 def test_wrong_arguments(bed: Bed, arguments: list[str], status: int, said: str) -> None:

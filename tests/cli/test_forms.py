@@ -76,6 +76,7 @@ def test_template(template: str, line: str) -> None:
         ("{id[0]}", "id is no list"),
         ("{disks.nodes}", "there is no field nodes; there are disk, stale"),
         ("{id:d}", "Unknown format code 'd'"),
+        ("{id:>9223372036854775807}", "too wide"),
         ("{pause_ms:zz}", "Unknown format code 'z'"),
     ],
 )
