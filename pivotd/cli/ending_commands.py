@@ -133,11 +133,13 @@ def _can_be_cancelled(pivot: Pivot) -> bool:
 
 
 def _cancelled(app: App, name: str) -> Pivot:
-    """Return the pivot once it is cancelled. Raises: ClientError, PhaseConflictError: it has switched."""
+    """Return the pivot once it is cancelled. Raises: ClientError, PhaseConflictError: it has switched or merged."""
     found = app.client.cancel(name)
     if found.outcome == "switched":
         message = f"pivot {found.id} has switched already; copy the disks back to return to the source"
         raise PhaseConflictError(message, pivot=found.id)
+    if found.outcome == "merged":
+        raise PhaseConflictError(f"pivot {found.id} has merged its layers already: too late to cancel", pivot=found.id)
     return found
 
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pivotd.cli.context import App
+from pivotd.cli.main import cli
+from pivotd.client import Client, shown
 from pivotd.client.patience import PATIENCE_S
+from pivotd.core.pivot import Outcome, Phase
+from pivotd.errors import PhaseConflictError
 from tests.cli.conftest import Bench
 from tests.cli.ctl import complaint, ctl, start
 from tests.engine.test_copy import qemu_io_name
+from tests.journal.samples import make_pivot
 
 pytestmark = pytest.mark.qemu
 
@@ -39,6 +46,16 @@ def test_complete_several(bench: Bench, two: list[str]) -> None:
     answer = bench.json("complete", *reversed(two))
     assert (answer.status, answer.stderr) == (0, "")
     assert [(row["id"], row["outcome"]) for row in answer.json] == [(pivot, "switched") for pivot in reversed(two)]
+
+
+def test_what_has_merged_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancel that comes during the switch of a commit or a pull is answered with its outcome: there is no source."""
+    kept = make_pivot(1)
+    disks = tuple(replace(disk, outcome=Outcome.MERGED) for disk in kept.disks)
+    merged = replace(kept, disks=disks, phase=Phase.CLOSED, decided_at=kept.created_at, closed_at=kept.created_at)
+    monkeypatch.setattr(Client, "cancel", lambda _client, _name: shown.pivot(merged))
+    with pytest.raises(PhaseConflictError, match="has merged its layers already"):
+        cli.main(["cancel", "0" * 26], standalone_mode=False, obj=App("none"))
 
 
 def slow_copy(bench: Bench) -> str:
