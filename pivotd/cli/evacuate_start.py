@@ -7,7 +7,7 @@ the next id. So no disk is moved twice, and a copy that was given up is made aga
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -102,8 +102,20 @@ class Starter:
         if (known.domain, known.disk) != (domain, disk.disk) or known.standing_pivot is None:
             return False
         pivot = self._client.pivot(known.standing_pivot)
-        own = pivot.request_id.startswith(OWN) and pivot.closed is not None
-        return own and known.standing == "never switched to" and _is_of(disk.target, pivot)
+        own = _is_own_end(pivot) and known.standing == "never switched to"
+        return own and _is_of(disk.target, pivot, self._makers(domain, disk, pivot))
+
+    def _makers(self, domain: str, disk: DiskMove, last: Pivot) -> Iterable[Pivot]:
+        """Return the ended tries of evacuations that may have made the file of a target which ``last`` had."""
+        if not last.options.reuse:
+            return [last]
+        return (
+            one
+            for one in self._client.pivots(domain)
+            if _is_own_end(one)
+            and not one.options.reuse
+            and any((each.disk, each.destination) == (disk.disk, disk.target) for each in one.disks)
+        )
 
     def _has_arrived(self, move: Move) -> bool:
         """Return whether every disk is on its new image by now."""
@@ -111,8 +123,12 @@ class Starter:
         return all(now.get(disk.disk) == disk.target for disk in move.disks)
 
 
-def _is_of(path: str, pivot: Pivot) -> bool:
-    """Return whether a file was made while a pivot was open, and not changed after its end.
+def _is_own_end(pivot: Pivot) -> bool:
+    return pivot.request_id.startswith(OWN) and pivot.closed is not None
+
+
+def _is_of(path: str, last: Pivot, makers: Iterable[Pivot]) -> bool:
+    """Return whether a file was made while one of these pivots was open, and not changed after the end of the last.
 
     A pivot that overwrote what an earlier one had made is younger than the file.
     """
@@ -121,6 +137,8 @@ def _is_of(path: str, pivot: Pivot) -> bool:
         changed = os.stat(path).st_mtime  # noqa: PTH116 - one system call
     except OSError:
         return False
-    assert pivot.closed is not None
-    last = datetime.fromtimestamp(changed, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return made is not None and last <= pivot.closed and (pivot.options.reuse or pivot.created <= made <= pivot.closed)
+    assert last.closed is not None
+    at = datetime.fromtimestamp(changed, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    if made is None or at > last.closed:
+        return False
+    return any(one.closed is not None and one.created <= made <= one.closed for one in makers)

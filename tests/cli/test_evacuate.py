@@ -363,6 +363,30 @@ def test_what_is_left_of_a_try_and_was_touched_since_stays(bed: Bed, trick: str)
     assert left.read_bytes() == before
 
 
+def test_what_two_tries_have_left_is_told_from_an_older_file(bed: Bed) -> None:
+    """The second try copies over what the first one made; a file of somebody else that got its name since is older."""
+    theirs = image(bed.directory / "theirs.qcow2")
+    bed.guest("web1", image(bed.old / "web1.qcow2", 40))
+    left = bed.new / "web1.qcow2"
+    for number in (1, 2):
+        name = f"evacuate-x{bed.mark}-{number}"
+        pivot = bed.copy("web1", left, bandwidth_bytes_per_s=1 << 20, request_id=name, reuse=number > 1)
+        assert until(bed.is_copying)
+        bed.client.cancel(pivot)
+        assert bed.client.wait(pivot).outcome == "kept"
+    ours = bed.directory / "ours.qcow2"
+    left.rename(ours)
+    theirs.rename(left)
+    before = left.read_bytes()
+    answer = bed.json()
+    assert (answer.status, moved(answer)) == (4, [])
+    assert f"{left} exists already" in answer.json["moves"][0]["error"]
+    assert left.read_bytes() == before
+    ours.rename(left)
+    assert moved(bed.json()) == ["web1"]
+    assert bed.pivots()[-1].options.reuse
+
+
 def test_a_place_to_go_on_from_that_is_inside(bed: Bed) -> None:
     """--to inside --from: what has arrived there does not move again."""
     bed.guest("web1", image(bed.old / "web1.qcow2"))
