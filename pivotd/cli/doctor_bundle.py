@@ -200,6 +200,9 @@ def _configuration(bundle: _Bundle, examined: Examined) -> None:
         files += sorted(entry for entry in directory.iterdir() if entry.is_file())
     for file in files:
         name = f"configuration/{str(file).lstrip('/').replace('/', '_')}"
+        if file != path and file.suffix != ".toml":
+            bundle.leave_out(f"{name} (no drop-in)", "pivotd does not read it, and it may be a file with a password")
+            continue
         bundle.gather(name, str(file), lambda file=file: file.read_text(errors="backslashreplace"))  # type: ignore[misc]
 
 

@@ -42,6 +42,8 @@ def bundle() -> Iterator[tuple[Path, dict[str, bytes]]]:
         directory = Path(name)
         more = f"# the proxy is http://alice:{SECRET}@proxy:3128\n# password = {SECRET}\n"
         daemon = Daemon(directory, {"web1": directory / "web1.qmp"}, configuration=more)
+        (directory / "pivotd.toml.d").mkdir()
+        (directory / "pivotd.toml.d" / "etcd-password").write_text(f"{SECRET}\n")
 
         async def fill() -> None:
             journal = Journal.open(daemon.state_dir)
@@ -81,6 +83,7 @@ def test_no_secret_is_in_it(bundle: tuple[Path, dict[str, bytes]]):
     _, held = bundle
     for name, content in held.items():
         assert SECRET.encode() not in content, name
+    assert b"etcd-password (no drop-in): LEFT OUT: " in held["contents.txt"]
     (configuration,) = [content for name, content in held.items() if name.startswith("configuration/")]
     assert b"http://REMOVED@proxy:3128" in configuration
 
