@@ -41,6 +41,7 @@ from pivotd.errors import BadRequestError, TooLargeError
 
 T = TypeVar("T", bound=msgspec.Struct)
 HEARTBEAT_S = 15.0
+ALIVE = b": still here\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,7 +407,7 @@ async def _stream(call: Call, after: int, chosen: EventFilter) -> AsyncIterator[
             following = following or asyncio.ensure_future(anext(source))
             done, _ = await asyncio.wait([following], timeout=HEARTBEAT_S)
             if not done:
-                yield b": still here\n\n"
+                yield ALIVE
                 continue
             try:
                 frames = following.result()
@@ -414,7 +415,8 @@ async def _stream(call: Call, after: int, chosen: EventFilter) -> AsyncIterator[
                 return
             finally:
                 following = None
-            yield b"".join(frames)
+            # Where none is wanted, a sign of life: a client takes silence for a connection that is dead.
+            yield b"".join(frames) or ALIVE
     finally:
         if following is not None:
             following.cancel()

@@ -346,6 +346,19 @@ def test_a_stream_resumes_by_its_last_id_without_a_gap(api: Api):
     assert [(r["seq"], r["event"]) for r in records] == seen
 
 
+def test_a_stream_of_which_nothing_is_wanted_lives(api: Api):
+    """A host that is busy with other records does not look dead to a reader with a filter: pivotctl would go away."""
+    start = api.call("GET", "/v1/health").json["journal"]["last_seq"]
+    connection = Connection(api.daemon.socket)
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(start)}
+    connection.request("GET", "/v1/events?event=none-such", headers=headers)
+    stream = connection.getresponse()
+    assert [stream.readline(), stream.readline()] == [b": pivotd\n", b"\n"]
+    api.copied()
+    assert stream.readline() == b": still here\n", "sooner than after HEARTBEAT_S of silence"
+    connection.close()
+
+
 def test_pages_of_events_continue_one_another(api: Api):
     """By after and limit."""
     api.copied()
