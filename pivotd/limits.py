@@ -320,6 +320,8 @@ STATUS_INTERVAL_S = 0.2
 READS_WAITING_MAX = 256
 """Reads that wait in one queue, 0.2 s of work; further ones are told to ask again."""
 EVENTS_PAGE_MAX = 1000
+SEQ_MAX = 1 << 53
+"""Sequence numbers, and how many things may be asked for: what every reader of JSON counts exactly."""
 NEWS_DELAY_S = 0.03
 """How long the announcement of records waits while a guest is in its pause: most pauses are over by then."""
 WAIT_TIMEOUT_S_MAX = 300.0

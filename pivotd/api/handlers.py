@@ -379,12 +379,12 @@ async def events(call: Call, request: Request) -> Response:
     last = request.headers.get("Last-Event-ID")
     if last is not None and not (last.isdecimal() and len(last) < 20):
         raise BadRequestError(f"Last-Event-ID: {last[:40]}: expected a sequence number")
-    after = int(last) if last is not None else int(_number(request, "after", 0, 2**53))
+    after = int(last) if last is not None else int(_number(request, "after", 0, limits.SEQ_MAX))
     chosen, tail = queries.event_filter(request.query_params), _flag(request, "tail")
     if stream:
         return EventStream(call.streams, call.who.uid, _stream(call, after, chosen), operator=call.operator)
     limit = int(_number(request, "limit", 100, limits.EVENTS_PAGE_MAX))
-    before = int(_number(request, "before_seq", 0, 2**53))
+    before = int(_number(request, "before_seq", 0, limits.SEQ_MAX))
     if tail:
         found, following = await call.service.reads.last_events(chosen, before or None, limit, _record)
         go_on = {"before_seq": following}

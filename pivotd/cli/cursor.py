@@ -9,11 +9,10 @@ from typing import Annotated
 
 import msgspec
 
+from pivotd import limits
 from pivotd.errors import PivotdError
 
 CURSOR_BYTES_MAX = 4096
-SEQ_MAX = 1 << 53
-"""The API asks for no larger number."""
 
 
 class CursorError(PivotdError):
@@ -28,7 +27,7 @@ class Cursor(msgspec.Struct, frozen=True):
     ``at`` is the time of that record: it tells this journal from another one that has as many records.
     """
 
-    seq: Annotated[int, msgspec.Meta(ge=0, le=SEQ_MAX)]
+    seq: Annotated[int, msgspec.Meta(ge=0, le=limits.SEQ_MAX)]
     at: str | None
 
 

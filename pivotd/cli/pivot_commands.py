@@ -60,7 +60,7 @@ SPARE = ("PAUSE", "WHO", "IMAGES", "CREATED", "DISKS", "UNDO UNTIL", "KIND", "DO
     "-n",
     "--limit",
     "last",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, limits.SEQ_MAX),
     default=limits.PIVOTS_LISTED_MAX,
     show_default=True,
     metavar="N",

@@ -155,6 +155,10 @@ def test_the_end_of_the_log(bench: Bench) -> None:
         (("pivot", "ls", "--outcome", "lost"), "'lost' is not one of 'switched'"),
         (("pivot", "ls", "--kind", "move"), "'move' is not one of 'copy'"),
         (("pivot", "ls", "--last", "0"), "--last"),
+        (("pivot", "ls", "--last", "9223372036854775807"), "--last"),
+        (("pivot", "ls", "--last", "99999999999999999999"), "--last"),
+        (("events", "--tail", "99999999999999999999"), "--tail"),
+        (("events", "--after", "99999999999999999999"), "--after"),
     ],
 )
 def test_wrong_filters(state_dir: Path, words: tuple[str, ...], needle: str) -> None:
