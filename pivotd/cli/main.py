@@ -172,7 +172,10 @@ def _check_text(arguments: list[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"{argument!a} is not UTF-8: name the image by a path that is, such as a link") from None
+            shown = one_line(os.fsencode(argument).decode(errors="backslashreplace"))
+            raise UsageError(
+                f"'{shown}' is not UTF-8: give a name that is, or for a path a link with such a name"
+            ) from None
 
 
 def _usage(error: click.UsageError) -> UsageError:
