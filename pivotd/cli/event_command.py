@@ -16,7 +16,7 @@ from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.known_names import DOMAIN
 from pivotd.cli.since import Since
-from pivotd.cli.values import UNITS_S, AbsolutePath, Length
+from pivotd.cli.values import UNITS_S, AbsolutePath, Length, Name
 from pivotd.client import Record
 from pivotd.core.list_filters import journal_time
 
@@ -48,7 +48,7 @@ class Wanted(TypedDict):
 @click.option("--tail", "-n", type=click.IntRange(1, limits.SEQ_MAX), metavar="N", help="Only the last N of them.")
 @click.option("--since", type=Since(), metavar="TIME", help="Only records written then or later: 2m, 3d, 2026-11-23.")
 @click.option("--domain", type=DOMAIN, metavar="DOMAIN", help="Only records of this domain.")
-@click.option("--event", metavar="EVENT", help="Only records of this event, like switched.")
+@click.option("--event", type=Name(), metavar="EVENT", help="Only records of this event, like switched.")
 @click.option("--exec", "command", metavar="COMMAND", help="Run COMMAND for each decided pivot.")
 @click.option("--cursor", type=AbsolutePath(), metavar="FILE", help="Where --exec keeps how far it has come.")
 @click.option(

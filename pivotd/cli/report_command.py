@@ -14,6 +14,7 @@ from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.known_names import DOMAIN, PIVOT
 from pivotd.cli.since import Since
+from pivotd.cli.values import Name
 
 EXAMPLES = (
     "pivotctl report 01M85YE52MQ9X1E8RH9KXH3657 -o CHG-1042.html",
@@ -26,7 +27,7 @@ EXAMPLES = (
 @click.argument("ids", metavar="[ID]...", nargs=-1, type=PIVOT)
 @click.option("--since", type=Since(), metavar="TIME", help="Pivots that had not ended by then: 24h, 7d, 2026-11-30.")
 @click.option("--domain", type=DOMAIN, metavar="DOMAIN", help="Only pivots of this domain.")
-@click.option("-o", "--output", metavar="FILE", required=True, help="The page; - for stdout.")
+@click.option("-o", "--output", type=Name(), metavar="FILE", required=True, help="The page; - for stdout.")
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @pass_app
 def report(  # noqa: PLR0913 - click passes each option

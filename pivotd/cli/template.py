@@ -25,6 +25,8 @@ class Template:
 
     def __init__(self, text: str) -> None:
         """Raises: TemplateError: it is no format string."""
+        if not text:
+            raise TemplateError("--format must not be empty; write it like '{id} {outcome}'")
         shown = re.sub(r"\\[tn\\]", lambda found: _ESCAPES[found[0]], text)
         try:
             self._parts = [_part(*one) for one in string.Formatter().parse(shown)]

@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"(\d{1,19}(?:\.\d{1,6})?)\s*([a-zA-Z/]*)", re.ASCII)
 
 
 class Name(click.ParamType[str]):
-    """A domain, disk or pivot: any text that is not empty."""
+    """A domain, disk, event or file: any text that is not empty."""
 
     name = "name"
 
