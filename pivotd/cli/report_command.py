@@ -15,6 +15,7 @@ from pivotd.cli.help import ExampleCommand
 from pivotd.cli.known_names import DOMAIN, PIVOT
 from pivotd.cli.since import Since
 from pivotd.cli.values import Name
+from pivotd.errors import NotFoundError
 
 EXAMPLES = (
     "pivotctl report 01M85YE52MQ9X1E8RH9KXH3657 -o CHG-1042.html",
@@ -53,7 +54,7 @@ def report(  # noqa: PLR0913 - click passes each option
 
     found = gather(app, Choice(ids, domain, since))
     if not found.pivots:
-        raise UsageError(f"there are no pivots {found.chosen}: no page was written")
+        raise NotFoundError(f"there are no pivots {found.chosen}: no page was written; see `pivotctl pivot ls`")
     page = document(found)
     if found.left_out:
         tell(f"there are more pivots {found.chosen}: the page has the newest {PIVOTS_MAX}")

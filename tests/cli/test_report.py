@@ -378,7 +378,6 @@ def test_more_than_a_page_takes(state_dir: Path, monkeypatch: pytest.MonkeyPatch
         (["report", "P0001", "--since", "1h", "-o", "x.html"], "give either ids"),
         (["report", "--since", "soon", "-o", "x.html"], "'soon' is no time"),
         (["report", "--since", "99999999999d", "-o", "x.html"], "is no time"),
-        (["report", "--domain", "web9", "-o", "x.html"], "there are no pivots of domain web9"),
         (["--json", "report", "P0001", "-o", "-"], None),
     ],
 )
@@ -390,6 +389,14 @@ def test_wrong_use_is_one_line(state_dir: Path, given: list[str], said: str | No
         assert answer.json["error"]["kind"] == "usage"
     else:
         assert said in complaint(answer)
+    assert not (state_dir / "x.html").exists()
+
+
+def test_no_pivots(state_dir: Path) -> None:
+    """The command line is right, and nothing was found: status 4, one line, and no page."""
+    answer = ctl("--offline", state_dir, "report", "--domain", "web9", "-o", "x.html", cwd=state_dir)
+    assert (answer.status, answer.stdout) == (4, "")
+    assert complaint(answer) == "there are no pivots of domain web9: no page was written; see `pivotctl pivot ls`"
     assert not (state_dir / "x.html").exists()
 
 
