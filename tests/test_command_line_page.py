@@ -10,8 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from pivotd.cli.global_options import GlobalOption
+from pivotd.cli.main import cli
+from pivotd.cli.verdict_command import accept
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
 
@@ -46,6 +50,30 @@ def test_each_line_is_understood(daemon: Daemon, line: str):
             assert process.communicate()[1] == b""
         else:
             assert (process.communicate(timeout=60)[1], process.returncode) == (b"", 0)
+
+
+@pytest.mark.parametrize("option", ["-o", "--format"])
+def test_commands_that_keep_an_option_for_themselves_are_on_the_page(option: str):
+    """A command whose own option hides a global one is named, and no other: there the global one goes before it."""
+    commands = {**dict(_commands(cli)), "verdict accept": accept}
+    own = {
+        name
+        for name, command in commands.items()
+        if any(option in one.opts and not isinstance(one, GlobalOption) for one in command.params)
+    }
+    told = re.search(rf"^(.*) have a `{option}` of their own", PAGE, re.MULTILINE)
+    assert told is not None
+    assert {*re.findall(r"`([a-z ]+)`", told[1])} == own
+
+
+def _commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield f"{prefix}{name}", command
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{prefix}{name} ")
 
 
 def test_each_global_option_is_on_the_page():
