@@ -13,7 +13,7 @@ import click
 from pivotd import limits
 from pivotd.cli import render
 from pivotd.cli.complaints import EXIT_INTERRUPTED, UnusableFileError, UsageError
-from pivotd.cli.context import App, pass_app, tell
+from pivotd.cli.context import App, Form, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import AbsolutePath
 from pivotd.client import JournalStats, UnsentError
@@ -119,6 +119,9 @@ def archive(app: App, keep: int | None, dry_run: bool) -> None:
         app.status = EXIT_REFUSED if obstacles else 0
     for obstacle in obstacles:
         tell(obstacle)
+    if app.form is Form.NAME:
+        print(*sorted(names), sep="\n", end="\n" if names else "")
+        return
     document = {"pivots": pivots, "records": records, "archives": sorted(names), "obstacles": list(obstacles)}
     if render.answer(app, document | {"dry_run": dry_run}):
         return

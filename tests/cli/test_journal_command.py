@@ -62,6 +62,14 @@ def test_old_pivots_are_archived_and_still_shown(daemon: Daemon) -> None:
     assert stats["open_pivots"] == 0
 
 
+def test_names_of_archives(daemon: Daemon) -> None:
+    """With -q or -o name: the archives that got pivots, one on each line, and nothing if none moved."""
+    with daemon:
+        for words, expected in (("-q", "--dry-run"), ""), (("-q",), f"{FILE}\n"), (("-o", "name"), ""):
+            done = ctl("--socket", daemon.socket, "journal", "archive", "--keep", "400d", *words)
+            assert (done.status, done.stdout, done.stderr) == (0, expected, "")
+
+
 def test_figures_for_people(daemon: Daemon) -> None:
     """Each archive is a row; one that is missing is a status and a reason, and all else is shown."""
     with daemon:
