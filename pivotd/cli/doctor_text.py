@@ -30,7 +30,7 @@ def show(areas: Sequence[DoctorArea], findings: Sequence[DoctorFinding], ignored
         more = f" and {len(group[0].also)} more checks" if group[0].also and not seen else ""
         print(f"\n{_coloured(severity if seen else NOT_SEEN)}  {check}{more}")
         for one in group:
-            print(_folded(render.one_line(f"{one.subject}: {one.what}" if one.subject else one.what)))
+            print(_folded(render.one_line(_said(one))))
         print(_folded(render.one_line(f"-> {remedy}")))
     print()
     for by in dict.fromkeys(area.by for area in areas if area.checks):
@@ -41,6 +41,12 @@ def show(areas: Sequence[DoctorArea], findings: Sequence[DoctorFinding], ignored
 
 def _kind(finding: DoctorFinding) -> tuple[str, str, bool, str]:
     return finding.check, finding.severity, finding.seen, finding.remedy
+
+
+def _said(finding: DoctorFinding) -> str:
+    """Return what is wrong, after the name of what it is about; an error of a file has that name already."""
+    named = not finding.subject or finding.what.startswith(f"{finding.subject}: ")
+    return finding.what if named else f"{finding.subject}: {finding.what}"
 
 
 def _of_area(of_area: Sequence[DoctorArea], words: Sequence[str], width: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.cli import doctor_configuration
+from pivotd.cli import doctor_configuration, doctor_text
 from pivotd.client import DoctorFinding
 from pivotd.config import Config, Libvirt
 from pivotd.core import qemu_faults
@@ -76,3 +76,10 @@ def test_faults_of_qemu():
     assert qemu_faults.faults((7, 2, 22)) == qemu_faults.faults((6, 2, 0))
     assert qemu_faults.faults((10, 0, 2)) == []
     assert [qemu_faults.untested(version) for version in ((6, 2, 0), (7, 2, 0), (11, 1, 3))] == [True, False, False]
+
+
+def test_a_file_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason of a file that cannot be read begins with its name, as the finding does."""
+    area = doctor_configuration.read(tmp_path / "none.toml", "pivotctl", needed=True).area
+    doctor_text.show([area], area.findings, [])
+    assert f"\n    {tmp_path}/none.toml: cannot be read: No such file or directory\n" in capsys.readouterr().out
