@@ -12,6 +12,7 @@ from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import AbsolutePath
 from pivotd.client import ClientError
+from pivotd.errors import EXIT_UNREACHABLE
 
 EXAMPLES = ("pivotctl metrics", "pivotctl metrics --textfile /var/lib/prometheus/node-exporter/pivotd.prom")
 DOWN = "# HELP pivotd_up 1: pivotd answers.\n# TYPE pivotd_up gauge\npivotd_up 0.0\n"
@@ -33,8 +34,9 @@ def metrics(app: App, textfile: str | None) -> None:
         raise UsageError("metrics have one form, that of Prometheus: leave --json and its like out")
     try:
         text = app.client.metrics()
-    except ClientError:
-        if textfile is not None:
+    except ClientError as failure:
+        # One that refuses is up: then the file stays as it was, and becomes old.
+        if textfile is not None and failure.exit_status == EXIT_UNREACHABLE:
             new_file.write(Path(textfile), DOWN.encode(), force=True)
         raise
     if textfile is None:

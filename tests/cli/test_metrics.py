@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pivotd.cli.context import App
+from pivotd.cli.metrics_command import metrics
+from pivotd.client import Client, RefusedError
 from pivotd.core.pivot import Outcome, Pause
 from pivotd.counts import Counts, Histogram
 from pivotd.journal.backup import back_up
@@ -95,6 +98,21 @@ def test_a_textfile(bench: Bench, tmp_path: Path) -> None:
         bench.daemon.start()
     assert (answer.status, samples(path.read_text())) == (3, {("pivotd_up",): 0.0})
     assert "no daemon listens" in complaint(answer)
+
+
+def test_a_refusal_is_no_death(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that answers is up, whatever it says: the file stays as it was."""
+    path = tmp_path / "pivotd.prom"
+    path.write_text("old\n")
+
+    def refused(*_: object) -> str:
+        raise RefusedError("too-busy", "come back later", 4)
+
+    monkeypatch.setattr(Client, "metrics", refused)
+    app = App(str(bench.daemon.socket))
+    with pytest.raises(RefusedError):
+        metrics.main(["--textfile", str(path)], obj=app, standalone_mode=False)
+    assert path.read_text() == "old\n"
 
 
 @pytest.mark.parametrize(
