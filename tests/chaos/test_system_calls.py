@@ -20,7 +20,7 @@ def test_at_the_flushes_that_make_the_journal():
     assert_kept(campaign.syscall_plans(Setup(), "first flush", stride=4), struck_min=2, until_unstruck=True)
 
 
-@pytest.mark.parametrize("kind", ["send", "receive"])
+@pytest.mark.parametrize("kind", ["send", pytest.param("receive", marks=pytest.mark.long)])
 def test_at_system_calls_of_the_monitor(kind: str):
     """Killed at the entry of a send or a receive: part of a burst has left, or an answer stays unread."""
     stride = {"send": 4, "receive": 11}[kind] * STEP * (2 - LONG)

@@ -71,6 +71,7 @@ def peak_bytes(process: subprocess.Popen[bytes]) -> int:
     return int(line.split()[1]) * 1024
 
 
+@pytest.mark.long
 def test_a_thousand_pivots_in_order_in_bounded_memory(daemon: Daemon, tmp_path: Path) -> None:
     """Each once; from the two hundredth to the last one the follower's peak grows by less than the history is long."""
     follower = Following(tmp_path, daemon.socket, line=f"tee -a {tmp_path / 'log'}")

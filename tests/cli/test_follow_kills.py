@@ -56,6 +56,7 @@ def test_killed_at_a_system_call(bench: Bench, directory: Path, call: str, nth: 
     assert len(follower.ids()) == runs + 1
 
 
+@pytest.mark.long
 def test_killed_at_random_while_pivots_are_made_and_the_daemon_dies(bench: Bench, directory: Path) -> None:
     """Each pivot's command has ended with 0, in the order of the decisions; only the last one is ever repeated."""
     rng = seeds.rng("follower")

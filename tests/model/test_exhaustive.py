@@ -35,14 +35,14 @@ SEARCHES = [
     *(Bounds(disks=1, crashes=2, faults=0, move=move, named=True) for move in Move),
     *(Bounds(disks=1, crashes=0, faults=1, move=move, named=True) for move in (Move.COPY, Move.COMMIT)),
     *(Bounds(disks=2, crashes=0, faults=1, move=move) for move in CHAINS),
-    *(Bounds(disks=1, crashes=1, faults=1, move=move) for move in CHAINS if move is not Move.INNER_COMMIT),
+    Bounds(disks=1, crashes=1, faults=1, move=Move.PULL),
     Bounds(disks=1, crashes=1, faults=1, move=Move.PULL, run_state="paused"),
 ]
 LONG = [
     Bounds(disks=1, crashes=1, faults=1, quick=False, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, hold=True, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, move=Move.SNAPSHOT, run_state="paused"),
-    Bounds(disks=1, crashes=1, faults=1, move=Move.INNER_COMMIT),
+    *(Bounds(disks=1, crashes=1, faults=1, move=move) for move in CHAINS if move is not Move.PULL),
     *(Bounds(disks=1, crashes=1, faults=1, move=move, named=True) for move in Move),
     Bounds(disks=1, crashes=0, faults=2, from_phase=Phase.COPYING),
     *(Bounds(disks=1, crashes=0, faults=2, move=move, run_state="paused") for move in Move),
