@@ -189,6 +189,7 @@ def test_one_image_that_exists_for_many_at_once(host: Host):
         assert found["outcome"] == "switched"
         # The next round needs disks that are on images of their own again.
         back = host.copy(found["domain"], host.image(), found["disks"][0]["disk"], format="qcow2")
+        assert back.status == 202, back.body
         assert host.closed(back.json["id"])["outcome"] == "switched"
 
 

@@ -37,13 +37,19 @@ async def test_whoever_waits_and_whoever_comes_later_is_told(tmp_path: Path) -> 
     """Of the batch that was being written the fate is open; what was queued behind and comes later is not recorded."""
     journal = Journal.open(tmp_path)
     await journal.note("before", {})
+    gate = threading.Event()
+    journal._writer.call(lambda _: gate.wait(TIMEOUT_S))  # until all of them wait: then the first two are one batch
     waiting = [
         journal.note("in the batch", {}),
         journal._writer.submit(dies),
         *(journal.note("n", {}) for _ in range(limits.JOURNAL_BATCH_MAX)),
     ]
     async with asyncio.timeout(TIMEOUT_S):
-        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        told = asyncio.gather(*waiting, return_exceptions=True)
+        while journal._writer._waiting < len(waiting):
+            await asyncio.sleep(0)
+        gate.set()
+        answers = await told
         assert [type(answer) for answer in answers[:2]] == [JournalWriteError] * 2
         assert all(isinstance(answer, JournalError) for answer in answers)
         assert type(answers[-1]) is JournalError
