@@ -15,6 +15,7 @@ from tests.conftest import LONG
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 
+@pytest.mark.long
 def test_at_the_flushes_that_make_the_journal():
     """Killed while it makes its first journal, pivotd makes it at the next start and moves the disk."""
     assert_kept(campaign.syscall_plans(Setup(), "first flush", stride=4), struck_min=2, until_unstruck=True)

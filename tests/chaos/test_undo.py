@@ -28,6 +28,7 @@ def test_a_switch_that_is_undone_ends_on_its_old_image():
     assert [label for _, label, _ in result.messages if label == "command:job-finalize"] == ["command:job-finalize"] * 2
 
 
+@pytest.mark.long
 def test_at_every_message_with_qemu_alive():
     """Switched, in the window, or back: the verdict is what QEMU uses, with every block, and nothing is left."""
     plans = campaign.message_plans(Setup(undo=True), thin=True)[START::STEP]

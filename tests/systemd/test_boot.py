@@ -19,7 +19,7 @@ from tests.systemd.crashes import Crash, Crashes
 
 pytestmark = [pytest.mark.systemd, pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(400)]
 
-CRASHES = int(os.environ.get("PIVOTD_HOST_CRASHES", "2"))
+CRASHES = int(os.environ.get("PIVOTD_HOST_CRASHES", "1"))
 STATE = "/var/lib/pivotd"
 OFFLINE = (PIVOTCTL, "--offline", STATE)
 
