@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
-
 from pivotd import limits
 from pivotd.app.lanes import Door, Lane
 from pivotd.app.live_verdicts import Key, LiveVerdicts
@@ -463,7 +461,7 @@ def _obsolete(reader: Reader, encode: Callable[[ImageFound], T], after: str, lim
 
 
 def _stats(reader: Reader, encode: Callable[[JournalStats], T]) -> T:
-    return encode(msgspec.convert(stats(reader), JournalStats, from_attributes=True))
+    return encode(stats(reader))
 
 
 def _encoded(_reader: Reader, encode: Callable[[Verdict], T], part: Sequence[Verdict]) -> list[T]:

@@ -232,7 +232,7 @@ class OfflineJournal:
 
     def journal_stats(self) -> JournalStats:
         """Return how large the journal and its archives are."""
-        return msgspec.convert(stats(self._reader), JournalStats, from_attributes=True)
+        return stats(self._reader)
 
 
 def _found(said: verdict.Verdict, before: verdict.Verdict | None) -> verdict.Verdict:

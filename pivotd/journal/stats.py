@@ -2,42 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from pivotd.client.answers import ArchiveStats, JournalStats
 from pivotd.journal import archives
 from pivotd.journal.reader import Reader
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveStats:
-    """One archive. ``records`` are in it alone; ``first`` and ``last``: when its pivots were closed, UTC."""
-
-    path: str
-    size_bytes: int | None
-    pivots: int
-    records: int
-    first_seq: int
-    last_seq: int
-    first_closed: str
-    last_closed: str
-    fault: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class JournalStats:
-    """The journal without its archives, and each of those. ``oldest``: the time of the first record, UTC."""
-
-    path: str
-    size_bytes: int
-    wal_bytes: int
-    free_bytes: int
-    pivots: int
-    open_pivots: int
-    records: int
-    last_seq: int
-    oldest: str | None
-    archives: tuple[ArchiveStats, ...]
 
 
 def stats(reader: Reader) -> JournalStats:
