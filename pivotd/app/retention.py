@@ -104,22 +104,31 @@ class Retention:
         keep_s = self._keep_s if keep_s is None else keep_s
         if keep_s is None:
             raise BadRequestError("nothing says how long to keep pivots: give --keep, or set keep in [journal]")
-        before_at = _ago(keep_s)
+        before_at, done = _ago(keep_s), Progress(following=after)
 
-        async def work(archiver: Archiver) -> Progress:
-            return await self._step(archiver, before_at, after, dry_run, deadline_s)
+        async def work(archiver: Archiver) -> None:
+            await self._step(archiver, before_at, done, dry_run, deadline_s)
 
         async with self._one_at_a_time:
-            done = await self._with_archiver(work)
-            if done.pivots and not dry_run:
-                facts = {"pivots": done.pivots, "records": done.records, "archives": sorted(done.names)}
-                by = {} if who is None else {"by": {"uid": who.uid, "pid": who.pid}}
-                await self._journal.note("archived", {**facts, "closed_before": before_at, **by})
-                log.info("journal.archived", **facts)
+            try:
+                await self._with_archiver(work)
+            except PivotdError:
+                await self._tell(done, before_at, who)  # what was moved before it failed
+                raise
+            if not dry_run:
+                await self._tell(done, before_at, who)
         return done
 
-    async def _step(self, archiver: Archiver, before_at: str, after: int, dry_run: bool, deadline_s: float) -> Progress:
-        done = Progress(following=after)
+    async def _tell(self, done: Progress, before_at: str, who: Requester | None) -> None:
+        """Record what was moved, if anything was."""
+        if not done.names:
+            return
+        facts = {"pivots": done.pivots, "records": done.records, "archives": sorted(done.names)}
+        by = {} if who is None else {"by": {"uid": who.uid, "pid": who.pid}}
+        await self._journal.note("archived", {**facts, "closed_before": before_at, **by})
+        log.info("journal.archived", **facts)
+
+    async def _step(self, archiver: Archiver, before_at: str, done: Progress, dry_run: bool, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + deadline_s
         while done.following is not None:
@@ -141,13 +150,12 @@ class Retention:
                     done.obstacles += [error.message] if error.message not in done.obstacles else []
                 await asyncio.sleep(limits.ARCHIVE_REST * (loop.time() - began))
                 if loop.time() >= until and done.records:
-                    return done  # the next step sees these candidates again, without those that are moved
+                    return  # the next step sees these candidates again, without those that are moved
             done.following = following
             if loop.time() >= until:
                 break
         if done.pivots and not dry_run:
             await self._give_back()
-        return done
 
     async def _move(self, archiver: Archiver, batch: Sequence[Candidate], done: Progress) -> None:
         await self._calm()
@@ -157,8 +165,8 @@ class Retention:
             gone = await self._journal.forget(name, copied)
             done.pivots += gone.pivots
             done.records += gone.records
+            done.names.add(name)
             copied = list(gone.left)
-        done.names.add(name)
 
     async def _give_back(self) -> None:
         """Make the file smaller by what the archived rows took."""

@@ -214,5 +214,7 @@ def _failed(error: Exception, path: Path) -> Exception:
         return _NotThisOneError(f"{path} cannot be written ({archives.why(error)})")
     found = on_read(error, path)
     if isinstance(found, JournalFullError):
-        return JournalFullError(f"{path}: no space left; nothing was archived; free space and try again")
+        return JournalFullError(
+            f"{path}: no space left: what is not archived yet stays in the journal; free space and try again"
+        )
     return ArchiveError(f"{path} cannot be written ({archives.why(error)}); nothing was lost", archive=str(path))

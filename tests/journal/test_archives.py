@@ -667,10 +667,31 @@ async def test_a_full_disk_stops_the_run(journal: Journal, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Archiver, "_write", full)
-    with pytest.raises(JournalFullError, match="nothing was archived; free space"):
+    with pytest.raises(JournalFullError, match="stays in the journal; free space"):
         await archive(journal)
     monkeypatch.undo()
     assert inside(journal.path) == before
+
+
+async def test_what_was_moved_before_a_failure_is_recorded(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch has moved; the second one has no room, and stays."""
+    await back_and_forth(journal, limits.ARCHIVE_PIVOTS + 10)
+    write, calls = Archiver._write, 0
+
+    def second_is_full(self: Archiver, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(28, "No space left on device")
+        write(self, *arguments)
+
+    monkeypatch.setattr(Archiver, "_write", second_is_full)
+    with pytest.raises(JournalFullError):
+        await archive(journal)
+    reader = Reader.attach(journal.path)
+    told = [record.facts for record in reader.events(0, 10_000) if record.event == "archived"]
+    reader.close()
+    assert [one["pivots"] for one in told] == [limits.ARCHIVE_PIVOTS]
 
 
 async def test_a_journal_of_schema_10_is_upgraded_and_archived(tmp_path: Path) -> None:
