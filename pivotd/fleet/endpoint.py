@@ -19,6 +19,9 @@ from pivotd.fleet.tls import Tls
 
 _SANDBOX = {errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENETUNREACH}
 """What IPAddressDeny=, RestrictAddressFamilies= and PrivateNetwork= of the unit look like."""
+_CLOSED = "closed the connection"
+_CLOSED_BY_OTHER = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+"""What the other end's close looks like, depending on what was under way; it is told as one thing."""
 
 
 class EndpointError(Exception):
@@ -109,7 +112,7 @@ class Endpoint:
             raise EndpointError(_tls_words(error), sent=False, refused=_is_certain(error)) from error
         except OSError as error:
             hint = ""
-            if context is not None and isinstance(error, ConnectionResetError):
+            if context is not None and isinstance(error, _CLOSED_BY_OTHER):
                 hint = " (if it speaks no TLS, use http://)"
             elif error.errno in _SANDBOX and not isinstance(error, socket.gaierror):
                 hint = " (under systemd, pivotd-fleet.conf has to allow this address)"
@@ -190,7 +193,7 @@ class _Connection(asyncio.Protocol):
                 # With TLS 1.3 a server says that it does not take the client's certificate only after the handshake.
                 self._lost = EndpointError(_tls_words(exc), sent=not _is_certain(exc), refused=_is_certain(exc))
             else:
-                self._lost = EndpointError("closed the connection" if exc is None else _words(exc), sent=True)
+                self._lost = EndpointError(_CLOSED if exc is None else _words(exc), sent=True)
         self._news.set()
 
     def data_received(self, data: bytes) -> None:
@@ -233,8 +236,10 @@ def _words(error: Exception) -> str:
     """Return the system's words alone: asyncio puts the address into its own, which is in the message anyway."""
     if isinstance(error, socket.gaierror):
         return str(error.strerror)
+    if isinstance(error, _CLOSED_BY_OTHER):
+        return _CLOSED
     number = getattr(error, "errno", None)
-    return os.strerror(number) if number else str(error) or "closed the connection"
+    return os.strerror(number) if number else str(error) or _CLOSED
 
 
 def _tls_words(error: ssl.SSLError) -> str:

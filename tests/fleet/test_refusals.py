@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import re
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from tests.fleet.test_messages import LONG_S, SHORT_S, ready
 from tests.fleet.views import announced, claimed, published
 
 BACKEND_BYTES = 16 << 20
+PATIENT_S = 1.5
+"""Enough for a handshake on busy cores."""
 
 
 async def refusal(fleet: EtcdFleet, kind: type[FleetError] = FleetRefusedError, timeout_s: float = LONG_S) -> str:
@@ -93,9 +98,30 @@ async def test_plain_http_where_tls_is_spoken_and_the_reverse(
 ) -> None:
     """Each says so."""
     plain = fleet_of(secure.urls[0].replace("https", "http"))
-    assert "closed the connection (if it speaks TLS, use https://)" in await refusal(plain, FleetSilentError, SHORT_S)
+    assert "closed the connection (if it speaks TLS, use https://)" in await refusal(plain, FleetSilentError, PATIENT_S)
     tls = fleet_of(cluster.urls[0].replace("http", "https"), ca=certificates.ca)
-    assert "closed the connection (if it speaks no TLS, use http://)" in await refusal(tls, FleetSilentError, SHORT_S)
+    assert "closed the connection (if it speaks no TLS, use http://)" in await refusal(tls, FleetSilentError, PATIENT_S)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_reset_is_told_as_a_close(scheme: str, certificates: Certificates, fleet_of: Settings) -> None:
+    """Whether the other end's close arrives as an end or as a reset depends on what it had not read yet."""
+
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(reset, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        said = await refusal(
+            fleet_of(f"{scheme}://127.0.0.1:{port}", **({"ca": certificates.ca} if scheme == "https" else {})),
+            FleetSilentError,
+            PATIENT_S,
+        )
+    assert "closed the connection (if it speaks " in said
 
 
 # -- users

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import islice
 
 import pytest
@@ -12,7 +11,7 @@ from tests.conftest import LONG
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.seeds import rng
 
-ROUNDS = 30 if os.environ.get("CI") == "true" else 10
+ROUNDS = 12
 """A round takes about two seconds of processor time."""
 KINDS = ["pivot", "commit", "abort", "pivot", "commit-abort"]
 
