@@ -316,7 +316,7 @@ class Daemon:
             status = group.create_task(self._status.run(), name="status")
             found = group.create_task(self._say_found(sock), name="found")
             discovery = group.create_task(self._discover(reloader), name="discovery")
-            in_fleet = self._join_fleet(group)
+            in_fleet = self._join_fleet(group, reads)
             alarms = group.create_task(alarms_module.Alarms(self._host, self._journal, reads).run(), name="alarms")
             leftovers = group.create_task(leftovers_module.Leftovers(self._host, reads).run(), name="leftovers")
             retention = group.create_task(daemon_service.retention.run(), name="retention")
@@ -330,12 +330,12 @@ class Daemon:
             await api
         await reads.close()
 
-    def _join_fleet(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+    def _join_fleet(self, group: asyncio.TaskGroup, reads: Any) -> list[asyncio.Task[None]]:
         """Claim and release guests in the fleet from now on, and be seen there, if this host belongs to one."""
         if self._fleet is None:
             return []
         module: Any = importlib.import_module("pivotd.app.owned_guests")
-        owners = module.OwnedGuests(self._host, self._fleet, self._clock, self._journal)
+        owners = module.OwnedGuests(self._host, self._fleet, self._clock, self._journal, reads.enter_fleet)
         presence: Any = importlib.import_module("pivotd.app.fleet_presence")
         return [
             group.create_task(owners.run(), name="fleet owners"),

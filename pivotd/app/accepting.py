@@ -14,7 +14,7 @@ from pivotd.core.fleet import FleetImage
 from pivotd.core.pivot import Accepted, FleetStage, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
 from pivotd.core.rules.fleet_owners import accepting
-from pivotd.core.rules.fleet_pivots import Here, epoch_of
+from pivotd.core.rules.fleet_pivots import Here
 from pivotd.core.verdict import Presence, Verdict
 from pivotd.engine.pivot_log import by
 from pivotd.engine.ports import Fleet
@@ -91,7 +91,7 @@ class Accepting:
         except FleetError as error:
             error.message += "; your word is not recorded here: repeat the command"
             raise
-        return epoch_of(after)
+        return after.epoch
 
     async def _last(self, domain: str, disk: str) -> tuple[Pivot, PivotDisk]:
         latest = await self._reads.latest(domain, disk)

@@ -31,6 +31,11 @@ class FleetVerdicts:
         found: bool = await (await self._verdicts()).knows(self._fleet, domain)
         return found
 
+    async def enter(self, live: LiveVerdicts, found: Mapping[Key, Verdict], domain: str) -> None:
+        """Tell the fleet what it does not know of a domain; ``found`` was read before. Raises: FleetError."""
+        disks = [_here(live, key, one) for key, one in found.items()]
+        await (await self._verdicts()).in_fleet(self._fleet, domain, disks, utc_now(), every=False)
+
     async def together(
         self, live: LiveVerdicts, found: Mapping[Key, Verdict], domain: str | None, disk: str | None, *, local: bool
     ) -> dict[Key, Verdict]:

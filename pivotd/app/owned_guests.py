@@ -7,7 +7,7 @@ ended before anybody saw its guest leave owes nothing: the guest may have died t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from pivotd import limits
 from pivotd.app.due_domains import DueDomains
@@ -32,8 +32,12 @@ class OwnedGuests:
     A guest of another host is left alone: the log says so once, and its pivots say it at ``ready``.
     """
 
-    def __init__(self, host: Host, fleet: Fleet, clock: Clock, journal: Journal) -> None:
+    def __init__(
+        self, host: Host, fleet: Fleet, clock: Clock, journal: Journal, enter: Callable[[str], Awaitable[None]]
+    ) -> None:
+        """``enter``: tell the fleet, which does not know this domain, where its disks are. Raises: PivotdError."""
         self._host = host
+        self._enter = enter
         self._journal = journal
         self._fleet = fleet
         self._clock = clock
@@ -140,6 +144,9 @@ class OwnedGuests:
         elif domain not in self._left:
             return
         view = await self._fleet.read(domain, self._fleet.timeout_s)
+        if not view.known and domain not in self._left:
+            await self._enter(domain)
+            view = await self._fleet.read(domain, self._fleet.timeout_s)
         here = Here(self._fleet.host, self._fleet.boot_id, self._clock.utc_now(), present=domain not in self._left)
         after = meeting(view, here) if here.present else await self._leaving(view, here)
         if after != view:

@@ -264,6 +264,12 @@ class Reads:
             encoded += await self._lists.read(_encoded, encode, part)
         return encoded
 
+    async def enter_fleet(self, domain: str) -> None:
+        """Tell the fleet what it has forgotten of a guest that is here. Raises: FleetError, QmpError."""
+        live, found = await self.live_verdicts(domain, None)
+        if found and self._fleet is not None:
+            await self._fleet.enter(live, found, domain)
+
     async def _known_verdicts(self, domain: str | None, disk: str | None) -> tuple[LiveVerdicts, dict[Key, Verdict]]:
         """Return this host's verdicts, none if only the fleet knows the domain. Raises: NotFoundError."""
         try:

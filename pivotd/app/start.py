@@ -17,7 +17,7 @@ from pivotd.app.registry import Host
 from pivotd.core import nbd
 from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
-from pivotd.core.rules.fleet_pivots import epoch_of, of_another
+from pivotd.core.rules.fleet_pivots import of_another
 from pivotd.core.verdict import Verdict
 from pivotd.engine import pivot_log
 from pivotd.engine.ports import Fleet
@@ -141,7 +141,7 @@ class Starter:
         if (refusal := of_another(view, self._fleet.host)) is not None:
             assert view.owner is not None
             raise ConflictError(f"domain {domain}: {refusal}", domain=domain, host=view.owner.host)
-        return epoch_of(view)
+        return view.epoch
 
     async def _refuse_doubtful(self, planned: Pivot) -> None:
         """Raises: ConflictError: a disk may be on a wrong image, and after another pivot nobody could tell any more."""

@@ -142,7 +142,8 @@ def status(app: App) -> None:
 def forget(app: App, domain: str) -> None:
     """Remove what etcd keeps of a domain that is gone for good, or whose name is to be used again.
 
-    Refused while a pivot of it is undecided. If its guest still runs somewhere, the pivotd there enters it again.
+    Refused while a pivot of it is undecided. If its guest still runs somewhere, the pivotd there enters it again. A
+    host that told etcd of the guest before asks for a person's word then: its journal may be older.
     """
     _domain().forget(app, domain)
 

@@ -64,13 +64,13 @@ class Client:
 
     def __init__(
         self,
-        socket: str | None = None,
+        socket: str | os.PathLike[str] | None = None,
         *,
         patience_s: float = PATIENCE_S,
         tell: Tell = lambda _line: None,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> None:
-        self.socket = socket or os.environ.get("PIVOTCTL_SOCKET") or DEFAULT_SOCKET
+        self.socket = (socket and os.fspath(socket)) or os.environ.get("PIVOTCTL_SOCKET") or DEFAULT_SOCKET
         self.patience_s = patience_s
         self.tell = tell
         self._transport = Transport(self.socket, timeout_s)

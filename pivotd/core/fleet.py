@@ -90,14 +90,26 @@ class FleetDisk:
 class FleetView:
     """All that the fleet keeps of one domain, read at one moment. ``disks`` is sorted by disk.
 
-    ``revision`` grows with each change of anything in it; 0: the fleet does not know the domain.
+    ``revision`` grows with each change of anything in it; 0: the fleet has never known the domain.
     """
 
     domain: str
     owner: Owner | None = None
     intent: FleetIntent | None = None
     disks: tuple[FleetDisk, ...] = ()
+    forgotten: int = 0
+    """The epoch in which a person has last had the fleet forget the guest; 0: never."""
     revision: int = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether the fleet knows anything of the guest."""
+        return self.owner is not None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the owner, or of the forgetting: what is written in a later one is written later; 0 at first."""
+        return self.forgotten if self.owner is None else self.owner.epoch
 
     def disk(self, name: str) -> FleetDisk | None:
         """Return what is known of one disk."""

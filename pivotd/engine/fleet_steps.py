@@ -50,9 +50,7 @@ def is_fresh(state: DriverState) -> bool:
 async def _announce(state: DriverState, fleet: Fleet, seen: Observation) -> str | None:
     """Record that the fleet may have the intent, then write it there; return why the pivot must wait, if it must."""
     view = await _known(state, fleet, fleet.timeout_s)
-    wanted = before_intent(
-        view, state.pivot, _here(state, fleet, present=seen.run_state not in MIGRATION_STATES), fleet.on_silence
-    )
+    wanted = before_intent(view, state.pivot, _here(state, fleet, present=_is_here(seen)), fleet.on_silence)
     if isinstance(wanted, str):
         state.remember(fleet_view=None)
         return wanted
@@ -80,7 +78,7 @@ async def tell(state: DriverState, seen: Observation) -> Observation | None:
     until = state.clock.monotonic() + _patience_s(state, fleet)
     try:
         view = await _known(state, fleet, until - state.clock.monotonic())
-        wanted = after_outcome(view, state.pivot, _here(state, fleet, present=seen.run_state not in MIGRATION_STATES))
+        wanted = after_outcome(view, state.pivot, _here(state, fleet, present=_is_here(seen)))
         if isinstance(wanted, Superseded):
             await _superseded(state, wanted)
             return None
@@ -160,6 +158,10 @@ async def _write(state: DriverState, fleet: Fleet, before: FleetView, after: Fle
     """Write to the fleet; without an answer, what it holds is no longer known. Raises: FleetError."""
     state.remember(fleet_view=None)
     state.remember(fleet_view=await fleet.write(before, after, timeout_s))
+
+
+def _is_here(seen: Observation) -> bool:
+    return seen.run_state is not None and seen.run_state not in MIGRATION_STATES
 
 
 def _here(state: DriverState, fleet: Fleet, *, present: bool) -> Here:

@@ -33,12 +33,16 @@ class _Version(msgspec.Struct):
     v: int
 
 
-class _Owner(msgspec.Struct):
+class _Owner(msgspec.Struct, omit_defaults=True):
+    """``known`` False: a guest that was forgotten in ``epoch``."""
+
     v: int
     host: str | None
     epoch: int
     boot_id: str
     since: str
+    forgotten: int = 0
+    known: bool = True
 
 
 class _Intent(msgspec.Struct):
@@ -98,7 +102,11 @@ class Keys:
         pairs: dict[str, bytes] = {}
         if view.owner is not None:
             owner = view.owner
-            pairs[f"{base}owner"] = _encoded(_Owner(VERSION, owner.host, owner.epoch, owner.boot_id, owner.since))
+            pairs[f"{base}owner"] = _encoded(
+                _Owner(VERSION, owner.host, owner.epoch, owner.boot_id, owner.since, view.forgotten)
+            )
+        elif view.forgotten:
+            pairs[f"{base}owner"] = _encoded(_Owner(VERSION, None, view.forgotten, "", "", view.forgotten, known=False))
         if view.intent is not None:
             one = view.intent
             intent = _Intent(VERSION, one.pivot, one.host, one.epoch, one.on_silence, one.manager, one.moves)
@@ -125,8 +133,9 @@ class Keys:
 def _with(view: FleetView, key: str, name: str, value: bytes, revision: int) -> FleetView:
     """Return the view with one more key."""
     if name == "owner":
-        owner = decoded(key, value, _Owner)
-        return replace(view, owner=Owner(owner.host, owner.epoch, owner.boot_id, owner.since), revision=revision)
+        kept = decoded(key, value, _Owner)
+        owner = Owner(kept.host, kept.epoch, kept.boot_id, kept.since) if kept.known else None
+        return replace(view, owner=owner, forgotten=kept.forgotten, revision=revision)
     if name == "intent":
         one = decoded(key, value, _Intent)
         intent = FleetIntent(one.pivot, one.host, one.epoch, one.on_silence, one.manager, one.moves)

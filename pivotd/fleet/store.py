@@ -49,12 +49,13 @@ class EtcdFleet:
     async def write(self, before: FleetView, after: FleetView, timeout_s: float) -> FleetView:
         """Replace everything of a domain in one transaction, if nothing of it has changed since ``before`` was read.
 
-        ``after`` has an owner. Returns it with its new revision, also if a copy of this write has come before.
+        ``after`` has an owner or is forgotten. Returns it with its new revision, also if a copy of this write has come
+        before.
 
         Raises: FleetConflictError, FleetRefusedError: nothing was written; FleetSilentError: it may be written, now or
         later.
         """
-        assert after.owner is not None
+        assert after.epoch
         old, new = self.keys.pairs(before), self.keys.pairs(after)
         owner = self.keys.owner(after.domain)
         changes = [put(key, value) for key, value in new.items() if key == owner or old.get(key) != value]
@@ -67,21 +68,8 @@ class EtcdFleet:
             return found
         raise _changed(before, found, reply)
 
-    async def forget(self, before: FleetView, timeout_s: float) -> None:
-        """Delete everything of a domain, if nothing of it has changed since ``before`` was read.
-
-        Raises: FleetConflictError, FleetRefusedError: nothing was deleted; FleetSilentError.
-        """
-        below = all_below(self.keys.domain(before.domain))
-        reply = await self._transact(before, [{"requestDeleteRange": below}], timeout_s)
-        if reply.document.get("succeeded"):
-            return
-        found = self._found(before, reply)
-        if found.revision != 0:
-            raise _changed(before, found, reply)
-
     async def domains(self, timeout_s: float) -> tuple[list[FleetView], int]:
-        """Return all domains as of one moment, in the order of their names, and that moment's revision.
+        """Return all domains that are known as of one moment, in the order of their names, and that moment's revision.
 
         ``timeout_s`` bounds each page. Raises: FleetSilentError, FleetRefusedError.
         """
@@ -90,7 +78,7 @@ class EtcdFleet:
                 pairs, revision = await self._pages(self.keys.domains, timeout_s)
             except CompactedError:
                 continue
-            return list(self.keys.views(pairs)), revision
+            return [view for view in self.keys.views(pairs) if view.known], revision
         raise FleetSilentError("etcd compacts its history faster than the domains can be listed: ask again")
 
     async def hosts(self, timeout_s: float) -> dict[str, HostSeen]:

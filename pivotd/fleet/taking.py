@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from pivotd import limits
 from pivotd.core.fleet import FleetImage, FleetView
+from pivotd.core.rules.fleet_changes import forgotten
 from pivotd.core.rules.fleet_local import disks_of
 from pivotd.core.rules.fleet_owners import take_over
 from pivotd.core.rules.fleet_pivots import Here
@@ -51,7 +52,7 @@ def _taking(before: FleetView, host: str, chosen: Mapping[str, str]) -> FleetVie
     """Return the domain as it has to be for a take-over. Raises: NeverMovedError, ConflictError, UncertainError."""
     domain = before.domain
     if before.owner is None:
-        raise NeverMovedError(f"this fleet has never heard of {domain}: there is nothing to take", domain=domain)
+        raise NeverMovedError(f"this fleet does not know {domain}: there is nothing to take", domain=domain)
     if before.owner.host == host and not chosen:
         if before.intent is None:
             return before
@@ -80,12 +81,12 @@ def _chosen(view: FleetView, disk: str, name: str) -> FleetImage:
 async def forget(store: EtcdFleet, domain: str) -> None:
     """Remove a domain. Raises: FleetError, NeverMovedError, ConflictError: a pivot of it is undecided."""
     before = await store.read(domain, store.timeout_s)
-    if before == FleetView(domain):
-        raise NeverMovedError(f"this fleet has never heard of {domain}", domain=domain)
+    if not before.known:
+        raise NeverMovedError(f"this fleet does not know {domain}", domain=domain)
     if before.intent is not None:
         raise ConflictError(
             f"pivot {before.intent.pivot} of {domain} is undecided, and {before.intent.host} will tell its outcome: "
             f"wait, or `pivotctl fleet take {domain}`",
             domain=domain,
         )
-    await store.forget(before, store.timeout_s)
+    await store.write(before, forgotten(before), store.timeout_s)

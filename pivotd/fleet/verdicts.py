@@ -34,5 +34,5 @@ def without_fleet(disks: Sequence[DiskHere], error: FleetError, *, local: bool) 
 
 
 async def knows(fleet: LateFleet, domain: str) -> bool:
-    """Return whether the fleet has heard of a domain. Raises: FleetError."""
-    return (await fleet.read(domain, fleet.timeout_s)).revision != 0
+    """Return whether the fleet knows a domain. Raises: FleetError."""
+    return (await fleet.read(domain, fleet.timeout_s)).known

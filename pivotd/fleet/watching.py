@@ -95,7 +95,7 @@ class Watching:
             names = [b64decode(event["kv"]["key"]).decode() for event in message.get("events", ())]
             for domain in sorted({name.removeprefix(keys.domains).partition("/")[0] for name in names}):
                 view = await self._fleet.read(domain, self._fleet.timeout_s)
-                self._take(domain, view if view != FleetView(domain) else None)
+                self._take(domain, view if view.known else None)
 
     async def _look(self) -> None:
         """Return once another endpoint than that of the watch answers: its node may have lost the majority."""

@@ -12,7 +12,7 @@ from pivotd.core.fleet import ACCEPTED, FleetDisk, FleetImage, FleetIntent, Flee
 from pivotd.core.observation import Observation, Qemu
 from pivotd.core.pivot import Accepted, FleetStage, Outcome, Phase, Pivot
 from pivotd.core.request import CopyOptions, Manager
-from pivotd.core.rules.fleet_changes import announced
+from pivotd.core.rules.fleet_changes import announced, forgotten
 from pivotd.core.rules.fleet_owners import accepting, leaving, meeting, take_over
 from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome, before_intent
 from pivotd.core.rules.fleet_words import Worth, fleet_verdict, worth
@@ -119,11 +119,17 @@ def test_an_outcome_is_superseded_unless_its_intent_is_there_under_its_epoch(now
 
 
 def test_a_domain_that_a_person_had_forgotten_is_told_of_again():
-    """No other host can have taken it: that would have made an owner."""
-    after = after_outcome(FleetView("web1"), SWITCHED, HERE)
+    """In the transaction that claims it, under a new epoch; a guest that is gone may have been elsewhere since."""
+    gone = forgotten(view())
+    assert (gone.known, gone.epoch, gone.disks) == (False, 4, ())
+    after = after_outcome(gone, SWITCHED, HERE)
     assert isinstance(after, FleetView)
-    assert after.owner == Owner("h1", 3, "boot1", NOW)
+    assert after.owner == Owner("h1", 5, "boot1", NOW)
     assert after.disks[0].image == NEW
+    assert after_outcome(after, SWITCHED, HERE) is after, "the answer was lost"
+    assert isinstance(after_outcome(gone, SWITCHED, replace(HERE, present=False)), Superseded)
+    taken = replace(after, disks=(replace(after.disks[0], outcome=ACCEPTED),))
+    assert isinstance(after_outcome(taken, SWITCHED, HERE), Superseded)
 
 
 def test_a_kept_pivot_only_removes_its_intent():
@@ -235,7 +241,13 @@ def test_the_fleet_is_certain_only_of_what_no_host_can_change(now: FleetView, im
         (view(disks=(told(ELSE),)), replace(SWITCHED, fleet=FleetStage.SUPERSEDED), Worth.FLEETS),
         (view(), replace(KEPT, fleet=FleetStage.TOLD), Worth.CERTAIN),
         (view(), replace(SWITCHED, fleet=FleetStage.NONE), Worth.TELL_FIRST),
-        (FleetView("web1"), replace(KEPT, fleet=FleetStage.NONE), Worth.CERTAIN),
+        (FleetView("web1"), replace(KEPT, fleet=FleetStage.NONE, fleet_epoch=0), Worth.CERTAIN),
+        (FleetView("web1"), replace(KEPT, fleet=FleetStage.NONE, fleet_epoch=1), Worth.FORGOTTEN),
+        (FleetView("web1"), replace(SWITCHED, fleet=FleetStage.TOLD), Worth.FORGOTTEN),
+        (view(), replace(SWITCHED, fleet=FleetStage.TOLD), Worth.FORGOTTEN),
+        (forgotten(view()), replace(KEPT, fleet=FleetStage.NONE), Worth.FORGOTTEN),
+        (view(epoch=5, forgotten=4), replace(KEPT, fleet=FleetStage.NONE, fleet_epoch=None), Worth.FORGOTTEN),
+        (view(epoch=5, forgotten=4), replace(KEPT, fleet=FleetStage.NONE, fleet_epoch=5), Worth.CERTAIN),
     ],
 )  # fmt: skip
 def test_what_the_word_of_a_journal_is_worth(now: FleetView, of: Pivot, said: Worth):

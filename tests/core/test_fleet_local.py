@@ -14,7 +14,7 @@ from pivotd.core.rules.fleet_changes import announced
 from pivotd.core.rules.fleet_local import DiskHere, disks_of, together, unanswered, unknown_here
 from pivotd.core.verdict import Presence as At
 from pivotd.core.verdict import Verdict, check_file, doubtful, of_pivot, without_pivot
-from tests.core.test_fleet import ELSE, HERE, INTENT, KEPT, NEW, NOW, OLD, SWITCHED, UNKNOWN, told, view
+from tests.core.test_fleet import ELSE, HERE, INTENT, KEPT, NEW, NOW, OLD, SWITCHED, UNKNOWN, ended, told, view
 
 TOLD = replace(SWITCHED, fleet=FleetStage.TOLD, phase=Phase.CLOSED)
 NEVER = DiskHere(without_pivot("web1", "disk0"))
@@ -201,3 +201,18 @@ def test_a_guest_that_has_left_is_not_started_again_by_an_older_word():
     fleet = view(disks=(told(NEW, ACCEPTED, moved.id),))
     for disk in (replace(NEVER, left=True), here(moved, left=True), here(TOLD, left=True)):
         assert not said(fleet, disk).certain
+
+
+@pytest.mark.parametrize("later", [Outcome.SWITCHED, ACCEPTED])
+def test_telling_of_one_disk_leaves_a_later_move_of_the_others(later: Any):
+    """Two disks were moved as one before there was a fleet; the first has moved on in it since."""
+    both = ended(Outcome.SWITCHED, Outcome.SWITCHED, stage=FleetStage.NONE, phase=Phase.CLOSED, decided_at=NOW)
+    fleet = view(disks=(told(ELSE, later, of="later"),))
+    second = DiskHere(of_pivot(both, both.disks[1]), (both, both.disks[1]))
+    found = together(fleet, HERE, [second])
+    assert found.tell is not None
+    assert found.tell.disk("disk0") == fleet.disk("disk0")
+    known = found.tell.disk("disk1")
+    assert known is not None
+    assert known.image.filename == both.disks[1].destination.filename
+    assert found.verdicts[0].certain

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from pivotd.config import Fleet
 from pivotd.core.fleet import FleetView
+from pivotd.core.rules.fleet_changes import forgotten
 from pivotd.fleet.store import EtcdFleet
 from tests.chaos.image_check import root_path
 from tests.chaos.process import try_call
@@ -235,7 +236,8 @@ class Site:
 
     def forget(self) -> None:
         """Remove the domain from the fleet, as a person may. Raises: FleetError."""
-        self._view.run(self._store.forget(self.view(), 10.0))
+        view = self.view()
+        self._view.run(self._store.write(view, forgotten(view), 10.0))
 
     def start(self, host: FleetHost, *, locking: bool = True, incoming: str | None = None) -> None:
         """Start the guest on a host. ``locking``: as QEMU does it; an old host that is frozen has its images locked."""

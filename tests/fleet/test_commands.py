@@ -132,7 +132,9 @@ def test_forget_removes_a_domain(site: Site) -> None:
     assert site.run("forget", "web1").status == 7
     said = site.run("forget", "web2")
     assert (said.status, "is undecided, and h1 will tell its outcome" in said.stderr) == (4, True)
-    assert {key.split("/")[3] for key in site.cluster.stored() if key.startswith(site.prefix)} == {"web2"}
+    assert [row.split()[0] for row in site.run("ls").stdout.splitlines()[1:]] == ["web2"]
+    kept = {key: value for key, value in site.cluster.stored().items() if key.startswith(f"{site.prefix}domains/web1/")}
+    assert [json.loads(value)["epoch"] for value in kept.values()] == [2], "a journal can tell that it is older"
 
 
 def test_ls_and_status_show_domains_hosts_and_nodes(site: Site) -> None:

@@ -298,7 +298,11 @@ async def test_a_cancelled_pivot_leaves_no_intent(member: Make, qemu: Qemu, tmp_
 @asynccontextmanager
 async def owners_of(engine: FleetEngine) -> AsyncIterator[None]:
     """Let guests be claimed and released."""
-    owners = OwnedGuests(engine.host, engine.fleet, SystemClock(), engine.journal)
+
+    async def nothing(domain: str) -> None:
+        """No fleet forgets anything here."""
+
+    owners = OwnedGuests(engine.host, engine.fleet, SystemClock(), engine.journal, nothing)
     running = asyncio.create_task(owners.run())
     try:
         yield

@@ -10,6 +10,7 @@ import pytest
 
 from pivotd import limits
 from pivotd.core.fleet import FleetView
+from pivotd.core.rules.fleet_changes import forgotten
 from pivotd.fleet.store import EtcdFleet
 from pivotd.fleet.watching import Watching
 from tests.fleet.conftest import Settings
@@ -43,7 +44,7 @@ async def test_changes_are_told(cluster: Cluster, fleet_of: Settings) -> None:
         assert await changes.get() == ("web1", second)
         other = await writer.write(FleetView("web2"), claimed(FleetView("web2")), LONG_S)
         assert await changes.get() == ("web2", other)
-        await writer.forget(second, LONG_S)
+        await writer.write(second, forgotten(second), LONG_S)
         assert await changes.get() == ("web1", None)
         assert told.empty()
 

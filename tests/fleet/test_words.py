@@ -15,6 +15,7 @@ import pytest
 from pivotd.client import Client
 from pivotd.core.fleet import ACCEPTED, FleetDisk, FleetImage, FleetView, OnSilence, Owner
 from pivotd.core.pivot import FleetStage, Outcome, Phase
+from pivotd.core.rules.fleet_changes import forgotten
 from pivotd.core.rules.fleet_owners import take_over
 from pivotd.core.rules.fleet_pivots import Here
 from pivotd.core.rules.fleet_words import fleet_verdict
@@ -320,3 +321,48 @@ def until_ready(daemon: Daemon, pivot: str) -> bool:
             return found.phase == "ready"
         time.sleep(0.1)
     return False
+
+
+async def test_a_fleet_that_was_made_to_forget_a_guest_makes_no_older_journal_certain(
+    site: Site, qemu: Qemu, tmp_path: Path
+) -> None:
+    """Another host had moved it since; a person's word, or QEMU on the image, enters it again."""
+    new, last = tmp_path / "b.qcow2", create_image(tmp_path / "c.qcow2")
+    with site.daemon(qemu.qmp) as daemon:
+        ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
+        await site.moved(daemon, new)
+        await asyncio.to_thread(Client(str(daemon.socket)).forget, "web1")
+        assert (await ctl("image", "web1", "disk0")).json["image"] == str(new)
+        found = await site.until(lambda one: one.known)
+        assert [one.image.filename for one in found.disks] == [str(new)], (
+            "the guest runs here: its fleet knows it again"
+        )
+
+        await site.taken_by("h2")
+        await asyncio.to_thread(Client(str(daemon.socket)).forget, "web1")
+        await asyncio.to_thread(qemu.kill)
+        for arguments in (("image", "web1", "disk0"), ("guard", "web1", f"disk0={new}"), ("verdict", "web1", "disk0")):
+            refused(await ctl(*arguments), "has forgotten")
+    refused(await asyncio.to_thread(offline, daemon, "image", "web1", "disk0"), "has forgotten")
+    with site.daemon(qemu.qmp) as daemon:
+        ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
+        accepted = await ctl(
+            "verdict", "accept", "web1", "disk0", str(last), "--format", "qcow2", "--reason", "compared"
+        )
+        assert accepted.status == 0, accepted.stderr
+        assert (await ctl("image", "web1", "disk0")).json["image"] == str(last)
+        assert [one.image.filename for one in (await site.view()).disks] == [str(last)]
+
+
+async def test_a_guest_that_was_forgotten_is_entered_with_its_images_by_the_next_pivotd(
+    site: Site, qemu: Qemu, tmp_path: Path
+) -> None:
+    """Nobody asks for a verdict: another host that asks the fleet must not hear that the guest was never moved."""
+    new = tmp_path / "b.qcow2"
+    with site.daemon(qemu.qmp) as daemon:
+        await site.moved(daemon, new)
+    before = await site.view()
+    await site.fleet.write(before, forgotten(before), LONG_S)
+    with site.daemon(qemu.qmp):
+        found = await site.until(lambda one: one.known)
+        assert [one.image.filename for one in found.disks] == [str(new)], "with the claim itself"

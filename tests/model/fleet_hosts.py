@@ -22,6 +22,7 @@ from pivotd.core.attempt import Attempt
 from pivotd.core.fleet import FleetImage, FleetView, OnSilence
 from pivotd.core.pivot import Accepted, FleetStage, Identity, Image, Outcome, Phase, Pivot, PivotDisk
 from pivotd.core.request import CopyOptions, Kind, Manager, Requester
+from pivotd.core.rules.fleet_changes import forgotten
 from pivotd.core.rules.fleet_local import DiskHere, together
 from pivotd.core.rules.fleet_owners import accepting, leaving, meeting, take_over
 from pivotd.core.rules.fleet_pivots import (
@@ -29,7 +30,6 @@ from pivotd.core.rules.fleet_pivots import (
     Superseded,
     after_outcome,
     before_intent,
-    epoch_of,
     held,
     is_told,
     moved,
@@ -64,13 +64,15 @@ class FleetBounds:
     """How often a person says on the guest's host, with one disk, that it is where it runs."""
     unfenced: bool = False
     """The guest may be taken while it stands still in a pause of a host that only seemed dead."""
+    forgets: int = 0
+    """How often a person has the fleet forget the guest, or the fleet has lost all that it kept."""
     manager: Manager = Manager.PIVOTD
 
     def __str__(self) -> str:
         return (
             f"fleet, {self.on_silence}, {self.manager}, S to {' to '.join(self.targets)}, {self.disks} disk(s), "
             f"{self.restarts} restart(s), {self.migrations} migration(s), {self.takes} take(s), {self.losses} lost"
-            f"{f', {self.alone} alone' * bool(self.alone)}{f', {self.words} word(s)' * bool(self.words)}{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
+            f"{f', {self.alone} alone' * bool(self.alone)}{f', {self.words} word(s)' * bool(self.words)}{f', {self.forgets} forgotten' * bool(self.forgets)}{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
         )
 
 
@@ -126,6 +128,9 @@ class State(NamedTuple):
     losses: int = 0
     alone: int = 0
     words: int = 0
+    forgets: int = 0
+    forgotten: bool = False
+    """What the fleet does not know says nothing any more."""
     stale: bool = False
     """The fleet has missed a move."""
     foul: int | None = None
@@ -149,7 +154,7 @@ class Model:
             FleetView("web1"), (Host(), Host()),
             roots="S" * bounds.disks, ok=frozenset((disk, "S") for disk in range(bounds.disks)),
             restarts=bounds.restarts, migrations=bounds.migrations, takes=bounds.takes,
-            losses=bounds.losses, alone=bounds.alone, words=bounds.words,
+            losses=bounds.losses, alone=bounds.alone, words=bounds.words, forgets=bounds.forgets,
         )  # fmt: skip
 
     def _pivot(self, local: Local, number_of: int) -> Pivot:
@@ -227,6 +232,11 @@ class Model:
     def people(self, s: State) -> Iterator[tuple[str, State]]:
         if s.guest is not None and s.run and s.words:
             yield from self.accepts(s, s.guest)
+        if s.forgets and s.view.owner is not None and s.view.intent is None:
+            gone = s._replace(
+                view=self.known(forgotten(s.view)), wire=frozenset(), forgets=s.forgets - 1, forgotten=True
+            )
+            yield "the fleet forgets the guest", gone
         other = None if s.guest is None else 1 - s.guest
         if other is not None and s.run and s.migrations:
             yield from self.migrates(s, other)
@@ -266,6 +276,8 @@ class Model:
             if isinstance(after, str):
                 continue
             images = [fleet_verdict(after, f"disk{disk}").image for disk in range(self.bounds.disks)]
+            if s.forgotten and None in images:
+                continue  # nobody is told an image
             roots = "".join("S" if image is None else image.filename[1] for image in images)
             t = self.lands(s, after)._replace(guest=at, run=True, same=False, takes=s.takes - 1)
             t = t._replace(foul=s.guest if foul else None)
@@ -304,7 +316,7 @@ class Model:
         fewer, last = s._replace(words=s.words - 1), host.journal[-1]
         after = accepting(s.view, self.here(s, at), self.pivot(last, number(at, last)), "disk0", image_of(s))
         if not isinstance(after, str):
-            told = self.now(fewer, at, host, word=s.roots, epoch=epoch_of(after))
+            told = self.now(fewer, at, host, word=s.roots, epoch=after.epoch)
             yield from self.writes(fewer, after, f"a person accepts {s.roots} on {HOSTS[at]}", told)
         if self.bounds.alone:
             untold = self.now(fewer, at, host, word=s.roots, epoch=None, alone=True)._replace(stale=True)
@@ -332,6 +344,8 @@ class Model:
         found = together(s.view, self.here(s, at), disks)
         if not all(one.certain for one in found.verdicts):
             return None
+        if s.forgotten and any(one.image is None for one in found.verdicts):
+            return None  # nobody is told an image
         roots = "".join("S" if one.image is None else one.image[1] for one in found.verdicts)
         return roots, found.tell
 
@@ -358,7 +372,7 @@ class Model:
             return f"{HOSTS[at]}: a pivot begins{what}", after._replace(began=s.began + 1, same=True)
 
         if of_another(s.view, HOSTS[at]) is None:
-            yield begun("", epoch_of(s.view))
+            yield begun("", s.view.epoch)
         if s.losses:
             name, t = begun(", without an answer", None)
             yield name, t._replace(losses=s.losses - 1)
@@ -473,6 +487,8 @@ class Model:
             return None
         for disk in range(0 if s.stale else self.bounds.disks):
             word = fleet_verdict(s.view, f"disk{disk}")
+            if s.forgotten and word.certain and word.image is None:
+                continue
             image = "S" if word.image is None else word.image.filename[1]
             if word.certain and (disk, image) not in s.ok:
                 return f"the fleet says {image}{disk} for certain, and that lacks writes"
@@ -556,7 +572,7 @@ def main() -> None:
     parser.add_argument("--manager", type=Manager, default=Manager.PIVOTD, choices=list(Manager))
     parser.add_argument("--targets", default="D")
     parser.add_argument("--unfenced", action="store_true")
-    for name in ("disks", "restarts", "migrations", "takes", "losses", "alone", "words"):
+    for name in ("disks", "restarts", "migrations", "takes", "losses", "alone", "words", "forgets"):
         parser.add_argument(f"--{name}", type=int, default=getattr(FleetBounds(), name))
     found = search(FleetBounds(**vars(parser.parse_args())))
     print(found)  # noqa: T201 - a command

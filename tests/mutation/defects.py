@@ -579,9 +579,23 @@ FLEET = (
     ),
     Defect(
         "a guest starts again from what the fleet was not told", "G1", FLEET_WORDS,
-        "        return Worth.TELL_FIRST if same else Worth.FLEETS\n",
-        "        return Worth.CERTAIN if same else Worth.FLEETS\n",
+        "        return Worth.TELL_FIRST\n    if pivot.fleet in", "        return Worth.CERTAIN\n    if pivot.fleet in",
         SEARCH, of_hosts(on_silence=WAIT),
+    ),
+    Defect(
+        "a journal counts although the fleet has forgotten the guest", "G1", FLEET_WORDS,
+        "    if _is_forgotten(view, pivot, moved=not kept):\n", "    if False:\n",
+        TABLE, ("tests/core/test_fleet.py", "-k", "worth"),
+    ),
+    Defect(
+        "a guest that is gone is entered again in a fleet that has forgotten it", "G1", FLEET_PIVOTS,
+        "        if not here.present:\n            return Superseded(", "        if False:\n            return Superseded(",
+        TABLE, ("tests/core/test_fleet.py", "-k", "forgotten"),
+    ),
+    Defect(
+        "telling of one disk of a pivot overwrites a later move of another", "G1", FLEET_LOCAL,
+        "after_outcome(tell, pivot, here, only=[said.disk])", "after_outcome(tell, pivot, here)",
+        TABLE, ("tests/core/test_fleet_local.py", "-k", "leaves_a_later_move"),
     ),
     Defect(
         "an image is named before the fleet was told", "G1", FLEET_LOCAL,

@@ -6,7 +6,7 @@ has changed since the view was read, the write itself ensures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from pivotd.core.fleet import (
@@ -22,14 +22,19 @@ from pivotd.core.fleet import (
 from pivotd.core.pivot import Image, Outcome, Pivot, PivotDisk
 
 
-def claimed(view: FleetView, host: str, boot_id: str, utc_now: str, epoch: int | None = None) -> FleetView:
-    """Return the view with this host as the owner, under a new epoch, or the one given."""
-    return replace(view, owner=Owner(host, epoch or _next_epoch(view), boot_id, utc_now))
+def claimed(view: FleetView, host: str, boot_id: str, utc_now: str) -> FleetView:
+    """Return the view with this host as the owner, under a new epoch."""
+    return replace(view, owner=Owner(host, _next_epoch(view), boot_id, utc_now))
 
 
 def released(view: FleetView, utc_now: str) -> FleetView:
     """Return the view without an owner's host: the guest has left by a migration."""
     return replace(view, owner=Owner(None, _next_epoch(view), "", utc_now))
+
+
+def forgotten(view: FleetView) -> FleetView:
+    """Return the view without anything but the epoch: a journal that was told before is certain of nothing by that."""
+    return FleetView(view.domain, forgotten=_next_epoch(view), revision=view.revision)
 
 
 def announced(view: FleetView, pivot: Pivot, on_silence: OnSilence) -> FleetView:
@@ -41,11 +46,12 @@ def announced(view: FleetView, pivot: Pivot, on_silence: OnSilence) -> FleetView
     return replace(view, intent=intent)
 
 
-def published(view: FleetView, pivot: Pivot, utc_now: str) -> FleetView:
-    """Return the view with the outcome of every disk of a pivot, and without its intent."""
+def published(view: FleetView, pivot: Pivot, utc_now: str, only: Collection[str] | None = None) -> FleetView:
+    """Return the view with the outcome of every disk of a pivot, or of ``only`` these, and without its intent."""
     assert view.owner is not None
     epoch = view.owner.epoch
-    return _with_disks(withdrawn(view, pivot.id), tuple(_result(pivot, disk, epoch, utc_now) for disk in pivot.disks))
+    disks = [disk for disk in pivot.disks if only is None or disk.disk in only]
+    return _with_disks(withdrawn(view, pivot.id), tuple(_result(pivot, disk, epoch, utc_now) for disk in disks))
 
 
 def withdrawn(view: FleetView, pivot: str) -> FleetView:
@@ -86,7 +92,7 @@ def accepted(view: FleetView, pivot: str, disk: str, image: FleetImage, utc_now:
 
 
 def _next_epoch(view: FleetView) -> int:
-    return 1 if view.owner is None else view.owner.epoch + 1
+    return view.epoch + 1
 
 
 def _with_disks(view: FleetView, disks: tuple[FleetDisk, ...]) -> FleetView:

@@ -15,7 +15,7 @@ from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk
 from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome
 from pivotd.core.rules.fleet_words import FleetVerdict, Worth, fleet_verdict, worth
-from pivotd.core.verdict import Verdict
+from pivotd.core.verdict import Verdict, right_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def together(view: FleetView, here: Here, disks: Iterable[DiskHere]) -> Together
     for disk in disks:
         said, pivot = _one(view, here, disk)
         if pivot is not None:
-            told = after_outcome(tell, pivot, here)
+            told = after_outcome(tell, pivot, here, only=[said.disk])
             if isinstance(told, Superseded):
                 said = _uncertain(said, f"What became of pivot {pivot.id} counts no more: {told.reason}.")
             else:
@@ -93,6 +93,8 @@ def _one(view: FleetView, here: Here, disk: DiskHere) -> tuple[Verdict, Pivot | 
             return replace(said, evidence=(*said.evidence, "the fleet agrees")), None
         case Worth.TELL_FIRST:
             return _to_tell(disk, disk.moved[0])
+        case Worth.FORGOTTEN:
+            return _forgotten(disk, *disk.moved)
         case Worth.CONTRADICTS:
             return _contradicts(view, disk), None
         case _:
@@ -107,6 +109,18 @@ def _to_tell(disk: DiskHere, pivot: Pivot) -> tuple[Verdict, Pivot | None]:
         reason = f"The fleet does not know yet what became of pivot {pivot.id}: pivotd tells it as soon as it can."
         return replace(_uncertain(said, reason), pending=True), None
     return said, pivot if said.certain and not disk.left else None
+
+
+def _forgotten(disk: DiskHere, pivot: Pivot, moved: PivotDisk) -> tuple[Verdict, Pivot | None]:
+    """While QEMU uses the image here, it is the right one, and the fleet learns of it again."""
+    right = right_image(moved)
+    if disk.live == FleetImage(right.filename, right.format):
+        return _to_tell(disk, pivot)
+    reason = (
+        f"The fleet knew of pivot {pivot.id} and has forgotten the guest, which another host may have had since. This "
+        f"journal names {disk.verdict.image}: compare the images, then `pivotctl verdict accept`."
+    )
+    return _uncertain(disk.verdict, reason), None
 
 
 def _elsewhere(view: FleetView, disk: DiskHere) -> Verdict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pivotd.core.fleet import FleetImage, FleetView
-from pivotd.core.pivot import Pivot
+from pivotd.core.pivot import FleetStage, Pivot
 from pivotd.core.rules.fleet_changes import accepted, claimed, released, taken
 from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome
 from pivotd.core.rules.fleet_words import fleet_verdict
@@ -69,11 +69,15 @@ def take_over(view: FleetView, here: Here, chosen: Mapping[str, FleetImage]) -> 
 def accepting(view: FleetView, here: Here, pivot: Pivot, disk: str, image: FleetImage) -> FleetView | str:
     """Return what the fleet has to hold once a person has named the image of a disk here, or why that must not be.
 
-    ``pivot`` is the disk's last one here and closed. Of a guest that the fleet does not know, nothing is to be told.
+    ``pivot`` is the disk's last one here and closed. A guest that the fleet has forgotten is entered again; of one that
+    it never knew, nothing is to be told.
     """
     owner = view.owner
-    if owner is None:
+    if owner is None and pivot.fleet is FleetStage.NONE:
         return view
+    if owner is None:
+        view = claimed(view, here.host, here.boot_id, here.utc_now)
+        return accepted(view, pivot.id, disk, image, here.utc_now)
     if owner.host != here.host:
         who = "no host yet, since it has left one by a migration" if owner.host is None else f"host {owner.host}"
         return f"the guest belongs to {who} in the fleet: settle it there, or `pivotctl fleet take {view.domain}` here"

@@ -6,11 +6,12 @@ guest is paused, and of its outcome before the guest runs on; the local journal 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pivotd.core.actions import Action, Close, HandOver, Resume, TellFleet, Wait
 from pivotd.core.attempt import Attempt
-from pivotd.core.fleet import FleetImage, FleetView, OnSilence
+from pivotd.core.fleet import ACCEPTED, FleetDisk, FleetImage, FleetView, OnSilence, Owner
 from pivotd.core.pivot import FleetStage, Outcome, Phase, Pivot
 from pivotd.core.rules.fleet_changes import announced, claimed, published, withdrawn
 
@@ -67,41 +68,49 @@ def of_another(view: FleetView, host: str) -> str | None:
     )
 
 
-def epoch_of(view: FleetView) -> int:
-    """Return the epoch of the guest's owner, 0 without one: what is written under a later one is written later."""
-    return 0 if view.owner is None else view.owner.epoch
-
-
-def after_outcome(view: FleetView, pivot: Pivot, here: Here) -> FleetView | Superseded:
+def after_outcome(
+    view: FleetView, pivot: Pivot, here: Here, only: Collection[str] | None = None
+) -> FleetView | Superseded:
     """Return what the fleet has to hold once the outcome of a pivot is in the journal; the view itself if it does.
 
     Only the owner under whose epoch the pivot was announced may tell, and only while its intent is there: nobody has
-    decided otherwise then.
+    decided otherwise then. ``only``: the disks of which this is still the last pivot, None if it is of all.
     """
     owner, announced_ = view.owner, pivot.fleet is FleetStage.ANNOUNCED
     if owner is None:  # a person has had the fleet forget the domain
-        view = claimed(view, here.host, here.boot_id, here.utc_now, epoch=pivot.fleet_epoch)
-        return published(view, pivot, here.utc_now)
+        if not here.present:
+            return Superseded("the fleet has forgotten the guest, which is not here: another host may have had it")
+        return published(claimed(view, here.host, here.boot_id, here.utc_now), pivot, here.utc_now, only)
+    mine = view.intent is not None and view.intent.pivot == pivot.id
+    if mine:
+        only = None  # no disk of an announced pivot was moved since
+    told = [view.disk(disk.disk) for disk in pivot.disks if only is None or disk.disk in only]
+    told_all = not mine and all(known is not None and known.pivot == pivot.id for known in told)
     if owner.host != here.host or (announced_ and owner.epoch != pivot.fleet_epoch):
+        if owner.host == here.host and told_all and all(_is_ours(known, owner) for known in told):
+            return view  # told with the claim after the fleet had forgotten the guest; that answer was lost
         who = "nobody, since it has left by a migration" if owner.host is None else f"host {owner.host}"
         return Superseded(f"the guest belongs to {who} in the fleet, under epoch {owner.epoch}, since {owner.since}")
-    mine = view.intent is not None and view.intent.pivot == pivot.id
     if not moved(pivot):
-        return _kept(view, pivot, here)
-    told = [known is not None and known.pivot == pivot.id for known in map(view.disk, _disks(pivot))]
-    if all(told) and not mine:
+        return _kept(view, pivot, here, only)
+    if told_all:
         return view
     if announced_ and not mine:
         return Superseded("its intent was removed from the fleet without its outcome, by somebody who settled it")
-    return published(view, pivot, here.utc_now)
+    return published(view, pivot, here.utc_now, only)
 
 
-def _kept(view: FleetView, pivot: Pivot, here: Here) -> FleetView:
+def _is_ours(known: FleetDisk | None, owner: Owner) -> bool:
+    """Return whether an outcome was told under this owner, and is no person's word."""
+    return known is not None and known.epoch == owner.epoch and known.outcome != ACCEPTED
+
+
+def _kept(view: FleetView, pivot: Pivot, here: Here, only: Collection[str] | None) -> FleetView:
     """Without its intent, the fleet names what the last pivot of each disk left, which should be the source."""
     for disk in pivot.disks:
-        known = view.disk(disk.disk)
+        known = view.disk(disk.disk) if only is None or disk.disk in only else None
         if known is not None and known.image != FleetImage(disk.source.filename, disk.source.format):
-            return published(view, pivot, here.utc_now)
+            return published(view, pivot, here.utc_now, only)
     return withdrawn(view, pivot.id)
 
 
@@ -157,7 +166,3 @@ def is_told(pivot: Pivot, attempt: Attempt) -> bool:
 def moved(pivot: Pivot) -> bool:
     """Return whether some disk is not certainly where it was."""
     return any(disk.outcome not in {None, Outcome.KEPT, Outcome.MERGED} for disk in pivot.disks)
-
-
-def _disks(pivot: Pivot) -> tuple[str, ...]:
-    return tuple(disk.disk for disk in pivot.disks)

@@ -83,6 +83,8 @@ class Worth(StrEnum):
     """It is right, and the fleet has to learn of it before anybody acts on it: another host could read another word."""
     FLEETS = "fleet's"
     """The fleet knows of a later move, or takes this disk for undecided: its word counts, not the journal's."""
+    FORGOTTEN = "forgotten"
+    """The fleet knew the outcome and knows nothing of the disk now: another host may have moved it since."""
     CONTRADICTS = "contradicts"
     """The fleet names another image, and never heard of this pivot: nobody can tell which is later."""
 
@@ -93,12 +95,11 @@ def worth(view: FleetView, pivot: Pivot, disk: PivotDisk) -> Worth:
     Whoever starts a guest by it does so after TELL_FIRST was told: otherwise the guest's next writes go to an image
     that the fleet does not name.
     """
-    if pivot.fleet is FleetStage.SUPERSEDED:
-        return Worth.FLEETS
-    if pivot.fleet is FleetStage.ANNOUNCED:
-        same = view.owner is not None and view.owner.epoch == pivot.fleet_epoch
-        return Worth.TELL_FIRST if same else Worth.FLEETS
     word = fleet_verdict(view, disk.disk)
+    if pivot.fleet is FleetStage.ANNOUNCED and view.owner is not None and view.owner.epoch == pivot.fleet_epoch:
+        return Worth.TELL_FIRST
+    if pivot.fleet in {FleetStage.ANNOUNCED, FleetStage.SUPERSEDED} and word.image is not None:
+        return Worth.FLEETS
     if not word.certain:
         return Worth.FLEETS
     right = right_image(disk)
@@ -109,7 +110,20 @@ def worth(view: FleetView, pivot: Pivot, disk: PivotDisk) -> Worth:
         if word.image == FleetImage(right.filename, right.format):
             return Worth.CERTAIN
         return Worth.FLEETS if later else Worth.CONTRADICTS
+    if _is_forgotten(view, pivot, moved=not kept):
+        return Worth.FORGOTTEN
     return Worth.CERTAIN if kept else Worth.TELL_FIRST
+
+
+def _is_forgotten(view: FleetView, pivot: Pivot, *, moved: bool) -> bool:
+    """Return whether the fleet may have known more of a disk than it does: it was made to forget, or has lost its data.
+
+    What a pivot that has moved nothing has told leaves no trace of its disk.
+    """
+    if view.forgotten:
+        return pivot.fleet_epoch is None or pivot.fleet_epoch < view.forgotten
+    told = pivot.fleet in {FleetStage.ANNOUNCED, FleetStage.SUPERSEDED} or (pivot.fleet is FleetStage.TOLD and moved)
+    return told or (pivot.fleet_epoch is not None and pivot.fleet_epoch > view.epoch)
 
 
 def _is_later(view: FleetView, pivot: Pivot, disk: str) -> bool:
