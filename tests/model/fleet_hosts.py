@@ -66,13 +66,15 @@ class FleetBounds:
     """The guest may be taken while it stands still in a pause of a host that only seemed dead."""
     forgets: int = 0
     """How often a person has the fleet forget the guest, or the fleet has lost all that it kept."""
+    split: bool = False
+    """A pivot moves any of the disks, not always all of them."""
     manager: Manager = Manager.PIVOTD
 
     def __str__(self) -> str:
         return (
             f"fleet, {self.on_silence}, {self.manager}, S to {' to '.join(self.targets)}, {self.disks} disk(s), "
             f"{self.restarts} restart(s), {self.migrations} migration(s), {self.takes} take(s), {self.losses} lost"
-            f"{f', {self.alone} alone' * bool(self.alone)}{f', {self.words} word(s)' * bool(self.words)}{f', {self.forgets} forgotten' * bool(self.forgets)}{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
+            f"{f', {self.alone} alone' * bool(self.alone)}{f', {self.words} word(s)' * bool(self.words)}{f', {self.forgets} forgotten' * bool(self.forgets)}{', any of them' * self.split}{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
         )
 
 
@@ -81,6 +83,9 @@ class Local(NamedTuple):
 
     number: int
     source: str
+    """The image of each disk of the guest before it."""
+    disks: tuple[int, ...]
+    """Those that it moves."""
     phase: str = "ready"  # ready pausing decided closed
     outcomes: str = ""  # of each disk: s(witched) k(ept)
     owes: bool = False
@@ -162,12 +167,12 @@ class Model:
         source, target = local.source, self.bounds.targets[local.number]
         outcome = {"s": Outcome.SWITCHED, "k": Outcome.KEPT}
         disks = []
-        for index in range(self.bounds.disks):
+        for at, index in enumerate(local.disks):
             old, new = (
                 Image(f"/{source[index]}{index}", "raw", f"n{index}"),
                 Image(f"/{target}{index}", "raw", f"d{index}"),
             )
-            ended = outcome[local.outcomes[index]] if local.outcomes else None
+            ended = outcome[local.outcomes[at]] if local.outcomes else None
             word = Accepted(f"/{local.word}{index}", "raw", NOW, 0, "") if local.word else None
             disks.append(PivotDisk(f"disk{index}", index, "", 1, old, new, "job", outcome=ended, accepted=word))
         phase = {"ready": Phase.READY, "pausing": Phase.PAUSING, "decided": Phase.DECIDED, "closed": Phase.CLOSED}
@@ -311,7 +316,13 @@ class Model:
     def accepts(self, s: State, at: int) -> Iterator[tuple[str, State]]:
         """A person says that the guest is right where it runs: its fleet learns of it first, if there is one."""
         host = s.hosts[at]
-        if not host.journal or host.journal[-1].phase != "closed" or host.left or not self.right(s, 0, image_of(s)):
+        if (
+            self.bounds.split
+            or not host.journal
+            or host.journal[-1].phase != "closed"
+            or host.left
+            or not self.right(s, 0, image_of(s))
+        ):
             return
         fewer, last = s._replace(words=s.words - 1), host.journal[-1]
         after = accepting(s.view, self.here(s, at), self.pivot(last, number(at, last)), "disk0", image_of(s))
@@ -331,14 +342,14 @@ class Model:
 
     def local(self, s: State, at: int, host: Host) -> tuple[str, FleetView | None] | None:
         """Return what host and fleet together say of every disk, and what the fleet has to be told; None: not certain."""
-        last = host.journal[-1] if host.journal else None
         disks = []
         for disk in range(self.bounds.disks):
+            last = next((local for local in reversed(host.journal) if disk in local.disks), None)
             if last is None:
                 disks.append(DiskHere(without_pivot("web1", f"disk{disk}"), left=host.left))
                 continue
             pivot = self.pivot(last, number(at, last))
-            moved = replace(pivot.disks[disk], left_at=NOW if host.left else None)
+            moved = replace(pivot.disks[last.disks.index(disk)], left_at=NOW if host.left else None)
             said = doubtful(of_pivot(pivot, moved), moved)
             disks.append(DiskHere(said, (pivot, moved), left=host.left))
         found = together(s.view, self.here(s, at), disks)
@@ -366,19 +377,29 @@ class Model:
             yield from self.decided(s, at, host, last)
 
     def begins(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
-        def begun(what: str, epoch: int | None, *, alone: bool = False) -> tuple[str, State]:
-            new = Local(s.began, s.roots, epoch=epoch, alone=alone)
-            after = self.host(s, at, Host((*host.journal, new), host.left))
-            return f"{HOSTS[at]}: a pivot begins{what}", after._replace(began=s.began + 1, same=True)
+        for disks in self.choices():
+            of = f" of disk {disks}" * self.bounds.split
 
-        if of_another(s.view, HOSTS[at]) is None:
-            yield begun("", s.view.epoch)
-        if s.losses:
-            name, t = begun(", without an answer", None)
-            yield name, t._replace(losses=s.losses - 1)
-        if s.alone and s.view.owner is not None:
-            name, t = begun(", without a fleet", None, alone=True)
-            yield name, t._replace(alone=s.alone - 1)
+            def begun(
+                what: str, epoch: int | None, *, alone: bool = False, disks: tuple[int, ...] = disks, of: str = of
+            ) -> tuple[str, State]:
+                new = Local(s.began, s.roots, disks, epoch=epoch, alone=alone)
+                after = self.host(s, at, Host((*host.journal, new), host.left))
+                return f"{HOSTS[at]}: a pivot{of} begins{what}", after._replace(began=s.began + 1, same=True)
+
+            if of_another(s.view, HOSTS[at]) is None:
+                yield begun("", s.view.epoch)
+            if s.losses:
+                name, t = begun(", without an answer", None)
+                yield name, t._replace(losses=s.losses - 1)
+            if s.alone and s.view.owner is not None:
+                name, t = begun(", without a fleet", None, alone=True)
+                yield name, t._replace(alone=s.alone - 1)
+
+    def choices(self) -> list[tuple[int, ...]]:
+        """Return the disks that a pivot may move."""
+        every = tuple(range(self.bounds.disks))
+        return [every, *((disk,) for disk in every)] if self.bounds.split else [every]
 
     def owns(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
         """What a pivotd does about guests that come and go."""
@@ -391,10 +412,10 @@ class Model:
         if s.guest != at or not s.same or not s.run:
             yield (
                 f"{HOSTS[at]}: its guest is gone: kept",
-                self.now(s, at, host, phase="decided", outcomes="k" * self.bounds.disks),
+                self.now(s, at, host, phase="decided", outcomes="k" * len(last.disks)),
             )
             return
-        yield f"{HOSTS[at]}: cancelled", self.now(s, at, host, phase="decided", outcomes="k" * self.bounds.disks)
+        yield f"{HOSTS[at]}: cancelled", self.now(s, at, host, phase="decided", outcomes="k" * len(last.disks))
         if host.asked or last.alone:
             t = self.now(s, at, host, phase="pausing", owes=True)
             yield f"{HOSTS[at]}: the intent is durable, the guest stops", t._replace(run=False)
@@ -410,10 +431,11 @@ class Model:
             yield from self.writes(noted, after, f"{HOSTS[at]}: announces", answered)
 
     def pausing(self, s: State, at: int, host: Host, last: Local) -> Iterator[tuple[str, State]]:
-        n, target = self.bounds.disks, self.bounds.targets[last.number]
+        n, target = len(last.disks), self.bounds.targets[last.number]
+        roots = [s.roots[disk] for disk in last.disks]
         gone = s.guest != at or not s.same
         if gone and self.bounds.manager is Manager.LIBVIRT:
-            on = "".join("s" if image == target else "k" for image in s.roots)
+            on = "".join("s" if image == target else "k" for image in roots)
             yield f"{HOSTS[at]}: what libvirt starts is recorded", self.now(s, at, host, phase="decided", outcomes=on)
             return
         if gone:
@@ -425,18 +447,18 @@ class Model:
                 self.now(s, at, host, phase="decided", outcomes="k" * n, owes=False),
             )
             return
-        on = "".join("s" if image == target else "k" for image in s.roots)
+        on = "".join("s" if image == target else "k" for image in roots)
         if "s" in on:
             yield f"{HOSTS[at]}: the outcome is durable", self.now(s, at, host, phase="decided", outcomes=on)
             back = self.now(s, at, host, phase="decided", outcomes="k" * n)
             yield f"{HOSTS[at]}: taken back", back._replace(roots=last.source)
             return
         yield f"{HOSTS[at]}: given up", self.now(s, at, host, phase="decided", outcomes="k" * n)
-        both = s.ok | {(disk, target) for disk in range(n)}
+        both = s.ok | {(disk, target) for disk in last.disks}
         if s.ok != both:
             yield f"{HOSTS[at]}: pending", s._replace(ok=both)
         else:
-            yield f"{HOSTS[at]}: finalize", s._replace(roots=target * n)
+            yield f"{HOSTS[at]}: finalize", s._replace(roots=on_target(s.roots, last.disks, target))
             if n > 1:
                 yield f"{HOSTS[at]}: only the first disk moves", s._replace(roots=target + last.source[1:])
 
@@ -511,6 +533,11 @@ def knows(s: State, host: Host) -> bool:
     return not s.stale or any(local.alone for local in host.journal)
 
 
+def on_target(roots: str, disks: tuple[int, ...], target: str) -> str:
+    """Return the images with those of ``disks`` switched."""
+    return "".join(target if disk in disks else image for disk, image in enumerate(roots))
+
+
 def image_of(s: State) -> FleetImage:
     """Return the image of the first disk of the guest."""
     return FleetImage(f"/{s.roots[0]}0", "raw")
@@ -572,6 +599,7 @@ def main() -> None:
     parser.add_argument("--manager", type=Manager, default=Manager.PIVOTD, choices=list(Manager))
     parser.add_argument("--targets", default="D")
     parser.add_argument("--unfenced", action="store_true")
+    parser.add_argument("--split", action="store_true")
     for name in ("disks", "restarts", "migrations", "takes", "losses", "alone", "words", "forgets"):
         parser.add_argument(f"--{name}", type=int, default=getattr(FleetBounds(), name))
     found = search(FleetBounds(**vars(parser.parse_args())))
