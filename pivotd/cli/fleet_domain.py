@@ -8,6 +8,7 @@ from pivotd.cli import render
 from pivotd.cli.context import App
 from pivotd.cli.fleet_command import asked
 from pivotd.client.answers import FleetVerdict
+from pivotd.core.rules.fleet_words import never_moved
 from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, NeverMovedError
 from pivotd.fleet import fleet_answers, taking
 
@@ -28,7 +29,7 @@ def verdict(app: App, domain: str | None, disk: str | None) -> None:
     if not moved:
         what = domain if disk is None else f"{domain} {disk}"
         owner = None if view.owner is None else view.owner.host
-        raise NeverMovedError(f"pivotd has never moved {what} in this fleet", domain=domain, disk=disk, host=owner)
+        raise NeverMovedError(never_moved(view, what), domain=domain, disk=disk, host=owner)
     app.status = _status(found)
     if not render.answer(app, found[0] if disk is not None else found, DISK):
         for one in found:
@@ -48,7 +49,7 @@ def take(app: App, domain: str, chosen: dict[str, str]) -> None:
     for one in found:
         _card(one)
     if not found:
-        print("pivotd has never moved a disk of it in this fleet: start it from its images as they are configured")
+        print(f"{never_moved(view, 'a disk of it')}: start it from its images as they are configured")
 
 
 def forget(app: App, domain: str) -> None:

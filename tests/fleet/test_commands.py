@@ -130,6 +130,8 @@ def test_forget_removes_a_domain(site: Site) -> None:
     site.domain("web2", claimed, announced)
     assert site.run("forget", "web1").status == 0
     assert site.run("forget", "web1").status == 7
+    said = site.run("verdict", "web1")
+    assert (said.status, "since this fleet was made to forget web1" in said.stderr) == (7, True)
     said = site.run("forget", "web2")
     assert (said.status, "is undecided, and h1 will tell its outcome" in said.stderr) == (4, True)
     assert [row.split()[0] for row in site.run("ls").stdout.splitlines()[1:]] == ["web2"]

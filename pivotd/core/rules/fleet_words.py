@@ -33,8 +33,16 @@ def fleet_verdict(view: FleetView, disk: str) -> FleetVerdict:
         return _announced(view.intent, move)
     known = view.disk(disk)
     if known is None:
-        return FleetVerdict(None, certain=True, reason="pivotd has never moved this disk in this fleet")
+        return FleetVerdict(None, certain=True, reason=never_moved(view, "this disk"))
     return _decided(known)
+
+
+def never_moved(view: FleetView, what: str) -> str:
+    """Return the words for a domain or disk of which the fleet knows no move."""
+    if view.forgotten:
+        since = f"since this fleet was made to forget {view.domain}"
+        return f"pivotd has not moved {what} {since}; what was before is not known"
+    return f"pivotd has never moved {what} in this fleet"
 
 
 def _announced(intent: FleetIntent, move: FleetMove) -> FleetVerdict:
