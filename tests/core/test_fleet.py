@@ -127,7 +127,10 @@ def test_a_domain_that_a_person_had_forgotten_is_told_of_again():
     assert after.owner == Owner("h1", 5, "boot1", NOW)
     assert after.disks[0].image == NEW
     assert after_outcome(after, SWITCHED, HERE) is after, "the answer was lost"
-    assert isinstance(after_outcome(gone, SWITCHED, replace(HERE, present=False)), Superseded)
+    for lost in (gone, FleetView("web1")):
+        assert isinstance(after_outcome(lost, SWITCHED, replace(HERE, present=False)), Superseded)
+    assert isinstance(after_outcome(FleetView("web1"), KEPT, replace(HERE, present=False)), FleetView)
+    assert isinstance(after_outcome(gone, KEPT, replace(HERE, present=False)), Superseded)
     taken = replace(after, disks=(replace(after.disks[0], outcome=ACCEPTED),))
     assert isinstance(after_outcome(taken, SWITCHED, HERE), Superseded)
 
@@ -243,6 +246,8 @@ def test_the_fleet_is_certain_only_of_what_no_host_can_change(now: FleetView, im
         (view(), replace(SWITCHED, fleet=FleetStage.NONE), Worth.TELL_FIRST),
         (FleetView("web1"), replace(KEPT, fleet=FleetStage.NONE, fleet_epoch=0), Worth.CERTAIN),
         (FleetView("web1"), replace(KEPT, fleet=FleetStage.NONE, fleet_epoch=1), Worth.FORGOTTEN),
+        (FleetView("web1"), replace(KEPT, fleet_epoch=1), Worth.CERTAIN),
+        (FleetView("web1"), replace(KEPT, fleet_epoch=2), Worth.FORGOTTEN),
         (FleetView("web1"), replace(SWITCHED, fleet=FleetStage.TOLD), Worth.FORGOTTEN),
         (view(), replace(SWITCHED, fleet=FleetStage.TOLD), Worth.FORGOTTEN),
         (forgotten(view()), replace(KEPT, fleet=FleetStage.NONE), Worth.FORGOTTEN),

@@ -589,7 +589,7 @@ FLEET = (
     ),
     Defect(
         "a guest that is gone is entered again in a fleet that has forgotten it", "G1", FLEET_PIVOTS,
-        "        if not here.present:\n            return Superseded(", "        if False:\n            return Superseded(",
+        "        if not here.present and (view.forgotten or moved(pivot)):\n", "        if False:\n",
         TABLE, ("tests/core/test_fleet.py", "-k", "forgotten"),
     ),
     Defect(

@@ -77,8 +77,8 @@ def after_outcome(
     decided otherwise then. ``only``: the disks of which this is still the last pivot, None if it is of all.
     """
     owner, announced_ = view.owner, pivot.fleet is FleetStage.ANNOUNCED
-    if owner is None:  # a person has had the fleet forget the domain
-        if not here.present:
+    if owner is None:  # it never knew the guest, or has forgotten it
+        if not here.present and (view.forgotten or moved(pivot)):
             return Superseded("the fleet has forgotten the guest, which is not here: another host may have had it")
         return published(claimed(view, here.host, here.boot_id, here.utc_now), pivot, here.utc_now, only)
     mine = view.intent is not None and view.intent.pivot == pivot.id

@@ -126,12 +126,14 @@ def worth(view: FleetView, pivot: Pivot, disk: PivotDisk) -> Worth:
 def _is_forgotten(view: FleetView, pivot: Pivot, *, moved: bool) -> bool:
     """Return whether the fleet may have known more of a disk than it does: it was made to forget, or has lost its data.
 
-    What a pivot that has moved nothing has told leaves no trace of its disk.
+    What a pivot that has moved nothing has told leaves no trace of its disk, and the claim with which it was to be
+    announced may never have arrived.
     """
     if view.forgotten:
         return pivot.fleet_epoch is None or pivot.fleet_epoch < view.forgotten
-    told = pivot.fleet in {FleetStage.ANNOUNCED, FleetStage.SUPERSEDED} or (pivot.fleet is FleetStage.TOLD and moved)
-    return told or (pivot.fleet_epoch is not None and pivot.fleet_epoch > view.epoch)
+    if moved:
+        return pivot.fleet is not FleetStage.NONE
+    return (pivot.fleet_epoch or 0) > view.epoch + (pivot.fleet is FleetStage.ANNOUNCED)
 
 
 def _is_later(view: FleetView, pivot: Pivot, disk: str) -> bool:
