@@ -23,7 +23,7 @@ from .storage import NbdServer
 from .test_copy import assert_clean, content, write
 
 WHO = Requester(0, 0, 1)
-pytestmark = [pytest.mark.qemu]
+pytestmark = pytest.mark.qemu
 
 MAX_PAUSE_MS = 300
 BACKLOG_BLOCKS = 40

@@ -23,7 +23,7 @@ from tests.libvirt.between import Between
 from tests.libvirt.domain import Domain
 from tests.libvirt.libvirtd import Libvirtd
 
-pytestmark = [pytest.mark.qemu]
+pytestmark = pytest.mark.qemu
 REGISTER_EVENTS = 316
 """Source: libvirt, src/remote/remote_protocol.x, REMOTE_PROC_CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY."""
 UPDATE_DEVICE = 174

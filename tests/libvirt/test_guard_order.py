@@ -15,7 +15,7 @@ from tests.libvirt.guarding import CONFIGURATION, Guarded, until
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.daemon import Daemon
 
-pytestmark = [pytest.mark.qemu]
+pytestmark = pytest.mark.qemu
 SUSPEND, RESUME, ABORT = 34, 28, 237
 """Source: libvirt, src/remote/remote_protocol.x, REMOTE_PROC_DOMAIN_SUSPEND, …_RESUME, …_BLOCK_JOB_ABORT."""
 

@@ -14,7 +14,7 @@ from tests.libvirt.domain import Domain
 from tests.libvirt.guarding import Guarded, guard
 from tests.libvirt.libvirtd import Libvirtd
 
-pytestmark = [pytest.mark.qemu]
+pytestmark = pytest.mark.qemu
 
 
 @pytest.mark.parametrize("libvirt_place", [None], indirect=True, ids=["installed"])
