@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from pivotd.client import Client
+from pivotd.core.pivot import Phase
+from pivotd.errors import PivotdError
 from tests.cli.ctl import REPOSITORY, Answer, ctl
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
@@ -38,10 +42,26 @@ class Bench:
         assert answer.status == 0, answer
         return str(answer.json["id"])
 
+    def settle(self) -> None:
+        """Wait until every pivot that ends has ended: its disks are busy until then."""
+        client = Client(self.daemon.socket, patience_s=0)
+        with suppress(PivotdError):  # a test may have ended the daemon
+            for pivot in client.pivots(open_only=True):
+                if pivot.phase in {Phase.CANCELLING, Phase.PAUSING, Phase.DECIDED}:
+                    client.wait(pivot.id, 60)
+
     def restart(self) -> None:
         """SIGKILL the daemon and start another one."""
         self.daemon.kill()
         self.daemon.start()
+
+
+@pytest.fixture(autouse=True)
+def settled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test leaves no pivot behind that is about to end."""
+    yield
+    if "bench" in request.fixturenames and isinstance(bench := request.getfixturevalue("bench"), Bench):
+        bench.settle()
 
 
 @pytest.fixture(scope="module")
