@@ -155,7 +155,7 @@ def test_socket_that_nobody_reads_drops_too() -> None:
         for _ in range(2000):
             log.Logger(output).info("copy.progress", text="x" * 500)
         assert left.getblocking()
-        right.settimeout(5)
+        right.settimeout(60)
         received = right.makefile("rb")
         assert json.loads(received.readline())["event"] == "copy.progress"
         output.close()

@@ -321,7 +321,7 @@ def test_a_reload_changes_the_level(alone: Daemon) -> None:
     def reload(more: str) -> subprocess.CompletedProcess[str]:
         file.write_text(f"{base}{more}")
         command = [sys.executable, "-m", "pivotd.daemon", "--reload", str(alone.pid)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
     def add(name: str) -> None:
         assert alone.ctl("domain", "add", name, "--qmp", f"/run/{name}.qmp").status == 0

@@ -30,14 +30,14 @@ class Answer:
 
 class Connection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=10)
+        super().__init__("localhost", timeout=90)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         # With a time limit connect() does not wait for a place in the queue.
         self.sock.connect(str(self._path))
-        self.sock.settimeout(10)
+        self.sock.settimeout(60)
 
 
 @dataclass

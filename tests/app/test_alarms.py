@@ -22,7 +22,7 @@ from tests.engine.conftest import Engine
 from tests.support.qemu import Disk, create_image
 
 pytestmark = pytest.mark.qemu
-TIMEOUT_S = 20
+TIMEOUT_S = 90.0
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -287,7 +287,7 @@ async def test_a_pivot_that_has_waited_for_long(
 
     monkeypatch.setattr(driver, "_step", fail)
     driver.wake()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while driver.failing is None:
             await asyncio.sleep(0.01)
     told = [one for area in (await service.doctor()).areas for one in area.findings if one.check == "pivot-fails"]

@@ -71,7 +71,7 @@ async def test_a_driver_that_fails_again_and_again(
 
     monkeypatch.setattr(driver, "_step", fail)
     driver.wake()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while driver.failing is None:
             await asyncio.sleep(0.01)
     report = health.report()

@@ -336,7 +336,7 @@ async def test_a_running_guest_whose_disk_moves_on_under_another_name_is_an_alar
     alarms = asyncio.ensure_future(Alarms(desk.engine.host, desk.engine.journal, desk.reads).run())
     moved = await desk.run(Kind.SNAPSHOT, "web3", Target("disk0", str(desk.directory / "top.qcow2")))
     assert moved.outcome == "switched"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not desk.engine.host.get("web2").alarms:
             await asyncio.sleep(0.02)
     assert "web3 ran on" in desk.engine.host.get("web2").alarms["disk0"]
@@ -355,7 +355,7 @@ async def test_another_disk_gains_nothing_from_a_name_that_moved_on(desk: Desk):
     if supervisor.session is not None:
         await supervisor.session.closed()
     desk._start_qemu([Disk(desk.directory / "other.qcow2", name="disk1", node=unlocked)], name="web3", paused=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while supervisor.session is None:
             supervisor.hurry()
             await supervisor.settled(5)
@@ -470,7 +470,7 @@ async def test_no_look_falls_into_the_pause_of_another_guest(desk: Desk):
     other.session.blocks = watched  # type: ignore[method-assign]
     await other.window.acquire()
     copy = asyncio.ensure_future(desk.copy("web1", desk.image("target.qcow2"), reuse=True))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not other.window._waiters:  # type: ignore[attr-defined]
             assert not asked, "in the pause"
             await asyncio.sleep(0.01)

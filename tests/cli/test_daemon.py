@@ -184,7 +184,7 @@ def test_interrupt(bench: Bench) -> None:
         assert process.stderr is not None
         process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=90)
     pivot = bench.json("pivot", "show", "slow").json
     assert process.returncode == 130
     assert f"`pivotctl pivot cancel {pivot['id']}`" in said

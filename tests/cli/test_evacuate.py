@@ -287,7 +287,7 @@ def test_ctrl_c_leaves_what_runs(bed: Bed) -> None:
         process.stderr.readline()
         process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
+        _, told = process.communicate(timeout=90)
     (pivot,) = bed.pivots()
     assert (process.returncode, pivot.outcome) == (130, None)
     assert f"`pivotctl cancel {pivot.id}` cancels" in told
@@ -306,7 +306,7 @@ def test_at(bed: Bed) -> None:
         assert process.stderr is not None
         said = [process.stderr.readline(), process.stderr.readline()]
         process.send_signal(signal.SIGINT)
-        said += process.communicate(timeout=30)[1].splitlines()
+        said += process.communicate(timeout=90)[1].splitlines()
     assert process.returncode == 130
     assert said[1].startswith("pivotctl: waiting until ")
     assert said[-1] == "pivotctl: interrupted; nothing has begun"

@@ -19,7 +19,7 @@ from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
 
 pytestmark = [pytest.mark.qemu]
-LOOK_S, LOOK_TIMEOUT_S = 0.05, 20.0
+LOOK_S, LOOK_TIMEOUT_S = 0.05, 60.0
 
 
 class Guest:

@@ -134,7 +134,7 @@ def test_ctrl_c_names_what_is_left(bench: Bench) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=90)
     assert process.returncode == 130
     assert f"`pivotctl pivot wait {slow}`" in said
     assert states(bench, [slow])[0][0] == "copying"

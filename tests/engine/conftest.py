@@ -25,7 +25,7 @@ from pivotd.planning.plan import plan
 from tests.support.encrypted import encrypted_image
 from tests.support.qemu import Qemu
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 ULID = "01K9ABCDEFGHJKMNPQRSTV{:04d}"
 
 

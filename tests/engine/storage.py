@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 90.0
 
 
 class NbdServer:

@@ -138,7 +138,7 @@ async def test_the_granularity_is_what_a_small_write_costs(
 
     before = length()
     write(qemu, "disk0", 7, count=1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while length() == before:
             await asyncio.sleep(0.02)
     assert length() - before == (granularity or 1 << 16)
@@ -345,7 +345,7 @@ async def test_a_full_destination_is_waited_for(engine: Engine, qemu_factory: Qe
     try:
         write(qemu, "disk0", 4, count=64)
         driver = await engine.copy("web1", {"disk0": small / "new.qcow2"}, "qcow2")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while "is full" not in driver.waits_for:
                 await asyncio.sleep(0.02)
         assert (driver.pivot.phase, qemu.run_state()) == (Phase.COPYING, "running")

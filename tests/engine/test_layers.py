@@ -331,7 +331,7 @@ async def test_a_guest_that_another_client_had_resumed_runs_on_without_a_journal
     monkeypatch.setattr(engine.journal, "advance", take_no_record)
     monkeypatch.setattr(session, "stop", stop_late)
     driver = await engine.start(Kind.COMMIT, "web1", Target("disk0", top=str(images[2]), base=str(images[0])))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await stopped.wait()
         while qemu.run_state() != "running":
             await asyncio.sleep(0.05)

@@ -35,7 +35,7 @@ FAILS_AT_WRITE = 300
 """Of 128 KiB each."""
 TWICE_BYTES_MAX = 18 << 20
 """What was on its way when the storage failed, at most the 16 MiB of a mirror, and the tables of qcow2."""
-TIMEOUT_S = 20.0
+TIMEOUT_S = 90.0
 LASTING = {how: Fault("any", 1, how, lasting=True) for how in ("eio", "enospc")}
 
 

@@ -98,7 +98,7 @@ async def test_a_guest_moves_to_another_qemu(
         # QEMU aborts where a mirror writes to an image that a migration has given away; the guest runs in its heir.
         assert pivot.outcome == Outcome.KEPT
         return
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (bed.qemu.spy("query-migrate").get("status")) not in {"completed", "failed"}:
             await asyncio.sleep(0.05)
     moved = bed.qemu.spy("query-migrate")["status"] == "completed"

@@ -21,7 +21,7 @@ from pivotd.journal.reader import Reader
 from tests.support.daemon import Daemon
 from tests.support.manager import Manager
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 90.0
 WATCHDOG_US = 200_000
 
 

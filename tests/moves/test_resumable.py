@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
 FILLED = "32M"
 FAILS_AT_WRITE = 100
-TIMEOUT_S = 60.0
+TIMEOUT_S = 90.0
 LOOK_S = 0.05
 
 

@@ -44,7 +44,7 @@ class Bed:
 
     async def waits_for_room(self, driver: Driver) -> None:
         """Wait until the copy says that its destination is full."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while "is full" not in driver.waits_for:
                 await asyncio.sleep(0.02)
 

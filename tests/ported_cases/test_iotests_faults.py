@@ -159,7 +159,7 @@ def server(image: Path, socket: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Serve a raw image over NBD."""
     command = ["qemu-nbd", "-k", str(socket), "-f", "raw", "-t", "--cache=none", str(image)]
     process = popen_tied(command, socket.with_suffix(".log"), socket.parent)
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while not socket.exists() and time.monotonic() < deadline_s:
         assert process.poll() is None, socket.with_suffix(".log").read_text()
     try:

@@ -18,7 +18,7 @@ from tests.support.qemu import Disk, Qemu, create_image
 pytestmark = pytest.mark.qemu
 
 RATE = 1 << 20
-TIMEOUT_S = 20.0
+TIMEOUT_S = 90.0
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.support.qmp_spy import Spy
 
 pytestmark = pytest.mark.qemu
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 90.0
 HELD_S = 0.3
 
 

@@ -7,7 +7,7 @@ import socket
 import threading
 from pathlib import Path
 
-TIMEOUT_S = 30
+TIMEOUT_S = 90
 
 
 class Manager:

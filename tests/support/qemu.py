@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 from tests.support.proxy import EXIT_TIMEOUT_S, Proxy
 from tests.support.qmp_spy import Spy
 
-START_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 60.0
 SOCKET_PATH_LENGTH_MAX = 108
 CONNECT_RETRY_MS = 2
 BUSES = ("virtio-blk", "virtio-scsi", "ide", "nvme")

@@ -10,7 +10,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-SPY_TIMEOUT_S = 20.0
+SPY_TIMEOUT_S = 60.0
 
 
 class SpyError(Exception):

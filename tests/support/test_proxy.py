@@ -62,7 +62,7 @@ def proxy(qemu: Qemu) -> Proxy:
 @pytest.fixture
 def client(qemu: Qemu) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as connected:
-        connected.settimeout(5)
+        connected.settimeout(60)
         connected.connect(str(qemu.qmp))
         yield connected
 
@@ -179,7 +179,7 @@ def test_a_second_client_waits_without_a_greeting(qemu: Qemu, client: socket.soc
         second.settimeout(0.05)
         with pytest.raises(TimeoutError):
             second.recv(1)
-        second.settimeout(5)
+        second.settimeout(60)
         client.close()
         assert b"QMP" in second.recv(65536)
 

@@ -27,7 +27,7 @@ SLOTS = 256
 SPREAD_SECTORS = 256
 """128 KiB between two numbers: each has clusters of its own, also in an image with large clusters."""
 LOOK_MS = 2
-AWAIT_TIMEOUT_S = 30.0
+AWAIT_TIMEOUT_S = 90.0
 PAUSE_MS_DEFAULT = 1
 """Between two numbers: the guest sleeps, and leaves the processor to others."""
 
