@@ -28,8 +28,8 @@ from pivotd.log import get_logger
 log = get_logger()
 T = TypeVar("T")
 
-CHECKPOINT_CHANGES = 1000
-"""Checkpoint after this many changes even if busy: a WAL of about 20 MB, replayed in milliseconds after a kill."""
+CHECKPOINT_ROWS = 3000
+"""Checkpoint after this many rows even if busy: a WAL of about 20 MB, replayed in milliseconds after a kill."""
 CHECKPOINT_IDLE_S = 1.0
 """Checkpoint the rest after this time without a request."""
 
@@ -97,7 +97,7 @@ class Writer:
         self._held_since = 0.0
         self._free = asyncio.Event()
         self._free.set()
-        self._changes_since_checkpoint = 0
+        self._rows_since_checkpoint = self._rows_at_checkpoint = 0
         self._closed = False
         self.healthy = True
         self.alive = True
@@ -118,7 +118,7 @@ class Writer:
 
         Commits then overwrite existing blocks of the file: without a change of its size fdatasync takes half the time.
         """
-        if change > 0 and not self._holds and self._changes_since_checkpoint and self.alive:
+        if change > 0 and not self._holds and self._rows_since_checkpoint and self.alive:
             self.call(self._checkpoint)
         if not self._holds:
             self._held_since = asyncio.get_running_loop().time()
@@ -192,7 +192,7 @@ class Writer:
             if jobs:
                 self._write(connection, jobs)
                 self._deliver(jobs)
-                self._changes_since_checkpoint += len(jobs)
+                self._rows_since_checkpoint = connection.total_changes - self._rows_at_checkpoint
             self._at_work = [] if task is None else [task]
             if task is not None:
                 self._run_task(connection, task)
@@ -200,7 +200,7 @@ class Writer:
                     return
             self._at_work = []
             idle = not jobs and task is None
-            if self._changes_since_checkpoint >= (1 if idle else CHECKPOINT_CHANGES) and not self._holds:
+            if self._rows_since_checkpoint >= (1 if idle else CHECKPOINT_ROWS) and not self._holds:
                 self._checkpoint(connection)
 
     def _die(self, connection: sqlite3.Connection, error: BaseException) -> None:
@@ -231,7 +231,7 @@ class Writer:
         """Wait for work and take all of it that fits into one transaction, up to the next task."""
         jobs: list[_Job] = []
         try:
-            item = self._queue.get(timeout=CHECKPOINT_IDLE_S if self._changes_since_checkpoint else None)
+            item = self._queue.get(timeout=CHECKPOINT_IDLE_S if self._rows_since_checkpoint else None)
             while isinstance(item, _Job):
                 jobs.append(item)
                 if len(jobs) == limits.JOURNAL_BATCH_MAX:
@@ -329,4 +329,4 @@ class Writer:
         """Move the WAL into the file; PASSIVE waits for no reader. A failure loses nothing: the WAL stays."""
         with suppress(sqlite3.Error):
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        self._changes_since_checkpoint = 0
+        self._rows_since_checkpoint, self._rows_at_checkpoint = 0, connection.total_changes

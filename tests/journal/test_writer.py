@@ -13,6 +13,7 @@ import pytest
 from pivotd import limits
 from pivotd.core.pivot import Phase, Record
 from pivotd.errors import JournalError, JournalWriteError, PhaseConflictError
+from pivotd.journal import changes
 from pivotd.journal import writer as writer_module
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
@@ -108,7 +109,7 @@ async def test_the_queue_is_bounded(journal: Journal, monkeypatch: pytest.Monkey
 
 async def test_no_checkpoint_while_held(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over the bound the writer checkpoints, but not between hold and the last release."""
-    monkeypatch.setattr(writer_module, "CHECKPOINT_CHANGES", 1)
+    monkeypatch.setattr(writer_module, "CHECKPOINT_ROWS", 1)
 
     size = journal.path.stat().st_size
     journal.hold_checkpoints()
@@ -125,6 +126,22 @@ async def test_no_checkpoint_while_held(journal: Journal, monkeypatch: pytest.Mo
     journal._writer.call(lambda connection: None).result()
     journal._writer.call(lambda connection: None).result()
     assert journal.path.stat().st_size > size
+
+
+async def test_a_change_of_many_rows_counts_as_many(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archiving deletes hundreds of rows at once, for hours: the WAL stays as small as by pivots."""
+    monkeypatch.setattr(writer_module, "CHECKPOINT_ROWS", 1000)
+    note = changes.note("n", {"text": "x" * 100}, None, None)
+
+    def many(connection: sqlite3.Connection) -> tuple[None, list[Record]]:
+        for _ in range(100):
+            note(connection)
+        return None, []
+
+    for _ in range(50):
+        await journal._writer.submit(many)
+    size = journal.path.with_name("journal.db-wal").stat().st_size
+    assert size < (1 << 20), "as much as ten of these changes and a commit write"
 
 
 async def test_close_writes_what_is_queued(tmp_path: Path) -> None:
