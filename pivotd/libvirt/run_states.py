@@ -17,6 +17,8 @@ def of(api: Any, state: int, reason: int) -> str:
         api.VIR_DOMAIN_PAUSED_WATCHDOG: "watchdog",
         api.VIR_DOMAIN_PAUSED_SHUTTING_DOWN: "shutdown",
         api.VIR_DOMAIN_PAUSED_CRASHED: "guest-panicked",
+        # libvirt could not resume it after something of its own. Newer than the oldest binding.
+        getattr(api, "VIR_DOMAIN_PAUSED_API_ERROR", None): "internal-error",
     }
     states = {
         api.VIR_DOMAIN_RUNNING: "running",

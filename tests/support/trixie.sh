@@ -47,6 +47,8 @@ unset PYTHON PIVOTD_CACHE PIVOTD_TRIXIE PIVOTD_TEST_QEMUS VIRTUAL_ENV
 # Everything is mounted in a mount namespace of its own, and ends with its first process.
 exec unshare --mount --pid --fork --kill-child sh -euc '
 	tree=$1
+	# A mount point: below any other root no mount namespace can be made.
+	mount --bind "$tree" "$tree"
 	mount -t proc proc "$tree/proc"
 	mount --rbind /sys "$tree/sys"
 	mount --rbind /dev "$tree/dev"
