@@ -144,6 +144,9 @@ OTHERS_FILE_TIMEOUT_S = 0.5
 JOURNAL_CHECK_S = 2.0
 """How long a start waits for the answer whether the journal was restored; after that every verdict is in doubt."""
 JOURNAL_CHECK_AGAIN_S = 5.0
+LOOK_TURN_S = 0.05
+LOOKS_AT_ONCE = 64
+"""Looks at domains in the background follow one another; one that takes longer than a turn lets the next one begin."""
 ALARM_AGAIN_S = 30.0
 """After a look at a domain's images that failed."""
 OTHERS_QUERY_S = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from pivotd import limits
 from pivotd.app.due_domains import DueDomains
@@ -40,7 +40,10 @@ class Alarms:
         self._journal = journal
         self._reads = reads
         self._connected: dict[str, Session] = {}
-        self._due = DueDomains()
+        self._due = DueDomains(lambda domain: self._try(domain, self._watch))
+        self._images = DueDomains(lambda domain: self._try(domain, self._look))
+        self._leaving: set[str] = set()
+        """Domains whose guest was last seen to leave: an older look at its images must not end that doubt."""
         self._again: dict[str, asyncio.TimerHandle] = {}
 
     async def run(self) -> None:
@@ -50,21 +53,25 @@ class Alarms:
         for name in self._host.supervisors:
             self._on_changed(name)
         try:
-            while True:
-                name = await self._due.next()
-                try:
-                    await self._look(name)
-                except PivotdError as error:
-                    self._ask_again(name, limits.ALARM_AGAIN_S)
-                    log.warning("domain.not-checked", domain=name, error=error.message)
-                except Exception as error:  # one domain must not end the looks at the others
-                    self._ask_again(name, limits.ALARM_AGAIN_S)
-                    log.exception("domain.not-checked", domain=name, error=repr(error))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._due.run())
+                group.create_task(self._images.run())
         finally:
             unsubscribe()
             self._host.listeners.remove(self._on_changed)
             for timer in self._again.values():
                 timer.cancel()
+
+    async def _try(self, domain: str, look: Callable[[str], Awaitable[None]]) -> None:
+        """Look; what fails is tried again later."""
+        try:
+            await look(domain)
+        except PivotdError as error:
+            self._ask_again(domain, limits.ALARM_AGAIN_S)
+            log.warning("domain.not-checked", domain=domain, error=error.message)
+        except Exception as error:  # one domain must not end the looks at the others
+            self._ask_again(domain, limits.ALARM_AGAIN_S)
+            log.exception("domain.not-checked", domain=domain, error=repr(error))
 
     def _on_changed(self, domain: str) -> None:
         """Ask for a look at each new connection."""
@@ -128,15 +135,27 @@ class Alarms:
             elif record.domain is not None and (record.phase is Phase.CLOSED or record.event == "image-accepted"):
                 self._ask(record.domain)
 
+    async def _watch(self, domain: str) -> None:
+        """Note that a guest leaves, first of all: its QEMU may end at once, and its storage may hang."""
+        supervisor = self._host.supervisors.get(domain)
+        session = None if supervisor is None else supervisor.session
+        if session is None:
+            return
+        if await session.run_state() in LEAVING:
+            self._leaving.add(domain)
+            await self._journal.left(domain)
+        else:
+            self._leaving.discard(domain)
+        self._images.ask(domain)
+
     async def _look(self, domain: str) -> None:
+        """Compare the images of a guest with its verdicts."""
         supervisor = self._host.supervisors.get(domain)
         session = None if supervisor is None else supervisor.session
         if supervisor is None or session is None:
             return
         if supervisor.manager is Manager.LIBVIRT and not await self._reads.latest(domain):
             return  # there is nothing to compare: not even a query, which libvirt would note, is due
-        if await session.run_state() in LEAVING:  # first of all: its QEMU may end at once
-            await self._journal.left(domain)
         live, found = await self._reads.checked(domain)
         doubts = await self._reads.in_doubt(live, found)
         if live.unsettled:
@@ -145,7 +164,8 @@ class Alarms:
             self._ask(domain)
             return
         for pivot, (_, disk) in live.settled():
-            await self._journal.seen(pivot, domain, disk)
+            if domain not in self._leaving:
+                await self._journal.seen(pivot, domain, disk)
         busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
         known = supervisor.alarms
         alarms = {disk: await self._sentence(supervisor, one) for disk, one in doubts.items() if disk not in busy}

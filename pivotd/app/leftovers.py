@@ -33,7 +33,7 @@ class Leftovers:
     def __init__(self, host: Host, reads: Reads) -> None:
         self._host = host
         self._reads = reads
-        self._due = DueDomains()
+        self._due = DueDomains(self._try)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._watched: dict[str, tuple[Session, Callable[[], None]]] = {}
         self._told: dict[str, str] = {}
@@ -44,8 +44,7 @@ class Leftovers:
         for name in self._host.supervisors:
             self._on_changed(name)
         try:
-            while True:
-                await self._try(await self._due.next())
+            await self._due.run()
         finally:
             self._host.listeners.remove(self._on_changed)
             for timer in self._timers.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
 
 from pivotd import limits
 from pivotd.app.due_domains import DueDomains
@@ -47,8 +48,10 @@ class OwnedGuests:
         self._epochs: dict[str, int] = {}
         """Under which epoch this host owns the guests that are here, as far as it was read since they are."""
         self._told: dict[str, str] = {}
-        self._due = DueDomains()
+        self._due = DueDomains(lambda domain: self._try(domain, self._look))
+        self._in_fleet = DueDomains(lambda domain: self._try(domain, self._agree), at_once=limits.FLEET_READS_AT_ONCE)
         self._again: dict[str, asyncio.TimerHandle] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self) -> None:
         """Look whenever a look is due; ends only when it is cancelled."""
@@ -57,20 +60,24 @@ class OwnedGuests:
             self._on_changed(name)
         try:
             await self._remember()
-            while True:
-                name = await self._due.next()
-                try:
-                    await self._look(name)
-                except FleetConflictError:
-                    self._due.ask(name)
-                except PivotdError as error:
-                    self._ask_later(name)
-                    if isinstance(error, FleetError):
-                        self._tell(name, error.message)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._due.run())
+                group.create_task(self._in_fleet.run())
         finally:
             self._host.listeners.remove(self._on_changed)
             for timer in self._again.values():
                 timer.cancel()
+
+    async def _try(self, domain: str, look: Callable[[str], Awaitable[None]]) -> None:
+        """Look; what fails is tried again later."""
+        try:
+            await look(domain)
+        except FleetConflictError:
+            self._due.ask(domain)
+        except PivotdError as error:
+            self._ask_later(domain)
+            if isinstance(error, FleetError):
+                self._tell(domain, error.message)
 
     async def _remember(self) -> None:
         """Go on with what the pivotd before has owed, once each of these QEMUs was connected to or could not be."""
@@ -133,15 +140,27 @@ class OwnedGuests:
             self._again[domain] = loop.call_later(limits.FLEET_AGAIN_S, again)
 
     async def _look(self, domain: str) -> None:
-        """Claim, release or leave alone. Raises: FleetError; QmpError: its QEMU does not answer."""
+        """Note whether a guest leaves, without a word of the fleet: its QEMU may end at once, and etcd may be away.
+
+        Raises: QmpError: its QEMU does not answer; JournalError.
+        """
         supervisor = self._host.supervisors.get(domain)
         session = None if supervisor is None else supervisor.session
         state = None if session is None else await session.run_state()
         if state in LEAVING:
-            await self._owes(domain, self._epochs.get(domain))
+            async with self._lock(domain):
+                await self._owes(domain, self._epochs.get(domain))
         elif state is not None and state not in MIGRATION_STATES:
             await self._settled(domain, "the guest runs here")
         elif domain not in self._left:
+            return
+        self._in_fleet.ask(domain)
+
+    async def _agree(self, domain: str) -> None:
+        """Claim, release or leave alone. Raises: FleetError, JournalError."""
+        supervisor = self._host.supervisors.get(domain)
+        session = None if supervisor is None else supervisor.session
+        if session is None and domain not in self._left:
             return
         view = await self._fleet.read(domain, self._fleet.timeout_s)
         if not view.known and domain not in self._left:
@@ -173,8 +192,15 @@ class OwnedGuests:
         if not owned(view, here, self._left[domain]):
             return view
         assert view.owner is not None
-        await self._owes(domain, view.owner.epoch)
+        async with self._lock(domain):
+            if domain not in self._left:
+                return view  # it runs here again, as another look has seen
+            await self._owes(domain, view.owner.epoch)
         return leaving(view, here)
+
+    def _lock(self, domain: str) -> asyncio.Lock:
+        """Return the lock of what is known to be owed for a domain, in the journal and here."""
+        return self._locks.setdefault(domain, asyncio.Lock())
 
     async def _owes(self, domain: str, epoch: int | None) -> None:
         """Remember that a guest leaves; durably as soon as the owner's epoch is known."""
@@ -185,9 +211,10 @@ class OwnedGuests:
         self._left[domain] = epoch
 
     async def _settled(self, domain: str, why: str) -> None:
-        if domain in self._left:
-            await self._journal.settle_release(domain, why)
-            del self._left[domain]
+        async with self._lock(domain):
+            if domain in self._left:
+                await self._journal.settle_release(domain, why)
+                del self._left[domain]
 
     def _tell(self, domain: str, reason: str) -> None:
         if self._told.get(domain) != reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,59 @@ async def test_a_guest_that_has_left_makes_the_journal_doubtful(
             while not await certain():
                 await asyncio.sleep(0.05)
     alarms.cancel()
+
+
+async def test_a_guest_that_leaves_is_seen_beside_a_qemu_that_hangs(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its own QEMU may end right after that: a look that waits for the other one would come too late."""
+    monkeypatch.setattr(limits, "QUERY_TIMEOUT_S", 10 * TIMEOUT_S)
+    events: list[str] = []
+    engine.journal.subscribe(lambda records: events.extend(record.event for record in records))
+    alarms = asyncio.ensure_future(Alarms(engine.host, engine.journal, reads).run())
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    await engine.connect(qemu)
+    silent = qemu_factory([Disk(create_image(tmp_path / "silent.qcow2"))], name="silent")
+    await engine.connect(silent, "silent")
+    await engine.closed(await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}))
+    silent.spy("stop")
+    silent.kill(signal.SIGSTOP)
+    try:
+        qemu.spy("migrate", uri=f"exec:cat > {tmp_path / 'guest'}")
+        await until(lambda: "guest-left" in events)
+    finally:
+        silent.kill(signal.SIGCONT)
+    alarms.cancel()
+
+
+async def test_an_older_look_does_not_end_the_doubt_about_a_guest_that_leaves(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It has seen the guest on the right image, before the guest has left."""
+    events: list[str] = []
+    engine.journal.subscribe(lambda records: events.extend(record.event for record in records))
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    await engine.connect(qemu)
+    await engine.closed(await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}))
+    await engine.journal.left("web1")  # it was elsewhere before
+    looked, go_on = asyncio.Event(), asyncio.Event()
+    checked = reads.checked
+
+    async def slow(domain: str) -> Any:
+        found = await checked(domain)
+        looked.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(reads, "checked", slow)
+    alarms = Alarms(engine.host, engine.journal, reads)
+    running = asyncio.ensure_future(alarms.run())
+    await looked.wait()
+    qemu.spy("migrate", uri=f"exec:cat > {tmp_path / 'guest'}")
+    await until(lambda: "web1" in alarms._leaving)
+    go_on.set()
+    await until(lambda: not alarms._images._running)
+    assert "image-seen" not in events
+    (found,) = await reads.verdicts("web1", "disk0", lambda one: one)
+    assert not found.certain
+    running.cancel()

@@ -147,6 +147,28 @@ async def test_a_release_is_owed_although_pivotd_and_qemu_are_gone(
             assert (await guest.owner(3)).owner.host == "h2"  # type: ignore[union-attr]
 
 
+async def test_a_guest_that_leaves_is_seen_while_etcd_is_asked_about_it(
+    fragile: Cluster, fleet_of: Settings, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """Its QEMU may end long before etcd answers: what is owed is known before that."""
+    fleet = fleet_of(*fragile.urls, prefix=f"/{tmp_path.name}/")
+    guest = Leaving(fragile, fleet, qemu_factory, tmp_path)
+    lines = f"{lines_of(tmp_path / 'h1', 'h1', fragile)}\ntimeout_ms = 60_000"
+    made(tmp_path / "h1")
+    with Daemon(tmp_path / "h1", {"web1": guest.old.qmp}, configuration=lines) as daemon:
+        await guest.owner(1)
+        for node in fragile.nodes:
+            node.freeze()
+        await asyncio.to_thread(guest.old.spy, "stop")
+        await asyncio.to_thread(guest.old.spy, "cont")
+        await asyncio.to_thread(guest.old.spy, "migrate", {"uri": f"unix:{guest.socket}"})
+        await recorded(daemon, "release-owed")
+        await asyncio.to_thread(guest.old.kill)
+        for node in fragile.nodes:
+            node.thaw()
+        assert (await guest.owner(2)).owner.host is None  # type: ignore[union-attr]
+
+
 async def test_a_guest_that_was_taken_since_is_not_released(
     fragile: Cluster, fleet_of: Settings, qemu_factory: QemuFactory, tmp_path: Path
 ) -> None:
