@@ -219,7 +219,7 @@ class Service(Protocol):
         ...
 
     async def doctor(self) -> DoctorReport:
-        """Return what is wrong here, as far as the daemon can see it; bounded by limits.DOCTOR_S."""
+        """Return what is wrong here, as far as the daemon can see it; bounded by twice limits.DOCTOR_S."""
         ...
 
     @property

@@ -25,7 +25,7 @@ from pivotd.core.phases import is_decided
 from pivotd.core.pivot import FleetStage, Phase
 from pivotd.core.request import Manager
 from pivotd.core.standing import Standing
-from pivotd.errors import ConflictError, DomainUnreachableError, PivotdError
+from pivotd.errors import ConflictError, DomainUnreachableError, PivotdError, TooBusyError
 from pivotd.host import threads
 from pivotd.journal.journal import Journal
 
@@ -48,9 +48,35 @@ class Doctor:
     ) -> None:
         self._config, self._host, self._journal, self._reads = config, host, journal, reads
         self._domains, self._fleet, self._health = domains, fleet, health
+        self._one_at_a_time = asyncio.Lock()
+        self._waiting, self._begun = 0, 0
+        self._last: tuple[int, DoctorReport | None] = 0, None
 
     async def report(self) -> DoctorReport:
-        """Return what is wrong, by area."""
+        """Return what is wrong, by area.
+
+        It is looked for once at a time, over everything. Whoever waits for that shares the next report: it begins after
+        they have asked. Raises: TooBusyError: limits.READS_WAITING_MAX wait already.
+        """
+        if self._waiting >= limits.READS_WAITING_MAX:
+            raise TooBusyError(f"{self._waiting} readers already wait for the next report: ask again when it is made")
+        begun = self._begun
+        self._waiting += 1
+        try:
+            async with self._one_at_a_time:
+                number, last = self._last
+                if last is None or number <= begun:
+                    self._begun += 1
+                    number, last = self._begun, await self._look()
+                    self._last = number, last
+                return last
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._last = 0, None  # nobody could take it any more
+
+    async def _look(self) -> DoctorReport:
+        """Return what is wrong now."""
         deadline = asyncio.get_running_loop().time() + limits.DOCTOR_S
         looked, verdicts, libvirt, fleet, loaded = await asyncio.gather(
             self._guests(deadline),

@@ -21,7 +21,7 @@ from pivotd.errors import ClientError, RefusedError
 MADE = ("daemon-down", "daemon-hangs", "daemon-version", "socket-stale")
 STATUS = "`systemctl status pivotd` says more; `pivotctl --offline STATE_DIR verdict` answers without the daemon"
 MARGIN_S = 15.0
-"""Beyond limits.DOCTOR_S: an answer waits for a pause, and for its turn."""
+"""Beyond the look for others that may come first, and that for this caller: an answer also waits for a pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def ask(path: str, by: str) -> Asked:
     versions = [] if health.version == __version__ else [_other_version(path, health.version)]
     about = f"{path}, pivotd {health.version}"
     try:
-        report = client.doctor(limits.DOCTOR_S + MARGIN_S)
+        report = client.doctor(2 * limits.DOCTOR_S + MARGIN_S)
     except ClientError as error:
         why = f"the daemon does not tell what it sees: {error.message}"
         unasked = unseen(("daemon-hangs",), path, why, STATUS)

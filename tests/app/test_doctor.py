@@ -23,6 +23,7 @@ from pivotd.app.service import DaemonService
 from pivotd.client import checks
 from pivotd.client.answers import FleetNode, FleetStatus, FleetUndecided
 from pivotd.config import Config
+from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import JournalError
 from tests.app.conftest import Host
 from tests.app.test_alarms import reads
@@ -401,3 +402,28 @@ async def test_a_pause_of_pivotds_own_is_told_apart(
     assert "guest-paused" in held.findings[0].also
     let_go = await guest_checks.look(supervisor, asyncio.Semaphore(1))
     assert [one.check for one in let_go.findings] == ["guest-paused"]
+
+
+async def test_sixty_who_ask_at_once_share_their_reports(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One look is under way, and the others share the next one: none takes the turns of other readers, or its own."""
+    names = [f"web{number}" for number in range(5)]
+    for name in names:
+        await engine.connect(qemu_factory([Disk(create_image(tmp_path / f"{name}.qcow2"))], name=name), name)
+    looks: list[str] = []
+    look = guest_checks.look
+
+    async def counted(supervisor: Supervisor, turns: asyncio.Semaphore) -> guest_checks.Looked:
+        looks.append(supervisor.name)
+        return await look(supervisor, turns)
+
+    monkeypatch.setattr(guest_checks, "look", counted)
+    service = DaemonService(Config(), engine.host, engine.journal, reads)
+    reports = await asyncio.gather(*(service.doctor() for _ in range(60)))
+    assert {one.what for report in reports for area in report.areas for one in area.findings if not one.seen} == set()
+    assert sorted(looks) == sorted(2 * names)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "late.qcow2"))], name="late")
+    await engine.connect(qemu, "late")
+    await service.doctor()
+    assert looks.count("late") == 1
