@@ -62,6 +62,8 @@ FLEET_ANSWER_BYTES_MAX = 16 << 20
 FLEET_PAGE = 2000
 FLEET_READS_AT_ONCE = 16
 """Domains that one request for verdicts asks about at the same time."""
+FLEET_READERS_AT_ONCE = 4
+"""Requests of `pivotctl fleet` and doctor that have a thread; each takes as long as etcd does not answer."""
 FLEET_ENDPOINTS_MAX = 16
 FLEET_LISTINGS_MAX = 3
 """How often a listing begins again because etcd compacted its revision meanwhile."""

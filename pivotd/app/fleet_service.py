@@ -1,20 +1,24 @@
 """What the API answers of the fleet: the same as `pivotctl fleet`, on a connection of its own in a thread of its own.
 
-A fleet has many domains. Reading them may take long, and must not hold up a guest that is paused.
+A fleet has many domains. Reading them may take long, and must not hold up a guest that is paused. An etcd that does not
+answer keeps a few threads, and holds up nothing else: neither what else needs a thread, nor the end of pivotd.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, TypeVar
 
+from pivotd import limits
 from pivotd.client.answers import FleetDomain, FleetStatus, FleetVerdict
 from pivotd.config import Fleet
 from pivotd.core.request import Requester
 from pivotd.engine.pivot_log import by
-from pivotd.errors import ConflictError
+from pivotd.errors import ConflictError, TooBusyError
 from pivotd.journal.journal import Journal
 from pivotd.log import get_logger
 
@@ -28,6 +32,8 @@ class FleetService:
     def __init__(self, settings: Fleet, journal: Journal) -> None:
         self._settings = settings
         self._journal = journal
+        self._readers = _Threads(limits.FLEET_READERS_AT_ONCE)
+        self._changes = _Threads(limits.FLEET_READERS_AT_ONCE)
 
     async def verdicts(self, domain: str | None, disk: str | None, encode: Callable[[list[FleetVerdict]], T]) -> T:
         """Return the fleet's verdicts on all disks, or on those selected."""
@@ -43,7 +49,9 @@ class FleetService:
 
     async def take(self, domain: str, chosen: Mapping[str, str], who: Requester) -> FleetDomain:
         """Make this host the owner of a guest whose host was fenced; ``chosen``: a person's word, image by disk."""
-        found: FleetDomain = await self._ask(lambda store: _taking().take(store, domain, chosen), _answers_domain)
+        found: FleetDomain = await self._ask(
+            lambda store: _taking().take(store, domain, chosen), _answers_domain, changes=True
+        )
         facts = {"host": found.host, "epoch": found.epoch, "images": dict(chosen)}
         await self._journal.note("guest-taken", {**facts, "uid": who.uid}, domain=domain)
         log.warning("fleet.taken", domain=domain, **facts, **by(who))
@@ -51,14 +59,16 @@ class FleetService:
 
     async def forget(self, domain: str, who: Requester) -> None:
         """Remove a domain from the fleet."""
-        await self._ask(lambda store: _taking().forget(store, domain), lambda _: None)
+        await self._ask(lambda store: _taking().forget(store, domain), lambda _: None, changes=True)
         await self._journal.note("guest-forgotten", {"uid": who.uid}, domain=domain)
         log.warning("fleet.forgotten", domain=domain, **by(who))
 
-    async def _ask(self, work: Callable[[Any], Coroutine[Any, Any, Any]], encode: Callable[[Any], T]) -> T:
-        """Return what a piece of work on the fleet returns, encoded.
+    async def _ask(
+        self, work: Callable[[Any], Coroutine[Any, Any, Any]], encode: Callable[[Any], T], *, changes: bool = False
+    ) -> T:
+        """Return what a piece of work on the fleet returns, encoded. Who only reads keeps nobody from a change.
 
-        Raises: ConflictError: there is no fleet; FleetError, and what the work raises.
+        Raises: ConflictError: there is no fleet; TooBusyError; FleetError, and what the work raises.
         """
         if not self._settings.endpoints:
             raise ConflictError("this pivotd belongs to no fleet: configure [fleet] (docs/fleet.md)")
@@ -70,7 +80,46 @@ class FleetService:
             finally:
                 store.close()
 
-        return await asyncio.to_thread(lambda: asyncio.run(run()))
+        if not changes:
+            await self._journal.calm()
+        return await (self._changes if changes else self._readers).run(lambda: asyncio.run(run()))
+
+
+class _Threads:
+    """A few threads that do not keep the process from ending; a caller that leaves leaves the thread at work."""
+
+    def __init__(self, number: int) -> None:
+        self._free = asyncio.Semaphore(number)
+        self._waiting = 0
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Return the result of ``work``, once there is a thread for it. Raises: TooBusyError, and what it raises."""
+        if self._waiting >= limits.READS_WAITING_MAX:
+            raise TooBusyError(f"{self._waiting} requests already wait for the fleet: ask again in a moment")
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        threading.Thread(target=self._work, args=(work, result), name="fleet", daemon=True).start()
+        return await result
+
+    def _work(self, work: Callable[[], T], result: asyncio.Future[T]) -> None:
+        resolve: Callable[[Any], None]
+        outcome: Any
+        try:
+            resolve, outcome = result.set_result, work()
+        except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
+            resolve, outcome = result.set_exception, error
+
+        def end() -> None:
+            self._free.release()
+            if not result.done():
+                resolve(outcome)
+
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            result.get_loop().call_soon_threadsafe(end)
 
 
 def _answers() -> Any:
