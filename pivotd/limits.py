@@ -34,6 +34,9 @@ LIBVIRT_DOUBT_S = 35.0
 most 30 s for its turn at a domain (QEMU_JOB_WAIT_TIME)."""
 LIBVIRT_QUICK_S = 1.0
 """A first look that takes longer has waited: for a call of a pivotd before this one, or for a libvirtd that hung."""
+LIBVIRT_HELD_BACK_S = 2.0
+LIBVIRT_PAUSE_LOOK_S = 0.005
+"""Readers of a libvirt guest wait so long for the end of its pause, and look so often: a call takes 1-10 ms."""
 CALL_LEAVES_S = 0.001
 """A call to libvirt has left its thread by then: a record beside it would keep the interpreter from that for 0.3 ms."""
 LOOKS_BESIDE_MAX = 10

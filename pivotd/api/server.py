@@ -25,6 +25,7 @@ from pivotd.api.ports import Service
 from pivotd.api.refusals import REFUSALS
 from pivotd.api.routes import ROUTES, Route
 from pivotd.api.streams import Streams
+from pivotd.core.patience import patient
 from pivotd.core.request import Requester
 from pivotd.errors import BadRequestError, NotAllowedError, PivotdError, TooBusyError
 from pivotd.host import users
@@ -116,7 +117,11 @@ def application(service: Service, access: Access) -> Starlette:
                     async with service.reads.door:
                         await asyncio.sleep(0)  # one reader for each turn of the loop: urgent work runs in between
                 operator = access.may(who, groups, AccessClass.OPERATOR)
-                return await route.handler(Call(who, service, streams, document, operator), request)
+                handled = route.handler(Call(who, service, streams, document, operator), request)
+                if route.access is AccessClass.READER:
+                    with patient():
+                        return await handled
+                return await handled
             except ClientDisconnect:
                 return Response(status_code=400)  # the client has gone
             except Exception as error:  # noqa: BLE001 - one broken handler must not end the connection mute

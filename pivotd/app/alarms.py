@@ -12,6 +12,7 @@ from pivotd.app.live_verdicts import image_names
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.core.observation import LEAVING
+from pivotd.core.patience import patient
 from pivotd.core.pivot import Phase, Record
 from pivotd.core.request import Manager
 from pivotd.core.standing import Standing
@@ -41,7 +42,7 @@ class Alarms:
         self._reads = reads
         self._connected: dict[str, Session] = {}
         self._due = DueDomains(lambda domain: self._try(domain, self._watch))
-        self._images = DueDomains(lambda domain: self._try(domain, self._look))
+        self._images = DueDomains(lambda domain: self._try(domain, self._look_after_others))
         self._leaving: set[str] = set()
         """Domains whose guest was last seen to leave: an older look at its images must not end that doubt."""
         self._again: dict[str, asyncio.TimerHandle] = {}
@@ -147,6 +148,10 @@ class Alarms:
         else:
             self._leaving.discard(domain)
         self._images.ask(domain)
+
+    async def _look_after_others(self, domain: str) -> None:
+        with patient():
+            await self._look(domain)
 
     async def _look(self, domain: str) -> None:
         """Compare the images of a guest with its verdicts."""

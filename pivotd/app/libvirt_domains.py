@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -46,6 +46,10 @@ class LibvirtConnector:
     async def beside(self, pivot: Pivot) -> Session | None:
         """Connect to QEMU by the monitor that its definition gives to pivotd, or gave when the pause was intended."""
         return await own_monitor.connect(pivot.identity, self._monitor or pivot.options.own_monitor or None)
+
+    def hold_back(self, in_pause: Callable[[], bool]) -> None:
+        """Make no reader's call to libvirt in a pause."""
+        self._line.hold_back(in_pause)
 
     def end(self) -> None:
         """Let the thread end."""

@@ -45,6 +45,10 @@ class Connector(Protocol):
         """Connect to the QEMU of a pivot for a moment without whoever manages it; None: that is not possible."""
         ...
 
+    def hold_back(self, in_pause: Callable[[], bool]) -> None:
+        """Keep readers away from the guest while ``in_pause``, which any thread may call, returns True."""
+        ...
+
     def end(self) -> None:
         """Release what the connections had in common."""
         ...
@@ -67,6 +71,9 @@ class MonitorConnector:
     async def beside(self, pivot: Pivot) -> Session | None:  # noqa: ARG002 - nobody is between
         """Return None: there is one monitor."""
         return None
+
+    def hold_back(self, in_pause: Callable[[], bool]) -> None:
+        """Nothing is to be done: QEMU takes one command while another waits for its answer."""
 
     def end(self) -> None:
         """There is nothing to release."""
@@ -100,6 +107,7 @@ class Supervisor:
         self.alarms: dict[str, str] = {}
         """Disks that run on a wrong image, each with one sentence; app.alarms keeps them."""
         self._connector = connector
+        connector.hold_back(self.window.locked)
         self._make_driver = make_driver
         self._changed = changed
         self._settled = asyncio.Event()

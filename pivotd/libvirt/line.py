@@ -2,17 +2,23 @@
 
 A call to a libvirtd that hangs cannot be ended. It keeps this one thread; the caller gets an error in time, and later
 callers learn what hangs. Another domain's calls are not concerned.
+
+Calls of whoever only reads (core/patience.py) come after all others, and none begins while the guest is in its pause:
+each would lengthen it, by milliseconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import Any, TypeVar, TypeVarTuple
 
+from pivotd import limits
+from pivotd.core.patience import is_patient
 from pivotd.errors import QmpUnknownError, QmpUnsentError
 
 Ts = TypeVarTuple("Ts")
@@ -61,12 +67,48 @@ class _Call:
             self.done.exception()  # counts as told
 
 
+class _Calls:
+    """The calls that wait. None ends them."""
+
+    def __init__(self) -> None:
+        self.in_pause: Callable[[], bool] = lambda: False
+        self._first: deque[_Call | None] = deque()
+        self._patient: deque[_Call] = deque()
+        self._come = threading.Condition()
+        self._paused_since: float | None = None
+
+    def put(self, call: _Call | None, *, patient: bool = False) -> None:
+        """Add a call to the end of its queue."""
+        with self._come:
+            if call is None or not patient:
+                self._first.append(call)
+            else:
+                self._patient.append(call)
+            self._come.notify()
+
+    def get(self) -> _Call | None:
+        """Wait for a call that may be made now, and take it."""
+        with self._come:
+            while not self._first and not (self._patient and self._may_read()):
+                self._come.wait(limits.LIBVIRT_PAUSE_LOOK_S if self._patient else None)
+            return self._first.popleft() if self._first else self._patient.popleft()
+
+    def _may_read(self) -> bool:
+        """Return whether the guest is in no pause, or in one that is longer than pauses are."""
+        if not self.in_pause():
+            self._paused_since = None
+            return True
+        now = time.monotonic()
+        self._paused_since = self._paused_since or now
+        return now >= self._paused_since + limits.LIBVIRT_HELD_BACK_S
+
+
 class Line:
     """The thread of one domain; it ends with the process, or once end() was called and its calls have returned."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._calls = _Calls()
         self._now: str | None = None
         self.lost = False
         """Whether a call that changes something got no answer since the last connection was made."""
@@ -75,6 +117,10 @@ class Line:
         self.is_anew = False
         """Whether another libvirtd has connected to QEMU since a call was lost: none of the old one's goes on."""
         self._thread: threading.Thread | None = None
+
+    def hold_back(self, in_pause: Callable[[], bool]) -> None:
+        """Begin no call of a reader while ``in_pause``, which the thread calls, returns True: at first, see limits."""
+        self._calls.in_pause = in_pause
 
     def lose(self) -> None:
         """Note that a call that changes something got no answer."""
@@ -99,7 +145,7 @@ class Line:
             self._thread = threading.Thread(target=self._run, name=f"libvirt {self._name}", daemon=True)
             self._thread.start()
         call = _Call(what, lambda: function(*args))
-        self._calls.put(call)
+        self._calls.put(call, patient=is_patient())
         try:
             await asyncio.wait([call.done], timeout=timeout_s)
         finally:

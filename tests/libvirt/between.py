@@ -29,6 +29,8 @@ class Between:
         self.first = dict(first)
         """What is called before the first call of a procedure; each once, unless it is put there again."""
         self.armed = True
+        self.calls: list[int] = []
+        """The procedures of the calls that were passed on."""
         self._listener = socket.socket(socket.AF_UNIX)
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -84,6 +86,7 @@ class Between:
                 first = self.first.pop(procedure, None) if self.armed else None
                 if first is not None and not first():
                     break
+                self.calls.append(procedure)
                 server.sendall(call)
         _cut(client)
         _cut(server)

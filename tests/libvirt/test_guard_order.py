@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from pivotd.client import Client
 from pivotd.journal.reader import Reader
 from tests.journal_disk.disk import Disk
 from tests.journal_disk.server import Fault
 from tests.libvirt.between import Between
 from tests.libvirt.domain import Domain
-from tests.libvirt.guarding import CONFIGURATION, Guarded, until
+from tests.libvirt.guarding import CONFIGURATION, WAIT_S, Guarded, until
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.qemu
 SUSPEND, RESUME, ABORT = 34, 28, 237
 """Source: libvirt, src/remote/remote_protocol.x, REMOTE_PROC_DOMAIN_SUSPEND, …_RESUME, …_BLOCK_JOB_ABORT."""
+READERS = 10
+READERS_COME_S = 0.3
+"""While the call that pauses the guest is on its way, readers ask for what needs libvirt."""
 
 
 def test_each_record_is_there_before_the_call_that_needs_it(libvirtd: Libvirtd, tmp_path: Path):
@@ -43,6 +49,52 @@ def test_each_record_is_there_before_the_call_that_needs_it(libvirtd: Libvirtd, 
         answer = daemon.ctl("libvirt", "pivot", "web1", "vda")
     assert (answer.status, answer.json["outcome"]) == (0, "switched"), answer
     assert last == ["pausing", "asking", "switched"]
+
+
+@pytest.mark.parametrize("libvirt_place", [None], indirect=True, ids=["installed"])
+def test_no_reader_asks_libvirt_while_the_guest_is_paused(libvirtd: Libvirtd, tmp_path: Path):
+    """Each call would lengthen the pause: libvirt gets the same ones in a pause with ten readers and in one without."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    pauses: list[list[int]] = []
+    stop = threading.Event()
+
+    def paused() -> bool:
+        time.sleep(READERS_COME_S if threads else 0)
+        between.calls.clear()
+        return True
+
+    def resumed() -> bool:
+        pauses.append(list(between.calls))
+        return True
+
+    def read() -> None:
+        client = Client(str(daemon.socket), patience_s=WAIT_S)
+        while not stop.is_set():
+            client.disks("web1")
+            client.verdicts("web1")
+
+    threads: list[threading.Thread] = []
+    with (
+        Between(libvirtd, {}) as between,
+        Daemon(tmp_path, {}, configuration=CONFIGURATION.format(between.uri)) as daemon,
+        Guarded(domain, daemon) as guarded,
+    ):
+        guarded.await_domain()
+        try:
+            for number in (1, 2, 3):
+                between.first |= {SUSPEND: paused, RESUME: resumed}
+                assert daemon.ctl("copy", "web1", f"vda={domain.image('vda', number)}").status == 0
+                if number == 1:
+                    threads += [threading.Thread(target=read, daemon=True) for _ in range(READERS)]
+                    for thread in threads:
+                        thread.start()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(WAIT_S)
+    quiet, *read_meanwhile = [sorted(calls) for calls in pauses]
+    assert read_meanwhile == [quiet, quiet]
 
 
 @pytest.mark.chaos

@@ -7,6 +7,8 @@ import threading
 
 import pytest
 
+from pivotd import limits
+from pivotd.core.patience import patient
 from pivotd.errors import QmpUnknownError, QmpUnsentError
 from pivotd.libvirt.line import Line
 
@@ -56,6 +58,38 @@ async def test_one_line_does_not_wait_for_another():
     assert await waiting is True
     hanging.end()
     other.end()
+
+
+async def test_readers_let_others_go_first():
+    """Whoever waits already, and only reads, comes after the driver, which may have a guest in its pause."""
+    line, free, made = Line("web1"), threading.Event(), []
+    waiting = [asyncio.ensure_future(line.call("a look", 5, free.wait))]
+    with patient():
+        waiting += [asyncio.ensure_future(line.call("a list", 5, made.append, number)) for number in range(3)]
+    waiting.append(asyncio.ensure_future(line.call("the resume", 5, made.append, "resume")))
+    await asyncio.sleep(0)
+    free.set()
+    await asyncio.gather(*waiting)
+    assert made == ["resume", 0, 1, 2]
+    line.end()
+
+
+async def test_no_reader_calls_while_the_guest_is_paused(monkeypatch: pytest.MonkeyPatch):
+    """But for a guest that is paused for so long that a person looks after it."""
+    line, paused, made = Line("web1"), [True], []
+    line.hold_back(lambda: paused[0])
+    with patient():
+        reading = asyncio.ensure_future(line.call("a list", 20, made.append, "read"))
+    await asyncio.sleep(0)
+    assert await line.call("a look", 20, made.copy) == []
+    paused[0] = False
+    await reading
+    assert made == ["read"]
+    paused[0] = True
+    monkeypatch.setattr(limits, "LIBVIRT_HELD_BACK_S", 0.01)
+    with patient():
+        assert await line.call("a list", 20, lambda: "read") == "read"
+    line.end()
 
 
 def test_a_libvirtd_that_counts_anew_is_another_one():
