@@ -235,6 +235,8 @@ ALLOCATIONS_BETWEEN_COLLECTIONS = 50_000
 """While recovering: walking over all that 1,000 drivers allocate, every 700 allocations, took a fifth of the time."""
 RELOAD_TIMEOUT_S = 50.0
 """For the answer to a reload; the unit's TimeoutStartSec=60s, which bounds ExecReload=, is longer."""
+RELOAD_READ_S = 10.0
+"""For reading the configuration: files take a millisecond, names of users and groups what their directory takes."""
 RELOAD_AGAIN_S = 0.5
 """After a request to reload could not be accepted."""
 
@@ -378,6 +380,7 @@ NAME_LENGTH_MAX = 64
 REQUEST_ID_LENGTH_MAX = 128
 
 assert REFUSALS_LOGGED_PER_UID <= REFUSALS_LOGGED
+assert RELOAD_READ_S + FILE_TIMEOUT_S < RELOAD_TIMEOUT_S
 assert NOT_STARTED_LINGER_S < NOT_STARTED_S
 assert STREAMS_PER_UID_MAX <= STREAMS_MAX - STREAMS_RESERVED
 assert RECONNECT_FIRST_S < RECONNECT_MAX_S

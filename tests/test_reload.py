@@ -20,6 +20,7 @@ from pivotd.journal.reader import Reader
 from tests.chaos.rounds import call
 from tests.conftest import QemuFactory
 from tests.support.daemon import Daemon
+from tests.support.hung_storage import HungStorage
 from tests.support.qemu import Disk, create_image
 from tests.support.waiting import until
 
@@ -312,6 +313,21 @@ def test_a_client_that_does_not_listen_holds_up_nobody(running: Reloaded) -> Non
     with socket.socket(socket.AF_UNIX) as silent:
         silent.connect("\0" + name[1:])
         assert running.reload().returncode == 0
+
+
+def test_a_configuration_on_storage_that_hangs_is_refused(running: Reloaded) -> None:
+    """With one line, each time; it keeps pivotd neither from its work nor from its end."""
+    drop_ins = running.file.with_name("pivotd.toml.d")
+    drop_ins.mkdir()
+    with HungStorage(drop_ins):
+        refused = [running.reload() for _ in range(2)]
+        assert [one.returncode for one in refused] == [4, 4]
+        for one in refused:
+            said = "reload refused, nothing has changed: the configuration cannot be read: the storage of"
+            assert said in one.stderr
+            assert one.stderr.count("\n") == 1
+        assert running.daemon.ctl("domain", "ls").status == 0
+        assert running.daemon.terminate() == 0
 
 
 def test_another_libvirt_needs_a_restart(running: Reloaded) -> None:

@@ -25,6 +25,7 @@ from pivotd.config import Config, load
 from pivotd.core.request import Requester
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import EXIT_DONE, EXIT_REFUSED, EXIT_UNREACHABLE, ConflictError, NotAllowedError, PivotdError
+from pivotd.host.threads import in_thread
 from pivotd.journal.journal import Journal
 
 logger = log.get_logger()
@@ -111,7 +112,7 @@ class Reloader:
         """Apply the present file; return ``ok`` or ``no`` and a line. ``by`` names the requester, for the journal."""
         async with self._one_at_a_time:
             try:
-                new = await asyncio.to_thread(load, self.path)
+                new = await self._load()
                 added = await self.journal.added_domains()
                 found = frozenset(await self.host.matching(new.discover))
                 told = await self._change(new, {row.name: row.qmp_path for row in added}, found)
@@ -128,6 +129,14 @@ class Reloader:
             except PivotdError as error:
                 return REFUSED + f"reloaded, but the journal does not say so: {error.message}"
             return OK + f"reloaded: {', '.join(told) or 'nothing had changed'}"
+
+    async def _load(self) -> Config:
+        """Return the configuration as the files have it now. Raises: ConfigError, ConflictError."""
+        try:
+            # The default threads are for what always ends: the end of the process waits for them.
+            return await in_thread(limits.RELOAD_READ_S, load, self.path, paths=[str(self.path)])
+        except TimeoutError as error:
+            raise ConflictError(f"the configuration cannot be read: {error}") from None
 
     async def _change(self, new: Config, added: Mapping[str, str], found: frozenset[str]) -> list[str]:
         """Apply a configuration under the locks of the domains that it changes. Raises: PivotdError."""
