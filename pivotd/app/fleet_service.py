@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, TypeVar
@@ -32,8 +32,7 @@ class FleetService:
     def __init__(self, settings: Fleet, journal: Journal) -> None:
         self._settings = settings
         self._journal = journal
-        self._readers = _Threads(limits.FLEET_READERS_AT_ONCE)
-        self._changes = _Threads(limits.FLEET_READERS_AT_ONCE)
+        self._readers, self._changes = _Threads(journal.calm), _Threads(_at_once)
 
     async def verdicts(self, domain: str | None, disk: str | None, encode: Callable[[list[FleetVerdict]], T]) -> T:
         """Return the fleet's verdicts on all disks, or on those selected."""
@@ -80,16 +79,20 @@ class FleetService:
             finally:
                 store.close()
 
-        if not changes:
-            await self._journal.calm()
         return await (self._changes if changes else self._readers).run(lambda: asyncio.run(run()))
 
 
 class _Threads:
-    """A few threads that do not keep the process from ending; a caller that leaves leaves the thread at work."""
+    """Threads that do not keep the process from ending; a caller that leaves leaves the thread at work.
 
-    def __init__(self, number: int) -> None:
-        self._free = asyncio.Semaphore(number)
+    One works at a time, and none begins in a pause: they share the interpreter with the driver. While etcd does not
+    answer there are a few.
+    """
+
+    def __init__(self, calm: Callable[[], Awaitable[None]]) -> None:
+        self._calm = calm
+        self._free = asyncio.Semaphore(limits.FLEET_READERS_AT_ONCE)
+        self._turn = asyncio.Semaphore(1)
         self._waiting = 0
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -101,9 +104,22 @@ class _Threads:
             await self._free.acquire()
         finally:
             self._waiting -= 1
-        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        threading.Thread(target=self._work, args=(work, result), name="fleet", daemon=True).start()
+        result: asyncio.Future[T] | None = None
+        try:
+            async with self._turn:
+                await self._calm()
+                result = self._start(work)
+                await asyncio.wait([result], timeout=limits.LOOK_TURN_S)
+        finally:
+            if result is None:
+                self._free.release()
         return await result
+
+    def _start(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        result.add_done_callback(lambda done: done.cancelled() or done.exception())  # counts as told
+        threading.Thread(target=self._work, args=(work, result), name="fleet", daemon=True).start()
+        return result
 
     def _work(self, work: Callable[[], T], result: asyncio.Future[T]) -> None:
         resolve: Callable[[Any], None]
@@ -120,6 +136,10 @@ class _Threads:
 
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             result.get_loop().call_soon_threadsafe(end)
+
+
+async def _at_once() -> None:
+    """Wait for nothing: an operator acts."""
 
 
 def _answers() -> Any:
