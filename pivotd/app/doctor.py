@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 
@@ -18,6 +18,7 @@ from pivotd.app.fleet_service import FleetService
 from pivotd.app.guest_checks import Looked
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
+from pivotd.app.retention import Retention
 from pivotd.client import checks, shown
 from pivotd.client.answers import DoctorArea, DoctorFinding, DoctorReport, FleetStatus, Health
 from pivotd.config import Config, load
@@ -45,9 +46,10 @@ class Doctor:
         domains: Domains,
         fleet: FleetService,
         health: Callable[[], Health],
+        retention: Retention,
     ) -> None:
         self._config, self._host, self._journal, self._reads = config, host, journal, reads
-        self._domains, self._fleet, self._health = domains, fleet, health
+        self._domains, self._fleet, self._health, self._retention = domains, fleet, health, retention
         self._one_at_a_time = asyncio.Lock()
         self._waiting, self._begun = 0, 0
         self._last: tuple[int, DoctorReport | None] = 0, None
@@ -90,7 +92,7 @@ class Doctor:
         verdicts = [one for one in verdicts if one.subject not in astray]  # the same, said twice
         areas = [
             DoctorArea("configuration", _by(), "", ("config-not-loaded",), tuple(loaded)),
-            DoctorArea("journal", _by(), "", ("journal-failing",), self._of_journal()),
+            DoctorArea("journal", _by(), "", ("journal-failing",), (*self._of_journal(), *self._not_archived())),
             self._pivots(),
             DoctorArea("verdicts", _by(), "every disk of the journal", checks.VERDICT_CHECKS, tuple(verdicts)),
             *self._of_guests(looked, stale),
@@ -174,6 +176,12 @@ class Doctor:
         remedy = "make room, or mend the storage of the state directory: nothing new starts until a record is written"
         what = "the last record could not be written"
         return (checks.found("journal-failing", str(self._journal.path), what, remedy),)
+
+    def _not_archived(self) -> Iterator[DoctorFinding]:
+        remedy = "mend that; then `pivotctl journal archive`, or wait: pivotd tries again by itself"
+        for obstacle in self._retention.obstacles:
+            what = f"old pivots stay in the journal: {obstacle}"
+            yield checks.found("journal-archive", None, what, remedy, severity=checks.WARNING)
 
     def _pivots(self) -> DoctorArea:
         health = self._health().domains

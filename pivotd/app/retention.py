@@ -48,6 +48,8 @@ class Retention:
         self._keep_s = keep_s
         self._one_at_a_time = asyncio.Lock()
         self._changed = asyncio.Event()
+        self.obstacles: tuple[str, ...] = ()
+        """Why old pivots have stayed in the journal when it was last archived without a request, a line each."""
 
     def use(self, keep_s: int | None) -> None:
         """Keep pivots for another time from now on."""
@@ -72,8 +74,10 @@ class Retention:
         try:
             await work
         except PivotdError as error:
+            self.obstacles = (error.message,)
             log.warning("journal.not-archived", error=error.message)
         except Exception as error:
+            self.obstacles = (repr(error),)
             log.exception("journal.not-archived", error=repr(error))
 
     async def _all(self) -> None:
@@ -87,6 +91,7 @@ class Retention:
                 if obstacle not in told:
                     log.warning("journal.not-archived", error=obstacle)
             told |= set(done.obstacles)
+        self.obstacles = tuple(sorted(told))
 
     async def step(
         self,

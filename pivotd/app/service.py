@@ -42,10 +42,12 @@ class DaemonService:
         self.start = starter.start
         self.fleet = FleetService(config.fleet, journal)
         self.health = Health(host, journal, starter).report
-        self.doctor = Doctor(lambda: self._config, host, journal, reads, domains, self.fleet, self.health).report
+        self.retention = Retention(journal, config.journal.keep_s)
+        self.doctor = Doctor(
+            lambda: self._config, host, journal, reads, domains, self.fleet, self.health, self.retention
+        ).report
         in_fleet = bool(config.fleet.endpoints)
         self.metrics = Metrics(host, journal, reads, self.health, in_fleet=in_fleet).text
-        self.retention = Retention(journal, config.journal.keep_s)
         self._ending = False
 
     def use(self, config: Config) -> None:

@@ -49,7 +49,12 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("two-daemons", "daemon", ERROR, "second daemon for the same journal or configuration"),
     ("journal-unusable", "journal", ERROR, "journal that is missing, of another version, or no journal"),
     ("journal-damaged", "journal", ERROR, "journal with damaged pages or rows"),
-    ("journal-archive", "journal", ERROR, "archive of the journal that is missing, damaged or of a newer version"),
+    (
+        "journal-archive",
+        "journal",
+        ERROR,
+        "archive that is missing, damaged or of a newer version, or that takes no old pivots",
+    ),
     ("journal-failing", "journal", ERROR, "journal to which the last record could not be written"),
     ("journal-restored", "journal", WARNING, "journal that is a copy, and may lack the latest moves"),
     ("journal-large", "journal", WARNING, "journal or WAL that has grown large"),

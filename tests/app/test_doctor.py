@@ -23,12 +23,14 @@ from pivotd.app.service import DaemonService
 from pivotd.client import checks
 from pivotd.client.answers import FleetNode, FleetStatus, FleetUndecided
 from pivotd.config import Config
+from pivotd.config import Journal as JournalConfig
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import JournalError
 from tests.app.conftest import Host
 from tests.app.test_alarms import reads
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
+from tests.journal.old_pivots import back_and_forth
 from tests.support.hung_storage import HungStorage
 from tests.support.qemu import Disk, Qemu, create_image
 from tests.support.tiny_guest import TinyGuest
@@ -268,6 +270,35 @@ def test_a_journal_that_takes_no_record(host: Host):
 
 def failing(report: Any) -> set[str]:
     return {one["check"] for area in report["areas"] if area["area"] == "journal" for one in area["findings"]}
+
+
+async def test_pivots_that_cannot_be_archived(engine: Engine, reads: Reads, monkeypatch: pytest.MonkeyPatch):
+    """It is told until a later try succeeds; the log alone told it, every six hours."""
+    monkeypatch.setattr(limits, "ARCHIVE_FIRST_S", 0.0)
+    monkeypatch.setattr(limits, "ARCHIVE_EVERY_S", 0.0)
+    await back_and_forth(engine.journal, 5)
+    in_the_way = [engine.state_dir / f"archive-2021{more}.db" for more in ("", *(f"-{n}" for n in range(2, 10)))]
+    for path in in_the_way:
+        path.mkdir()
+    service = DaemonService(Config(journal=JournalConfig(86_400)), engine.host, engine.journal, reads)
+
+    async def told() -> list[tuple[str, str]]:
+        areas = (await service.doctor()).areas
+        return [(one.severity, one.what) for area in areas for one in area.findings if one.check == "journal-archive"]
+
+    running = asyncio.ensure_future(service.retention.run())
+    async with asyncio.timeout(20):
+        while not (found := await told()):
+            await asyncio.sleep(0.01)
+    assert [severity for severity, _ in found] == ["warning"]
+    assert "old pivots stay in the journal: " in found[0][1]
+    assert "archive-2021" in found[0][1]
+    for path in in_the_way:
+        path.rmdir()
+    async with asyncio.timeout(20):
+        while await told():
+            await asyncio.sleep(0.01)
+    running.cancel()
 
 
 async def test_a_pivot_that_has_waited_for_long(
