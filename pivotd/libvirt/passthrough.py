@@ -54,6 +54,8 @@ class Passthrough(Monitor):
         self._release = 0
         self._written_at = 0.0
         self._ended = asyncio.Event()
+        self._closed = False
+        """Whether the connection is closed; the thread's alone."""
         self._loop = asyncio.get_running_loop()
         self._registered: list[int] = []
 
@@ -83,6 +85,7 @@ class Passthrough(Monitor):
             self._wake()
 
     def _close(self) -> None:
+        self._closed = True
         # Each by itself: one that is refused, as all are once libvirt's daemon is gone, must not keep the others.
         for number in self._registered:
             with suppress(Exception):
@@ -96,10 +99,17 @@ class Passthrough(Monitor):
 
         Raises: QmpUnsentError, QmpRefusedError, QmpUnknownError; without a connection the session ends.
         """
+        ended = QmpUnsentError(f"{what}: the connection to libvirt has ended", command=what)
         if self._ended.is_set():
-            raise QmpUnsentError(f"{what}: the connection to libvirt has ended", command=what)
+            raise ended
+
+        def make() -> Any:
+            if self._closed:  # while the call has let others go first
+                raise ended
+            return translated(self.connection, what, function)
+
         try:
-            return await self.line.call(what, timeout_s, translated, self.connection, what, function)
+            return await self.line.call(what, timeout_s, make)
         except QmpUnknownError:
             self.lost()  # whatever hangs: only a new connection shows what has become of it
             raise

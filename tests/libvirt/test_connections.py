@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import threading
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,9 @@ from pivotd import limits
 from pivotd.app.libvirt_domains import LibvirtDomains
 from pivotd.app.registry import Host
 from pivotd.core.observation import Root
+from pivotd.core.patience import patient
 from pivotd.core.pivot import Image
-from pivotd.errors import DomainUnreachableError
+from pivotd.errors import DomainUnreachableError, QmpUnsentError
 from pivotd.libvirt import library, passthrough
 from pivotd.libvirt.domain_session import LibvirtSession
 from pivotd.libvirt.line import Line
@@ -73,6 +75,29 @@ def test_a_domain_that_starts_anew_while_it_is_connected_to_is_not_taken_for_the
     with Between(libvirtd, {REGISTER_EVENTS: start_anew}) as between:
         assert asyncio.run(pid(between.uri)) == domain.qemu_pid()
     assert domain.qemu_pid() != old
+
+
+@pytest.mark.parametrize("libvirt_place", [None], indirect=True, ids=["installed"])
+def test_a_reader_whose_turn_comes_after_the_end_of_its_connection_learns_that(libvirtd: Libvirtd):
+    """It has let others go first, of whom one was the end."""
+    libvirtd.start()
+    Domain(libvirtd, guest=False).define().boot()
+
+    async def read_late() -> None:
+        line, free = Line("web1"), threading.Event()
+        session = await LibvirtSession.open(libvirtd.uri, "web1", line)
+        waiting = asyncio.ensure_future(line.call("a call", 20, free.wait))
+        with patient():
+            reading = asyncio.ensure_future(session.defined())
+        await asyncio.sleep(0)
+        await session.close()
+        free.set()
+        await waiting
+        with pytest.raises(QmpUnsentError, match="the connection to libvirt has ended"):
+            await reading
+        line.end()
+
+    asyncio.run(read_late())
 
 
 def test_a_domain_that_is_paused_or_resumed_is_no_reason_to_look_for_domains(
