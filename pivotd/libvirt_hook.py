@@ -100,6 +100,7 @@ class Job(NamedTuple):
     that it has after a pivot. ``ready`` None: the mirror does not say. ``known``: the mirror names its job, which
     libvirt 9.0 has lost once it has begun to end the job, and cannot read any more. ``number`` LOST: only the mirror is
     there; a libvirtd that was started without this hook did not find the job in QEMU, and has dropped it.
+    ``below``: the node below the target of a copy, "" if there is none; ``inherits``: it is the one below the source.
     """
 
     name: str
@@ -113,6 +114,8 @@ class Job(NamedTuple):
     device: str
     source: str
     target: str
+    below: str
+    inherits: bool
 
 
 class Status(NamedTuple):
@@ -204,9 +207,12 @@ def _job(element: ET.Element, number: int, disks: list[ET.Element]) -> Job | Non
         known = mirror.get("job") == kind
         if not known and mirror.get("job"):
             raise NotUnderstoodError(f"the mirror of {of.get('dst')} belongs to the job {mirror.get('job')!r}")
+        # libvirt leaves out what is below the new image of a copy that it is to find below the old one.
+        inherits = kind == "copy" and mirror.find("backingStore") is None
+        below = _node((disk if inherits else mirror).find("backingStore/source"))
         return Job(
             name, kind, state, number, with_mirror.index(disk), mirror.get("ready"), known,
-            of.get("dst", ""), device, source, destination,
+            of.get("dst", ""), device, source, destination, below, inherits,
         )  # fmt: skip
     return None
 
@@ -244,10 +250,11 @@ def with_job_ending(status: Status, job: Job, *, pivots: bool) -> bytes:
 
 def _with_lost_job(text: bytes, job: Job, state: str) -> bytes:
     """Return the text with an element of the job, as libvirt writes it, among the others or alone."""
-    assert job.kind == "active-commit" or state == "aborting", "of a copy libvirt has to know more to pivot"
+    flags = "jobflags='0x1'" if job.kind == "copy" and job.below else "jobflags='0x0'"
+    new = " shallownew='yes'" if job.inherits and job.below else ""
     ends = f"<base node='{job.target}'/><top node='{job.source}'/>" if job.kind == "active-commit" else ""
     element = (
-        f"<blockjob name='{job.name}' type='{job.kind}' state='{state}' newstate='ready' jobflags='0x0'>"
+        f"<blockjob name='{job.name}' type='{job.kind}' state='{state}' newstate='ready' {flags}{new}>"
         f"<disk dst='{job.disk}' mirror='yes'/>{ends}</blockjob>"
     ).encode()
     try:
@@ -594,8 +601,15 @@ def _check_lost(job: Job, monitor: Monitor, *, pivots: bool) -> None:
     """Raises: NotUnderstoodError: libvirt's name for the job may have been another one, or libvirt has to know more."""
     if others := sorted({one["id"] for one in monitor.ask("query-jobs")} - {job.name}):
         raise NotUnderstoodError(f"libvirt has dropped the job of {job.disk}, and QEMU has the job {others[0]}")
-    if pivots and job.kind == "copy":
-        raise NotUnderstoodError(f"libvirt has dropped the copy of {job.disk}, which has moved: how, only it knew")
+    if not pivots or job.kind != "copy":
+        return
+    tops = {one.get("qdev"): one for one in monitor.ask("query-blockstats")}
+    below = tops.get(job.device, {}).get("backing", {}).get("node-name", "")
+    if below != job.below:
+        raise NotUnderstoodError(
+            f"libvirt has dropped the copy of {job.disk}, which has moved: below it is {below or 'nothing'} in QEMU, "
+            f"and {job.below or 'nothing'} by its status file"
+        )
 
 
 def repair_all(directory: Path, *, dry_run: bool) -> None:

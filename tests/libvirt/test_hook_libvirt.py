@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pivotd.libvirt_hook import DOMAIN_BOUND_S, JOURNAL
 from tests.journal.samples import make_pivot
 from tests.libvirt.domain import ABORT_POINTS, PIVOT_POINTS, Domain
 from tests.libvirt.libvirtd import Libvirtd, LibvirtError
+from tests.support.qemu import create_image
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
@@ -166,6 +168,10 @@ def test_libvirtd_starts_beside_a_qemu_that_hangs(libvirtd: Libvirtd) -> None:
         ("commit", "pivot"),
         pytest.param("copy", "abort", marks=pytest.mark.long),
         pytest.param("commit", "abort", marks=pytest.mark.long),
+        ("copy", "pivot"),
+        pytest.param("copy of a chain", "pivot", marks=pytest.mark.long),
+        pytest.param("shallow copy", "pivot", marks=pytest.mark.long),
+        pytest.param("shallow copy to an image that is there", "pivot", marks=pytest.mark.long),
     ],
 )
 def test_a_libvirtd_that_was_started_without_the_hook_is_mended_by_the_next_start(
@@ -174,11 +180,16 @@ def test_a_libvirtd_that_was_started_without_the_hook_is_mended_by_the_next_star
     """It has dropped the job from its file, and waits for the end of it: whoever installs the hook then gets out of it."""
     libvirtd.start()
     domain = Domain(libvirtd, guest=False).define().boot()
+    if job not in {"copy", "commit"}:
+        domain.snapshot("vda", 5)
     if job == "commit":
         domain.snapshot()
         domain.commit()
+    elif job == "shallow copy to an image that is there":
+        create_image(domain.image("vda", 1), options=f"backing_file={domain.image()},backing_fmt=qcow2")
+        domain.copy("vda", 1, "--shallow", "--reuse-external")
     else:
-        domain.copy()
+        domain.copy("vda", 1, *["--shallow"] * ("shallow" in job))
     libvirtd.kill_at((PIVOT_POINTS if end == "pivot" else ABORT_POINTS)["K4"])
     virsh = libvirtd.virsh_session()
     virsh.send(f"blockjob web1 vda --{end}")
@@ -194,4 +205,16 @@ def test_a_libvirtd_that_was_started_without_the_hook_is_mended_by_the_next_star
     libvirtd.start()
     assert "(repaired: " in libvirtd.hook_said()
     until(domain.agrees)
+    if job not in {"commit", "copy"}:
+        assert layers(libvirtd) == ["web1-vda-1.qcow2", *["web1-vda-0.qcow2"] * ("shallow" in job)]
     assert domain.is_healthy()
+
+
+def layers(libvirtd: Libvirtd) -> list[str]:
+    """Return the images of the running domain's disk as libvirt knows them, from the top down."""
+    element = ET.fromstring(libvirtd.ask("dumpxml", "web1")).find("devices/disk")
+    found = []
+    while element is not None and (source := element.find("source")) is not None:
+        found.append(Path(source.get("file", "")).name)
+        element = element.find("backingStore")
+    return found

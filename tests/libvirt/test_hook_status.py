@@ -181,7 +181,9 @@ def without_job(text: str, *, others: bool) -> str:
 
 
 @pytest.mark.parametrize("others", [False, True], ids=["no job", "others"])
-@pytest.mark.parametrize(("kind", "pivots"), [("active-commit", True), ("active-commit", False), ("copy", False)])
+@pytest.mark.parametrize(
+    ("kind", "pivots"), [("active-commit", True), ("active-commit", False), ("copy", False), ("copy", True)]
+)
 def test_a_job_that_libvirtd_has_dropped_comes_back(kind: str, pivots: bool, others: bool) -> None:
     """It was started without the hook, and did not find the job in QEMU: the mirror alone is left, for good."""
     before = without_job(status_text(kind=kind, mirror=f"type='file' job='{kind}' ready='pivot'"), others=others)
@@ -197,6 +199,28 @@ def test_a_job_that_libvirtd_has_dropped_comes_back(kind: str, pivots: bool, oth
     assert b"<blockjobs active='yes'>" in after
     assert (b"backup-vdb" in after) is others
     assert b"deleteCommittedImages" not in after
+
+
+COPIES = {
+    "all of it": ("<backingStore/>", "<backingStore/>", "", b"jobflags='0x0'>"),
+    "the top": ("{below}", "", "base", b"jobflags='0x1' shallownew='yes'>"),
+    "the top, to an image that is there": ("{below}", "{other}", "other", b"jobflags='0x1'>"),
+}
+BELOW = "<backingStore type='file'><source file='/b'><privateData><nodenames><nodename type='format' name='{}'/>"
+BELOW += "</nodenames></privateData></source><backingStore/></backingStore>"
+
+
+@pytest.mark.parametrize("what", COPIES)
+def test_how_a_dropped_copy_was_started_is_seen_by_what_is_below_its_image(what: str) -> None:
+    """Of a shallow one libvirt takes over what is below the old image, unless the file says what is below the new one."""
+    source, mirror, below, written = COPIES[what]
+    head, _, after = without_job(status_text(mirror="job='copy' ready='pivot'"), others=False).rpartition("<mirror")
+    head = head[::-1].replace("<backingStore/>"[::-1], source.format(below=BELOW.format("base"))[::-1], 1)[::-1]
+    after = after.replace("<backingStore/>", mirror.format(other=BELOW.format("other")), 1)
+    status = read_status(f"{head}<mirror{after}".encode())
+    (job,) = status.jobs
+    assert job.below == below
+    assert written in with_job_ending(status, job, pivots=True)
 
 
 def test_a_mirror_without_a_job_is_seen_by_the_quick_look() -> None:

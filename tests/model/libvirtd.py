@@ -177,7 +177,7 @@ class Libvirtd:
                 continue
             if job is not None and known.named and self._switched(world, known.job, job) == moved:
                 continue
-            if not known.listed and ((moved and world.durable.kind is Kind.COPY) or world.jobs.keys() - {job_id(disk)}):
+            if not known.listed and world.jobs.keys() - {job_id(disk)}:
                 continue
             status = list(self.status)
             ending = JobBelief.PIVOTING if moved else JobBelief.ABORTING
