@@ -155,6 +155,9 @@ class Observation:
     """Disks whose chain no longer contains the layers to be merged."""
     has_nonce: bool = True
     migrating: bool = False
+    saved: bool = False
+    """The guest is in ``postmigrate``, and libvirt says that its memory went to a file here, and that this is over: a
+    dump, a snapshot with memory, a save that has failed in the end. It runs nowhere else, and may run on."""
     uses_source: bool = False
     uses_destination: bool = False
     bitmaps: Bitmaps = field(default_factory=dict)

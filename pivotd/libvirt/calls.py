@@ -107,6 +107,24 @@ def resume(domain: Any) -> str | None:
     return None
 
 
+def was_saved(domain: Any) -> bool:
+    """Return whether QEMU's last migration went to a file of this host, and libvirt is through with it.
+
+    By libvirt's word, which ends with libvirtd: after that nobody can tell a save from a migration to another host.
+    QEMU begins no other migration in ``postmigrate``. Raises: libvirtError.
+    """
+    api = library.load().api
+    if domain.jobInfo()[0] != api.VIR_DOMAIN_JOB_NONE:
+        return False
+    last = domain.jobStats(api.VIR_DOMAIN_JOB_STATS_COMPLETED | api.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED)
+    to_a_file = {
+        api.VIR_DOMAIN_JOB_OPERATION_SAVE,
+        api.VIR_DOMAIN_JOB_OPERATION_DUMP,
+        api.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT,
+    }
+    return last.get(api.VIR_DOMAIN_JOB_OPERATION) in to_a_file
+
+
 def has_had_no_effect(code: int, text: str) -> bool:
     """Return whether libvirt's error came before QEMU got a command, or is QEMU's own refusal of that command."""
     api = library.load().api

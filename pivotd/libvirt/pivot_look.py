@@ -10,7 +10,7 @@ from typing import Any
 from pivotd.core import names
 from pivotd.core.observation import Belief, JobBelief, JobSeen, Observation, Qemu, Root
 from pivotd.core.pivot import Phase, Pivot, PivotDisk
-from pivotd.libvirt import library
+from pivotd.libvirt import calls, library
 from pivotd.libvirt.domain_xml import DiskDefined, parse
 from pivotd.libvirt.passthrough import Query
 from pivotd.qmp import blocks, replies
@@ -30,6 +30,7 @@ class Shown:
     answers: Mapping[Question[Any], Any]
     live: Mapping[str, DiskDefined]
     next: Mapping[str, DiskDefined] | None
+    saved: bool = False
 
 
 def ask(pivot: Pivot, domain: Any, query: Query) -> Shown:
@@ -37,7 +38,8 @@ def ask(pivot: Pivot, domain: Any, query: Query) -> Shown:
     questions = IN_A_PAUSE if pivot.phase is Phase.PAUSING or pivot.owes_resume else OUTSIDE
     got = query([json.dumps(question.command) for question in questions])
     answers = {question: reply.get("return") for question, reply in zip(questions, got, strict=True)}
-    return Shown(answers, live(domain), next_boot(domain))
+    saved = replies.run_state(answers[replies.run_state]) == "postmigrate" and calls.was_saved(domain)
+    return Shown(answers, live(domain), next_boot(domain), saved)
 
 
 def live(domain: Any) -> Mapping[str, DiskDefined]:
@@ -64,6 +66,7 @@ def observed(pivot: Pivot, shown: Shown) -> Observation:
         jobs=_with_progress(pivot, jobs, running),
         roots=roots(pivot, answers[blocks.disks]),
         migrating=replies.migrating(answers[replies.migrating]) if replies.migrating in answers else False,
+        saved=shown.saved,
         beliefs={disk.disk: belief(disk, shown.live, shown.next, jobs) for disk in pivot.disks},
     )
 

@@ -327,6 +327,34 @@ def test_without_a_record_the_guest_runs_only_where_the_next_boot_says_which_ima
     assert not may(seen(ask_in_doubt=True))
 
 
+# -- a guest that is saved, dumped or migrated in its pause ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("run_state", ["finish-migrate", "save-vm", "postmigrate"])
+@pytest.mark.parametrize("phase", [Phase.CANCELLING, Phase.DECIDED])
+def test_the_resume_of_a_guest_that_is_being_saved_stays_owed(phase: Phase, run_state: str):
+    """Nothing is resumed that may run elsewhere, and nothing is forgotten: a save can fail in the end."""
+    open_ = pivot(phase, owes_resume=True)
+    action = decide(open_, seen(run_state=run_state, job="gone"))
+    assert isinstance(action, actions.Wait)
+    assert "virsh resume" in action.reason
+
+
+@pytest.mark.parametrize("phase", [Phase.READY, Phase.CANCELLING, Phase.DECIDED])
+def test_a_guest_whose_save_has_failed_in_the_end_is_resumed(phase: Phase):
+    """By the word of libvirt its memory went to a file: it runs nowhere else."""
+    known = seen(run_state="postmigrate", saved=True)
+    assert decide(pivot(phase, owes_resume=True), known.but(beliefs=believes((S, S, "none")))) == actions.Resume()
+
+
+def test_nothing_is_taken_back_in_a_qemu_that_has_let_go_of_its_images():
+    """A mirror back would write to an image that QEMU has given up at the end of a migration."""
+    cancelling = pivot(Phase.CANCELLING, asking=True, owes_resume=True)
+    for known in (moved(live=S, next_=S, run_state="postmigrate", saved=saved) for saved in (False, True)):
+        assert not isinstance(decide(cancelling, known), actions.RollBack)
+        assert not isinstance(decide(asked(), known), actions.RollBack)
+
+
 # -- a snapshot --------------------------------------------------------------------------------------------------
 
 

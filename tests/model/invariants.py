@@ -153,7 +153,7 @@ def at_rest(world: World) -> None:
     if not is_resting(pivot) or pivot.fleet is FleetStage.SUPERSEDED:
         return  # a guest that another host has taken stays paused
     if qemu is not None and world.original and pivot.outcome != Outcome.UNKNOWN.value:
-        if world.ghost.pause_of == "pivotd" and qemu.run_state in OUR_PAUSE:
+        if world.ghost.pause_of == "pivotd" and qemu.run_state in {*OUR_PAUSE, "postmigrate"}:
             raise ViolationError(f"G3: the guest was left {qemu.run_state}")
         if pivot.phase is Phase.CLOSED and any(job.status == "pending" for job in qemu.jobs.values()):
             raise ViolationError("a job was left pending: it holds the guest's I/O")

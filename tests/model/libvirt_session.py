@@ -80,6 +80,7 @@ class ModelLibvirtSession:
             roots=roots,
             beliefs=self._beliefs(),
             calling=calling,
+            saved=qemu.run_state == "postmigrate" and libvirtd.dumped,
             uses_source=Root.SOURCE in roots.values(),
             uses_destination=Root.DESTINATION in roots.values(),
         )
@@ -143,7 +144,7 @@ class ModelLibvirtSession:
 
     async def resume(self) -> None:
         self._reach("resume")
-        if (state := self._run_state()) not in OUR_PAUSE:
+        if (state := self._run_state()) not in {*OUR_PAUSE, "postmigrate"}:  # by libvirt's word the latter is paused
             raise QmpRefusedError(f"the guest is {state}", command="resume", text=state)
         self._call("resume", ())
 
@@ -209,8 +210,8 @@ class ModelLibvirtSession:
         if world.faults and world.point([Alternative("QEMU does not take the switch back", self._full)]):
             return False
         self._edge("the switch is about to be taken back")
-        if world.qemu is None:
-            raise QmpUnknownError("QEMU has ended")
+        if self._run_state() == "postmigrate":  # QEMU has let go of its images, and starts no job on them
+            return False
         world.take_back(disk)
         self._edge("the switch was taken back")
         return True

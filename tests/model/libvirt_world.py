@@ -308,6 +308,8 @@ class LibvirtWorld(World):
             found.append(Alternative("virsh", self.virsh, ("resume",)))
         if state == "paused":
             found.append(Alternative("virsh", self.virsh, ("reset",)))
+            if all(job.status in ENDED for job in qemu.jobs.values()):
+                found.append(Alternative("virsh", self.virsh, ("dump",)))
         for disk in self.durable.disks:
             job = qemu.jobs.get(job_id(disk))
             if job is not None and job.status not in ENDED:
@@ -319,6 +321,10 @@ class LibvirtWorld(World):
         self.say(f"  other: virsh {name} {disk}")
         if name == "reset":
             self.execute("system_reset", {}, OTHER)
+            return
+        if name == "dump":
+            assert self.qemu is not None
+            self.qemu.run_state, self.libvirtd.dumped = "postmigrate", True
             return
         if name == "pivot":
             self.ghost.excused |= {disk}
@@ -467,8 +473,11 @@ class LibvirtWorld(World):
         """Return whether the guest waits for a person: libvirt does not know its image, and it was not taken back."""
         if self.qemu is None or self.libvirtd.memory is None or not self.original:
             return False
+        if self.qemu.run_state == "postmigrate" and not self.libvirtd.dumped and self.durable.owes_resume:
+            return True  # by a dump, or by a migration to another host: nobody knows
         wrong = any(self.libvirtd.memory[disk.index].live is not self.root(disk) for disk in self.durable.disks)
         if self.durable.phase is Phase.DECIDED and not self.durable.owes_resume:
             return wrong  # somebody else has moved or resumed it
         tried = self.driver is not None and self.driver.attempt.rollback_failed
+        tried = tried or self.qemu.run_state == "postmigrate"  # QEMU would start no mirror
         return wrong and tried and self.qemu.run_state not in EXECUTING

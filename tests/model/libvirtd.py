@@ -67,7 +67,7 @@ class Libvirtd:
     """One libvirtd; what belongs to the process is None or empty while it does not run."""
 
     __slots__ = (
-        "config", "durable", "file", "hook", "memory", "queued", "release", "remembered", "running", "status", "transient",
+        "config", "dumped", "durable", "file", "hook", "memory", "queued", "release", "remembered", "running", "status", "transient",
         "written",
     )  # fmt: skip
 
@@ -87,6 +87,8 @@ class Libvirtd:
         """It has a next boot in memory, and in a file: a guest that is undefined while it runs keeps the first."""
         self.queued: tuple[Call, ...] = ()
         """Calls that wait for their turn; whoever made them does not wait any more."""
+        self.dumped = False
+        """It knows that the guest's memory went to a file, and that QEMU is in ``postmigrate`` since."""
 
     def copy(self) -> Libvirtd:
         """Return an independent copy."""
@@ -125,7 +127,7 @@ class Libvirtd:
 
     def die(self) -> None:
         """End the process: what it had in memory is lost."""
-        self.running, self.memory, self.queued = False, None, ()
+        self.running, self.memory, self.queued, self.dumped = False, None, (), False
         self.config, self.remembered = self.file, self.written
 
     def crash(self, world: LibvirtWorld) -> None:

@@ -13,7 +13,7 @@ from pivotd.core.pivot import Outcome, Pivot, PivotDisk
 
 def resume(seen: Observation) -> Action:
     """Return the action that ends a pause for which pivotd owes a resume."""
-    if seen.run_state in OUR_PAUSE:
+    if seen.run_state in OUR_PAUSE or seen.saved:
         return Resume(owed=seen.calling)
     return NoteResumed(seen.run_state or "unknown")
 

@@ -130,7 +130,7 @@ def unknown_to_libvirt(pivot: Pivot, seen: Observation, attempt: Attempt) -> Act
         and believed(seen, disk).live is Root.SOURCE
         and seen.job(disk.job).status == "null"
     )
-    if not behind or attempt.rollback_failed or attempt.may_have_written:
+    if not behind or attempt.rollback_failed or attempt.may_have_written or seen.run_state in MIGRATION_STATES:
         return None
     if not kinds.of(pivot).has_jobs and in_doubt(pivot, seen, attempt):
         return Wait(agreement.CALLING)  # libvirt would make the snapshot again; a job that is gone it cannot end

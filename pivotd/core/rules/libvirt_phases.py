@@ -24,6 +24,7 @@ from pivotd.core.actions import (
 )
 from pivotd.core.attempt import Attempt
 from pivotd.core.observation import (
+    MIGRATION_STATES,
     OUR_PAUSE,
     JobBelief,
     Observation,
@@ -122,7 +123,7 @@ def _trouble(pivot: Pivot, seen: Observation, attempt: Attempt) -> Action | None
         if kinds.of(pivot).has_jobs and disk not in live:
             error = seen.job(disk.job).error
             return Abandon(f"the copy of {disk.disk} ended: {error or 'its job failed or was cancelled'}")
-    if seen.run_state == "postmigrate":
+    if seen.run_state == "postmigrate" and not seen.saved:
         return Abandon("the guest has been migrated away")
     if attempt.lost is not None:
         return Abandon(attempt.lost)
@@ -156,10 +157,22 @@ def _decided(pivot: Pivot, seen: Observation) -> Action:
         return Close()
     doubt = agreement.disbelief(pivot, seen)
     if pivot.owes_resume:
+        if (leaving := _leaving(seen)) is not None:
+            return leaving
         # An error of a switch is what a person has to know: the record has said that libvirt does not.
         told = (what := agreement.unknown(pivot, seen)) is not None and what in (pivot.error or "")
         return resume(seen) if told and not seen.calling else _resume(pivot, seen)
     return Close() if doubt is None else Wait(doubt)
+
+
+def _leaving(seen: Observation) -> Action | None:
+    """Return how to wait for the end of a save or migration; the resume stays owed, for either may fail."""
+    if seen.run_state not in MIGRATION_STATES or seen.saved:
+        return None
+    return Wait(
+        f"the guest was saved or migrated in its pause (QEMU: {seen.run_state}): if that has failed, and it runs on no "
+        "other host, let it run (virsh resume)"
+    )
 
 
 def _resume(pivot: Pivot, seen: Observation) -> Action:
@@ -168,7 +181,9 @@ def _resume(pivot: Pivot, seen: Observation) -> Action:
     A guest that runs may still be paused by a call whose answer was lost: the resume is owed for as long. A paused one
     is resumed meanwhile.
     """
-    paused = seen.run_state in OUR_PAUSE
+    if (leaving := _leaving(seen)) is not None:
+        return leaving
+    paused = seen.run_state in OUR_PAUSE or seen.saved
     doubt = agreement.disbelief(pivot, seen) if paused else None
     if not paused and seen.calling:
         doubt = agreement.CALLING
