@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pivotd import limits
-from pivotd.core import actions
+from pivotd.core import actions, kinds
 from pivotd.core.observation import Asked, JobBelief, Observation, Root
 from pivotd.core.pivot import Phase
 from pivotd.core.request import Manager
@@ -51,10 +51,10 @@ async def ask_libvirt(
 async def _note_asking(
     state: DriverState, session: LibvirtSession, action: actions.AskLibvirt, seen: Observation
 ) -> bool:
-    """Record that libvirt is asked to switch, and then how often the guest had written by then; see roll_back().
+    """Record that libvirt is asked to switch, and then how often the guest had written by then; see guest_writes.py.
 
     No disk moves before the first is on disk; it is written beside the question for the second. The second is written
-    beside the switch: whoever does not find it takes no disk back.
+    beside the switch: whoever does not find it takes no disk of a copy back. A snapshot needs only the first.
 
     Returns: False if the first took so long that pivotd may have resumed the guest.
     """
@@ -63,9 +63,12 @@ async def _note_asking(
     if not state.is_recording:  # the question may have failed after the first was begun
         facts = record_shapes.facts(state.pivot, seen, state.attempt, "libvirt is asked to switch")
         state.begin_record("asking", facts | {"disks": action.disks}, asking=True)
-    writes = await guest_writes.counted(state, session)
+    counts = kinds.of(state.pivot).has_jobs
+    writes = await guest_writes.counted(state, session) if counts else ()
     if not await in_time(state, seen, state.finish_record()):
         return False
+    if not counts:
+        return True
     options = replace(state.pivot.options, guest_writes=writes)
     facts = {"guest_writes": dict(writes)}
     state.begin_record("writes-counted", facts, after_s=limits.CALL_LEAVES_S, options=options)
@@ -120,8 +123,7 @@ async def roll_back(state: DriverState, session: Session, action: actions.RollBa
     """
     if state.pivot.manager is Manager.LIBVIRT:
         await state.finish_record()
-        before, now = dict(state.pivot.options.guest_writes), dict(await guest_writes.count(state, session))
-        if any(disk not in before or before[disk] != now.get(disk) for disk in action.disks):
+        if not await guest_writes.none_since(state, session, action.disks):
             state.remember(may_have_written=True)
             return None
     return await pause_steps.roll_back(state, session, action, seen)

@@ -117,6 +117,10 @@ class Session(Protocol):
         """Return bytes and number of the guest's writes so far, by QOM path."""
         ...
 
+    async def unwritten(self, pivot: Pivot) -> frozenset[str]:
+        """Return the disks to whose present root nothing was written since QEMU has opened it."""
+        ...
+
     async def place_limits(self, pivot: Pivot) -> None:
         """Set the last limits of the pivot."""
         ...

@@ -201,6 +201,16 @@ class Session:
         """Return bytes and number of the guest's writes so far, by QOM path."""
         return await throttle.writes(self._monitor, pivot)
 
+    async def unwritten(self, pivot: Pivot) -> frozenset[str]:
+        """Return the disks to whose present root nothing was written since QEMU has opened it.
+
+        Source: block/io.c, bdrv_co_write_req_finish(): each write, also of zeroes, counts for the node's highest one.
+        """
+        highest, disks = await ask(self._monitor, replies.highest_writes), await self.disks()
+        return frozenset(
+            disk.disk for disk in pivot.disks if disk.disk in disks and highest.get(disks[disk.disk].node) == 0
+        )
+
     async def place_limits(self, pivot: Pivot) -> None:
         """Set the last limits of the pivot. Raises: QmpRefusedError."""
         await throttle.place(self._monitor, pivot)

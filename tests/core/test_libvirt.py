@@ -368,7 +368,9 @@ def test_a_snapshot_of_which_libvirt_does_not_know_is_taken_back():
     assert isinstance(decide(snapshot(), known), actions.RollBack)
     waiting = known.but(ask_in_doubt=True, calling=True)
     assert isinstance(decide(snapshot(), waiting), actions.Wait)
-    assert isinstance(decide(snapshot(), known.but(rollback_failed=True)), actions.Wait)
+    action = decide(snapshot(), known.but(rollback_failed=True))
+    assert isinstance(action, actions.Wait)
+    assert "neither save nor migrate the guest before it was shut down and started" in action.reason
 
 
 def test_a_snapshot_that_may_still_be_made_keeps_the_guest_paused():

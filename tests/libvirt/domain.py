@@ -36,6 +36,14 @@ ABORT_POINTS = {
     **{name: point for name, point in PIVOT_POINTS.items() if name in {"K3", "K4", "K5", "K5b", "K6", "K7"}},
 }
 """The same in its abort."""
+SNAPSHOT_POINTS = {
+    "begun": Point("after", "command", '"blockdev-add"'),
+    "made": Point("before", "command", '"transaction"'),
+    "put": Point("after", "command", '"transaction"', delay_ms=300),
+    "live": Point("after", "rename", "/run/libvirt/qemu/web1.xml", since='"transaction"'),
+    "next": Point("after", "rename", "/etc/libvirt/qemu/web1.xml", since='"transaction"'),
+}
+"""The same in a snapshot: the overlay is begun, made, under the disk; that is saved of the running guest, and of the next."""
 
 _XML = """
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>

@@ -16,7 +16,7 @@ import pytest
 
 from pivotd import limits
 from pivotd.core import names
-from tests.libvirt.domain import ABORT_POINTS, PIVOT_POINTS, Domain
+from tests.libvirt.domain import ABORT_POINTS, PIVOT_POINTS, SNAPSHOT_POINTS, Domain
 from tests.libvirt.guarding import Guarded, guard, until
 from tests.libvirt.libvirtd import Libvirtd, Point
 
@@ -30,13 +30,18 @@ def die(guarded: Guarded, point: Point, end: str = "pivot", *, pivotd: bool, qem
     domain, libvirtd = guarded.domain, guarded.libvirtd
     libvirtd.kill_at(point)
     guarded.begin("libvirt", end, domain.name, "vda")
-    libvirtd.await_death()
+    end_with(guarded, pivotd=pivotd, qemu=qemu)
+
+
+def end_with(guarded: Guarded, *, pivotd: bool, qemu: bool = False) -> None:
+    """Wait for libvirtd's death, let others die right after it, and start what was killed."""
+    guarded.libvirtd.await_death()
     if pivotd:
         guarded.daemon.kill()
     if qemu:
-        domain.kill_qemu()
-    libvirtd.never_kill()
-    libvirtd.start()
+        guarded.domain.kill_qemu()
+    guarded.libvirtd.never_kill()
+    guarded.libvirtd.start()
     if pivotd:
         guarded.daemon.start()
 
@@ -99,6 +104,45 @@ def test_libvirtd_killed_in_another_guarded_end(
         assert guarded.settled(SETTLED_S)["phase"] == "closed", guarded.ended()
         guarded.assert_right(source=source)
         assert domain.image("vda", source).exists()
+
+
+@pytest.mark.parametrize("hook", [False, True], ids=["no hook", "hook"])
+@pytest.mark.parametrize("point", SNAPSHOT_POINTS)
+def test_libvirtd_killed_in_a_guarded_snapshot(
+    libvirtd: Libvirtd, tmp_path: Path, point: str, pivotd_dies: bool, hook: bool
+):
+    """No job stands for it in libvirt's files, and no hook helps: it is taken back where libvirt has not noted it."""
+    if hook:
+        libvirtd.install_hook()
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False, disks=2).define().boot()
+    with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as guarded:
+        guarded.await_domain()
+        libvirtd.kill_at(SNAPSHOT_POINTS[point])
+        guarded.begin("snapshot", "web1", *(f"{target}={domain.image(target, 1)}" for target in domain.targets))
+        end_with(guarded, pivotd=pivotd_dies)
+        guarded.await_end()
+        assert guarded.pivot()["outcome"] == ("switched" if point in {"live", "next"} else "kept")
+        for target in domain.targets:
+            guarded.assert_right(target)
+
+
+def test_pivotd_killed_in_a_guarded_snapshot(libvirtd: Libvirtd, tmp_path: Path):
+    """Nobody waits for the call any more, and libvirtd carries it out to its end."""
+    libvirtd.start()
+    domain = Domain(libvirtd, guest=False).define().boot()
+    with guard(tmp_path, libvirtd) as daemon, Guarded(domain, daemon) as guarded:
+        guarded.await_domain()
+        libvirtd.kill_at(replace(SNAPSHOT_POINTS["begun"], action="stop"))
+        guarded.begin("snapshot", "web1", f"vda={domain.image('vda', 1)}")
+        until(lambda: state(libvirtd.pid) == "T", "the stop of libvirtd")
+        daemon.kill()
+        assert libvirtd.pid is not None
+        os.kill(libvirtd.pid, signal.SIGCONT)
+        daemon.start()
+        guarded.await_end()
+        assert guarded.pivot()["outcome"] == "switched"
+        guarded.assert_right()
 
 
 @pytest.mark.parametrize("point", PIVOT_POINTS)

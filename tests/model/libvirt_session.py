@@ -104,6 +104,11 @@ class ModelLibvirtSession:
             self.world.wrote, wrote = False, 0
         return {disk.qdev: (0, wrote) for disk in self.world.durable.disks}
 
+    async def unwritten(self, _pivot: Pivot) -> frozenset[str]:
+        """Return the disks whose overlay is as new."""
+        images = self.world.storage.images
+        return frozenset(disk.disk for disk in self.world.durable.disks if not images[disk.destination.filename].own)
+
     async def io_limits(self, _pivot: Pivot) -> Mapping[str, Any]:
         return {}
 

@@ -100,23 +100,32 @@ def test_a_suspend_that_still_waits_in_libvirtd_does_not_leave_the_guest_paused(
     assert found.outcomes == {"switched"}
 
 
+@pytest.mark.parametrize("move", [Move.COPY, Move.SNAPSHOT])
 @pytest.mark.parametrize(
     ("resumed", "counted"),
     [(False, True), (True, True), (False, False)],
     ids=["still", "resumed and suspended", "killed before its writes were counted"],
 )
 def test_a_switch_of_which_libvirt_does_not_learn_is_taken_back_unless_the_guest_has_written(
-    resumed: bool, counted: bool
+    resumed: bool, counted: bool, move: Move
 ):
-    """While pivotd and libvirtd were dead, nobody saw whether it ran; QEMU's count of its writes tells, if known."""
+    """While pivotd and libvirtd were dead, nobody saw whether it ran; QEMU's count of its writes tells, if known.
+
+    Of a snapshot the overlay tells, always.
+    """
 
     def killed(bounds: LibvirtBounds) -> LibvirtWorld:
         world = first_world(bounds)
         world.libvirtd.perform(world, "suspend", ())
         options = replace(world.durable.options, guest_writes=(("disk0", 0),) if counted else ())
         intent = {"asking": True, "owes_resume": True, "run_state_before": "running", "attempt": 1}
+        if world.has_jobs:
+            world.execute("job-complete", {"id": "copy-disk0"})
+        else:
+            told = world.libvirtd.copy()
+            world.libvirtd.perform(world, "snapshot", ("disk0",))
+            world.libvirtd = told
         world.durable = replace(world.durable, phase=Phase.PAUSING, options=options, **intent)
-        world.execute("job-complete", {"id": "copy-disk0"})
         world.libvirtd.die()
         world.settle_jobs()
         world.wrote = False
@@ -125,5 +134,7 @@ def test_a_switch_of_which_libvirt_does_not_learn_is_taken_back_unless_the_guest
         world.driver, world.down, world.session, world.monitor = None, True, None, None
         return world
 
-    found = search(LibvirtBounds(crashes=0, hook=False), killed)
-    assert found.outcomes == {"kept" if counted and not resumed else "switched"}
+    begins_at = Phase.PREPARING if move is Move.SNAPSHOT else Phase.COPYING
+    found = search(LibvirtBounds(crashes=0, hook=False, move=move, from_phase=begins_at), killed)
+    back = not resumed and (counted or move is Move.SNAPSHOT)
+    assert found.outcomes == {"kept" if back else "switched"}

@@ -408,6 +408,7 @@ NEXT_BOOT = (
 """Which image a guest starts from next."""
 
 AGREEMENT, LIBVIRT_STEPS = "pivotd/core/rules/agreement.py", "pivotd/engine/libvirt_steps.py"
+GUEST_WRITES = "pivotd/engine/guest_writes.py"
 HANGS = "pivotd/core/rules/libvirt_hangs.py"
 
 
@@ -437,6 +438,7 @@ LIBVIRT = (
     Defect(
         "libvirt is asked before that is on disk", "G6", LIBVIRT_STEPS,
         "    if not await in_time(state, seen, state.finish_record()):\n        return False\n"
+        "    if not counts:\n        return True\n"
         "    options = replace(state.pivot.options, guest_writes=writes)\n"
         '    facts = {"guest_writes": dict(writes)}\n'
         '    state.begin_record("writes-counted", facts, after_s=limits.CALL_LEAVES_S, options=options)\n', "",
@@ -454,18 +456,28 @@ LIBVIRT = (
     ),
     Defect(
         "a snapshot that libvirt does not know of is left to it", "G3", "pivotd/core/rules/libvirt_pause.py",
-        "    if not behind or attempt.rollback_failed or attempt.may_have_written:\n", "    if True:\n",
+        "    if not behind or attempt.rollback_failed or attempt.may_have_written or", "    if True or",
         SEARCH, guarded(crashes=2, move=Move.SNAPSHOT, from_phase=Phase.PREPARING),
     ),
     Defect(
-        "a switch is taken back after the guest has written", "G1", LIBVIRT_STEPS,
-        "        if any(disk not in before or", "        if False and any(disk not in before or",
+        "a switch is taken back after the guest has written", "G1", GUEST_WRITES,
+        "before[disk] == now.get(disk)", "True",
         SEARCH, ("tests/model/test_libvirt.py", "-k", "unless_the_guest_has_written"),
     ),
     Defect(
-        "a switch is taken back although nobody knows the guest's writes", "G1", LIBVIRT_STEPS,
-        "        if any(disk not in before or before[disk] !=", "        if any(before.get(disk, now.get(disk)) !=",
+        "a switch is taken back although nobody knows the guest's writes", "G1", GUEST_WRITES,
+        "disk in before and before[disk] ==", "before.get(disk, now.get(disk)) ==",
         SEARCH, ("tests/model/test_libvirt.py", "-k", "unless_the_guest_has_written"),
+    ),
+    Defect(
+        "an overlay is taken back after the guest has written", "G1", GUEST_WRITES,
+        "        return (await session.unwritten(state.pivot)).issuperset(disks)\n", "        return True\n",
+        SEARCH, ("tests/model/test_libvirt.py", "-k", "unless_the_guest_has_written"),
+    ),
+    Defect(
+        "the resume of a guest that is saved in its pause is forgotten", "G3", "pivotd/core/rules/libvirt_phases.py",
+        "    if seen.run_state not in MIGRATION_STATES or seen.saved:\n", "    if True:\n",
+        TABLE, ("tests/core/test_libvirt.py", "-k", "stays_owed"),
     ),
     Defect(
         "a definition of somebody else is overwritten without a word", "G2", LIBVIRT_STEPS,

@@ -72,7 +72,10 @@ def disbelief(pivot: Pivot, seen: Observation) -> str | None:
         return None
     if kinds.of(pivot).has_jobs:
         return f"{what}: {restart()}"
-    return f"{what}: before you resume the guest, define that image for its next boot"
+    return (
+        f"{what}, and will not learn it: neither save nor migrate the guest before it was shut down and started; if it "
+        "is paused, let it run (virsh resume)"
+    )
 
 
 def unknown(pivot: Pivot, seen: Observation) -> str | None:
@@ -207,7 +210,8 @@ def _of_next_boot(disk: PivotDisk, belief: Belief) -> str:
 def _may_learn(pivot: Pivot, seen: Observation) -> bool:
     """Return whether libvirt can still learn of a switch, by QEMU's job or by a restart with the hook.
 
-    Where it takes a disk for switched that has not moved, and the job is gone, it cannot.
+    Where it takes a disk for switched that has not moved, and the job is gone, it cannot. Of a snapshot it learns only
+    when the guest starts again; until somebody has seen to that the guest stays paused.
     """
     jobs = {seen.job(disk.job).status for disk in pivot.disks}
     return any(root(seen, disk) is Root.DESTINATION for disk in pivot.disks) or not jobs.isdisjoint(_ENDING)
