@@ -12,7 +12,7 @@ import click
 
 from pivotd import limits
 from pivotd.cli import render
-from pivotd.cli.complaints import EXIT_INTERRUPTED, UnusableFileError, UsageError
+from pivotd.cli.complaints import EXIT_INTERRUPTED, UnusableFileError
 from pivotd.cli.context import App, Form, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import AbsolutePath
@@ -172,10 +172,17 @@ def _journal(app: App) -> Path:
     """Return the path of the journal: the daemon knows it, and its configuration while it does not run."""
     try:
         return Path(app.client.health().journal.path)
-    except UnsentError:
+    except UnsentError as away:
         from pivotd.config import load  # noqa: PLC0415 - only without a daemon
 
         try:
-            return load().state_dir
+            found = load()
         except ConfigError as error:
-            raise UsageError(f"no pivotd runs, and {error.message}: give --offline STATE_DIR") from error
+            away.message += f"; and {error.message}: give --offline STATE_DIR"
+            raise away from None
+        if str(found.socket) != app.socket:
+            away.message += (
+                f"; the configuration of this host is of a pivotd at {found.socket}: give --offline STATE_DIR"
+            )
+            raise away from None
+        return found.state_dir

@@ -62,8 +62,12 @@ def image_history(app: App, image: str) -> list[ImageVerdict]:
         return app.client.image(image)
     except RefusedError:
         raise
-    except ClientError:
-        return app.with_journal(str(_state_dir())).journal.image(image)
+    except ClientError as away:
+        try:
+            return app.with_journal(str(_state_dir())).journal.image(image)
+        except JournalError as error:
+            away.message += f"; and {error.message}"
+            raise away from None
 
 
 def certain(domain: str, disk: str, found: dict[str, Verdict]) -> Verdict:

@@ -133,6 +133,18 @@ def test_backup_with_and_without_a_daemon(daemon: Daemon) -> None:
         assert ctl("--offline", place, "verdict").status == 6
 
 
+def test_backup_without_a_daemon_and_a_configuration(daemon: Daemon) -> None:
+    """The daemon cannot be reached, which is status 3: both reasons are told, and what to give. Nothing is copied."""
+    target = daemon.directory / "one"
+    answer = ctl("--socket", daemon.socket, "journal", "backup", target)
+    assert answer.status == 3
+    said = complaint(answer)
+    assert said.startswith(f"there is no {daemon.socket}: is pivotd running?")
+    assert said.endswith(": give --offline STATE_DIR")
+    assert ctl("--socket", daemon.socket, "--json", "journal", "backup", target).json["error"]["kind"] == "unreachable"
+    assert not target.exists()
+
+
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("n", 4)])
 def test_a_person_is_asked(daemon: Daemon, answer: str, status: int) -> None:
     """On a terminal, before a backup is replaced."""
