@@ -20,6 +20,7 @@ from pivotd.app.registry import Host
 from pivotd.client.answers import JournalStats
 from pivotd.core import known_chain
 from pivotd.core.list_filters import EventFilter, PivotFilter
+from pivotd.core.names import no_disk
 from pivotd.core.overwritten import Overwritten, doubted
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
@@ -252,7 +253,8 @@ class Reads:
         if domain is not None and disk is not None and not found:
             supervisor = self._host.get(domain) if self._fleet is None else self._host.supervisors.get(domain)
             if supervisor is not None and supervisor.session is not None:
-                raise NotFoundError(f"{domain} has no disk {disk}, neither in QEMU nor in the journal", disk=disk)
+                _, every = await self.live_verdicts(domain, None)
+                raise NotFoundError(no_disk(domain, disk, (known for _, known in every)), disk=disk)
             marks = await self.overwritten()
             found = {(domain, disk): doubted(without_pivot(domain, disk), marks.get((domain, disk)))}
         if self._fleet is not None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from pivotd import limits
-from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
+from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name, no_domain
 from pivotd.core.pivot import JsonObject, Pivot
 from pivotd.core.request import Manager
 from pivotd.engine.driver import Driver
@@ -142,8 +142,7 @@ class Host:
             if name in self.libvirts_unusable:
                 why = self.libvirts_unusable[name][1]
                 raise NotFoundError(f"pivotd does not guard this domain of libvirt: {why}", domain=name) from None
-            known = ", ".join(sorted(self.supervisors)[:10]) or "none"
-            raise NotFoundError(f"there is no domain {name}; known are: {known}", domain=name) from None
+            raise NotFoundError(no_domain(name, self.supervisors), domain=name) from None
 
     def drivers(self) -> dict[str, Driver]:
         """Return the drivers of all open pivots by id."""

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import click
 
 from pivotd import limits
-from pivotd.cli import render
+from pivotd.cli import render, unknown_domain
 from pivotd.cli.complaints import EXIT_INTERRUPTED, UsageError
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.help import ExampleCommand
@@ -19,6 +19,7 @@ from pivotd.cli.since import Since
 from pivotd.cli.values import UNITS_S, AbsolutePath, Length, Name
 from pivotd.client import Record
 from pivotd.core.list_filters import journal_time
+from pivotd.errors import NotFoundError
 
 EXAMPLES = (
     "pivotctl events --tail 20",
@@ -85,8 +86,14 @@ def events(app: App, /, follow: bool, after: int | None, tail: int | None, **opt
                 raise UsageError("--exec takes every decided pivot: leave --tail, --since, --domain and --event out")
             _execute(app, follow, after, **options)
             return
+        if follow:
+            _say_unknown(app, wanted["domain"])
+        shown = False
         for record in _records(app, after or 0, tail, wanted, follow=follow):
             _show(app, record, follow)
+            shown = True
+        if not shown:
+            unknown_domain.check(app, wanted["domain"])
     except KeyboardInterrupt:
         app.status = EXIT_INTERRUPTED
 
@@ -128,6 +135,14 @@ def _records(app: App, after: int, tail: int | None, wanted: Wanted, *, follow: 
             after = max(end, record.seq)
         after = max(end, after)
     yield from client.events(after, follow=True, domain=wanted["domain"], event=wanted["event"])
+
+
+def _say_unknown(app: App, domain: str | None) -> None:
+    """Say that there is no such domain: one can be waited for that is yet to come."""
+    try:
+        unknown_domain.check(app, domain)
+    except NotFoundError as error:
+        tell(f"{error.message}; waiting for its first record")
 
 
 def _show(app: App, record: Record, follow: bool) -> None:

@@ -18,6 +18,7 @@ from pivotd.config import load
 from pivotd.core import pivot as core
 from pivotd.core import verdict
 from pivotd.core.list_filters import EVERY_EVENT, EventFilter, PivotFilter
+from pivotd.core.names import no_domain
 from pivotd.core.overwritten import doubted
 from pivotd.core.pivot import Image, Phase
 from pivotd.core.rules.fleet_local import DiskHere
@@ -135,8 +136,7 @@ class OfflineJournal:
                 return
         if self.fleet.knows(domain):
             return
-        known = ", ".join(row.name for row in self.domains()[:10]) or "none"
-        raise NotFoundError(f"there is no domain {domain}; known are: {known}", domain=domain)
+        raise NotFoundError(no_domain(domain, (row.name for row in self.domains())), domain=domain)
 
     def _verdicts(self, domain: str | None, disk: str | None) -> dict[Key, verdict.Verdict]:
         found = {}

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pivotd import limits
-from pivotd.cli import progress, render, user_names
+from pivotd.cli import progress, render, unknown_domain, user_names
 from pivotd.cli.adopt_command import adopt
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.ending_commands import cancel, complete, wait
@@ -75,6 +75,8 @@ def ls(app: App, /, last: int, since: datetime | None, **chosen: Any) -> None:
     """
     chosen["since"] = since and journal_time(since)
     found = list(islice(app.reads.pivots(**chosen, limit=last + 1), last + 1))
+    if not found:
+        unknown_domain.check(app, chosen["domain"])
     more = len(found) > last
     del found[last:]
     if not render.answer(app, found):

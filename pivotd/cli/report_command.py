@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pivotd.cli import new_file, render
+from pivotd.cli import new_file, render, unknown_domain
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.help import ExampleCommand
@@ -54,6 +54,7 @@ def report(  # noqa: PLR0913 - click passes each option
 
     found = gather(app, Choice(ids, domain, since))
     if not found.pivots:
+        unknown_domain.check(app, domain)
         raise NotFoundError(f"there are no pivots {found.chosen}: no page was written; see `pivotctl pivot ls`")
     page = document(found)
     if found.left_out:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pivotd.cli import render
+from pivotd.cli import render, unknown_domain
 from pivotd.cli.complaints import UsageError, as_typed
 from pivotd.cli.context import App, tell
 from pivotd.cli.known_names import DOMAIN, OPEN_PIVOT
@@ -58,6 +58,8 @@ def select(
     if not every:
         return list(dict.fromkeys(names))
     found = [pivot.id for pivot in app.client.pivots(domain, open_only=True) if wanted(pivot)]
+    if not found:
+        unknown_domain.check(app, domain)
     if not found and not app.documents:
         tell(f"no such pivot{'' if domain is None else f' of {render.text(domain)}'} is open")
     return found[::-1]

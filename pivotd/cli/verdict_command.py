@@ -84,6 +84,8 @@ def verdict(app: App, domain: str | None, disk: str | None, image: str | None, l
         _image(app, image)
         return
     found = app.reads.verdicts(domain, disk, local=local)
+    if domain is not None and app.offline is not None and all(row.pivot is None for row in found):
+        app.journal.check_known(domain)
     app.status = EXIT_UNKNOWN if any(not row.certain for row in found) else EXIT_DONE
     if render.answer(app, found[0] if disk is not None and len(found) == 1 else found, NAME):
         return

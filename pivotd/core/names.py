@@ -9,12 +9,17 @@ ten characters of the ULID, 50 random bits.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from pivotd import limits
 
 NODE_NAME_LENGTH_MAX = 31
 JOB_ID_CHARACTERS = 10
 DISKS_MAX = 64
+NAMES_TOLD = 10
+"""Names that a message lists."""
+NEAR = 0.66
+"""How much of two names has to be the same (difflib) so that one may be meant by the other: two letters of three."""
 DOMAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 DOMAIN_NAME_WORDS = f"at most {limits.NAME_LENGTH_MAX} of A-Z a-z 0-9 . _ - that starts with a letter or digit"
 _NODE = re.compile(r"p([0-9A-Z]{26})-\d+[a-z]*")
@@ -24,6 +29,22 @@ _DESTINATION = re.compile(r"p[0-9A-Z]{26}-\d+")
 def is_domain_name(name: str) -> bool:
     """Return whether this is a valid domain name, from whatever source: DOMAIN_NAME_WORDS."""
     return len(name) <= limits.NAME_LENGTH_MAX and re.fullmatch(DOMAIN_NAME, name) is not None
+
+
+def no_domain(name: str, known: Iterable[str]) -> str:
+    """Return in words that there is no domain of a name, and which one may be meant, or the first that there are."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only for an error
+
+    names = sorted(set(known))
+    if near := get_close_matches(name, names, 1, NEAR):
+        return f"there is no domain {name}: do you mean {near[0]}?"
+    more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
+    return f"there is no domain {name}; known are: {', '.join(names[:NAMES_TOLD]) or 'none'}{more}"
+
+
+def no_disk(domain: str, name: str, known: Iterable[str]) -> str:
+    """Return in words that a domain has no disk of a name, with all that it has."""
+    return f"{domain} has no disk {name}; its disks are: {', '.join(sorted(known)) or 'none'}"
 
 
 def _job(pivot: str, index: int, suffix: str) -> str:

@@ -53,8 +53,8 @@ class DomainSnapshot:
         same = (disk for disk in self.blocks.disks.values() if name and name in {disk.device, disk.qdev})
         found = self.blocks.disks.get(name) or next(same, None)
         if found is None:
-            known = ", ".join(sorted(self.blocks.disks)) or "none"
-            raise NotFoundError(f"{self.name} has no disk {name}; its disks are: {known}", domain=self.name, disk=name)
+            said = names.no_disk(self.name, name, self.blocks.disks)
+            raise NotFoundError(said, domain=self.name, disk=name)
         return found
 
     def chain(self, seen: DiskSeen) -> list[Image]:

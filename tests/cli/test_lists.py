@@ -238,3 +238,88 @@ def test_what_a_narrow_table_does_without() -> None:
     assert fitted(75) == fitted(60) == ([0, 2, 3], [])
     assert fitted(50) == ([0, 2], ["WORDS"])
     assert fitted(30) == fitted(5) == ([0], ["WORDS", "PATH"])
+
+
+@pytest.fixture(scope="module")
+def gone(bench: Bench) -> str:
+    """A domain of which the journal has no more than that it came and went."""
+    assert bench.ctl("domain", "add", "gone1", "--qmp", bench.directory / "gone1.qmp").status == 0
+    assert bench.ctl("domain", "rm", "gone1").status == 0
+    return "gone1"
+
+
+ABOUT_A_DOMAIN = (
+    ("pivot", "ls", "--domain"),
+    ("pivot", "ls", "--open", "--since", "1h", "--domain"),
+    ("events", "--domain"),
+    ("events", "--tail", "3", "--domain"),
+    ("events", "--event", "undone", "--domain"),
+    ("wait", "--all", "--domain"),
+    ("pivot", "complete", "--all", "--domain"),
+    ("cancel", "--all", "--domain"),
+    ("verdict",),
+    ("domain", "show"),
+    ("disk", "ls"),
+    ("image", "--all"),
+)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("words", ABOUT_A_DOMAIN, ids=" ".join)
+def test_a_domain_that_nobody_knows(bench: Bench, words: tuple[str, ...]) -> None:
+    """One line with the name that may be meant, and status 4."""
+    answer = bench.ctl(*words, "wbe1")
+    assert (answer.status, answer.stdout) == (4, "")
+    assert complaint(answer) == "there is no domain wbe1: do you mean web1?"
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("words", ABOUT_A_DOMAIN[2:6:3], ids=" ".join)
+def test_a_domain_that_nobody_knows_in_a_document(bench: Bench, words: tuple[str, ...]) -> None:
+    """With -o json, an error in the place of the list."""
+    document = bench.ctl(*words, "wbe1", "-o", "json")
+    assert (document.status, document.stderr) == (4, "")
+    assert document.json["error"]["kind"] == "not-found"
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("words", ABOUT_A_DOMAIN[1:8:2], ids=" ".join)
+def test_a_domain_that_only_the_journal_knows(bench: Bench, gone: str, words: tuple[str, ...]) -> None:
+    """It has an ordinary answer, also where there is nothing to say of it."""
+    assert bench.ctl(*words, gone).status == 0
+
+
+def test_a_domain_that_the_journal_alone_does_not_know(state_dir: Path) -> None:
+    """The same with --offline; what only history has is known there."""
+    for words in (("pivot", "ls", "--domain"), ("events", "--domain"), ("verdict",)):
+        answer = ctl("--offline", state_dir, *words, "bd1")
+        assert answer.status == 4, answer
+        assert complaint(answer) == "there is no domain bd1: do you mean db1?"
+    assert ctl("--offline", state_dir, "pivot", "ls", "--domain", "db1", "--since", "2126-01-01").status == 0
+    assert complaint(ctl("--offline", state_dir, "verdict", "xyz")) == "there is no domain xyz; known are: db1, web1"
+    page = ctl("--offline", state_dir, "report", "--domain", "bd1", "-o", "-")
+    assert (page.status, page.stdout, complaint(page)) == (4, "", "there is no domain bd1: do you mean db1?")
+
+
+@pytest.mark.qemu
+def test_a_domain_that_is_yet_to_come_can_be_followed(bench: Bench) -> None:
+    """`events --follow` says that nobody knows it, and shows its first record."""
+    socket = bench.daemon.socket
+    with start("--socket", socket, "events", "--follow", "--domain", "late1") as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        said = process.stderr.readline()
+        assert said.startswith("pivotctl: there is no domain late1; known are: ")
+        assert said.endswith("; waiting for its first record\n")
+        bench.ctl("domain", "add", "late1", "--qmp", bench.directory / "late1.qmp")
+        assert "late1 - domain-added" in process.stdout.readline()
+        process.terminate()
+    bench.ctl("domain", "rm", "late1")
+
+
+@pytest.mark.qemu
+def test_a_disk_that_nobody_knows(bench: Bench) -> None:
+    """The message has the names that there are."""
+    answer = bench.ctl("verdict", "web1", "dsik0")
+    assert answer.status == 4
+    assert complaint(answer) == "web1 has no disk dsik0; its disks are: disk0, disk1"

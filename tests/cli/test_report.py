@@ -396,7 +396,7 @@ def test_no_pivots(state_dir: Path) -> None:
     """The command line is right, and nothing was found: status 4, one line, and no page."""
     answer = ctl("--offline", state_dir, "report", "--domain", "web9", "-o", "x.html", cwd=state_dir)
     assert (answer.status, answer.stdout) == (4, "")
-    assert complaint(answer) == "there are no pivots of domain web9: no page was written; see `pivotctl pivot ls`"
+    assert complaint(answer) == "there is no domain web9: do you mean web1?"
     assert not (state_dir / "x.html").exists()
 
 

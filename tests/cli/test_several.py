@@ -92,6 +92,7 @@ def test_cancel_all(bench: Bench, two: list[str]) -> None:
 
 def test_all_of_another_domain(bench: Bench, two: list[str]) -> None:
     """--domain is minded: nothing else is cancelled."""
+    assert bench.ctl("domain", "add", "web2", "--qmp", bench.directory / "web2.qmp").status == 0
     assert complaint(bench.ctl("cancel", "--all", "--domain", "web2")) == "no such pivot of web2 is open"
     assert states(bench, two) == [("ready", None)] * 2
 
