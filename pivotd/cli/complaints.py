@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 from pivotd.client import NewImage
 from pivotd.errors import EXIT_REFUSED, EXIT_USAGE, PivotdError
@@ -73,6 +75,18 @@ class InterruptError(PivotdError):
 
     kind = "interrupted"
     exit_status = EXIT_INTERRUPTED
+
+
+@contextmanager
+def perhaps_taken(again: str, **fields: Any) -> Iterator[None]:
+    """Around a request that changes something: after Ctrl-C nobody knows whether pivotd has it.
+
+    ``again``: what to type. Raises: InterruptError.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptError(f"interrupted; pivotd may have taken the request: {again}", **fields) from None
 
 
 OPTIONS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from pivotd.cli import render
+from pivotd.cli.complaints import perhaps_taken
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.known_names import DOMAIN
 from pivotd.cli.values import AbsolutePath, Name
@@ -73,7 +74,8 @@ def add(app: App, name: str, qmp: str) -> None:
     give QEMU a separate monitor for pivotd.
     """
     app.will_answer(DomainView)
-    found = app.client.add_domain(name, qmp)
+    with perhaps_taken("the same command again is no error", domain=name):
+        found = app.client.add_domain(name, qmp)
     if not render.answer(app, found):
         _card(found)
 
@@ -86,7 +88,8 @@ def rm(app: App, name: str) -> None:
 
     pivotd refuses this while a pivot of the domain is open, and for a domain that the configuration names.
     """
-    app.client.remove_domain(name)
+    with perhaps_taken("see `pivotctl domain ls`", domain=name):
+        app.client.remove_domain(name)
     if not render.answer(app, {"removed": name}):
         print(f"domain {render.text(name)} was removed; its pivots stay in the journal")
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
 import click
 
 from pivotd.cli import render, several
-from pivotd.cli.complaints import InterruptError
+from pivotd.cli.complaints import InterruptError, perhaps_taken
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.several import Answers
 from pivotd.cli.several_display import Shown, several_display
@@ -13,6 +17,9 @@ from pivotd.cli.several_running import Running, look, totals
 from pivotd.cli.waiting import FOLLOW, exit_status, wait_to_the_end
 from pivotd.client import Client, ClientError, Pivot
 from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PhaseConflictError
+
+FOLLOW_SEVERAL = "follow them with `pivotctl wait {names}`, cancel them with `pivotctl cancel {names}`"
+SEE = "see `pivotctl pivot show {id}`"
 
 
 @click.command("wait")
@@ -29,10 +36,14 @@ def wait(app: App, names: tuple[str, ...], every: bool, domain: str | None) -> N
     if several.only_one(names, domain, every=every):
         wait_to_the_end(app, app.client.pivot(names[0]))
         return
-    chosen = several.select(app, names, domain, every=every, wanted=lambda _pivot: True)
-    answers = Answers(app, chosen)
-    # A daemon that is not there is told at once; one that goes away later is waited for.
-    _wait_for(app, [name for name, _ in answers.asked(chosen, app.client.pivot)], answers)
+    with _left_alone(lambda: several.typed(names, domain, every=every)):
+        chosen = several.select(app, names, domain, every=every, wanted=lambda _pivot: True)
+        answers = Answers(app, chosen)
+        # A daemon that is not there is told at once; one that goes away later is waited for.
+        known = [name for name, _ in answers.asked(chosen, app.client.pivot)]
+    running: dict[str, Running] = {}
+    with _left_alone(lambda: several.typed(running or known, domain, every=every)):
+        _wait_for(app, known, running, answers)
     answers.end()
 
 
@@ -48,11 +59,17 @@ def complete(app: App, names: tuple[str, ...], every: bool, domain: str | None) 
     all: 6, 3, 4, 5, 0.
     """
     if several.only_one(names, domain, every=every):
-        wait_to_the_end(app, app.client.complete(names[0]))
+        with perhaps_taken(SEE.format(id=shlex.quote(names[0])), pivot=names[0]):
+            asked = app.client.complete(names[0])
+        wait_to_the_end(app, asked)
         return
     chosen = several.select(app, names, domain, every=every, wanted=lambda pivot: pivot.phase == "ready" and pivot.hold)
     answers = Answers(app, chosen)
-    _wait_for(app, [name for name, _ in answers.asked(chosen, app.client.complete)], answers)
+    with perhaps_taken(_again("complete", names, domain, every=every), pivots=chosen):
+        known = [name for name, _ in answers.asked(chosen, app.client.complete)]
+    running: dict[str, Running] = {}
+    with _left_alone(lambda: several.typed(running or known, domain, every=False)):
+        _wait_for(app, known, running, answers)
     answers.end()
 
 
@@ -69,7 +86,8 @@ def cancel(app: App, names: tuple[str, ...], every: bool, domain: str | None) ->
     0.
     """
     if several.only_one(names, domain, every=every):
-        pivot = _cancelled(app, names[0])
+        with perhaps_taken(SEE.format(id=shlex.quote(names[0])), pivot=names[0]):
+            pivot = _cancelled(app, names[0])
         app.status = _cancel_status(pivot)
         if not render.answer(app, pivot):
             _print_cancelled(pivot)
@@ -77,7 +95,8 @@ def cancel(app: App, names: tuple[str, ...], every: bool, domain: str | None) ->
     chosen = several.select(app, names, domain, every=every, wanted=_can_be_cancelled)
     answers = Answers(app, chosen)
     # All are cancelled before anything is printed: a pipe that breaks must not leave some of them.
-    found = list(answers.asked(chosen, lambda name: _cancelled(app, name)))
+    with perhaps_taken(_again("cancel", names, domain, every=every), pivots=chosen):
+        found = list(answers.asked(chosen, lambda name: _cancelled(app, name)))
     for name, pivot in found:
         answers.take(name, pivot, _cancel_status(pivot))
     answers.end()
@@ -86,19 +105,34 @@ def cancel(app: App, names: tuple[str, ...], every: bool, domain: str | None) ->
             _print_cancelled(pivot)
 
 
-def _wait_for(app: App, names: list[str], answers: Answers) -> None:
-    """Wait for all pivots at once, and print the end of each as soon as it is known. Raises: InterruptError."""
-    client = app.client
-    running: dict[str, Running] = {}
+def _again(command: str, names: Sequence[str], domain: str | None, *, every: bool) -> str:
+    return f"`pivotctl {command} {several.typed(names, domain, every=every)}` goes on"
+
+
+@contextmanager
+def _left_alone(names: Callable[[], str]) -> Iterator[None]:
+    """Around what only looks: after Ctrl-C say that the pivots go on. ``names``: how they are typed.
+
+    Raises: InterruptError.
+    """
     try:
-        for name, pivot in answers.asked(names, lambda name: client.wait(name, 0)):
-            running[name] = Running(pivot.domain, pivot)
-        with several_display(app) as display:
-            client.tell = display.tell
-            _follow(client, running, display, answers)
+        yield
     except KeyboardInterrupt:
-        left = list(running or names)
-        raise InterruptError(f"the pivots continue; {FOLLOW.format(id=' '.join(left))}", pivots=left) from None
+        said = FOLLOW_SEVERAL.format(names=names())
+        raise InterruptError(f"interrupted; the pivots continue: {said}") from None
+
+
+def _wait_for(app: App, names: list[str], running: dict[str, Running], answers: Answers) -> None:
+    """Wait for all pivots at once, and print the end of each as soon as it is known.
+
+    ``running``: is filled with those that run, by name.
+    """
+    client = app.client
+    for name, pivot in answers.asked(names, lambda name: client.wait(name, 0)):
+        running[name] = Running(pivot.domain, pivot)
+    with several_display(app) as display:
+        client.tell = display.tell
+        _follow(client, running, display, answers)
 
 
 def _follow(client: Client, running: dict[str, Running], display: Shown, answers: Answers) -> None:

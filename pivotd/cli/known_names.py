@@ -10,7 +10,7 @@ import click
 
 from pivotd.cli.context import App
 from pivotd.cli.values import DiskImage, Name
-from pivotd.errors import ClientError
+from pivotd.errors import RefusedError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -68,7 +68,7 @@ class PivotId(Name):
         app = ctx.find_object(App)
         assert app is not None
         reads = app.client if self.open_only else app.reads
-        with suppress(ClientError):  # the command asks too, and says what is wrong
+        with suppress(RefusedError):  # the command asks too, and says what is wrong
             return whole_id(reads, name)
         return name
 

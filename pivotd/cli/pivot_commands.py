@@ -12,8 +12,9 @@ import click
 from pivotd import limits
 from pivotd.cli import progress, render, unknown_domain, user_names
 from pivotd.cli.adopt_command import adopt
+from pivotd.cli.complaints import perhaps_taken
 from pivotd.cli.context import App, pass_app, tell
-from pivotd.cli.ending_commands import cancel, complete, wait
+from pivotd.cli.ending_commands import SEE, cancel, complete, wait
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.known_names import DOMAIN, OPEN_PIVOT, PIVOT
 from pivotd.cli.since import Since
@@ -200,7 +201,9 @@ def undo(app: App, pivot_id: str) -> None:
     same one. After the time of --keep-synced the old images are out of date, and the exit status is 4.
     """
     app.will_answer(Pivot)
-    wait_to_the_end(app, app.client.undo(pivot_id))
+    with perhaps_taken(f"`pivotctl pivot undo {pivot_id}` goes on", pivot=pivot_id):
+        asked = app.client.undo(pivot_id)
+    wait_to_the_end(app, asked)
 
 
 @pivot.command("release")
@@ -212,7 +215,8 @@ def release(app: App, pivot_id: str) -> None:
     The command returns once this is in the journal. It changes nothing if the window has ended already.
     """
     app.will_answer(Pivot)
-    found = app.client.release(pivot_id)
+    with perhaps_taken(SEE.format(id=pivot_id), pivot=pivot_id):
+        found = app.client.release(pivot_id)
     app.status = EXIT_DONE
     if render.answer(app, found):
         return
@@ -232,7 +236,8 @@ def set_(app: App, pivot_id: str, bandwidth: int) -> None:
     QEMU applies the limit until the copy is ready. After that it copies the guest's writes without a limit.
     """
     app.will_answer(Pivot)
-    found = app.client.set_bandwidth(pivot_id, bandwidth)
+    with perhaps_taken(SEE.format(id=pivot_id), pivot=pivot_id):
+        found = app.client.set_bandwidth(pivot_id, bandwidth)
     if not render.answer(app, found):
         rate = f"at most {render.size(bandwidth)}/s" if bandwidth else "as fast as it can"
         print(f"pivot {found.id} copies {rate} from now on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -63,6 +64,13 @@ def select(
     if not found and not app.documents:
         tell(f"no such pivot{'' if domain is None else f' of {render.text(domain)}'} is open")
     return found[::-1]
+
+
+def typed(names: Iterable[str], domain: str | None, *, every: bool) -> str:
+    """Return pivots as a command takes them: their names, or --all."""
+    if every:
+        return "--all" if domain is None else f"--all --domain {shlex.quote(domain)}"
+    return " ".join(map(shlex.quote, names))
 
 
 class Answers:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pivotd.cli import render
-from pivotd.cli.complaints import UsageError
+from pivotd.cli.complaints import UsageError, perhaps_taken
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.global_options import after
 from pivotd.cli.help import ExampleCommand
@@ -57,7 +57,8 @@ def accept(app: App, /, domain: str, disk: str, image: str, **word: Any) -> None
     Compare the images first. It is refused while a pivot of the disk is open, and while QEMU runs on another image.
     """
     app.will_answer(Verdict)
-    found = app.client.accept(domain, disk, AcceptRequest(image=image, **word))
+    with perhaps_taken(f"see `pivotctl verdict {domain} {disk}`", domain=domain, disk=disk):
+        found = app.client.accept(domain, disk, AcceptRequest(image=image, **word))
     app.status = EXIT_DONE
     if not render.answer(app, found, NAME):
         _card(found)

@@ -54,7 +54,7 @@ class Client:
 
     ``socket``: its path; None means PIVOTCTL_SOCKET from the environment, else /run/pivotd/pivotd.sock.
     ``patience_s``: how long start(), wait(), progress() and events(follow=True) retry while the daemon is away.
-    ``tell``: called with one line when such an outage begins and when it ends.
+    ``tell``: called with one line when such an outage begins and when it ends, and if the daemon does not answer.
     ``timeout_s``: how long one answer may take, where nothing is waited for.
 
     Every method raises a ClientError: UnsentError (the request never reached the daemon: a retry is safe), RefusedError
@@ -73,7 +73,7 @@ class Client:
         self.socket = (socket and os.fspath(socket)) or os.environ.get("PIVOTCTL_SOCKET") or DEFAULT_SOCKET
         self.patience_s = patience_s
         self.tell = tell
-        self._transport = Transport(self.socket, timeout_s)
+        self._transport = Transport(self.socket, timeout_s, lambda line: self.tell(line))  # noqa: PLW0108 - whoever tells by then
 
     def health(self, timeout_s: float = REQUEST_TIMEOUT_S) -> Health:
         """Return the state of the daemon, its journal and its domains."""
@@ -213,7 +213,7 @@ class Client:
         while True:
             left_s = max(0.0, min(deadline - time.monotonic(), limits.WAIT_TIMEOUT_S_MAX))
             target = f"/v1/pivots/{_part(pivot)}/wait?{urlencode({'timeout_s': left_s})}"
-            found: Pivot = self._persistently(target, Pivot, left_s + REQUEST_TIMEOUT_S)
+            found: Pivot = self._persistently(target, Pivot, left_s)
             if found.rests or time.monotonic() >= deadline:
                 return found
 
@@ -396,11 +396,12 @@ class Client:
         found: T = self._transport.shaped(self._transport.request("POST", target, body, **options), answer)
         return found
 
-    def _persistently(self, target: str, answer: Any, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
+    def _persistently(self, target: str, answer: Any, takes_s: float = 0.0) -> Any:
+        """Return an answer, which the daemon gives after ``takes_s`` at the latest."""
         patience = Patience(self.patience_s, self.tell)
         while True:
             try:
-                document = self._transport.request("GET", target, timeout_s=timeout_s)
+                document = self._transport.request("GET", target, takes_s=takes_s)
             except ClientError as failure:
                 patience.spend(failure)
             else:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import select
 import socket
 import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from email.message import Message
 from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
@@ -17,6 +18,8 @@ import msgspec
 from pivotd.errors import EXIT_REFUSED, ClientError, RefusedError, UnknownError, UnsentError
 
 CONNECT_TIMEOUT_S = 5
+SILENT_S = 5.0
+"""After so much silence a person is told. An answer comes within milliseconds, unless a QEMU or a storage hangs."""
 REQUEST_TIMEOUT_S = 60.0
 """Longer than the slowest answer except long polls: a command to a QEMU whose storage hangs, 20 s."""
 ANSWER_BYTES_MAX = 64 << 20
@@ -76,11 +79,17 @@ def not_connected(path: str, error: OSError) -> UnsentError:
 class Transport:
     """Requests to one daemon. Every method raises ClientError and its subclasses, nothing else."""
 
-    def __init__(self, path: str, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-        """``timeout_s``: how long an answer may take, unless a request says otherwise."""
-        self.path, self.timeout_s = path, timeout_s
+    def __init__(
+        self, path: str, timeout_s: float = REQUEST_TIMEOUT_S, tell: Callable[[str], None] | None = None
+    ) -> None:
+        """``timeout_s``: how long an answer may take, unless a request says otherwise.
 
-    def request(
+        ``tell``: called with one line, once, if the daemon is silent for SILENT_S longer than a request takes.
+        """
+        self.path, self.timeout_s = path, timeout_s
+        self._tell = tell
+
+    def request(  # noqa: PLR0913 - the parts of a request
         self,
         method: str,
         target: str,
@@ -88,10 +97,15 @@ class Transport:
         *,
         headers: dict[str, str] | None = None,
         timeout_s: float | None = None,
+        takes_s: float = 0.0,
     ) -> Any:
-        """Return the JSON document of the answer, None if it has no body; shaped() converts it to a type."""
-        with closing(UnixConnection(self.path, timeout_s or self.timeout_s)) as connection:
-            response = self._send(connection, method, target, body, {"Accept": "application/json", **(headers or {})})
+        """Return the JSON document of the answer, None if it has no body; shaped() converts it to a type.
+
+        ``takes_s``: how long the daemon was asked to wait before it answers.
+        """
+        with closing(UnixConnection(self.path, takes_s + (timeout_s or self.timeout_s))) as connection:
+            headers = {"Accept": "application/json", **(headers or {})}
+            response = self._send(connection, method, target, body, headers, takes_s)
             return self._document(response)
 
     def text(self, target: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> str:
@@ -136,8 +150,14 @@ class Transport:
         except msgspec.ValidationError as error:
             raise self._not_pivotd(f"an answer of another shape: {error}") from None
 
-    def _send(
-        self, connection: UnixConnection, method: str, target: str, body: Any, headers: dict[str, str]
+    def _send(  # noqa: PLR0913, PLR0917 - the parts of a request
+        self,
+        connection: UnixConnection,
+        method: str,
+        target: str,
+        body: Any,
+        headers: dict[str, str],
+        takes_s: float = 0.0,
     ) -> HTTPResponse:
         # msgspec refuses file names that are no text, json escapes them.
         content = None if body is None else json.dumps(msgspec.to_builtins(body)).encode()
@@ -147,11 +167,28 @@ class Transport:
             # A daemon that refuses by the head alone may end the connection before it has the body.
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, target, content, {"Connection": "close", **headers})
+            self._await_answer(connection, takes_s + SILENT_S)
             return connection.getresponse()
         except (OSError, IncompleteRead) as error:
             raise _lost(error) from None
         except (HTTPException, ValueError) as error:
             raise self._not_pivotd(f"no HTTP: {type(error).__name__}") from None
+
+    def _await_answer(self, connection: UnixConnection, silent_s: float) -> None:
+        """Return at the first byte of the answer, or after so long a silence, which is told."""
+        assert connection.timeout is not None
+        left_s = connection.timeout - silent_s
+        if self._tell is None or left_s <= 0:
+            return
+        poll = select.poll()
+        poll.register(connection.sock, select.POLLIN)
+        if not poll.poll(silent_s * 1000):
+            self._tell(
+                f"pivotd has not answered for {SILENT_S:.0f} s; waiting for up to {left_s:.0f} s more: "
+                "see `systemctl status pivotd`"
+            )
+            self._tell = None
+            connection.sock.settimeout(left_s)
 
     def _document(self, response: HTTPResponse) -> Any:
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +65,13 @@ def slow_copy(bench: Bench) -> str:
     write = 'qemu-io -d /machine/peripheral/disk0/virtio-backend "write -P 7 0 48M"'
     bench.qemu.spy("human-monitor-command", {"command-line": write})
     return str(bench.json("copy", "web1", f"disk0={bench.image()}", "--bandwidth", "64K", "--detach").json["id"])
+
+
+def slow_copy_of_disk1(bench: Bench) -> str:
+    """Return the id of a copy of disk1 that takes long."""
+    write = 'qemu-io -d /machine/peripheral/disk1/virtio-backend "write -P 7 0 48M"'
+    bench.qemu.spy("human-monitor-command", {"command-line": write})
+    return str(bench.json("copy", "web1", f"disk1={bench.image()}", "--bandwidth", "64K", "--detach").json["id"])
 
 
 def test_complete_all_leaves_alone_what_does_not_wait(bench: Bench, two: list[str]) -> None:
@@ -127,6 +136,77 @@ def test_wait_has_the_gravest_status(bench: Bench, two: list[str]) -> None:
     assert f"pivot {two[1]} kept the source" in complaint(answer)
 
 
+def interrupted(bench: Bench, *words: str, first: str = "stderr") -> str:
+    """Return the last line of a command that is interrupted once it has said something."""
+    with start("--socket", bench.daemon.socket, *words) as process:
+        stream = getattr(process, first)
+        stream.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    return str(said.splitlines()[-1])
+
+
+@pytest.mark.parametrize("form", ["--all", "--all --domain web1", "{ids}"])
+def test_ctrl_c_says_what_to_type(bench: Bench, form: str) -> None:
+    """In the form in which it was typed, and what is said can be typed."""
+    slow = [slow_copy(bench), slow_copy_of_disk1(bench)]
+    typed = form.format(ids=" ".join(slow))
+    assert interrupted(bench, "wait", *typed.split()) == (
+        f"pivotctl: interrupted; the pivots continue: follow them with `pivotctl wait {typed}`, "
+        f"cancel them with `pivotctl cancel {typed}`"
+    )
+    assert bench.ctl("cancel", *typed.split()).status == 0
+    assert bench.json("wait", *slow).status == 5
+
+
+@contextmanager
+def hung(bench: Bench) -> Iterator[None]:
+    """The daemon takes requests and answers none."""
+    os.kill(bench.daemon.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(bench.daemon.pid, signal.SIGCONT)
+
+
+def test_ctrl_c_before_an_answer(bench: Bench, two: list[str]) -> None:
+    """A daemon that hangs is told of; what may have been taken is said, with what to type."""
+    silent = "pivotctl: pivotd has not answered for 5 s; waiting for up to 55 s more: see `systemctl status pivotd`"
+    with hung(bench):
+        commands = [
+            start("--socket", bench.daemon.socket, *words)
+            for words in (("cancel", *two), ("complete", two[0]), ("wait", "--all"), ("pivot", "undo", two[0]))
+        ]
+        said = []
+        for process in commands:
+            assert process.stderr is not None
+            assert process.stderr.readline().rstrip() == silent
+            process.send_signal(signal.SIGINT)
+            said.append(process.communicate(timeout=60)[1].rstrip())
+            assert process.returncode == 130
+    taken = "pivotctl: interrupted; pivotd may have taken the request: "
+    assert said == [
+        f"{taken}`pivotctl cancel {' '.join(two)}` goes on",
+        f"{taken}see `pivotctl pivot show {two[0]}`",
+        "pivotctl: interrupted; the pivots continue: follow them with `pivotctl wait --all`, "
+        "cancel them with `pivotctl cancel --all`",
+        f"{taken}`pivotctl pivot undo {two[0]}` goes on",
+    ]
+    bench.ctl("wait", *two)
+
+
+def test_a_daemon_that_hangs_is_waited_for(bench: Bench) -> None:
+    """One line says so, and then comes the answer."""
+    with hung(bench):
+        process = start("--socket", bench.daemon.socket, "domain", "ls", "-q")
+        assert process.stderr is not None
+        said = process.stderr.readline()
+    answer, more = process.communicate(timeout=60)
+    assert (process.returncode, answer.split()[0], more) == (0, "web1", "")
+    assert said.startswith("pivotctl: pivotd has not answered for 5 s;")
+
+
 def test_ctrl_c_names_what_is_left(bench: Bench) -> None:
     """Status 130, and a command that waits for the rest; both pivots continue."""
     done = bench.json("copy", "web1", f"disk1={bench.image()}", "--no-pivot").json["id"]
@@ -137,7 +217,7 @@ def test_ctrl_c_names_what_is_left(bench: Bench) -> None:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=90)
     assert process.returncode == 130
-    assert f"`pivotctl pivot wait {slow}`" in said
+    assert f"`pivotctl wait {slow}`" in said
     assert states(bench, [slow])[0][0] == "copying"
     assert bench.ctl("cancel", "--all").status == 0
 

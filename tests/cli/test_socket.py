@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from pivotd.client import transport
 from pivotd.client.transport import not_connected
-from pivotd.errors import EXIT_REFUSED
+from pivotd.errors import EXIT_REFUSED, UnknownError
 from tests.cli.ctl import complaint, ctl
 
 PROBLEM = b'{"kind":"conflict","detail":"web1 is\\nbusy","exit_status":4,"pivot":"P1"}'
@@ -129,3 +131,50 @@ def test_problem_json(tmp_path: Path) -> None:
         answer = ctl("--socket", tmp_path / "s", "--json", "domain", "ls")
     expected = {"kind": "conflict", "message": "web1 is busy", "exit_status": 4, "pivot": "P1"}
     assert answer.json == {"error": expected}
+
+
+@contextmanager
+def late(path: Path, delay_s: float) -> Iterator[None]:
+    """Answer one request with an empty list after a while."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                threading.Event().wait(delay_s)
+                with suppress(BrokenPipeError):
+                    connection.sendall(http("200 OK", "application/json", b"[]"))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize(("delay_s", "takes_s", "said"), [(0.6, 0.0, 1), (0.0, 0.0, 0), (0.6, 60.0, 0)])
+def test_silence_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay_s: float, takes_s: float, said: int
+) -> None:
+    """Once, while the answer is waited for; not where the daemon was asked to wait itself."""
+    monkeypatch.setattr(transport, "SILENT_S", 0.2)
+    told: list[str] = []
+    with late(tmp_path / "late.sock", delay_s):
+        asked = transport.Transport(str(tmp_path / "late.sock"), tell=told.append)
+        assert asked.request("GET", "/v1/domains", takes_s=takes_s) == []
+    assert len(told) == said
+
+
+def test_an_answer_has_the_same_time_after_silence_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole is as long as without a word."""
+    monkeypatch.setattr(transport, "SILENT_S", 0.2)
+    told: list[str] = []
+    with late(tmp_path / "late.sock", 3.0):
+        asked = transport.Transport(str(tmp_path / "late.sock"), 0.5, told.append)
+        began = time.monotonic()
+        with pytest.raises(UnknownError, match="does not answer"):
+            asked.request("GET", "/v1/domains")
+        assert 0.5 <= time.monotonic() - began < 2.9
+    assert len(told) == 1
