@@ -161,7 +161,7 @@ CASES = [
     ('Environment="ETCD_PASSWORD=abc def" "PATH=/bin"', 'Environment="ETCD_PASSWORD=REMOVED" "PATH=/bin"'),
     ("password: correct horse battery\nuser: bob", "password: REMOVED\nuser: bob"),
     ("a_token=abc b_secret=def c=1", "a_token=REMOVED b_secret=REMOVED c=1"),
-    ('{\n "token": 1234567,\n "x": 1}', '{\n "token": "REMOVED",\n "x": 1}'),
+    ('{\n "token": 1234567,\n "x": 1}', '{\n "token": "REMOVED",\n "x": 1\n}'),
     (r'{"password": "a\"b", "x": 1}', '{"password": "REMOVED", "x": 1}'),
     ("--passphrase=abcdef --other=1", "--passphrase=REMOVED --other=1"),
     ("Authorization: Bearer abcdefghij", "Authorization: REMOVED"),
