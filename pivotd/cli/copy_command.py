@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -14,6 +15,7 @@ from pivotd.cli.known_names import DISK_IMAGE, DOMAIN
 from pivotd.cli.values import FORMAT, SECONDS, Granularity
 from pivotd.client import CopyDisk, CopyRequest
 
+F = TypeVar("F", bound=Callable[..., Any])
 COPY_MODES = ("auto", "background", "write-blocking")
 
 EXAMPLES = (
@@ -23,6 +25,43 @@ EXAMPLES = (
     "pivotctl copy web1 disk0=/new/web1.qcow2 --id move-42 --detach",
     "pivotctl copy web1 disk0=nbd://store:10809/web1 --format raw --reuse",
 )
+
+
+def copying(function: F) -> F:
+    """Add the options of how QEMU copies."""
+    function = click.option(
+        "--granularity",
+        "granularity_bytes",
+        type=Granularity(),
+        metavar="SIZE",
+        help="What the guest's smallest write makes QEMU copy again: a power of two, 512 to 64M.  [default: QEMU's]",
+    )(function)
+    return click.option(
+        "--copy-mode",
+        type=click.Choice(COPY_MODES),
+        default="auto",
+        show_default=True,
+        help="When guest writes reach the new image.",
+    )(function)
+
+
+def keeping(function: F) -> F:
+    """Add the options of the window for an undo."""
+    function = click.option(
+        "--for",
+        "keep_synced_s",
+        type=SECONDS,
+        metavar="TIME",
+        help="How long to keep them in sync, like 1h.  [default: 1h]",
+    )(function)
+    said = "Keep the old images in sync after the switch, for `pivot undo`."
+    return click.option("--keep-synced", is_flag=True, help=said)(function)
+
+
+def check_kept(keep_synced_s: int | None, command: str, *, keep_synced: bool) -> None:
+    """Raises: UsageError: --for is given alone."""
+    if keep_synced_s is not None and not keep_synced:
+        raise UsageError(f"--for says how long --keep-synced lasts: give both; see `pivotctl {command} --help`")
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Copy disks to new images, switch as one pivot.")
@@ -40,29 +79,9 @@ EXAMPLES = (
 @image_options.creating
 @starting.bandwidth
 @starting.pausing
-@click.option(
-    "--copy-mode",
-    type=click.Choice(COPY_MODES),
-    default="auto",
-    show_default=True,
-    help="When guest writes reach the new image.",
-)
-@click.option(
-    "--granularity",
-    "granularity_bytes",
-    type=Granularity(),
-    metavar="SIZE",
-    help="What the guest's smallest write makes QEMU copy again: a power of two, 512 to 64M.  [default: QEMU's]",
-)
+@copying
 @starting.throttling
-@click.option("--keep-synced", is_flag=True, help="Keep the old images in sync after the switch, for `pivot undo`.")
-@click.option(
-    "--for",
-    "keep_synced_s",
-    type=SECONDS,
-    metavar="TIME",
-    help="How long to keep them in sync, like 1h.  [default: 1h]",
-)
+@keeping
 @click.option("--resumable", is_flag=True, help="A failing destination pauses the copy instead of ending it.")
 @starting.holding
 @starting.dropping
@@ -86,8 +105,7 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     where it stopped; `pivotctl pivot show` says how much did not have to be copied again.
     """
     starting.check_targets(targets, "image", "copy")
-    if options["keep_synced_s"] is not None and not options["keep_synced"]:
-        raise UsageError("--for says how long --keep-synced lasts: give both; see `pivotctl copy --help`")
+    check_kept(options["keep_synced_s"], "copy", keep_synced=options["keep_synced"])
     image_format = options.pop("image_format")
     disks = [CopyDisk(disk=disk, image=image, format=image_format) for disk, image in targets]
     starting.start(app, domain, CopyRequest, disks, image_options.fold(options))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import click
 
 from pivotd import limits
-from pivotd.cli import evacuate_at, evacuate_room, starting
+from pivotd.cli import evacuate_at, evacuate_room, image_options, starting
 from pivotd.cli.complaints import InterruptError, UsageError
 from pivotd.cli.context import App, pass_app, tell
+from pivotd.cli.copy_command import check_kept, copying, keeping
 from pivotd.cli.evacuate_at import At
 from pivotd.cli.evacuate_places import Places
 from pivotd.cli.evacuate_plan import OWN, Plan
@@ -26,12 +29,36 @@ from pivotd.client import Client, ClientError
 from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
 from pivotd.errors import EXIT_UNREACHABLE
 
+F = TypeVar("F", bound=Callable[..., Any])
 EXAMPLES = (
     "pivotctl evacuate --from /old --to /new --dry-run",
     "pivotctl evacuate --from /old --to /new --parallel 4 --bandwidth-total 400M",
     "pivotctl evacuate --from /old --to /new --at 22:00 --on-failure continue",
     "pivotctl evacuate --from /a --from /b --to /new --domain web1 --domain db1",
 )
+OF_COPY = {
+    "--reuse": "a file in the way is overwritten only if an earlier try of this evacuation has left it",
+    "--no-pivot": "disks that do not switch stay where they are; `pivotctl copy --no-pivot` stops at ready",
+    "--bandwidth": "give --bandwidth-total, for all copies together",
+    "--detach": "what runs goes on after Ctrl-C; begin it later with --at",
+    "--id": "give --name: the request ids are made from it",
+}
+"""Options of copy that make no sense here, and why."""
+
+
+def not_taken(function: F) -> F:
+    """Refuse options of copy with what to do instead."""
+
+    def refuse(_context: click.Context, parameter: click.Parameter, value: object) -> None:
+        if value:
+            word = parameter.opts[0]
+            raise UsageError(f"evacuate takes no {word}: {OF_COPY[word]}; see `pivotctl evacuate --help`")
+
+    for word in OF_COPY:
+        function = click.option(
+            word, hidden=True, expose_value=False, callback=refuse, is_flag=word not in {"--bandwidth", "--id"}
+        )(function)
+    return function
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Move every disk from one place to another.")
@@ -72,10 +99,14 @@ EXAMPLES = (
 @click.option("--dry-run", "-n", is_flag=True, help="Show what would move, how much, and whether there is room.")
 @click.option("--name", type=Name(), metavar="NAME", help="Part of the request ids.  [default: made from the places]")
 @click.option("--overcommit", is_flag=True, help="Begin although the new place seems to have too little room.")
+@partial(image_options.creating, words=("--option",))
+@copying
+@keeping
 @click.option("--resumable", is_flag=True, help="A failing destination pauses the copy instead of ending it.")
 @starting.pausing
 @starting.throttling
 @starting.dropping
+@not_taken
 @click.option("--plain", is_flag=True, help="Let data of encrypted disks land in images that are not encrypted.")
 @click.option("--force", is_flag=True, help="Continue where pivotd would refuse with a warning.")
 @pass_app
@@ -103,6 +134,8 @@ def evacuate(  # noqa: PLR0913, PLR0917 - the options of the command
     The same command goes on where it was, whatever was killed: it follows what runs, moves what is left, and moves no
     disk twice. Ctrl-C leaves what runs.
 
+    With --keep-synced the old place stays in use for that time: `pivotctl pivot release` ends that for each pivot.
+
     The exit status is 0 once no disk needs the old place. Else it is the gravest of all: 6, 3, 4, 5; 4 also if
     something stays there, such as the disk of a guest that does not run.
     """
@@ -110,11 +143,13 @@ def evacuate(  # noqa: PLR0913, PLR0917 - the options of the command
     name = places.mark if name is None else name
     if not is_domain_name(name):
         raise UsageError(f"--name cannot be {name!a}: give {DOMAIN_NAME_WORDS}")
+    check_kept(options["keep_synced_s"], "evacuate", keep_synced=options["keep_synced"])
+    request = image_options.fold(options)
     client = app.client
     client.patience_s = limits.EVACUATE_PATIENCE_S
     for domain in domains:
         client.domain(domain)
-    planner = Planner(client, places, domains, name=name, image_format=image_format, sync=options["sync"])
+    planner = Planner(client, places, domains, name=name, image_format=image_format, options=request)
     plan = planner.plan()
     report = Report(app, places, name)
     if dry_run:
@@ -130,7 +165,7 @@ def evacuate(  # noqa: PLR0913, PLR0917 - the options of the command
             evacuate_room.refuse_without(plan, places.to)
     with several_display(app) as display:
         client.tell = display.tell
-        starter = Starter(client, places, image_format, options)
+        starter = Starter(client, places, image_format, request)
         evacuation = Evacuation(
             client,
             starter,

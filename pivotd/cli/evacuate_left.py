@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any
+
+from msgspec.structs import asdict
 
 from pivotd.cli.evacuate_places import Places
 from pivotd.cli.evacuate_plan import OWN, DiskMove, Left
 from pivotd.client import Client, DiskView, DomainView, RefusedError, Verdict
+from pivotd.client.answers import PivotOptions
 from pivotd.errors import EXIT_UNKNOWN
 
 BY_HAND = "start it and evacuate again, or move the file by hand"
@@ -16,8 +20,9 @@ BY_HAND = "start it and evacuate again, or move the file by hand"
 class Staying:
     """Finds the reasons for which disks do not move."""
 
-    def __init__(self, client: Client, places: Places, domains: Sequence[str], *, sync: str) -> None:
-        self._client, self._places, self._domains, self._sync = client, places, domains, sync
+    def __init__(self, client: Client, places: Places, domains: Sequence[str], options: Mapping[str, Any]) -> None:
+        """``options``: fields of the requests."""
+        self._client, self._places, self._domains, self._options = client, places, domains, options
 
     def of_absent(self, domain: DomainView, known: Iterable[Verdict]) -> Iterator[Left]:
         """Yield what is known of a domain whose QEMU does not answer, most likely because the guest is down."""
@@ -43,7 +48,7 @@ class Staying:
             return Left(domain, disk.disk, image, _doubt(verdict), EXIT_UNKNOWN)
         if disk.read_only:
             return Left(domain, disk.disk, image, "it is read-only, and pivotd moves what a guest writes to")
-        if self._sync == "top" and (needed := self._needed(disk)):
+        if self._options["sync"] == "top" and (needed := self._needed(disk)):
             reason = f"with --sync top it would still need {needed[0]}: leave --sync top out"
             return Left(domain, disk.disk, image, reason)
         return None
@@ -69,9 +74,21 @@ class Staying:
         same = known.kind == "copy" and known.undo_of is None and all(goes.get(disk) == wanted[disk] for disk in wanted)
         if not same:
             return f"pivot {pivot} has the disk: wait for it or cancel it, then evacuate again"
+        if (lacking := self._lacking(known.options)) is not None:
+            return f"pivot {pivot} moves the disk there without this {lacking}: cancel it, then evacuate again"
         if known.rests and not known.request_id.startswith(OWN):
             return f"pivot {pivot} waits at ready: complete it with `pivotctl complete {pivot}`, or cancel it"
         return None
+
+    def _lacking(self, known: PivotOptions) -> str | None:
+        """Return the option that was given, and that an open pivot does not have; None if it has all of them."""
+        wanted = self._options
+        images = {} if wanted["image_options"] is None else asdict(wanted["image_options"])
+        if wanted["secret_file"] not in {None, known.secret_file}:
+            return "--secret-file"
+        if any(value not in {None, getattr(known.image_options, name)} for name, value in images.items()):
+            return "--option"
+        return "--keep-synced" if wanted["keep_synced"] and not known.keep_synced else None
 
     def _by_journal(self, verdict: Verdict, why: str) -> Left | None:
         """Return what the journal says of a disk that QEMU does not show, None if no old place has to do with it."""

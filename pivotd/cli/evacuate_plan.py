@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from pivotd.errors import EXIT_REFUSED
@@ -67,6 +70,25 @@ class Plan(Struct, frozen=True):
     def copy_bytes(self) -> int:
         """How much there is to copy, at most."""
         return sum(move.copy_bytes for move in self.moves)
+
+
+def made_with(options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return what of a request says what becomes of images, without what is so by default.
+
+    It is a part of the request ids: with other options it is another move. The ids of a command without options stay.
+    """
+    given = {
+        "keep_synced": False,
+        "keep_synced_s": None,
+        "secret_file": None,
+        "discard": "unmap",
+        "aio": None,
+        "cache": None,
+    }
+    found = [(name, str(options[name])) for name, default in given.items() if options[name] != default]
+    if (images := options["image_options"]) is not None:
+        found += [(name, str(value)) for name, value in msgspec.structs.asdict(images).items() if value is not None]
+    return tuple(found)
 
 
 def allocated_bytes(image: str) -> int | None:

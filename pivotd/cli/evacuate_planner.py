@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pivotd.cli.evacuate_left import Staying
 from pivotd.cli.evacuate_places import Places, digest
-from pivotd.cli.evacuate_plan import OWN, DiskMove, Left, Move, Plan, allocated_bytes
+from pivotd.cli.evacuate_plan import OWN, DiskMove, Left, Move, Plan, allocated_bytes, made_with
 from pivotd.client import Client, ClientError, DiskView, DomainView, RefusedError, Verdict
 from pivotd.core.names import DISKS_MAX
 
@@ -26,11 +26,14 @@ class Planner:
         *,
         name: str,
         image_format: str | None,
-        sync: str,
+        options: Mapping[str, Any],
     ) -> None:
+        """``options``: fields of the requests."""
         self._client, self._places, self._domains = client, places, domains
-        self._name, self._format, self._sync = name, image_format, sync
-        self._staying = Staying(client, places, domains, sync=sync)
+        self._name, self._format, self._sync = name, image_format, options["sync"]
+        self._made = made_with(options)
+        self._whole = ("preallocation", "full") in self._made or ("preallocation", "falloc") in self._made
+        self._staying = Staying(client, places, domains, options)
 
     def plan(self, only: str | None = None) -> Plan:
         """Return what is to be done now; ``only``: in one domain. Raises: ClientError."""
@@ -112,11 +115,15 @@ class Planner:
         layers = [disk.image] if self._sync == "top" else [disk.image, *disk.backing_chain]
         size = disk.size_bytes or 0
         held = [allocated_bytes(layer) for layer in layers]
-        copied = size if None in held else min(size, sum(known or 0 for known in held))
+        copied = size if None in held or self._whole else min(size, sum(known or 0 for known in held))
         return DiskMove(disk.disk, disk.image, target, size, copied)
 
     def _move(self, domain: str, disks: Sequence[DiskMove], pivot: str | None = None) -> Move:
-        facts = (domain, [(one.disk, one.image, one.target) for one in disks], self._format, self._sync)
+        facts: tuple[object, ...] = (
+            domain, [(one.disk, one.image, one.target) for one in disks], self._format, self._sync,
+        )  # fmt: skip
+        if self._made:
+            facts = (*facts, self._made)
         return Move(domain, tuple(disks), f"{OWN}{self._name}-{digest(*facts)[:12]}", pivot)
 
 

@@ -84,7 +84,9 @@ class Starter:
     def _refuse_foreign(self, move: Move) -> None:
         """Raises: UnusableFileError: a file that is in the way is not certainly what an earlier try has left."""
         for disk in move.disks:
-            if self._options["sync"] == "top" or not self._is_left_over(move.domain, disk):
+            options = self._options
+            made_anew = options["sync"] == "top" or options["image_options"] or options["secret_file"]
+            if made_anew or not self._is_left_over(move.domain, disk):
                 message = f"{disk.target} exists already: if nobody needs it (`pivotctl verdict --image`), remove it"
                 if not os.path.lexists(disk.target):
                     message = f"{disk.target} does not exist, though the image of another disk of {move.domain} does"

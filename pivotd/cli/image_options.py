@@ -69,8 +69,8 @@ class ImageOption(click.ParamType[tuple[str, Any]]):
             self.fail(f"{value!r}: expected {error}", param, ctx)
 
 
-def creating(function: F) -> F:
-    """Add the options of new images."""
+def creating(function: F, words: tuple[str, ...] = ("--option", "-o")) -> F:
+    """Add the options of new images. ``words``: of the one that takes KEY=VALUE."""
     function = click.option(
         "--discard",
         type=click.Choice(("unmap", "ignore")),
@@ -95,8 +95,7 @@ def creating(function: F) -> F:
         help="Encrypt with LUKS; QEMU reads the passphrase from PATH.",
     )(function)
     return click.option(
-        "--option",
-        "-o",
+        *words,
         "image_options",
         type=ImageOption(),
         multiple=True,

@@ -243,6 +243,63 @@ def test_a_pivot_that_has_the_disk(bed: Bed) -> None:
     assert f"`pivotctl complete {same}`" in reasons(bed.json())["web1 disk0"]
 
 
+def test_options_of_copy(bed: Bed) -> None:
+    """They are handed on: the new images have them, and so has the pivot; what pivotd refuses is told."""
+    bed.guest("web1", image(bed.old / "web1.qcow2"))
+    options = ("--option", "cluster-size=128K", "--cache", "none", "--copy-mode", "background", "--granularity", "128K")
+    secret = bed.directory / "secret"
+    secret.write_text("passphrase")
+    refused = bed.json(*options, "--secret-file", secret)
+    assert "while it makes an encrypted image" in refused.json["moves"][0]["error"]
+    assert bed.json(*options).status == 0
+    (disk,) = bed.disks("web1")
+    told = subprocess.run(
+        ["qemu-img", "info", "-U", disk.image or ""], capture_output=True, text=True, check=True
+    ).stdout
+    assert "cluster_size: 131072" in told
+    (pivot,) = bed.pivots()
+    known = pivot.options
+    assert (known.cache, known.copy_mode, known.granularity_bytes) == ("none", "background", 128 << 10)
+
+
+def test_options_are_a_part_of_the_request_id(bed: Bed) -> None:
+    """A try without them is another move; what runs without them is not taken for this one."""
+    bed.guest("web1", image(bed.old / "web1.qcow2", 48))
+    process = bed.begin("--bandwidth-total", "1M")
+    assert until(bed.is_copying)
+    process.kill()
+    process.communicate()
+    (running,) = bed.pivots()
+    left = bed.json("--option", "cluster-size=128K", "--dry-run")
+    assert (left.status, left.json["moves"]) == (4, [])
+    assert reasons(left) == {
+        "web1 disk0": f"pivot {running.id} moves the disk there without this --option: cancel it, then evacuate again"
+    }
+    assert "--keep-synced: cancel it" in str(reasons(bed.json("--keep-synced", "--dry-run")))
+    bed.client.cancel(running.id)
+    bed.client.wait(running.id)
+    stays = bed.json("--option", "cluster-size=128K")
+    assert (stays.status, "exists already" in stays.json["moves"][0]["error"]) == (4, True)
+    (bed.new / "web1.qcow2").unlink()
+    assert bed.json("--option", "cluster-size=128K").status == 0
+    assert bed.pivots()[-1].request_id.rsplit("-", 2)[1] != running.request_id.rsplit("-", 2)[1]
+
+
+def test_keep_synced(bed: Bed) -> None:
+    """The disks move, and the old place is in use until the window ends: 4 with what to type, then 0."""
+    bed.guest("web1", image(bed.old / "web1.qcow2"))
+    answer = bed.json("--keep-synced", "--for", "1h")
+    assert answer.status == 4
+    assert [one["done"] for one in answer.json["moves"]] == [True]
+    assert "`pivotctl pivot release` ends that" in reasons(answer)["web1 disk0"]
+    assert bed.images() == {"web1": ["new/web1.qcow2"]}
+    assert bed.json("--keep-synced", "--for", "1h").json["moves"] == []
+    assert len(bed.pivots()) == 1
+    bed.client.release(bed.pivots()[0].id)
+    bed.client.wait(bed.pivots()[0].id)
+    assert until(lambda: bed.json("--keep-synced").status == 0)
+
+
 def test_what_a_pivot_still_needs_there(bed: Bed) -> None:
     """The old image of an undo window, and a copy that goes to the old place: not empty yet, though no disk is there."""
     bed.guest("web1", image(bed.old / "web1.qcow2"))
@@ -407,6 +464,10 @@ def test_a_place_to_go_on_from_that_is_inside(bed: Bed) -> None:
         (["--from", "/tmp", "--to", "/tmp/."], 2, "are one directory"),
         (["--domain", "web9"], 4, "there is no domain web9"),
         (["--name", "a b"], 2, "--name cannot be 'a b': give at most 64 of"),
+        (["--for", "1h"], 2, "--for says how long --keep-synced lasts: give both"),
+        (["--bandwidth", "1M"], 2, "evacuate takes no --bandwidth: give --bandwidth-total"),
+        (["--no-pivot"], 2, "evacuate takes no --no-pivot: disks that do not switch stay where they are"),
+        (["--option", "speed=9"], 2, "expected KEY=VALUE with KEY one of cluster-size"),
         (["--at", "2027-01-31"], 2, "has no time of day"),
         (["--at", "0001-01-01T00:00"], 2, "is no time"),
         (["--at", "9999-12-31T23:59-12:00"], 2, "is no time"),
