@@ -98,6 +98,7 @@ def ward() -> Iterator[tuple[Any, Ward]]:
         made.qemu("lost")
         (host.directory / "lost.qcow2").unlink()
         made.qemu("killed").kill()
+        made.qemu("gone").spy("migrate", {"uri": "exec:cat >/dev/null"})
         other = stack.enter_context(socket.socket(socket.AF_UNIX))
         busy = made.qemu("busy")
         other.connect(str(busy.qmp))
@@ -186,6 +187,7 @@ CASES: list[tuple[str, dict[str, str]]] = [
     ("lost", {"image-astray": "there is nothing at this name any more"}),
     ("killed", {"monitor-stale": "no process listens on this socket"}),
     ("broken", {"guest-stopped": "io-error: an I/O error of one of its images has stopped it"}),
+    ("gone", {"guest-stopped": "postmigrate: it has left by a migration"}),
     ("ancient", {"qemu-version": "QEMU 5.2.0 is too old"}),
     ("busy", {"monitor-busy": "another client holds this monitor"}),
 ]
@@ -263,6 +265,36 @@ def test_a_journal_that_takes_no_record(host: Host):
         filler.unlink()
         assert host.add("more", host.directory / "more.qmp").status == 201
         assert failing(doctor(host)) == set()
+        daemon.kill()
+    finally:
+        subprocess.run(["umount", "--lazy", str(state)], check=True)
+
+
+def test_a_pivot_whose_records_cannot_be_written(host: Host):
+    """It fails again and again, which is told with the reason, and goes on by itself once there is room."""
+    state = host.directory / "state"
+    state.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(state)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mount: needs root")
+    try:
+        qemu = host.qemu("web1")
+        daemon = host.start({"web1": qemu.qmp})
+        assert until(lambda: host.domains()["web1"]["connection"] == "connected")
+        pivot = host.copy("web1", host.image(), pivot=False).json["id"]
+        ready = host.call("GET", f"/v1/pivots/{pivot}/wait?timeout_s=60").json
+        assert ready["phase"] == "ready"
+        filler = state / "filler"
+        subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=1k"], check=False, capture_output=True)
+        while host.add(f"d{len(host.domains())}", host.directory / f"{len(host.domains())}.qmp").status == 201:
+            pass
+        qemu.spy("job-cancel", {"id": ready["disks"][0]["job"]})
+        assert until(lambda: "pivot-fails" in found(doctor(host), "web1"))
+        ((subject, why),) = found(doctor(host), "web1")["pivot-fails"]
+        assert (subject, "full" in why or "room" in why) == (f"web1, pivot {pivot}", True), why
+        filler.unlink()
+        assert until(lambda: host.call("GET", f"/v1/pivots/{pivot}").json["outcome"] == "kept")
+        assert "pivot-fails" not in found(doctor(host), "web1")
         daemon.kill()
     finally:
         subprocess.run(["umount", "--lazy", str(state)], check=True)
@@ -356,6 +388,28 @@ def test_a_qemu_that_hangs(host: Host):
     assert found(report, "hung").keys() == {"monitor-busy"}
     assert {"guest-paused", "cache-unsafe"} <= unseen(report)
     assert found(report, "well") == {}
+
+
+def test_a_qemu_that_hangs_in_a_pivot(host: Host):
+    """After a restart of pivotd nothing can be decided: it is told beside the monitor, and no more once QEMU answers."""
+    qemu = host.qemu("web1")
+    host.start({"web1": qemu.qmp})
+    assert until(lambda: host.domains()["web1"]["connection"] == "connected")
+    pivot = host.copy("web1", host.image(), pivot=False).json["id"]
+    assert host.call("GET", f"/v1/pivots/{pivot}/wait?timeout_s=60").json["phase"] == "ready"
+    qemu.kill(19)
+    try:
+        host.daemon.kill()
+        host.daemon.start()
+        assert until(lambda: host.health()["domains"]["silent_with_open_pivots"] == ["web1"])
+        seen = found(doctor(host), "web1")
+    finally:
+        qemu.kill(18)
+    assert {"qemu-silent", "monitor-busy"} <= seen.keys()
+    assert seen["qemu-silent"][0][1]
+    assert until(lambda: found(doctor(host), "web1") == {})
+    host.call("POST", f"/v1/pivots/{pivot}/cancel")
+    assert until(lambda: host.call("GET", f"/v1/pivots/{pivot}").json["outcome"] == "kept")
 
 
 def test_a_guest_on_a_stale_image(host: Host):
