@@ -294,7 +294,7 @@ def test_a_pivot_whose_records_cannot_be_written(host: Host):
         assert (subject, "full" in why or "room" in why) == (f"web1, pivot {pivot}", True), why
         filler.unlink()
         assert until(lambda: host.call("GET", f"/v1/pivots/{pivot}").json["outcome"] == "kept")
-        assert "pivot-fails" not in found(doctor(host), "web1")
+        assert until(lambda: "pivot-fails" not in found(doctor(host), "web1"))
         daemon.kill()
     finally:
         subprocess.run(["umount", "--lazy", str(state)], check=True)
