@@ -55,9 +55,8 @@ def not_taken(function: F) -> F:
             raise UsageError(f"evacuate takes no {word}: {OF_COPY[word]}; see `pivotctl evacuate --help`")
 
     for word in OF_COPY:
-        function = click.option(
-            word, hidden=True, expose_value=False, callback=refuse, is_flag=word not in {"--bandwidth", "--id"}
-        )(function)
+        kind: dict[str, Any] = {} if word in {"--bandwidth", "--id"} else {"is_flag": True}
+        function = click.option(word, hidden=True, expose_value=False, callback=refuse, **kind)(function)
     return function
 
 

@@ -125,7 +125,8 @@ class Staying:
         if one is None or known.closed is not None:
             return None
         if known.undo_until is not None and self._places.holds(one.source):
-            why = f"pivot {known.id} keeps it in sync until {known.undo_until}: `pivotctl pivot release` ends that"
+            until = f"pivot {known.id} keeps it in sync until {known.undo_until}"
+            why = f"{until}: `pivotctl pivot release {known.id}` ends it"
             return one.source, why
         if known.outcome is None and self._places.holds(one.destination):
             return one.destination, f"pivot {known.id} moves the disk there: wait for it or cancel it"

@@ -291,7 +291,7 @@ def test_keep_synced(bed: Bed) -> None:
     answer = bed.json("--keep-synced", "--for", "1h")
     assert answer.status == 4
     assert [one["done"] for one in answer.json["moves"]] == [True]
-    assert "`pivotctl pivot release` ends that" in reasons(answer)["web1 disk0"]
+    assert f"`pivotctl pivot release {bed.pivots()[0].id}` ends it" in reasons(answer)["web1 disk0"]
     assert bed.images() == {"web1": ["new/web1.qcow2"]}
     assert bed.json("--keep-synced", "--for", "1h").json["moves"] == []
     assert len(bed.pivots()) == 1
@@ -307,7 +307,7 @@ def test_what_a_pivot_still_needs_there(bed: Bed) -> None:
     assert bed.client.wait(window).undo_until is not None
     answer = bed.json()
     assert (answer.status, answer.json["moves"]) == (4, [])
-    assert "`pivotctl pivot release` ends that" in reasons(answer)["web1 disk0"]
+    assert f"`pivotctl pivot release {bed.pivots()[0].id}` ends it" in reasons(answer)["web1 disk0"]
     bed.client.release(window)
     assert until(lambda: bed.client.pivot(window).closed is not None)
     assert bed.json().status == 0
@@ -466,6 +466,7 @@ def test_a_place_to_go_on_from_that_is_inside(bed: Bed) -> None:
         (["--name", "a b"], 2, "--name cannot be 'a b': give at most 64 of"),
         (["--for", "1h"], 2, "--for says how long --keep-synced lasts: give both"),
         (["--bandwidth", "1M"], 2, "evacuate takes no --bandwidth: give --bandwidth-total"),
+        (["--bandwidth"], 2, "option '--bandwidth' requires an argument"),
         (["--no-pivot"], 2, "evacuate takes no --no-pivot: disks that do not switch stay where they are"),
         (["--option", "speed=9"], 2, "expected KEY=VALUE with KEY one of cluster-size"),
         (["--at", "2027-01-31"], 2, "has no time of day"),
