@@ -61,10 +61,24 @@ class Examined:
         )
 
 
+class CheckName(click.Choice[str]):
+    """A check; a shell completes it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        if value not in self.choices:
+            from difflib import get_close_matches  # noqa: PLC0415 - only for an error
+
+            near = get_close_matches(str(value), self.choices, 1)
+            meant = f": do you mean {near[0]}?" if near else ": `pivotctl --json doctor` names every check"
+            self.fail(f"there is no check {value}{meant}", param, ctx)
+        return str(value)
+
+
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Everything that is wrong here, with what to do.")
 @click.option("--config", type=AbsolutePath(), metavar="FILE", help="Configuration of the daemon, where it is not the "
               "one that the daemon or its unit names.")  # fmt: skip
-@click.option("--ignore", type=click.Choice(sorted(checks.CHECKS)), metavar="CHECK", multiple=True,
+@click.option("--ignore", type=CheckName(sorted(checks.CHECKS)), metavar="CHECK", multiple=True,
               help="Do not count what this check finds; may be repeated.")  # fmt: skip
 @click.option("--bundle", type=AbsolutePath(), metavar="FILE.tar.gz",
               help="Also write what a support request needs, without secrets, into a new file.")  # fmt: skip

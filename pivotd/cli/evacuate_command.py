@@ -24,7 +24,7 @@ from pivotd.cli.evacuate_start import Starter
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.known_names import DOMAIN
 from pivotd.cli.several_display import several_display
-from pivotd.cli.values import FORMAT, AbsolutePath, Bandwidth, Name
+from pivotd.cli.values import FORMAT, AbsolutePath, Bandwidth, Name, Number
 from pivotd.client import Client, ClientError
 from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name
 from pivotd.errors import EXIT_UNREACHABLE
@@ -74,11 +74,11 @@ def not_taken(function: F) -> F:
 )
 @click.option(
     "--parallel",
-    type=click.IntRange(1, limits.EVACUATE_PARALLEL_MAX),
+    type=Number(1, limits.EVACUATE_PARALLEL_MAX),
     default=1,
     show_default=True,
     metavar="N",
-    help="How many pivots copy at once.",
+    help=f"How many pivots copy at once, up to {limits.EVACUATE_PARALLEL_MAX}.",
 )
 @click.option(
     "--bandwidth-total",

@@ -16,7 +16,7 @@ from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.known_names import DOMAIN
 from pivotd.cli.since import Since
-from pivotd.cli.values import UNITS_S, AbsolutePath, Length, Name
+from pivotd.cli.values import UNITS_S, AbsolutePath, Length, Name, Number
 from pivotd.client import Record
 from pivotd.core.list_filters import journal_time
 from pivotd.errors import NotFoundError
@@ -42,11 +42,11 @@ class Wanted(TypedDict):
 @click.option("--follow", "-f", is_flag=True, help="Continue with new records as they are written, until Ctrl-C.")
 @click.option(
     "--after",
-    type=click.IntRange(0, limits.SEQ_MAX),
+    type=Number(0, limits.SEQ_MAX),
     metavar="SEQ",
     help="Only records with a larger sequence number.  [default: 0, with --exec the last one]",
 )
-@click.option("--tail", "-n", type=click.IntRange(1, limits.SEQ_MAX), metavar="N", help="Only the last N of them.")
+@click.option("--tail", "-n", type=Number(1, limits.SEQ_MAX), metavar="N", help="Only the last N of them.")
 @click.option("--since", type=Since(), metavar="TIME", help="Only records written then or later: 2m, 3d, 2026-11-23.")
 @click.option("--domain", type=DOMAIN, metavar="DOMAIN", help="Only records of this domain.")
 @click.option("--event", type=Name(), metavar="EVENT", help="Only records of this event, like switched.")

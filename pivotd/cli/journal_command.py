@@ -148,6 +148,10 @@ def backup(app: App, directory: str, force: bool) -> None:
     from pivotd.journal.backup import back_up, holds_backup  # noqa: PLC0415 - SQLite only where it is read
 
     target = Path(directory)
+    if not target.parent.is_dir():
+        raise UnusableFileError(
+            f"{target.parent} is no directory: make it first, or name another place", path=directory
+        )
     source = Path(app.offline) if app.offline is not None else _journal(app)
     try:
         if not force and holds_backup(target):

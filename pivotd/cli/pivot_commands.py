@@ -18,7 +18,7 @@ from pivotd.cli.ending_commands import SEE, cancel, complete, wait
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.known_names import DOMAIN, OPEN_PIVOT, PIVOT
 from pivotd.cli.since import Since
-from pivotd.cli.values import Bandwidth
+from pivotd.cli.values import Bandwidth, Number
 from pivotd.cli.waiting import wait_to_the_end
 from pivotd.client import Pivot, PivotDisk, Record
 from pivotd.core.list_filters import OUTCOMES, journal_time
@@ -61,7 +61,7 @@ SPARE = ("PAUSE", "WHO", "IMAGES", "CREATED", "DISKS", "UNDO UNTIL", "KIND", "DO
     "-n",
     "--limit",
     "last",
-    type=click.IntRange(1, limits.SEQ_MAX),
+    type=Number(1, limits.SEQ_MAX),
     default=limits.PIVOTS_LISTED_MAX,
     show_default=True,
     metavar="N",

@@ -12,7 +12,7 @@ from pivotd import limits
 from pivotd.cli import render
 from pivotd.cli.complaints import InterruptError, UsageError
 from pivotd.cli.context import App
-from pivotd.cli.values import MILLISECONDS, Bandwidth, Name
+from pivotd.cli.values import MILLISECONDS, Bandwidth, Name, Number
 from pivotd.cli.waiting import FOLLOW, wait_to_the_end
 from pivotd.client import NewPivot, Pivot, UnknownError, new_request_id
 from pivotd.errors import EXIT_DONE
@@ -43,7 +43,7 @@ def pausing(function: F) -> F:
     """Add the options that bound the pause of the guest."""
     function = click.option(
         "--attempts",
-        type=click.IntRange(1, limits.ATTEMPTS_MAX),
+        type=Number(1, limits.ATTEMPTS_MAX),
         metavar="N",
         help="How many pauses to try before giving up.  [default: the daemon's]",
     )(function)

@@ -36,6 +36,23 @@ class Name(click.ParamType[str]):
         return str(value)
 
 
+class Number(click.ParamType[int]):
+    """A whole number from one to another."""
+
+    name = "number"
+
+    def __init__(self, least: int, largest: int) -> None:
+        self.least, self.largest = least, largest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        text = str(value)
+        if not (text.isascii() and text.isdecimal() and self.least <= int(text[:20]) <= self.largest):
+            upto = "or more" if self.largest == limits.SEQ_MAX else f"to {self.largest}"
+            self.fail(f"{text!r}: give a whole number, {self.least} {upto}", param, ctx)
+        return int(text)
+
+
 class AbsolutePath(click.ParamType[str]):
     """A path as the daemon must see it: the daemon has another working directory."""
 

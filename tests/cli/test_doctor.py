@@ -230,6 +230,12 @@ def test_wrong_arguments(arguments: tuple[str, ...]):
     assert len(answer.stderr.splitlines()) == 1
 
 
+def test_a_check_that_is_not_there():
+    """The name that may be meant, and not all sixty."""
+    said = ctl("doctor", "--ignore", "image-unreadble").stderr
+    assert "there is no check image-unreadble: do you mean image-unreadable?" in said
+
+
 def test_the_table_of_the_documentation():
     """Each check once, with its severity, in the words of the code, and with what to do."""
     rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \| (.*?) \| (.+) \|$", PAGE.read_text(), re.MULTILINE)

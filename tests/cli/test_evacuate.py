@@ -467,6 +467,7 @@ def test_a_place_to_go_on_from_that_is_inside(bed: Bed) -> None:
         (["--for", "1h"], 2, "--for says how long --keep-synced lasts: give both"),
         (["--bandwidth", "1M"], 2, "evacuate takes no --bandwidth: give --bandwidth-total"),
         (["--bandwidth"], 2, "option '--bandwidth' requires an argument"),
+        (["--parallel", "65"], 2, "'65': give a whole number, 1 to 64; see"),
         (["--no-pivot"], 2, "evacuate takes no --no-pivot: disks that do not switch stay where they are"),
         (["--option", "speed=9"], 2, "expected KEY=VALUE with KEY one of cluster-size"),
         (["--at", "2027-01-31"], 2, "has no time of day"),

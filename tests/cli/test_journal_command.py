@@ -94,7 +94,7 @@ WRONG = [
     (["journal", "archive", "--keep", "101y"], 2, "is no length of time"),
     (["journal", "backup"], 2, "DIRECTORY"),
     (["journal", "backup", "/proc/version"], 4, "/proc/version is not a directory"),
-    (["journal", "backup", "/no/such/place"], 4, "/no/such"),
+    (["journal", "backup", "/no/such/place"], 4, "/no/such is no directory: make it first"),
     (["journal", "shrink"], 2, "shrink"),
 ]
 

@@ -152,6 +152,8 @@ def test_the_end_of_the_log(bench: Bench) -> None:
         (("pivot", "ls", "--since", "5"), "'5' is no time"),
         (("pivot", "ls", "--since", "-3d"), "is no time"),
         (("pivot", "ls", "--since", "99999999d"), "is no time"),
+        (("pivot", "ls", "--last", "0"), "'0': give a whole number, 1 or more; see"),
+        (("events", "--after", "x"), "'x': give a whole number, 0 or more; see"),
         (("pivot", "ls", "--outcome", "lost"), "'lost' is not one of 'switched'"),
         (("pivot", "ls", "--kind", "move"), "'move' is not one of 'copy'"),
         (("pivot", "ls", "--last", "0"), "--last"),
