@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from pivotd.cli.context import App
+from pivotd.cli.main import cli
+from pivotd.client import UnsentError
+from pivotd.config import Config
 from pivotd.journal.journal import Journal
 from tests.cli.ctl import COMMAND, complaint, ctl, environment
 from tests.journal.old_pivots import OLD_AT, back_and_forth, run
@@ -143,6 +147,22 @@ def test_backup_without_a_daemon_and_a_configuration(daemon: Daemon) -> None:
     assert said.endswith(": give --offline STATE_DIR")
     assert ctl("--socket", daemon.socket, "--json", "journal", "backup", target).json["error"]["kind"] == "unreachable"
     assert not target.exists()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_backup_of_the_daemon_that_was_named(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, *, same: bool) -> None:
+    """Without a daemon, the configuration says where its journal is, unless it is that of another daemon."""
+    target, socket = daemon.directory / "one", str(daemon.socket)
+    of = Config(state_dir=daemon.state_dir, socket=daemon.socket if same else Path("/run/other.sock"))
+    monkeypatch.setattr("pivotd.config.load", lambda: of)
+    words = ["--socket", socket, "journal", "backup", str(target)]
+    if same:
+        cli.main(words, standalone_mode=False, obj=App(socket))
+    else:
+        with pytest.raises(UnsentError) as away:
+            cli.main(words, standalone_mode=False, obj=App(socket))
+        assert away.value.message.endswith("is of a pivotd at /run/other.sock: give --offline STATE_DIR")
+    assert target.exists() == same
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("n", 4)])
