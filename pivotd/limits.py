@@ -209,6 +209,9 @@ ADOPTED_JOB_LENGTH_MAX = 64
 """QEMU reads commands byte by byte, and job ids are in those that are sent while the guest is paused."""
 STALL_S = 30.0
 """A copy without progress for this long is reported as stalled."""
+LIMITED_PIECE_BYTES = 16 << 20
+"""What QEMU's mirror copies at once under a limit of its bandwidth, before it waits. Source: measured with 7.2,
+docs/evacuate.md."""
 SLOWED_BYTES_PER_S_MIN = 64 << 10
 SLOWED_WRITES_PER_S_MIN = 8
 """A guest is not slowed below this: its own timeouts would end it, and a destination so slow is of no use."""

@@ -33,6 +33,12 @@ def busy_bytes(pivot: Pivot) -> int:
     return pivot.options.granularity_bytes or limits.BUSY_BACKLOG_BYTES
 
 
+def stalls_after_s(pivot: Pivot) -> float:
+    """Return how long a copy may be without progress: under a limit QEMU copies a piece at once, and then waits."""
+    limit = pivot.options.bandwidth_bytes_per_s if pivot.phase is Phase.COPYING else 0
+    return limits.STALL_S + (limits.LIMITED_PIECE_BYTES / limit if limit else 0.0)
+
+
 class Pace:
     """Measures one pivot. Rates are None until there are two looks far enough apart."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pivotd import limits
 from pivotd.core.observation import Observation
 from pivotd.core.pivot import Phase
 from pivotd.engine.driver_state import DriverState
+from pivotd.engine.pace import stalls_after_s
 
 
 async def went_on(state: DriverState, seen: Observation) -> None:
@@ -24,7 +24,7 @@ async def stalled(state: DriverState) -> None:
     if state.in_window or not copying:
         return
     stalled_s = pace.stalled_s(state.clock.monotonic())
-    if state.stalled == (stalled_s >= limits.STALL_S):
+    if state.stalled == (stalled_s >= stalls_after_s(pivot)):
         return
     state.stalled = not state.stalled
     facts = {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from pivotd import limits
 from pivotd.core.observation import JobSeen, Observation, Qemu
 from pivotd.core.pivot import Phase
-from pivotd.engine.pace import Pace
+from pivotd.core.request import CopyOptions
+from pivotd.engine.pace import Pace, stalls_after_s
 from tests.core.build import pivot
 
 MIB = 1 << 20
@@ -69,3 +73,11 @@ def test_a_small_backlog_is_enough_once_a_copy_is_ready():
     pace = Pace()
     noted(pace, 0, 50, 50, Phase.READY)
     assert [noted(pace, second, 0, 100 + second, Phase.READY) for second in (10, 20, 30)] == [0, 0, 0]
+
+
+def test_a_copy_under_a_limit_may_wait_for_its_next_piece():
+    """QEMU copies 16 MiB at once, whatever the limit; the limit ends at READY."""
+    plain, slow = pivot(Phase.COPYING), replace(CopyOptions(), bandwidth_bytes_per_s=64 << 10)
+    assert stalls_after_s(plain) == limits.STALL_S
+    assert stalls_after_s(replace(plain, options=slow)) == limits.STALL_S + 256
+    assert stalls_after_s(replace(pivot(Phase.READY), options=slow)) == limits.STALL_S
