@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from pivotd import limits
-from pivotd.cli import evacuate_at, evacuate_room, image_options, starting
+from pivotd.cli import evacuate_at, evacuate_room, image_options, starting, unknown_domain
 from pivotd.cli.complaints import InterruptError, UsageError
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.copy_command import check_kept, copying, keeping
@@ -147,7 +147,7 @@ def evacuate(  # noqa: PLR0913, PLR0917 - the options of the command
     client = app.client
     client.patience_s = limits.EVACUATE_PATIENCE_S
     for domain in domains:
-        client.domain(domain)
+        unknown_domain.check(app, domain)
     planner = Planner(client, places, domains, name=name, image_format=image_format, options=request)
     plan = planner.plan()
     report = Report(app, places, name)

@@ -131,6 +131,8 @@ def test_a_guest_that_has_ended_keeps_its_image_there(bed: Bed) -> None:
     assert "the guest does not run" in reasons(answer)["web1 disk0"]
     bed.client.remove_domain(bed.domain("web1"))
     assert "does not see this guest" in reasons(bed.json())["web1 disk0"]
+    named = bed.json("--domain", bed.domain("web1"))
+    assert "does not see this guest" in reasons(named)["web1 disk0"], "a name that only the journal knows is no typo"
 
 
 def test_a_disk_in_doubt(bed: Bed) -> None:
