@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pivotd.cli.context import App
 from pivotd.cli.values import DiskImage, Name
-from pivotd.errors import RefusedError
+from pivotd.errors import ClientError, RefusedError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 _WHOLE_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 """A ULID, as pivotd gives them."""
 CANDIDATES_SHOWN = 5
+AWAY = "pivotd.away"
+"""Set once the daemon did not answer: it is not asked for the other names."""
 
 
 class DomainName(Name):
@@ -68,9 +69,17 @@ class PivotId(Name):
         app = ctx.find_object(App)
         assert app is not None
         reads = app.client if self.open_only else app.reads
-        with suppress(RefusedError):  # the command asks too, and says what is wrong
+        if ctx.meta.get(AWAY):
+            return name
+        try:
             return whole_id(reads, name)
-        return name
+        except RefusedError:
+            return name  # the command asks too, and says what is wrong
+        except ClientError:
+            if param is None or param.nargs == 1:
+                raise
+            ctx.meta[AWAY] = True  # of several pivots the command says it of each
+            return name
 
     def shell_complete(self, ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         """Return the pivots that begin so, the newest first."""

@@ -105,13 +105,15 @@ class Transport:
         """
         with closing(UnixConnection(self.path, takes_s + (timeout_s or self.timeout_s))) as connection:
             headers = {"Accept": "application/json", **(headers or {})}
-            response = self._send(connection, method, target, body, headers, takes_s)
-            return self._document(response)
+            with closing(self._send(connection, method, target, body, headers, takes_s)) as response:
+                return self._document(response)
 
     def text(self, target: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> str:
         """Return an answer that is plain text."""
-        with closing(UnixConnection(self.path, timeout_s)) as connection:
-            response = self._send(connection, "GET", target, None, {"Accept": "text/plain"})
+        with (
+            closing(UnixConnection(self.path, timeout_s)) as connection,
+            closing(self._send(connection, "GET", target, None, {"Accept": "text/plain"})) as response,
+        ):
             if response.status != 200 or _media_type(response) != "text/plain":
                 self._document(response)
                 raise self._not_pivotd("no text")
@@ -123,8 +125,10 @@ class Transport:
 
     def page(self, target: str) -> tuple[Any, Message]:
         """Return the JSON document of a list, and the headers, which say where it goes on."""
-        with closing(UnixConnection(self.path, self.timeout_s)) as connection:
-            response = self._send(connection, "GET", target, None, {"Accept": "application/json"})
+        with (
+            closing(UnixConnection(self.path, self.timeout_s)) as connection,
+            closing(self._send(connection, "GET", target, None, {"Accept": "application/json"})) as response,
+        ):
             return self._document(response), response.headers
 
     def lines(self, target: str, *, headers: dict[str, str], timeout_s: float) -> Generator[str, None, None]:
