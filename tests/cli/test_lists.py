@@ -308,14 +308,16 @@ def test_a_domain_that_is_yet_to_come_can_be_followed(bench: Bench) -> None:
     """`events --follow` says that nobody knows it, and shows its first record."""
     socket = bench.daemon.socket
     with start("--socket", socket, "events", "--follow", "--domain", "late1") as process:
-        assert process.stderr is not None
-        assert process.stdout is not None
-        said = process.stderr.readline()
-        assert said.startswith("pivotctl: there is no domain late1; known are: ")
-        assert said.endswith("; waiting for its first record\n")
-        bench.ctl("domain", "add", "late1", "--qmp", bench.directory / "late1.qmp")
-        assert "late1 - domain-added" in process.stdout.readline()
-        process.terminate()
+        try:
+            assert process.stderr is not None
+            assert process.stdout is not None
+            said = process.stderr.readline()
+            assert said.startswith("pivotctl: there is no domain late1; known are: ")
+            assert said.endswith("; waiting for its first record\n")
+            bench.ctl("domain", "add", "late1", "--qmp", bench.directory / "late1.qmp")
+            assert "late1 - domain-added" in process.stdout.readline()
+        finally:
+            process.kill()
     bench.ctl("domain", "rm", "late1")
 
 

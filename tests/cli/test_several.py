@@ -144,10 +144,12 @@ def last_word(said: str) -> str:
 def interrupted(bench: Bench, *words: str, first: str = "stderr") -> str:
     """Return the last line of a command that is interrupted once it has said something."""
     with start("--socket", bench.daemon.socket, *words) as process:
-        stream = getattr(process, first)
-        stream.readline()
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        try:
+            getattr(process, first).readline()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     return last_word(said)
 
