@@ -25,8 +25,8 @@ from pivotd.api.ports import Service
 from pivotd.api.refusals import REFUSALS
 from pivotd.api.routes import ROUTES, Route
 from pivotd.api.streams import Streams
-from pivotd.core.patience import patient
 from pivotd.core.request import Requester
+from pivotd.core.standing_back import patient
 from pivotd.errors import BadRequestError, NotAllowedError, PivotdError, TooBusyError
 from pivotd.host import users
 

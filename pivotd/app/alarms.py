@@ -12,10 +12,10 @@ from pivotd.app.live_verdicts import image_names
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.core.observation import LEAVING
-from pivotd.core.patience import patient
 from pivotd.core.pivot import Phase, Record
 from pivotd.core.request import Manager
 from pivotd.core.standing import Standing
+from pivotd.core.standing_back import patient
 from pivotd.core.verdict import Verdict
 from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import PivotdError

@@ -17,7 +17,7 @@ from pivotd.cli.context import App, Form, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import AbsolutePath
 from pivotd.client import JournalStats, UnsentError
-from pivotd.errors import EXIT_REFUSED, ConfigError, ConflictError
+from pivotd.errors import EXIT_REFUSED, ConflictError
 
 UNITS_S = {"d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
 TELL_EVERY_S = 10.0
@@ -177,16 +177,6 @@ def _journal(app: App) -> Path:
     try:
         return Path(app.client.health().journal.path)
     except UnsentError as away:
-        from pivotd.config import load  # noqa: PLC0415 - only without a daemon
+        from pivotd.cli.host_journal import state_dir_without  # noqa: PLC0415 - only without a daemon
 
-        try:
-            found = load()
-        except ConfigError as error:
-            away.message += f"; and {error.message}: give --offline STATE_DIR"
-            raise away from None
-        if str(found.socket) != app.socket:
-            away.message += (
-                f"; the configuration of this host is of a pivotd at {found.socket}: give --offline STATE_DIR"
-            )
-            raise away from None
-        return found.state_dir
+        return state_dir_without(app, away)

@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from pivotd.cli.context import App
+from pivotd.cli.host_journal import state_dir_without
 from pivotd.client import ImageVerdict, Verdict
-from pivotd.config import Config, load
 from pivotd.core.pivot import Image
 from pivotd.core.verdict import Presence
 from pivotd.errors import (
     ClientError,
-    ConfigError,
     JournalError,
     JournalLockedError,
     NeverMovedError,
@@ -64,7 +63,7 @@ def image_history(app: App, image: str) -> list[ImageVerdict]:
         raise
     except ClientError as away:
         try:
-            return app.with_journal(str(_state_dir())).journal.image(image)
+            return app.with_journal(str(state_dir_without(app, away))).journal.image(image)
         except JournalError as error:
             away.message += f"; and {error.message}"
             raise away from None
@@ -96,7 +95,7 @@ def _look(app: App, domain: str, disks: Iterable[str], *, local: bool) -> list[V
         raise
     except ClientError as away:
         try:
-            return _offline(app.with_journal(str(_state_dir())), domain, disks, local=local)
+            return _offline(app.with_journal(str(state_dir_without(app, away))), domain, disks, local=local)
         except JournalError as error:
             away.message += f"; and {error.message}"
             raise away from None
@@ -116,14 +115,6 @@ def _offline(app: App, domain: str, disks: Iterable[str], *, local: bool) -> lis
         return found
     reason = f"pivotd does not run, and {said}: start pivotd and ask again."
     return [replace(one, certain=False, pending=True, reason=reason) for one in found]
-
-
-def _state_dir() -> str:
-    """Return the daemon's state directory as the configuration of this host has it, or the default."""
-    try:
-        return str(load().state_dir)
-    except ConfigError:
-        return str(Config().state_dir)
 
 
 def _looked_at(one: Verdict) -> Verdict:

@@ -3,7 +3,7 @@
 A call to a libvirtd that hangs cannot be ended. It keeps this one thread; the caller gets an error in time, and later
 callers learn what hangs. Another domain's calls are not concerned.
 
-Calls of whoever only reads (core/patience.py) come after all others, and none begins while the guest is in its pause:
+Calls of whoever only reads (core/standing_back.py) come after all others, and none begins while the guest is in its pause:
 each would lengthen it, by milliseconds.
 """
 
@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, TypeVar, TypeVarTuple
 
 from pivotd import limits
-from pivotd.core.patience import is_patient
+from pivotd.core.standing_back import is_patient
 from pivotd.errors import QmpUnknownError, QmpUnsentError
 
 Ts = TypeVarTuple("Ts")

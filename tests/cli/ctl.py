@@ -14,6 +14,15 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "pivotd.cli.main"]
 TIMEOUT_S = 60.0
+WITH_CONFIGURATION = """
+import sys
+from pathlib import Path
+from pivotd import config
+config.load.__defaults__ = (Path(sys.argv.pop(1)),)
+from pivotd.cli.main import main
+main()
+"""
+"""A program: pivotctl on a host that has the configuration of the first argument at the usual place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,15 @@ class Answer:
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "PIVOTCTL_SOCKET"}
     return {**kept, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error", **(more or {})}
+
+
+def on_a_host_with(configuration: Path, *arguments: str) -> Answer:
+    """Run pivotctl on a host that has this configuration at the usual place."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_CONFIGURATION, str(configuration), *arguments],
+        capture_output=True, text=True, timeout=TIMEOUT_S, env=environment(), check=False,
+    )  # fmt: skip
+    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 def ctl(

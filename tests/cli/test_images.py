@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.ctl import REPOSITORY, Answer, complaint, ctl
+from tests.cli.ctl import REPOSITORY, Answer, complaint, ctl, on_a_host_with
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
 
@@ -148,6 +148,32 @@ def test_every_disk_for_an_environment_file(guest: Guest):
     shell = 'set -a; . "$1"; printf "%s\\n" "$DISK0" "$DISK0_FORMAT" "$DISK1"'  # sh escapes as systemd does
     done = subprocess.run(["sh", "-c", shell, "sh", file], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [str(odd), "qcow2", str(guest.disks[1])]
+
+
+@pytest.mark.parametrize(
+    ("configuration", "why"),
+    [
+        ('state_dir = "{state}"\nsocket = "{socket}"\n', None),
+        ('state_dir = "{state}"\nsocket = "/run/other.sock"\n', "is of a pivotd at /run/other.sock"),
+        ('state_dir = "{state}"\nsocket = 3\n', "socket: found 3"),
+        (None, "cannot be read"),
+    ],
+    ids=["its own", "another daemon's", "wrong", "none"],
+)
+def test_without_the_daemon_no_other_journal_is_asked(guest: Guest, configuration: str | None, why: str | None):
+    """Whichever this host has: it would name the image of another guest, or one that was left long ago."""
+    new = guest.moved()
+    guest.daemon.kill()
+    guest.qemu.stop()
+    file = guest.directory / "host.toml"
+    if configuration is not None:
+        file.write_text(configuration.format(state=guest.daemon.state_dir, socket=guest.daemon.socket))
+    ask = ["--socket", str(guest.daemon.socket)]
+    for words in (["image", "web1", "disk0", "--wait", "0"], ["guard", "web1", f"disk0={new}", "--wait", "0"]):
+        answer = on_a_host_with(file, *ask, *words)
+        assert answer.status == (0 if why is None else 3), answer
+        assert why is None or (why in answer.stderr and "give --offline STATE_DIR" in answer.stderr)
+        assert why is not None or words[0] == "guard" or answer.stdout == f"{new}\n"
 
 
 def test_the_daemon_is_dead_and_qemu_is_not(guest: Guest):

@@ -154,7 +154,7 @@ def test_backup_of_the_daemon_that_was_named(daemon: Daemon, monkeypatch: pytest
     """Without a daemon, the configuration says where its journal is, unless it is that of another daemon."""
     target, socket = daemon.directory / "one", str(daemon.socket)
     of = Config(state_dir=daemon.state_dir, socket=daemon.socket if same else Path("/run/other.sock"))
-    monkeypatch.setattr("pivotd.config.load", lambda: of)
+    monkeypatch.setattr("pivotd.cli.host_journal.load", lambda: of)
     words = ["--socket", socket, "journal", "backup", str(target)]
     if same:
         cli.main(words, standalone_mode=False, obj=App(socket))

@@ -8,17 +8,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.cli.ctl import WITH_CONFIGURATION
 from tests.support.daemon import Answer
 
 TIMEOUT_S = 60.0
-_START = """
-import sys
-from pathlib import Path
-from pivotd import config
-config.load.__defaults__ = (Path(sys.argv.pop(1)),)
-from pivotd.cli.main import main
-main()
-"""
 
 
 def offline(
@@ -26,7 +19,7 @@ def offline(
 ) -> Answer:
     """Run ``pivotctl --offline`` as on a host that has this configuration at the usual place."""
     done = subprocess.run(
-        [sys.executable, "-c", _START, str(configuration), "--offline", str(state_dir), "--json", *arguments],
+        [sys.executable, "-c", WITH_CONFIGURATION, str(configuration), "--offline", str(state_dir), "--json", *arguments],
         capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment,
     )  # fmt: skip
     return Answer(done.returncode, done.stdout, done.stderr, json.loads(done.stdout or "null"))

@@ -14,8 +14,8 @@ from pivotd import limits
 from pivotd.app.libvirt_domains import LibvirtDomains
 from pivotd.app.registry import Host
 from pivotd.core.observation import Root
-from pivotd.core.patience import patient
 from pivotd.core.pivot import Image
+from pivotd.core.standing_back import patient
 from pivotd.errors import DomainUnreachableError, QmpUnsentError
 from pivotd.libvirt import library, passthrough
 from pivotd.libvirt.domain_session import LibvirtSession

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from pivotd import limits
-from pivotd.core.patience import patient
+from pivotd.core.standing_back import patient
 from pivotd.errors import QmpUnknownError, QmpUnsentError
 from pivotd.libvirt.line import Line
 
