@@ -3,8 +3,8 @@
 A call to a libvirtd that hangs cannot be ended. It keeps this one thread; the caller gets an error in time, and later
 callers learn what hangs. Another domain's calls are not concerned.
 
-Calls of whoever only reads (core/standing_back.py) come after all others, and none begins while the guest is in its pause:
-each would lengthen it, by milliseconds.
+Calls of whoever only reads (core/standing_back.py) come after all others, and none begins while the guest is in its
+pause: each would lengthen it, by milliseconds.
 """
 
 from __future__ import annotations
