@@ -300,7 +300,8 @@ class Daemon:
         sys.setswitchinterval(limits.SWITCH_INTERVAL_S)
         verdicts: Any = None
         if self._fleet is not None:
-            verdicts = importlib.import_module("pivotd.app.fleet_verdicts").FleetVerdicts(self._fleet)
+            module: Any = importlib.import_module("pivotd.app.fleet_verdicts")
+            verdicts = module.FleetVerdicts(self._fleet, self._journal.calm)
         reads = await service.Reads.attach(self._config.state_dir, self._host, self._journal, verdicts)
         daemon_service = service.DaemonService(self._config, self._host, self._journal, reads, self._fleet)
         access = access_module.Access.of(self._config.access)

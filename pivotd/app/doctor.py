@@ -19,6 +19,7 @@ from pivotd.app.guest_checks import Looked
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.app.retention import Retention
+from pivotd.app.shared_answer import SharedAnswer
 from pivotd.client import checks, shown
 from pivotd.client.answers import DoctorArea, DoctorFinding, DoctorReport, FleetStatus, Health
 from pivotd.config import Config, load
@@ -26,7 +27,7 @@ from pivotd.core.phases import is_decided
 from pivotd.core.pivot import FleetStage, Phase
 from pivotd.core.request import Manager
 from pivotd.core.standing import Standing
-from pivotd.errors import ConflictError, DomainUnreachableError, PivotdError, TooBusyError
+from pivotd.errors import ConflictError, DomainUnreachableError, PivotdError
 from pivotd.host import threads
 from pivotd.journal.journal import Journal
 
@@ -50,32 +51,11 @@ class Doctor:
     ) -> None:
         self._config, self._host, self._journal, self._reads = config, host, journal, reads
         self._domains, self._fleet, self._health, self._retention = domains, fleet, health, retention
-        self._one_at_a_time = asyncio.Lock()
-        self._waiting, self._begun = 0, 0
-        self._last: tuple[int, DoctorReport | None] = 0, None
+        self._shared = SharedAnswer(self._look)
 
     async def report(self) -> DoctorReport:
-        """Return what is wrong, by area.
-
-        It is looked for once at a time, over everything. Whoever waits for that shares the next report: it begins after
-        they have asked. Raises: TooBusyError: limits.READS_WAITING_MAX wait already.
-        """
-        if self._waiting >= limits.READS_WAITING_MAX:
-            raise TooBusyError(f"{self._waiting} readers already wait for the next report: ask again when it is made")
-        begun = self._begun
-        self._waiting += 1
-        try:
-            async with self._one_at_a_time:
-                number, last = self._last
-                if last is None or number <= begun:
-                    self._begun += 1
-                    number, last = self._begun, await self._look()
-                    self._last = number, last
-                return last
-        finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self._last = 0, None  # nobody could take it any more
+        """Return what is wrong, by area; who asks at once shares a report. Raises: TooBusyError: too many wait."""
+        return await self._shared.get()
 
     async def _look(self) -> DoctorReport:
         """Return what is wrong now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 class FleetVerdicts:
     """Asks the fleet about each domain, and tells it what it does not know, before a verdict is given to anybody."""
 
-    def __init__(self, fleet: LateFleet) -> None:
+    def __init__(self, fleet: LateFleet, calm: Callable[[], Awaitable[None]]) -> None:
+        """``calm``: returns while no guest is in its pause."""
         self._fleet = fleet
+        self._calm = calm
         self._module: Any = None
 
     async def knows(self, domain: str) -> bool:
@@ -51,6 +53,7 @@ class FleetVerdicts:
 
         async def ask(name: str, disks: Sequence[DiskHere]) -> list[Verdict]:
             async with turns:
+                await self._calm()
                 try:
                     if silent:  # the others would wait as long
                         raise silent[0]

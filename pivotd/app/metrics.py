@@ -13,6 +13,7 @@ from typing import Any
 from pivotd import __version__, limits
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
+from pivotd.app.shared_answer import SharedAnswer
 from pivotd.client.answers import Health
 from pivotd.core import verdict
 from pivotd.core.phases import is_decided
@@ -55,10 +56,15 @@ class Metrics:
         self._in_fleet = in_fleet
         self._uncertain: int | None = None
         self._looked: tuple[int, float] = (-1, float("-inf"))
+        self._shared = SharedAnswer(self._text)
 
     async def text(self) -> bytes:
-        """Return the metrics in text format 0.0.4."""
+        """Return the metrics in text format 0.0.4; who asks at once shares them. Raises: TooBusyError."""
+        return await self._shared.get()
+
+    async def _text(self) -> bytes:
         now = await self.look()
+        await self._journal.calm()
         return await asyncio.to_thread(_written, now, in_fleet=self._in_fleet)
 
     async def look(self) -> Now:
