@@ -181,6 +181,11 @@ class Observation:
         """Whether the guest can write."""
         return self.run_state in EXECUTING
 
+    @property
+    def leaving(self) -> bool:
+        """Whether another process may own the images, now or soon."""
+        return self.run_state in MIGRATION_STATES and not self.saved
+
     def job(self, name: str) -> JobSeen:
         """Return the job; a job that QEMU does not list has status ``null``: it is gone."""
         return self.jobs.get(name, _GONE)

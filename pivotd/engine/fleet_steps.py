@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pivotd import limits
 from pivotd.core.fleet import FleetView, OnSilence
-from pivotd.core.observation import MIGRATION_STATES, Observation
+from pivotd.core.observation import Observation
 from pivotd.core.pivot import FleetStage, Phase
 from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome, before_intent, moved
 from pivotd.engine.driver_state import DriverState
@@ -161,7 +161,7 @@ async def _write(state: DriverState, fleet: Fleet, before: FleetView, after: Fle
 
 
 def _is_here(seen: Observation) -> bool:
-    return seen.run_state is not None and seen.run_state not in MIGRATION_STATES
+    return seen.run_state is not None and not seen.leaving
 
 
 def _here(state: DriverState, fleet: Fleet, *, present: bool) -> Here:

@@ -476,7 +476,7 @@ LIBVIRT = (
     ),
     Defect(
         "the resume of a guest that is saved in its pause is forgotten", "G3", "pivotd/core/rules/libvirt_phases.py",
-        "    if seen.run_state not in MIGRATION_STATES or seen.saved:\n", "    if True:\n",
+        "    if not seen.leaving:\n", "    if True:\n",
         TABLE, ("tests/core/test_libvirt.py", "-k", "stays_owed"),
     ),
     Defect(

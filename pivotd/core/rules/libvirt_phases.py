@@ -24,7 +24,6 @@ from pivotd.core.actions import (
 )
 from pivotd.core.attempt import Attempt
 from pivotd.core.observation import (
-    MIGRATION_STATES,
     OUR_PAUSE,
     JobBelief,
     Observation,
@@ -167,7 +166,7 @@ def _decided(pivot: Pivot, seen: Observation) -> Action:
 
 def _leaving(seen: Observation) -> Action | None:
     """Return how to wait for the end of a save or migration; the resume stays owed, for either may fail."""
-    if seen.run_state not in MIGRATION_STATES or seen.saved:
+    if not seen.leaving:
         return None
     return Wait(
         f"the guest was saved or migrated in its pause (QEMU: {seen.run_state}): if that has failed, and it runs on no "
