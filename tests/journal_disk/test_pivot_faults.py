@@ -75,7 +75,7 @@ def judge_sound(ground: Ground, answer: Any, where: str) -> None:
         assert until(ground.closed, WAIT_S), f"{where}: {found}"
     assert ground.await_running(PATIENCE_S), f"{where}: the guest is {ground.run_state()}"
     assert ground.world.spy("query-jobs") == [], where
-    verdicts = ground.daemon.ctl("verdict", "web1", offline=True).json
+    verdicts = ground.daemon.ctl("verdict", offline=True).json
     named = [verdict["image"] for verdict in verdicts] or [str(image) for image in ground.images]
     assert named == ground.roots(), f"{where}: {verdicts}"
 
