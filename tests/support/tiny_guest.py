@@ -33,7 +33,8 @@ PAUSE_MS_DEFAULT = 1
 
 _ACK = re.compile(rb"^ACK ([0-9a-f]{8})\r?$", re.MULTILINE)
 _FAILED = re.compile(rb"^ERR ([0-9a-f]{8})\r?$", re.MULTILINE)
-_UP = re.compile(rb"^UP [0-9a-f]{8}\r?$", re.MULTILINE)
+_UP = re.compile(rb"UP [0-9a-f]{8}\r?$", re.MULTILINE)
+"""A reset can come in the middle of a line: then this follows on it."""
 
 
 class WriteFailedError(AssertionError):
