@@ -57,6 +57,8 @@ def test_no_reader_asks_libvirt_while_the_guest_is_paused(libvirtd: Libvirtd, tm
     libvirtd.start()
     domain = Domain(libvirtd, guest=False).define().boot()
     pauses: list[list[int]] = []
+    waited: list[int] = []
+    asking: set[int] = set()
     stop = threading.Event()
 
     def paused() -> bool:
@@ -66,13 +68,16 @@ def test_no_reader_asks_libvirt_while_the_guest_is_paused(libvirtd: Libvirtd, tm
 
     def resumed() -> bool:
         pauses.append(list(between.calls))
+        waited.append(len(asking))
         return True
 
     def read() -> None:
         client = Client(str(daemon.socket), patience_s=WAIT_S)
         while not stop.is_set():
+            asking.add(threading.get_ident())
             client.disks("web1")
             client.verdicts("web1")
+            asking.discard(threading.get_ident())
 
     threads: list[threading.Thread] = []
     with (
@@ -95,6 +100,8 @@ def test_no_reader_asks_libvirt_while_the_guest_is_paused(libvirtd: Libvirtd, tm
                 thread.join(WAIT_S)
     quiet, *read_meanwhile = [sorted(calls) for calls in pauses]
     assert read_meanwhile == [quiet, quiet]
+    assert waited[0] == 0
+    assert min(waited[1:]) > 0, "no reader has asked in the pause: nothing is shown"
 
 
 @pytest.mark.chaos

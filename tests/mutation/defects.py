@@ -606,7 +606,7 @@ FLEET = (
     ),
     Defect(
         "telling of one disk of a pivot overwrites a later move of another", "G1", FLEET_LOCAL,
-        "after_outcome(tell, pivot, here, only=[said.disk])", "after_outcome(tell, pivot, here)",
+        "after_outcome(tell, pivot, here, only=said.disk)", "after_outcome(tell, pivot, here)",
         TABLE, ("tests/core/test_fleet_local.py", "-k", "leaves_a_later_move"),
     ),
     Defect(

@@ -6,7 +6,7 @@ has changed since the view was read, the write itself ensures.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pivotd.core.fleet import (
@@ -46,11 +46,11 @@ def announced(view: FleetView, pivot: Pivot, on_silence: OnSilence) -> FleetView
     return replace(view, intent=intent)
 
 
-def published(view: FleetView, pivot: Pivot, utc_now: str, only: Collection[str] | None = None) -> FleetView:
-    """Return the view with the outcome of every disk of a pivot, or of ``only`` these, and without its intent."""
+def published(view: FleetView, pivot: Pivot, utc_now: str, only: str | None = None) -> FleetView:
+    """Return the view with the outcome of every disk of a pivot, or of ``only`` this one, and without its intent."""
     assert view.owner is not None
     epoch = view.owner.epoch
-    disks = [disk for disk in pivot.disks if only is None or disk.disk in only]
+    disks = [disk for disk in pivot.disks if only in {None, disk.disk}]
     return _with_disks(withdrawn(view, pivot.id), tuple(_result(pivot, disk, epoch, utc_now) for disk in disks))
 
 

@@ -54,7 +54,7 @@ def together(view: FleetView, here: Here, disks: Iterable[DiskHere]) -> Together
     for disk in disks:
         said, pivot = _one(view, here, disk)
         if pivot is not None:
-            told = after_outcome(tell, pivot, here, only=[said.disk])
+            told = after_outcome(tell, pivot, here, only=said.disk)
             if isinstance(told, Superseded):
                 said = _uncertain(said, f"What became of pivot {pivot.id} counts no more: {told.reason}.")
             else:

@@ -6,7 +6,6 @@ guest is paused, and of its outcome before the guest runs on; the local journal 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from pivotd.core.actions import Action, Close, HandOver, Resume, TellFleet, Wait
@@ -68,13 +67,11 @@ def of_another(view: FleetView, host: str) -> str | None:
     )
 
 
-def after_outcome(
-    view: FleetView, pivot: Pivot, here: Here, only: Collection[str] | None = None
-) -> FleetView | Superseded:
+def after_outcome(view: FleetView, pivot: Pivot, here: Here, only: str | None = None) -> FleetView | Superseded:
     """Return what the fleet has to hold once the outcome of a pivot is in the journal; the view itself if it does.
 
     Only the owner under whose epoch the pivot was announced may tell, and only while its intent is there: nobody has
-    decided otherwise then. ``only``: the disks of which this is still the last pivot, None if it is of all.
+    decided otherwise then. ``only``: the disk of which this is the last pivot, if it may not be that of others.
     """
     owner, announced_ = view.owner, pivot.fleet is FleetStage.ANNOUNCED
     if owner is None:  # it never knew the guest, or has forgotten it
@@ -84,7 +81,7 @@ def after_outcome(
     mine = view.intent is not None and view.intent.pivot == pivot.id
     if mine:
         only = None  # no disk of an announced pivot was moved since
-    told = [view.disk(disk.disk) for disk in pivot.disks if only is None or disk.disk in only]
+    told = [view.disk(disk.disk) for disk in pivot.disks if only in {None, disk.disk}]
     told_all = not mine and all(known is not None and known.pivot == pivot.id for known in told)
     if owner.host != here.host or (announced_ and owner.epoch != pivot.fleet_epoch):
         if owner.host == here.host and told_all and all(_is_ours(known, owner) for known in told):
@@ -105,10 +102,10 @@ def _is_ours(known: FleetDisk | None, owner: Owner) -> bool:
     return known is not None and known.epoch == owner.epoch and known.outcome != ACCEPTED
 
 
-def _kept(view: FleetView, pivot: Pivot, here: Here, only: Collection[str] | None) -> FleetView:
+def _kept(view: FleetView, pivot: Pivot, here: Here, only: str | None) -> FleetView:
     """Without its intent, the fleet names what the last pivot of each disk left, which should be the source."""
     for disk in pivot.disks:
-        known = view.disk(disk.disk) if only is None or disk.disk in only else None
+        known = view.disk(disk.disk) if only in {None, disk.disk} else None
         if known is not None and known.image != FleetImage(disk.source.filename, disk.source.format):
             return published(view, pivot, here.utc_now, only)
     return withdrawn(view, pivot.id)
