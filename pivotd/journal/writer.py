@@ -191,8 +191,9 @@ class Writer:
             self._at_work = [*jobs] if task is None else [*jobs, task]
             if jobs:
                 self._write(connection, jobs)
-                self._deliver(jobs)
+                # Before the answer: whoever is told may hold checkpoints next, and that asks for this number.
                 self._rows_since_checkpoint = connection.total_changes - self._rows_at_checkpoint
+                self._deliver(jobs)
             self._at_work = [] if task is None else [task]
             if task is not None:
                 self._run_task(connection, task)

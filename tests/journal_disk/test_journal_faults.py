@@ -33,6 +33,8 @@ STRIDE = int(os.environ.get("PIVOTD_DISK_STRIDE", "16"))
 FAULTS_MAX = 2000
 GENERATIONS = 12
 """Of the WAL: records of one size fill the second half of a page, then the first."""
+SALTS = slice(16, 24)
+"""Of a WAL's header: each generation has its own. Source: https://www.sqlite.org/fileformat2.html#walformat"""
 CASES = [
     pytest.param(what, how, lasting, marks=[pytest.mark.long] * ((what, how) == ("write", "eio")))
     for what, how in (("fsync", "eio"), ("write", "eio"), ("write", "enospc"))
@@ -123,8 +125,10 @@ async def test_nothing_is_certain_while_a_failed_batch_may_be_on_disk(disk: Disk
 async def test_a_full_disk_under_an_old_generation_of_the_wal_records_nothing(disk: Disk, tmp_path: Path) -> None:
     """Half of the commit frame is new, and half is left of a page that said the same: together a whole one."""
     journal = Journal.open(disk.where)
+    generations = set()
     for number in range(GENERATIONS):
         journal.hold_checkpoints()
+        journal._writer.call(lambda _: None).result()  # the checkpoint comes before the fault
         for nth in itertools.count(1):
             disk.fail(Fault("write", nth, "enospc", lasting=True))
             try:
@@ -141,5 +145,7 @@ async def test_a_full_disk_under_an_old_generation_of_the_wal_records_nothing(di
                 break
         disk.fail()
         assert nth > 1
+        generations.add((disk.where / "journal.db-wal").read_bytes()[SALTS])
         journal.release_checkpoints()
     await journal.close()
+    assert len(generations) == GENERATIONS
