@@ -1,5 +1,7 @@
 .PHONY: help setup man test test-long lint demo demo-fleet bench fuzz trixie pins qemus libvirts etcds chaos chaos-libvirt fleet host-crash powercut powercut-libvirt mutation deb deb-trixie clean
 
+unexport PYTHONDONTWRITEBYTECODE  # the tests start pivotd some thousand times: from bytecode in two thirds of the time
+
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
