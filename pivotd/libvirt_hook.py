@@ -721,8 +721,8 @@ def journal_refuses(domain: str, images: dict[str, str]) -> str | None:
 
 def _disk_refuses(connection: sqlite3.Connection, domain: str, disk: str, image: str) -> str | None:
     row = connection.execute(
-        "SELECT p.id, p.phase = 'pausing' AND (p.asking OR p.manager = 'pivotd'), d.outcome, d.source_filename,"
-        " d.destination_filename, d.accepted_filename"
+        "SELECT p.id, p.phase IN ('pausing', 'cancelling') AND (p.asking OR p.manager = 'pivotd'), d.outcome,"
+        " d.source_filename, d.destination_filename, d.accepted_filename"
         " FROM disk_latest l JOIN pivot p ON p.id = l.pivot JOIN pivot_disk d ON d.pivot = l.pivot AND d.disk = l.disk"
         " WHERE l.domain = ? AND l.disk = ? AND NOT l.doubtful AND l.left_at IS NULL",
         (domain, disk),

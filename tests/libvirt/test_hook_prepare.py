@@ -85,6 +85,8 @@ async def test_a_stale_image_is_refused_and_the_right_one_is_named(
         ({"phase": Phase.PAUSING}, {DESTINATION}),
         ({"phase": Phase.PAUSING, "asking": True}, {SOURCE, DESTINATION}),
         ({"phase": Phase.PAUSING, "manager": Manager.PIVOTD}, {SOURCE, DESTINATION}),
+        ({"phase": Phase.CANCELLING}, {DESTINATION}),
+        ({"phase": Phase.CANCELLING, "asking": True}, {SOURCE, DESTINATION}),
         ({"phase": Phase.DECIDED, "outcome": Outcome.SWITCHED}, {SOURCE}),
         ({"phase": Phase.CLOSED, "outcome": Outcome.UNKNOWN}, {DESTINATION, SOURCE}),
         (
@@ -102,6 +104,8 @@ async def test_a_stale_image_is_refused_and_the_right_one_is_named(
         "libvirt was not asked",
         "libvirt was asked",
         "pivotd may have switched",
+        "given up before libvirt was asked",
+        "given up, and libvirt was asked",
         "decided",
         "unknown",
         "accepted by a person",
