@@ -43,6 +43,10 @@ class OwnedGuests:
         self._fleet = fleet
         self._clock = clock
         self._connected: dict[str, Session] = {}
+        self._here: set[str] = set()
+        """Guests that the last look has seen in a QEMU that is still connected. Only they are claimed: one that was
+        released is in a QEMU here for a while, too.
+        """
         self._left: dict[str, int | None] = {}
         """Guests that were seen to leave and are to be released, each with the owner's epoch; QEMU may be gone."""
         self._epochs: dict[str, int] = {}
@@ -100,11 +104,13 @@ class OwnedGuests:
         session = None if supervisor is None else supervisor.session
         if supervisor is None or session is None:
             self._connected.pop(domain, None)
+            self._here.discard(domain)
             if domain in self._left:
                 self._due.ask(domain)
             return
         if session is not self._connected.get(domain):
             self._connected[domain] = session
+            self._here.discard(domain)
             self._epochs.pop(domain, None)  # it may have been taken since, also by this host
             session.subscribe(self._on_event(supervisor, session))
             self._due.ask(domain)
@@ -147,6 +153,10 @@ class OwnedGuests:
         supervisor = self._host.supervisors.get(domain)
         session = None if supervisor is None else supervisor.session
         state = None if session is None else await session.run_state()
+        if state is None or state in MIGRATION_STATES:
+            self._here.discard(domain)
+        elif self._connected.get(domain) is session:
+            self._here.add(domain)
         if state in LEAVING:
             async with self._lock(domain):
                 await self._owes(domain, self._epochs.get(domain))
@@ -158,15 +168,16 @@ class OwnedGuests:
 
     async def _agree(self, domain: str) -> None:
         """Claim, release or leave alone. Raises: FleetError, JournalError."""
-        supervisor = self._host.supervisors.get(domain)
-        session = None if supervisor is None else supervisor.session
-        if session is None and domain not in self._left:
+        session = self._connected.get(domain)
+        if domain not in self._here and domain not in self._left:
             return
         view = await self._fleet.read(domain, self._fleet.timeout_s)
-        if not view.known and domain not in self._left:
+        if not view.known and self._is_here(domain):
             await self._enter(domain)
             view = await self._fleet.read(domain, self._fleet.timeout_s)
-        here = Here(self._fleet.host, self._fleet.boot_id, self._clock.utc_now(), present=domain not in self._left)
+        if domain not in self._here and domain not in self._left:
+            return  # it has gone while the fleet was read
+        here = Here(self._fleet.host, self._fleet.boot_id, self._clock.utc_now(), present=self._is_here(domain))
         after = meeting(view, here) if here.present else await self._leaving(view, here)
         if after != view:
             await self._fleet.write(view, after, self._fleet.timeout_s)
@@ -185,6 +196,9 @@ class OwnedGuests:
             self._tell(domain, f"the guest belongs to host {after.owner.host} in the fleet, and is also here")
         else:
             self._told.pop(domain, None)
+
+    def _is_here(self, domain: str) -> bool:
+        return domain in self._here and domain not in self._left
 
     async def _leaving(self, view: FleetView, here: Here) -> FleetView:
         """Return what the fleet has to hold; first the journal knows that this is owed, and under which epoch."""

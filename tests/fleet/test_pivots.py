@@ -366,3 +366,33 @@ async def test_a_guest_that_leaves_in_the_moment_of_a_pause_is_released(member: 
                 while supervisor.session is None or not supervisor.session.stops:
                     await asyncio.sleep(0.02)
         await owned_by(engine, None)
+
+
+async def test_a_pivot_that_ends_while_its_guest_is_released_does_not_claim_it_again(
+    member: Make, qemu: Qemu, tmp_path: Path
+) -> None:
+    """Its QEMU is still there, and the host that has the guest now would never own it."""
+    engine = await member(OnSilence.RESUME)
+    owners: list[str | None] = []
+
+    async def before(_before: FleetView, after: FleetView) -> None:
+        owners.append(None if after.owner is None else after.owner.host)
+        if owners[-1] is None:
+            await engine.closed(driver)
+            await asyncio.sleep(0.3)  # etcd is slow: the look for which the end of the pivot has asked comes first
+
+    async with owners_of(engine):
+        driver = await begun(engine, qemu, tmp_path, pivot=False)
+        await owned_by(engine, "h1")
+        await engine.until(driver, lambda pivot: pivot.phase is Phase.READY)
+        engine.fleet.before = before
+        await leave(qemu)
+        await engine.closed(driver)
+        async with asyncio.timeout(LONG_S):
+            while None not in owners:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(1.0)
+        assert await run_state(qemu) == "postmigrate"
+        found = await view(engine)
+    assert found.owner is not None
+    assert (found.owner.host, owners) == (None, [None])
