@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pivotd import limits
+from pivotd.app import telling_words
 from pivotd.app.live_verdicts import image_names
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.client.requests import AcceptRequest
 from pivotd.core import nbd
 from pivotd.core.fleet import FleetImage
-from pivotd.core.pivot import Accepted, FleetStage, Image, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Accepted, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
-from pivotd.core.rules.fleet_owners import accepting
-from pivotd.core.rules.fleet_pivots import Here
 from pivotd.core.verdict import Presence, Verdict
 from pivotd.engine.pivot_log import by
 from pivotd.engine.ports import Fleet
@@ -61,8 +60,6 @@ class Accepting:
             accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
             disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
             epoch = await self._tell_fleet(pivot, disk, FleetImage(image, image_format))
-            if pivot.fleet is FleetStage.ANNOUNCED:
-                epoch = pivot.fleet_epoch  # under which its outcome can still be told
             facts = {"disk": disk, "image": image, "format": accepted.format, "reason": word.reason, "uid": who.uid}
             try:
                 await self._journal.advance(pivot, "image-accepted", facts, disks=disks, fleet_epoch=epoch)
@@ -74,24 +71,12 @@ class Accepting:
             log.warning("domain.image-accepted", domain=domain, pivot=pivot.id, **told)
 
     async def _tell_fleet(self, pivot: Pivot, disk: str, image: FleetImage) -> int | None:
-        """Return the epoch of the guest's owner, None without a fleet.
-
-        Raises: ConflictError: the word of this host does not count; FleetError: nothing is known to be told.
-        """
-        if self._fleet is None:
-            return None
-        fleet = self._fleet
+        """Return the ``fleet_epoch`` to record. Raises: ConflictError, FleetError: telling_words.tell()."""
         try:
-            view = await fleet.read(pivot.domain, fleet.timeout_s)
-            after = accepting(view, Here(fleet.host, fleet.boot_id, utc_now()), pivot, disk, image)
-            if isinstance(after, str):
-                raise ConflictError(f"{pivot.domain} {disk}: {after}", disk=disk)
-            if after != view:
-                await fleet.write(view, after, fleet.timeout_s)
+            return await telling_words.tell(self._fleet, pivot, disk, image)
         except FleetError as error:
             error.message += "; your word is not recorded here: repeat the command"
             raise
-        return after.epoch
 
     async def _last(self, domain: str, disk: str) -> tuple[Pivot, PivotDisk]:
         latest = await self._reads.latest(domain, disk)

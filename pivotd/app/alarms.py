@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from pivotd import limits
 from pivotd.app.due_domains import DueDomains
@@ -17,8 +17,9 @@ from pivotd.core.request import Manager
 from pivotd.core.standing import Standing
 from pivotd.core.standing_back import patient
 from pivotd.core.verdict import Verdict
+from pivotd.engine.ports import Fleet
 from pivotd.engine.supervisor import Supervisor
-from pivotd.errors import PivotdError
+from pivotd.errors import FleetError, PivotdError
 from pivotd.journal.journal import Journal
 from pivotd.log import get_logger
 from pivotd.qmp.session import Session
@@ -36,7 +37,8 @@ class Alarms:
     look settles the doubt. Each alarm is logged and recorded once.
     """
 
-    def __init__(self, host: Host, journal: Journal, reads: Reads) -> None:
+    def __init__(self, host: Host, journal: Journal, reads: Reads, fleet: Fleet | None = None) -> None:
+        self._fleet = fleet
         self._host = host
         self._journal = journal
         self._reads = reads
@@ -165,7 +167,7 @@ class Alarms:
         doubts = await self._reads.in_doubt(live, found)
         if live.unsettled:
             self._ask_again(domain, limits.ALARM_AGAIN_S)
-        if doubts and await follow(domain, session, doubts, self._journal, self._reads):
+        if doubts and await self._follow(domain, session, doubts):
             self._ask(domain)
             return
         for pivot, (_, disk) in live.settled():
@@ -182,6 +184,16 @@ class Alarms:
             log.error("domain.wrong-image", domain=domain, disk=disk, pivot=doubts[disk].pivot, reason=alarms[disk])
             facts = {"disk": disk, "right": doubts[disk].image, "reason": alarms[disk]}
             await self._journal.note("wrong-image", facts, domain=domain, pivot=doubts[disk].pivot)
+
+    async def _follow(self, domain: str, session: Session, doubts: Mapping[str, Verdict]) -> bool:
+        """Return whether a disk was followed to where libvirt has moved it; no pivot of the domain begins meanwhile."""
+        try:
+            async with self._host.lock(domain):
+                return await follow(session, doubts.values(), self._journal, self._reads, self._fleet)
+        except FleetError as error:
+            self._ask_again(domain, limits.ALARM_AGAIN_S)
+            log.warning("domain.not-checked", domain=domain, error=error.message)
+        return False
 
     async def _sentence(self, supervisor: Supervisor, doubt: Verdict) -> str:
         """Return what is wrong with the image on which a disk runs, or why nobody knows which one is right."""

@@ -13,11 +13,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
-from pivotd.core.pivot import Accepted, FleetStage, Phase, Pivot, PivotDisk
+from pivotd.app.telling_words import tell
+from pivotd.core.fleet import FleetImage
+from pivotd.core.pivot import Accepted, Phase, Pivot, PivotDisk
 from pivotd.core.request import Manager
 from pivotd.core.standing import ImageFound
-from pivotd.core.verdict import right_image
-from pivotd.errors import RevisionConflictError
+from pivotd.core.verdict import Verdict, right_image
+from pivotd.engine.ports import Fleet
+from pivotd.errors import ConflictError, RevisionConflictError
 from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
 from pivotd.log import get_logger
@@ -39,16 +42,20 @@ class History(Protocol):
         ...
 
 
-async def follow(domain: str, session: Session, doubts: Iterable[str], journal: Journal, history: History) -> bool:
+async def follow(
+    session: Session, doubts: Iterable[Verdict], journal: Journal, history: History, fleet: Fleet | None
+) -> bool:
     """Record the present image of each of these disks if libvirt has moved it; return whether one was recorded.
 
-    Raises: QmpError, JournalError, ConflictError.
+    The fleet learns of it first. The caller holds the lock of the domain: no pivot of it begins meanwhile.
+
+    Raises: QmpError, JournalError, ConflictError, FleetError.
     """
     if session.manager is not Manager.LIBVIRT:
         return False
     shown, believed = await session.disks(), await session.believed()
     done = False
-    for disk in doubts:
+    for domain, disk in [(doubt.domain, doubt.disk) for doubt in doubts]:
         latest = await history.latest(domain, disk)
         if disk not in shown or disk not in believed or not latest:
             continue
@@ -63,7 +70,10 @@ async def follow(domain: str, session: Session, doubts: Iterable[str], journal: 
         disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
         facts = {"disk": disk, "image": seen.filename, "format": seen.format, "reason": REASON, "uid": os.getuid()}
         try:
-            epoch = pivot.fleet_epoch if pivot.fleet is FleetStage.ANNOUNCED else None  # the fleet hears nothing of it
+            epoch = await tell(fleet, pivot, disk, FleetImage(seen.filename, seen.format))
+        except ConflictError:
+            continue  # the guest is another host's by now, or the fleet waits for what another pivot has done
+        try:
             await journal.advance(pivot, "image-accepted", facts, disks=disks, fleet_epoch=epoch)
         except RevisionConflictError:
             continue  # a request has changed it meanwhile: the next look decides

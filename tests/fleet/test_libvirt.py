@@ -246,6 +246,20 @@ def test_a_host_is_lost_in_a_guarded_pause_and_another_one_takes_its_guest(host_
     assert host.view() == taken
 
 
+def test_the_fleet_hears_of_a_disk_that_another_program_has_moved(host_of: Make) -> None:
+    """The host of the guest has followed it: whoever takes the guest must not start it from where its pivot has left it."""
+    host = host_of()
+    host.begin()
+    until(lambda: host.journalled().phase is Phase.CLOSED, "the end")
+    theirs = host.domain.copy(number=2)
+    host.libvirtd.ask("blockjob", "web1", "vda", "--pivot")
+    until(lambda: host.journalled().disks[0].accepted is not None, "the record that pivotd has followed")
+    host.kill(*VICTIMS)
+    said = host.fleet("verdict", "web1", "vda")
+    assert (said.status, said.json["image"]) == (0, str(theirs)), said
+    assert host.judge(certain=True).image is not None
+
+
 @pytest.mark.long
 def test_a_host_is_lost_after_a_guarded_pause(host_of: Make) -> None:
     """The fleet is certain; `fleet take` names the new image, and the verdict holds every write of the time after the pause."""
