@@ -16,7 +16,7 @@ from pivotd.core.believed import DiskBelieved
 from pivotd.core.observation import EXECUTING, Asked, Observation, Qemu, Root
 from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk
 from pivotd.core.request import Limits, Manager
-from pivotd.errors import DomainUnreachableError, QmpError, QmpRefusedError, QmpUnknownError
+from pivotd.errors import DomainUnreachableError, QmpError, QmpRefusedError, QmpUnknownError, QmpUnsentError
 from pivotd.host import process
 from pivotd.libvirt import after_switch, calls, domain_xml, durable, library, pivot_look, qemu_process, run_states
 from pivotd.libvirt.after_switch import After, Definitions
@@ -95,9 +95,15 @@ class LibvirtSession(Session):
     # -- looking ------------------------------------------------------------------------------------------------
 
     async def run_state(self) -> str:
-        """Return the guest's run state as libvirt knows it, in QEMU's words; QEMU itself is not asked."""
+        """Return the guest's run state as libvirt knows it, in QEMU's words; QEMU itself is not asked.
+
+        Raises: QmpUnsentError: the guest has ended, and not by a migration.
+        """
         state, reason = await self._ask("the state", self._domain.state)
-        return run_states.of(library.load().api, state, reason)
+        found = run_states.of(library.load().api, state, reason)
+        if found == run_states.SHUT_OFF:
+            raise QmpUnsentError("the guest has ended")
+        return found
 
     async def defined(self, *, inactive: bool = False) -> DomainDefined:
         """Return the live definition, or that of the next boot. Raises: QmpError."""

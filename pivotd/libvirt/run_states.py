@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+SHUT_OFF = "shut off"
+"""No QEMU is left, and so no word of QEMU's."""
+
 
 def of(api: Any, state: int, reason: int) -> str:
-    """Return libvirt's state of a domain in QEMU's words. Source: libvirt-domain.h, virDomainState and its reasons."""
+    """Return libvirt's state of a domain in QEMU's words, or SHUT_OFF.
+
+    A guest that has ended because it was migrated has left, as one whose QEMU still stands in ``postmigrate``.
+
+    Source: libvirt-domain.h, virDomainState and its reasons.
+    """
     paused = {
         api.VIR_DOMAIN_PAUSED_MIGRATION: "finish-migrate",
         api.VIR_DOMAIN_PAUSED_POSTCOPY: "finish-migrate",
@@ -27,4 +35,6 @@ def of(api: Any, state: int, reason: int) -> str:
         api.VIR_DOMAIN_CRASHED: "guest-panicked",
         api.VIR_DOMAIN_PMSUSPENDED: "suspended",
     }
+    if state == api.VIR_DOMAIN_SHUTOFF:
+        return "postmigrate" if reason == api.VIR_DOMAIN_SHUTOFF_MIGRATED else SHUT_OFF
     return paused.get(reason, "paused") if state == api.VIR_DOMAIN_PAUSED else states.get(state, "internal-error")
