@@ -29,11 +29,16 @@ class Caught:
 
 
 def broken_copy(defect: Defect, directory: Path) -> None:
-    """Copy the tree and build the defect in. Raises: AssertionError: the line to change is not there exactly once."""
+    """Copy the tree and build the defect in. Raises: AssertionError: the line to change is not there exactly once.
+
+    The bytecode of pivotd is copied too, but for that of the changed file: the tests start pivotd again and again.
+    """
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+            # A process that writes bytecode at this moment renames NAME.pyc.NUMBER.
+            left_out = shutil.ignore_patterns("*.pyc.*" if name == "pivotd" else "__pycache__")
+            shutil.copytree(source, directory / name, ignore=left_out)
         else:
             shutil.copy(source, directory / name)
     # Tests find their interpreter and the test guest where they always are.
@@ -44,6 +49,8 @@ def broken_copy(defect: Defect, directory: Path) -> None:
     text = file.read_text()
     assert text.count(defect.old) == 1, f"{defect.name}: the line to change stands {text.count(defect.old)} times"
     file.write_text(text.replace(defect.old, defect.new))
+    for sound in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
+        sound.unlink()
 
 
 def try_defect(defect: Defect) -> Caught:

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import os
+import py_compile
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.mutation.defects import DEFECTS, Defect
-from tests.mutation.run import try_defect
+from tests.mutation.run import ROOT, broken_copy, try_defect
 
 SLOW = {
     "a cancel is sent before it is recorded",
@@ -77,3 +81,20 @@ def test_every_defect_is_caught(defect: Defect):
     """A suite that stays green with this built in would prove nothing."""
     caught = try_defect(defect)
     assert caught.red, f"{defect.name} survived: {caught.by}"
+
+
+def test_a_broken_copy_never_runs_the_bytecode_of_the_sound_file(tmp_path: Path):
+    """Not even where the changed file has the length and the time of the sound one; what is sound needs no compiling."""
+    sound = [ROOT / f"pivotd/{name}.py" for name in ("limits", "errors")]
+    for file in sound:
+        py_compile.compile(str(file))
+    defect = Defect("", "", "pivotd/limits.py", "STALL_S = 30.0\n", "STALL_S = 70.0\n", "", ())
+    broken_copy(defect, tmp_path)
+    broken = tmp_path / defect.file
+    os.utime(broken, ns=(sound[0].stat().st_atime_ns, sound[0].stat().st_mtime_ns))
+    assert broken.stat().st_size == sound[0].stat().st_size
+    command = [sys.executable, "-v", "-c", "from pivotd import errors, limits; print(limits.STALL_S)"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "70.0\n"
+    assert f"code object from '{tmp_path}/pivotd/__pycache__/errors." in done.stderr
