@@ -14,7 +14,7 @@ from tests.support.moves import Move
 
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
 
-ROUNDS_IN_CI = 3
+ROUNDS_IN_CI = 2
 
 
 @pytest.mark.parametrize("move", [Move.COPY, Move.COMMIT])

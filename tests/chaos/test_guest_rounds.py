@@ -12,11 +12,12 @@ import pytest
 
 from tests.chaos.guest_plan import Aim, GuestRound, Kind, Summary
 from tests.chaos.guest_rounds import campaign, rounds_on
+from tests.conftest import LONG
 from tests.support.seeds import seed
 
 pytestmark = [pytest.mark.guest, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
-ROUNDS = 12
+ROUNDS = 12 if LONG else 8
 
 
 def test_random_kills_under_writes_with_fsync():
@@ -27,7 +28,7 @@ def test_random_kills_under_writes_with_fsync():
     assert sum(summary.rounds.values()) == ROUNDS
 
 
-@pytest.mark.parametrize("kind", [Kind.KILL_QEMU, Kind.KILL_BOTH])
+@pytest.mark.parametrize("kind", [pytest.param(Kind.KILL_QEMU, marks=pytest.mark.long), Kind.KILL_BOTH])
 def test_the_judge_can_fail(kind: Kind):
     """Pointed at the image that the verdict does not name, it finds acknowledged writes missing."""
     summary = Summary()

@@ -52,8 +52,15 @@ class FillAt:
                     return
 
 
-@pytest.mark.parametrize("disks", [1, 2])
-@pytest.mark.parametrize("legacy", [False, True], ids=["blockdev", "drive"])
+@pytest.mark.parametrize(
+    ("legacy", "disks"),
+    [
+        pytest.param(
+            legacy, disks, id=f"{'drive' if legacy else 'blockdev'}-{disks}", marks=[pytest.mark.long] * seldom
+        )
+        for legacy, disks, seldom in ((False, 1, 0), (False, 2, 1), (True, 1, 1), (True, 2, 0))
+    ],
+)
 @pytest.mark.parametrize("label", ["command:stop", "return:stop", "command:job-finalize", "return:job-finalize"])
 def test_a_disk_that_fills_up_in_the_pause_costs_nothing(
     qemu_factory: QemuFactory, tmp_path: Path, small_state: Path, label: str, legacy: bool, disks: int

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import itertools
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 STEP = 1 if LONG else 3
 START = rng("kill").randrange(STEP)
-"""Every third point, another third with another PIVOTD_SEED; those of a pause of one disk always."""
+"""Every third point, another third with another PIVOTD_SEED; each command of a pause of one disk always."""
 PAUSE = frozenset({"stop", "job-complete", "job-finalize", "transaction", "cont"})
 
 
@@ -36,11 +37,27 @@ def late(plans: Iterable[Plan], wanted: Collection[str]) -> list[Plan]:
     return [plan for plan in plans if plan.point is not None and plan.point.label.partition(":")[2] in wanted]
 
 
+def one_of_each(plans: list[Plan]) -> list[Plan]:
+    """Return one round for each command: at any of its places before and after it and its answer; all with PIVOTD_LONG=1."""
+    if LONG or not plans:
+        return plans
+    chance, places = rng("one of each", plans[0].setup, plans[0].victims), dict[str, list[Plan]]()
+    for plan in plans:
+        assert plan.point is not None
+        places.setdefault(plan.point.label.partition(":")[2], []).append(plan)
+    return [chance.choice(of_one) for of_one in places.values()]
+
+
 def thinned(plans: list[Plan]) -> list[Plan]:
-    """Return every other round in the pause, and few of the others: there the source is right whatever happens."""
+    """Return one round for each command of the pause, and few others: there the source is right whatever happens."""
     pause = late(plans, PAUSE)
     others = [plan for plan in plans if plan not in pause]
-    return pause[:: 1 if LONG else 2] + others[START :: 6 * STEP]
+    return one_of_each(pause) + others[START :: 6 * STEP**2]
+
+
+def first(plans: Iterator[Plan]) -> Iterator[Plan]:
+    """Return the first batch of rounds at system calls, without the batch that shows that there is no further call."""
+    return plans if LONG else itertools.islice(plans, campaign.BATCH)
 
 
 def some(setup: Setup, count: int) -> list[Plan]:
@@ -61,7 +78,7 @@ def test_at_every_message_with_qemu_alive():
 
 def test_at_every_message_with_qemu_killed_too():
     """The journal alone names an image that holds every acknowledged block."""
-    plans = thinned(campaign.message_plans(Setup(), victims=Victims.BOTH, thin=True))[START::STEP]
+    plans = thinned(campaign.message_plans(Setup(), victims=Victims.BOTH, thin=True))
     assert_kept(plans, struck_min=len(plans) - 2)
 
 
@@ -71,16 +88,16 @@ def test_at_every_message_with_qemu_killed_too():
 )
 def test_at_every_flush_of_the_journal(victims: Victims):
     """Killed at the entry of each fdatasync of the writer's thread, before it took effect."""
-    plans = campaign.syscall_plans(Setup(), "flush", victims=victims, stride=1 if LONG else 2)
-    assert_kept(plans, struck_min=7 if LONG else 3, until_unstruck=True)
+    plans = campaign.syscall_plans(Setup(), "flush", victims=victims, stride=1 if LONG else 3)
+    assert_kept(first(plans), struck_min=7 if LONG else 3, until_unstruck=True)
 
 
 @pytest.mark.parametrize(
-    "first", [pytest.param(campaign.PAUSE_POINTS[0], marks=pytest.mark.long), campaign.PAUSE_POINTS[2]], ids=str
+    "point", [pytest.param(campaign.PAUSE_POINTS[0], marks=pytest.mark.long), campaign.PAUSE_POINTS[2]], ids=str
 )
-def test_again_at_every_step_of_the_recovery(first: Point):
+def test_again_at_every_step_of_the_recovery(point: Point):
     """Killed in the pause, and killed again wherever the recovery is."""
-    assert_kept(campaign.recovery_plans(Setup(), first, thin=True)[START :: STEP**2], struck_min=10 // STEP**2)
+    assert_kept(campaign.recovery_plans(Setup(), point, thin=True)[START :: STEP**2], struck_min=10 // STEP**2)
 
 
 def test_a_guest_that_was_paused_before_stays_so():

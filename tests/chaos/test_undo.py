@@ -17,7 +17,7 @@ from .test_kill import assert_kept, late
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 ROUNDS_MIN = 60
-STEP = 1 if LONG else 12
+STEP = 1 if LONG else 20
 START = 0 if LONG else rng("undo").randrange(STEP - 1)
 """The part that is played; PIVOTD_LONG=1 plays all."""
 

@@ -1,7 +1,7 @@
 """A real pivot while its journal's disk fails, fills up or hangs: the guest must not be left in its pause.
 
 One guest is moved again and again, with the nth write or fsync after the request failing, until a request meets no
-fault. PIVOTD_DISK_STRIDE=1 tries every write too.
+fault. PIVOTD_LONG=1 tries every fsync, PIVOTD_DISK_STRIDE=1 every write too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import LONG
 from tests.journal_disk.disk import Disk
 from tests.journal_disk.fixture import COMPLETE, WAIT_S, Ground
 from tests.journal_disk.server import Fault
@@ -27,6 +28,7 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.qemu, pytest.mark.chaos, pytest.mark.timeout(300)]
 
 STRIDE = int(os.environ.get("PIVOTD_DISK_STRIDE", "20"))
+FSYNC_STRIDE = 1 if LONG else min(2, STRIDE)
 FAULTS_MAX = 1000
 HANGS_MIN = 6
 PAUSE_S_MAX = 1.5
@@ -87,7 +89,7 @@ def judge_sound(ground: Ground, answer: Any, where: str) -> None:
 def test_guest_goes_on_whichever_request_fails(ground: Ground, what: str, how: str, lasting: bool) -> None:
     """It runs, on the image that any crash would leave as the verdict, also while the disk is still broken."""
     chance = random.Random(seed())
-    stride = STRIDE if what != "fsync" else 3 if lasting else 1
+    stride = STRIDE if what != "fsync" else 3 if lasting else FSYNC_STRIDE
     struck = 0
     for nth in itertools.count(1 + chance.randrange(stride), stride):
         assert nth < FAULTS_MAX
@@ -109,7 +111,7 @@ def test_guest_goes_on_whichever_request_fails(ground: Ground, what: str, how: s
 def test_guest_goes_on_whichever_fsync_hangs(ground: Ground) -> None:
     """It runs while the disk hangs, unless what hangs is the ``switched`` record; with the answer everything closes."""
     chance = random.Random(seed())
-    for nth in itertools.count(1):
+    for nth in itertools.count(1 + chance.randrange(FSYNC_STRIDE), FSYNC_STRIDE):
         assert nth < FAULTS_MAX
         where = f"fsync {nth} after the request hangs; see {ground.directory}"
         ground.disk.fail(Fault("fsync", nth, "hang"))

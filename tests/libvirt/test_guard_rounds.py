@@ -11,7 +11,7 @@ from tests.conftest import LONG
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.seeds import rng
 
-ROUNDS = 12
+ROUNDS = 12 if LONG else 8
 """A round takes about two seconds of processor time."""
 KINDS = ["pivot", "commit", "abort", "pivot", "commit-abort"]
 

@@ -18,31 +18,34 @@ from tests.support.moves import Move
 pytestmark = pytest.mark.timeout(900)
 
 CHAINS = [move for move in Move if move is not Move.COPY]
+FOUND = ("paused", "io-error", "shutdown")
 SEARCHES = [
     Bounds(disks=1, crashes=3, faults=0),
     Bounds(disks=2, crashes=3, faults=0),
-    Bounds(disks=3, crashes=3, faults=0),
-    Bounds(disks=3, crashes=3, faults=0, quick=False),
+    Bounds(disks=2, crashes=2, faults=0, quick=False),
     Bounds(disks=1, crashes=1, faults=1),
     Bounds(disks=3, crashes=0, faults=1),
     Bounds(disks=1, crashes=0, faults=1, bandwidth=True),
     Bounds(disks=1, crashes=2, faults=0, keep_synced=True),
     Bounds(disks=1, crashes=0, faults=1, keep_synced=True),
-    *(Bounds(disks=1, crashes=1, faults=1, run_state=state) for state in ("paused", "io-error", "shutdown")),
-    Bounds(disks=1, crashes=1, faults=1, adopted=True, from_phase=Phase.COPYING),
+    *(Bounds(disks=1, crashes=c, faults=1 - c, run_state=state) for c in (0, 1) for state in FOUND),
+    *(Bounds(disks=1, crashes=c, faults=1 - c, adopted=True, from_phase=Phase.COPYING) for c in (0, 1)),
     Bounds(disks=2, crashes=2, faults=0, adopted=True),
     *(Bounds(disks=2, crashes=2, faults=0, move=move) for move in CHAINS),
     *(Bounds(disks=1, crashes=2, faults=0, move=move, named=True) for move in Move),
     *(Bounds(disks=1, crashes=0, faults=1, move=move, named=True) for move in (Move.COPY, Move.COMMIT)),
     *(Bounds(disks=2, crashes=0, faults=1, move=move) for move in CHAINS),
-    Bounds(disks=1, crashes=1, faults=1, move=Move.PULL),
     Bounds(disks=1, crashes=1, faults=1, move=Move.PULL, run_state="paused"),
 ]
 LONG = [
+    Bounds(disks=3, crashes=3, faults=0),
+    Bounds(disks=3, crashes=3, faults=0, quick=False),
+    *(Bounds(disks=1, crashes=1, faults=1, run_state=state) for state in FOUND),
+    Bounds(disks=1, crashes=1, faults=1, adopted=True, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, quick=False, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, hold=True, from_phase=Phase.COPYING),
     Bounds(disks=1, crashes=1, faults=1, move=Move.SNAPSHOT, run_state="paused"),
-    *(Bounds(disks=1, crashes=1, faults=1, move=move) for move in CHAINS if move is not Move.PULL),
+    *(Bounds(disks=1, crashes=1, faults=1, move=move) for move in CHAINS),
     *(Bounds(disks=1, crashes=1, faults=1, move=move, named=True) for move in Move),
     Bounds(disks=1, crashes=0, faults=2, from_phase=Phase.COPYING),
     *(Bounds(disks=1, crashes=0, faults=2, move=move, run_state="paused") for move in Move),

@@ -27,10 +27,11 @@ HOSTS = [
     *(FleetBounds(on_silence=mode, manager=Manager.LIBVIRT) for mode in OnSilence),
     FleetBounds(disks=2, losses=0, split=True),
     FleetBounds(forgets=1),
-    FleetBounds(targets="DEF", takes=0, losses=0, alone=1),
+    FleetBounds(targets="DE", takes=0, losses=0, alone=1),
     FleetBounds(targets="DE", takes=0, losses=0, alone=1, words=1),
 ]
 HOSTS_LONG = [
+    FleetBounds(targets="DEF", takes=0, losses=0, alone=1),
     *(FleetBounds(on_silence=mode, targets="DE", disks=2, takes=0, losses=0, split=True) for mode in OnSilence),
     FleetBounds(targets="DE", disks=2, takes=0, losses=0, alone=1, split=True),
     FleetBounds(targets="DE", disks=2, losses=0, restarts=0, split=True),

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.timeout(2400)
 NEWEST = (12, 8)
 SNAPSHOT = {"move": Move.SNAPSHOT, "from_phase": Phase.PREPARING}
 SEARCHES = [
-    LibvirtBounds(crashes=2),
+    LibvirtBounds(crashes=1),
     LibvirtBounds(crashes=1, hook=False),
-    LibvirtBounds(crashes=2, **SNAPSHOT),
+    LibvirtBounds(crashes=1, **SNAPSHOT),
     LibvirtBounds(crashes=1, abort=True),
     LibvirtBounds(crashes=1, abort=True, move=Move.COMMIT),
     LibvirtBounds(crashes=1, disks=2),
@@ -37,7 +37,8 @@ SEARCHES = [
 ]
 LONG = [
     *(LibvirtBounds(crashes=1, faults=1, monitor=monitor) for monitor in (False, True)),
-    LibvirtBounds(crashes=3),
+    *(LibvirtBounds(crashes=crashes) for crashes in (2, 3)),
+    LibvirtBounds(crashes=2, **SNAPSHOT),
     LibvirtBounds(crashes=2, hook=False),
     LibvirtBounds(crashes=2, abort=True),
     *(LibvirtBounds(crashes=2, disks=2, hook=hook) for hook in (True, False)),

@@ -34,6 +34,7 @@ from hypothesis.stateful import (
 import pivotd.qmp.rollback
 from pivotd.core import names
 from pivotd.core.pivot import Phase, Pivot
+from tests.conftest import LONG
 from tests.model import invariants
 from tests.model.explore import Bounds, first_world
 from tests.model.live import COMMAND_S, LiveJournal, LiveWorld, VirtualLoop
@@ -44,7 +45,7 @@ from tests.support.seeds import seed
 
 MEDDLINGS_MAX = 6
 """Of other people in one example."""
-EXAMPLES = int(os.environ.get("PIVOTD_EXAMPLES", "600"))
+EXAMPLES = int(os.environ.get("PIVOTD_EXAMPLES", "1000" if LONG else "400"))
 STEPS = 14
 REST_WITHIN_S = 90.0
 """Virtual time in which a pivot comes to rest once nothing more goes wrong: every attempt, its pause and back-off."""

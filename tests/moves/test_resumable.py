@@ -64,7 +64,7 @@ def interrupted(daemon: Daemon, pivot: str) -> bool:
     return any(record["event"] == "interrupted" for record in records(daemon, pivot))
 
 
-@pytest.mark.parametrize("how", ["eio", "enospc"])
+@pytest.mark.parametrize("how", [pytest.param("eio", marks=pytest.mark.long), "enospc"])
 def test_copy_goes_on_after_pivotd_was_killed(
     qemu_factory: QemuFactory, guest_assets: GuestAssets, storage: Storage, tmp_path: Path, how: str
 ):
