@@ -167,7 +167,9 @@ async def test_no_image_is_named_as_unused_while_another_host_has_the_guest(
         assert row["all_asked"] is False
 
 
-@pytest.mark.parametrize("given_up", [False, True], ids=["moved last", "given up last"])
+@pytest.mark.parametrize(
+    "given_up", [pytest.param(False, id="moved last", marks=pytest.mark.long), pytest.param(True, id="given up last")]
+)
 async def test_a_guest_that_was_moved_elsewhere_and_is_back_has_the_fleets_image(
     site: Site, qemu_factory: QemuFactory, tmp_path: Path, given_up: bool
 ) -> None:

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from tests.cli.ctl import complaint, ctl
-from tests.ported_cases.test_tp_libvirt import Bench, bench, stack
+from tests.ported_cases.test_tp_libvirt import Bench, bench, stack, still
 from tests.support.qemu import create_image
 
-__all__ = ["bench", "stack"]
+__all__ = ["bench", "stack", "still"]
 
 pytestmark = pytest.mark.qemu
 
@@ -58,31 +58,31 @@ def test_domain_show_lists_the_jobs_of_others(bench: Bench):
     bench.assert_right(bench.new("theirs.qcow2"))
 
 
-def test_what_domain_show_says_of_a_job_is_what_adopt_does(bench: Bench):
+def test_what_domain_show_says_of_a_job_is_what_adopt_does(still: Bench):
     """Both look at the same: here at the snapshots inside the image that the disk would leave."""
-    bench.qemu.spy("blockdev-snapshot-internal-sync", device="src0", name="before")
-    file = {"driver": "file", "filename": str(create_image(bench.new()))}
-    bench.qemu.spy("blockdev-add", {"driver": "qcow2", "node-name": "n", "file": file})
+    still.qemu.spy("blockdev-snapshot-internal-sync", device="src0", name="before")
+    file = {"driver": "file", "filename": str(create_image(still.new()))}
+    still.qemu.spy("blockdev-add", {"driver": "qcow2", "node-name": "n", "file": file})
     flags = {"auto-finalize": False, "auto-dismiss": False}
-    bench.qemu.spy("blockdev-mirror", {"job-id": "theirs", "device": "src0", "target": "n", "sync": "full", **flags})
-    bench.qemu.await_event("BLOCK_JOB_READY", device="theirs")
-    adopt = ("pivot", "adopt", "web1", "--job", f"theirs={bench.new()}", "--sync", "full", "--no-pivot")
-    (job,) = bench.daemon.ctl("domain", "show", "web1").json["jobs"]
-    refused = ctl("--socket", bench.daemon.socket, *adopt)
+    still.qemu.spy("blockdev-mirror", {"job-id": "theirs", "device": "src0", "target": "n", "sync": "full", **flags})
+    still.qemu.await_event("BLOCK_JOB_READY", device="theirs")
+    adopt = ("pivot", "adopt", "web1", "--job", f"theirs={still.new()}", "--sync", "full", "--no-pivot")
+    (job,) = still.daemon.ctl("domain", "show", "web1").json["jobs"]
+    refused = ctl("--socket", still.daemon.socket, *adopt)
     assert (refused.status, job["adoptable"]) == (4, False)
     assert job["reason"] in complaint(refused)
 
 
-def test_a_job_that_cannot_be_adopted_is_refused_in_one_line(bench: Bench):
+def test_a_job_that_cannot_be_adopted_is_refused_in_one_line(still: Bench):
     """A job that finalizes itself, an unknown one, and nothing named at all."""
-    file = {"driver": "file", "filename": str(create_image(bench.new()))}
-    bench.qemu.spy("blockdev-add", {"driver": "qcow2", "node-name": "n", "file": file})
-    bench.qemu.spy("blockdev-mirror", {"job-id": "theirs", "device": "src0", "target": "n", "sync": "full"})
-    adopt = ("--socket", bench.daemon.socket, "pivot", "adopt", "web1")
-    (job,) = bench.daemon.ctl("domain", "show", "web1").json["jobs"]
-    refused = ctl(*adopt, "--job", f"theirs={bench.new()}", "--sync", "full")
+    file = {"driver": "file", "filename": str(create_image(still.new()))}
+    still.qemu.spy("blockdev-add", {"driver": "qcow2", "node-name": "n", "file": file})
+    still.qemu.spy("blockdev-mirror", {"job-id": "theirs", "device": "src0", "target": "n", "sync": "full"})
+    adopt = ("--socket", still.daemon.socket, "pivot", "adopt", "web1")
+    (job,) = still.daemon.ctl("domain", "show", "web1").json["jobs"]
+    refused = ctl(*adopt, "--job", f"theirs={still.new()}", "--sync", "full")
     assert (refused.status, job["reason"] in complaint(refused)) == (4, True)
-    unknown = ctl(*adopt, "--job", f"mine={bench.new()}", "--sync", "full")
+    unknown = ctl(*adopt, "--job", f"mine={still.new()}", "--sync", "full")
     assert (unknown.status, complaint(unknown)) == (4, "web1 has no block job mine; its block jobs are: theirs")
     assert ctl(*adopt).status == 2
 

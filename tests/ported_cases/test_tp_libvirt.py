@@ -108,6 +108,15 @@ def bench(tmp_path: Path, stack: ExitStack) -> Bench:
     return bench
 
 
+@pytest.fixture
+def still(tmp_path: Path, stack: ExitStack) -> Bench:
+    """The same without a guest that computes, for what is refused before anything is written."""
+    bench = Bench(tmp_path)
+    bench.qemu = stack.enter_context(Qemu(tmp_path, [Disk(bench.source)]))
+    stack.enter_context(bench.daemon)
+    return bench
+
+
 # -- blockjob_pivot_after_irregular_operations --------------------------------------------------------------------
 
 
@@ -130,6 +139,7 @@ def test_pivot_after_the_copy_was_deleted(bench: Bench):
     bench.assert_right(bench.source)
 
 
+@pytest.mark.long
 def test_pivot_after_the_copy_was_replaced(bench: Bench):
     """Neither is one whose name leads to another file by now."""
     pivot = bench.at_ready()
@@ -153,7 +163,7 @@ def test_two_copies_to_one_image(bench: Bench):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL]
+    "number", [*(pytest.param(one, marks=pytest.mark.long) for one in (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL]
 )
 def test_the_client_dies(bench: Bench, number: signal.Signals):
     """Nothing happens to a pivot whose client is gone, whichever way it went."""
@@ -172,13 +182,14 @@ def test_the_client_dies(bench: Bench, number: signal.Signals):
 # -- blockcopy_with_invalid_destination ---------------------------------------------------------------------------
 
 
-def test_an_image_to_reuse_that_does_not_exist(bench: Bench):
+def test_an_image_to_reuse_that_does_not_exist(still: Bench):
     """--reuse of nothing: refused, nothing created."""
-    assert bench.copy(bench.new(), "--reuse").status == REFUSED
-    assert not bench.new().exists()
-    assert bench.daemon.ctl("pivot", "ls").json == []
+    assert still.copy(still.new(), "--reuse").status == REFUSED
+    assert not still.new().exists()
+    assert still.daemon.ctl("pivot", "ls").json == []
 
 
+@pytest.mark.long
 def test_a_smaller_image(bench: Bench):
     """--reuse of a smaller image: refused, and the next copy works."""
     create_image(bench.new("small.qcow2"), size="32M")
@@ -210,17 +221,17 @@ def test_what_is_no_place_for_an_image(bench: Bench):
 # -- blockjob_with_invalid_operation ------------------------------------------------------------------------------
 
 
-def test_unknown_names(bench: Bench):
+def test_unknown_names(still: Bench):
     """An unknown disk, domain or pivot is named in the refusal."""
     for arguments in (
-        ("copy", "web1", f"nothing={bench.new()}"),
-        ("copy", "nobody", f"disk0={bench.new()}"),
+        ("copy", "web1", f"nothing={still.new()}"),
+        ("copy", "nobody", f"disk0={still.new()}"),
         ("pivot", "cancel", "no-such-pivot"),
         ("pivot", "complete", "no-such-pivot"),
         ("pivot", "wait", "no-such-pivot"),
         ("verdict", "nobody"),
     ):
-        answer = bench.daemon.ctl(*arguments)
+        answer = still.daemon.ctl(*arguments)
         assert answer.status == REFUSED, (arguments, answer)
         name = next(word for word in arguments if word.startswith("no"))
         assert name.partition("=")[0] in answer.stdout + answer.stderr, answer
@@ -269,6 +280,7 @@ def test_copy_after_a_restart_of_the_service(bench: Bench):
     bench.assert_right(bench.new())
 
 
+@pytest.mark.long
 def test_copy_after_a_reboot(bench: Bench):
     """A reset of the guest between two copies."""
     assert bench.copy(bench.new("first.qcow2")).status == 0
@@ -295,6 +307,7 @@ def test_events_come_once_and_in_order(bench: Bench):
     bench.assert_right(bench.new())
 
 
+@pytest.mark.long
 def test_a_copy_that_nobody_waits_for(bench: Bench):
     """--detach answers at once with the id, and `pivot wait` gives the outcome later."""
     pivot = bench.slow()
@@ -314,11 +327,11 @@ def test_bandwidths_that_can_be(bench: Bench, bandwidth: str):
     bench.assert_right(bench.new())
 
 
-def test_bandwidths_that_cannot_be(bench: Bench):
+def test_bandwidths_that_cannot_be(still: Bench):
     """Refused as a mistake of the command line, nothing recorded."""
     for bandwidth in ("-1", str(INTEGER_MAX + 1), "1P", "fast", ""):
-        assert bench.copy(bench.new(), "--bandwidth", bandwidth).status == 2, bandwidth
-    assert bench.daemon.ctl("pivot", "ls").json == []
+        assert still.copy(still.new(), "--bandwidth", bandwidth).status == 2, bandwidth
+    assert still.daemon.ctl("pivot", "ls").json == []
 
 
 def test_a_disk_of_no_length(tmp_path: Path):

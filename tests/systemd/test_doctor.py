@@ -140,7 +140,10 @@ def test_images_that_pivotd_may_not_read(host: Host):
         run("chmod", "0755", "/srv/images")
 
 
-@pytest.mark.parametrize(("place", "setting"), [("/home/vms", "ProtectHome"), ("/tmp/vms", "PrivateTmp")])
+@pytest.mark.parametrize(
+    ("place", "setting"),
+    [("/home/vms", "ProtectHome"), pytest.param("/tmp/vms", "PrivateTmp", marks=pytest.mark.long)],
+)
 def test_images_that_the_sandbox_hides(host: Host, place: str, setting: str):
     """The daemon has another place of that name, or none: the setting is named; root, who runs doctor, sees the image."""
     run = host.container.run
