@@ -178,7 +178,7 @@ class Daemon:
         self._say_started()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         log.wake_with(flusher(loop))
@@ -206,6 +206,12 @@ class Daemon:
             self._fleet.close()
         await self._journal.close()
         logger.info("daemon.stopped")
+
+    def _end(self) -> None:
+        """Begin to end; whatever waits for etcd, in whichever task, delays this no longer than a moment."""
+        self._stop.set()
+        if self._fleet is not None:
+            self._fleet.end()
 
     def _say_started(self) -> None:
         config = self._config

@@ -79,6 +79,11 @@ FLEET_TAKES_MAX = 5
 FLEET_HOST_TTL_S = 120
 FLEET_HOST_END_S = 0.5
 """How long an orderly end may wait for etcd; without an answer, the key goes with its lease."""
+FLEET_END_S = 1.0
+"""How long what was asked of etcd may delay the end of the daemon; etcd answers in milliseconds, or is away."""
+FLEET_END_PATIENCE_S = 3.0
+"""How long beyond max_pause the end of the daemon waits, with tries of FLEET_END_S, for a guest that is paused until
+etcd answers: longer than etcd takes for a new leader. The next daemon goes on with it."""
 FLEET_HOST_RENEW_S = 40.0
 """A host that is gone disappears from `fleet ls` after that time; 10,000 hosts are 250 requests per second."""
 

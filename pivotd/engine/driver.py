@@ -12,6 +12,7 @@ from dataclasses import replace
 from pivotd import limits
 from pivotd.core import actions
 from pivotd.core.decide import decide
+from pivotd.core.fleet import OnSilence
 from pivotd.core.observation import OUR_PAUSE, Observation, Qemu
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import JsonObject, Phase, Pivot
@@ -56,7 +57,7 @@ class Driver:
         self.state = DriverState(pivot, domain, journal, clock, converger, fleet)
         self._failures = Failures()
         self._overtaken = False
-        self._leave_at: float | None = None
+        self._ending_since: float | None = None
         self._seen: Observation | None = None
         """The last look."""
 
@@ -203,8 +204,15 @@ class Driver:
         if not state.in_window:
             return True
         now = state.clock.monotonic()
-        self._leave_at = self._leave_at or now + self.pivot.options.max_pause_ms / 1000 + limits.END_PATIENCE_S
-        return now >= self._leave_at or (self._failures.in_a_row >= limits.FAILED_BEFORE_END and not self._may_hold)
+        self._ending_since = self._ending_since or now
+        leave_at = self._ending_since + self.pivot.options.max_pause_ms / 1000 + self._end_patience_s
+        return now >= leave_at or (self._failures.in_a_row >= limits.FAILED_BEFORE_END and not self._may_hold)
+
+    @property
+    def _end_patience_s(self) -> float:
+        """How long beyond max_pause the end of the daemon waits for this pause; less if only etcd can end it."""
+        waits = self.state.attempt.fleet_silent is not None and self.pivot.options.on_silence != OnSilence.RESUME.value
+        return limits.FLEET_END_PATIENCE_S if waits else limits.END_PATIENCE_S
 
     @property
     def _may_hold(self) -> bool:

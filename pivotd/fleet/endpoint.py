@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from pivotd import limits
+from pivotd.fleet.addresses import Addresses
 from pivotd.fleet.tls import Tls
 
 _SANDBOX = {errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENETUNREACH}
@@ -52,6 +53,7 @@ class Endpoint:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port or 2379
         self._tls = tls if parts.scheme == "https" else None
+        self._addresses = Addresses(self._host, self._port)
         self._idle: list[_Connection] = []
         self._has_answered = False
 
@@ -105,9 +107,8 @@ class Endpoint:
     async def _connect(self) -> _Connection:
         """Open a connection. Raises: EndpointError; nothing was sent."""
         context = self._tls.context() if self._tls is not None else None
-        loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(_Connection, self._host, self._port, ssl=context)
+            return await self._connect_to_any(context)
         except ssl.SSLError as error:
             raise EndpointError(_tls_words(error), sent=False, refused=_is_certain(error)) from error
         except OSError as error:
@@ -117,7 +118,23 @@ class Endpoint:
             elif error.errno in _SANDBOX and not isinstance(error, socket.gaierror):
                 hint = " (under systemd, pivotd-fleet.conf has to allow this address)"
             raise EndpointError(_words(error) + hint, sent=False) from error
-        return connection
+
+    async def _connect_to_any(self, context: ssl.SSLContext | None) -> _Connection:
+        """Connect to the first address that takes a connection. Raises: OSError: none does."""
+        loop, server = asyncio.get_running_loop(), self._host if context is not None else None
+        failure: OSError = OSError("has no address")
+        for address in await self._addresses.get():
+            try:
+                _, connection = await loop.create_connection(
+                    _Connection, address, self._port, ssl=context, server_hostname=server
+                )
+            except ssl.SSLError:
+                raise
+            except OSError as error:
+                failure = error
+            else:
+                return connection
+        raise failure
 
 
 class _Connection(asyncio.Protocol):

@@ -14,9 +14,12 @@ import pytest
 
 from pivotd import limits
 from tests.app.conftest import Host
+from tests.support import waiting
 
 READERS = 60
 TIMEOUT_MS = 50_000
+NAMES = Path(__file__).with_name("slow_names.c")
+RESOLVER_S = 30
 END_S = TIMEOUT_MS / 2000
 """Long on a busy machine, and half as long as etcd is waited for."""
 
@@ -55,6 +58,16 @@ def test_the_configuration_is_reloaded_beside_them(readers: Host):
 def test_pivotd_ends_beside_them(readers: Host):
     """What hangs may have its thread, and keeps nobody from ending."""
     assert readers.daemon.terminate(timeout_s=END_S) == 0
+
+
+def test_pivotd_ends_beside_a_resolver_that_hangs(host: Host, monkeypatch: pytest.MonkeyPatch):
+    """The address of etcd is looked up in a thread that keeps nobody from ending; needs gcc."""
+    library = host.directory / "slow_names.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", library, NAMES], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    daemon = host.start({}, '[fleet]\nendpoints = ["http://etcd.invalid:2379"]\nhost = "h1"\ntimeout_ms = 100')
+    assert waiting.until(lambda: "fleet.not-usable" in daemon.log_path.read_text(), look_s=0.01)
+    assert daemon.terminate(timeout_s=RESOLVER_S / 2) == 0
 
 
 def test_they_have_few_threads(readers: Host):
