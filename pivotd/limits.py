@@ -4,6 +4,10 @@ from __future__ import annotations
 
 CONNECT_TIMEOUT_S = 2.0
 """connect() to a local socket; longer means the backlog is full."""
+CONNECT_AGAIN_S = 0.02
+"""Between two tries while it is."""
+SOCKET_PATH_BYTES_MAX = 107
+"""Of a Unix socket's address. Source: unix(7)."""
 GREETING_TIMEOUT_S = 3.0
 """QEMU greets in 1-6 ms even when its main loop hangs; silence means that another client holds the monitor."""
 QUERY_TIMEOUT_S = 5.0

@@ -247,14 +247,15 @@ class Supervisor:
         self._changed(self.name)
         self._wake()
         log.info("domain.connected", domain=self.name, qemu=session.version_text or None, pid=session.pid)
+        gone = "QEMU closed the monitor" if self.manager is Manager.PIVOTD else "the connection to libvirt has ended"
         try:
             await session.closed()
+            self.session = None
+            self._lost("connecting", gone)  # before the end, which may take a moment: nobody is to read the old state
         finally:
             self.session = None
             self.alarms = {}
             await session.close()
-        gone = "QEMU closed the monitor" if self.manager is Manager.PIVOTD else "the connection to libvirt has ended"
-        self._lost("connecting", gone)
 
     def _lost(self, connection: str, detail: str) -> None:
         if detail != self.detail:

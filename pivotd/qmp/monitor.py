@@ -11,7 +11,6 @@ from qemu.qmp import ExecInterruptedError, Message, Runstate, StateError
 
 from pivotd import limits
 from pivotd.errors import QmpRefusedError, QmpUnknownError, QmpUnsentError
-from pivotd.host import process
 from pivotd.qmp import connecting
 from pivotd.qmp.burst import Client, Command
 from pivotd.qmp.question import Question
@@ -57,7 +56,7 @@ class Monitor:
         monitor = cls()
         sock = await connecting.open_socket(path)
         try:
-            monitor.pid = process.peer_pid(sock)
+            monitor.pid = connecting.peer(sock, path)
             monitor.version = await connecting.negotiate(monitor._client, sock, path)
         except BaseException:
             # Begins the end before it waits, so that a second cancellation loses nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,24 @@ def test_the_same_domain_twice_at_once_is_no_error(host: Host):
         answers = at_once([partial(host.add, name, qemu.qmp)] * 3)
         assert [answer.status for answer in answers] == [201] * 3, [answer.body for answer in answers]
         assert host.call("DELETE", f"/v1/domains/{name}").status == 204
+
+
+def test_what_is_no_monitor_has_one_status_for_each_verb(host: Host):
+    """It can be added, since QEMU may come; nothing else is possible, and each answer says why."""
+    host.start()
+    (host.directory / "file").touch()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(host.directory / "full"))
+        listener.listen(0)
+        first.connect(str(host.directory / "full"))
+        for name, why in (("file", "is no socket"), ("full", "does not take connections: other clients are waiting")):
+            added = host.add(name, host.directory / name)
+            assert (added.status, added.json["connection"]) == (201, "unreachable")
+            assert why in added.json["detail"]
+            copied = host.copy(name, host.image())
+            for answer in (copied, host.call("GET", f"/v1/domains/{name}/disks")):
+                assert (answer.status, answer.json["kind"]) == (503, "domain-unreachable")
+                assert why in answer.json["detail"]
 
 
 def same_path(qemu: Qemu, directory: Path) -> Path:

@@ -85,3 +85,29 @@ async def test_a_qemu_that_does_not_read_does_not_hold_up_the_end(
         await running
     monitor._client.forget(burst)
     fake.hearing.set()
+
+
+async def test_while_a_lost_connection_is_being_closed_nobody_reads_of_the_old_one(
+    fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
+):
+    """A request in that moment was refused with QEMU's version as the reason."""
+    supervisor = _supervisor(fake)
+    running = asyncio.ensure_future(supervisor.run([]))
+    await _until(supervisor, "connected")
+    seen: list[str] = []
+    session = supervisor.session
+    assert session is not None
+    close = session.close
+
+    async def closing() -> None:
+        seen.append(f"{supervisor.connection}: {supervisor.detail}")
+        await close()
+
+    monkeypatch.setattr(session, "close", closing)
+    fake.hang_up()
+    async with asyncio.timeout(WAIT_S):
+        while not seen:
+            await asyncio.sleep(0)
+    assert seen == ["connecting: QEMU closed the monitor"]
+    supervisor.end()
+    await running
