@@ -11,6 +11,7 @@ import click
 
 from pivotd.cli.complaints import UsageError
 from pivotd.client import Client
+from pivotd.errors import EXIT_DONE
 
 if TYPE_CHECKING:
     from msgspec import Struct
@@ -40,7 +41,8 @@ def tell(message: str) -> None:
 class App:
     """The global options, and the exit status once it is known.
 
-    ``status`` is set before the answer is printed, so that it also holds if nothing reads the answer.
+    ``status`` is set before the answer is printed: what was done is done also if nothing reads the answer. A command
+    that only looks calls found() instead: without its answer, it has done nothing.
     """
 
     socket: str
@@ -61,6 +63,11 @@ class App:
     def documents(self) -> bool:
         """Whether the answer, and an error, is a whole document that says all there is to say."""
         return self.form in {Form.JSON, Form.YAML}
+
+    def found(self, status: int) -> None:
+        """Take the exit status of an answer that is all there is: if that is bad, also where it cannot be written."""
+        if status != EXIT_DONE:
+            self.status = status
 
     def will_answer(self, answer: type[Struct]) -> None:
         """Check the template before something is changed. Raises: TemplateError: the answer lacks a field of it."""

@@ -101,7 +101,7 @@ def doctor(app: App, config: str | None, ignore: tuple[str, ...], bundle: str | 
             contents = doctor_bundle.write(file, app, examined, document(examined, ignore))
     else:
         examined, contents = examine(app, config), []
-    app.status = EXIT_FOUND if examined.findings(ignore) else EXIT_DONE
+    app.found(EXIT_FOUND if examined.findings(ignore) else EXIT_DONE)
     shown = document(examined, ignore)
     if bundle is not None:
         shown |= {"bundle": bundle, "contents": contents}

@@ -77,7 +77,7 @@ def _counts(findings: Sequence[DoctorFinding]) -> list[str]:
 
 
 def _is_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()
+    return sys.stdout.isatty()
 
 
 def _coloured(state: str) -> str:

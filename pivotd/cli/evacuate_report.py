@@ -61,7 +61,7 @@ class Report:
     def planned(self, plan: Plan) -> None:
         """Print what would be done."""
         short = evacuate_room.lacks_room(plan, self._places.to)
-        self._app.status = gravest([*(one.exit_status for one in plan.left), *[EXIT_REFUSED] * short])
+        self._app.found(gravest([*(one.exit_status for one in plan.left), *[EXIT_REFUSED] * short]))
         if not self._answered(plan, [_moved(move, None) for move in plan.moves], plan.left, dry_run=True):
             self._print_plan(plan, short=short)
         self._tell_left(plan.left)
@@ -120,8 +120,7 @@ class Report:
         """Say on stderr what is left, and why; a document has said it."""
         if self._app.documents:
             return
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         for one in left:
             what = f"{one.domain} {one.disk}" if one.disk else one.domain
             image = f" stays in {one.image}" if one.image else ""

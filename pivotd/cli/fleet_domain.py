@@ -19,7 +19,7 @@ def verdict(app: App, domain: str | None, disk: str | None) -> None:
     """Show the fleet's verdicts."""
     if domain is None:
         found = asked(functools.partial(fleet_answers.verdicts, domain=None, disk=None))
-        app.status = _status(found)
+        app.found(_status(found))
         if not render.answer(app, found, DISK):
             _table(found)
         return
@@ -30,7 +30,7 @@ def verdict(app: App, domain: str | None, disk: str | None) -> None:
         what = domain if disk is None else f"{domain} {disk}"
         owner = None if view.owner is None else view.owner.host
         raise NeverMovedError(never_moved(view, what), domain=domain, disk=disk, host=owner)
-    app.status = _status(found)
+    app.found(_status(found))
     if not render.answer(app, found[0] if disk is not None else found, DISK):
         for one in found:
             _card(one)

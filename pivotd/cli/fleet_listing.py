@@ -22,7 +22,6 @@ Row = tuple[str | None, ...]
 
 def ls(app: App, *, follow: bool) -> None:
     """Show all domains."""
-    app.status = EXIT_DONE
     if follow:
         try:
             asked(lambda store: _follow(store, app))
@@ -75,7 +74,7 @@ def _rows(one: FleetDomain, hosts: dict[str, HostSeen] | None) -> list[Row]:
 def status(app: App) -> None:
     """Show etcd's nodes, the hosts and the pivots that are undecided."""
     found = asked(fleet_answers.status)
-    app.status = EXIT_DONE if found.quorum else EXIT_UNREACHABLE
+    app.found(EXIT_DONE if found.quorum else EXIT_UNREACHABLE)
     if render.answer(app, found):
         return
     _print_status(found)

@@ -17,7 +17,7 @@ from pivotd.cli.context import App, Form, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.values import AbsolutePath
 from pivotd.client import JournalStats, UnsentError
-from pivotd.errors import EXIT_REFUSED, ConflictError
+from pivotd.errors import EXIT_DONE, EXIT_REFUSED, ConflictError
 
 UNITS_S = {"d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
 TELL_EVERY_S = 10.0
@@ -56,7 +56,7 @@ def stats(app: App) -> None:
     An archive that cannot be read is shown with the reason, and the status is 4. All else can be used without it.
     """
     found = app.reads.journal_stats()
-    app.status = EXIT_REFUSED if any(one.fault for one in found.archives) else 0
+    app.found(EXIT_REFUSED if any(one.fault for one in found.archives) else EXIT_DONE)
     if not render.answer(app, found):
         _show(found)
 
@@ -116,7 +116,11 @@ def archive(app: App, keep: int | None, dry_run: bool) -> None:
         app.status = EXIT_INTERRUPTED
         tell("interrupted; what was moved is in its archive, and the same command goes on with the rest")
     else:
-        app.status = EXIT_REFUSED if obstacles else 0
+        status = EXIT_REFUSED if obstacles else EXIT_DONE
+        if dry_run:
+            app.found(status)
+        else:
+            app.status = status
     for obstacle in obstacles:
         tell(obstacle)
     if app.form is Form.NAME:
@@ -163,7 +167,7 @@ def backup(app: App, directory: str, force: bool) -> None:
         done = back_up(source, target, replace=force)
     except OSError as error:
         raise UnusableFileError.of(error) from error
-    app.status = EXIT_REFUSED if done.obstacles else 0
+    app.status = EXIT_REFUSED if done.obstacles else EXIT_DONE
     for obstacle in done.obstacles:
         tell(f"not copied: {obstacle}")
     if render.answer(app, done):

@@ -103,6 +103,9 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run one command and exit; an error is one line, never a traceback."""
+    if sys.stdout is None:
+        # It was closed. Writing here fails, as it would there, and no other file becomes number 1.
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             # A file name that is not text must not stop an answer.
@@ -113,8 +116,7 @@ def main() -> NoReturn:
     app = App(DEFAULT_SOCKET)
     try:
         status = _run(app, sys.argv[1:])
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         status = EXIT_BROKEN_PIPE if app.status is None else app.status
         _forget_stdout()
@@ -123,7 +125,7 @@ def main() -> NoReturn:
             # An error of stdout names no file.
             sys.exit(_complain(app, UnusableFileError.of(error)))
         _forget_stdout()
-        _complain(app, OutputError(f"the answer cannot be written: {error.strerror or error}"))
+        _say(OutputError(f"the answer cannot be written: {error.strerror or error}"))
         status = EXIT_OUTPUT if app.status is None else app.status
     sys.exit(status)
 
@@ -189,15 +191,23 @@ def _complain(app: App, error: PivotdError) -> int:
     message = one_line(as_typed(error))
     if app.documents:
         shown: dict[str, Any] = {"kind": error.kind, "message": message, "exit_status": error.exit_status}
+        if app.status is None:
+            app.status = error.exit_status
         print(render.document(app, {"error": {**error.fields, **shown}}))
-    elif sys.stderr is not None:
-        print(f"pivotctl: {message}", file=sys.stderr)
+    else:
+        _say(error)
     return error.exit_status
+
+
+def _say(error: PivotdError) -> None:
+    """Show the error as a line."""
+    if sys.stderr is not None:
+        print(f"pivotctl: {one_line(as_typed(error))}", file=sys.stderr)
 
 
 def _forget_stdout() -> None:
     """Keep the interpreter's last flush from failing if nothing reads stdout."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

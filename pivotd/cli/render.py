@@ -166,7 +166,7 @@ def images(source: str, destination: str) -> str:
 
 def is_terminal() -> bool:
     """Return whether the answer goes to a terminal."""
-    return sys.stdout is not None and sys.stdout.isatty()
+    return sys.stdout.isatty()
 
 
 def _folded(sentence: str) -> str:

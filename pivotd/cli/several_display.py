@@ -62,8 +62,7 @@ class Shown:
         """Print the end of one pivot."""
         with self.aside():
             print_rest(self._app, pivot)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
 
 
 class Lines(Shown):

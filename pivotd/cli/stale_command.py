@@ -15,7 +15,7 @@ from pivotd.cli import render
 from pivotd.cli.context import App, Form, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.client import ImageVerdict
-from pivotd.errors import EXIT_DONE, EXIT_UNKNOWN, PivotdError
+from pivotd.errors import EXIT_UNKNOWN, PivotdError
 
 EXAMPLES = (
     "pivotctl stale",
@@ -38,14 +38,13 @@ def stale(app: App) -> None:
     --offline, no QEMU is asked.
     """
     users = _Users(app)
-    app.status = EXIT_DONE
     shown = [_row(one, users) for one in app.reads.obsolete()]
     if app.form is Form.NAME:
         for row in shown:
             if row["file"] == "there" and row["used_by"] is None and users.complete:
                 print(row["image"])
         if not users.complete:
-            app.status = EXIT_UNKNOWN
+            app.found(EXIT_UNKNOWN)
             tell(f"no name is printed: {users.missed}")
         return
     if render.answer(app, shown):

@@ -51,7 +51,7 @@ def show_pivot(app: App, pivot: PivotWithRecords) -> None:
 
 def show(timeline: Timeline, width: int) -> None:
     """Print a timeline, no line of it wider than this."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
+    terminal = sys.stdout.isatty()
     block, mark = ("█", "▏") if terminal and _can_show("█▏") else ("#", "|")
     for title, rows in (_whole(timeline), *_each_pause(timeline)):
         print(title)

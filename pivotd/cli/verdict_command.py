@@ -87,7 +87,7 @@ def verdict(app: App, domain: str | None, disk: str | None, image: str | None, l
     found = app.reads.verdicts(domain, disk, local=local)
     if domain is not None and app.offline is not None and all(row.pivot is None for row in found):
         app.journal.check_known(domain)
-    app.status = EXIT_UNKNOWN if any(not row.certain for row in found) else EXIT_DONE
+    app.found(EXIT_UNKNOWN if any(not row.certain for row in found) else EXIT_DONE)
     if render.answer(app, found[0] if disk is not None and len(found) == 1 else found, NAME):
         return
     if domain is not None:
@@ -103,9 +103,9 @@ def _image(app: App, image: str) -> None:
     """Show what history says of an image."""
     found = app.reads.image(image)
     if not found:
-        app.status = EXIT_NEVER_MOVED
+        app.found(EXIT_NEVER_MOVED)
     else:
-        app.status = EXIT_DONE if all(row.certain for row in found) else EXIT_UNKNOWN
+        app.found(EXIT_DONE if all(row.certain for row in found) else EXIT_UNKNOWN)
     if render.answer(app, found, NAME):
         return
     if not found:

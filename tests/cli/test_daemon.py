@@ -172,6 +172,40 @@ def test_full_disk_under_stdout(bench: Bench) -> None:
     assert b"Traceback" not in done.stderr
 
 
+LOOKS = (
+    ("verdict",),
+    ("verdict", "web1", "disk0"),
+    ("stale",),
+    ("doctor", "--ignore", "pivot-waits"),
+    ("journal", "stats"),
+    ("evacuate", "--from", "/usr", "--to", "/tmp", "--dry-run"),
+)
+"""Commands that find nothing wrong here, and do nothing but answer."""
+
+
+def _unwritten(bench: Bench, *words: str, closed: bool = False) -> tuple[int, str]:
+    """Return the status and stderr of a command whose stdout is full, or closed."""
+    shell = 'exec "$@" >&-' if closed else 'exec "$@" >/dev/full'
+    command = ["sh", "-c", shell, "sh", *COMMAND, "--socket", str(bench.daemon.socket), *words]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
+    return done.returncode, done.stderr.removeprefix("pivotctl: the answer cannot be written: ")
+
+
+def test_an_answer_that_cannot_be_written(bench: Bench) -> None:
+    """A command that only looks has then done nothing: status 1, and never 0."""
+    bench.ctl("pivot", "cancel", bench.at_ready())
+    for words in LOOKS:
+        assert _unwritten(bench, *words) == (1, "No space left on device\n"), words
+    for words in (("verdict",), ("domain", "ls", "--json"), ("report", "--since", "1h", "-o", "-"), ("--help",)):
+        assert _unwritten(bench, *words, closed=True) == (1, "Bad file descriptor\n"), words
+
+
+def test_an_error_that_cannot_be_written(bench: Bench) -> None:
+    """The status is that of the error, as it would be if stdout took the document."""
+    assert _unwritten(bench, "--json", "domain", "show", "nope") == (4, "No space left on device\n")
+    assert _unwritten(bench, "domain", "show", "nope", closed=True) == (4, bench.ctl("domain", "show", "nope").stderr)
+
+
 def test_interrupt(bench: Bench) -> None:
     """Ctrl-C ends the waiting with status 130, says how to go on, and the pivot runs on."""
     image, slow = bench.image(), ["--bandwidth", "64K"]
