@@ -14,10 +14,11 @@ from pivotd.cli import render, unknown_domain
 from pivotd.cli.complaints import EXIT_INTERRUPTED, UsageError
 from pivotd.cli.context import App, pass_app, tell
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.known_names import DOMAIN
+from pivotd.cli.known_names import DOMAIN, EventName
 from pivotd.cli.since import Since
-from pivotd.cli.values import UNITS_S, AbsolutePath, Length, Name, Number
+from pivotd.cli.values import UNITS_S, AbsolutePath, Length, Number
 from pivotd.client import Record
+from pivotd.core.event_names import EVENTS, no_event
 from pivotd.core.list_filters import journal_time
 from pivotd.errors import NotFoundError
 
@@ -49,7 +50,7 @@ class Wanted(TypedDict):
 @click.option("--tail", "-n", type=Number(1, limits.SEQ_MAX), metavar="N", help="Only the last N of them.")
 @click.option("--since", type=Since(), metavar="TIME", help="Only records written then or later: 2m, 3d, 2026-11-23.")
 @click.option("--domain", type=DOMAIN, metavar="DOMAIN", help="Only records of this domain.")
-@click.option("--event", type=Name(), metavar="EVENT", help="Only records of this event, like switched.")
+@click.option("--event", type=EventName(), metavar="EVENT", help="Only records of this event, like switched.")
 @click.option("--exec", "command", metavar="COMMAND", help="Run COMMAND for each decided pivot.")
 @click.option("--cursor", type=AbsolutePath(), metavar="FILE", help="Where --exec keeps how far it has come.")
 @click.option(
@@ -87,13 +88,13 @@ def events(app: App, /, follow: bool, after: int | None, tail: int | None, **opt
             _execute(app, follow, after, **options)
             return
         if follow:
-            _say_unknown(app, wanted["domain"])
+            _say_unknown(app, wanted)
         shown = False
         for record in _records(app, after or 0, tail, wanted, follow=follow):
             _show(app, record, follow)
             shown = True
         if not shown:
-            unknown_domain.check(app, wanted["domain"])
+            _check_known(app, wanted)
     except KeyboardInterrupt:
         app.status = EXIT_INTERRUPTED
 
@@ -137,10 +138,18 @@ def _records(app: App, after: int, tail: int | None, wanted: Wanted, *, follow: 
     yield from client.events(after, follow=True, domain=wanted["domain"], event=wanted["event"])
 
 
-def _say_unknown(app: App, domain: str | None) -> None:
-    """Say that there is no such domain: one can be waited for that is yet to come."""
+def _check_known(app: App, wanted: Wanted) -> None:
+    """Check the names of the filters. Raises: NotFoundError: a name is neither known nor in the journal."""
+    unknown_domain.check(app, wanted["domain"])
+    event = wanted["event"]
+    if event is not None and event not in EVENTS and not app.reads.last_events(1, event=event):
+        raise NotFoundError(no_event(event), event=event)
+
+
+def _say_unknown(app: App, wanted: Wanted) -> None:
+    """Say that there is no such domain or event: one can be waited for that is yet to come."""
     try:
-        unknown_domain.check(app, domain)
+        _check_known(app, wanted)
     except NotFoundError as error:
         tell(f"{error.message}; waiting for its first record")
 

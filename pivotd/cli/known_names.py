@@ -44,6 +44,20 @@ class DiskName(Name):
         return _completed("disks", ctx, incomplete)
 
 
+class EventName(Name):
+    """An event; the journal of another release can have others than this one records."""
+
+    name = "event"
+
+    def shell_complete(self, _ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """Return the events that begin so."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - only where a shell asks
+
+        from pivotd.core.event_names import EVENTS  # noqa: PLC0415
+
+        return [CompletionItem(name) for name in sorted(EVENTS) if name.startswith(incomplete)]
+
+
 class DiskAndImage(DiskImage):
     """DISK=IMAGE with a disk of the domain that was named before it."""
 

@@ -142,6 +142,39 @@ def test_the_end_of_the_log(bench: Bench) -> None:
         following.terminate()
 
 
+def test_an_event_that_nobody_knows(state_dir: Path) -> None:
+    """It may be mistyped: one line, with the name that is near. An event that did not happen is an empty answer."""
+    said = "this pivotctl knows no event {}, and the journal has none"
+    for words in (("swtiched",), ("Switched",), ("swtiched", "--tail", "3"), ("swtiched", "--domain", "web1")):
+        answer = ctl("--offline", state_dir, "events", "--event", *words)
+        assert (answer.status, answer.stdout) == (4, "")
+        assert complaint(answer) == f"{said.format(words[0])}: do you mean switched?"
+    far = ctl("--offline", state_dir, "--json", "events", "--event", "TYPO").json["error"]
+    assert (far["kind"], far["event"], far["message"]) == (
+        "not-found", "TYPO", f"{said.format('TYPO')}; docs/journal.md lists all",
+    )  # fmt: skip
+    assert ctl("--offline", state_dir, "events", "--event", "gave-up") == Answer(0, "", "")
+
+
+async def test_an_event_of_another_release(tmp_path: Path) -> None:
+    """The journal knows what this pivotctl does not: then the answer is as empty as the filters make it."""
+    journal = Journal.open(tmp_path)
+    await journal.note("from-the-future", {})
+    await journal.close()
+    assert ctl("--offline", tmp_path, "events", "--event", "from-the-future", "-q").stdout == "1\n"
+    nothing = ctl("--offline", tmp_path, "events", "--event", "from-the-future", "--since", "2126-01-01")
+    assert nothing == Answer(0, "", "")
+
+
+@pytest.mark.qemu
+def test_following_an_event_that_nobody_knows(bench: Bench) -> None:
+    """It is said, and waited for."""
+    with start("--socket", bench.daemon.socket, "events", "--follow", "--event", "clsoed") as following:
+        assert following.stderr is not None
+        assert "do you mean closed?; waiting for its first record" in following.stderr.readline()
+        following.terminate()
+
+
 @pytest.mark.parametrize(
     ("words", "needle"),
     [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
 import sqlite3
 from pathlib import Path
 
+from pivotd.core.event_names import EVENTS
 from pivotd.core.phases import TRANSITIONS
 from pivotd.core.pivot import Outcome
 from pivotd.core.request import Kind
@@ -14,6 +16,10 @@ from pivotd.journal.journal import Journal
 
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
 SHARED = re.compile(r"`(\w+?)_filename`, `_format`, `_node`, `_file_id`")
+
+CODE = Path(__file__).parents[2] / "pivotd"
+RECORDING = {"record", "note", "note_in_time", "advance", "note_resumed", "_append"}
+"""Functions that take the name of an event."""
 
 
 def columns_of_the_page() -> set[str]:
@@ -40,3 +46,31 @@ def test_every_word_is_on_the_page():
     text = PAGE.read_text()
     words = [*Kind, *Outcome, *TRANSITIONS]
     assert [word for word in words if f"`{word.value}`" not in text] == []
+
+
+def recorded_events() -> set[str]:
+    """Return each name of an event that stands in a call of a function that records one."""
+    found = set()
+    for path in CODE.rglob("*.py"):
+        calls = [one for one in ast.walk(ast.parse(path.read_text())) if isinstance(one, ast.Call)]
+        for call in calls:
+            if getattr(call.func, "attr", getattr(call.func, "id", None)) in RECORDING:
+                parts = [
+                    part
+                    for one in call.args[:3]
+                    for part in ([one.body, one.orelse] if isinstance(one, ast.IfExp) else [one])
+                ]
+                texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+                found |= {text for text in texts if isinstance(text, str)}
+    return found
+
+
+def test_every_event_is_known_and_on_the_page():
+    """An event that is recorded is one that can be asked for, and each is explained; there are no others."""
+    table = PAGE.read_text().partition("## Events")[2].partition("## Durability")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    explained = {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)}
+    recorded = recorded_events()
+    assert {"resumed", "stalled", "release-owed", "rolling-back"} <= recorded
+    assert recorded - EVENTS == set()
+    assert explained ^ EVENTS == {"copying", "ready"}
