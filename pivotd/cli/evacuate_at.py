@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import click
@@ -29,7 +29,7 @@ class At(click.ParamType[str]):
                 _once(str(value)).astimezone(UTC)
             except (ValueError, OverflowError):  # also of years that no time zone reaches
                 self.fail(f"{value!r} is no time: give 22:00, or 2027-01-31T22:00", param, ctx)
-            if _CLOCK.search(str(value)) is None:
+            if _is_day(str(value)):
                 self.fail(f"{value!r} has no time of day: give 22:00, or {value}T22:00", param, ctx)
         return str(value)
 
@@ -44,7 +44,19 @@ def last_and_next(at: str, now: datetime) -> tuple[datetime, datetime]:
     today = local.replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
     last = today if today <= local else today - timedelta(days=1)
     # By the clock on the wall: a day on which that is put back or forward is not 24 hours long.
-    return last.astimezone(), (last + timedelta(days=1)).astimezone()
+    following = (last + timedelta(days=1)).astimezone()
+    if following <= now:
+        # The clock was put back: it shows this time again.
+        following = following.replace(tzinfo=None, fold=1).astimezone()
+    return last.astimezone(), following
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _once(at: str) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -186,6 +186,9 @@ def _wait(client: Client, prefix: str, at: str) -> bool:
         tell(f"going on: this evacuation has begun since {last:%Y-%m-%d %H:%M}")
         return False
     try:
+        if then <= datetime.now(UTC):
+            tell(f"{then:%Y-%m-%d %H:%M %Z} has passed: beginning now")
+            return False
         tell(f"waiting until {then:%Y-%m-%d %H:%M %Z}")
         evacuate_at.sleep_until(then)
     except KeyboardInterrupt:

@@ -206,6 +206,14 @@ def test_an_error_that_cannot_be_written(bench: Bench) -> None:
     assert _unwritten(bench, "domain", "show", "nope", closed=True) == (4, bench.ctl("domain", "show", "nope").stderr)
 
 
+def test_a_time_that_has_passed(bench: Bench) -> None:
+    """It is not waited for, and not said to be."""
+    place = bench.directory / "empty"
+    place.mkdir()
+    answer = bench.ctl("evacuate", "--from", place, "--to", bench.directory, "--at", "2026-01-31T22:00+00:00")
+    assert (answer.status, complaint(answer)) == (0, "2026-01-31 22:00 UTC has passed: beginning now")
+
+
 def test_interrupt(bench: Bench) -> None:
     """Ctrl-C ends the waiting with status 130, says how to go on, and the pivot runs on."""
     image, slow = bench.image(), ["--bandwidth", "64K"]

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import click
 import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App
-from pivotd.cli.evacuate_at import last_and_next, sleep_until
+from pivotd.cli.evacuate_at import At, last_and_next, sleep_until
 from pivotd.cli.evacuate_places import UNFINISHED, Places
 from pivotd.cli.several_running import Running, totals
 from pivotd.cli.several_table import Table
@@ -138,6 +139,9 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("22:00", "2026-11-30T21:59", "2026-11-29T22:00+01:00", "2026-11-30T22:00+01:00"),
         ("22:00", "2026-11-30T22:00", "2026-11-30T22:00+01:00", "2026-12-01T22:00+01:00"),
         ("6:05", "2026-10-24T22:00", "2026-10-24T06:05+02:00", "2026-10-25T06:05+01:00"),
+        ("2:30", "2026-10-25T02:10+02:00", "2026-10-24T02:30+02:00", "2026-10-25T02:30+02:00"),
+        ("2:30", "2026-10-25T02:10+01:00", "2026-10-24T02:30+02:00", "2026-10-25T02:30+01:00"),
+        ("20270131T2200", "2026-11-30T10:00", "2027-01-31T22:00+01:00", "2027-01-31T22:00+01:00"),
         ("2027-01-31T22:00", "2026-11-30T10:00", "2027-01-31T22:00+01:00", "2027-01-31T22:00+01:00"),
         ("2027-01-31 22:00+00:00", "2026-11-30T10:00", "2027-01-31T23:00+01:00", "2027-01-31T23:00+01:00"),
     ],
@@ -146,6 +150,15 @@ def test_the_time_is_that_of_the_clock_on_the_wall(berlin: None, at: str, now: s
     """Also on the day on which the clock is put back."""
     found = last_and_next(at, datetime.fromisoformat(now).astimezone())
     assert found == (datetime.fromisoformat(last), datetime.fromisoformat(then))
+
+
+def test_a_time_has_a_time_of_day() -> None:
+    """In each form of ISO 8601; midnight has to be said."""
+    for text in ("22:00", "2027-01-31T22:00", "20270131T2200", "2027-01-31T22", "2027-01-31T00:00Z"):
+        assert At().convert(text, None, None) == text
+    for text in ("2027-01-31", "20270131"):
+        with pytest.raises(click.BadParameter, match="has no time of day: give 22:00, or"):
+            At().convert(text, None, None)
 
 
 def test_the_clock_is_looked_at_again_and_again() -> None:
