@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pivotd import __version__, limits, log, sd
+from pivotd import __version__, limits, log, sd, utf8
 from pivotd.app.registry import CONFIG, DISCOVERED, LIBVIRT, RUNTIME, Host
 from pivotd.app.status import Status
 from pivotd.config import DEFAULT_PATH, Config, Fleet, load
@@ -57,6 +57,7 @@ class SystemClock:
 
 def main() -> NoReturn:
     """Run the daemon until SIGTERM; exit 2 on a bad configuration, 4 on an unusable journal."""
+    utf8.require()
     options = parser().parse_args()
     if options.reload is not None:
         _reload(options.reload)

@@ -15,6 +15,7 @@ if not {"http.client", "ssl"} & sys.modules.keys():
 
 import click
 
+from pivotd import utf8
 from pivotd.cli import global_options, render
 from pivotd.cli.complaints import (
     EXIT_BROKEN_PIPE,
@@ -103,13 +104,14 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run one command and exit; an error is one line, never a traceback."""
+    utf8.require()
     if sys.stdout is None:
         # It was closed. Writing here fails, as it would there, and no other file becomes number 1.
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            # A file name that is not text must not stop an answer.
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            # A file name that is not text must not stop an answer, and one that is has the bytes that the file has.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     if asked := os.environ.get("_PIVOTCTL_COMPLETE"):
         import_module("pivotd.cli.shells").complete(cli, asked)
         sys.exit(0)

@@ -8,6 +8,8 @@ import os
 import signal
 import struct
 import subprocess
+import sys
+import tempfile
 import termios
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Bench
-from tests.cli.ctl import COMMAND, complaint, environment, start
+from tests.cli.ctl import COMMAND, REPOSITORY, Answer, complaint, ctl, environment, start
+from tests.support.daemon import Daemon
+from tests.support.qemu import Disk, Qemu, create_image
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.qemu
@@ -170,6 +174,25 @@ def test_full_disk_under_stdout(bench: Bench) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment(), check=False)
     assert done.returncode == 5
     assert b"Traceback" not in done.stderr
+
+
+def test_names_in_a_locale_that_is_not_utf8() -> None:
+    """The daemon and pivotctl look at the file that QEMU has, and print its name as it is."""
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    with tempfile.TemporaryDirectory(prefix="pivotd-") as name:
+        directory, place = Path(name), Path(name) / "größe"
+        place.mkdir()
+        command = [sys.executable, "-m", "pivotd.daemon"]
+        env = {"PYTHONPATH": str(REPOSITORY), **locale}
+        daemon = Daemon(directory, {"web1": directory / "web1.qmp"}, command=command, environment=env)
+        with Qemu(directory, [Disk(create_image(place / "a.qcow2"))]), daemon:
+            new = place / "b.qcow2"
+            made = ctl("--socket", daemon.socket, "copy", "web1", f"disk0={new}", env=locale)
+            assert (made.status, new.exists()) == (0, True), made
+            right = ctl("--socket", daemon.socket, "image", "web1", "disk0", env=locale)
+            assert right == Answer(0, f"{new}\n", "")
+            stale = ctl("--socket", daemon.socket, "stale", "-q", env=locale)
+            assert stale == Answer(0, f"{place / 'a.qcow2'}\n", "")
 
 
 LOOKS = (
