@@ -105,6 +105,8 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run one command and exit; an error is one line, never a traceback."""
     utf8.require()
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY), closefd=False)
     if sys.stdout is None:
         # It was closed. Writing here fails, as it would there, and no other file becomes number 1.
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", closefd=False)

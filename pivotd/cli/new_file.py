@@ -19,7 +19,7 @@ def check(path: Path, *, force: bool) -> None:
         if not force and os.path.lexists(path):
             raise UnusableFileError(f"{path} is there already: choose another name, or give --force", path=str(path))
         if path.exists() and not path.is_file():
-            raise UnusableFileError(f"{path} is no file: choose another name, or `-o -` for stdout", path=str(path))
+            raise UnusableFileError(f"{path} is no file: choose another name", path=str(path))
         if not path.parent.is_dir():
             raise UnusableFileError(f"{path.parent} is no directory: make it first", path=str(path.parent))
 

@@ -169,7 +169,7 @@ def absolute(path: str) -> str:
     does not lead where the text says, so links are followed only then.
     """
     try:
-        full = Path.cwd() / path
+        full = Path(path) if Path(path).is_absolute() else Path.cwd() / path
     except OSError:
         raise UsageError(f"{path} is relative, and the working directory is gone: give an absolute path") from None
     if ".." not in full.parts:

@@ -137,6 +137,17 @@ def test_backup_with_and_without_a_daemon(daemon: Daemon) -> None:
         assert ctl("--offline", place, "verdict").status == 6
 
 
+def test_backup_with_stdin_closed(daemon: Daemon) -> None:
+    """Nobody can be asked."""
+    one = daemon.directory / "one"
+    command = [*COMMAND, "--offline", str(daemon.state_dir), "journal", "backup", str(one)]
+    assert ctl(*command[len(COMMAND) :]).status == 0
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
+    done = subprocess.run(closed, capture_output=True, text=True, env=environment(), check=False)
+    said = f"pivotctl: {one} holds a backup already: name another directory, or give --force\n"
+    assert (done.returncode, done.stderr) == (4, said)
+
+
 def test_backup_without_a_daemon_and_a_configuration(daemon: Daemon) -> None:
     """The daemon cannot be reached, which is status 3: both reasons are told, and what to give. Nothing is copied."""
     target = daemon.directory / "one"

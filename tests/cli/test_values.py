@@ -99,10 +99,12 @@ def test_link_to_an_image(tmp_path: Path) -> None:
 
 
 def test_working_directory_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path in a directory that was removed is refused, an absolute one is not needed to know it."""
+    """A relative path in a directory that was removed is refused; an absolute one does not need the directory."""
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
     with pytest.raises(UsageError, match="absolute path"):
         absolute("x.raw")
+    assert absolute("/images/x.raw") == "/images/x.raw"
+    assert absolute("/images/../x.raw") == "/x.raw"
