@@ -20,7 +20,7 @@ from pivotd.cli import (
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.doctor_units import Units
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import AbsolutePath
+from pivotd.cli.values import AbsolutePath, OutputPath
 from pivotd.client import DoctorArea, DoctorFinding, checks
 from pivotd.client.answers import Health
 from pivotd.config import DEFAULT_PATH, Config
@@ -80,7 +80,7 @@ class CheckName(click.Choice[str]):
               "one that the daemon or its unit names.")  # fmt: skip
 @click.option("--ignore", type=CheckName(sorted(checks.CHECKS)), metavar="CHECK", multiple=True,
               help="Do not count what this check finds; may be repeated.")  # fmt: skip
-@click.option("--bundle", type=AbsolutePath(), metavar="FILE.tar.gz",
+@click.option("--bundle", type=OutputPath(), metavar="FILE.tar.gz",
               help="Also write what a support request needs, without secrets, into a new file.")  # fmt: skip
 @pass_app
 def doctor(app: App, config: str | None, ignore: tuple[str, ...], bundle: str | None) -> None:

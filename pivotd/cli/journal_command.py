@@ -15,7 +15,7 @@ from pivotd.cli import render
 from pivotd.cli.complaints import EXIT_INTERRUPTED, UnusableFileError
 from pivotd.cli.context import App, Form, pass_app, tell
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import AbsolutePath
+from pivotd.cli.values import OutputPath
 from pivotd.client import JournalStats, UnsentError
 from pivotd.errors import EXIT_DONE, EXIT_REFUSED, ConflictError
 
@@ -138,7 +138,7 @@ def archive(app: App, keep: int | None, dry_run: bool) -> None:
     short_help="Copy the journal and its archives.",
     examples=("pivotctl journal backup /backup/pivotd", "pivotctl --offline /var/lib/pivotd journal backup /backup/a"),
 )
-@click.argument("directory", type=AbsolutePath())
+@click.argument("directory", type=OutputPath())
 @click.option("--force", is_flag=True, help="Replace the backup that DIRECTORY holds, without a question.")
 @pass_app
 def backup(app: App, directory: str, force: bool) -> None:

@@ -10,7 +10,7 @@ from pivotd.cli import new_file
 from pivotd.cli.complaints import UsageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
-from pivotd.cli.values import AbsolutePath
+from pivotd.cli.values import OutputPath
 from pivotd.client import ClientError
 from pivotd.errors import EXIT_UNREACHABLE
 
@@ -19,7 +19,7 @@ DOWN = "# HELP pivotd_up 1: pivotd answers.\n# TYPE pivotd_up gauge\npivotd_up 0
 
 
 @click.command(cls=ExampleCommand, examples=EXAMPLES, short_help="Figures for Prometheus.")
-@click.option("--textfile", type=AbsolutePath(), metavar="FILE",
+@click.option("--textfile", type=OutputPath(), metavar="FILE",
               help="Write them into FILE, for the textfile collector of Prometheus' node exporter.")  # fmt: skip
 @pass_app
 def metrics(app: App, textfile: str | None) -> None:

@@ -71,6 +71,16 @@ class AbsolutePath(click.ParamType[str]):
         return absolute(str(value))
 
 
+class OutputPath(AbsolutePath):
+    """What a command writes; it does not write to stdout, which other commands mean by ``-``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the absolute path."""
+        if value == "-":
+            self.fail("- would be a file of that name, not stdout: give another name, or ./-", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class DiskImage(click.ParamType[tuple[str, str]]):
     """DISK=IMAGE; the first ``=`` separates. A directory keeps its final slash."""
 

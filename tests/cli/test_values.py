@@ -8,7 +8,16 @@ import click
 import pytest
 
 from pivotd.cli.complaints import UsageError
-from pivotd.cli.values import MILLISECONDS, AbsolutePath, Bandwidth, DiskImage, Granularity, Name, absolute
+from pivotd.cli.values import (
+    MILLISECONDS,
+    AbsolutePath,
+    Bandwidth,
+    DiskImage,
+    Granularity,
+    Name,
+    OutputPath,
+    absolute,
+)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +105,13 @@ def test_link_to_an_image(tmp_path: Path) -> None:
     """A link to an image keeps its own name."""
     (tmp_path / "link.raw").symlink_to(tmp_path / "image.raw")
     assert absolute(f"{tmp_path}/link.raw") == f"{tmp_path}/link.raw"
+
+
+def test_what_is_written_is_not_stdout() -> None:
+    """Of these commands none writes to stdout for ``-``, and none makes a file of that name by mistake."""
+    with pytest.raises(click.BadParameter, match="not stdout: give another name"):
+        OutputPath().convert("-", None, None)
+    assert OutputPath().convert("./-", None, None) == str(Path.cwd() / "-")
 
 
 def test_working_directory_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
