@@ -480,3 +480,34 @@ def m011_archives(db: Database) -> None:
     for statement in M011_TRIGGERS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 11")
+
+
+M012_STATEMENTS = (
+    # The image, not the one of the verdict, on which the guest was last seen to run.
+    "ALTER TABLE disk_latest ADD COLUMN ran_on TEXT",
+    "ALTER TABLE disk_latest ADD COLUMN ran_on_format TEXT CHECK ((ran_on_format IS NULL) = (ran_on IS NULL))",
+    "ALTER TABLE disk_latest ADD COLUMN ran_on_at TEXT CHECK ((ran_on_at IS NULL) = (ran_on IS NULL))",
+    "DROP TRIGGER pivot_disk_latest",
+    """
+    CREATE TRIGGER pivot_disk_latest AFTER INSERT ON pivot_disk BEGIN
+        INSERT INTO disk_latest (domain, disk, pivot) SELECT domain, NEW.disk, id FROM pivot WHERE id = NEW.pivot
+        ON CONFLICT (domain, disk) DO UPDATE SET pivot = excluded.pivot, doubtful = 0, left_at = NULL,
+            ran_on = NULL, ran_on_format = NULL, ran_on_at = NULL;
+    END
+    """,
+    "DROP TRIGGER disk_latest_accepted",
+    """
+    CREATE TRIGGER disk_latest_accepted AFTER UPDATE OF accepted_at ON pivot_disk BEGIN
+        UPDATE disk_latest SET doubtful = 0, left_at = NULL, ran_on = NULL, ran_on_format = NULL, ran_on_at = NULL
+        WHERE disk = NEW.disk AND pivot = NEW.pivot;
+    END
+    """,
+)
+
+
+@migrations()
+def m012_other_images(db: Database) -> None:
+    """Keep the image on which a guest has run without pivotd: after QEMU has ended, nothing else tells of it."""
+    for statement in M012_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 12")

@@ -722,26 +722,28 @@ def journal_refuses(domain: str, images: dict[str, str]) -> str | None:
 def _disk_refuses(connection: sqlite3.Connection, domain: str, disk: str, image: str) -> str | None:
     row = connection.execute(
         "SELECT p.id, p.phase IN ('pausing', 'cancelling') AND (p.asking OR p.manager = 'pivotd'), d.outcome,"
-        " d.source_filename, d.destination_filename, d.accepted_filename"
+        " d.source_filename, d.destination_filename, d.accepted_filename, l.ran_on"
         " FROM disk_latest l JOIN pivot p ON p.id = l.pivot JOIN pivot_disk d ON d.pivot = l.pivot AND d.disk = l.disk"
         " WHERE l.domain = ? AND l.disk = ? AND NOT l.doubtful AND l.left_at IS NULL",
         (domain, disk),
     ).fetchone()
     if row is None:
         return None
-    pivot, asking, outcome, source, destination, accepted = row
+    pivot, asking, outcome, source, destination, accepted, ran_on = row
     right = accepted or (destination if outcome == "switched" else source)
     undecided = accepted is None and outcome is None and asking
     unknown = accepted is None and outcome == "unknown"
-    if _same(image, right) and not undecided and not unknown:
+    if _same(image, right) and not undecided and not unknown and ran_on is None:
         return None
     names = connection.execute("SELECT filename FROM image_latest WHERE domain = ? AND disk = ?", (domain, disk))
-    if not any(_same(image, name) for (name,) in names):
+    if not any(_same(image, name) for (name,) in [*names, (ran_on or right,)]):
         return None  # somebody has given the disk another image
     if undecided:
         return f"pivot {pivot} of {disk} is being decided: start pivotd, then `pivotctl verdict {domain} {disk}`"
     if unknown:
         return f"nobody knows what pivot {pivot} of {disk} has done: see `pivotctl verdict {domain} {disk}`"
+    if ran_on is not None:
+        return f"{disk} has run on {ran_on}, where {right} is right: see `pivotctl verdict {domain} {disk}`"
     return (
         f"{disk} must start from {right}, not from {image}, which is out of date: correct the definition"
         f" (`virsh edit {domain}`), or say that it is right (`pivotctl verdict accept {domain} {disk} {image}`)"

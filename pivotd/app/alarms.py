@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from pivotd import limits
+from pivotd.app import telling_words
 from pivotd.app.due_domains import DueDomains
 from pivotd.app.libvirt_moves import follow
 from pivotd.app.live_verdicts import image_names
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
+from pivotd.core.fleet import FleetImage
 from pivotd.core.observation import LEAVING
-from pivotd.core.pivot import Phase, Record
+from pivotd.core.pivot import Phase, Pivot, PivotDisk, Record
 from pivotd.core.request import Manager
 from pivotd.core.standing import Standing
 from pivotd.core.standing_back import patient
@@ -97,7 +99,7 @@ class Alarms:
 
         def on_event() -> None:
             nonlocal known, jobs
-            if session.manager is Manager.LIBVIRT and session.detached != jobs:
+            if session.detached != jobs:
                 jobs = session.detached
                 self._ask_again(supervisor.name, limits.LIBVIRT_MOVE_S)
             if (session.stops, session.resumes) != known:
@@ -170,9 +172,9 @@ class Alarms:
         if doubts and await self._follow(domain, session, doubts):
             self._ask(domain)
             return
-        for pivot, (_, disk) in live.settled():
+        for pivot, moved in live.settled():
             if domain not in self._leaving:
-                await self._journal.seen(pivot, domain, disk)
+                await self._settle(pivot, moved)
         busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
         known = supervisor.alarms
         alarms = {disk: await self._sentence(supervisor, one) for disk, one in doubts.items() if disk not in busy}
@@ -184,6 +186,29 @@ class Alarms:
             log.error("domain.wrong-image", domain=domain, disk=disk, pivot=doubts[disk].pivot, reason=alarms[disk])
             facts = {"disk": disk, "right": doubts[disk].image, "reason": alarms[disk]}
             await self._journal.note("wrong-image", facts, domain=domain, pivot=doubts[disk].pivot)
+        for disk in alarms.keys() & live.astray_of(domain).keys():
+            await self._doubt(*live.astray_of(domain)[disk])
+
+    async def _doubt(self, pivot: Pivot, disk: PivotDisk, other: FleetImage) -> None:
+        """Record that a guest runs on another image: once its QEMU has ended, only the record tells of its writes."""
+        try:
+            await self._journal.ran_on(pivot, disk, other.filename, other.format)
+            await telling_words.doubt(self._fleet, pivot, disk, other)
+        except FleetError as error:
+            self._try_fleet_again(pivot.domain, error)
+
+    async def _settle(self, pivot: Pivot, disk: PivotDisk) -> None:
+        """End the doubts about a disk that QEMU has on its right image."""
+        try:
+            if disk.ran_on is not None:
+                await telling_words.settle(self._fleet, pivot, disk)
+            await self._journal.seen(pivot.id, pivot.domain, disk.disk)
+        except FleetError as error:
+            self._try_fleet_again(pivot.domain, error)
+
+    def _try_fleet_again(self, domain: str, error: FleetError) -> None:
+        self._ask_again(domain, limits.ALARM_AGAIN_S)
+        log.warning("domain.not-checked", domain=domain, error=error.message)
 
     async def _follow(self, domain: str, session: Session, doubts: Mapping[str, Verdict]) -> bool:
         """Return whether a disk was followed to where libvirt has moved it; no pivot of the domain begins meanwhile."""
@@ -191,8 +216,7 @@ class Alarms:
             async with self._host.lock(domain):
                 return await follow(session, doubts.values(), self._journal, self._reads, self._fleet)
         except FleetError as error:
-            self._ask_again(domain, limits.ALARM_AGAIN_S)
-            log.warning("domain.not-checked", domain=domain, error=error.message)
+            self._try_fleet_again(domain, error)
         return False
 
     async def _sentence(self, supervisor: Supervisor, doubt: Verdict) -> str:

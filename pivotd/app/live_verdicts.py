@@ -11,7 +11,7 @@ from pivotd import limits
 from pivotd.core import verdict
 from pivotd.core.fleet import FleetImage
 from pivotd.core.image_names import describe
-from pivotd.core.observation import LEAVING, MIGRATION_STATES
+from pivotd.core.observation import LEAVING, MIGRATION_STATES, NEVER_RAN
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Image, Pivot, PivotDisk
 from pivotd.core.verdict import Presence, Verdict
@@ -49,6 +49,8 @@ class LiveVerdicts:
         """The fleet is about to know who owns the guest: look again."""
         self.theirs: set[Key] = set()
         """Disks whose verdict is the fleet's: of their image, the journal knows no file."""
+        self.astray: dict[Key, FleetImage] = {}
+        """What the guest of a disk runs on, or may have run on, that is not the image of its last pivot."""
         self._confirmed: set[Key] = set()
         """Disks that the pivot's own QEMU has shown: this QEMU lives, so no other one starts the guest."""
 
@@ -73,13 +75,24 @@ class LiveVerdicts:
         """Return whether the QEMU of the disk's last pivot was seen."""
         return key in self._confirmed
 
-    def settled(self) -> list[tuple[str, Key]]:
-        """Return the last pivot and the disk for each doubt of the journal that QEMU has just ended."""
-        return [(pivot, key) for key, pivot in self.seen.items() if self._is_doubted(key)]
+    def settled(self) -> list[Moved]:
+        """Return the last pivot of each disk for which QEMU has just ended a doubt of the journal."""
+        return [self._last[key] for key in self.seen if self._is_doubted(key)]
+
+    def astray_of(self, domain: str) -> dict[str, tuple[Pivot, PivotDisk, FleetImage]]:
+        """Return the disks of a domain, each with its last pivot, whose guest runs on another image, and that image.
+
+        Not of a guest that has left this host since: it may be on an image to which another host has moved it.
+        """
+        return {
+            key[1]: (*self._last[key], other)
+            for key, other in self.astray.items()
+            if key[0] == domain and self._last[key][1].left_at is None
+        }
 
     def _is_doubted(self, key: Key) -> bool:
         moved = self._last[key][1]
-        return moved.doubtful or moved.left_at is not None
+        return moved.doubtful or moved.left_at is not None or moved.ran_on is not None
 
     async def with_files(self, found: Mapping[Key, Verdict]) -> dict[Key, Verdict]:
         """Return verdicts with what their images' names lead to now."""
@@ -104,12 +117,12 @@ class LiveVerdicts:
             if run_state in LEAVING:
                 self.left.add(name)
             for disk in (await session.disks()).values():
-                await self._check_disk((name, disk.disk), disk, session, is_here=run_state not in MIGRATION_STATES)
+                await self._check_disk((name, disk.disk), disk, session, run_state)
         except (QmpError, TimeoutError):
             self.unchecked.add(name)  # the journal's word stands
 
-    async def _check_disk(self, key: Key, disk: DiskSeen, session: Session, *, is_here: bool) -> None:
-        moved = self._last.get(key)
+    async def _check_disk(self, key: Key, disk: DiskSeen, session: Session, run_state: str) -> None:
+        moved, is_here = self._last.get(key), run_state not in MIGRATION_STATES
         if moved is None:
             live = verdict.Live((await image_names(disk, session))[0], disk.format)
             found = verdict.without_pivot(*key, live)
@@ -120,9 +133,12 @@ class LiveVerdicts:
         else:
             paths = [*(layer.filename for layer in disk.layers), verdict.right_image(moved[1]).filename]
             live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=paths)
-            self._found[key] = verdict.check(self._found[key], live, decided=is_decided(moved[0]))
+            known = self._found[key]
+            self._found[key] = verdict.check(known, live, decided=is_decided(moved[0]))
             if is_here:
                 self.shown[key] = FleetImage(live.image, live.format)
+                if self._found[key].outcome is not known.outcome and run_state != NEVER_RAN:
+                    self.astray[key] = self.shown[key]
             if live.is_right and is_here:
                 self.seen[key] = moved[0].id
             if live.same_qemu:

@@ -116,6 +116,8 @@ OUR_PAUSE = frozenset({"paused", "prelaunch"})
 """Run states after ``stop``; a guest reset during the pause turns ``paused`` into ``prelaunch``."""
 LEAVING = frozenset({"finish-migrate", "postmigrate"})
 """Run states of a guest that leaves by a migration, or has left."""
+NEVER_RAN = "prelaunch"
+"""The run state of a guest that nobody has let run since its QEMU has started, or has reset it in a pause."""
 MIGRATION_STATES = frozenset({"inmigrate", "postmigrate", "finish-migrate", "save-vm", "restore-vm", "colo"})
 """Run states in which another process may own the images."""
 

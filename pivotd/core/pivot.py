@@ -98,6 +98,15 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class RanOn:
+    """The image on which pivotd has seen a guest run that the journal does not name. ``at`` is UTC, RFC 3339."""
+
+    filename: str
+    format: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
 class PivotDisk:
     """One disk of a pivot. ``size_bytes`` is the guest-visible size of the disk."""
 
@@ -130,6 +139,11 @@ class PivotDisk:
     was seen here again.
 
     Known only of the last pivot of a disk. UTC, RFC 3339."""
+    ran_on: RanOn | None = None
+    """Another image, on which the guest has run since: it may have writes that the right one lacks. None: there is
+    none, or the guest was seen on the right one again.
+
+    Known only of the last pivot of a disk."""
 
     @property
     def switches(self) -> bool:

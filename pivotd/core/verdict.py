@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
-from pivotd.core.pivot import Image, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Image, Outcome, Phase, Pivot, PivotDisk, RanOn
 from pivotd.core.request import Manager
 
 ACCEPTED: Literal["accepted"] = "accepted"
@@ -217,8 +217,10 @@ def doubtful(verdict: Verdict, moved: PivotDisk, *, is_copy: bool = False) -> Ve
     ``moved``: the disk in its last pivot. ``is_copy``: the journal is another file than its daemon left, so it may lack
     the latest moves.
     """
-    if not verdict.certain or not (moved.doubtful or moved.left_at or is_copy):
+    if not verdict.certain or not (moved.doubtful or moved.left_at or moved.ran_on or is_copy):
         return verdict
+    if moved.ran_on is not None:
+        return _astray(verdict, moved.ran_on)
     if moved.left_at is not None:
         return replace(
             verdict,
@@ -232,6 +234,17 @@ def doubtful(verdict: Verdict, moved: PivotDisk, *, is_copy: bool = False) -> Ve
         certain=False,
         reason=f"This journal was restored, copied or upgraded, and may lack the latest moves. It names "
         f"{verdict.image}, but pivotd has not seen QEMU on that since, and no person has accepted it.",
+    )
+
+
+def _astray(verdict: Verdict, other: RanOn) -> Verdict:
+    return replace(
+        verdict,
+        outcome=Outcome.UNKNOWN,
+        certain=False,
+        reason=f"The journal names {verdict.image}, but the guest ran on {other.filename} at {other.at}: somebody "
+        "changed the disk without pivotd, and either image may lack writes; compare them before you trust either.",
+        evidence=(*verdict.evidence, f"QEMU used {other.filename} at {other.at}"),
     )
 
 

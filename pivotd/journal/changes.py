@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pivotd.core.overwritten import Overwritten
-from pivotd.core.pivot import JsonObject, Phase, Pivot, PivotDisk, Record
+from pivotd.core.pivot import Accepted, JsonObject, Phase, Pivot, PivotDisk, RanOn, Record
 from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, RevisionConflictError
 from pivotd.journal import place
 from pivotd.journal.rows import SELECT_OPEN, DomainRow, disk_row, load_pivots, pause_row, pivot_row, to_json
@@ -169,12 +169,37 @@ def seen(pivot: str, domain: str, disk: str) -> Change[None]:
 
     def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
         sql = (
-            "UPDATE disk_latest SET doubtful = 0, left_at = NULL "
-            "WHERE domain = ? AND disk = ? AND pivot = ? AND (doubtful = 1 OR left_at IS NOT NULL)"
+            "UPDATE disk_latest"
+            " SET doubtful = 0, left_at = NULL, ran_on = NULL, ran_on_format = NULL, ran_on_at = NULL"
+            " WHERE domain = ? AND disk = ? AND pivot = ?"
+            " AND (doubtful = 1 OR left_at IS NOT NULL OR ran_on IS NOT NULL)"
         )
         if connection.execute(sql, (domain, disk, pivot)).rowcount != 1:
             return None, ()
         return None, (_append(connection, (domain, pivot, None), "image-seen", text),)
+
+    return change
+
+
+def ran_on(domain: str, disk: str, last: tuple[str, Accepted | None], other: RanOn) -> Change[bool]:
+    """Put a disk in doubt whose guest was seen to run on another image; return whether that is new.
+
+    ``last``: its last pivot, and a person's word on it: if one of them has changed since, nothing is recorded.
+    """
+    pivot, accepted = last
+    text = to_json({"disk": disk, "image": other.filename, "format": other.format})
+
+    def change(connection: sqlite3.Connection) -> tuple[bool, Sequence[Record]]:
+        sql = (
+            "UPDATE disk_latest SET ran_on = ?, ran_on_format = ?, ran_on_at = ?"
+            " WHERE domain = ? AND disk = ? AND pivot = ? AND ran_on IS NOT ? AND EXISTS (SELECT 1 FROM pivot_disk d"
+            " WHERE d.pivot = disk_latest.pivot AND d.disk = disk_latest.disk AND d.accepted_at IS ?)"
+        )
+        at = None if accepted is None else accepted.at
+        row = (other.filename, other.format, other.at, domain, disk, pivot, other.filename, at)
+        if connection.execute(sql, row).rowcount != 1:
+            return False, ()
+        return True, (_append(connection, (domain, pivot, None), "ran-on-other-image", text),)
 
     return change
 

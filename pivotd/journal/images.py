@@ -20,7 +20,7 @@ def images_found(reader: Reader, name: str, asked: Asked, verdicts: Mapping[Key,
     last = {_key(one): one for one in moved if asked.is_file(one)}
     last |= {_key(one): one for one in moved if asked.is_named(one)}  # a name says more than a file's number
     found = [
-        ImageFound(name, verdicts[key], History(verdicts[key], _finder(reader, key)).of_image(asked, one))
+        ImageFound(name, verdicts[key], _history(reader, key, verdicts[key]).of_image(asked, one))
         for key, one in last.items()
         if key in verdicts
     ]
@@ -47,7 +47,8 @@ def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], 
     stands: dict[str, list[ImageFound]] = {name: [] for name in names}
     for name, moved, latest in rows:
         right = of_pivot(*latest)
-        finding = History(right, _finder(reader, _key(moved))).of_image(Asked(frozenset({name})), moved)
+        history = History(right, _finder(reader, _key(moved)), latest[1].ran_on)
+        finding = history.of_image(Asked(frozenset({name})), moved)
         stands[name].append(ImageFound(name, right, finding))
     found = [
         max(of_disks, key=lambda one: one.finding.since or "")
@@ -59,6 +60,11 @@ def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], 
 
 def _key(moved: Moved) -> Key:
     return moved[0].domain, moved[1].disk
+
+
+def _history(reader: Reader, key: Key, right: Verdict) -> History:
+    ran_on = next((disk.ran_on for _, disk in reader.latest(*key, limit=1)), None)
+    return History(right, _finder(reader, key), ran_on)
 
 
 def _finder(reader: Reader, key: Key) -> Callable[[str], Moved | None]:

@@ -22,6 +22,7 @@ from pivotd.core.pivot import (
     Phase,
     Pivot,
     PivotDisk,
+    RanOn,
     Record,
 )
 from pivotd.core.request import (
@@ -192,9 +193,13 @@ def load_moved(connection: sqlite3.Connection, query: str, parameters: Iterable[
     if not rows or "doubtful" not in rows[0].keys():  # noqa: SIM118 - a row is no dict
         return moved
     return [
-        (pivot, replace(disk, doubtful=bool(row["doubtful"]), left_at=row["left_at"]))
+        (pivot, replace(disk, doubtful=bool(row["doubtful"]), left_at=row["left_at"], ran_on=_ran_on(row)))
         for row, (pivot, disk) in zip(rows, moved, strict=True)
     ]
+
+
+def _ran_on(row: Row) -> RanOn | None:
+    return None if row["ran_on"] is None else RanOn(row["ran_on"], row["ran_on_format"], row["ran_on_at"])
 
 
 def record(row: Row) -> Record:

@@ -17,6 +17,7 @@ import pytest
 from tests.cli.ctl import REPOSITORY, Answer, complaint, ctl, on_a_host_with
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.qemu]
 LOOK_S, LOOK_TIMEOUT_S = 0.05, 60.0
@@ -52,11 +53,15 @@ class Guest:
         assert answer.status == 0, answer
         return self.path(name)
 
-    def start_on(self, image: Path) -> None:
+    def start_on(self, image: Path, *, paused: bool = False) -> None:
         """Start the guest again, disk0 on this image, and wait until pivotd is connected to it."""
         self.qemu.stop()
-        self.qemu = Qemu(self.directory, [Disk(image), Disk(self.disks[1])]).start()
+        self.qemu = Qemu(self.directory, [Disk(image), Disk(self.disks[1])], paused=paused).start()
         self.until("connected", "connection")
+
+    def noted(self, event: str, times: int = 1) -> None:
+        """Wait until the journal has so many records of an event."""
+        assert until(lambda: [row["event"] for row in self.json("events").rows].count(event) == times)
 
     def until(self, wanted: object, field: str) -> object:
         """Wait until a field of the domain is so, or true where ``wanted`` is None."""
@@ -301,6 +306,61 @@ def test_a_stale_image_that_runs(guest: Guest):
     guest.until([], "alarms")
     assert guest.ctl("copy", "web1", f"disk0={guest.path('next')}").status == 0
     assert guest.json("verdict", "--image", old).json[0]["standing"] == "stale"
+
+
+def settled_by_a_word(guest: Guest, other: Path) -> None:
+    """After its QEMU has ended, both images are named wherever somebody asks, until a person has said which is right."""
+    new = guest.path("new")
+    guest.qemu.stop()
+    guest.until("unreachable", "connection")
+    for offline in (False, True):
+        if offline:
+            guest.daemon.kill()
+        refused = guest.ctl("image", "web1", "disk0", offline=offline)
+        assert (refused.status, refused.stdout) == (6, "")
+        assert f"names {new}, but the guest ran on {other}" in complaint(refused)
+        assert guest.ctl("guard", "web1", f"disk0={new}", "--wait", "0", offline=offline).status == 6
+        assert guest.ctl("stale", "-q", offline=offline).stdout == ""
+    guest.daemon.start()
+    assert guest.json("verdict", "accept", "web1", "disk0", other, "--format", "qcow2", "--reason", "so").json[
+        "certain"
+    ]
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{other}\n"
+
+
+def test_a_stale_image_on_which_the_guest_has_run(guest: Guest):
+    """Its writes are there and nowhere else: no certain answer, and no name to delete, before a person has looked."""
+    old, new = guest.disks[0], guest.moved()
+    guest.start_on(old, paused=True)
+    guest.until(None, "alarms")
+    guest.qemu.stop()
+    guest.until("unreachable", "connection")
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"  # it was not let run there
+    guest.start_on(old, paused=True)
+    guest.qemu.spy("cont")
+    guest.noted("ran-on-other-image")
+    guest.start_on(new)
+    guest.noted("image-seen")
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
+    guest.start_on(old)
+    guest.noted("ran-on-other-image", 2)
+    (found,) = guest.json("verdict", "--image", old).json
+    assert found["standing"] == "unknown"
+    settled_by_a_word(guest, old)
+
+
+def test_a_disk_that_another_client_has_moved(guest: Guest):
+    """Its job tells pivotd to look: once QEMU has ended, nobody could."""
+    guest.moved()
+    third = create_image(guest.path("third"))
+    root = guest.qemu.spy("query-block")[0]["inserted"]["node-name"]
+    file = {"driver": "file", "filename": str(third)}
+    guest.qemu.spy("blockdev-add", driver="qcow2", **{"node-name": "third", "file": file})
+    guest.qemu.spy("blockdev-mirror", device=root, target="third", sync="full", **{"job-id": "theirs"})
+    assert until(lambda: [job["status"] for job in guest.qemu.spy("query-jobs")] == ["ready"])
+    guest.qemu.spy("job-complete", id="theirs")
+    guest.noted("ran-on-other-image")
+    settled_by_a_word(guest, third)
 
 
 def test_a_word_needs_an_image_that_is_there_and_a_disk_that_was_moved(guest: Guest):

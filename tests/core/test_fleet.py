@@ -13,7 +13,7 @@ from pivotd.core.observation import Observation, Qemu
 from pivotd.core.pivot import Accepted, FleetStage, Outcome, Phase, Pivot
 from pivotd.core.request import CopyOptions, Manager
 from pivotd.core.rules.fleet_changes import announced, forgotten
-from pivotd.core.rules.fleet_owners import accepting, leaving, meeting, take_over
+from pivotd.core.rules.fleet_owners import accepting, doubting, leaving, meeting, settling, take_over
 from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome, before_intent
 from pivotd.core.rules.fleet_words import Worth, fleet_verdict, worth
 from tests.core.build import Known, decide, disk, pivot, seen
@@ -326,6 +326,31 @@ def test_a_persons_word_settles_the_intent_of_the_pivot_that_it_is_about():
     other = accepting(announced(view(), replace(SWITCHED, id="other"), OnSilence.RESUME), HERE, SWITCHED, "disk0", ELSE)
     assert isinstance(other, str)
     assert "fleet take" in other
+
+
+def test_a_guest_that_has_run_on_another_image_has_two():
+    """Both are named until it is seen on the right one again, or a person has said which one is right."""
+    before = view(disks=(told(NEW, of=SWITCHED.id),))
+    after = doubting(before, HERE, SWITCHED.id, (NEW, ELSE), "disk0")
+    word = fleet_verdict(after, "disk0")
+    assert (word.certain, word.candidates) == (False, (NEW, ELSE))
+    assert doubting(after, HERE, SWITCHED.id, (NEW, ELSE), "disk0") == after
+    assert fleet_verdict(settling(after, HERE, SWITCHED.id, NEW, "disk0"), "disk0").image == NEW
+    accepted = accepting(after, HERE, SWITCHED, "disk0", ELSE)
+    assert isinstance(accepted, FleetView)
+    assert settling(accepted, HERE, SWITCHED.id, NEW, "disk0") == accepted
+    for other in (replace(before, owner=None), view("h2", disks=before.disks), replace(INTENT, disks=before.disks)):
+        assert doubting(other, HERE, SWITCHED.id, (NEW, ELSE), "disk0") == other
+    for other in (view("h2", disks=after.disks), view(disks=(told(NEW, of="later"),)), before):
+        assert settling(other, HERE, SWITCHED.id, NEW, "disk0") == other
+
+
+def test_a_doubt_is_about_the_image_that_the_fleet_names():
+    """Another host may have moved the disk since: the journal's own image is not among the two then."""
+    after = doubting(view(disks=(told(ELSE, of="later"),)), HERE, SWITCHED.id, (NEW, OLD), "disk0")
+    assert fleet_verdict(after, "disk0").candidates == (ELSE, OLD)
+    agreed = view(disks=(told(ELSE, of="later"),))
+    assert doubting(agreed, HERE, SWITCHED.id, (NEW, ELSE), "disk0") == agreed
 
 
 @pytest.mark.parametrize("host", ["h2", None])

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pivotd.core.fleet import ACCEPTED, FleetImage, FleetView, OnSilence
+from pivotd.core.fleet import ACCEPTED, FleetDisk, FleetImage, FleetView, OnSilence
 from pivotd.core.overwritten import Overwritten, doubted
-from pivotd.core.pivot import Accepted, FleetStage, Outcome, Phase, Pivot
+from pivotd.core.pivot import Accepted, FleetStage, Outcome, Phase, Pivot, RanOn
 from pivotd.core.rules.fleet_changes import announced
 from pivotd.core.rules.fleet_local import DiskHere, disks_of, together, unanswered, unknown_here
 from pivotd.core.verdict import Presence as At
@@ -21,7 +21,7 @@ NEVER = DiskHere(without_pivot("web1", "disk0"))
 
 
 def here(pivot: Pivot, **facts: Any) -> DiskHere:
-    disk = replace(pivot.disks[0], left_at=NOW if facts.get("left") else None)
+    disk = replace(pivot.disks[0], left_at=NOW if facts.get("left") else None, ran_on=facts.pop("ran_on", None))
     decided = replace(pivot, decided_at=NOW) if disk.outcome is not None else pivot
     return DiskHere(doubtful(of_pivot(decided, disk), disk), (decided, disk), **facts)
 
@@ -44,6 +44,19 @@ def test_the_guest_of_another_host_is_not_certain_here(disk: DiskHere):
     assert (one.certain, one.pending) == (False, False)
     assert "belongs to host h2" in one.reason
     assert one.outcome is not None, "a disk that was never moved here would start from a default"
+
+
+@pytest.mark.parametrize("known", [told(NEW, of=TOLD.id), told(OLD, Outcome.UNKNOWN, of=TOLD.id)])
+def test_a_guest_that_has_run_on_another_image_is_not_certain_by_an_older_word(known: FleetDisk):
+    """The fleet may not have heard of it yet. While QEMU is on the image that the fleet names, that counts."""
+    third = FleetImage("/images/third.qcow2", "qcow2")
+    ran_on = RanOn(third.filename, third.format, NOW)
+    one = said(view(disks=(known,)), here(TOLD, ran_on=ran_on))
+    assert (one.certain, one.image) == (False, NEW.filename)
+    assert third.filename in one.reason
+    assert not said(view(disks=(known,)), here(TOLD, ran_on=ran_on, live=third)).certain
+    taken_since = view(epoch=5, disks=(told(third, of="P0009"),))
+    assert said(taken_since, here(TOLD, ran_on=ran_on, live=third)).image == third.filename
 
 
 def test_a_guest_that_was_released_is_soon_claimed():

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from migrations.migrations import M006_STATEMENTS
 from pivotd import limits
 from pivotd.app.retention import Retention
 from pivotd.core.list_filters import EventFilter, PivotFilter
@@ -599,9 +600,13 @@ async def test_an_archive_of_an_older_schema_is_read_and_upgraded(journal: Journ
     path = journal.path.with_name(FILE)
     with closing(sqlite3.connect(path)) as connection:
         for statement in (
+            "DROP TRIGGER pivot_disk_latest", "DROP TRIGGER disk_latest_accepted",
+            *(f"ALTER TABLE disk_latest DROP COLUMN {column}" for column in ("ran_on_at", "ran_on_format", "ran_on")),
+            *(one for one in M006_STATEMENTS if "CREATE" in one),
             "DROP TABLE archiving", "DROP TABLE archived", "DROP TABLE archive",
             "DROP INDEX image_latest_by_pivot", "DROP INDEX disk_latest_by_pivot", "DROP TRIGGER pivot_not_archived",
-            "DELETE FROM _sqlite_migrations WHERE name = 'm011_archives'", "PRAGMA user_version = 10",
+            "DELETE FROM _sqlite_migrations WHERE name IN ('m011_archives', 'm012_other_images')",
+            "PRAGMA user_version = 10",
         ):  # fmt: skip
             connection.execute(statement)
         connection.commit()

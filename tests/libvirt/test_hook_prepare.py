@@ -127,6 +127,27 @@ async def test_a_pivot_that_is_being_decided_is_said(
     assert "pivot P0001 of vda is being decided: start pivotd" in capsys.readouterr().err
 
 
+async def test_a_guest_that_has_run_on_another_image_starts_from_neither(
+    tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Either may lack writes; a person's word ends that."""
+    pivot = await moved(tmp_path, phase=Phase.CLOSED, outcome=Outcome.SWITCHED)
+    journal = Journal.open(tmp_path / "state")
+    other = "/images/restored.qcow2"
+    assert await journal.ran_on(pivot, pivot.disks[0], other, "qcow2")
+    await journal.close()
+    for image in (SOURCE, DESTINATION, other):
+        assert start(definition(image)) == libvirt_hook.REFUSED, image
+        assert f"vda has run on {other}, where {DESTINATION} is right" in capsys.readouterr().err
+    assert start(definition("/images/new-choice.qcow2")) == 0
+    journal = Journal.open(tmp_path / "state")
+    word = Accepted(other, "qcow2", "2026-11-23T09:00:00Z", 0, "compared")
+    await journal.advance(pivot, "image-accepted", {}, disks=(replace(pivot.disks[0], accepted=word),))
+    await journal.close()
+    assert start(definition(other)) == 0
+    assert start(definition(DESTINATION)) == libvirt_hook.REFUSED
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -91,6 +91,12 @@ def accepted(view: FleetView, pivot: str, disk: str, image: FleetImage, utc_now:
     return _with_disks(view, (FleetDisk(disk, image, other, ACCEPTED, pivot, view.owner.epoch, utc_now),))
 
 
+def doubted(view: FleetView, pivot: str, disk: str, images: tuple[FleetImage, FleetImage], utc_now: str) -> FleetView:
+    """Return the view in which nobody knows which of two images holds a disk; ``pivot``: the last one, of the first."""
+    assert view.owner is not None
+    return _with_disks(view, (FleetDisk(disk, *images, Outcome.UNKNOWN, pivot, view.owner.epoch, utc_now),))
+
+
 def _next_epoch(view: FleetView) -> int:
     return view.epoch + 1
 

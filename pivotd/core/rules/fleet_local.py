@@ -38,6 +38,11 @@ class DiskHere:
     seen: bool = False
     """The QEMU of the last pivot lives: nobody starts another one."""
 
+    @property
+    def astray(self) -> bool:
+        """Whether the guest has run on another image since its last pivot here."""
+        return self.moved is not None and self.moved[1].ran_on is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Together:
@@ -84,7 +89,7 @@ def _one(view: FleetView, here: Here, disk: DiskHere) -> tuple[Verdict, Pivot | 
     said, owner = disk.verdict, view.owner
     if owner is not None and owner.host != here.host:
         return _elsewhere(view, disk), None
-    if said.pending or disk.spoiled:
+    if said.pending or disk.spoiled or (disk.live is None and disk.astray):
         return said, None
     if disk.moved is None:
         return _fleets(view, disk), None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pivotd.core.fleet import FleetImage, FleetView
-from pivotd.core.pivot import FleetStage, Pivot
-from pivotd.core.rules.fleet_changes import accepted, claimed, released, taken
+from pivotd.core.pivot import FleetStage, Outcome, Pivot
+from pivotd.core.rules.fleet_changes import accepted, claimed, doubted, released, taken
 from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome
 from pivotd.core.rules.fleet_words import fleet_verdict
 
@@ -64,6 +64,32 @@ def take_over(view: FleetView, here: Here, chosen: Mapping[str, FleetImage]) -> 
     if unknown := sorted(chosen.keys() - set(names)):
         return f"pivotd has never moved {unknown[0]}: there is nothing to choose"
     return taken(view, here.host, here.boot_id, here.utc_now, images)
+
+
+def doubting(view: FleetView, here: Here, pivot: str, images: tuple[FleetImage, FleetImage], disk: str) -> FleetView:
+    """Return what the fleet has to hold once a guest has run on another image here; or the view itself.
+
+    ``images``: the one by ``pivot``, the disk's last one here, and the other one. An announced pivot tells for itself.
+    """
+    right, other = images
+    if not owned(view, here, None) or view.move(disk) is not None:
+        return view
+    if (known := view.disk(disk)) is not None:
+        pivot, right = known.pivot, known.image
+        if other == right or (known.outcome is Outcome.UNKNOWN and other == known.other):
+            return view
+    return doubted(view, pivot, disk, (right, other), here.utc_now)
+
+
+def settling(view: FleetView, here: Here, pivot: str, image: FleetImage, disk: str) -> FleetView:
+    """Return what the fleet has to hold once a guest in doubt was seen on its right image again; or the view itself.
+
+    ``pivot`` is the disk's last one here, ``image`` the one that it names.
+    """
+    known = view.disk(disk)
+    if not owned(view, here, None) or known is None or (known.outcome, known.pivot) != (Outcome.UNKNOWN, pivot):
+        return view
+    return accepted(view, pivot, disk, image, here.utc_now) if image in {known.image, known.other} else view
 
 
 def accepting(view: FleetView, here: Here, pivot: Pivot, disk: str, image: FleetImage) -> FleetView | str:

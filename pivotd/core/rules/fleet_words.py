@@ -73,7 +73,7 @@ def _decided(known: FleetDisk) -> FleetVerdict:
         return FleetVerdict(
             None,
             certain=False,
-            reason=f"what pivot {known.pivot} found contradicts itself: compare the images",
+            reason=f"the evidence since pivot {known.pivot} contradicts itself: compare the images",
             candidates=both,
             pivot=known.pivot,
         )
