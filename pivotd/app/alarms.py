@@ -54,6 +54,7 @@ class Alarms:
     async def run(self) -> None:
         """Look whenever a look is due; ends only when it is cancelled."""
         self._host.listeners.append(self._on_changed)
+        self._reads.listeners.append(self._on_news)
         unsubscribe = self._journal.subscribe(self._on_records)
         for name in self._host.supervisors:
             self._on_changed(name)
@@ -64,6 +65,7 @@ class Alarms:
         finally:
             unsubscribe()
             self._host.listeners.remove(self._on_changed)
+            self._reads.listeners.remove(self._on_news)
             for timer in self._again.values():
                 timer.cancel()
 
@@ -88,6 +90,11 @@ class Alarms:
             self._connected[domain] = session
             session.subscribe(self._on_stop(supervisor, session))
             self._ask(domain)
+
+    def _on_news(self, domain: str) -> None:
+        """Ask for a look at a domain of which a reader has seen something new."""
+        if (supervisor := self._host.supervisors.get(domain)) is not None:
+            self._ask_outside_pauses(supervisor)
 
     def _on_stop(self, supervisor: Supervisor, session: Session) -> Callable[[], None]:
         """Return what looks whenever the guest has stopped or runs again: it may leave by a migration, or have stayed.

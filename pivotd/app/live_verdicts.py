@@ -90,6 +90,15 @@ class LiveVerdicts:
             if key[0] == domain and self._last[key][1].left_at is None
         }
 
+    def news(self) -> set[str]:
+        """Return the domains with a guest that runs on another image, of which the journal has no record."""
+        return {
+            domain
+            for domain, _ in self.astray
+            for _, moved, other in self.astray_of(domain).values()
+            if moved.ran_on is None or moved.ran_on.filename != other.filename
+        }
+
     def _is_doubted(self, key: Key) -> bool:
         moved = self._last[key][1]
         return moved.doubtful or moved.left_at is not None or moved.ran_on is not None

@@ -63,6 +63,8 @@ class Reads:
         self._host = host
         self._fleet = fleet
         self._journal = journal
+        self.listeners: list[Callable[[str], None]] = []
+        """Called with the name of a domain of which a reader has just seen what the journal does not know."""
         self._single, self._lists = (Lane(reader, journal.calm) for reader in readers)
         self.door = Door(journal.calm)
         self._ending = False
@@ -250,6 +252,9 @@ class Reads:
         In a fleet one is certain only if the fleet has agreed. ``local``: or if it does not answer.
         """
         live, found = await self._known_verdicts(domain, disk)
+        for name in live.news():
+            for listener in self.listeners:
+                listener(name)
         if domain is not None and disk is not None and not found:
             supervisor = self._host.get(domain) if self._fleet is None else self._host.supervisors.get(domain)
             if supervisor is not None and supervisor.session is not None:

@@ -363,6 +363,18 @@ def test_a_disk_that_another_client_has_moved(guest: Guest):
     settled_by_a_word(guest, third)
 
 
+def test_a_disk_that_another_client_has_moved_without_a_job(guest: Guest):
+    """No event tells of it; whoever asks for the verdict while QEMU lives leaves it recorded."""
+    guest.moved()
+    overlay = guest.path("overlay")
+    root = guest.qemu.spy("query-block")[0]["inserted"]["node-name"]
+    new = {"snapshot-file": str(overlay), "snapshot-node-name": "overlay", "format": "qcow2"}
+    guest.qemu.spy("blockdev-snapshot-sync", **{"node-name": root, **new})
+    assert guest.ctl("image", "web1", "disk0").status == 6
+    guest.noted("ran-on-other-image")
+    settled_by_a_word(guest, overlay)
+
+
 def test_a_word_needs_an_image_that_is_there_and_a_disk_that_was_moved(guest: Guest):
     """One line each."""
     reason = ["--reason", "so"]
