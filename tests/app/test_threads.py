@@ -55,9 +55,15 @@ async def hang(storage: Storage, path: str) -> None:
         await in_thread(SHORT_S, storage.look, paths=[path])
 
 
+async def all_hang() -> None:
+    """Wait until every call counts as one that hangs: its thread may have begun a little after its caller's patience."""
+    await until(lambda: all(call.hangs for call in list(threads._running)))
+
+
 async def test_who_comes_after_a_call_that_hangs_is_refused_at_once(storage: Storage):
     """One line with the path, and no thread."""
     await hang(storage, "/nfs/a")
+    await all_hang()
     started_s = time.monotonic()
     with pytest.raises(TimeoutError, match=r"^the storage of /nfs/a does not answer$"):
         await in_thread(60, storage.look, paths=["/other", "/nfs/a"])
@@ -89,14 +95,13 @@ async def test_a_bound_over_all(storage: Storage, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(limits, "THREADS_MAX", 3)
     for number in range(3):
         await hang(storage, f"/dev/nbd{number}")
+    await all_hang()
     with pytest.raises(TimeoutError, match=r"^the storage of /dev/nbd0 and 2 others does not answer; .*/well"):
         await in_thread(60, storage.look, paths=["/well"])
     assert storage.entered == 3
 
 
-async def test_a_file_system_that_hangs_leaves_threads_for_the_others(
-    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+async def test_a_file_system_that_hangs_leaves_threads_for_the_others(storage: Storage, tmp_path: Path):
     """However many images are on it."""
     hung, well = tmp_path / "hung", tmp_path / "well"
     hung.mkdir()
@@ -106,6 +111,7 @@ async def test_a_file_system_that_hangs_leaves_threads_for_the_others(
         for path in looks:
             with pytest.raises(TimeoutError, match=str(hung)):
                 await in_thread(SHORT_S, os.stat, path, paths=[path])
+            await all_hang()
         assert threads.running() == limits.MOUNT_THREADS_MAX
         assert (await in_thread(60, os.stat, str(well), paths=[str(well)])).st_size == 0
 
