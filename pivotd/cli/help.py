@@ -95,7 +95,7 @@ EXAMPLES = (
 
 EXIT_STATUSES = (
     ("0", "done: switched, merged, or waiting at ready as requested"),
-    ("1", "the answer could not be written, for example to a full file system or a closed stdout"),
+    ("1", "the answer could not be written: a full file system, a closed stdout"),
     ("2", "usage: the command line is wrong"),
     ("3", "the daemon, or a majority of etcd, cannot be reached or does not answer"),
     ("4", "refused: bad input, conflict, not found or not allowed"),
