@@ -211,6 +211,10 @@ KINDS: Mapping[str, Kind] = {
     "fleet.not-usable": Kind("3a7d8f0c52b94ab8a6e0c91e57d4f2b6", "the fleet cannot be used: {error}"),
     "fleet.answers": Kind("c84b1e6d0f3f4d1b9a57e2c3d6a8b901", "the fleet answers again"),
     "fleet.not-owner": Kind("9f5a95f7701d40f59279c20bce00ab4a", "{domain}: {reason}"),
+    "fleet.doubt-not-told": Kind(
+        "0a403363a618493880817732246f9c07",
+        "{domain} has run on another image, and the fleet does not know yet: {error}",
+    ),
     "request.refused": Kind("c15aff48ea7d4b64b9406b843af62fb8", "{method} {path} of {who} refused: {reason}"),
     "request.left-out": Kind(
         "b26b9f87eb964c6088e21ed1ab9d1c13",

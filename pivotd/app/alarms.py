@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 from pivotd import limits
 from pivotd.app import telling_words
 from pivotd.app.due_domains import DueDomains
+from pivotd.app.fleet_doubts import FleetDoubts
 from pivotd.app.libvirt_moves import follow
 from pivotd.app.live_verdicts import image_names
 from pivotd.app.reads import Reads
@@ -21,7 +23,7 @@ from pivotd.core.standing_back import patient
 from pivotd.core.verdict import Verdict
 from pivotd.engine.ports import Fleet
 from pivotd.engine.supervisor import Supervisor
-from pivotd.errors import FleetError, PivotdError
+from pivotd.errors import FleetError, PivotdError, QmpError
 from pivotd.journal.journal import Journal
 from pivotd.log import get_logger
 from pivotd.qmp.session import Session
@@ -41,6 +43,7 @@ class Alarms:
 
     def __init__(self, host: Host, journal: Journal, reads: Reads, fleet: Fleet | None = None) -> None:
         self._fleet = fleet
+        self._doubts = None if fleet is None else FleetDoubts(host, journal, fleet)
         self._host = host
         self._journal = journal
         self._reads = reads
@@ -62,6 +65,8 @@ class Alarms:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._due.run())
                 group.create_task(self._images.run())
+                if self._doubts is not None:
+                    group.create_task(self._doubts.run())
         finally:
             unsubscribe()
             self._host.listeners.remove(self._on_changed)
@@ -179,12 +184,15 @@ class Alarms:
         if doubts and await self._follow(domain, session, doubts):
             self._ask(domain)
             return
+        busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
+        alarms = {disk: await self._sentence(supervisor, one) for disk, one in doubts.items() if disk not in busy}
+        for disk, seen in live.astray_of(domain).items():
+            if disk in alarms:
+                await self._doubt(*seen)  # whatever has become of QEMU since
         for pivot, moved in live.settled():
             if domain not in self._leaving:
                 await self._settle(pivot, moved)
-        busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
         known = supervisor.alarms
-        alarms = {disk: await self._sentence(supervisor, one) for disk, one in doubts.items() if disk not in busy}
         if supervisor.session is not session:
             return  # a new connection asks for a look of its own
         supervisor.alarms = alarms
@@ -193,27 +201,25 @@ class Alarms:
             log.error("domain.wrong-image", domain=domain, disk=disk, pivot=doubts[disk].pivot, reason=alarms[disk])
             facts = {"disk": disk, "right": doubts[disk].image, "reason": alarms[disk]}
             await self._journal.note("wrong-image", facts, domain=domain, pivot=doubts[disk].pivot)
-        for disk in alarms.keys() & live.astray_of(domain).keys():
-            await self._doubt(*live.astray_of(domain)[disk])
 
     async def _doubt(self, pivot: Pivot, disk: PivotDisk, other: FleetImage) -> None:
         """Record that a guest runs on another image: once its QEMU has ended, only the record tells of its writes."""
-        try:
-            await self._journal.ran_on(pivot, disk, other.filename, other.format)
-            await telling_words.doubt(self._fleet, pivot, disk, other)
-        except FleetError as error:
-            self._try_fleet_again(pivot.domain, error)
+        await self._journal.ran_on(pivot, disk, other.filename, other.format)
+        if self._doubts is not None:
+            self._doubts.ask(pivot.domain)
 
     async def _settle(self, pivot: Pivot, disk: PivotDisk) -> None:
         """End the doubts about a disk that QEMU has on its right image."""
         try:
-            if disk.ran_on is not None:
-                await telling_words.settle(self._fleet, pivot, disk)
-            await self._journal.seen(pivot.id, pivot.domain, disk.disk)
+            async with self._host.lock(pivot.domain):
+                if disk.ran_on is None or await telling_words.settle(self._fleet, pivot, disk):
+                    await self._journal.seen(pivot.id, pivot.domain, disk.disk)
+                else:  # it may be claimed here later
+                    self._ask_again(pivot.domain, limits.ALARM_AGAIN_S)
         except FleetError as error:
-            self._try_fleet_again(pivot.domain, error)
+            self._try_again(pivot.domain, error)
 
-    def _try_fleet_again(self, domain: str, error: FleetError) -> None:
+    def _try_again(self, domain: str, error: PivotdError) -> None:
         self._ask_again(domain, limits.ALARM_AGAIN_S)
         log.warning("domain.not-checked", domain=domain, error=error.message)
 
@@ -222,18 +228,18 @@ class Alarms:
         try:
             async with self._host.lock(domain):
                 return await follow(session, doubts.values(), self._journal, self._reads, self._fleet)
-        except FleetError as error:
-            self._try_fleet_again(domain, error)
+        except (FleetError, QmpError) as error:
+            self._try_again(domain, error)
         return False
 
     async def _sentence(self, supervisor: Supervisor, doubt: Verdict) -> str:
         """Return what is wrong with the image on which a disk runs, or why nobody knows which one is right."""
-        session = supervisor.session
-        shown = (await session.disks()).get(doubt.disk) if session is not None else None
-        if session is None or shown is None:
-            return f"{doubt.disk}: {doubt.reason}"
-        using = (await image_names(shown, session))[0]
-        stale = await self._reads.history(using, doubt)
+        session, stale = supervisor.session, None
+        with suppress(PivotdError):  # QEMU has ended, or its storage does not answer
+            shown = (await session.disks()).get(doubt.disk) if session is not None else None
+            if session is not None and shown is not None:
+                using = (await image_names(shown, session))[0]
+                stale = await self._reads.history(using, doubt)
         if stale is None or stale.finding.standing is not Standing.STALE:
             return f"{doubt.disk}: {doubt.reason}"
         return f"{doubt.disk} runs on {using}, which is stale since {stale.finding.since}: {stale.finding.why}"

@@ -15,7 +15,7 @@ from pivotd.app.due_domains import DueDomains
 from pivotd.app.registry import Host
 from pivotd.core.fleet import FleetView
 from pivotd.core.observation import LEAVING, MIGRATION_STATES
-from pivotd.core.rules.fleet_owners import leaving, meeting, owned
+from pivotd.core.rules.fleet_owners import doubting_all, leaving, meeting, owned
 from pivotd.core.rules.fleet_pivots import Here
 from pivotd.engine.ports import Clock, Fleet
 from pivotd.engine.supervisor import Supervisor
@@ -210,7 +210,8 @@ class OwnedGuests:
             if domain not in self._left:
                 return view  # it runs here again, as another look has seen
             await self._owes(domain, view.owner.epoch)
-        return leaving(view, here)
+        # The next host has nothing in its journal that would tell of a doubt that the fleet has not heard of yet.
+        return leaving(doubting_all(view, here, await self._journal.other_images(domain)), here)
 
     def _lock(self, domain: str) -> asyncio.Lock:
         """Return the lock of what is known to be owed for a domain, in the journal and here."""

@@ -5,9 +5,11 @@ Otherwise whoever takes the guest would start it from where that pivot has left 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pivotd.core.fleet import FleetImage
 from pivotd.core.pivot import FleetStage, Pivot, PivotDisk
-from pivotd.core.rules.fleet_owners import accepting, doubting, settling
+from pivotd.core.rules.fleet_owners import accepting, doubting_all, owned, settling
 from pivotd.core.rules.fleet_pivots import Here
 from pivotd.core.verdict import right_image
 from pivotd.engine.ports import Fleet
@@ -33,29 +35,34 @@ async def tell(fleet: Fleet | None, pivot: Pivot, disk: str, image: FleetImage) 
     return pivot.fleet_epoch if pivot.fleet is FleetStage.ANNOUNCED else epoch
 
 
-async def doubt(fleet: Fleet | None, pivot: Pivot, disk: PivotDisk, other: FleetImage) -> None:
-    """Have the fleet name both images of a disk that is in doubt here: its guest has run on another one.
+async def doubt(fleet: Fleet, domain: str, disks: Iterable[tuple[Pivot, PivotDisk]]) -> bool:
+    """Have the fleet name both images of disks that are in doubt here: their guest has run on other ones.
 
-    Raises: FleetError: it may not know of it yet.
+    Return whether it does, or has the guest at another host. Raises: FleetError: it may not know of it yet.
     """
-    if fleet is not None:
-        view = await fleet.read(pivot.domain, fleet.timeout_s)
-        here = Here(fleet.host, fleet.boot_id, utc_now())
-        after = doubting(view, here, pivot.id, (_right(disk), other), disk.disk)
-        if after != view:
-            await fleet.write(view, after, fleet.timeout_s)
+    view = await fleet.read(domain, fleet.timeout_s)
+    here = Here(fleet.host, fleet.boot_id, utc_now())
+    after = doubting_all(view, here, disks)
+    if after != view:
+        await fleet.write(view, after, fleet.timeout_s)
+    return owned(view, here, None) and view.intent is None
 
 
-async def settle(fleet: Fleet | None, pivot: Pivot, disk: PivotDisk) -> None:
-    """Have the fleet name the image of a disk again that was in doubt, before the journal does.
+async def settle(fleet: Fleet | None, pivot: Pivot, disk: PivotDisk) -> bool:
+    """Have the fleet name the image of a disk again that was in doubt, before the journal does; return whether it does.
 
     Raises: FleetError: it may still name both.
     """
-    if fleet is not None:
-        view = await fleet.read(pivot.domain, fleet.timeout_s)
-        after = settling(view, Here(fleet.host, fleet.boot_id, utc_now()), pivot.id, _right(disk), disk.disk)
-        if after != view:
-            await fleet.write(view, after, fleet.timeout_s)
+    if fleet is None:
+        return True
+    view = await fleet.read(pivot.domain, fleet.timeout_s)
+    here = Here(fleet.host, fleet.boot_id, utc_now())
+    if view.intent is not None or not owned(view, here, None):
+        return view.owner is None
+    # Also if the fleet has never heard of the doubt: a late word of it would land, and nobody would take it back.
+    after = settling(view, here, pivot.id, _right(disk), disk.disk)
+    await fleet.write(view, after, fleet.timeout_s)
+    return True
 
 
 def _right(disk: PivotDisk) -> FleetImage:

@@ -13,7 +13,7 @@ from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import Accepted, JsonObject, Phase, Pivot, PivotDisk, RanOn, Record
 from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, RevisionConflictError
 from pivotd.journal import place
-from pivotd.journal.rows import SELECT_OPEN, DomainRow, disk_row, load_pivots, pause_row, pivot_row, to_json
+from pivotd.journal.rows import SELECT_OPEN, DomainRow, disk_row, load_moved, load_pivots, pause_row, pivot_row, to_json
 
 T = TypeVar("T")
 _Whose = tuple[str | None, str | None, Phase | None]
@@ -202,6 +202,12 @@ def ran_on(domain: str, disk: str, last: tuple[str, Accepted | None], other: Ran
         return True, (_append(connection, (domain, pivot, None), "ran-on-other-image", text),)
 
     return change
+
+
+def other_images(connection: sqlite3.Connection, domain: str | None) -> list[tuple[Pivot, PivotDisk]]:
+    """Return the disks, of all domains or one, whose guest has run on another image, each with its last pivot."""
+    query = "SELECT * FROM disk_latest WHERE ran_on IS NOT NULL AND domain = ifnull(?, domain) ORDER BY domain, disk"
+    return load_moved(connection, query, (domain,))
 
 
 def left(domain: str, at: str) -> Change[None]:

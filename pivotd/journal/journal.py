@@ -183,6 +183,13 @@ class Journal:
         """
         return await self._look(changes.owed_releases)
 
+    async def other_images(self, domain: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
+        """Return the disks, of all domains or one, whose guest has run on another image, each with its last pivot.
+
+        Raises: JournalError.
+        """
+        return await self._look(lambda connection: changes.other_images(connection, domain))
+
     async def added_domains(self) -> list[DomainRow]:
         """Return the domains that were added at run time, by name. Raises: JournalError."""
         return await self._look(changes.domains)

@@ -345,6 +345,14 @@ def test_a_guest_that_has_run_on_another_image_has_two():
         assert settling(other, HERE, SWITCHED.id, NEW, "disk0") == other
 
 
+def test_a_doubt_ends_although_the_fleet_knows_an_earlier_pivot():
+    """The last one here was given up: of that, the fleet has never heard."""
+    before = view(disks=(told(NEW, of="earlier"),))
+    after = doubting(before, HERE, KEPT.id, (NEW, ELSE), "disk0")
+    assert not fleet_verdict(after, "disk0").certain
+    assert fleet_verdict(settling(after, HERE, KEPT.id, NEW, "disk0"), "disk0").image == NEW
+
+
 def test_a_doubt_is_about_the_image_that_the_fleet_names():
     """Another host may have moved the disk since: the journal's own image is not among the two then."""
     after = doubting(view(disks=(told(ELSE, of="later"),)), HERE, SWITCHED.id, (NEW, OLD), "disk0")

@@ -59,6 +59,15 @@ def test_a_guest_that_has_run_on_another_image_is_not_certain_by_an_older_word(k
     assert said(taken_since, here(TOLD, ran_on=ran_on, live=third)).image == third.filename
 
 
+def test_a_guest_that_has_run_where_the_fleet_says_leaves_no_doubt():
+    """Another host had moved it there, and the fleet did not answer when it was seen here."""
+    third = FleetImage("/images/third.qcow2", "qcow2")
+    back = view(epoch=5, disks=(told(third, of="P0009"),))
+    one = said(back, here(TOLD, ran_on=RanOn(third.filename, third.format, NOW)))
+    assert (one.certain, one.image) == (True, third.filename)
+    assert not said(back, here(TOLD, ran_on=RanOn("/images/fourth.qcow2", "qcow2", NOW))).certain
+
+
 def test_a_guest_that_was_released_is_soon_claimed():
     one = said(view(None, 4, disks=(told(NEW),)), here(TOLD, left=True))
     assert (one.certain, one.pending) == (False, True)

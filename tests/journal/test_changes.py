@@ -358,6 +358,22 @@ async def test_note_of_an_unknown_pivot_is_refused(journal: Journal) -> None:
     assert journal.healthy
 
 
+async def test_the_disks_in_doubt_are_found_by_domain(journal: Journal) -> None:
+    """With their last pivots; a word of a person ends it."""
+    pivots = [replace(make_pivot(n, domain=name), phase=Phase.CLOSED) for n, name in enumerate(("db1", "web1", "web2"))]
+    for pivot in pivots:
+        await journal.accept(pivot, {})
+    for pivot in pivots[:2]:
+        assert await journal.ran_on(pivot, pivot.disks[0], "/images/other.qcow2", "qcow2")
+    assert [pivot.domain for pivot, _ in await journal.other_images()] == ["db1", "web1"]
+    assert await journal.other_images("web2") == []
+    ((pivot, disk),) = await journal.other_images("web1")
+    assert disk.ran_on is not None
+    assert (pivot.id, disk.ran_on.filename) == (pivots[1].id, "/images/other.qcow2")
+    await journal.seen(pivot.id, "web1", disk.disk)
+    assert await journal.other_images("web1") == []
+
+
 async def test_an_owed_release_is_kept_until_it_is_settled(journal: Journal) -> None:
     """With the last epoch; what is known already writes nothing."""
     await journal.owe_release("web1", 3)

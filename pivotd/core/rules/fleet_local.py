@@ -38,11 +38,6 @@ class DiskHere:
     seen: bool = False
     """The QEMU of the last pivot lives: nobody starts another one."""
 
-    @property
-    def astray(self) -> bool:
-        """Whether the guest has run on another image since its last pivot here."""
-        return self.moved is not None and self.moved[1].ran_on is not None
-
 
 @dataclass(frozen=True, slots=True)
 class Together:
@@ -89,7 +84,7 @@ def _one(view: FleetView, here: Here, disk: DiskHere) -> tuple[Verdict, Pivot | 
     said, owner = disk.verdict, view.owner
     if owner is not None and owner.host != here.host:
         return _elsewhere(view, disk), None
-    if said.pending or disk.spoiled or (disk.live is None and disk.astray):
+    if said.pending or disk.spoiled or _is_astray(view, disk):
         return said, None
     if disk.moved is None:
         return _fleets(view, disk), None
@@ -104,6 +99,16 @@ def _one(view: FleetView, here: Here, disk: DiskHere) -> tuple[Verdict, Pivot | 
             return _contradicts(view, disk), None
         case _:
             return _fleets(view, disk), None
+
+
+def _is_astray(view: FleetView, disk: DiskHere) -> bool:
+    """Return whether the guest has run on an image that neither this journal nor the fleet names, and QEMU is gone.
+
+    It runs where the fleet says if another host had moved it, and the fleet did not answer when it was seen here.
+    """
+    if disk.moved is None or disk.live is not None or (other := disk.moved[1].ran_on) is None:
+        return False
+    return fleet_verdict(view, disk.verdict.disk).image != FleetImage(other.filename, other.format)
 
 
 def _to_tell(disk: DiskHere, pivot: Pivot) -> tuple[Verdict, Pivot | None]:

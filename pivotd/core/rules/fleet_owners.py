@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pivotd.core.fleet import FleetImage, FleetView
-from pivotd.core.pivot import FleetStage, Outcome, Pivot
+from pivotd.core.pivot import FleetStage, Outcome, Pivot, PivotDisk
 from pivotd.core.rules.fleet_changes import accepted, claimed, doubted, released, taken
 from pivotd.core.rules.fleet_pivots import Here, Superseded, after_outcome
 from pivotd.core.rules.fleet_words import fleet_verdict
+from pivotd.core.verdict import right_image
 
 
 def meeting(view: FleetView, here: Here) -> FleetView:
@@ -75,10 +76,21 @@ def doubting(view: FleetView, here: Here, pivot: str, images: tuple[FleetImage, 
     if not owned(view, here, None) or view.move(disk) is not None:
         return view
     if (known := view.disk(disk)) is not None:
-        pivot, right = known.pivot, known.image
+        if known.image != right:  # another host has moved it since
+            pivot, right = known.pivot, known.image
         if other == right or (known.outcome is Outcome.UNKNOWN and other == known.other):
             return view
     return doubted(view, pivot, disk, (right, other), here.utc_now)
+
+
+def doubting_all(view: FleetView, here: Here, disks: Iterable[tuple[Pivot, PivotDisk]]) -> FleetView:
+    """Return what the fleet has to hold of disks, with their last pivots, whose guest has run on other images here."""
+    for pivot, disk in disks:
+        if (other := disk.ran_on) is not None:
+            right = right_image(disk)
+            images = (FleetImage(right.filename, right.format), FleetImage(other.filename, other.format))
+            view = doubting(view, here, pivot.id, images, disk.disk)
+    return view
 
 
 def settling(view: FleetView, here: Here, pivot: str, image: FleetImage, disk: str) -> FleetView:

@@ -1,0 +1,124 @@
+"""A guest of a fleet has run on another image than its last pivot names: whoever takes it must know of both."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pivotd.core.fleet import FleetView
+from pivotd.core.rules.fleet_words import fleet_verdict
+from tests.cli.ctl import Answer, ctl
+from tests.conftest import QemuFactory
+from tests.fleet.conftest import Settings
+from tests.fleet.etcd import Cluster
+from tests.fleet.test_owners import made, recorded
+from tests.fleet.test_words import LONG_S, Site, offline, refused
+from tests.fleet.wires import Wires
+from tests.support.daemon import Daemon
+from tests.support.qemu import Disk, Qemu, create_image
+
+pytestmark = [pytest.mark.qemu, pytest.mark.parametrize("etcd_release", [None], indirect=True, ids=["etcd"])]
+
+
+class Stray:
+    """A guest on host h1 whose disk was moved from a to b, and which somebody can start on either."""
+
+    def __init__(self, site: Site, qemu_factory: QemuFactory, wires: Wires) -> None:
+        self.site, self.wires, self._qemu = site, wires, qemu_factory
+        self.old, self.new = create_image(site.tmp_path / "a.qcow2"), site.tmp_path / "b.qcow2"
+        self.qemu = self.start(self.old)
+        settings = {"endpoints": wires.urls, "host": "h1", "prefix": f"/{site.tmp_path.name}/", "timeout_ms": 1500}
+        lines = "\n".join(["[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())])
+        self.daemon = Daemon(made(site.tmp_path / "h1"), {"web1": self.qemu.qmp}, configuration=lines)
+
+    def start(self, image: Path) -> Qemu:
+        self.qemu = self._qemu([Disk(image)], directory=self.site.tmp_path / "q1")
+        return self.qemu
+
+    async def moved(self) -> None:
+        await self.site.moved(self.daemon, self.new)
+        await asyncio.to_thread(self.qemu.kill)
+
+    async def restarted(self, image: Path) -> None:
+        await asyncio.to_thread(self.qemu.kill)
+        await asyncio.to_thread(self.start, image)
+
+    async def fleet(self, *arguments: str, host: str = "h2") -> Answer:
+        options = ("--endpoints", ",".join(self.site.cluster.urls), "--prefix", f"/{self.site.tmp_path.name}/")
+        return await asyncio.to_thread(ctl, "fleet", *options, "--host", host, *arguments)
+
+    async def both_named(self) -> FleetView:
+        """Wait until the fleet knows of the doubt, and check what it says."""
+        found = await self.site.until(lambda view: not fleet_verdict(view, "disk0").certain)
+        word = fleet_verdict(found, "disk0")
+        assert {image.filename for image in word.candidates} == {str(self.old), str(self.new)}
+        return found
+
+    async def certain(self) -> str:
+        """Wait until the fleet is certain, and return the image."""
+        image = fleet_verdict(await self.site.until(lambda view: fleet_verdict(view, "disk0").certain), "disk0").image
+        assert image is not None
+        return image.filename
+
+
+@pytest.fixture
+def stray(cluster: Cluster, fleet_of: Settings, qemu_factory: QemuFactory, tmp_path: Path) -> Iterator[Stray]:
+    made(tmp_path / "q1")
+    with Wires(tuple(cluster.urls)) as wires:
+        yield Stray(Site(cluster, fleet_of, tmp_path), qemu_factory, wires)
+
+
+async def test_a_guest_that_has_run_on_a_stale_image_is_taken_by_a_persons_word(stray: Stray) -> None:
+    """The fleet names both until QEMU is seen on the right one again, or a person has chosen."""
+    with stray.daemon as daemon:
+        await stray.moved()
+        await stray.restarted(stray.old)
+        await stray.both_named()
+        await stray.restarted(stray.new)
+        assert await stray.certain() == str(stray.new)
+        await recorded(daemon, "image-seen")
+        assert (await asyncio.to_thread(daemon.ctl, "image", "web1", "disk0")).json["image"] == str(stray.new)
+        await stray.restarted(stray.old)
+        await stray.both_named()
+    await asyncio.to_thread(stray.qemu.kill)
+    said = await stray.fleet("verdict", "web1", "disk0")
+    assert said.status == 6, said
+    assert all(str(image) in said.stdout for image in (stray.old, stray.new))
+    refusal = await stray.fleet("take", "web1", "--fenced")
+    assert refusal.status == 6, refusal
+    taken = await stray.fleet("take", "web1", "--fenced", "--image", f"disk0={stray.old}")
+    assert taken.status == 0, taken
+    assert await stray.certain() == str(stray.old)
+    refused(await asyncio.to_thread(offline, stray.daemon, "image", "web1", "disk0"), "belongs to host h2")
+
+
+@pytest.mark.parametrize("pivotd", ["lives", "is killed"])
+async def test_a_doubt_that_etcd_could_not_hear_of_is_told_when_it_can(stray: Stray, pivotd: str) -> None:
+    """The journal has it at once, and QEMU has ended since: nobody sees the guest again."""
+    with stray.daemon as daemon:
+        await stray.moved()
+        stray.wires.cut = True
+        await stray.restarted(stray.old)
+        await recorded(daemon, "ran-on-other-image")
+        await asyncio.to_thread(stray.qemu.kill)
+        async with asyncio.timeout(LONG_S):
+            while "fleet.doubt-not-told" not in daemon.log_path.read_text():
+                await asyncio.sleep(0.05)
+        assert await stray.certain() == str(stray.new), "nobody can have told it"
+        if pivotd == "is killed":
+            daemon.kill()
+            refused(await asyncio.to_thread(offline, daemon, "image", "web1", "disk0"), str(stray.new))
+        stray.wires.cut = False
+        if pivotd == "is killed":
+            daemon.start()
+        await stray.both_named()
+        word = ("verdict", "accept", "web1", "disk0", str(stray.old), "--reason", "compared")
+        accepted = await asyncio.to_thread(daemon.ctl, *word)
+        assert (accepted.status, accepted.json["certain"]) == (0, True), accepted
+        assert await stray.certain() == str(stray.old)
+        said = await stray.fleet("verdict", "web1", "disk0")
+        assert (said.status, str(stray.old) in said.stdout) == (0, True), said
