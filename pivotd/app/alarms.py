@@ -166,8 +166,12 @@ class Alarms:
         self._images.ask(domain)
 
     async def _look_after_others(self, domain: str) -> None:
-        with patient():
-            await self._look(domain)
+        self._host.looked_at.add(domain)
+        try:
+            with patient():
+                await self._look(domain)
+        finally:
+            self._host.looked_at.discard(domain)
 
     async def _look(self, domain: str) -> None:
         """Compare the images of a guest with its verdicts."""
@@ -212,12 +216,18 @@ class Alarms:
         """End the doubts about a disk that QEMU has on its right image."""
         try:
             async with self._host.lock(pivot.domain):
+                if disk.ran_on is not None and not await self._is_astray(pivot, disk):
+                    return  # a person has settled it meanwhile
                 if disk.ran_on is None or await telling_words.settle(self._fleet, pivot, disk):
                     await self._journal.seen(pivot.id, pivot.domain, disk.disk)
                 else:  # it may be claimed here later
                     self._ask_again(pivot.domain, limits.ALARM_AGAIN_S)
         except FleetError as error:
             self._try_again(pivot.domain, error)
+
+    async def _is_astray(self, pivot: Pivot, disk: PivotDisk) -> bool:
+        known = await self._journal.other_images(pivot.domain)
+        return (pivot.id, disk.disk) in {(last.id, one.disk) for last, one in known}
 
     def _try_again(self, domain: str, error: PivotdError) -> None:
         self._ask_again(domain, limits.ALARM_AGAIN_S)

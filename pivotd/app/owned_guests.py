@@ -205,6 +205,8 @@ class OwnedGuests:
         domain = view.domain
         if not owned(view, here, self._left[domain]):
             return view
+        if domain in self._host.looked_at:
+            return view  # the fleet may have to hear of what was seen, and only its owner can tell
         assert view.owner is not None
         async with self._lock(domain):
             if domain not in self._left:

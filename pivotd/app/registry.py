@@ -52,6 +52,8 @@ class Host:
         self._group: asyncio.TaskGroup | None = None
         self.listeners: list[Callable[[str], None]] = []
         """Called with the name of a domain at each change of its connection, and when a pivot of it comes or goes."""
+        self.looked_at: set[str] = set()
+        """Domains whose images are being compared with the journal: what comes of that is not recorded yet."""
         self._ended = asyncio.Event()
         self._started = asyncio.Event()
         self.changed = asyncio.Event()

@@ -11,6 +11,7 @@ from pivotd.core.fleet import FleetImage
 from pivotd.core.pivot import FleetStage, Pivot, PivotDisk
 from pivotd.core.rules.fleet_owners import accepting, doubting_all, owned, settling
 from pivotd.core.rules.fleet_pivots import Here
+from pivotd.core.rules.fleet_words import fleet_verdict
 from pivotd.core.verdict import right_image
 from pivotd.engine.ports import Fleet
 from pivotd.errors import ConflictError
@@ -62,7 +63,8 @@ async def settle(fleet: Fleet | None, pivot: Pivot, disk: PivotDisk) -> bool:
     # Also if the fleet has never heard of the doubt: a late word of it would land, and nobody would take it back.
     after = settling(view, here, pivot.id, _right(disk), disk.disk)
     await fleet.write(view, after, fleet.timeout_s)
-    return True
+    word = fleet_verdict(after, disk.disk)
+    return word.certain and word.image in {None, _right(disk)}
 
 
 def _right(disk: PivotDisk) -> FleetImage:
