@@ -20,11 +20,11 @@ from typing import NamedTuple
 from pivotd.core.actions import Resume, TellFleet
 from pivotd.core.attempt import Attempt
 from pivotd.core.fleet import FleetImage, FleetView, OnSilence
-from pivotd.core.pivot import Accepted, FleetStage, Identity, Image, Outcome, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Accepted, FleetStage, Identity, Image, Outcome, Phase, Pivot, PivotDisk, RanOn
 from pivotd.core.request import CopyOptions, Kind, Manager, Requester
 from pivotd.core.rules.fleet_changes import forgotten
 from pivotd.core.rules.fleet_local import DiskHere, together
-from pivotd.core.rules.fleet_owners import accepting, leaving, meeting, take_over
+from pivotd.core.rules.fleet_owners import accepting, doubting_all, leaving, meeting, owned, settling, take_over
 from pivotd.core.rules.fleet_pivots import (
     Here,
     Superseded,
@@ -37,7 +37,7 @@ from pivotd.core.rules.fleet_pivots import (
     telling,
 )
 from pivotd.core.rules.fleet_words import fleet_verdict
-from pivotd.core.verdict import doubtful, of_pivot, without_pivot
+from pivotd.core.verdict import doubtful, of_pivot, right_image, without_pivot
 
 NOW = "2026-11-23T09:00:00.000000Z"
 HOSTS = ("H", "N")
@@ -68,13 +68,15 @@ class FleetBounds:
     """How often a person has the fleet forget the guest, or the fleet has lost all that it kept."""
     split: bool = False
     """A pivot moves any of the disks, not always all of them."""
+    strays: int = 0
+    """How often somebody starts the guest, which has one disk, on any image, or moves it to ``X`` without pivotd."""
     manager: Manager = Manager.PIVOTD
 
     def __str__(self) -> str:
         return (
             f"fleet, {self.on_silence}, {self.manager}, S to {' to '.join(self.targets)}, {self.disks} disk(s), "
             f"{self.restarts} restart(s), {self.migrations} migration(s), {self.takes} take(s), {self.losses} lost"
-            f"{f', {self.alone} alone' * bool(self.alone)}{f', {self.words} word(s)' * bool(self.words)}{f', {self.forgets} forgotten' * bool(self.forgets)}{', any of them' * self.split}{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
+            f"{f', {self.alone} alone' * bool(self.alone)}{f', {self.words} word(s)' * bool(self.words)}{f', {self.forgets} forgotten' * bool(self.forgets)}{f', {self.strays} astray' * bool(self.strays)}{', any of them' * self.split}{', unfenced' * self.unfenced}{', unconditional' * (not self.conditional)}"
         )
 
 
@@ -99,17 +101,25 @@ class Local(NamedTuple):
 
 
 class Host(NamedTuple):
-    """``asked``, ``told`` and ``waited`` are in pivotd's memory alone."""
+    """``asked``, ``told``, ``waited``, ``here`` and ``look`` are in pivotd's memory alone."""
 
     journal: tuple[Local, ...] = ()
     left: bool = False
     """The guest has left by a migration, and was not seen here again."""
+    owed: int | None = None
+    """The owner's epoch under which it has left: that one is to be released."""
     asked: bool = False
     """The fleet has the intent."""
     told: bool = False
     """The fleet has the outcome."""
     waited: bool = False
     """The fleet was asked, and did not answer within the longest pause."""
+    here: bool = False
+    """The last look has seen the guest in a QEMU of this host."""
+    look: str = ""
+    """The image on which the guest was seen to run, until the journal has that; empty: nothing is to be recorded."""
+    ran_on: str = ""
+    """In the journal: the image, not the one of the last pivot, on which the guest was seen to run since."""
 
 
 class State(NamedTuple):
@@ -140,6 +150,11 @@ class State(NamedTuple):
     """The fleet has missed a move."""
     foul: int | None = None
     """The host from which the guest was taken although it was not fenced: a QEMU stands still there."""
+    strays: int = 0
+    unseen: bool = False
+    """The guest was started or moved without pivotd, which has not recorded that: nobody can know."""
+    departed: int | None = None
+    """The host whose QEMU the guest has left by a migration, as its pivotd has not seen yet."""
     unmet: bool = False
     """The guest was started from the image it was made with, before the fleet had met it: every host may do that."""
     wrong: str = ""
@@ -160,6 +175,7 @@ class Model:
             roots="S" * bounds.disks, ok=frozenset((disk, "S") for disk in range(bounds.disks)),
             restarts=bounds.restarts, migrations=bounds.migrations, takes=bounds.takes,
             losses=bounds.losses, alone=bounds.alone, words=bounds.words, forgets=bounds.forgets,
+            strays=bounds.strays,
         )  # fmt: skip
 
     def _pivot(self, local: Local, number_of: int) -> Pivot:
@@ -212,6 +228,7 @@ class Model:
     def steps(self, s: State) -> Iterator[tuple[str, State]]:
         yield from self.world(s)
         yield from self.people(s)
+        yield from self.strays(s)
         for at, host in enumerate(s.hosts):
             yield from self.pivotd(s, at, host)
 
@@ -234,6 +251,27 @@ class Model:
         hosts[at] = host
         return s._replace(hosts=(hosts[0], hosts[1]))
 
+    def strays(self, s: State) -> Iterator[tuple[str, State]]:
+        """What pivotd has no part in, on the host that has the guest, while no pivot of it is open."""
+        at = next((at for at in range(len(HOSTS)) if s.view.owner is not None and s.view.owner.host == HOSTS[at]), None)
+        if not s.strays or at is None or s.departed is not None:
+            return
+        host = s.hosts[at]
+        if not host.journal or host.journal[-1].phase != "closed" or host.left:
+            return
+        fewer = s._replace(strays=s.strays - 1, unseen=True)
+        if s.guest is None:
+            switched = {
+                self.bounds.targets[one.number] for each in s.hosts for one in each.journal if "s" in one.outcomes
+            }
+            for image in sorted({"S", *switched}):
+                t = fewer._replace(guest=at, run=True, roots=image, same=False)
+                if s.unseen or host.ran_on:  # of several other images, the last one is named
+                    t = t._replace(ok=frozenset({(0, image)}))
+                yield f"somebody starts the guest on {HOSTS[at]}: {image}", t
+        elif s.guest == at and s.run and s.roots != "X":
+            yield "another program moves the disk: X", fewer._replace(roots="X", ok=s.ok | {(0, "X")})
+
     def people(self, s: State) -> Iterator[tuple[str, State]]:
         if s.guest is not None and s.run and s.words:
             yield from self.accepts(s, s.guest)
@@ -243,7 +281,7 @@ class Model:
             )
             yield "the fleet forgets the guest", gone
         other = None if s.guest is None else 1 - s.guest
-        if other is not None and s.run and s.migrations:
+        if other is not None and s.run and s.migrations and s.departed is None:
             yield from self.migrates(s, other)
         if s.guest is None and s.takes:
             yield from self.takes(s, foul=False)
@@ -261,9 +299,8 @@ class Model:
         last = old.journal[-1] if old.journal else None
         if last is not None and last.phase == "pausing":
             return
-        t = self.host(s, 1 - to, old._replace(left=True))
-        t = self.host(t, to, t.hosts[to]._replace(left=False))
-        yield f"the guest migrates to {HOSTS[to]}", t._replace(guest=to, migrations=s.migrations - 1, same=False)
+        t = s._replace(guest=to, migrations=s.migrations - 1, same=False, departed=1 - to)
+        yield f"the guest migrates to {HOSTS[to]}", t
 
     def takes(self, s: State, *, foul: bool) -> Iterator[tuple[str, State]]:
         for at in range(len(HOSTS)):
@@ -276,7 +313,7 @@ class Model:
             chosen = {}
             for name, disk in unknown.items():
                 images = fleet_verdict(s.view, name).candidates
-                chosen[name] = next(one for one in images if self.right(s, disk, one))
+                chosen[name] = next((one for one in images if self.right(s, disk, one)), images[0])
             after = take_over(s.view, self.here(s, at), chosen)
             if isinstance(after, str):
                 continue
@@ -286,9 +323,12 @@ class Model:
             roots = "".join("S" if image is None else image.filename[1] for image in images)
             t = self.lands(s, after)._replace(guest=at, run=True, same=False, takes=s.takes - 1)
             t = t._replace(foul=s.guest if foul else None)
+            lacking = self.lacking(s, roots)
+            if lacking and (s.unseen or self.is_owed(s)):  # known only to the lost host, if at all
+                t, lacking = t._replace(ok=frozenset(enumerate(roots))), ""
             yield (
                 f"{HOSTS[at]} takes the guest: {roots}{', not fenced' * foul}",
-                t._replace(roots=roots, wrong=self.lacking(s, roots)),
+                t._replace(roots=roots, wrong=lacking, unseen=False, departed=still(s, at)),
             )
 
     @staticmethod
@@ -306,8 +346,14 @@ class Model:
             return
         roots, tell = found
         fewer = s._replace(restarts=s.restarts - 1)
-        started = fewer._replace(guest=at, run=True, roots=roots, same=False, wrong=self.lacking(s, roots))
-        started = self.host(started, at, host._replace(left=False))._replace(unmet=s.unmet or s.view.owner is None)
+        lacking = "" if s.unseen else self.lacking(s, roots)
+        ok = frozenset(enumerate(roots)) if s.unseen else s.ok  # what only that QEMU could have shown is lost
+        started = fewer._replace(
+            guest=at, run=True, roots=roots, same=False, ok=ok, wrong=lacking, departed=still(s, at)
+        )
+        started = self.host(started, at, host._replace(left=False, owed=None))._replace(
+            unmet=s.unmet or s.view.owner is None
+        )
         if tell is None:
             yield f"the guest starts again on {HOSTS[at]}: {roots}", started
             return
@@ -325,6 +371,7 @@ class Model:
         ):
             return
         fewer, last = s._replace(words=s.words - 1), host.journal[-1]
+        host = host._replace(ran_on="", look="")
         after = accepting(s.view, self.here(s, at), self.pivot(last, number(at, last)), "disk0", image_of(s))
         if not isinstance(after, str):
             told = self.now(fewer, at, host, word=s.roots, epoch=after.epoch)
@@ -342,16 +389,16 @@ class Model:
 
     def local(self, s: State, at: int, host: Host) -> tuple[str, FleetView | None] | None:
         """Return what host and fleet together say of every disk, and what the fleet has to be told; None: not certain."""
-        disks = []
+        disks, left = [], host.left or s.departed == at  # whoever asks looks at QEMU
         for disk in range(self.bounds.disks):
             last = next((local for local in reversed(host.journal) if disk in local.disks), None)
             if last is None:
-                disks.append(DiskHere(without_pivot("web1", f"disk{disk}"), left=host.left))
+                disks.append(DiskHere(without_pivot("web1", f"disk{disk}"), left=left))
                 continue
             pivot = self.pivot(last, number(at, last))
-            moved = replace(pivot.disks[last.disks.index(disk)], left_at=NOW if host.left else None)
+            moved = replace(pivot.disks[last.disks.index(disk)], left_at=NOW if left else None, ran_on=ran_on(host))
             said = doubtful(of_pivot(pivot, moved), moved)
-            disks.append(DiskHere(said, (pivot, moved), left=host.left))
+            disks.append(DiskHere(said, (pivot, moved), left=left))
         found = together(s.view, self.here(s, at), disks)
         if not all(one.certain for one in found.verdicts):
             return None
@@ -363,9 +410,12 @@ class Model:
     # -- pivotd ---------------------------------------------------------------------------------------------------
 
     def pivotd(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
+        yield from self.looks(s, at, host)
         yield from self.owns(s, at, host)
+        yield from self.doubts(s, at, host)
         if not host.journal or host.journal[-1].phase == "closed":
-            if s.guest == at and s.run and s.began < len(self.bounds.targets) and not host.left:
+            astray = host.ran_on or (host.journal and s.unseen)  # refused: QEMU is looked at first
+            if s.guest == at and s.run and s.began < len(self.bounds.targets) and not host.left and not astray:
                 yield from self.begins(s, at, host)
             return
         last = host.journal[-1]
@@ -384,7 +434,7 @@ class Model:
                 what: str, epoch: int | None, *, alone: bool = False, disks: tuple[int, ...] = disks, of: str = of
             ) -> tuple[str, State]:
                 new = Local(s.began, s.roots, disks, epoch=epoch, alone=alone)
-                after = self.host(s, at, Host((*host.journal, new), host.left))
+                after = self.host(s, at, Host((*host.journal, new), host.left, here=host.here))
                 return f"{HOSTS[at]}: a pivot{of} begins{what}", after._replace(began=s.began + 1, same=True)
 
             if of_another(s.view, HOSTS[at]) is None:
@@ -402,11 +452,78 @@ class Model:
         return [every, *((disk,) for disk in every)] if self.bounds.split else [every]
 
     def owns(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
-        """What a pivotd does about guests that come and go."""
+        """What a pivotd does about guests that come and go, as it has last seen them."""
         here = self.here(s, at)
-        after = leaving(s.view, here) if host.left else meeting(s.view, here)
+        if host.left and (host.look or host.owed is None or not owned(s.view, here, host.owed)):
+            return  # a look that is under way comes first; or nothing is owed
+        if host.left:
+            after = leaving(doubting_all(s.view, here, self.astray(at, host)), here)
+        else:
+            after = meeting(s.view, replace(here, present=host.here))
         if after is not s.view:
             yield from self.writes(s, after, f"{HOSTS[at]} {'releases' if host.left else 'claims'} the guest", s)
+
+    def looks(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
+        """What pivotd sees, and acts on later."""
+        here, closed = s.guest == at, bool(host.journal) and host.journal[-1].phase == "closed"
+        if s.departed == at:
+            owner = s.view.owner
+            epoch = owner.epoch if owner is not None and owner.host == HOSTS[at] else None
+            t = self.host(s, at, host._replace(left=True, here=False, owed=epoch))
+            yield f"{HOSTS[at]} sees that the guest has left", t._replace(departed=None)
+            return
+        if (here != host.here and may_claim(s)) or (here and host.left):
+            seen = host._replace(here=here, left=host.left and not here, owed=None if here else host.owed)
+            yield f"{HOSTS[at]} sees {'' if here else 'no more '}the guest", self.host(s, at, seen)
+        astray = self.bounds.strays and (s.unseen or host.ran_on)
+        if astray and here and s.run and closed and host.look != s.roots and not host.left:
+            yield f"{HOSTS[at]} sees {s.roots}", self.host(s, at, host._replace(look=s.roots))
+
+    def doubts(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
+        """What pivotd does about a guest that it has seen on another image, or on the right one again."""
+        told = self.astray(at, host)
+        after = doubting_all(s.view, self.here(s, at), told)
+        if after != s.view:
+            yield from self.writes(s, after, f"{HOSTS[at]} tells of the doubt", s)
+        if not host.look or not host.journal:
+            return
+        last = host.journal[-1]
+        pivot = self.pivot(last, number(at, last))
+        right, word = right_image(pivot.disks[0]).filename[1], fleet_verdict(s.view, "disk0")
+        seen = host._replace(look="")
+        known = s._replace(unseen=s.unseen and host.look != s.roots)
+        if host.look == right == s.roots:  # whoever has started the guest there wants it there
+            known = known._replace(ok=frozenset(enumerate(s.roots)))
+        if host.look != right:
+            if word.image is not None and word.image.filename[1] == host.look:
+                yield f"{HOSTS[at]}: the fleet has the guest there", self.host(known, at, seen)
+            else:
+                new = seen._replace(ran_on=host.look)
+                yield f"{HOSTS[at]} records that the guest ran on {host.look}", self.host(known, at, new)
+        elif not host.ran_on:
+            agreed = word.image is None or word.image.filename[1] == right
+            yield f"{HOSTS[at]}: that is right", self.host(known if agreed else s, at, seen)
+        elif s.view.intent is None and owned(s.view, self.here(s, at), None):
+            image = FleetImage(f"/{right}0", "raw")
+            after = settling(s.view, self.here(s, at), pivot.id, image, "disk0")
+            now = fleet_verdict(after, "disk0")
+            agreed = now.certain and now.image in {None, image}
+            named = agreed or image in now.candidates  # a third image is not
+            settled = self.host(known if named else s, at, seen._replace(ran_on="" if agreed else host.ran_on))
+            yield from self.writes(s, after, f"{HOSTS[at]} settles the doubt", settled)
+
+    def astray(self, at: int, host: Host) -> list[tuple[Pivot, PivotDisk]]:
+        """Return the disk with its last pivot, if the journal has that the guest ran elsewhere."""
+        if not host.ran_on:
+            return []
+        pivot = self.pivot(host.journal[-1], number(at, host.journal[-1]))
+        return [(pivot, replace(pivot.disks[0], ran_on=ran_on(host)))]
+
+    def is_owed(self, s: State) -> bool:
+        """Return whether a host is about to tell the fleet that a guest of its own has run on another image."""
+        return any(
+            doubting_all(s.view, self.here(s, at), self.astray(at, host)) != s.view for at, host in enumerate(s.hosts)
+        )
 
     def ready(self, s: State, at: int, host: Host, last: Local) -> Iterator[tuple[str, State]]:
         if s.guest != at or not s.same or not s.run:
@@ -500,6 +617,23 @@ class Model:
         last = host.journal[-1]._replace(**changes)
         return self.host(s, at, host._replace(journal=(*host.journal[:-1], last)))
 
+    def nobody_settles(self, s: State) -> bool:
+        """Return whether the guest is where its host's journal says, which knows of no doubt."""
+        if s.guest is None or s.view.owner is None or s.view.owner.host != HOSTS[s.guest] or s.departed is not None:
+            return False
+        host = s.hosts[s.guest]
+        if not host.journal or host.journal[-1].phase != "closed" or host.left:
+            return False
+        pivot, known = self.pivot(host.journal[-1], number(s.guest, host.journal[-1])), s.view.disk("disk0")
+        right = right_image(pivot.disks[0])
+        if self.bounds.disks > 1 or known is None or right.filename[1] != s.roots:
+            return False
+        image = FleetImage(right.filename, right.format)
+        if host.ran_on and (known.image != image or known.epoch != s.view.owner.epoch):
+            return False  # it is about another host's pivot, or another host's doubt
+        after = settling(s.view, self.here(s, s.guest), pivot.id, image, "disk0")
+        return not host.ran_on or not fleet_verdict(after, "disk0").certain
+
     # -- promises -------------------------------------------------------------------------------------------------
 
     def wrong(self, s: State) -> str | None:
@@ -507,25 +641,52 @@ class Model:
             return s.wrong
         if s.foul is not None:
             return None
-        for disk in range(0 if s.stale else self.bounds.disks):
+        for disk in range(0 if s.stale or s.unseen else self.bounds.disks):
             word = fleet_verdict(s.view, f"disk{disk}")
             if s.forgotten and word.certain and word.image is None:
                 continue
             image = "S" if word.image is None else word.image.filename[1]
-            if word.certain and (disk, image) not in s.ok:
+            if word.certain and (disk, image) not in s.ok and not self.is_owed(s):
                 return f"the fleet says {image}{disk} for certain, and that lacks writes"
-            if not word.certain and not any(self.right(s, disk, one) for one in word.candidates):
+            if not word.certain and s.view.intent is None and self.nobody_settles(s):
+                return "the guest is where the journal says, and the fleet is uncertain for ever"
+            unheard = self.is_owed(s) or (s.view.intent is not None and any(host.ran_on for host in s.hosts))
+            if not word.certain and not unheard and not any(self.right(s, disk, one) for one in word.candidates):
                 return f"the fleet calls disk{disk} unknown, and names no image that has every write"
             on_silence_wait = self.bounds.on_silence is OnSilence.WAIT and self.bounds.manager is Manager.PIVOTD
-            if on_silence_wait and not word.certain:
+            if on_silence_wait and not word.certain and not self.bounds.strays:
                 return "the fleet does not know, although guests wait for it"
         for at, host in enumerate(s.hosts):
             found = self.local(s, at, host) if s.guest != at and knows(s, host) else None
             if found is not None and s.guest is not None and s.view.owner is not None and not s.unmet:
                 return f"{HOSTS[at]} lets the guest start, which runs on {HOSTS[s.guest]}"
-            if found is not None and (lacking := self.lacking(s, found[0])):
+            if found is not None and not s.unseen and (lacking := self.lacking(s, found[0])):
                 return f"{HOSTS[at]}: {lacking}"
         return None
+
+
+def may_claim(s: State) -> bool:
+    """Return whether the guest may be claimed some time: otherwise it does not matter what was seen of it."""
+    owned_now = s.view.owner is not None and s.view.owner.host is not None
+    moves = s.migrations or s.departed is not None or any(host.left for host in s.hosts)
+    return bool(not owned_now or s.forgets or s.wire or moves)
+
+
+def plain(s: State) -> State:
+    """Return the state without what does not matter any more."""
+    if may_claim(s) or not any(host.here for host in s.hosts):
+        return s
+    return s._replace(hosts=(s.hosts[0]._replace(here=False), s.hosts[1]._replace(here=False)))
+
+
+def still(s: State, at: int) -> int | None:
+    """Return whose pivotd may still see that the guest has left, once a new QEMU of it is on this host."""
+    return None if s.departed == at else s.departed
+
+
+def ran_on(host: Host) -> RanOn | None:
+    """Return what the journal has of the image on which the guest of a host ran."""
+    return RanOn(f"/{host.ran_on}0", "raw", NOW) if host.ran_on else None
 
 
 def knows(s: State, host: Host) -> bool:
@@ -550,7 +711,7 @@ def number(at: int, local: Local) -> int:
 
 def down(host: Host) -> Host:
     """Return what is left of it when pivotd dies."""
-    return host._replace(asked=False, told=False, waited=False)
+    return host._replace(asked=False, told=False, waited=False, here=False, look="")
 
 
 @dataclass(slots=True)
@@ -585,7 +746,8 @@ def search(bounds: FleetBounds) -> FleetFound:
                 story.append(came[0])
                 at = came[1]
             return FleetFound(bounds, len(before), story[::-1], ends)
-        for name, t in model.steps(s):
+        for name, found in model.steps(s):
+            t = plain(found)
             if t not in before:
                 before[t] = (name, s)
                 todo.append(t)
@@ -600,7 +762,7 @@ def main() -> None:
     parser.add_argument("--targets", default="D")
     parser.add_argument("--unfenced", action="store_true")
     parser.add_argument("--split", action="store_true")
-    for name in ("disks", "restarts", "migrations", "takes", "losses", "alone", "words", "forgets"):
+    for name in ("disks", "restarts", "migrations", "takes", "losses", "alone", "words", "forgets", "strays"):
         parser.add_argument(f"--{name}", type=int, default=getattr(FleetBounds(), name))
     found = search(FleetBounds(**vars(parser.parse_args())))
     print(found)  # noqa: T201 - a command

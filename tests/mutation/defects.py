@@ -632,6 +632,27 @@ FLEET = (
         SEARCH, of_hosts(migrations=1, takes=0),
     ),
     Defect(
+        "the fleet does not hear of a guest that has run on another image", "G1", FLEET_OWNERS,
+        "    return doubted(view, pivot, disk, (right, other), here.utc_now)\n", "    return view\n",
+        SEARCH, of_hosts(losses=0, restarts=0, strays=1),
+    ),
+    Defect(
+        "a doubt about an image does not end in the fleet", "G1", FLEET_OWNERS,
+        "    return accepted(view, pivot, disk, image, here.utc_now) if image in {known.image, known.other} else view\n",
+        "    return view\n",
+        SEARCH, of_hosts(takes=0, restarts=0, strays=2),
+    ),
+    Defect(
+        "a doubt is taken for one about an earlier pivot", "G1", FLEET_OWNERS,
+        "        if known.image != right:  # another host has moved it since\n", "        if True:\n",
+        TABLE, ("tests/core/test_fleet.py", "-k", "although_the_fleet_knows"),
+    ),
+    Defect(
+        "a guest is claimed that was not seen here", "G1", FLEET_OWNERS,
+        "    if not here.present or view.intent is not None", "    if view.intent is not None",
+        SEARCH, of_hosts(migrations=1, takes=0, losses=0, restarts=0, strays=1),
+    ),
+    Defect(
         "a guest that is to wait for the fleet runs on", "G1", FLEET_PIVOTS,
         "    return tried and pivot.options.on_silence == OnSilence.RESUME\n", "    return tried\n",
         SEARCH, of_member(on_silence=WAIT, crashes=0, faults=1),
