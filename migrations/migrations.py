@@ -511,3 +511,34 @@ def m012_other_images(db: Database) -> None:
     for statement in M012_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 12")
+
+
+M013_STATEMENTS = (
+    # When the disk's guest was last seen to run on an image that its verdict did not name.
+    "ALTER TABLE image_latest ADD COLUMN ran_on_at TEXT",
+    "UPDATE image_latest SET ran_on_at = (SELECT l.ran_on_at FROM disk_latest l WHERE l.domain = image_latest.domain"
+    " AND l.disk = image_latest.disk AND l.ran_on = image_latest.filename)",
+    "CREATE INDEX image_latest_ran_on ON image_latest (domain, disk) WHERE ran_on_at IS NOT NULL",
+    """
+    CREATE TRIGGER image_latest_accepted AFTER UPDATE OF accepted_at ON pivot_disk BEGIN
+        UPDATE image_latest SET ran_on_at = NULL WHERE ran_on_at IS NOT NULL AND disk = NEW.disk
+            AND domain = (SELECT domain FROM pivot WHERE id = NEW.pivot);
+    END
+    """,
+    # Its writes are on the destination, or it was written all over.
+    """
+    CREATE TRIGGER image_latest_switched AFTER UPDATE OF outcome ON pivot_disk WHEN NEW.outcome = 'switched' BEGIN
+        UPDATE image_latest SET ran_on_at = NULL WHERE ran_on_at IS NOT NULL AND disk = NEW.disk
+            AND domain = (SELECT domain FROM pivot WHERE id = NEW.pivot)
+            AND filename IN (NEW.source_filename, NEW.destination_filename);
+    END
+    """,
+)
+
+
+@migrations()
+def m013_images_with_writes(db: Database) -> None:
+    """Keep every image on which a guest has run without pivotd: it may have the only copy of what was written there."""
+    for statement in M013_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 13")

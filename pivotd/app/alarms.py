@@ -208,7 +208,8 @@ class Alarms:
 
     async def _doubt(self, pivot: Pivot, disk: PivotDisk, other: FleetImage) -> None:
         """Record that a guest runs on another image: once its QEMU has ended, only the record tells of its writes."""
-        await self._journal.ran_on(pivot, disk, other.filename, other.format)
+        asked = await self._reads.asked(other.filename)
+        await self._journal.ran_on(pivot, disk, (other.filename, other.format), asked)
         if self._doubts is not None:
             self._doubts.ask(pivot.domain)
 

@@ -148,7 +148,7 @@ class LiveVerdicts:
                 self.shown[key] = FleetImage(live.image, live.format)
                 if self._found[key].outcome is not known.outcome and run_state != NEVER_RAN:
                     self.astray[key] = self.shown[key]
-            if live.is_right and is_here:
+            if live.is_right and is_here and (run_state != NEVER_RAN or moved[1].ran_on is None):
                 self.seen[key] = moved[0].id
             if live.same_qemu:
                 self._confirmed.add(key)

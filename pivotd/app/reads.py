@@ -311,6 +311,13 @@ class Reads:
         """Return how an image stands to each disk that ever had it, by the journal alone. Raises: ConflictError."""
         return await self._single.read(standings, image, await _asked(image))
 
+    async def asked(self, image: str) -> Asked:
+        """Return an image by all its names, and by its file; by the one name if its storage does not answer."""
+        try:
+            return await _asked(image)
+        except ConflictError:
+            return Asked(frozenset({image}))
+
     async def overwritten(self) -> dict[Key, Overwritten]:
         """Return, by domain and disk, the disks whose image a pivot of another one overwrites, or has moved on from."""
         return await self._single.read(Reader.overwritten)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pivotd.core import kinds
-from pivotd.core.pivot import Outcome, Pivot, PivotDisk, RanOn
+from pivotd.core.pivot import Outcome, Pivot, PivotDisk
 from pivotd.core.request import Kind, Sync
 from pivotd.core.verdict import Presence, Verdict
 
@@ -97,16 +97,19 @@ class History:
 
     right: Verdict
     find: Callable[[str], Moved | None]
-    ran_on: RanOn | None = None
-    """Another image, on which its guest has run since its last pivot."""
+    ran_on: Mapping[str, str] = field(default_factory=dict)
+    """Other images on which its guest has run since a person has last said which one is right, and when."""
     seen: set[str] = field(default_factory=set)
 
     def of_image(self, asked: Asked, moved: Moved) -> Finding:
         """Return how the image stands to the disk, from the last pivot that knew it."""
         right, (pivot, disk) = self.right, moved
-        if self.ran_on is not None and self.ran_on.filename in asked.names:
-            why = f"the guest ran on it at {self.ran_on.at}, without pivotd, and may have written to it"
-            return Finding(Standing.UNKNOWN, why, self.ran_on.at, right.pivot)
+        if ran_at := max((at for name, at in self.ran_on.items() if name in asked.names), default=None):
+            why = (
+                f"the guest ran on it at {ran_at}, without pivotd, and may have written to it; `pivotctl verdict "
+                f"accept` the right image of {right.domain} {right.disk} once you have looked"
+            )
+            return Finding(Standing.UNKNOWN, why, ran_at, right.pivot)
         if self._is_right(asked, moved):
             if right.file in _ELSEWHERE and right.outcome is not Outcome.UNKNOWN and right.image not in asked.names:
                 why = f"it is the file of {right.image}, which has this name now"

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import Accepted, JsonObject, Phase, Pivot, PivotDisk, RanOn, Record
+from pivotd.core.standing import Asked
 from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, RevisionConflictError
 from pivotd.journal import place
 from pivotd.journal.rows import SELECT_OPEN, DomainRow, disk_row, load_moved, load_pivots, pause_row, pivot_row, to_json
@@ -181,11 +182,16 @@ def seen(pivot: str, domain: str, disk: str) -> Change[None]:
     return change
 
 
-def ran_on(domain: str, disk: str, last: tuple[str, Accepted | None], other: RanOn) -> Change[bool]:
+def ran_on(
+    domain: str, disk: str, last: tuple[str, Accepted | None], other: RanOn, asked: Asked | None = None
+) -> Change[bool]:
     """Put a disk in doubt whose guest was seen to run on another image; return whether that is new.
 
     ``last``: its last pivot, and a person's word on it: if one of them has changed since, nothing is recorded.
+    ``asked``: the image by all its names, and by its file.
     """
+    names = json.dumps(sorted({other.filename} if asked is None else {other.filename, *asked.names}))
+    file_id = None if asked is None else asked.file_id
     pivot, accepted = last
     text = to_json({"disk": disk, "image": other.filename, "format": other.format})
 
@@ -199,6 +205,11 @@ def ran_on(domain: str, disk: str, last: tuple[str, Accepted | None], other: Ran
         row = (other.filename, other.format, other.at, domain, disk, pivot, other.filename, at)
         if connection.execute(sql, row).rowcount != 1:
             return False, ()
+        sql = (
+            "UPDATE image_latest SET ran_on_at = ? WHERE domain = ? AND disk = ?"
+            " AND (filename IN (SELECT value FROM json_each(?)) OR file_id = ?)"
+        )
+        connection.execute(sql, (other.at, domain, disk, names, file_id))
         return True, (_append(connection, (domain, pivot, None), "ran-on-other-image", text),)
 
     return change

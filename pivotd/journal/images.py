@@ -16,13 +16,13 @@ OBSOLETE = frozenset({Standing.STALE, Standing.UNUSED, Standing.RELEASED})
 
 def images_found(reader: Reader, name: str, asked: Asked, verdicts: Mapping[Key, Verdict]) -> list[ImageFound]:
     """Return how an image stands to each disk that has or had it; ``verdicts``: at least those of these disks."""
-    moved = reader.image(asked.names, asked.file_id)
+    moved, ran_on = reader.image(asked.names, asked.file_id), reader.ran_on()
     last = {_key(one): one for one in moved if asked.is_file(one)}
     last |= {_key(one): one for one in moved if asked.is_named(one)}  # a name says more than a file's number
     found = [
-        ImageFound(name, verdicts[key], _history(reader, key, verdicts[key]).of_image(asked, one))
+        ImageFound(name, right, History(right, _finder(reader, key), ran_on.get(key, {})).of_image(asked, one))
         for key, one in last.items()
-        if key in verdicts
+        if (right := verdicts.get(key)) is not None
     ]
     for key, right in verdicts.items():
         if key not in last and right.image in asked.names:
@@ -44,10 +44,11 @@ def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], 
     Also returns the name to go on from, None if there are no more images.
     """
     names, rows = reader.images(after, limit)
+    ran_on = reader.ran_on()
     stands: dict[str, list[ImageFound]] = {name: [] for name in names}
     for name, moved, latest in rows:
         right = of_pivot(*latest)
-        history = History(right, _finder(reader, _key(moved)), latest[1].ran_on)
+        history = History(right, _finder(reader, _key(moved)), ran_on.get(_key(moved), {}))
         finding = history.of_image(Asked(frozenset({name})), moved)
         stands[name].append(ImageFound(name, right, finding))
     found = [
@@ -60,11 +61,6 @@ def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], 
 
 def _key(moved: Moved) -> Key:
     return moved[0].domain, moved[1].disk
-
-
-def _history(reader: Reader, key: Key, right: Verdict) -> History:
-    ran_on = next((disk.ran_on for _, disk in reader.latest(*key, limit=1)), None)
-    return History(right, _finder(reader, key), ran_on)
 
 
 def _finder(reader: Reader, key: Key) -> Callable[[str], Moved | None]:

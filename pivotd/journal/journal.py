@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pivotd import limits
 from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import JsonObject, Pivot, PivotDisk, RanOn, Record
+from pivotd.core.standing import Asked
 from pivotd.errors import JournalError, JournalNewerError
 from pivotd.host.fsync import fsync_directory, fsync_file
 from pivotd.journal import changes, forgetting, lock, place, schema, upgrade_copy, wal
@@ -156,13 +157,16 @@ class Journal:
         """End the doubt about a disk: QEMU was seen on the image that its last pivot names. Raises: JournalError."""
         await self._writer.submit(changes.seen(pivot, domain, disk))
 
-    async def ran_on(self, pivot: Pivot, disk: PivotDisk, image: str, image_format: str) -> bool:
+    async def ran_on(self, pivot: Pivot, disk: PivotDisk, image: tuple[str, str], asked: Asked | None = None) -> bool:
         """Put a disk in doubt: its guest was seen to run on another image than its last pivot names.
 
-        Return whether that is new. Raises: JournalError.
+        ``image``: its name and format; ``asked``: the same by all its names. Return whether that is new.
+
+        Raises: JournalError.
         """
-        other = RanOn(image, image_format, changes.utc_now())
-        return await self._writer.submit(changes.ran_on(pivot.domain, disk.disk, (pivot.id, disk.accepted), other))
+        other = RanOn(*image, changes.utc_now())
+        last = pivot.id, disk.accepted
+        return await self._writer.submit(changes.ran_on(pivot.domain, disk.disk, last, other, asked))
 
     async def left(self, domain: str) -> None:
         """Put every disk of a domain in doubt: its guest leaves this host by a migration. Raises: JournalError."""

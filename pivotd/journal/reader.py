@@ -193,6 +193,14 @@ class Reader:
             for row in rows
         }
 
+    def ran_on(self) -> dict[tuple[str, str], dict[str, str]]:
+        """Return, by domain and disk, other images on which its guest has run since a person's last word, and when."""
+        query = "SELECT domain, disk, filename, ran_on_at FROM image_latest WHERE ran_on_at IS NOT NULL"
+        found: dict[tuple[str, str], dict[str, str]] = {}
+        for domain, disk, filename, at in self._read(lambda connection: connection.execute(query).fetchall()):
+            found.setdefault((domain, disk), {})[filename] = at
+        return found
+
     def is_copy(self) -> bool:
         """Return whether this is another file than the one that its last daemon has used."""
         known = self._read(lambda connection: connection.execute("SELECT identity FROM journal_file").fetchone())

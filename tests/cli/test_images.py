@@ -339,6 +339,8 @@ def test_a_stale_image_on_which_the_guest_has_run(guest: Guest):
     guest.start_on(old, paused=True)
     guest.qemu.spy("cont")
     guest.noted("ran-on-other-image")
+    guest.start_on(new, paused=True)
+    assert guest.ctl("image", "web1", "disk0").status == 6  # whoever only looks at it has not chosen it
     guest.start_on(new)
     guest.noted("image-seen")
     assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
@@ -347,6 +349,26 @@ def test_a_stale_image_on_which_the_guest_has_run(guest: Guest):
     (found,) = guest.json("verdict", "--image", old).json
     assert found["standing"] == "unknown"
     settled_by_a_word(guest, old)
+
+
+def test_images_on_which_the_guest_has_run_are_not_named_for_deletion(guest: Guest):
+    """Each may have the only copy of some writes, whatever the guest runs on now; a person's word ends that."""
+    old, new = guest.disks[0], guest.moved()
+    link = guest.path("link")
+    link.symlink_to(old.name)
+    guest.start_on(link)
+    guest.noted("ran-on-other-image")
+    guest.start_on(create_image(guest.path("third")))
+    guest.noted("ran-on-other-image", 2)
+    assert guest.ctl("stale", "-q").stdout == ""
+    guest.start_on(new)
+    guest.noted("image-seen")
+    shown = guest.ctl("stale", "-q")
+    assert (shown.status, shown.stdout) == (0, "")
+    (found,) = guest.json("verdict", "--image", old).json
+    assert (found["standing"], "may have written to it" in found["standing_reason"]) == ("unknown", True)
+    assert guest.ctl("verdict", "accept", "web1", "disk0", new, "--reason", "compared").status == 0
+    assert guest.ctl("stale", "-q").stdout == f"{old}\n"
 
 
 def test_a_disk_that_another_client_has_moved(guest: Guest):

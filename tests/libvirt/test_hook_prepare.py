@@ -134,7 +134,7 @@ async def test_a_guest_that_has_run_on_another_image_starts_from_neither(
     pivot = await moved(tmp_path, phase=Phase.CLOSED, outcome=Outcome.SWITCHED)
     journal = Journal.open(tmp_path / "state")
     other = "/images/restored.qcow2"
-    assert await journal.ran_on(pivot, pivot.disks[0], other, "qcow2")
+    assert await journal.ran_on(pivot, pivot.disks[0], (other, "qcow2"))
     await journal.close()
     for image in (SOURCE, DESTINATION, other):
         assert start(definition(image)) == libvirt_hook.REFUSED, image
