@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -16,6 +17,10 @@ from pivotd.cli.context import App, Form, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.client import ImageVerdict
 from pivotd.errors import EXIT_UNKNOWN, PivotdError
+from pivotd.host import files
+from pivotd.host.birth import born
+from pivotd.host.locks import is_locked
+from pivotd.host.process import boot_id
 
 EXAMPLES = (
     "pivotctl stale",
@@ -30,7 +35,8 @@ QEMU_IMG_TIMEOUT_S = 20.0
 def stale(app: App) -> None:
     """List images that hold no disk's data any more: old sources, layers that were merged, half-made destinations.
 
-    USED BY names a guest whose QEMU has the image open, or a right image that is based on it. pivotctl looks at the
+    USED BY names a guest whose QEMU has the image open, or a right image that is based on it, or says that some QEMU
+    has locked it. FILE is "replaced" where the name leads to another file than the stale one. pivotctl looks at the
     files itself, so run it as a user who may see them. Nothing is ever deleted by pivotd.
 
     With -q, the names of images that are there and that nothing uses: nothing is printed and the status is 6 if some
@@ -60,7 +66,7 @@ def stale(app: App) -> None:
 
 
 def _row(one: ImageVerdict, users: _Users) -> dict[str, Any]:
-    file, size_bytes = _look(one.asked)
+    file, size_bytes = _look(one)
     return {
         "image": one.asked,
         "standing": one.standing,
@@ -72,13 +78,14 @@ def _row(one: ImageVerdict, users: _Users) -> dict[str, Any]:
         "age_s": _age_s(one.standing_since),
         "file": file,
         "size_bytes": size_bytes,
-        "used_by": users.of(one.asked),
+        "used_by": users.of(one.asked) or _locked(one.asked),
         "all_asked": users.complete,
     }
 
 
-def _look(path: str) -> tuple[str, int | None]:
+def _look(one: ImageVerdict) -> tuple[str, int | None]:
     """Return whether the file is there, and what it takes on the disk in bytes."""
+    path, since = one.asked, one.standing_since
     if not path.startswith("/"):
         return "no file", None
     try:
@@ -87,7 +94,21 @@ def _look(path: str) -> tuple[str, int | None]:
         return "gone", None
     except OSError:
         return "unseen", None
+    knows = one.known_boot_id is not None and one.known_boot_id == boot_id()
+    made = born(path) if stat.S_ISREG(found.st_mode) else None
+    if (knows and files.identify(found) != one.known_file_id) or (
+        made is not None and since is not None and made > since
+    ):
+        return "replaced", found.st_blocks * 512
     return "there", found.st_blocks * 512
+
+
+def _locked(path: str) -> str | None:
+    """Return who uses an image that some QEMU has locked, perhaps for a guest that pivotd does not know."""
+    try:
+        return "a QEMU" if path.startswith("/") and is_locked(path, os.stat(path)) else None  # noqa: PTH116
+    except OSError:
+        return None
 
 
 def _age_s(since: str | None) -> float | None:
@@ -148,7 +169,7 @@ class _Users:
             self._by_file.setdefault(file, user)
 
     def _chain(self, image: str) -> Iterable[str]:
-        """Return an image and the layers below it."""
+        """Return an image, the layers below it, and their external data files."""
         if not image.startswith("/"):
             return [image]
         command = ["qemu-img", "info", "-U", "--backing-chain", "--output=json", image]
@@ -156,7 +177,7 @@ class _Users:
             done = subprocess.run(  # noqa: S603 - no shell, and an absolute path
                 command, capture_output=True, text=True, timeout=QEMU_IMG_TIMEOUT_S, check=True
             )
-            return [str(layer["filename"]) for layer in json.loads(done.stdout)]
+            return [name for layer in json.loads(done.stdout) for name in _files(layer)]
         except FileNotFoundError:
             self.missed = "qemu-img is not installed: nobody knows which images are layers of others"
         except subprocess.CalledProcessError as error:
@@ -164,6 +185,12 @@ class _Users:
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             self.missed = f"the layers of {image} could not be read: {render.one_line(str(error))}"
         return [image]
+
+
+def _files(layer: dict[str, Any]) -> list[str]:
+    data = layer.get("format-specific", {}).get("data", {}).get("data-file")
+    where = os.path.dirname(layer["filename"])  # noqa: PTH120
+    return [layer["filename"], *([os.path.join(where, data)] if data else [])]  # noqa: PTH118
 
 
 def _file(path: str) -> tuple[int, int] | None:

@@ -184,6 +184,9 @@ class ImageVerdict(Verdict, frozen=True, kw_only=True):
     """The pivot by which the image got this standing."""
     above: str | None
     """The image of which it is, or was, a lower layer."""
+    known_boot_id: str | None = None
+    known_file_id: str | None = None
+    """Of a stale image: the file that its name led to, by its numbers, and the boot in which these count."""
 
 
 class ObsoleteImages(Struct, frozen=True):

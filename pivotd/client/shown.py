@@ -32,7 +32,7 @@ def verdict(found: Verdict) -> answers.Verdict:
 
 def image(found: ImageFound) -> answers.ImageVerdict:
     """Return what history says of an image and one disk."""
-    known, finding = found.verdict, found.finding
+    known, finding, (boot_id, file_id) = found.verdict, found.finding, found.known or (None, None)
     return answers.ImageVerdict(
         **{name: getattr(known, name) for name in answers.Verdict.__struct_fields__},
         asked=found.asked,
@@ -41,6 +41,8 @@ def image(found: ImageFound) -> answers.ImageVerdict:
         standing_since=finding.since,
         standing_pivot=finding.pivot,
         above=finding.of,
+        known_boot_id=boot_id,
+        known_file_id=file_id,
     )
 
 

@@ -89,6 +89,8 @@ class ImageFound:
     asked: str
     verdict: Verdict
     finding: Finding
+    known: tuple[str, str] | None = None
+    """Boot id, and Image.file_id of the file that this name led to then; None if that is not known."""
 
 
 @dataclass(slots=True)

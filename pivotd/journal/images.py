@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.standing import Asked, Finding, History, ImageFound, Moved, Standing
 from pivotd.core.verdict import Verdict, of_pivot
 from pivotd.journal.reader import Reader
@@ -50,7 +51,7 @@ def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], 
         right = of_pivot(*latest)
         history = History(right, _finder(reader, _key(moved)), ran_on.get(_key(moved), {}))
         finding = history.of_image(Asked(frozenset({name})), moved)
-        stands[name].append(ImageFound(name, right, finding))
+        stands[name].append(ImageFound(name, right, finding, _known_file(name, *moved)))
     found = [
         max(of_disks, key=lambda one: one.finding.since or "")
         for of_disks in stands.values()
@@ -61,6 +62,12 @@ def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], 
 
 def _key(moved: Moved) -> Key:
     return moved[0].domain, moved[1].disk
+
+
+def _known_file(name: str, pivot: Pivot, disk: PivotDisk) -> tuple[str, str] | None:
+    sides = (disk.source, disk.destination, disk.top, disk.base)
+    file_id = next((one.file_id for one in sides if one is not None and one.filename == name), None)
+    return None if file_id is None else (pivot.identity.boot_id, file_id)
 
 
 def _finder(reader: Reader, key: Key) -> Callable[[str], Moved | None]:

@@ -457,6 +457,34 @@ def test_images_that_no_disk_needs(guest: Guest):
     assert guest.ctl("stale", "-q", offline=True).status == 6
 
 
+@pytest.mark.parametrize("how", ["made again", "put there"])
+def test_another_file_under_the_name_of_a_stale_image(guest: Guest, how: str):
+    """It is not the one that the disk has left, so its name is not printed for `rm`."""
+    old, other = guest.disks[0], create_image(guest.path("other"))
+    guest.moved()
+    if how == "made again":
+        old.unlink()
+        create_image(old)
+    else:
+        other.rename(old)
+    for offline in (False, True):
+        where = ["--offline", guest.daemon.state_dir] if offline else ["--socket", guest.daemon.socket]
+        assert [row["file"] for row in ctl(*where, "--json", "stale").json] == ["replaced"]
+    shown = guest.ctl("stale", "-q")
+    assert (shown.status, shown.stdout) == (0, "")
+
+
+def test_a_stale_image_that_some_qemu_has_open(guest: Guest):
+    """Not as a disk, or in a guest that pivotd does not know."""
+    old = guest.disks[0]
+    guest.moved()
+    assert guest.ctl("stale", "-q").stdout == f"{old}\n"
+    guest.qemu.spy("blockdev-add", driver="file", filename=str(old), **{"node-name": "x", "read-only": False})
+    guest.qemu.spy("blockdev-add", driver="qcow2", file="x", **{"node-name": "y"})
+    assert guest.ctl("stale", "-q").stdout == ""
+    assert [row["used_by"] for row in guest.json("stale").json] == ["a QEMU"]
+
+
 def restore(guest: Guest, backup: Path) -> None:
     """Put a copy of the journal in its place, as a backup program does."""
     for file in guest.daemon.state_dir.iterdir():
