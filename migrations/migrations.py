@@ -542,3 +542,32 @@ def m013_images_with_writes(db: Database) -> None:
     for statement in M013_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 13")
+
+
+M014_STATEMENTS = (
+    # The file that a QEMU of the guest was last seen to have as the right image; it counts for an image of this name.
+    "ALTER TABLE disk_latest ADD COLUMN file_name TEXT",
+    "ALTER TABLE disk_latest ADD COLUMN file_id TEXT",
+    "ALTER TABLE disk_latest ADD COLUMN file_boot_id TEXT",
+    "ALTER TABLE disk_latest ADD COLUMN file_born TEXT",
+    """
+    CREATE TRIGGER disk_latest_file AFTER UPDATE OF pivot ON disk_latest BEGIN
+        UPDATE disk_latest SET file_name = NULL, file_id = NULL, file_boot_id = NULL, file_born = NULL
+        WHERE domain = NEW.domain AND disk = NEW.disk;
+    END
+    """,
+    """
+    CREATE TRIGGER disk_latest_file_accepted AFTER UPDATE OF accepted_at ON pivot_disk BEGIN
+        UPDATE disk_latest SET file_name = NULL, file_id = NULL, file_boot_id = NULL, file_born = NULL
+        WHERE disk = NEW.disk AND pivot = NEW.pivot;
+    END
+    """,
+)
+
+
+@migrations()
+def m014_files_seen(db: Database) -> None:
+    """Keep which file QEMU had: after it has ended, another one may have its name, and even its number."""
+    for statement in M014_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 14")

@@ -196,6 +196,8 @@ class Alarms:
         for pivot, moved in live.settled():
             if domain not in self._leaving:
                 await self._settle(pivot, moved)
+        for pivot, moved, file in live.files_of(domain):
+            await self._journal.saw_file(pivot.id, domain, moved.disk, file)
         known = supervisor.alarms
         if supervisor.session is not session:
             return  # a new connection asks for a look of its own

@@ -13,7 +13,7 @@ from pivotd.core.fleet import FleetImage
 from pivotd.core.image_names import describe
 from pivotd.core.observation import LEAVING, MIGRATION_STATES, NEVER_RAN
 from pivotd.core.phases import is_decided
-from pivotd.core.pivot import Image, Pivot, PivotDisk
+from pivotd.core.pivot import FileSeen, Image, Pivot, PivotDisk
 from pivotd.core.verdict import Presence, Verdict
 from pivotd.errors import QmpError
 from pivotd.host import files, held, process
@@ -27,6 +27,8 @@ Key = tuple[str, str]
 """Domain and disk."""
 Moved = tuple[Pivot, PivotDisk]
 """The last pivot of a disk, and the disk in it."""
+Known = tuple[Image, str | None]
+"""An image, and when its file was born, if that is known."""
 
 
 class LiveVerdicts:
@@ -51,6 +53,10 @@ class LiveVerdicts:
         """Disks whose verdict is the fleet's: of their image, the journal knows no file."""
         self.astray: dict[Key, FleetImage] = {}
         """What the guest of a disk runs on, or may have run on, that is not the image of its last pivot."""
+        self._strays: dict[Key, str] = {}
+        """Why the name of the image that QEMU has, and that is the right one, leads to another file or to none."""
+        self._files: dict[Key, FileSeen] = {}
+        """The file of the right image on which a guest runs, where its name leads to it."""
         self._confirmed: set[Key] = set()
         """Disks that the pivot's own QEMU has shown: this QEMU lives, so no other one starts the guest."""
 
@@ -107,18 +113,33 @@ class LiveVerdicts:
         """Return verdicts with what their images' names lead to now."""
         images = [self._right(key, one) for key, one in found.items()]
         looked = zip(found.items(), await _look(images), strict=True)
-        return {key: one if seen is None else verdict.check_file(one, seen) for (key, one), seen in looked}
+        checked = {key: one if seen is None else verdict.check_file(one, seen) for (key, one), seen in looked}
+        for key, why in self._strays.items():
+            if (one := checked.get(key)) is not None and one.certain:
+                checked[key] = verdict.nameless(one, why)
+        return checked
 
-    def _right(self, key: Key, found: Verdict) -> Image | None:
+    def _right(self, key: Key, found: Verdict) -> Known | None:
         """Return the image of a verdict, None if there is none, or if QEMU was asked for its name just now."""
         moved = self._last.get(key)
         if key in self.theirs:
-            return None if found.image is None else Image(found.image, found.format or "", "")
+            return None if found.image is None else (Image(found.image, found.format or "", ""), None)
         if moved is None:
             return None
         pivot, disk = moved
-        known = files.of_boot(verdict.right_image(disk), pivot)
-        return replace(known, filename=found.image) if found.image is not None else known
+        known, born = files.last_seen(verdict.right_image(disk), pivot, disk)
+        return (replace(known, filename=found.image), born) if found.image is not None else (known, born)
+
+    def files_of(self, domain: str) -> list[tuple[Pivot, PivotDisk, FileSeen]]:
+        """Return the last pivot of each disk of a domain whose file is another one than the journal has, and the file.
+
+        QEMU has just been seen to run with that as the right image.
+        """
+        return [
+            (*self._last[key], file)
+            for key, file in self._files.items()
+            if key[0] == domain and self._last[key][1].file_seen != file
+        ]
 
     async def _check_domain(self, name: str, session: Session) -> None:
         try:
@@ -141,7 +162,11 @@ class LiveVerdicts:
             self._found[key] = found if stray is None else verdict.nameless(found, stray)
         else:
             paths = [*(layer.filename for layer in disk.layers), verdict.right_image(moved[1]).filename]
-            live = await in_thread(limits.FILE_TIMEOUT_S, _live, disk, moved, session, paths=paths)
+            live, stray, file = await in_thread(limits.FILE_TIMEOUT_S, _checked, disk, moved, session, paths=paths)
+            if stray is not None:
+                self._strays[key] = stray
+            if file is not None and is_here and run_state != NEVER_RAN:
+                self._files[key] = file
             known = self._found[key]
             self._found[key] = verdict.check(known, live, decided=is_decided(moved[0]))
             if is_here:
@@ -174,6 +199,26 @@ def _astray(image: str, disk: DiskSeen, pid: int) -> str | None:
     return None if found is None or found.unseen else found.why
 
 
+def _checked(disk: DiskSeen, last: Moved, session: Session) -> tuple[verdict.Live, str | None, FileSeen | None]:
+    """Return how QEMU's image stands to the last pivot, and of the right one why its name leads elsewhere, or its file.
+
+    The file only where QEMU certainly has it.
+    """
+    live, has = _live(disk, last, session), held.look(session.pid)
+    known, _ = files.last_seen(verdict.right_image(last[1]), *last)
+    name = known.filename
+    held_still = known.file_id is not None and known.file_id in (has.opened or ())
+    if live.image == name and held_still and files.file_id(name) != known.file_id:
+        live = replace(live, is_right=True)  # its name leads elsewhere by now
+    if not live.is_right or live.renamed:
+        return live, None, None
+    found = held.astray(name, has)
+    if found is None:
+        file = None if has.opened is None else files.seen_now(name)
+        return live, None, file if file is not None and file.file_id in (has.opened or ()) else None
+    return live, None if found.unseen or found.fleeting else found.why, None
+
+
 def _live(disk: DiskSeen, last: Moved, session: Session) -> verdict.Live:
     pivot, moved = last
     known = pivot.identity
@@ -189,29 +234,31 @@ def _live(disk: DiskSeen, last: Moved, session: Session) -> verdict.Live:
         image=images_of(disk.layers, directory)[0].filename,
         format=disk.format,
         same_qemu=same,
-        is_right=(same and disk.node == right.node) or _is(right, pivot, file),
+        is_right=(same and disk.node == right.node) or _is(right, pivot, moved, file),
         is_destination=same and disk.node == moved.destination.node,
         renamed=files.renamed(right, pivot, file),
     )
 
 
-def _is(image: Image, pivot: Pivot, file: files.File) -> bool:
+def _is(image: Image, pivot: Pivot, disk: PivotDisk, file: files.File) -> bool:
     """Return whether a file that QEMU has open is an image of a pivot: by name and number, by a link, or renamed."""
     if file.path is None:
         return False
-    known = files.of_boot(image, pivot)
+    known, born = files.last_seen(image, pivot, disk)
+    if files.born_otherwise(file.path, born):
+        return False
     if os.path.normpath(describe(known.filename).text) == os.path.normpath(file.path):
         return None in {known.file_id, file.file_id} or known.file_id == file.file_id
     linked = file.file_id is not None and files.file_id(known.filename) == file.file_id
     return linked or files.renamed(image, pivot, file)
 
 
-async def _look(images: Sequence[Image | None]) -> list[Presence | None]:
+async def _look(images: Sequence[Known | None]) -> list[Presence | None]:
     """Return what the names of images lead to; one hanging storage costs only the images on it."""
     found: list[Presence | None] = []
     for first in range(0, len(images), limits.FILES_AT_ONCE):
         part = images[first : first + limits.FILES_AT_ONCE]
-        paths = [image.filename for image in part if image is not None]
+        paths = [known[0].filename for known in part if known is not None]
         try:
             found += await in_thread(limits.OTHERS_FILE_TIMEOUT_S, _presences, part, paths=paths)
         except TimeoutError:
@@ -219,18 +266,18 @@ async def _look(images: Sequence[Image | None]) -> list[Presence | None]:
     return found
 
 
-async def _one(image: Image | None) -> Presence | None:
-    if image is None:
+async def _one(known: Known | None) -> Presence | None:
+    if known is None:
         return None
     try:
-        return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, _presence, image, paths=[image.filename])
+        return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, _presence, known, paths=[known[0].filename])
     except TimeoutError:
         return Presence.UNSEEN
 
 
-def _presence(image: Image | None) -> Presence | None:
-    return None if image is None else files.presence(image, sees_all=False)
+def _presence(known: Known | None) -> Presence | None:
+    return None if known is None else files.presence(known[0], sees_all=False, made=known[1])
 
 
-def _presences(images: Sequence[Image | None]) -> list[Presence | None]:
+def _presences(images: Sequence[Known | None]) -> list[Presence | None]:
     return list(map(_presence, images))

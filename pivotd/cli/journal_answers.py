@@ -148,8 +148,9 @@ class OfflineJournal:
                 one = verdict.provisional(one)
             one = verdict.doubtful(one, moved, is_copy=elsewhere)
             one = doubted(one, marks.get((pivot.domain, moved.disk)))
-            image = files.of_boot(verdict.right_image(moved), pivot)
-            found[pivot.domain, moved.disk] = verdict.check_file(one, files.presence(image, sees_all=True))
+            image, made = files.last_seen(verdict.right_image(moved), pivot, moved)
+            there = files.presence(image, sees_all=True, made=made)
+            found[pivot.domain, moved.disk] = verdict.check_file(one, there)
         return found
 
     def _in_fleet(

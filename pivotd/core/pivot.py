@@ -107,6 +107,19 @@ class RanOn:
 
 
 @dataclass(frozen=True, slots=True)
+class FileSeen:
+    """The file that QEMU was seen to have as an image. ``file_id`` counts within the boot, ``born`` for ever.
+
+    ``born``: when it was made, UTC, RFC 3339; None where the file system does not tell.
+    """
+
+    filename: str
+    file_id: str
+    boot_id: str
+    born: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class PivotDisk:
     """One disk of a pivot. ``size_bytes`` is the guest-visible size of the disk."""
 
@@ -142,6 +155,10 @@ class PivotDisk:
     ran_on: RanOn | None = None
     """Another image, on which the guest has run since: it may have writes that the right one lacks. None: there is
     none, or the guest was seen on the right one again.
+
+    Known only of the last pivot of a disk."""
+    file_seen: FileSeen | None = None
+    """The file that the guest's QEMU was last seen to have as the right image, if it has its name.
 
     Known only of the last pivot of a disk."""
 

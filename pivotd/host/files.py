@@ -12,7 +12,7 @@ from typing import Any
 
 from pivotd.core import nbd
 from pivotd.core.image_names import Description, describe
-from pivotd.core.pivot import Image, Pivot
+from pivotd.core.pivot import FileSeen, Image, Pivot, PivotDisk
 from pivotd.core.standing import Asked
 from pivotd.core.verdict import Presence
 from pivotd.host import view
@@ -202,11 +202,11 @@ def lost(images: Iterable[Image], pid: int = 0, *, blind: bool = False) -> str |
     return None
 
 
-def presence(image: Image, *, sees_all: bool) -> Presence:
+def presence(image: Image, *, sees_all: bool, made: str | None = None) -> Presence:
     """Return what the name of an image leads to now.
 
     ``sees_all``: no sandbox hides paths from this process, so that a missing name means a missing file; otherwise only
-    if pivotd has seen the file before.
+    if pivotd has seen the file before. ``made``: when its file was born.
     """
     image = _at_bottom(image)
     if not image.filename.startswith("/"):
@@ -220,7 +220,8 @@ def presence(image: Image, *, sees_all: bool) -> Presence:
         return Presence.GONE if sees_all or image.file_id is not None else Presence.UNSEEN
     except (OSError, ValueError):
         return Presence.UNSEEN
-    return Presence.THERE if image.file_id in {None, found} else Presence.REPLACED
+    same = image.file_id in {None, found} and not born_otherwise(image.filename, made)
+    return Presence.THERE if same else Presence.REPLACED
 
 
 def _at_bottom(image: Image) -> Image:
@@ -239,7 +240,34 @@ def sees_directory(path: str) -> bool:
 
 def of_boot(image: Image, pivot: Pivot) -> Image:
     """Return an image of a pivot without its file's id if the host has booted since: ids count within one boot."""
-    return image if pivot.identity.boot_id == boot_id() else replace(image, file_id=None)
+    lasts = image.file_id == LOST or pivot.identity.boot_id == boot_id()
+    return image if lasts else replace(image, file_id=None)
+
+
+def last_seen(image: Image, pivot: Pivot, disk: PivotDisk) -> tuple[Image, str | None]:
+    """Return an image of the last pivot of a disk with the id of its file in this boot, and when the file was born.
+
+    None where that is not known. The time of birth counts for ever, also where a new file has got the number of a
+    deleted one.
+    """
+    known, seen = of_boot(image, pivot), disk.file_seen
+    if seen is None or seen.filename != image.filename or known.file_id == LOST:
+        return known, None
+    return replace(known, file_id=seen.file_id) if seen.boot_id == boot_id() else known, seen.born
+
+
+def seen_now(filename: str) -> FileSeen | None:
+    """Return the file at a path, None if it is no regular one: devices have no time of birth, and lasting names."""
+    described = describe(filename)
+    if described.path is None or not os.path.isfile(described.path) or (found := _id_of(described)) is None:  # noqa: PTH113
+        return None
+    return FileSeen(filename, found, boot_id(), born(described.path))
+
+
+def born_otherwise(filename: str, known: str | None) -> bool:
+    """Return whether the file at a path is certainly another one than that which was born at a known time."""
+    made = None if known is None else born(describe(filename).path or filename)
+    return made is not None and made != known
 
 
 def renamed(image: Image, pivot: Pivot, file: File) -> bool:

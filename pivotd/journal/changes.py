@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pivotd.core.overwritten import Overwritten
-from pivotd.core.pivot import Accepted, JsonObject, Phase, Pivot, PivotDisk, RanOn, Record
+from pivotd.core.pivot import Accepted, FileSeen, JsonObject, Phase, Pivot, PivotDisk, RanOn, Record
 from pivotd.core.standing import Asked
 from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, RevisionConflictError
 from pivotd.journal import place
@@ -219,6 +219,20 @@ def other_images(connection: sqlite3.Connection, domain: str | None) -> list[tup
     """Return the disks, of all domains or one, whose guest has run on another image, each with its last pivot."""
     query = "SELECT * FROM disk_latest WHERE ran_on IS NOT NULL AND domain = ifnull(?, domain) ORDER BY domain, disk"
     return load_moved(connection, query, (domain,))
+
+
+def saw_file(pivot: str, domain: str, disk: str, seen: FileSeen) -> Change[None]:
+    """Keep the file that QEMU has as the right image of a disk, if its last pivot is still this one."""
+
+    def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
+        sql = (
+            "UPDATE disk_latest SET file_name = ?, file_id = ?, file_boot_id = ?, file_born = ?"
+            " WHERE domain = ? AND disk = ? AND pivot = ?"
+        )
+        connection.execute(sql, (seen.filename, seen.file_id, seen.boot_id, seen.born, domain, disk, pivot))
+        return None, ()
+
+    return change
 
 
 def left(domain: str, at: str) -> Change[None]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pivotd import limits
 from pivotd.core.overwritten import Overwritten
-from pivotd.core.pivot import JsonObject, Pivot, PivotDisk, RanOn, Record
+from pivotd.core.pivot import FileSeen, JsonObject, Pivot, PivotDisk, RanOn, Record
 from pivotd.core.standing import Asked
 from pivotd.errors import JournalError, JournalNewerError
 from pivotd.host.fsync import fsync_directory, fsync_file
@@ -167,6 +167,10 @@ class Journal:
         other = RanOn(*image, changes.utc_now())
         last = pivot.id, disk.accepted
         return await self._writer.submit(changes.ran_on(pivot.domain, disk.disk, last, other, asked))
+
+    async def saw_file(self, pivot: str, domain: str, disk: str, seen: FileSeen) -> None:
+        """Keep the file that QEMU has as the right image of a disk. Raises: JournalError."""
+        await self._writer.submit(changes.saw_file(pivot, domain, disk, seen))
 
     async def left(self, domain: str) -> None:
         """Put every disk of a domain in doubt: its guest leaves this host by a migration. Raises: JournalError."""

@@ -13,6 +13,7 @@ from typing import Any
 from pivotd.core.creation import ImageOptions
 from pivotd.core.pivot import (
     Accepted,
+    FileSeen,
     FleetStage,
     Identity,
     Image,
@@ -193,13 +194,28 @@ def load_moved(connection: sqlite3.Connection, query: str, parameters: Iterable[
     if not rows or "doubtful" not in rows[0].keys():  # noqa: SIM118 - a row is no dict
         return moved
     return [
-        (pivot, replace(disk, doubtful=bool(row["doubtful"]), left_at=row["left_at"], ran_on=_ran_on(row)))
+        (
+            pivot,
+            replace(
+                disk,
+                doubtful=bool(row["doubtful"]),
+                left_at=row["left_at"],
+                ran_on=_ran_on(row),
+                file_seen=_file_seen(row),
+            ),
+        )
         for row, (pivot, disk) in zip(rows, moved, strict=True)
     ]
 
 
 def _ran_on(row: Row) -> RanOn | None:
     return None if row["ran_on"] is None else RanOn(row["ran_on"], row["ran_on_format"], row["ran_on_at"])
+
+
+def _file_seen(row: Row) -> FileSeen | None:
+    if row["file_name"] is None:
+        return None
+    return FileSeen(row["file_name"], row["file_id"], row["file_boot_id"], row["file_born"])
 
 
 def record(row: Row) -> Record:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,15 @@ class Guest:
     def noted(self, event: str, times: int = 1) -> None:
         """Wait until the journal has so many records of an event."""
         assert until(lambda: [row["event"] for row in self.json("events").rows].count(event) == times)
+
+    def seen_file(self) -> None:
+        """Wait until the journal knows which file QEMU has as the right image of disk0."""
+
+        def has_one() -> bool:
+            with closing(sqlite3.connect(f"file:{self.daemon.state_dir}/journal.db?mode=ro", uri=True)) as connection:
+                return connection.execute("SELECT file_id FROM disk_latest WHERE disk = 'disk0'").fetchone() != (None,)
+
+        assert until(has_one)
 
     def until(self, wanted: object, field: str) -> object:
         """Wait until a field of the domain is so, or true where ``wanted`` is None."""
@@ -223,6 +234,51 @@ def test_a_file_that_is_not_the_one(guest: Guest, how: str):
     assert guest.json("verdict", "web1", "disk0").json["file"] == how
     guest.daemon.kill()
     assert guest.ctl("image", "web1", "disk0", offline=True).status == 6
+
+
+def test_a_file_with_the_name_and_the_number_of_the_right_one(guest: Guest):
+    """A file system may give the number of a deleted file to the next one, such as to its copy from a backup."""
+    new = guest.moved()
+    guest.seen_file()
+    guest.qemu.stop()
+    number = new.stat().st_ino
+    new.unlink()
+    for index in range(200):
+        fresh = create_image(guest.path(f"fresh{index}"))
+        if fresh.stat().st_ino == number:
+            fresh.rename(new)
+            break
+    else:
+        pytest.skip("this file system does not use a number again")
+    for offline in (False, True):
+        refused = guest.ctl("image", "web1", "disk0", "--wait", "0", offline=offline)
+        assert (refused.status, refused.stdout) == (6, "")
+        assert "leads to another file now" in complaint(refused)
+    guest.start_on(new)
+    guest.until(None, "alarms")
+    assert guest.ctl("image", "web1", "disk0").status == 6
+
+
+def test_an_accepted_image_is_replaced_under_its_name_while_the_guest_runs(guest: Guest):
+    """Nothing else knows which file it was: QEMU shows it as long as it lives, and the journal has seen it there."""
+    guest.moved()
+    guest.qemu.stop()
+    other = create_image(guest.path("other"))
+    word = ("verdict", "accept", "web1", "disk0", other, "--format", "qcow2", "--reason", "so")
+    assert guest.ctl(*word).status == 0
+    guest.start_on(other)
+    guest.seen_file()
+    other.rename(guest.path("kept"))
+    create_image(other)
+    assert guest.ctl("image", "web1", "disk0", "--wait", "0").status == 6
+    guest.qemu.stop()
+    guest.until("unreachable", "connection")
+    for offline in (False, True):
+        refused = guest.ctl("image", "web1", "disk0", "--wait", "0", offline=offline)
+        assert (refused.status, refused.stdout) == (6, "")
+        assert "leads to another file now" in complaint(refused)
+    guest.path("kept").rename(other)
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{other}\n"
 
 
 def test_guard(guest: Guest):

@@ -364,7 +364,7 @@ async def test_the_disks_in_doubt_are_found_by_domain(journal: Journal) -> None:
     for pivot in pivots:
         await journal.accept(pivot, {})
     for pivot in pivots[:2]:
-        assert await journal.ran_on(pivot, pivot.disks[0], "/images/other.qcow2", "qcow2")
+        assert await journal.ran_on(pivot, pivot.disks[0], ("/images/other.qcow2", "qcow2"))
     assert [pivot.domain for pivot, _ in await journal.other_images()] == ["db1", "web1"]
     assert await journal.other_images("web2") == []
     ((pivot, disk),) = await journal.other_images("web1")

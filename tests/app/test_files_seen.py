@@ -1,0 +1,40 @@
+"""Which file a name has to lead to: by its number in this boot, by its time of birth also after a boot of the host."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pivotd.core.pivot import Image, Phase
+from pivotd.core.verdict import Presence
+from pivotd.host import files
+from tests.core.build import disk, pivot
+
+
+@pytest.mark.parametrize("booted", [False, True])
+def test_a_file_that_was_restored_under_its_name(tmp_path: Path, booted: bool) -> None:
+    """Its number counts in one boot; its time of birth for ever."""
+    path, kept = tmp_path / "new.qcow2", tmp_path / "kept"
+    path.write_text("data")
+    seen = files.seen_now(str(path))
+    if seen is None or seen.born is None:
+        pytest.skip("this file system tells no times of birth")
+    if booted:
+        seen = replace(seen, boot_id="before", file_id="1:1")
+    known = replace(disk(0), file_seen=seen)
+    image, made = files.last_seen(Image(str(path), "qcow2", ""), pivot(Phase.CLOSED, disks=(known,)), known)
+    assert files.presence(image, sees_all=True, made=made) is Presence.THERE
+    path.rename(kept)
+    shutil.copyfile(kept, path)
+    assert files.presence(image, sees_all=True, made=made) is Presence.REPLACED
+
+
+def test_a_name_that_has_led_to_another_file_does_so_after_a_boot() -> None:
+    """No file at that name is the right one, whichever boot it is."""
+    lost = Image("/images/old.qcow2", "qcow2", "", files.LOST)
+    other_boot = pivot(Phase.CLOSED, disks=(replace(disk(0), source=lost),))
+    assert files.of_boot(lost, other_boot).file_id == files.LOST
+    assert files.of_boot(replace(lost, file_id="1:2"), other_boot).file_id is None
