@@ -52,7 +52,12 @@ class DriverState:
         self.pivot = pivot
         self.fleet = fleet
         """None: this host belongs to no fleet."""
-        self.attempt = Attempt.at_start(pivot, in_fleet=fleet is not None)
+        asked = journal.asked_of(pivot.id)  # and answered: the end of that process does not end the request
+        self.attempt = replace(
+            Attempt.at_start(pivot, in_fleet=fleet is not None),
+            cancelled_by=asked.get("cancel-requested"),
+            released_by=asked.get("release-requested"),
+        )
         self.successor: Pivot | None = None
         """The pivot that undoes this one."""
         self.inbox = Inbox()

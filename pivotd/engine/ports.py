@@ -11,7 +11,7 @@ from pivotd.core.dirty_bitmaps import Bitmaps
 from pivotd.core.fleet import FleetView, OnSilence
 from pivotd.core.observation import Asked, Observation, Root
 from pivotd.core.pivot import Identity, JsonObject, Pivot, PivotDisk, Record
-from pivotd.core.request import Limits
+from pivotd.core.request import Limits, Requester
 
 
 class Journal(Protocol):
@@ -31,6 +31,10 @@ class Journal(Protocol):
 
     async def read(self, pivot: str) -> Pivot:
         """Return a pivot as stored on disk. Raises: JournalError."""
+        ...
+
+    def asked_of(self, pivot: str) -> Mapping[str, Requester]:
+        """Return who has asked for what, by the event, of a pivot that an earlier process has left open."""
         ...
 
     async def note(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import Accepted, FileSeen, JsonObject, Phase, Pivot, PivotDisk, RanOn, Record
+from pivotd.core.request import Requester
 from pivotd.core.standing import Asked
 from pivotd.errors import ConflictError, DiskBusyError, NotFoundError, RevisionConflictError
 from pivotd.journal import place
@@ -33,6 +34,12 @@ FIXED = frozenset({
 """Fields that identify a pivot, and its revision: no caller may change them."""
 
 _INSERT_RECORD = "INSERT INTO record (at, domain, pivot, event, phase, facts) VALUES (?, ?, ?, ?, ?, ?)"
+_SELECT_ASKED = (
+    "SELECT record.pivot, record.event, record.facts"
+    " FROM pivot INDEXED BY pivot_open CROSS JOIN record INDEXED BY record_by_pivot ON record.pivot = pivot.id"
+    " WHERE pivot.phase <> 'closed' AND record.event IN ('cancel-requested', 'release-requested') ORDER BY record.seq"
+)
+"""With the hints SQLite reads the records of open pivots alone."""
 
 
 def utc_now() -> str:
@@ -326,6 +333,15 @@ def remove_domain(name: str, uid: int) -> Change[None]:
 def open_pivots(connection: sqlite3.Connection) -> list[Pivot]:
     """Return every pivot that is not closed, oldest first."""
     return load_pivots(connection, SELECT_OPEN)
+
+
+def asked(connection: sqlite3.Connection) -> dict[str, dict[str, Requester]]:
+    """Return, by open pivot and event, who has last asked for what no change of the pivot shows yet."""
+    found: dict[str, dict[str, Requester]] = {}
+    for row in connection.execute(_SELECT_ASKED):
+        # The records have no more: -1 is nobody's, as in chown(2).
+        found.setdefault(row["pivot"], {})[row["event"]] = Requester(json.loads(row["facts"])["uid"], -1, -1)
+    return found
 
 
 def pivot(connection: sqlite3.Connection, pivot_id: str) -> Pivot:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pivotd import limits
 from pivotd.core.overwritten import Overwritten
 from pivotd.core.pivot import FileSeen, JsonObject, Pivot, PivotDisk, RanOn, Record
+from pivotd.core.request import Requester
 from pivotd.core.standing import Asked
 from pivotd.errors import JournalError, JournalNewerError
 from pivotd.host.fsync import fsync_directory, fsync_file
@@ -43,6 +44,7 @@ class Journal:
         self._lock = lock_descriptor
         self._subscribers: list[Subscriber] = []
         self._last_seq = 0
+        self._asked: dict[str, dict[str, Requester]] = {}
         self._wal_index = -1
         self.file_checked = False
         """Whether check_file() has succeeded: until then, nobody knows whether this is a restored copy."""
@@ -94,8 +96,16 @@ class Journal:
         return self._writer.alive
 
     def open_pivots(self) -> list[Pivot]:
-        """Return every pivot that is not closed, oldest first. At start-up only: it blocks."""
+        """Return every pivot that is not closed, oldest first, and learn what was asked of them.
+
+        At start-up only: it blocks.
+        """
+        self._asked = self._start_up(changes.asked)
         return self._start_up(changes.open_pivots)
+
+    def asked_of(self, pivot: str) -> Mapping[str, Requester]:
+        """Return who had asked for what, by the event, of a pivot that was open at start-up."""
+        return self._asked.get(pivot, {})
 
     def domains(self) -> list[DomainRow]:
         """Return the domains added at run time, by name. At start-up only: it blocks."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from pivotd.app.registry import RUNTIME
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.request import Requester
@@ -212,3 +217,43 @@ async def test_a_cancel_that_fails_while_a_record_hangs_is_tried_again(
     hangs.set()
     await engine.resting(driver)
     assert qemu.root("disk0").filename == str(tmp_path / "old")
+
+
+@pytest.mark.parametrize("asked", ["cancel", "release"])
+async def test_what_was_asked_while_qemu_hung_is_done_by_the_next_process(
+    engine: Engine, tmp_path: Path, qemu_factory: QemuFactory, asked: str
+):
+    """The answer was that it would be done as soon as QEMU answers; pivotd is killed before that."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old", size="64M"))])
+    supervisor = await engine.connect(qemu)
+    options = {"cancel": {"pivot": False}, "release": {"keep_synced": True, "keep_synced_s": 3600}}[asked]
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new"}, **options)
+    await engine.resting(driver)
+    os.kill(qemu.pid, signal.SIGSTOP)
+    asking = asyncio.create_task(getattr(driver, asked)(WHO))
+    async with asyncio.timeout(60):
+        while f"{asked}-requested" not in engine.events(driver.pivot):
+            await asyncio.sleep(0.02)
+    left = tmp_path / "left"
+    shutil.copytree(engine.state_dir, left, ignore=shutil.ignore_patterns("*.lock"))
+    engine.host.remove("web1")
+    with contextlib.suppress(PhaseConflictError):
+        await asking
+    async with asyncio.timeout(60):
+        while supervisor.session is not None:
+            await asyncio.sleep(0.02)
+    os.kill(qemu.pid, signal.SIGCONT)
+    later = Engine(left)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(later.host.run())
+        await later.host.started()
+        again = later.host.add("web1", str(qemu.qmp), RUNTIME, later.journal.open_pivots())
+        while not again.drivers:
+            await asyncio.sleep(0.02)
+        (following,) = again.drivers.values()
+        pivot = await later.closed(following)
+        assert pivot.outcome == {"cancel": "kept", "release": "switched"}[asked]
+        assert later.events(pivot).count(f"{asked}-requested") == 1
+        later.host.end()
+        await running
+    await later.journal.close()

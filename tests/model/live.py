@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Identity, JsonObject, Phase, Pivot, Record
+from pivotd.core.request import Requester
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.errors import QmpUnknownError
@@ -81,6 +82,9 @@ class LiveJournal:
 
     async def advance(self, before: Pivot, event: str, facts: JsonObject, **changes: Any) -> Pivot:
         return await self.work(self.real.advance(before, event, facts, **changes))
+
+    def asked_of(self, pivot: str) -> Mapping[str, Requester]:
+        return self.real.asked_of(pivot)
 
     async def note(self, event: str, facts: JsonObject, **whose: Any) -> Record:
         return await self.work(self.real.note(event, facts, **whose))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from pivotd.core.pivot import JsonObject, Phase, Pivot, Record
+from pivotd.core.request import Requester
 from pivotd.errors import JournalFullError, JournalWriteError, RevisionConflictError
 from tests.model import invariants
 from tests.model.points import Alternative, nothing
@@ -57,6 +59,10 @@ class Ledger:
     async def read(self, pivot: str) -> Pivot:
         """Return what is on disk."""
         return self.durable
+
+    def asked_of(self, pivot: str) -> Mapping[str, Requester]:
+        """Nobody asks through the journal: a message goes straight to the driver."""
+        return {}
 
     async def note(self, event: str, facts: JsonObject, **_whose: Any) -> Record:
         """Record something that changes no pivot."""
