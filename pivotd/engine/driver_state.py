@@ -16,7 +16,6 @@ from pivotd import limits, log
 from pivotd.core import phases
 from pivotd.core.attempt import Attempt, Moment
 from pivotd.core.pivot import Phase, Pivot
-from pivotd.core.request import Manager
 from pivotd.core.undo import window_left_s
 from pivotd.counts import COUNTS
 from pivotd.engine import pivot_log
@@ -68,7 +67,7 @@ class DriverState:
         self.waits_for = "its first look at QEMU"
         self.stalled = False
         self.guest_waits_for: str | None = None
-        """Why a guest stays paused beyond the longest pause: libvirt does not know its disk, or does not answer."""
+        """Why a guest stays paused beyond the longest pause; None: it does not."""
         self.wait_recorded_of: int | None = None
         """The attempt of which it is recorded that its guest waits."""
         self.unrecorded = False
@@ -224,17 +223,32 @@ class DriverState:
             timeout_s = min(timeout_s, left_s)
         await self.sleep(timeout_s)
 
+    async def telling(self, work: Awaitable[T], reason: str) -> T:
+        """Return the result of work for which the guest has to wait; log the reason if it waits for too long.
+
+        A timer costs the pause least, and here the journal, which takes no record then, is what the guest waits for.
+        """
+        left_s = 0.0 if self.attempt.deadline is None else self.attempt.deadline - self.clock.monotonic()
+        patience_s = max(left_s, limits.RECORD_PATIENCE_S)
+        late = asyncio.get_running_loop().call_later(patience_s, self._say_guest_waits, reason)
+        try:
+            return await work
+        finally:
+            late.cancel()
+
+    def _say_guest_waits(self, reason: str | None) -> None:
+        if reason is not None and self.guest_waits_for is None:
+            logger.error("pivot.guest-waits", domain=self.pivot.domain, pivot=self.pivot.id, reason=reason)
+        self.guest_waits_for = reason
+
     async def note_guest_waits(self, reason: str | None) -> None:
-        """Log once why a guest stays paused for libvirt or the fleet beyond its longest pause; None: it need not.
+        """Log once why a guest stays paused beyond its longest pause; None: it need not.
 
         The record of that, one in each pause, stands before the one of its end, which may be long in coming.
         """
-        others = self.pivot.manager is Manager.LIBVIRT or self.attempt.fleet_silent is not None
-        late = self.in_window and self.attempt.deadline_passed and others
+        late = self.in_window and self.attempt.deadline_passed
         now = reason if late and self.attempt.resumed_at is None else None
-        if now is not None and self.guest_waits_for is None:
-            logger.error("pivot.guest-waits", domain=self.pivot.domain, pivot=self.pivot.id, reason=now)
-        self.guest_waits_for = now
+        self._say_guest_waits(now)
         if now is not None and self.wait_recorded_of != self.pivot.attempt:
             self.wait_recorded_of = self.pivot.attempt
             pause = self.attempt.pause(self.pivot, self.clock.monotonic(), self.clock.utc_now())

@@ -91,10 +91,13 @@ async def _in_time(state: DriverState, action: actions.Action, seen: Observation
     if state.pivot.manager is Manager.LIBVIRT:
         moved = False  # the next boot of libvirt's guests names the right image without a record, too
     work = _write(state, action, seen)
-    if moved or not state.pivot.owes_resume:
+    if state.pivot.owes_resume and moved:
+        why = "the storage of the journal does not answer, and nobody can say whether it has the record of the switch"
+        await state.telling(work, why)
+    elif state.pivot.owes_resume:
+        await in_time(state, seen, work)
+    else:
         await work
-        return
-    await in_time(state, seen, work)
 
 
 async def _write(state: DriverState, action: actions.Action, seen: Observation) -> None:

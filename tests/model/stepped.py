@@ -90,6 +90,9 @@ class SteppedState(DriverState):
             return _Done(partial(_fail, error))
         raise AssertionError("it waits")
 
+    async def telling(self, work: Awaitable[T], _reason: str) -> T:
+        return await work
+
     async def note_in_time(self, event: str, facts: dict[str, Any]) -> None:
         with contextlib.suppress(JournalError):
             await self.world.note(event, facts)
