@@ -114,8 +114,11 @@ EXECUTING = frozenset({"running", "suspended"})
 """Run states in which guest writes are possible; a suspended guest may wake at any time."""
 OUR_PAUSE = frozenset({"paused", "prelaunch"})
 """Run states after ``stop``; a guest reset during the pause turns ``paused`` into ``prelaunch``."""
-LEAVING = frozenset({"finish-migrate", "postmigrate"})
+POSTMIGRATE = "postmigrate"
+LEAVING = frozenset({"finish-migrate", POSTMIGRATE})
 """Run states of a guest that leaves by a migration, or has left."""
+PASSING = frozenset({"finish-migrate", "save-vm"})
+"""Run states that QEMU ends by itself: the guest has left after that, or is here and may run on."""
 NEVER_RAN = "prelaunch"
 """The run state of a guest that nobody has let run since its QEMU has started, or has reset it in a pause."""
 MIGRATION_STATES = frozenset({"inmigrate", "postmigrate", "finish-migrate", "save-vm", "restore-vm", "colo"})
@@ -158,8 +161,9 @@ class Observation:
     has_nonce: bool = True
     migrating: bool = False
     saved: bool = False
-    """The guest is in ``postmigrate``, and libvirt says that its memory went to a file here, and that this is over: a
-    dump, a snapshot with memory, a save that has failed in the end. It runs nowhere else, and may run on."""
+    """The guest is in ``postmigrate``, runs nowhere else, and may run on. QEMU says that its migration has failed, or
+    was cancelled. Or libvirt says that its memory went to a file here, and that this is over: a dump, a snapshot with
+    memory, a save that has failed in the end."""
     uses_source: bool = False
     uses_destination: bool = False
     bitmaps: Bitmaps = field(default_factory=dict)

@@ -11,7 +11,7 @@ from pivotd.core.observation import Observation, Qemu
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
-from pivotd.qmp import blocks, of_pivot, replies, write_thresholds, writers
+from pivotd.qmp import blocks, not_left, of_pivot, replies, write_thresholds, writers
 from pivotd.qmp.blocks import Blocks, DiskSeen
 from pivotd.qmp.monitor import Monitor
 
@@ -63,6 +63,7 @@ async def look(monitor: Monitor, path: str, pivot: Pivot) -> Observation:
         merged=of_pivot.merged(shown.graph, roots, pivot),
         has_nonce=pivot.identity.nonce in replies.object_names(objects),
         migrating=replies.migrating(migrate),
+        saved=await not_left.may_run_on(monitor, replies.run_state(status), migrate),
         bitmaps=of_pivot.bitmaps(shown, pivot),
         write_thresholds=write_thresholds.read(shown.disks, pivot),
     )

@@ -67,6 +67,19 @@ def migrating(answer: Any) -> bool:
     return of(str, of(dict, answer).get("status", "none")) in MIGRATING
 
 
+@asks("query-migrate")
+def given_up(answer: Any) -> bool:
+    """Return whether the last migration has failed or was cancelled."""
+    return of(dict, answer).get("status") in {"failed", "cancelled"}
+
+
+@asks("query-migrate-capabilities")
+def may_run_there_first(answer: Any) -> bool:
+    """Return whether a migration may let the guest run on the other host before it is through here (post-copy)."""
+    beforehand = {"postcopy-ram", "x-colo"}
+    return any(of(bool, entry["state"]) for entry in of(list, answer) if entry["capability"] in beforehand)
+
+
 @asks("query-chardev")
 def open_chardevs(answer: Any) -> list[str]:
     """Return the labels of the character devices in use; these include other monitors."""

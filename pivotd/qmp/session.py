@@ -24,6 +24,7 @@ from pivotd.qmp import (
     looking,
     mirror_back,
     mirror_start,
+    not_left,
     of_pivot,
     preparation,
     replies,
@@ -292,7 +293,7 @@ class Session:
         state = replies.run_state(status)
         if self._monitor.resumes != resumes:
             raise QmpRefusedError(f"another client has resumed the guest meanwhile: it is {state}")
-        if state not in OUR_PAUSE:
+        if state not in OUR_PAUSE and not await not_left.may_run_on(self._monitor, state, migrate):
             raise QmpRefusedError(f"the guest is {state}: it is not pivotd's to resume")
 
     async def snapshot(self, pivot: Pivot) -> Mapping[str, Root]:

@@ -18,6 +18,7 @@ from tests.interference.test_events import to_the_end
 from tests.ported_cases.fixture import Bed
 from tests.support.qemu import Disk, Qemu
 from tests.support.tiny_guest import TinyGuest
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.qemu
 
@@ -108,3 +109,32 @@ async def test_a_guest_moves_to_another_qemu(
         assert heir.run_state() in {"running", "paused"}
     else:
         assert bed.qemu.run_state() == "running"
+
+
+@pytest.mark.parametrize(("point", "ending"), [("stopped", "cancel"), ("switched", "cancel"), ("switched", "continue")])
+async def test_a_migration_that_was_begun_in_the_pause_ends(
+    bed: Bed, moment: Callable[[str], Moment], point: str, ending: str
+):
+    """Cancelled, it leaves a guest that had stood still in ``postmigrate``: it runs on. Completed, it does not."""
+    await bed.domain(Disk(bed.image(fill="28M"), bus="ide"))
+
+    def migrate(qemu: Qemu) -> None:
+        qemu.spy("migrate-set-capabilities", capabilities=[{"capability": "pause-before-switchover", "state": True}])
+        qemu.spy("migrate", uri="exec:cat >/dev/null")
+        assert until(lambda: qemu.spy("query-migrate").get("status") == "pre-switchover", 60)
+
+    moment(point).what = lambda: migrate(bed.qemu)
+    driver = await bed.copy(bed.target(), attempts=1)
+    async with asyncio.timeout(60):
+        while "QEMU: finish-migrate" not in driver.waits_for:
+            await asyncio.sleep(0.02)
+    assert driver.pivot.owes_resume
+    assert await asyncio.to_thread(until, lambda: driver.failing is not None, 60), "the long pause was not told"
+    if ending == "cancel":
+        bed.qemu.spy("migrate_cancel")
+    else:
+        bed.qemu.spy("migrate-continue", state="pre-switchover")
+    pivot = await bed.engine.closed(driver)
+    assert pivot.outcome in {"kept", "switched"}, pivot.error
+    assert bed.qemu.run_state() == {"cancel": "running", "continue": "postmigrate"}[ending]
+    assert bed.engine.events(pivot).count("guest-waits") == 1

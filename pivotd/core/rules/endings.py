@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pivotd.core import kinds, names
-from pivotd.core.actions import Action, NoteResumed, RecordOutcome, Resume, Retreat
+from pivotd.core.actions import Action, NoteResumed, RecordOutcome, Resume, Retreat, Wait
 from pivotd.core.attempt import Attempt
-from pivotd.core.observation import OUR_PAUSE, STATUS_ENDED, JobSeen, Observation, Root
+from pivotd.core.observation import OUR_PAUSE, PASSING, STATUS_ENDED, JobSeen, Observation, Root
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk
 
 
@@ -15,6 +15,8 @@ def resume(seen: Observation) -> Action:
     """Return the action that ends a pause for which pivotd owes a resume."""
     if seen.run_state in OUR_PAUSE or seen.saved:
         return Resume(owed=seen.calling)
+    if seen.run_state in PASSING:
+        return Wait(f"the guest is saved or migrated in its pause (QEMU: {seen.run_state}): if that fails, it runs on")
     return NoteResumed(seen.run_state or "unknown")
 
 
