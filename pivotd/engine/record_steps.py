@@ -16,7 +16,7 @@ from pivotd.core.request import Manager
 from pivotd.engine import pivot_log, record_shapes
 from pivotd.engine.driver_state import DriverState
 from pivotd.engine.intent import look_for_destinations
-from pivotd.engine.journal_failures import in_time, without_paused, without_record
+from pivotd.engine.journal_failures import holds_writes, in_time, let_write, without_paused, without_record
 from pivotd.engine.pause_steps import note_resumed
 from pivotd.errors import JournalError, JournalWriteError
 from pivotd.host.files import change_times, file_id
@@ -50,12 +50,22 @@ async def note_whose_pause(state: DriverState) -> None:
     """Record whose pause it is, if that is due: another client's, pivotd's after all, or one that pivotd has ended."""
     attempt = state.attempt
     if attempt.not_ours is not None:
-        await state.record("not-our-pause", {"run_state": attempt.not_ours}, owes_resume=False)
-        state.remember(not_ours=None)
+        await _note_not_ours(state, attempt.not_ours)
     if attempt.ours is not None:
         await _note_ours(state, attempt.ours)
     if state.attempt.resumed_at is not None and state.pivot.owes_resume:
         await note_resumed(state, "resumed", {})
+
+
+async def _note_not_ours(state: DriverState, run_state: str) -> None:
+    """Record that the pause is another client's, who may end it at any time; without a record hold no write."""
+    work = state.record("not-our-pause", {"run_state": run_state}, owes_resume=False)
+    try:
+        await state.unless_late(work, limits.RECORD_PATIENCE_S, lambda: let_write(state))
+    except JournalError:
+        await let_write(state)
+        raise
+    state.remember(not_ours=None)
 
 
 async def _note_ours(state: DriverState, run_state: str) -> None:
@@ -91,7 +101,9 @@ async def _in_time(state: DriverState, action: actions.Action, seen: Observation
     if state.pivot.manager is Manager.LIBVIRT:
         moved = False  # the next boot of libvirt's guests names the right image without a record, too
     work = _write(state, action, seen)
-    if state.pivot.owes_resume and moved:
+    if holds_writes(state, seen):
+        await in_time(state, seen, work)
+    elif state.pivot.owes_resume and moved:
         why = "the storage of the journal does not answer, and nobody can say whether it has the record of the switch"
         await state.telling(work, why)
     elif state.pivot.owes_resume:

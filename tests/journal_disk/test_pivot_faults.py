@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.process import has_record
 from tests.conftest import LONG
 from tests.journal_disk.disk import Disk
 from tests.journal_disk.fixture import COMPLETE, WAIT_S, Ground
@@ -151,3 +152,42 @@ def test_guest_goes_on_when_the_switch_fails_and_its_end_cannot_be_recorded(grou
     judge_sound(ground, None, f"see {ground.directory}")
     assert ground.missing() == {}
     assert pause_s < PAUSE_S_MAX
+
+
+@pytest.mark.parametrize("whose", ["pivotd's", "somebody's"])
+@pytest.mark.parametrize("how", ["hang", "enospc"])
+def test_writes_of_a_guest_that_somebody_lets_run_are_not_held_for_the_journal(
+    ground: Ground, how: str, whose: str
+) -> None:
+    """A job at pending holds them, and pivotd has to cancel it: also where that, or whose pause it is, is no record."""
+    done: list[str] = []
+
+    def break_journal() -> None:
+        ground.disk.fail(Fault("any", 1, how, lasting=how != "hang"))
+
+    def strike(message: Message) -> None:
+        if message.label == "command:query-status" and whose == "somebody's" and not done and intended(ground):
+            done.append("stop")
+            break_journal()
+            ground.world.spy("stop")
+        pending = message.label == "event:JOB_STATUS_CHANGE" and message.json["data"]["status"] == "pending"
+        if pending and "cont" not in done and ground.run_state() == "paused":
+            if not done:
+                break_journal()
+            done.append("cont")
+            ground.world.spy("cont")
+
+    ground.hook = strike
+    pivot = ground.copy()["id"]
+    assert until(lambda: "cont" in done, WAIT_S)
+    assert until(lambda: all(job["status"] != "pending" for job in ground.world.spy("query-jobs")), PATIENCE_S)
+    assert ground.run_state() == "running"
+    assert ground.roots() == [str(ground.images[0])]
+    ground.disk.fail()
+    assert ground.rest(pivot)["outcome"] == "kept"
+    judge_sound(ground, None, f"see {ground.directory}")
+
+
+def intended(ground: Ground) -> bool:
+    """Return whether the intent is on disk: the next command is for the pause."""
+    return has_record(ground.daemon.state_dir, "pausing")
