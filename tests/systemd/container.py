@@ -162,10 +162,14 @@ class Container:
     def run(
         self, *command: str, user: str | None = None, check: bool = True, timeout_s: float = COMMAND_TIMEOUT_S
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the container, as root or as a user with the user's groups."""
+        """Run a command in the container, as root or as a user with the user's groups.
+
+        In a session of its own: what it sends to its process group does not reach the tests.
+        """
         done = subprocess.run(
-            self._enter(command, user), capture_output=True, text=True, timeout=timeout_s, check=False, cwd="/"
-        )
+            self._enter(command, user), capture_output=True, text=True, timeout=timeout_s, check=False, cwd="/",
+            start_new_session=True,
+        )  # fmt: skip
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done
 

@@ -203,6 +203,7 @@ def test_units_with_drop_ins(host: Host):
 def test_a_daemon_that_died(host: Host):
     """Within an hour it is told how often systemd had to start it; a restart by a person ends that."""
     pid = host.main_pid()
+    assert pid, "pivotd does not run"
     host.container.run("kill", "-9", str(pid))
     assert until(lambda: host.main_pid() not in {0, pid})
     assert until(lambda: connected(host, "web1"))
