@@ -47,7 +47,7 @@ async def without_record(state: DriverState, seen: Observation, error: JournalEr
     Returns: True if nothing is left to do: the guest is no longer in pivotd's pause.
     """
     session = state.domain.session
-    if holds_writes(state, seen):
+    if holding_writes(state, seen):
         return await let_write(state)
     paused = state.pivot.owes_resume and seen.run_state in OUR_PAUSE and seen.qemu is Qemu.SAME
     if not paused or state.attempt.resumed_at is not None:
@@ -66,21 +66,23 @@ async def without_record(state: DriverState, seen: Observation, error: JournalEr
     return False
 
 
-def holds_writes(state: DriverState, seen: Observation) -> bool:
-    """Return whether a job at ``pending`` holds the writes of a guest that somebody else lets run, or may let run.
+def holding_writes(state: DriverState, seen: Observation) -> list[str]:
+    """Return the jobs at ``pending``, or on the way there, of a guest that somebody else lets run, or may let run.
 
-    Of a guest in pivotd's pause the resume sees to that.
+    They hold its writes. Of a guest in pivotd's pause the resume sees to that.
     """
     pivot = state.pivot
     if seen.qemu is not Qemu.SAME or pivot.manager is not Manager.PIVOTD or not pivot.switches:
-        return False
+        return []
     if pivot.owes_resume and state.attempt.not_ours is None and seen.run_state in OUR_PAUSE:
-        return False
-    return any(seen.job(disk.job).status == STATUS_PENDING for disk in pivot.disks)
+        return []
+    told = state.attempt.completing or frozenset()
+    status = {disk.job: seen.job(disk.job).status for disk in pivot.disks}
+    return [job for job, now in status.items() if now == STATUS_PENDING or (job in told and now not in STATUS_ENDED)]
 
 
 async def let_write(state: DriverState) -> bool:
-    """Cancel the jobs at ``pending``, although that cannot be recorded: their disks stay on their sources.
+    """Cancel such jobs, although that cannot be recorded: their disks stay on their sources.
 
     No other decision is left to record for them: a guest that has run since ``stop`` may have a write waiting there.
 
@@ -89,10 +91,8 @@ async def let_write(state: DriverState) -> bool:
     if (session := state.domain.session) is None:
         return False
     with contextlib.suppress(QmpError):
-        now = await session.look(state.pivot)
-        if holds_writes(state, now):
-            held = [disk.job for disk in state.pivot.disks if now.job(disk.job).status == STATUS_PENDING]
-            await session.cancel(held, resume=False)
+        if jobs := holding_writes(state, await session.look(state.pivot)):
+            await session.cancel(jobs, resume=False)
         return True
     return False
 

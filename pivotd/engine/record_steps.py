@@ -16,7 +16,7 @@ from pivotd.core.request import Manager
 from pivotd.engine import pivot_log, record_shapes
 from pivotd.engine.driver_state import DriverState
 from pivotd.engine.intent import look_for_destinations
-from pivotd.engine.journal_failures import holds_writes, in_time, let_write, without_paused, without_record
+from pivotd.engine.journal_failures import holding_writes, in_time, let_write, without_paused, without_record
 from pivotd.engine.pause_steps import note_resumed
 from pivotd.errors import JournalError, JournalWriteError
 from pivotd.host.files import change_times, file_id
@@ -101,7 +101,7 @@ async def _in_time(state: DriverState, action: actions.Action, seen: Observation
     if state.pivot.manager is Manager.LIBVIRT:
         moved = False  # the next boot of libvirt's guests names the right image without a record, too
     work = _write(state, action, seen)
-    if holds_writes(state, seen):
+    if holding_writes(state, seen):
         await in_time(state, seen, work)
     elif state.pivot.owes_resume and moved:
         why = "the storage of the journal does not answer, and nobody can say whether it has the record of the switch"
