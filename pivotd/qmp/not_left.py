@@ -1,7 +1,7 @@
 """Whether a guest that QEMU has stopped for a migration is still here: the migration has failed, or was cancelled.
 
-QEMU then lets a guest run again that ran before. One that stood still in a pause of pivotd's it leaves in
-``postmigrate`` (7.2) or puts back to ``paused`` (10.0). Source: migration/migration.c, migration_iteration_finish().
+QEMU then lets a guest run again that ran before. One that stood still in a pause of pivotd's QEMU 7.2 leaves in
+``postmigrate`` (measured). Source: migration/migration.c, migration_iteration_finish().
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ JUDGEMENT = (
     ),
     Defect(
         "the guest is let run without a look at its run state", "G2", SESSION,
-        "        if state not in OUR_PAUSE:\n", "        if False:\n",
+        "        if state not in OUR_PAUSE and not await not_left.may_run_on(self._monitor, state, migrate):\n", "        if False:\n",
         "wire", ("tests/wire/test_resume.py", "-k", "every_time"),
     ),
     Defect(
