@@ -128,7 +128,7 @@ class Host:
         """Forget a domain; its supervisor ends. ``by``: who asked, for the log."""
         supervisor = self.supervisors.pop(name)
         supervisor.end()
-        self.changed.set()
+        self._changed(name)  # whoever watches its connection lets go of it
         self.say_removed(name, supervisor.path, supervisor.origin, by)
 
     @staticmethod

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from pivotd import limits
 from pivotd.app.alarms import Alarms
+from pivotd.app.leftovers import Leftovers
 from pivotd.app.reads import Reads
 from pivotd.app.start import Starter
 from pivotd.core.request import Kind, PivotRequest, Target
@@ -201,3 +204,30 @@ async def test_an_older_look_does_not_end_the_doubt_about_a_guest_that_leaves(
     (found,) = await reads.verdicts("web1", "disk0", lambda one: one)
     assert not found.certain
     running.cancel()
+
+
+async def test_a_domain_that_was_removed_leaves_nothing_behind(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path
+):
+    """Also one that was connected: domains come and go for years, each with its connection and what it has shown."""
+    watching = [
+        asyncio.ensure_future(one.run())
+        for one in (Alarms(engine.host, engine.journal, reads), Leftovers(engine.host, reads))
+    ]
+    await engine.connect(qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))]))
+    await until(lambda: known(engine.host.get("web1").session) > 0)
+    connection = weakref.ref(engine.host.get("web1").session)
+    engine.host.remove("web1")
+
+    def gone() -> bool:
+        gc.collect()
+        return connection() is None
+
+    await until(gone)
+    for task in watching:
+        task.cancel()
+
+
+def known(session: Session | None) -> int:
+    """Return how many callbacks a connection has besides its supervisor's."""
+    return len(session._monitor._callbacks) - 1 if session is not None else 0
