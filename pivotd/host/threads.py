@@ -68,8 +68,8 @@ def running() -> int:
 async def in_thread(timeout_s: float, function: Callable[[*Ts], T], *args: *Ts, paths: Sequence[str]) -> T:
     """Return the result of function, which looks at the storage of ``paths``.
 
-    Raises: TimeoutError: the storage does not answer within timeout_s, or an earlier call still hangs there; the
-    message is one line with the path. Whatever function raises.
+    Raises: TimeoutError: the storage does not answer within timeout_s, or an earlier call still hangs there, or this
+    host gives pivotd no more threads; the message is one line with the path. Whatever function raises.
     """
     call = _Call(tuple(paths), timeout_s)
     result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -79,8 +79,9 @@ async def in_thread(timeout_s: float, function: Callable[[*Ts], T], *args: *Ts, 
                 await _turn(call)
             if silent is None:
                 call.started_s = time.monotonic()
-                _start(call, result, function, *args)
-                return await result
+                if _start(call, result, function, *args):
+                    return await result
+                silent = f"this host gives pivotd no thread to look at {_named(call.paths)}"
             _wake()  # its turn, if it had one, is the next one's
     except TimeoutError as error:
         if result.done() and not result.cancelled() and result.exception() is error:
@@ -146,7 +147,8 @@ def _wake() -> None:
             woken.set_result(None)
 
 
-def _start(call: _Call, result: asyncio.Future[T], function: Callable[[*Ts], T], *args: *Ts) -> None:
+def _start(call: _Call, result: asyncio.Future[T], function: Callable[[*Ts], T], *args: *Ts) -> bool:
+    """Start a thread for the call; return False if there is none to be had."""
     loop = result.get_loop()
 
     def end(resolve: Callable[[], None]) -> None:
@@ -170,9 +172,10 @@ def _start(call: _Call, result: asyncio.Future[T], function: Callable[[*Ts], T],
     _running.add(call)
     try:
         threading.Thread(target=work, name=getattr(function, "__name__", "call"), daemon=True).start()
-    except RuntimeError:  # this host gives pivotd no more threads
+    except RuntimeError:
         _running.discard(call)
-        raise
+        return False
+    return True
 
 
 def _named(paths: Sequence[str]) -> str:

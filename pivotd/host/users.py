@@ -29,7 +29,7 @@ async def learn(uid: int) -> None:
     _known[uid] = name_of(uid), now_s
     try:
         _known[uid] = await in_thread(limits.USER_TIMEOUT_S, _look_up, uid, paths=[DATABASE]), now_s
-    except (TimeoutError, OSError, RuntimeError):
+    except (TimeoutError, OSError):
         return
 
 

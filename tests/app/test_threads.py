@@ -165,3 +165,16 @@ async def test_a_time_limit_of_the_function_s_own_is_raised():
 
     with pytest.raises(TimeoutError, match="Connection timed out"):
         await in_thread(60, fail, paths=["/nfs/a"])
+
+
+async def test_a_host_without_threads_is_like_storage_that_does_not_answer(storage: Storage):
+    """Whoever asks can handle that: any other error has ended a task of the daemon, and the daemon with it."""
+    threading.stack_size(1 << 47)  # more than an address space has: no thread can start
+    try:
+        with pytest.raises(TimeoutError, match=r"gives pivotd no thread to look at /nfs/a$"):
+            await in_thread(SHORT_S, storage.look, paths=["/nfs/a"])
+    finally:
+        threading.stack_size(0)
+    assert threads.running() == 0
+    storage.release()
+    assert await in_thread(60, storage.look, paths=["/nfs/a"]) == "seen"
