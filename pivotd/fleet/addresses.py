@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from pivotd.host.threads import starts
+
 
 class Addresses:
     """The addresses of one host. Whoever asks while a look is under way shares it: there is one thread at most."""
@@ -29,9 +31,11 @@ class Addresses:
             return [self._host]
         loop = asyncio.get_running_loop()
         if self._look is None or self._look.done() or self._look.get_loop() is not loop:
-            self._look = loop.create_future()
-            self._look.add_done_callback(lambda done: done.cancelled() or done.exception())  # counts as told
-            threading.Thread(target=self._work, args=(self._look,), name="addresses", daemon=True).start()
+            look: asyncio.Future[list[str]] = loop.create_future()
+            look.add_done_callback(lambda done: done.cancelled() or done.exception())  # counts as told
+            if not starts(threading.Thread(target=self._work, args=(look,), name="addresses", daemon=True)):
+                raise OSError("this host gives pivotd no thread to look up a name")
+            self._look = look
         return await asyncio.shield(self._look)
 
     def _work(self, look: asyncio.Future[list[str]]) -> None:

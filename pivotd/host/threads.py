@@ -65,6 +65,15 @@ def running() -> int:
     return len(_running)
 
 
+def starts(thread: threading.Thread) -> bool:
+    """Start a thread; return False if this host gives pivotd no more of them: then nothing has begun."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
+
+
 async def in_thread(timeout_s: float, function: Callable[[*Ts], T], *args: *Ts, paths: Sequence[str]) -> T:
     """Return the result of function, which looks at the storage of ``paths``.
 
@@ -170,12 +179,10 @@ def _start(call: _Call, result: asyncio.Future[T], function: Callable[[*Ts], T],
             loop.call_soon_threadsafe(end, resolve)
 
     _running.add(call)
-    try:
-        threading.Thread(target=work, name=getattr(function, "__name__", "call"), daemon=True).start()
-    except RuntimeError:
+    started = starts(threading.Thread(target=work, name=getattr(function, "__name__", "call"), daemon=True))
+    if not started:
         _running.discard(call)
-        return False
-    return True
+    return started
 
 
 def _named(paths: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pivotd.errors import LibvirtUnreachableError
+from pivotd.host.threads import starts
 
 DISTRIBUTION = (
     Path("/usr/lib/python3/dist-packages"),
@@ -42,7 +43,8 @@ def load() -> Library:
             library = _import()
             library.api.registerErrorHandler(lambda *_: None, None)  # by default each error is printed, too
             library.api.virEventRegisterDefaultImpl()
-            threading.Thread(target=_run_events, args=[library.api], name="libvirt events", daemon=True).start()
+            if not starts(threading.Thread(target=_run_events, args=[library.api], name="libvirt events", daemon=True)):
+                raise LibvirtUnreachableError("this host gives pivotd no thread for the events of libvirt")
             _loaded.append(library)
     return _loaded[0]
 

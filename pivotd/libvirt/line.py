@@ -20,6 +20,7 @@ from typing import Any, TypeVar, TypeVarTuple
 from pivotd import limits
 from pivotd.core.standing_back import is_patient
 from pivotd.errors import QmpUnknownError, QmpUnsentError
+from pivotd.host.threads import starts
 
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
@@ -138,12 +139,14 @@ class Line:
     async def call(self, what: str, timeout_s: float, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Return the result of function, which calls libvirt; ``what`` names the call for people.
 
-        Raises: QmpUnsentError: an earlier call still hangs, and this one was not made. QmpUnknownError: it has not
-        returned within timeout_s. Whatever function raises.
+        Raises: QmpUnsentError: it was not made, since an earlier call still hangs, or there is no thread for it.
+        QmpUnknownError: it has not returned within timeout_s. Whatever function raises.
         """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"libvirt {self._name}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=f"libvirt {self._name}", daemon=True)
+            if not starts(thread):
+                raise QmpUnsentError(f"{what}: this host gives pivotd no thread to call libvirt", command=what)
+            self._thread = thread
         call = _Call(what, lambda: function(*args))
         self._calls.put(call, patient=is_patient())
         try:

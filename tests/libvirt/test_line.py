@@ -107,3 +107,16 @@ def test_a_libvirtd_that_counts_anew_is_another_one():
     line.lose()
     line.passed_on(41)
     assert not line.is_anew
+
+
+async def test_a_host_without_threads_makes_no_call_and_the_next_one_is_made():
+    """A line that had taken its thread for started would never answer again."""
+    line = Line("web1")
+    threading.stack_size(1 << 47)  # more than an address space has: no thread can start
+    try:
+        with pytest.raises(QmpUnsentError, match="a look: this host gives pivotd no thread"):
+            await line.call("a look", 5, lambda: "answer")
+    finally:
+        threading.stack_size(0)
+    assert await line.call("a look", 5, lambda: "answer") == "answer"
+    line.end()
