@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from pivotd.core.pivot import Pivot
-from pivotd.core.request import Kind, Manager
+from pivotd.core.request import Kind, Manager, Requester
 from pivotd.engine import guest_writes
 from pivotd.engine.driver_state import DriverState
 from pivotd.errors import QmpUnknownError
@@ -22,6 +22,16 @@ from tests.support.qemu import Disk, create_image
 from .test_copy import qemu_io_name, write
 
 NONE = cast("Any", None)
+
+
+class NothingAsked:
+    """A journal in which nobody has asked for anything."""
+
+    def asked_of(self, _pivot: str) -> Mapping[str, Requester]:
+        return {}
+
+
+JOURNAL = cast("Any", NothingAsked())
 
 
 class Guest:
@@ -41,7 +51,7 @@ class Guest:
 @pytest.fixture
 def state() -> DriverState:
     """The state of the driver of a guest of libvirt's."""
-    return DriverState(replace(make_pivot(1), manager=Manager.LIBVIRT), NONE, NONE, NONE, NONE)
+    return DriverState(replace(make_pivot(1), manager=Manager.LIBVIRT), NONE, JOURNAL, NONE, NONE)
 
 
 async def test_it_is_asked_for_once_in_a_pause_and_anew_after_that(state: DriverState):
@@ -90,7 +100,7 @@ async def test_an_overlay_is_unwritten_until_its_guest_writes(qemu_factory: Qemu
     (source,) = (block["inserted"]["node-name"] for block in qemu.spy("query-block") if "inserted" in block)
     qemu.spy("blockdev-snapshot", node=source, overlay="over")
     pivot = replace(make_pivot(1), kind=Kind.SNAPSHOT, manager=Manager.LIBVIRT)
-    state = DriverState(replace(pivot, disks=(replace(pivot.disks[0], disk="disk0"),)), NONE, NONE, NONE, NONE)
+    state = DriverState(replace(pivot, disks=(replace(pivot.disks[0], disk="disk0"),)), NONE, JOURNAL, NONE, NONE)
     session = await Session.connect(str(qemu.qmp))
     name = qemu_io_name(qemu, "disk0")
     try:
