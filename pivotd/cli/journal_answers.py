@@ -196,7 +196,7 @@ class OfflineJournal:
         verdicts = {key: one for domain in sorted(domains) for key, one in self._verdicts(domain, None).items()}
         if self.fleet.may_be:
             verdicts = self._in_fleet(verdicts, None, None, local=False)
-        return [shown.image(one) for one in images_found(self._reader, image, asked, verdicts)]
+        return [shown.image(one) for one in images_found(self._reader, image, asked, verdicts, _is_gone)]
 
     def obsolete(self) -> Iterator[ImageVerdict]:
         """Yield every image that no disk of the journal needs any more, by name."""
@@ -241,6 +241,11 @@ def _found(said: verdict.Verdict, before: verdict.Verdict | None) -> verdict.Ver
     if said.image is None or (before is not None and said.image == before.image):
         return said
     return verdict.check_file(said, files.presence(Image(said.image, said.format or "", ""), sees_all=True))
+
+
+def _is_gone(pivot: core.Pivot) -> bool:
+    known = pivot.identity
+    return process.is_gone(known.pid, known.start_ticks, known.boot_id)
 
 
 def _listens(path: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.standing import Asked, Finding, History, ImageFound, Moved, Standing
@@ -15,9 +16,19 @@ OBSOLETE = frozenset({Standing.STALE, Standing.UNUSED, Standing.RELEASED})
 """The standings of an image that no guest of the journal needs any more."""
 
 
-def images_found(reader: Reader, name: str, asked: Asked, verdicts: Mapping[Key, Verdict]) -> list[ImageFound]:
-    """Return how an image stands to each disk that has or had it; ``verdicts``: at least those of these disks."""
+def images_found(
+    reader: Reader,
+    name: str,
+    asked: Asked,
+    verdicts: Mapping[Key, Verdict],
+    gone: Callable[[Pivot], bool] = lambda _pivot: False,
+) -> list[ImageFound]:
+    """Return how an image stands to each disk that has or had it; ``verdicts``: at least those of these disks.
+
+    ``gone``: whether the QEMU of a pivot has certainly ended, and with it what kept an old image in sync.
+    """
     moved, ran_on = reader.image(asked.names, asked.file_id), reader.ran_on()
+    moved = [(replace(one, hold=False) if one.window_open and gone(one) else one, disk) for one, disk in moved]
     last = {_key(one): one for one in moved if asked.is_file(one)}
     last |= {_key(one): one for one in moved if asked.is_named(one)}  # a name says more than a file's number
     found = [

@@ -453,6 +453,17 @@ def test_a_disk_that_another_client_has_moved_without_a_job(guest: Guest):
     settled_by_a_word(guest, overlay)
 
 
+def test_an_old_image_that_nothing_keeps_in_sync_any_more(guest: Guest):
+    """Its QEMU and pivotd have ended in the window of an undo: the journal alone still has that open."""
+    old, new = guest.disks[0], guest.path("new")
+    assert guest.ctl("copy", "web1", f"disk0={new}", "--keep-synced", "--for", "1h").status == 0
+    guest.daemon.kill()
+    where = ["--offline", guest.daemon.state_dir, "--json", "verdict", "--image", old]
+    assert [row["standing"] for row in ctl(*where).json] == ["in sync"]
+    guest.qemu.stop()
+    assert [row["standing"] for row in ctl(*where).json] == ["stale"]
+
+
 def test_a_word_needs_an_image_that_is_there_and_a_disk_that_was_moved(guest: Guest):
     """One line each."""
     reason = ["--reason", "so"]
