@@ -136,7 +136,7 @@ def _is_of(path: str, last: Pivot, makers: Iterable[Pivot]) -> bool:
     """
     made = born(path)
     try:
-        changed = os.stat(path).st_mtime  # noqa: PTH116 - one system call
+        changed = os.stat(path).st_ctime  # noqa: PTH116 - one system call; nobody can set this time, as `cp -p` sets the other
     except OSError:
         return False
     assert last.closed is not None

@@ -398,7 +398,7 @@ def test_qemu_is_killed_in_the_middle(bed: Bed) -> None:
     assert bed.images()["web1"] == ["new/web1.qcow2"]
 
 
-@pytest.mark.parametrize("trick", ["written", "replaced"])
+@pytest.mark.parametrize("trick", ["written", "written under its old time", "replaced"])
 def test_what_is_left_of_a_try_and_was_touched_since_stays(bed: Bed, trick: str) -> None:
     """Somebody has written to it, or put another file there: it is not certainly ours any more."""
     bed.guest("web1", image(bed.old / "web1.qcow2", 40))
@@ -410,6 +410,10 @@ def test_what_is_left_of_a_try_and_was_touched_since_stays(bed: Bed, trick: str)
     if trick == "written":
         later = left.stat().st_mtime + 10
         os.utime(left, (later, later))
+    elif trick == "written under its old time":  # as by `cp --preserve`
+        old = left.stat()
+        left.write_bytes(b"somebody's data")
+        os.utime(left, (old.st_atime, old.st_mtime))
     else:
         old = left.stat()
         left.unlink()
@@ -422,7 +426,8 @@ def test_what_is_left_of_a_try_and_was_touched_since_stays(bed: Bed, trick: str)
     assert left.read_bytes() == before
 
 
-def test_what_two_tries_have_left_is_told_from_an_older_file(bed: Bed) -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_what_two_tries_have_left_is_told_from_an_older_file(bed: Bed, older: bool) -> None:
     """The second try copies over what the first one made; a file of somebody else that got its name since is older."""
     theirs = image(bed.directory / "theirs.qcow2")
     bed.guest("web1", image(bed.old / "web1.qcow2", 40))
@@ -433,17 +438,17 @@ def test_what_two_tries_have_left_is_told_from_an_older_file(bed: Bed) -> None:
         assert until(bed.is_copying)
         bed.client.cancel(pivot)
         assert bed.client.wait(pivot).outcome == "kept"
-    ours = bed.directory / "ours.qcow2"
-    left.rename(ours)
-    theirs.rename(left)
+    if older:
+        theirs.rename(left)
     before = left.read_bytes()
     answer = bed.json()
+    if not older:
+        assert moved(answer) == ["web1"]
+        assert bed.pivots()[-1].options.reuse
+        return
     assert (answer.status, moved(answer)) == (4, [])
     assert f"{left} exists already" in answer.json["moves"][0]["error"]
     assert left.read_bytes() == before
-    ours.rename(left)
-    assert moved(bed.json()) == ["web1"]
-    assert bed.pivots()[-1].options.reuse
 
 
 def test_a_place_to_go_on_from_that_is_inside(bed: Bed) -> None:
