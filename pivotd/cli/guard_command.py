@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import os.path
-
 import click
 
 from pivotd.cli import render
@@ -13,10 +10,8 @@ from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.image_command import check_default
 from pivotd.cli.known_names import DISK_IMAGE, DOMAIN
-from pivotd.cli.right_images import certain, image_history, right_images
+from pivotd.cli.right_images import certain, image_history, right_images, same_image
 from pivotd.cli.values import WAIT, local_word
-from pivotd.core import nbd
-from pivotd.core.image_names import options
 from pivotd.errors import EXIT_DONE, NeverMovedError, UncertainError
 
 EXAMPLES = (
@@ -52,7 +47,7 @@ def guard(app: App, domain: str, images: tuple[tuple[str, str], ...], wait: int,
                 raise
             continue
         except NeverMovedError:
-            check_default(app, domain, disk, image)
+            check_default(app, domain, disk, image, found.get(disk))
             continue
         if right.image is not None and not same_image(image, right.image):
             wrong[disk] = right.image
@@ -68,17 +63,3 @@ def is_renamed(app: App, domain: str, disk: str, image: str) -> bool:
     """Return whether an image is the file that holds a disk's data, of which the journal has another name."""
     mine = [one for one in image_history(app, image) if (one.domain, one.disk) == (domain, disk)]
     return any(one.standing == "current" and one.file in {"gone", "replaced"} for one in mine)
-
-
-def same_image(one: str, other: str) -> bool:
-    """Return whether two names lead to one image now."""
-    if one.startswith("json:") or other.startswith("json:"):
-        return one == other or (options(one) is not None and options(one) == options(other))
-    if nbd.is_uri(one) or nbd.is_uri(other):
-        return (nbd.canonical(one) or one) == (nbd.canonical(other) or other)
-    if os.path.normpath(one) == os.path.normpath(other):
-        return True
-    try:
-        return os.path.samefile(one, other)  # noqa: PTH121
-    except OSError:
-        return False

@@ -15,7 +15,7 @@ from pivotd.cli.complaints import UsageError, WrongImageError
 from pivotd.cli.context import App, pass_app
 from pivotd.cli.help import ExampleCommand
 from pivotd.cli.known_names import DISK, DOMAIN
-from pivotd.cli.right_images import certain, image_history, right_images
+from pivotd.cli.right_images import certain, image_history, right_images, same_image
 from pivotd.cli.values import WAIT, AnyImage, absolute, local_word
 from pivotd.client import Verdict
 from pivotd.core import nbd
@@ -99,20 +99,30 @@ def _right(app: App, domain: str, disk: str, found: dict[str, Verdict], standard
     except NeverMovedError:
         if disk not in standard:
             raise
-        check_default(app, domain, disk, standard[disk]["image"])
+        check_default(app, domain, disk, standard[disk]["image"], found.get(disk))
         return standard[disk]
     if one.image is None or one.format is None:
         raise UncertainError(f"{domain} {disk}: the journal names no image", domain=domain, disk=disk)
     return {"disk": disk, "image": one.image, "format": one.format}
 
 
-def check_default(app: App, domain: str, disk: str, path: str) -> None:
-    """Raises: WrongImageError: history says that an image is not one to start this disk with."""
+def check_default(app: App, domain: str, disk: str, path: str, found: Verdict | None) -> None:
+    """Check an image of a disk that was never moved; ``found``: the verdict on the disk.
+
+    Raises: WrongImageError: history says that it is not one to start this disk with, or QEMU uses another one now;
+    UncertainError: another disk's pivot has written to it, or the name of what QEMU uses leads elsewhere.
+    """
+    if found is not None and not found.certain:
+        raise UncertainError(f"{domain} {disk}: nobody can be certain: {found.reason}", domain=domain, disk=disk)
     for one in image_history(app, path):
         if one.standing == Standing.CURRENT.value and (one.domain, one.disk) == (domain, disk):
             continue
         why = f"it is {one.standing} for {one.domain} {one.disk}: {one.standing_reason}"
         raise WrongImageError(f"{path} is no image to start {domain} {disk} with: {why}", image=path)
+    if found is not None and found.image is not None and not same_image(path, found.image):
+        raise WrongImageError(
+            f"{path} is no image to start {domain} {disk} with: QEMU uses {found.image} now", image=path
+        )
 
 
 def _of_disk(text: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import time
 from collections.abc import Iterable
 
@@ -10,6 +11,8 @@ from msgspec.structs import replace
 from pivotd.cli.context import App
 from pivotd.cli.host_journal import state_dir_without
 from pivotd.client import ImageVerdict, Verdict
+from pivotd.core import nbd
+from pivotd.core.image_names import options
 from pivotd.core.pivot import Image
 from pivotd.core.verdict import Presence
 from pivotd.errors import (
@@ -67,6 +70,20 @@ def image_history(app: App, image: str) -> list[ImageVerdict]:
         except JournalError as error:
             away.message += f"; and {error.message}"
             raise away from None
+
+
+def same_image(one: str, other: str) -> bool:
+    """Return whether two names lead to one image now."""
+    if one.startswith("json:") or other.startswith("json:"):
+        return one == other or (options(one) is not None and options(one) == options(other))
+    if nbd.is_uri(one) or nbd.is_uri(other):
+        return (nbd.canonical(one) or one) == (nbd.canonical(other) or other)
+    if os.path.normpath(one) == os.path.normpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121
+    except OSError:
+        return False
 
 
 def certain(domain: str, disk: str, found: dict[str, Verdict]) -> Verdict:

@@ -134,6 +134,22 @@ def test_a_disk_that_was_never_moved(guest: Guest):
         assert why in complaint(refused)
 
 
+def test_a_default_that_qemu_does_not_use(guest: Guest):
+    """Pivotd has never moved the disk, but another client has, and QEMU shows it."""
+    data, overlay = guest.disks[1], guest.path("overlay")
+    root = guest.qemu.spy("query-block")[1]["inserted"]["node-name"]
+    new = {"snapshot-file": str(overlay), "snapshot-node-name": "overlay", "format": "qcow2"}
+    guest.qemu.spy("blockdev-snapshot-sync", **{"node-name": root, **new})
+    for command in (["image", "web1", "disk1", "--default", data], ["guard", "web1", f"disk1={data}"]):
+        refused = guest.ctl(*command)
+        assert (refused.status, refused.stdout) == (4, "")
+        assert f"QEMU uses {overlay} now" in complaint(refused)
+    assert guest.ctl("image", "web1", "disk1", "--default", overlay).stdout == f"{overlay}\n"
+    assert guest.ctl("guard", "web1", f"disk1={overlay}").status == 0
+    overlay.rename(guest.path("renamed"))
+    assert guest.ctl("image", "web1", "disk1", "--default", overlay).status == 6
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_a_mistyped_domain_was_not_just_never_moved(guest: Guest, offline: bool):
     """Nobody has heard of it: status 4, also with a default."""

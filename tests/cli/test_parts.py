@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from pivotd.cli.guard_command import same_image
 from pivotd.cli.image_command import blockdev
+from pivotd.cli.right_images import same_image
 from tests.chaos.process import call
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu
