@@ -53,6 +53,8 @@ class LiveVerdicts:
         """Disks whose verdict is the fleet's: of their image, the journal knows no file."""
         self.astray: dict[Key, FleetImage] = {}
         """What the guest of a disk runs on, or may have run on, that is not the image of its last pivot."""
+        self._asked: set[str] = set()
+        """Domains whose QEMU is connected."""
         self._strays: dict[Key, str] = {}
         """Why the name of the image that QEMU has, and that is the right one, leads to another file or to none."""
         self._files: dict[Key, FileSeen] = {}
@@ -62,6 +64,7 @@ class LiveVerdicts:
 
     async def all(self, sessions: Mapping[str, Session], disk: str | None = None) -> dict[Key, Verdict]:
         """Return the verdicts, sorted; of all disks or of those with this name. ``sessions``: the connected QEMUs."""
+        self._asked = set(sessions)
         await asyncio.gather(*(self._check_domain(name, session) for name, session in sessions.items()))
         for key, (pivot, _) in self._last.items():
             if verdict.may_be_overtaken(pivot) and key not in self._confirmed:
@@ -76,6 +79,17 @@ class LiveVerdicts:
     def moved(self, key: Key) -> Moved | None:
         """Return the last pivot of a disk, None if the journal has none."""
         return self._last.get(key)
+
+    def is_asked(self, domain: str) -> bool:
+        """Return whether the QEMU of a domain has shown what it has."""
+        return domain in self._asked and domain not in self.unchecked
+
+    def runs_on(self, key: Key) -> int | None:
+        """Return the process of the QEMU of the disk's last pivot if that has perhaps not ended."""
+        if (moved := self._last.get(key)) is None:
+            return None
+        known = moved[0].identity
+        return None if process.is_gone(known.pid, known.start_ticks, known.boot_id) else known.pid
 
     def is_confirmed(self, key: Key) -> bool:
         """Return whether the QEMU of the disk's last pivot was seen."""

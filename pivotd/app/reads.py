@@ -25,8 +25,8 @@ from pivotd.core.overwritten import Overwritten, doubted
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
 from pivotd.core.standing import Asked, ImageFound
-from pivotd.core.verdict import Verdict, without_pivot
-from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, NotFoundError
+from pivotd.core.verdict import Verdict, unasked, without_pivot
+from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, MonitorBusyError, NotFoundError
 from pivotd.host import files
 from pivotd.host.threads import in_thread
 from pivotd.journal.images import images_found, obsolete, standings
@@ -264,12 +264,23 @@ class Reads:
             found = {(domain, disk): doubted(without_pivot(domain, disk), marks.get((domain, disk)))}
         if self._fleet is not None:
             found = await self._fleet.together(live, found, domain, disk, local=local)
-        result = list((await live.with_files(found)).values())
+        result = [self._while_unasked(live, one) for one in (await live.with_files(found)).values()]
         encoded: list[T] = []
         for first in range(0, len(result), limits.READ_AT_ONCE):
             part = result[first : first + limits.READ_AT_ONCE]
             encoded += await self._lists.read(_encoded, encode, part)
         return encoded
+
+    def _while_unasked(self, live: LiveVerdicts, found: Verdict) -> Verdict:
+        """Return a verdict that is not certain while a QEMU runs that could not be asked: its monitor may be taken."""
+        if live.is_asked(found.domain):
+            return found
+        supervisor = self._host.supervisors.get(found.domain)
+        if (pid := live.runs_on((found.domain, found.disk))) is not None:
+            return unasked(found, f"its QEMU runs (process {pid})")
+        if supervisor is not None and isinstance(supervisor.failure, MonitorBusyError):
+            return unasked(found, f"a QEMU listens at {supervisor.path}")
+        return found
 
     async def enter_fleet(self, domain: str) -> None:
         """Tell the fleet what it has forgotten of a guest that is here. Raises: FleetError, QmpError."""

@@ -272,6 +272,17 @@ def provisional(verdict: Verdict) -> Verdict:
     )
 
 
+def unasked(verdict: Verdict, why: str) -> Verdict:
+    """Return the verdict while a QEMU of the guest runs that pivotd cannot ask: it may have moved on since.
+
+    Nobody can start the guest beside it; once it has ended, the journal's word counts.
+    """
+    if not verdict.certain or verdict.outcome is None:
+        return verdict
+    reason = f"The journal names {verdict.image}, but {why}, and pivotd cannot ask it which image it uses: ask again."
+    return replace(verdict, certain=False, pending=True, reason=reason)
+
+
 _MISSED = {
     Presence.GONE: "is not there any more",
     Presence.REPLACED: "leads to another file now",

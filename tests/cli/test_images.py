@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -478,6 +479,24 @@ def test_an_old_image_that_nothing_keeps_in_sync_any_more(guest: Guest):
     assert [row["standing"] for row in ctl(*where).json] == ["in sync"]
     guest.qemu.stop()
     assert [row["standing"] for row in ctl(*where).json] == ["stale"]
+
+
+def test_a_guest_that_runs_and_cannot_be_asked(guest: Guest):
+    """Another client has its monitor, and may move the disk: as certain as without the daemon, which is not at all."""
+    new = guest.moved()
+    guest.daemon.kill()
+    with socket.socket(socket.AF_UNIX) as taken, taken.makefile("rw") as stream:
+        taken.connect(str(guest.qemu.qmp))
+        stream.readline()
+        guest.daemon.start()
+        for command in (["image", "web1", "disk0"], ["guard", "web1", f"disk0={new}"]):
+            answer = guest.ctl(*command, "--wait", "0")
+            assert (answer.status, answer.stdout) == (6, "")
+            assert "its QEMU runs" in complaint(answer)
+            assert "cannot ask it" in complaint(answer)
+    assert guest.ctl("image", "web1", "disk0", "--wait", "60s").stdout == f"{new}\n"
+    guest.qemu.stop()
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
 
 
 def test_a_word_needs_an_image_that_is_there_and_a_disk_that_was_moved(guest: Guest):
