@@ -247,11 +247,10 @@ async def test_what_was_asked_while_qemu_hung_is_done_by_the_next_process(
     async with asyncio.TaskGroup() as group:
         running = group.create_task(later.host.run())
         await later.host.started()
-        again = later.host.add("web1", str(qemu.qmp), RUNTIME, later.journal.open_pivots())
-        while not again.drivers:
-            await asyncio.sleep(0.02)
-        (following,) = again.drivers.values()
-        pivot = await later.closed(following)
+        later.host.add("web1", str(qemu.qmp), RUNTIME, later.journal.open_pivots())
+        async with asyncio.timeout(60):
+            while (pivot := await later.journal.read(driver.pivot.id)).phase is not Phase.CLOSED:
+                await asyncio.sleep(0.02)
         assert pivot.outcome == {"cancel": "kept", "release": "switched"}[asked]
         assert later.events(pivot).count(f"{asked}-requested") == 1
         later.host.end()
