@@ -136,9 +136,10 @@ def _is_of(path: str, last: Pivot, makers: Iterable[Pivot]) -> bool:
     """
     made = born(path)
     try:
-        changed = os.stat(path).st_ctime  # noqa: PTH116 - one system call; nobody can set this time, as `cp -p` sets the other
+        found = os.stat(path)  # noqa: PTH116 - one system call
     except OSError:
         return False
+    changed = max(found.st_ctime, found.st_mtime)  # nobody can set the first, as `cp -p` sets the second
     assert last.closed is not None
     at = datetime.fromtimestamp(changed, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     if made is None or at > last.closed:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -407,18 +408,19 @@ def test_what_is_left_of_a_try_and_was_touched_since_stays(bed: Bed, trick: str)
     assert until(bed.is_copying)
     bed.client.cancel(pivot)
     assert bed.client.wait(pivot).outcome == "kept"
-    if trick == "written":
-        later = left.stat().st_mtime + 10
-        os.utime(left, (later, later))
-    elif trick == "written under its old time":  # as by `cp --preserve`
-        old = left.stat()
-        left.write_bytes(b"somebody's data")
-        os.utime(left, (old.st_atime, old.st_mtime))
-    else:
-        old = left.stat()
-        left.unlink()
-        image(left)
-        os.utime(left, (old.st_atime, old.st_mtime))
+    old, ended_s = left.stat(), time.time()
+
+    def touch() -> bool:
+        if trick == "replaced":
+            left.unlink()
+            image(left)
+        elif trick == "written under its old time":  # as by `cp --preserve`
+            left.write_bytes(b"somebody's data")
+        later_s = 10 if trick == "written" else 0
+        os.utime(left, (old.st_atime, old.st_mtime + later_s))
+        return left.stat().st_ctime > ended_s  # the kernel's clock for files is some milliseconds late
+
+    assert until(touch)
     before = left.read_bytes()
     answer = bed.json()
     assert (answer.status, moved(answer)) == (4, [])
