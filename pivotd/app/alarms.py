@@ -197,6 +197,7 @@ class Alarms:
             if domain not in self._leaving:
                 await self._settle(pivot, moved)
         for pivot, moved, file in live.files_of(domain):
+            await self._journal.calm(limits.CLEAN_UP_HELD_BACK_S)  # no guest waits in its pause for this record
             await self._journal.saw_file(pivot.id, domain, moved.disk, file)
         known = supervisor.alarms
         if supervisor.session is not session:

@@ -264,10 +264,10 @@ class Reads:
             found = {(domain, disk): doubted(without_pivot(domain, disk), marks.get((domain, disk)))}
         if self._fleet is not None:
             found = await self._fleet.together(live, found, domain, disk, local=local)
-        result = [self._while_unasked(live, one) for one in (await live.with_files(found)).values()]
+        result = list((await live.with_files(found)).values())
         encoded: list[T] = []
         for first in range(0, len(result), limits.READ_AT_ONCE):
-            part = result[first : first + limits.READ_AT_ONCE]
+            part = [self._while_unasked(live, one) for one in result[first : first + limits.READ_AT_ONCE]]
             encoded += await self._lists.read(_encoded, encode, part)
         return encoded
 

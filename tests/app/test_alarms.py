@@ -15,10 +15,12 @@ import pytest
 from pivotd import limits
 from pivotd.app.alarms import Alarms
 from pivotd.app.leftovers import Leftovers
+from pivotd.app.live_verdicts import LiveVerdicts
 from pivotd.app.reads import Reads
 from pivotd.app.start import Starter
 from pivotd.core.request import Kind, PivotRequest, Target
 from pivotd.errors import DomainUnreachableError, QmpUnknownError
+from pivotd.journal.journal import Journal
 from pivotd.qmp.session import Session
 from tests.app.conftest import WHO
 from tests.conftest import QemuFactory
@@ -203,6 +205,33 @@ async def test_an_older_look_does_not_end_the_doubt_about_a_guest_that_leaves(
     assert "image-seen" not in events
     (found,) = await reads.verdicts("web1", "disk0", lambda one: one)
     assert not found.certain
+    running.cancel()
+
+
+async def test_the_file_that_qemu_has_is_noted_outside_pauses(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A pause that begins while a guest is looked at does not share the journal with what the look has seen."""
+    held: list[bool] = []
+    files_of, saw_file = LiveVerdicts.files_of, Journal.saw_file
+
+    def then_a_pause_begins(live: LiveVerdicts, domain: str) -> Any:
+        if (found := files_of(live, domain)) and not held:
+            engine.journal.hold_checkpoints()
+            asyncio.get_running_loop().call_later(0.3, engine.journal.release_checkpoints)
+        return found
+
+    async def seen(journal: Journal, *facts: Any) -> None:
+        held.append(journal.guest_paused)
+        await saw_file(journal, *facts)
+
+    monkeypatch.setattr(LiveVerdicts, "files_of", then_a_pause_begins)
+    monkeypatch.setattr(Journal, "saw_file", seen)
+    await engine.connect(qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))]))
+    await engine.closed(await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}))
+    running = asyncio.ensure_future(Alarms(engine.host, engine.journal, reads).run())
+    await until(lambda: bool(held))
+    assert held == [False]
     running.cancel()
 
 
