@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +127,18 @@ async def test_a_pivot_that_is_being_decided_is_said(
     await moved(tmp_path, phase=Phase.PAUSING, asking=True)
     start(definition())
     assert "pivot P0001 of vda is being decided: start pivotd" in capsys.readouterr().err
+
+
+async def test_the_journal_of_an_older_pivotd_counts_too(tmp_path: Path, start: Start) -> None:
+    """The package was updated, and pivotd was not restarted: its journal has no column for other images yet."""
+    await moved(tmp_path, phase=Phase.CLOSED, outcome=Outcome.SWITCHED)
+    with closing(sqlite3.connect(tmp_path / "state" / "journal.db")) as connection:
+        for trigger in ("pivot_disk_latest", "disk_latest_accepted"):
+            connection.execute(f"DROP TRIGGER {trigger}")
+        for column in ("ran_on_at", "ran_on_format", "ran_on"):
+            connection.execute(f"ALTER TABLE disk_latest DROP COLUMN {column}")
+    assert start(definition()) == libvirt_hook.REFUSED
+    assert start(definition(DESTINATION)) == 0
 
 
 async def test_a_guest_that_has_run_on_another_image_starts_from_neither(
