@@ -723,10 +723,10 @@ def _disk_refuses(connection: sqlite3.Connection, domain: str, disk: str, image:
     columns = {column[1] for column in connection.execute("PRAGMA table_info(disk_latest)")}
     ran_on = "l.ran_on" if "ran_on" in columns else "NULL"  # a pivotd that was updated and not restarted has none yet
     row = connection.execute(
-        "SELECT p.id, p.phase IN ('pausing', 'cancelling') AND (p.asking OR p.manager = 'pivotd'), d.outcome,"
-        f" d.source_filename, d.destination_filename, d.accepted_filename, {ran_on}"
+        "SELECT p.id, p.phase IN ('pausing', 'cancelling') AND (p.asking OR p.manager = 'pivotd'),"  # noqa: S608 - ours
+        f" d.outcome, d.source_filename, d.destination_filename, d.accepted_filename, {ran_on}"
         " FROM disk_latest l JOIN pivot p ON p.id = l.pivot JOIN pivot_disk d ON d.pivot = l.pivot AND d.disk = l.disk"
-        " WHERE l.domain = ? AND l.disk = ? AND NOT l.doubtful AND l.left_at IS NULL",  # noqa: S608 - our own words
+        " WHERE l.domain = ? AND l.disk = ? AND NOT l.doubtful AND l.left_at IS NULL",
         (domain, disk),
     ).fetchone()
     if row is None:

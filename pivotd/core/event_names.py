@@ -17,15 +17,8 @@ EVENTS = frozenset(
         *("bandwidth-requested", "bandwidth-set", "slowing", "limits-restored", "interrupted", "went-on", "stalled"),
         *("moving-again", "destination-hangs", "leftovers", "window-ended", "release-owed", "release-settled"),
         *("guest-taken", "guest-forgotten", "guest-left", "journal-moved", "image-seen", "image-accepted"),
-        *(
-            "wrong-image",
-            "ran-on-other-image",
-            "archived",
-            "domain-added",
-            "domain-removed",
-            "reloaded",
-            "reload-refused",
-        ),
+        *("wrong-image", "ran-on-other-image", "archived", "domain-added", "domain-removed"),
+        *("reloaded", "reload-refused"),
     }
 )
 
