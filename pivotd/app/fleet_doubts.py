@@ -61,6 +61,9 @@ class FleetDoubts:
             if self._said.get(domain) != error.message:
                 self._said[domain] = error.message
                 log.warning("fleet.doubt-not-told", domain=domain, error=error.message)
+        except Exception as error:  # one domain must end neither the others' words nor, with them, pivotd
+            again_s = limits.FLEET_AGAIN_S
+            log.exception("domain.not-checked", domain=domain, error=repr(error))
         if again_s is not None and domain not in self._again:
             self._again[domain] = asyncio.get_running_loop().call_later(again_s, self._ask_again, domain)
 

@@ -82,6 +82,9 @@ class OwnedGuests:
             self._ask_later(domain)
             if isinstance(error, FleetError):
                 self._tell(domain, error.message)
+        except Exception as error:  # one domain must end neither the looks at the others nor, with them, pivotd
+            self._ask_later(domain)
+            log.exception("domain.not-checked", domain=domain, error=repr(error))
 
     async def _remember(self) -> None:
         """Go on with what the pivotd before has owed, once each of these QEMUs was connected to or could not be."""

@@ -308,7 +308,8 @@ async def owners_of(engine: FleetEngine) -> AsyncIterator[None]:
         yield
     finally:
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        (ended,) = await asyncio.gather(running, return_exceptions=True)
+        assert isinstance(ended, asyncio.CancelledError), ended
 
 
 async def owned_by(engine: FleetEngine, host: str | None) -> FleetView:
@@ -396,3 +397,59 @@ async def test_a_pivot_that_ends_while_its_guest_is_released_does_not_claim_it_a
         found = await view(engine)
     assert found.owner is not None
     assert (found.owner.host, owners) == (None, [None])
+
+
+async def test_a_guest_that_ends_while_the_fleet_is_read_is_neither_claimed_nor_released(
+    member: Make, qemu: Qemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the last look has seen is not so any more once etcd has answered."""
+    engine = await member(OnSilence.RESUME)
+    ended = asyncio.Event()
+    read = engine.fleet.read
+
+    async def slow(domain: str, timeout_s: float) -> FleetView:
+        found = await read(domain, timeout_s)
+        if not ended.is_set():
+            qemu.stop()
+            async with asyncio.timeout(LONG_S):
+                while engine.host.get("web1").session is not None:
+                    await asyncio.sleep(0.01)
+            ended.set()
+        return found
+
+    released: list[FleetView] = []
+
+    async def leaving(_owners: OwnedGuests, view: FleetView, _here: Here) -> FleetView:
+        released.append(view)
+        return view
+
+    monkeypatch.setattr(engine.fleet, "read", slow)
+    monkeypatch.setattr(OwnedGuests, "_leaving", leaving)
+    async with owners_of(engine):
+        await engine.connect(qemu)
+        async with asyncio.timeout(LONG_S):
+            await ended.wait()
+        await asyncio.sleep(0.3)
+        assert (await view(engine)).owner is None
+    assert released == []
+
+
+async def test_a_fault_in_a_look_at_one_guest_ends_nothing(
+    member: Make, qemu: Qemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would end pivotd, in the middle of other guests' pauses; the look is made again."""
+    engine = await member(OnSilence.RESUME)
+    read, failed = engine.fleet.read, False
+
+    async def broken(domain: str, timeout_s: float) -> FleetView:
+        nonlocal failed
+        if not failed:
+            failed = True
+            raise ValueError("a fault of pivotd's own")
+        return await read(domain, timeout_s)
+
+    monkeypatch.setattr(engine.fleet, "read", broken)
+    async with owners_of(engine):
+        await engine.connect(qemu)
+        await owned_by(engine, "h1")
+    assert failed
