@@ -43,7 +43,7 @@ from pivotd.client import (
 )
 from pivotd.errors import ClientError, UnknownError
 from tests.libvirt.domain import Domain
-from tests.libvirt.guarding import guard
+from tests.libvirt.guarding import guard, settled_verdict
 from tests.libvirt.libvirtd import Libvirtd, missing
 from tests.libvirt.tiny_domain import TinyDomain
 from tests.support.daemon import Daemon
@@ -300,7 +300,7 @@ class GuardedHost:
         return found if found.phase == "closed" else None
 
     def _right_image(self) -> Path:
-        (verdict,) = self.client.verdicts(self.domain.name, "vda")
+        verdict = settled_verdict(self.client, self.domain.name, "vda", SETTLE_S)
         if not verdict.certain or verdict.image is None:
             raise BrokenPromiseError(f"no certain verdict: {verdict}")
         return Path(verdict.image)

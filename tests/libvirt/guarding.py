@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import msgspec
 
-from pivotd.client import Client
+from pivotd.client import Client, Verdict
 from tests.libvirt.domain import Domain
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.daemon import Daemon
@@ -41,6 +41,17 @@ def guard(directory: Path, libvirtd: Libvirtd, more: str = "") -> Daemon:
         return Daemon(directory, {}, configuration=f"{CONFIGURATION.format(libvirtd.uri)}\n{more}")
     command = libvirtd.inside(str(PROGRAM))
     return Daemon(directory, {}, configuration=f"{CONFIGURATION.format('qemu:///system')}\n{more}", command=command)
+
+
+def settled_verdict(client: Client, domain: str, target: str, timeout_s: float = WAIT_S) -> Verdict:
+    """Return a disk's verdict once it is none to ask again for; after so long, as it is.
+
+    Right after a restart of libvirtd or pivotd, the journal's word is not certain: QEMU runs, and is not asked yet.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while (found := client.verdicts(domain, target)[0]).pending and time.monotonic() < deadline_s:
+        time.sleep(LOOK_S)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +138,7 @@ class Guarded:
         ``source``: the number of the image that the disk was on.
         That pivot is left out where the record says that libvirt is stuck with the last one.
         """
+        settled_verdict(self.client, self.domain.name, target)
         end = self.ended(target)
         root, *believed = end.images
         assert believed == [root, root], end

@@ -43,7 +43,7 @@ from typing import Any, Self
 from pivotd.client import AdoptDisk, AdoptRequest, Client
 from pivotd.errors import ClientError
 from tests.libvirt.domain import PIVOT_POINTS
-from tests.libvirt.guarding import guard
+from tests.libvirt.guarding import guard, settled_verdict
 from tests.libvirt.libvirtd import Libvirtd
 from tests.libvirt.libvirtd import missing as libvirt_missing
 from tests.libvirt.tiny_domain import TinyDomain
@@ -201,7 +201,7 @@ class PoweredHost:
         if lost := self._lost(self.image, last):
             problems.append(f"the next boot is from {self.image.name}, which {lost}")
         if cut.guarded:
-            (verdict,) = self.client.verdicts(self.domain.name, "vda")
+            verdict = settled_verdict(self.client, self.domain.name, "vda", SETTLE_S)
             # A disk that was never moved has no verdict but QEMU's own.
             if verdict.pivot is not None and (not verdict.certain or verdict.image != str(self.image)):
                 problems.append(f"the next boot is {self.image}, but: {verdict}")

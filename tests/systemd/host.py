@@ -191,9 +191,9 @@ class Host:
         return [rows[f"/machine/peripheral/disk{index}/virtio-backend"] for index in range(DISKS)]
 
     def verdicts(self) -> list[str]:
-        """Return the image of every disk that the journal names."""
-        status, answer = self.ctl("verdict", "web1")
-        assert status == 0, answer
+        """Return the image of every disk that the journal names, once they are certain: pivotd may have just begun."""
+        assert until(lambda: self.ctl("verdict", "web1")[0] == 0), self.ctl("verdict", "web1")
+        _, answer = self.ctl("verdict", "web1")
         return [verdict["image"] for verdict in answer]
 
     def is_untouched(self) -> bool:
