@@ -277,9 +277,9 @@ class Reads:
             return found
         supervisor = self._host.supervisors.get(found.domain)
         if (pid := live.runs_on((found.domain, found.disk))) is not None:
-            return unasked(found, f"its QEMU runs (process {pid})")
+            return unasked(found, f"its QEMU runs (process {pid})", is_known=supervisor is not None)
         if supervisor is not None and isinstance(supervisor.failure, MonitorBusyError):
-            return unasked(found, f"a QEMU listens at {supervisor.path}")
+            return unasked(found, f"a QEMU listens at {supervisor.path}", is_known=True)
         return found
 
     async def enter_fleet(self, domain: str) -> None:

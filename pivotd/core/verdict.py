@@ -272,15 +272,19 @@ def provisional(verdict: Verdict) -> Verdict:
     )
 
 
-def unasked(verdict: Verdict, why: str) -> Verdict:
+def unasked(verdict: Verdict, why: str, *, is_known: bool) -> Verdict:
     """Return the verdict while a QEMU of the guest runs that pivotd cannot ask: it may have moved on since.
 
-    Nobody can start the guest beside it; once it has ended, the journal's word counts.
+    Nobody can start the guest beside it; once it has ended, the journal's word counts. ``is_known``: pivotd has the
+    domain, and so will ask that QEMU as soon as it can.
     """
     if not verdict.certain or verdict.outcome is None:
         return verdict
-    reason = f"The journal names {verdict.image}, but {why}, and pivotd cannot ask it which image it uses: ask again."
-    return replace(verdict, certain=False, pending=True, reason=reason)
+    cannot = "cannot ask it which image it uses: ask again"
+    if not is_known:
+        cannot = f"has no domain {verdict.domain} to ask: add the domain, or ask again once that QEMU has ended"
+    reason = f"The journal names {verdict.image}, but {why}, and pivotd {cannot}."
+    return replace(verdict, certain=False, pending=is_known, reason=reason)
 
 
 _MISSED = {
