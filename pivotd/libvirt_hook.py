@@ -744,6 +744,11 @@ def _disk_refuses(connection: sqlite3.Connection, domain: str, disk: str, image:
         return f"pivot {pivot} of {disk} is being decided: start pivotd, then `pivotctl verdict {domain} {disk}`"
     if unknown:
         return f"nobody knows what pivot {pivot} of {disk} has done: see `pivotctl verdict {domain} {disk}`"
+    if ran_on == right:
+        return (
+            f"{disk} has run on {right} after another host had moved it on: see `pivotctl verdict {domain} {disk}` and "
+            f"`pivotctl fleet verdict {domain}`"
+        )
     if ran_on is not None:
         return f"{disk} has run on {ran_on}, where {right} is right: see `pivotctl verdict {domain} {disk}`"
     return (

@@ -161,6 +161,8 @@ JOURNAL_CHECK_AGAIN_S = 5.0
 LOOK_TURN_S = 0.05
 LOOKS_AT_ONCE = 64
 """Looks at domains in the background follow one another; one that takes longer than a turn lets the next one begin."""
+FLEET_SILENT_S = 20.0
+"""After an etcd that has not answered, before a look at a guest's images asks it again."""
 ALARM_AGAIN_S = 30.0
 """After a look at a domain's images that failed."""
 OTHERS_QUERY_S = 1.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pivotd import limits
 from pivotd.app.live_verdicts import Key, LiveVerdicts
-from pivotd.core.pivot import Phase
+from pivotd.core.pivot import Outcome, Phase
 from pivotd.core.rules.fleet_local import DiskHere
 from pivotd.core.verdict import Verdict
 from pivotd.errors import FleetError
@@ -27,6 +27,8 @@ class FleetVerdicts:
         self._fleet = fleet
         self._calm = calm
         self._module: Any = None
+        self._silent_s = float("-inf")
+        """When etcd has last not answered a whole request, by the clock of the event loop."""
 
     async def knows(self, domain: str) -> bool:
         """Return whether the fleet has heard of a domain. Raises: FleetError."""
@@ -62,6 +64,7 @@ class FleetVerdicts:
                 except FleetError as error:
                     if error.kind == "fleet-silent":
                         silent.append(error)
+                        self._silent_s = asyncio.get_running_loop().time()
                     said = module.without_fleet(disks, error, local=local)
             return said
 
@@ -71,6 +74,18 @@ class FleetVerdicts:
             if key not in found or (one.image, one.pivot) != (found[key].image, found[key].pivot):
                 live.theirs.add(key)
         return dict(sorted(verdicts.items()))
+
+    async def contradicted(self, live: LiveVerdicts, found: Mapping[Key, Verdict]) -> dict[Key, Verdict] | None:
+        """Return those of a host's certain verdicts that the fleet contradicts, with its reason; None: ask again later.
+
+        Right after etcd has not answered, nobody waits for it here: many domains may be looked at.
+        """
+        if asyncio.get_running_loop().time() - self._silent_s < limits.FLEET_SILENT_S:
+            return None
+        said = await self.together(live, found, None, None, local=False)
+        if any(one.pending for one in said.values()):
+            return None
+        return {key: one for key, one in said.items() if one.outcome is Outcome.UNKNOWN}
 
     async def _verdicts(self) -> Any:
         if self._module is None:

@@ -52,7 +52,11 @@ class LiveVerdicts:
         self.theirs: set[Key] = set()
         """Disks whose verdict is the fleet's: of their image, the journal knows no file."""
         self.astray: dict[Key, FleetImage] = {}
-        """What the guest of a disk runs on, or may have run on, that is not the image of its last pivot."""
+        """What the guest of a disk runs on, or may have run on, that is not the image of its last pivot, or, if another
+        host has moved it since, not the fleet's.
+        """
+        self._ran: set[Key] = set()
+        """Disks whose guests have run in the QEMUs that show them."""
         self._asked: set[str] = set()
         """Domains whose QEMU is connected."""
         self._strays: dict[Key, str] = {}
@@ -95,9 +99,14 @@ class LiveVerdicts:
         """Return whether the QEMU of the disk's last pivot was seen."""
         return key in self._confirmed
 
+    def contradict(self, key: Key) -> None:
+        """Note that what QEMU shows of a disk is not the image that holds its data, if its guest has ever run there."""
+        if key in self._ran:
+            self.astray[key] = self.shown[key]
+
     def settled(self) -> list[Moved]:
         """Return the last pivot of each disk for which QEMU has just ended a doubt of the journal."""
-        return [self._last[key] for key in self.seen if self._is_doubted(key)]
+        return [self._last[key] for key in self.seen if self._is_doubted(key) and key not in self.astray]
 
     def astray_of(self, domain: str) -> dict[str, tuple[Pivot, PivotDisk, FleetImage]]:
         """Return the disks of a domain, each with its last pivot, whose guest runs on another image, and that image.
@@ -185,8 +194,10 @@ class LiveVerdicts:
             self._found[key] = verdict.check(known, live, decided=is_decided(moved[0]))
             if is_here:
                 self.shown[key] = FleetImage(live.image, live.format)
-                if self._found[key].outcome is not known.outcome and run_state != NEVER_RAN:
-                    self.astray[key] = self.shown[key]
+                if run_state != NEVER_RAN:
+                    self._ran.add(key)
+                if self._found[key].outcome is not known.outcome:
+                    self.contradict(key)
             if live.is_right and is_here and (run_state != NEVER_RAN or moved[1].ran_on is None):
                 self.seen[key] = moved[0].id
             if live.same_qemu:

@@ -369,19 +369,24 @@ class Reads:
         return await self.in_doubt(live, found)
 
     async def in_doubt(self, live: LiveVerdicts, found: Mapping[Key, Verdict]) -> dict[str, Verdict]:
-        """Return, by disk, the verdicts of one domain whose evidence contradicts itself, and that the fleet leaves so.
+        """Return, by disk, the verdicts of one domain whose evidence contradicts itself, or the fleet's word.
 
         A guest that another host has moved, and that has come back, runs where the fleet says. The journal stays in
         doubt: while the fleet does not answer, it would name an older image.
         """
         doubts = {key: one for key, one in found.items() if one.outcome is Outcome.UNKNOWN}
-        asked = {key: one for key, one in found.items() if not one.certain and key in live.shown}
-        if self._fleet is not None and asked:
-            said = await self._fleet.together(live, asked, None, None, local=True)
+        if self._fleet is not None and live.shown:
+            unsure = {key: one for key, one in found.items() if not one.certain and key in live.shown}
+            said = await self._fleet.together(live, unsure, None, None, local=True)
             for key, one in said.items():
                 if one.certain or one.pending:
                     doubts.pop(key, None)
-            live.unsettled = any(one.pending for one in said.values())
+            sure = {key: one for key, one in found.items() if one.certain and key in live.shown}
+            contradicted = await self._fleet.contradicted(live, sure)
+            for key, one in (contradicted or {}).items():
+                doubts[key] = one
+                live.contradict(key)
+            live.unsettled = contradicted is None or any(one.pending for one in said.values())
         return {disk: one for (_, disk), one in doubts.items()}
 
     def _sessions(self, domains: Iterable[str] | None) -> dict[str, Session]:

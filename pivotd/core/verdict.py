@@ -238,12 +238,20 @@ def doubtful(verdict: Verdict, moved: PivotDisk, *, is_copy: bool = False) -> Ve
 
 
 def _astray(verdict: Verdict, other: RanOn) -> Verdict:
+    reason = (
+        f"The journal names {verdict.image}, but the guest ran on {other.filename} at {other.at}: somebody changed the "
+        "disk without pivotd, and either image may lack writes; compare them before you trust either."
+    )
+    if other.filename == verdict.image:
+        reason = (
+            f"The guest ran on {other.filename} at {other.at}, which this journal names, but in the fleet another host "
+            "had moved the disk on: either image may lack writes; compare them before you trust either."
+        )
     return replace(
         verdict,
         outcome=Outcome.UNKNOWN,
         certain=False,
-        reason=f"The journal names {verdict.image}, but the guest ran on {other.filename} at {other.at}: somebody "
-        "changed the disk without pivotd, and either image may lack writes; compare them before you trust either.",
+        reason=reason,
         evidence=(*verdict.evidence, f"QEMU used {other.filename} at {other.at}"),
     )
 

@@ -122,3 +122,40 @@ async def test_a_doubt_that_etcd_could_not_hear_of_is_told_when_it_can(stray: St
         assert await stray.certain() == str(stray.old)
         said = await stray.fleet("verdict", "web1", "disk0")
         assert (said.status, str(stray.old) in said.stdout) == (0, True), said
+
+
+async def test_a_guest_that_runs_where_only_an_older_journal_says(stray: Stray, tmp_path: Path) -> None:
+    """Another host has moved the disk on, and this one has the guest back: the fleet's word is the later one."""
+    later = tmp_path / "c.qcow2"
+    await asyncio.to_thread(stray.daemon.start)
+    await stray.moved()
+    await asyncio.to_thread(stray.daemon.kill)
+    await stray.site.taken_by("h2")
+    stray.start(stray.new)
+    with stray.site.daemon(stray.qemu.qmp, host="h2") as other:
+        await stray.site.moved(other, later)
+    await asyncio.to_thread(stray.qemu.kill)
+    await stray.site.taken_by("h1")
+    with stray.daemon as daemon:
+        assert (await asyncio.to_thread(daemon.ctl, "image", "web1", "disk0")).json["image"] == str(later)
+        await stray.restarted(stray.new)
+        view = await stray.site.until(lambda view: not fleet_verdict(view, "disk0").certain)
+        assert {image.filename for image in fleet_verdict(view, "disk0").candidates} == {str(stray.new), str(later)}
+        assert (await asyncio.to_thread(daemon.ctl, "verdict", "web1", "disk0")).json["outcome"] == "unknown"
+        await asyncio.to_thread(stray.qemu.kill)
+        refused(await asyncio.to_thread(daemon.ctl, "image", "web1", "disk0"), f"he guest ran on {stray.new}")
+    refused(await asyncio.to_thread(offline, stray.daemon, "image", "web1", "disk0"), f"he guest ran on {stray.new}")
+    refusal = await stray.fleet("take", "web1", "--fenced")
+    assert refusal.status == 6, refusal
+    with stray.daemon as daemon:
+        stray.start(stray.new)
+        async with asyncio.timeout(LONG_S):
+            while not (alarms := (await asyncio.to_thread(daemon.ctl, "domain", "ls")).json[0]["alarms"]):
+                await asyncio.sleep(0.05)
+        assert str(later) in alarms[0], "it is told again: nobody has decided"
+        word = ("verdict", "accept", "web1", "disk0", str(later), "--format", "qcow2", "--reason", "compared")
+        await asyncio.to_thread(stray.qemu.kill)
+        accepted = await asyncio.to_thread(daemon.ctl, *word)
+        assert accepted.status == 0, accepted
+        assert (await asyncio.to_thread(daemon.ctl, "image", "web1", "disk0")).json["image"] == str(later)
+    assert await stray.certain() == str(later)

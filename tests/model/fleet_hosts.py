@@ -492,17 +492,20 @@ class Model:
         right, word = right_image(pivot.disks[0]).filename[1], fleet_verdict(s.view, "disk0")
         seen = host._replace(look="")
         known = s._replace(unseen=s.unseen and host.look != s.roots)
-        if host.look == right == s.roots:  # whoever has started the guest there wants it there
-            known = known._replace(ok=frozenset(enumerate(s.roots)))
         if host.look != right:
             if word.image is not None and word.image.filename[1] == host.look:
                 yield f"{HOSTS[at]}: the fleet has the guest there", self.host(known, at, seen)
             else:
                 new = seen._replace(ran_on=host.look)
                 yield f"{HOSTS[at]} records that the guest ran on {host.look}", self.host(known, at, new)
+        elif self.contradicted(s, at, host, pivot):  # another host has moved it on, and this one has the guest back
+            new = seen._replace(ran_on=host.look)
+            told = f"{HOSTS[at]} records that the guest ran on {host.look}, not where the fleet says"
+            yield told, self.host(known, at, new)
         elif not host.ran_on:
-            agreed = word.image is None or word.image.filename[1] == right
-            yield f"{HOSTS[at]}: that is right", self.host(known if agreed else s, at, seen)
+            # Whoever has started the guest there wants it there.
+            wanted = known._replace(ok=frozenset(enumerate(s.roots))) if right == s.roots else known
+            yield f"{HOSTS[at]}: that is right", self.host(wanted, at, seen)
         elif s.view.intent is None and owned(s.view, self.here(s, at), None):
             image = FleetImage(f"/{right}0", "raw")
             after = settling(s.view, self.here(s, at), pivot.id, image, "disk0")
@@ -511,6 +514,13 @@ class Model:
             named = agreed or image in now.candidates  # a third image is not
             settled = self.host(known if named else s, at, seen._replace(ran_on="" if agreed else host.ran_on))
             yield from self.writes(s, after, f"{HOSTS[at]} settles the doubt", settled)
+
+    def contradicted(self, s: State, at: int, host: Host, pivot: Pivot) -> bool:
+        """Return whether the fleet names another image than the one where the guest was seen, which the journal names."""
+        moved = replace(pivot.disks[0], ran_on=ran_on(host))
+        seen = DiskHere(of_pivot(pivot, moved), (pivot, moved), live=FleetImage(f"/{host.look}0", "raw"))
+        (found,) = together(s.view, self.here(s, at), [seen]).verdicts
+        return found.outcome is Outcome.UNKNOWN
 
     def astray(self, at: int, host: Host) -> list[tuple[Pivot, PivotDisk]]:
         """Return the disk with its last pivot, if the journal has that the guest ran elsewhere."""

@@ -620,6 +620,12 @@ FLEET = (
         SEARCH, of_hosts(migrations=1, takes=0),
     ),
     Defect(
+        "a guest runs where only an older journal says, and the fleet keeps its word", "G1", FLEET_LOCAL,
+        "        return replace(_uncertain(said, reason), outcome=Outcome.UNKNOWN)\n",
+        "        return _uncertain(said, reason)\n",
+        SEARCH, of_hosts(takes=2, losses=0, restarts=0, strays=1),
+    ),
+    Defect(
         "a verdict withdraws the intent of a pivot that goes on", "G3", FLEET_LOCAL,
         "    if disk.driven:\n", "    if False:\n",
         TABLE, ("tests/core/test_fleet_local.py", "-k", "only_its_driver"),

@@ -102,13 +102,19 @@ def _one(view: FleetView, here: Here, disk: DiskHere) -> tuple[Verdict, Pivot | 
 
 
 def _is_astray(view: FleetView, disk: DiskHere) -> bool:
-    """Return whether the guest has run on an image that neither this journal nor the fleet names, and QEMU is gone.
+    """Return whether the guest has run on an image that the fleet does not name, and QEMU is gone.
 
     It runs where the fleet says if another host had moved it, and the fleet did not answer when it was seen here.
     """
-    if disk.moved is None or disk.live is not None or (other := disk.moved[1].ran_on) is None:
+    if disk.live is not None or (other := _other(disk)) is None:
         return False
-    return fleet_verdict(view, disk.verdict.disk).image != FleetImage(other.filename, other.format)
+    return fleet_verdict(view, disk.verdict.disk).image != other
+
+
+def _other(disk: DiskHere) -> FleetImage | None:
+    """Return on which image the guest of a disk has run that is not the right one, as the journal knows."""
+    other = None if disk.moved is None else disk.moved[1].ran_on
+    return None if other is None else FleetImage(other.filename, other.format)
 
 
 def _to_tell(disk: DiskHere, pivot: Pivot) -> tuple[Verdict, Pivot | None]:
@@ -155,14 +161,15 @@ def _fleets(view: FleetView, disk: DiskHere) -> Verdict:
     said, word = disk.verdict, fleet_verdict(view, disk.verdict.disk)
     if not word.certain:
         names = " or ".join(image.filename for image in word.candidates)
-        return _uncertain(said, f"The fleet is not certain: {word.reason}; the image is {names}.")
+        said = _uncertain(said, f"The fleet is not certain: {word.reason}; the image is {names}.")
+        return replace(said, outcome=Outcome.UNKNOWN) if disk.live is not None and disk.live == _other(disk) else said
     if disk.left and disk.live is None:
         return said if not said.certain else _uncertain(said, "The guest has left this host by a migration.")
     if word.image is None:
         return said
     if disk.live is not None and disk.live != word.image:
         reason = f"The fleet names {word.image.filename}, but QEMU uses {disk.live.filename}: compare the images."
-        return _uncertain(said, reason)
+        return replace(_uncertain(said, reason), outcome=Outcome.UNKNOWN)
     if not said.certain and said.outcome is not Outcome.UNKNOWN and disk.live is None:
         return said  # a doubt of this journal's that is not about another host
     return _named(view, said, word, word.image)
@@ -192,7 +199,8 @@ def _contradicts(view: FleetView, disk: DiskHere) -> Verdict:
         f"The fleet names {word.image.filename} and never heard of pivot {disk.verdict.pivot}, by which this journal "
         f"names {disk.verdict.image}: compare the images, then `pivotctl verdict accept`."
     )
-    return _uncertain(disk.verdict, reason)
+    said = _uncertain(disk.verdict, reason)
+    return said if disk.live is None else replace(said, outcome=Outcome.UNKNOWN)
 
 
 def _uncertain(said: Verdict, reason: str) -> Verdict:
