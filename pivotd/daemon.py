@@ -30,6 +30,7 @@ from pivotd.engine.driver import Driver
 from pivotd.engine.ports import Domain, Session
 from pivotd.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, ConfigError, JournalError, PivotdError
 from pivotd.host.flush import Flusher
+from pivotd.host.process import is_gone
 from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
 
@@ -169,6 +170,8 @@ class Daemon:
         self._status = Status(self._host, journal)
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
+        self._configured: dict[str, tuple[str, str]] = {}
+        """Path and origin of domains that are at other monitors as long as they have open pivots there."""
 
     def _make_driver(self, pivot: Pivot, domain: Domain) -> Driver:
         converger = Converger(self._flusher, self._clock)
@@ -236,25 +239,39 @@ class Daemon:
         known = {name: (str(path), CONFIG) for name, path in self._config.domains.items()}
         known |= {row.name: (row.qmp_path, RUNTIME) for row in self._journal.domains() if row.name not in known}
         for name, pivots in open_pivots.items():
-            if pivots[-1].manager is Manager.LIBVIRT:
+            last = pivots[-1]
+            if last.manager is Manager.LIBVIRT:
                 if name in known:
-                    path, _ = known.pop(name)
-                    self._host.left_out[name] = path, f"domain {name} is left out: libvirt's has an open pivot"
-                connector = importlib.import_module("pivotd.app.libvirt_domains").LibvirtConnector(pivots[-1].qmp, name)
+                    self._leave_out(name, known.pop(name), "libvirt's has an open pivot")
+                connector = importlib.import_module("pivotd.app.libvirt_domains").LibvirtConnector(last.qmp, name)
                 self._host.add_by(name, connector, LIBVIRT, pivots)
-                if self._forget_libvirts not in self._host.listeners:
-                    self._host.listeners.append(self._forget_libvirts)
                 continue
-            path, origin = known.pop(name, (pivots[-1].qmp, DISCOVERED))
+            path, origin = known.pop(name, (last.qmp, DISCOVERED))
+            runs = not is_gone(last.identity.pid, last.identity.start_ticks, last.identity.boot_id)
+            if path != last.qmp and runs:
+                self._leave_out(name, (path, origin), f"it has an open pivot at {last.qmp}, where its QEMU runs")
+                path = last.qmp
             self._host.add(name, path, origin, pivots)
+        if open_pivots:
+            self._host.listeners.append(self._free_name)
         return known
 
-    def _forget_libvirts(self, name: str) -> None:
-        """Forget a domain that is there for its open pivots alone, once they have ended."""
+    def _leave_out(self, name: str, configured: tuple[str, str], why: str) -> None:
+        """Have a domain at another monitor than it should, until its pivots have ended. ``configured``: path, origin."""
+        self._configured[name] = configured
+        self._host.leave_out(name, configured[0], f"domain {name} is left out at this monitor: {why}")
+
+    def _free_name(self, name: str) -> None:
+        """Forget a domain that is there for its open pivots alone, once they have ended; have it where it should be."""
         known = self._host.supervisors.get(name)
-        if known is None or known.manager is not Manager.LIBVIRT or known.path == self._config.libvirt.uri:
+        if known is None or known.drivers or self._host.lock(name).locked():
             return
-        if not known.drivers and not self._host.lock(name).locked():
+        if known.manager is Manager.LIBVIRT and known.path == self._config.libvirt.uri:
+            return
+        configured, left_out = self._configured.pop(name, None), self._host.left_out.get(name)
+        if configured is not None and left_out is not None and left_out[0] == configured[0]:
+            self._host.move(name, *configured)  # no reload has changed that since
+        elif known.manager is Manager.LIBVIRT:
             self._host.remove(name)
 
     async def _find_libvirts_domains(self, group: asyncio.TaskGroup) -> asyncio.Task[None] | None:

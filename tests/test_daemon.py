@@ -21,7 +21,7 @@ from pivotd.journal.reader import Reader
 from tests.chaos.rounds import call
 from tests.conftest import QemuFactory
 from tests.support.daemon import Daemon
-from tests.support.proxy import Direction, Message, When
+from tests.support.proxy import Direction, KillAt, Message, When
 from tests.support.qemu import Disk, Qemu, create_image
 from tests.support.waiting import until
 
@@ -275,6 +275,29 @@ def test_an_open_pivot_is_recovered_though_its_domain_was_forgotten(qemu_factory
         daemon.start()
         call(daemon, "POST", f"/v1/pivots/{pivot}/cancel")
         assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")["outcome"] == "kept"
+
+
+@pytest.mark.qemu
+def test_a_guest_is_not_left_paused_though_its_monitor_has_another_path_in_the_configuration(
+    qemu_factory: QemuFactory, tmp_path: Path
+):
+    """Its QEMU still has the old one: pivotd ends the pivot there, and then has the domain where it is configured."""
+    proxy = Qemu.proxy_for(tmp_path)
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))], proxy=proxy)
+    config, elsewhere = tmp_path / "pivotd.toml", tmp_path / "elsewhere.qmp"
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        proxy.on_message = strike = KillAt(lambda: [daemon.pid], When.BEFORE, label="return:job-finalize")
+        pivot = copied(daemon, tmp_path / "new.qcow2")["id"]
+        assert strike.struck.wait(20)
+        daemon.kill()
+        assert qemu.spy("query-status")["status"] == "paused"
+        config.write_text(config.read_text().replace(str(qemu.qmp), str(elsewhere)))
+        daemon.start()
+        assert until(lambda: qemu.spy("query-status")["status"] == "running")
+        assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")["outcome"] == "switched"
+        assert until(lambda: [row["qmp"] for row in daemon.ctl("domain", "ls").json] == [str(elsewhere)])
+        assert daemon.ctl("domain", "ls").json[0]["origin"] == "config"
+        assert call(daemon, "GET", "/v1/health")["domains"]["skipped"] == []
 
 
 @pytest.mark.qemu

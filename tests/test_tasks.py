@@ -82,7 +82,8 @@ def test_every_command_does_what_its_task_says(host: Host):
                 done = host.run(command)
                 assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
                 assert "pivotctl:" not in done.stderr, f"{command}: {done.stderr}"
-                if " cancel " in command:  # it returns once that is in the journal; what is left in QEMU goes after it
+                # These return once that is in the journal; what is left in QEMU goes after it.
+                if " cancel " in command or " release " in command:
                     host.run(f"pivotctl wait {command.split()[-1]}")
     verdicts = {verdict["disk"]: verdict for verdict in host.daemon.ctl("verdict", offline=True).json}
     names = {disk: Path(verdict["image"]).name for disk, verdict in verdicts.items()}

@@ -197,15 +197,33 @@ class Host:
         try:
             async with self.claim({name: path for name, (path, _) in wanted.items()}) as owners:
                 for name, (path, origin) in wanted.items():
-                    if name not in owners:
-                        self.add(name, path, origin)
+                    if name in owners:
+                        self.leave_out(name, path, f"domain {name} is left out: this monitor belongs to {owners[name]}")
                     else:
-                        self.left_out[name] = path, f"domain {name} is left out: this monitor belongs to {owners[name]}"
-                        log.warning("domain.skipped", qmp=path, reason=self.left_out[name][1])
+                        self._add_free(name, path, origin)
         except BadRequestError as error:  # better two that get into each other's way than none
             log.warning("domain.unchecked", reason=error.message)
             for name, (path, origin) in wanted.items():
-                self.add(name, path, origin)
+                self._add_free(name, path, origin)
+
+    def _add_free(self, name: str, path: str, origin: str) -> None:
+        """Add a domain, unless its name was taken while its monitor was looked at."""
+        if (known := self.supervisors.get(name)) is None:
+            self.add(name, path, origin)
+        else:
+            self.leave_out(name, path, f"domain {name} is left out: the name belongs to the monitor {known.path}")
+
+    def leave_out(self, name: str, path: str, reason: str) -> None:
+        """Say of a monitor of configuration or journal that it is not supervised, and why."""
+        self.left_out[name] = path, reason
+        log.warning("domain.skipped", qmp=path, reason=reason)
+
+    def move(self, name: str, path: str, origin: str) -> None:
+        """Forget a domain, and have it at another monitor once it is known that this belongs to nobody else."""
+        assert self._group is not None, "run() has begun"
+        self.left_out.pop(name, None)
+        self.remove(name)
+        self._group.create_task(self.add_all({name: (path, origin)}), name=f"domain {name} moves")
 
     async def discover(self, patterns: Sequence[str]) -> None:
         """Adopt matching sockets, and forget discovered domains whose socket is gone and that have no open pivot.
