@@ -69,7 +69,8 @@ def test_the_guest_runs_on_while_libvirtd_hangs(hanging: Guarded, command: str, 
     if command == "job-complete":
         until(lambda: hanging.pivot()["outcome"] == "kept", "the record")
         verdict = hanging.daemon.ctl("verdict", "web1", "vda").json
-        assert (Path(verdict["image"]).name, verdict["certain"]) == ("web1-vda-0.qcow2", True), verdict
+        assert Path(verdict["image"]).name == "web1-vda-0.qcow2", verdict
+        assert verdict["certain"] or verdict["pending"], "it runs, and can be asked by no other way"
     go_on(hanging)
     hanging.await_end()
     assert hanging.pivot()["outcome"] == ("kept" if command == "job-complete" else "switched"), hanging.ended()
