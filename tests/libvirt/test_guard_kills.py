@@ -122,7 +122,11 @@ def test_libvirtd_killed_in_a_guarded_snapshot(
         guarded.begin("snapshot", "web1", *(f"{target}={domain.image(target, 1)}" for target in domain.targets))
         end_with(guarded, pivotd=pivotd_dies)
         guarded.await_end()
-        assert guarded.pivot()["outcome"] == ("switched" if point in {"live", "next"} else "kept")
+        outcome = guarded.pivot()["outcome"]
+        if point in {"live", "next"}:
+            assert outcome == "switched"
+        else:  # the next pivotd asks libvirt again if the last one could not note that the call has failed
+            assert outcome in {"kept", "switched" if pivotd_dies else "kept"}
         for target in domain.targets:
             guarded.assert_right(target)
 
