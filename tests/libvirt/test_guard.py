@@ -216,7 +216,9 @@ def test_an_open_pivot_ends_without_its_libvirt_in_the_configuration(guarded: Gu
     until(lambda: daemon.ctl("domain", "ls").json == [], "the end of the domain")
     verdict = daemon.ctl("verdict", "web1", "vda").json
     assert (Path(verdict["image"]).name, verdict["certain"], verdict["pending"]) == ("web1-vda-1.qcow2", False, False)
-    assert "pivotd has no domain web1 to ask: add the domain, or ask again once that QEMU has ended" in verdict["reason"]
+    assert (
+        "pivotd has no domain web1 to ask: add the domain, or ask again once that QEMU has ended" in verdict["reason"]
+    )
     guarded.libvirtd.ask("destroy", "web1")
     assert daemon.ctl("verdict", "web1", "vda").json["certain"]
 
