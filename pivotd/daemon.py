@@ -257,7 +257,7 @@ class Daemon:
         return known
 
     def _leave_out(self, name: str, configured: tuple[str, str], why: str) -> None:
-        """Have a domain at another monitor than it should, until its pivots have ended. ``configured``: path, origin."""
+        """Have a domain elsewhere until its pivots have ended. ``configured``: the path and origin that it then has."""
         self._configured[name] = configured
         self._host.leave_out(name, configured[0], f"domain {name} is left out at this monitor: {why}")
 
