@@ -193,6 +193,8 @@ class Alarms:
         for disk, seen in live.astray_of(domain).items():
             if disk in alarms:
                 await self._doubt(*seen)  # whatever has become of QEMU since
+        if self._fleet is not None and (others := live.never_moved_astray(domain)):
+            await self._tell_stray(self._fleet, domain, others)
         for pivot, moved in live.settled():
             if domain not in self._leaving:
                 await self._settle(pivot, moved)
@@ -215,6 +217,14 @@ class Alarms:
         await self._journal.ran_on(pivot, disk, (other.filename, other.format), asked)
         if self._doubts is not None:
             self._doubts.ask(pivot.domain)
+
+    async def _tell_stray(self, fleet: Fleet, domain: str, others: Mapping[str, FleetImage]) -> None:
+        """Tell the fleet of disks whose guest runs elsewhere than it says, and of which the journal has no row."""
+        try:
+            async with self._host.lock(domain):
+                await telling_words.stray(fleet, domain, others)
+        except FleetError as error:
+            self._try_again(domain, error)
 
     async def _settle(self, pivot: Pivot, disk: PivotDisk) -> None:
         """End the doubts about a disk that QEMU has on its right image."""

@@ -75,17 +75,17 @@ class FleetVerdicts:
                 live.theirs.add(key)
         return dict(sorted(verdicts.items()))
 
-    async def contradicted(self, live: LiveVerdicts, found: Mapping[Key, Verdict]) -> dict[Key, Verdict] | None:
-        """Return those of a host's certain verdicts that the fleet contradicts, with its reason; None: ask again later.
+    async def contradicted(self, live: LiveVerdicts, found: Mapping[Key, Verdict]) -> tuple[dict[Key, Verdict], bool]:
+        """Return those of a host's certain verdicts that the fleet contradicts, with its reason, and if that is all.
 
-        Right after etcd has not answered, nobody waits for it here: many domains may be looked at.
+        It is not while etcd does not answer, or has the guest at another host: this one may be about to claim it. Right
+        after etcd has not answered, nobody waits for it here: many domains may be looked at.
         """
         if asyncio.get_running_loop().time() - self._silent_s < limits.FLEET_SILENT_S:
-            return None
+            return {}, False
         said = await self.together(live, found, None, None, local=False)
-        if any(one.pending for one in said.values()):
-            return None
-        return {key: one for key, one in said.items() if one.outcome is Outcome.UNKNOWN}
+        contradicted = {key: one for key, one in said.items() if one.outcome is Outcome.UNKNOWN}
+        return contradicted, all(one.certain or key in contradicted for key, one in said.items())
 
     async def _verdicts(self) -> Any:
         if self._module is None:

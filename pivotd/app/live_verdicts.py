@@ -116,8 +116,12 @@ class LiveVerdicts:
         return {
             key[1]: (*self._last[key], other)
             for key, other in self.astray.items()
-            if key[0] == domain and self._last[key][1].left_at is None
+            if key[0] == domain and key in self._last and self._last[key][1].left_at is None
         }
+
+    def never_moved_astray(self, domain: str) -> dict[str, FleetImage]:
+        """Return the disks of a domain, never moved on this host, whose guest runs elsewhere than the fleet says."""
+        return {key[1]: other for key, other in self.astray.items() if key[0] == domain and key not in self._last}
 
     def news(self) -> set[str]:
         """Return the domains with a guest that runs on another image, of which the journal has no record."""
@@ -176,6 +180,8 @@ class LiveVerdicts:
 
     async def _check_disk(self, key: Key, disk: DiskSeen, session: Session, run_state: str) -> None:
         moved, is_here = self._last.get(key), run_state not in MIGRATION_STATES
+        if is_here and run_state != NEVER_RAN:
+            self._ran.add(key)
         if moved is None:
             live = verdict.Live((await image_names(disk, session))[0], disk.format)
             found = verdict.without_pivot(*key, live)
@@ -194,8 +200,6 @@ class LiveVerdicts:
             self._found[key] = verdict.check(known, live, decided=is_decided(moved[0]))
             if is_here:
                 self.shown[key] = FleetImage(live.image, live.format)
-                if run_state != NEVER_RAN:
-                    self._ran.add(key)
                 if self._found[key].outcome is not known.outcome:
                     self.contradict(key)
             if live.is_right and is_here and (run_state != NEVER_RAN or moved[1].ran_on is None):

@@ -382,11 +382,11 @@ class Reads:
                 if one.certain or one.pending:
                     doubts.pop(key, None)
             sure = {key: one for key, one in found.items() if one.certain and key in live.shown}
-            contradicted = await self._fleet.contradicted(live, sure)
-            for key, one in (contradicted or {}).items():
-                doubts[key] = one
+            contradicted, is_settled = await self._fleet.contradicted(live, sure)
+            doubts |= contradicted
+            for key in contradicted:
                 live.contradict(key)
-            live.unsettled = contradicted is None or any(one.pending for one in said.values())
+            live.unsettled = not is_settled or any(one.pending for one in said.values())
         return {disk: one for (_, disk), one in doubts.items()}
 
     def _sessions(self, domains: Iterable[str] | None) -> dict[str, Session]:

@@ -5,11 +5,11 @@ Otherwise whoever takes the guest would start it from where that pivot has left 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pivotd.core.fleet import FleetImage
 from pivotd.core.pivot import FleetStage, Pivot, PivotDisk
-from pivotd.core.rules.fleet_owners import accepting, doubting_all, owned, settling
+from pivotd.core.rules.fleet_owners import accepting, doubting_all, owned, settling, straying
 from pivotd.core.rules.fleet_pivots import Here
 from pivotd.core.rules.fleet_words import fleet_verdict
 from pivotd.core.verdict import right_image
@@ -47,6 +47,18 @@ async def doubt(fleet: Fleet, domain: str, disks: Iterable[tuple[Pivot, PivotDis
     if after != view:
         await fleet.write(view, after, fleet.timeout_s)
     return owned(view, here, None) and view.intent is None
+
+
+async def stray(fleet: Fleet, domain: str, others: Mapping[str, FleetImage]) -> None:
+    """Have the fleet name both images of disks that were never moved here, and run here on other ones.
+
+    The journal has no row of such a disk to keep that in.
+    Raises: FleetError: it may not know of it yet.
+    """
+    view = await fleet.read(domain, fleet.timeout_s)
+    after = straying(view, Here(fleet.host, fleet.boot_id, utc_now()), others)
+    if after != view:
+        await fleet.write(view, after, fleet.timeout_s)
 
 
 async def settle(fleet: Fleet | None, pivot: Pivot, disk: PivotDisk) -> bool:

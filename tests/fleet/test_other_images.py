@@ -124,6 +124,28 @@ async def test_a_doubt_that_etcd_could_not_hear_of_is_told_when_it_can(stray: St
         assert (said.status, str(stray.old) in said.stdout) == (0, True), said
 
 
+async def test_a_guest_that_runs_on_a_stale_image_on_a_host_that_has_never_moved_its_disk(stray: Stray) -> None:
+    """No row of the journal there can keep it: the fleet is told at once, and a person chooses."""
+    await asyncio.to_thread(stray.daemon.start)
+    await stray.moved()
+    await asyncio.to_thread(stray.daemon.kill)
+    await stray.site.taken_by("h2")
+    stray.start(stray.old)
+    with stray.site.daemon(stray.qemu.qmp, host="h2") as daemon:
+        await stray.both_named()
+        async with asyncio.timeout(LONG_S):
+            while not (alarms := (await asyncio.to_thread(daemon.ctl, "domain", "ls")).json[0]["alarms"]):
+                await asyncio.sleep(0.05)
+        assert str(stray.old) in alarms[0]
+        await asyncio.to_thread(stray.qemu.kill)
+        refused(await asyncio.to_thread(daemon.ctl, "image", "web1", "disk0"), "fleet is not certain")
+        assert "domain.not-checked" not in daemon.log_path.read_text()
+    refused(await asyncio.to_thread(offline, daemon, "image", "web1", "disk0"), "fleet is not certain")
+    taken = await stray.fleet("take", "web1", "--fenced", "--image", f"disk0={stray.new}")
+    assert taken.status == 0, taken
+    assert await stray.certain() == str(stray.new)
+
+
 async def test_a_guest_that_runs_where_only_an_older_journal_says(stray: Stray, tmp_path: Path) -> None:
     """Another host has moved the disk on, and this one has the guest back: the fleet's word is the later one."""
     later = tmp_path / "c.qcow2"

@@ -24,7 +24,16 @@ from pivotd.core.pivot import Accepted, FleetStage, Identity, Image, Outcome, Ph
 from pivotd.core.request import CopyOptions, Kind, Manager, Requester
 from pivotd.core.rules.fleet_changes import forgotten
 from pivotd.core.rules.fleet_local import DiskHere, together
-from pivotd.core.rules.fleet_owners import accepting, doubting_all, leaving, meeting, owned, settling, take_over
+from pivotd.core.rules.fleet_owners import (
+    accepting,
+    doubting_all,
+    leaving,
+    meeting,
+    owned,
+    settling,
+    straying,
+    take_over,
+)
 from pivotd.core.rules.fleet_pivots import (
     Here,
     Superseded,
@@ -257,8 +266,10 @@ class Model:
         if not s.strays or at is None or s.departed is not None:
             return
         host = s.hosts[at]
-        if not host.journal or host.journal[-1].phase != "closed" or host.left:
+        if (host.journal and host.journal[-1].phase != "closed") or host.left:
             return
+        if not host.journal and s.view.disk("disk0") is None:
+            return  # nobody has ever moved it: it is where its definition says
         fewer = s._replace(strays=s.strays - 1, unseen=True)
         if s.guest is None:
             switched = {
@@ -266,7 +277,8 @@ class Model:
             }
             for image in sorted({"S", *switched}):
                 t = fewer._replace(guest=at, run=True, roots=image, same=False)
-                if s.unseen or host.ran_on:  # of several other images, the last one is named
+                if s.unseen or host.ran_on or not fleet_verdict(s.view, "disk0").certain:
+                    # Of several other images, the last one is named.
                     t = t._replace(ok=frozenset({(0, image)}))
                 yield f"somebody starts the guest on {HOSTS[at]}: {image}", t
         elif s.guest == at and s.run and s.roots != "X":
@@ -465,7 +477,7 @@ class Model:
 
     def looks(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
         """What pivotd sees, and acts on later."""
-        here, closed = s.guest == at, bool(host.journal) and host.journal[-1].phase == "closed"
+        here, closed = s.guest == at, not host.journal or host.journal[-1].phase == "closed"
         if s.departed == at:
             owner = s.view.owner
             epoch = owner.epoch if owner is not None and owner.host == HOSTS[at] else None
@@ -485,13 +497,17 @@ class Model:
         after = doubting_all(s.view, self.here(s, at), told)
         if after != s.view:
             yield from self.writes(s, after, f"{HOSTS[at]} tells of the doubt", s)
-        if not host.look or not host.journal:
+        if not host.look:
+            return
+        if not host.journal:
+            yield from self.tells_at_once(s, at, host)
             return
         last = host.journal[-1]
         pivot = self.pivot(last, number(at, last))
         right, word = right_image(pivot.disks[0]).filename[1], fleet_verdict(s.view, "disk0")
         seen = host._replace(look="")
-        known = s._replace(unseen=s.unseen and host.look != s.roots)
+        mine = owned(s.view, self.here(s, at), None)  # otherwise the guest has run elsewhere since
+        known = s._replace(unseen=s.unseen and (host.look != s.roots or not mine))
         if host.look != right:
             if word.image is not None and word.image.filename[1] == host.look:
                 yield f"{HOSTS[at]}: the fleet has the guest there", self.host(known, at, seen)
@@ -514,6 +530,22 @@ class Model:
             named = agreed or image in now.candidates  # a third image is not
             settled = self.host(known if named else s, at, seen._replace(ran_on="" if agreed else host.ran_on))
             yield from self.writes(s, after, f"{HOSTS[at]} settles the doubt", settled)
+
+    def tells_at_once(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
+        """What pivotd does about a guest whose disk it has never moved: only the fleet can keep that it runs elsewhere."""
+        seen = self.host(s, at, host._replace(look=""))
+        if s.guest != at:
+            yield f"{HOSTS[at]}: QEMU has ended before the fleet knew", seen
+            return
+        if not owned(s.view, self.here(s, at), None):
+            return  # it looks again once it has claimed the guest
+        # Of a disk that the fleet has never known, it says no more than that.
+        known = seen._replace(unseen=s.unseen and (host.look != s.roots or s.view.disk("disk0") is None))
+        after = straying(s.view, self.here(s, at), {"disk0": FleetImage(f"/{host.look}0", "raw")})
+        if after == s.view:
+            yield f"{HOSTS[at]}: the fleet knows", known
+        else:
+            yield from self.writes(s, after, f"{HOSTS[at]} tells that the guest runs on {host.look}", known)
 
     def contradicted(self, s: State, at: int, host: Host, pivot: Pivot) -> bool:
         """Return whether the fleet names another image than the one where the guest was seen, which the journal names."""

@@ -626,6 +626,11 @@ FLEET = (
         SEARCH, of_hosts(takes=2, losses=0, restarts=0, strays=1),
     ),
     Defect(
+        "a host that has never moved a disk tells nobody where its guest runs", "G1", FLEET_OWNERS,
+        "            view = doubting(view, here, known.pivot, (known.image, other), disk)\n", "            pass\n",
+        SEARCH, of_hosts(losses=0, restarts=0, strays=1),
+    ),
+    Defect(
         "a verdict withdraws the intent of a pivot that goes on", "G3", FLEET_LOCAL,
         "    if disk.driven:\n", "    if False:\n",
         TABLE, ("tests/core/test_fleet_local.py", "-k", "only_its_driver"),

@@ -162,7 +162,8 @@ def _fleets(view: FleetView, disk: DiskHere) -> Verdict:
     if not word.certain:
         names = " or ".join(image.filename for image in word.candidates)
         said = _uncertain(said, f"The fleet is not certain: {word.reason}; the image is {names}.")
-        return replace(said, outcome=Outcome.UNKNOWN) if disk.live is not None and disk.live == _other(disk) else said
+        is_stray = disk.live is not None and (disk.moved is None or disk.live == _other(disk))
+        return replace(said, outcome=Outcome.UNKNOWN) if is_stray else said
     if disk.left and disk.live is None:
         return said if not said.certain else _uncertain(said, "The guest has left this host by a migration.")
     if word.image is None:

@@ -93,6 +93,14 @@ def doubting_all(view: FleetView, here: Here, disks: Iterable[tuple[Pivot, Pivot
     return view
 
 
+def straying(view: FleetView, here: Here, others: Mapping[str, FleetImage]) -> FleetView:
+    """Return what the fleet has to hold of disks that were never moved here, and run here on other images."""
+    for disk, other in others.items():
+        if (known := view.disk(disk)) is not None:
+            view = doubting(view, here, known.pivot, (known.image, other), disk)
+    return view
+
+
 def settling(view: FleetView, here: Here, pivot: str, image: FleetImage, disk: str) -> FleetView:
     """Return what the fleet has to hold once a guest in doubt was seen on its right image again; or the view itself.
 
