@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pivotd import limits
 from pivotd.app.live_verdicts import Key, LiveVerdicts
-from pivotd.core.pivot import Outcome, Phase
-from pivotd.core.rules.fleet_local import DiskHere
+from pivotd.core.pivot import Phase
+from pivotd.core.rules.fleet_local import DiskHere, Together
 from pivotd.core.verdict import Verdict
 from pivotd.errors import FleetError
 from pivotd.journal.changes import utc_now
@@ -53,14 +53,16 @@ class FleetVerdicts:
         module, turns = await self._verdicts(), asyncio.Semaphore(limits.FLEET_READS_AT_ONCE)
         silent: list[FleetError] = []
 
-        async def ask(name: str, disks: Sequence[DiskHere]) -> list[Verdict]:
+        async def ask(name: str, disks: Sequence[DiskHere]) -> Sequence[Verdict]:
             async with turns:
                 await self._calm()
                 try:
                     if silent:  # the others would wait as long
                         raise silent[0]
                     every = domain is not None and disk is None
-                    said: list[Verdict] = await module.in_fleet(self._fleet, name, disks, utc_now(), every=every)
+                    answer: Together = await module.in_fleet(self._fleet, name, disks, utc_now(), every=every)
+                    live.against |= {(name, against) for against in answer.against}
+                    said: Sequence[Verdict] = answer.verdicts
                 except FleetError as error:
                     if error.kind == "fleet-silent":
                         silent.append(error)
@@ -75,17 +77,15 @@ class FleetVerdicts:
                 live.theirs.add(key)
         return dict(sorted(verdicts.items()))
 
-    async def contradicted(self, live: LiveVerdicts, found: Mapping[Key, Verdict]) -> tuple[dict[Key, Verdict], bool]:
-        """Return those of a host's certain verdicts that the fleet contradicts, with its reason, and if that is all.
+    async def compared(self, live: LiveVerdicts, found: Mapping[Key, Verdict]) -> dict[Key, Verdict]:
+        """Return a host's certain verdicts together with the fleet's word; ``live`` then has what that contradicts.
 
-        It is not while etcd does not answer, or has the guest at another host: this one may be about to claim it. Right
-        after etcd has not answered, nobody waits for it here: many domains may be looked at.
+        Right after etcd has not answered, nobody waits for it here, and nothing is returned: many domains may be looked
+        at.
         """
         if asyncio.get_running_loop().time() - self._silent_s < limits.FLEET_SILENT_S:
-            return {}, False
-        said = await self.together(live, found, None, None, local=False)
-        contradicted = {key: one for key, one in said.items() if one.outcome is Outcome.UNKNOWN}
-        return contradicted, all(one.certain or key in contradicted for key, one in said.items())
+            return {}
+        return await self.together(live, found, None, None, local=False)
 
     async def _verdicts(self) -> Any:
         if self._module is None:

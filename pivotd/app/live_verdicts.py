@@ -55,6 +55,8 @@ class LiveVerdicts:
         """What the guest of a disk runs on, or may have run on, that is not the image of its last pivot, or, if another
         host has moved it since, not the fleet's.
         """
+        self.against: set[Key] = set()
+        """Disks of which the journal is certain, and the fleet contradicts it, as far as it was asked."""
         self._ran: set[Key] = set()
         """Disks whose guests have run in the QEMUs that show them."""
         self._asked: set[str] = set()
@@ -99,6 +101,18 @@ class LiveVerdicts:
         """Return whether the QEMU of the disk's last pivot was seen."""
         return key in self._confirmed
 
+    def contradicted_before(self, key: Key, known: Verdict) -> Verdict | None:
+        """Return what is left of the verdict on a disk whose guest is on an image that the fleet has contradicted.
+
+        That QEMU shows what the journal names does not end such a doubt. None: there is none.
+        """
+        moved, other = self._last.get(key), self.shown.get(key)
+        if moved is None or other is None or (ran_on := moved[1].ran_on) is None:
+            return None
+        if FleetImage(ran_on.filename, ran_on.format) != other:
+            return None
+        return verdict.doubtful(known, moved[1])
+
     def contradict(self, key: Key) -> None:
         """Note that what QEMU shows of a disk is not the image that holds its data, if its guest has ever run there."""
         if key in self._ran:
@@ -111,12 +125,15 @@ class LiveVerdicts:
     def astray_of(self, domain: str) -> dict[str, tuple[Pivot, PivotDisk, FleetImage]]:
         """Return the disks of a domain, each with its last pivot, whose guest runs on another image, and that image.
 
-        Not of a guest that has left this host since: it may be on an image to which another host has moved it.
+        Not of a guest that has left this host since: it may be on an image to which another host has moved it, unless
+        the fleet knows better.
         """
         return {
             key[1]: (*self._last[key], other)
             for key, other in self.astray.items()
-            if key[0] == domain and key in self._last and self._last[key][1].left_at is None
+            if key[0] == domain
+            and key in self._last
+            and (self._last[key][1].left_at is None or key in self.against)
         }
 
     def never_moved_astray(self, domain: str) -> dict[str, FleetImage]:

@@ -33,12 +33,24 @@ class OwnedGuests:
     A guest of another host is left alone: the log says so once, and its pivots say it at ``ready``.
     """
 
-    def __init__(
-        self, host: Host, fleet: Fleet, clock: Clock, journal: Journal, enter: Callable[[str], Awaitable[None]]
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with
+        self,
+        host: Host,
+        fleet: Fleet,
+        clock: Clock,
+        journal: Journal,
+        enter: Callable[[str], Awaitable[None]],
+        on_owned: Callable[[str], None],
     ) -> None:
-        """``enter``: tell the fleet, which does not know this domain, where its disks are. Raises: PivotdError."""
+        """``enter``: tell the fleet, which does not know this domain, where its disks are. Raises: PivotdError.
+
+        ``on_owned``: a guest that is here belongs to this host from now on, so that its images can be compared.
+        """
         self._host = host
         self._enter = enter
+        self._on_owned = on_owned
+        self._foreign: set[str] = set()
+        """Guests that are here and were not this host's when that was last read."""
         self._journal = journal
         self._fleet = fleet
         self._clock = clock
@@ -193,6 +205,11 @@ class OwnedGuests:
             await self._settled(domain, "it belongs to this host no more, or was taken by it since")
         if here.present and mine and after.owner is not None and self._connected.get(domain) is session:
             self._epochs[domain] = after.owner.epoch
+        if here.present and mine and (after != view or domain in self._foreign):
+            self._foreign.discard(domain)
+            self._on_owned(domain)
+        elif here.present and not mine:
+            self._foreign.add(domain)
         if mine != here.present:  # the outcome of a pivot is still to be told, or another host has the guest
             self._ask_later(domain)
         if here.present and not mine and after.owner is not None and after.owner.host is not None:

@@ -253,8 +253,7 @@ class Reads:
         """
         live, found = await self._known_verdicts(domain, disk)
         for name in live.news():
-            for listener in self.listeners:
-                listener(name)
+            self.tell_news(name)
         if domain is not None and disk is not None and not found:
             supervisor = self._host.get(domain) if self._fleet is None else self._host.supervisors.get(domain)
             if supervisor is not None and supervisor.session is not None:
@@ -270,6 +269,11 @@ class Reads:
             part = [self._while_unasked(live, one) for one in result[first : first + limits.READ_AT_ONCE]]
             encoded += await self._lists.read(_encoded, encode, part)
         return encoded
+
+    def tell_news(self, domain: str) -> None:
+        """Have the images of a domain looked at."""
+        for listener in self.listeners:
+            listener(domain)
 
     def _while_unasked(self, live: LiveVerdicts, found: Verdict) -> Verdict:
         """Return a verdict that is not certain while a QEMU runs that could not be asked: its monitor may be taken."""
@@ -375,18 +379,24 @@ class Reads:
         doubt: while the fleet does not answer, it would name an older image.
         """
         doubts = {key: one for key, one in found.items() if one.outcome is Outcome.UNKNOWN}
-        if self._fleet is not None and live.shown:
-            unsure = {key: one for key, one in found.items() if not one.certain and key in live.shown}
-            said = await self._fleet.together(live, unsure, None, None, local=True)
-            for key, one in said.items():
+        shown = {key: one for key, one in found.items() if key in live.shown}
+        sure, said = {key: one for key, one in shown.items() if one.certain}, {}
+        if self._fleet is not None and shown:
+            unsure = {key: one for key, one in shown.items() if not one.certain}
+            for key, one in (await self._fleet.together(live, unsure, None, None, local=True)).items():
+                live.unsettled |= not one.certain
                 if one.certain or one.pending:
                     doubts.pop(key, None)
-            sure = {key: one for key, one in found.items() if one.certain and key in live.shown}
-            contradicted, is_settled = await self._fleet.contradicted(live, sure)
-            doubts |= contradicted
-            for key in contradicted:
+            said = await self._fleet.compared(live, sure)
+        for key, known in sure.items():
+            word = said.get(key)
+            if word is not None and word.certain:
+                continue
+            live.unsettled |= self._fleet is not None
+            doubt = word if key in live.against else live.contradicted_before(key, known)
+            if doubt is not None:
+                doubts[key] = doubt
                 live.contradict(key)
-            live.unsettled = not is_settled or any(one.pending for one in said.values())
         return {disk: one for (_, disk), one in doubts.items()}
 
     def _sessions(self, domains: Iterable[str] | None) -> dict[str, Session]:

@@ -59,7 +59,7 @@ class OfflineFleet:
                 try:
                     if silent is not None:  # it would take as long for each domain
                         raise silent
-                    said += await verdicts.in_fleet(fleet, domain, disks, now, every=every)
+                    said += (await verdicts.in_fleet(fleet, domain, disks, now, every=every)).verdicts
                 except FleetError as error:
                     silent = error if error.kind == "fleet-silent" else None
                     said += verdicts.without_fleet(disks, error, local=local)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pivotd.core.rules.fleet_local import DiskHere, alone, together, unanswered, unknown_here
+from pivotd.core.rules.fleet_local import DiskHere, Together, alone, together, unanswered, unknown_here
 from pivotd.core.rules.fleet_pivots import Here
 from pivotd.core.verdict import Verdict
 from pivotd.errors import FleetError, FleetRefusedError
 from pivotd.fleet.late import LateFleet
 
 
-async def in_fleet(fleet: LateFleet, domain: str, disks: Sequence[DiskHere], now: str, *, every: bool) -> list[Verdict]:
+async def in_fleet(fleet: LateFleet, domain: str, disks: Sequence[DiskHere], now: str, *, every: bool) -> Together:
     """Return the verdicts on disks of one domain together with the fleet's word; ``disks`` were read before this call.
 
     One that is certain may be acted upon: the fleet knows of it. ``every``: with the disks that only the fleet knows.
@@ -23,7 +23,7 @@ async def in_fleet(fleet: LateFleet, domain: str, disks: Sequence[DiskHere], now
     found = together(view, Here(fleet.host, fleet.boot_id, now), known)
     if found.tell is not None:
         await fleet.write(view, found.tell, fleet.timeout_s)
-    return list(found.verdicts)
+    return found
 
 
 def without_fleet(disks: Sequence[DiskHere], error: FleetError, *, local: bool) -> list[Verdict]:

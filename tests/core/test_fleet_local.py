@@ -46,6 +46,24 @@ def test_the_guest_of_another_host_is_not_certain_here(disk: DiskHere):
     assert one.outcome is not None, "a disk that was never moved here would start from a default"
 
 
+@pytest.mark.parametrize(
+    ("fleet", "disk", "against"),
+    [
+        (view("h2", 4, disks=(told(NEW),)), DiskHere(without_pivot("web1", "disk0"), live=OLD), False),
+        (view(disks=(told(NEW),)), DiskHere(without_pivot("web1", "disk0"), live=OLD), True),
+        (view(disks=(told(NEW),)), DiskHere(without_pivot("web1", "disk0"), live=NEW), False),
+        (view(disks=(told(OLD, of="P0009"),)), here(TOLD, live=NEW), True),
+        (view(disks=(told(OLD, of="P0009"),)), here(TOLD), False),
+    ],
+    ids=["another host's", "never moved here", "where the fleet says", "moved on by another host", "no QEMU"],
+)
+def test_only_of_a_guest_of_this_host_the_fleet_contradicts_where_it_runs(
+    fleet: FleetView, disk: DiskHere, against: bool
+):
+    """Before a guest that has migrated here was claimed, nothing is known to be wrong."""
+    assert bool(together(fleet, HERE, [disk]).against) is against
+
+
 @pytest.mark.parametrize("known", [told(NEW, of=TOLD.id), told(OLD, Outcome.UNKNOWN, of=TOLD.id)])
 def test_a_guest_that_has_run_on_another_image_is_not_certain_by_an_older_word(known: FleetDisk):
     """The fleet may not have heard of it yet. While QEMU is on the image that the fleet names, that counts."""

@@ -43,6 +43,19 @@ class Stray:
         await self.site.moved(self.daemon, self.new)
         await asyncio.to_thread(self.qemu.kill)
 
+    async def moved_on(self) -> Path:
+        """Have another host move the disk on, and end the guest there; return the image."""
+        later = self.site.tmp_path / "c.qcow2"
+        await asyncio.to_thread(self.daemon.start)
+        await self.moved()
+        await asyncio.to_thread(self.daemon.kill)
+        await self.site.taken_by("h2")
+        self.start(self.new)
+        with self.site.daemon(self.qemu.qmp, host="h2") as other:
+            await self.site.moved(other, later)
+        await asyncio.to_thread(self.qemu.kill)
+        return later
+
     async def restarted(self, image: Path) -> None:
         await asyncio.to_thread(self.qemu.kill)
         await asyncio.to_thread(self.start, image)
@@ -146,17 +159,9 @@ async def test_a_guest_that_runs_on_a_stale_image_on_a_host_that_has_never_moved
     assert await stray.certain() == str(stray.new)
 
 
-async def test_a_guest_that_runs_where_only_an_older_journal_says(stray: Stray, tmp_path: Path) -> None:
+async def test_a_guest_that_runs_where_only_an_older_journal_says(stray: Stray) -> None:
     """Another host has moved the disk on, and this one has the guest back: the fleet's word is the later one."""
-    later = tmp_path / "c.qcow2"
-    await asyncio.to_thread(stray.daemon.start)
-    await stray.moved()
-    await asyncio.to_thread(stray.daemon.kill)
-    await stray.site.taken_by("h2")
-    stray.start(stray.new)
-    with stray.site.daemon(stray.qemu.qmp, host="h2") as other:
-        await stray.site.moved(other, later)
-    await asyncio.to_thread(stray.qemu.kill)
+    later = await stray.moved_on()
     await stray.site.taken_by("h1")
     with stray.daemon as daemon:
         assert (await asyncio.to_thread(daemon.ctl, "image", "web1", "disk0")).json["image"] == str(later)
@@ -181,3 +186,48 @@ async def test_a_guest_that_runs_where_only_an_older_journal_says(stray: Stray, 
         assert accepted.status == 0, accepted
         assert (await asyncio.to_thread(daemon.ctl, "image", "web1", "disk0")).json["image"] == str(later)
     assert await stray.certain() == str(later)
+
+
+async def test_a_guest_on_an_older_journals_image_is_in_doubt_while_etcd_is_silent(stray: Stray) -> None:
+    """It is started before this host takes it. That QEMU is where this journal says ends nothing while etcd is away."""
+    await stray.moved_on()
+    with stray.daemon as daemon:
+        ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
+        await stray.restarted(stray.new)
+        async with asyncio.timeout(LONG_S):
+            while "belongs to host h2" not in daemon.log_path.read_text():
+                await asyncio.sleep(0.05)
+        await stray.site.taken_by("h1")
+        await stray.site.until(lambda view: not fleet_verdict(view, "disk0").certain)
+        stray.wires.cut = True
+        assert "does not answer" in (await ctl("verdict", "web1", "disk0")).json["reason"]
+        for command in ("stop", "cont"):
+            await asyncio.to_thread(stray.qemu.spy, command)
+        refusal = await ctl("copy", "web1", f"disk0={stray.site.tmp_path / 'd.qcow2'}")
+        assert refusal.status == 4, refusal
+        assert "web1 disk0 is in doubt" in refusal.json["error"]["message"]
+        stray.wires.cut = False
+        assert (await ctl("domain", "ls")).json[0]["alarms"]
+        refused(await ctl("image", "web1", "disk0"), str(stray.new))
+
+
+async def test_a_guest_that_has_left_and_runs_again_where_the_old_journal_says(
+    stray: Stray, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """It left by a migration, and its new host moved it on: the fleet learns of the writes here."""
+    later = tmp_path / "c.qcow2"
+    with stray.daemon as daemon:
+        await stray.site.moved(daemon, stray.new)
+        incoming = ["-incoming", f"unix:{tmp_path / 'm'}"]
+        new = qemu_factory([Disk(stray.new)], directory=made(tmp_path / "q2"), extra=incoming)
+        with stray.site.daemon(new.qmp, host="h2") as other:
+            await asyncio.to_thread(stray.qemu.spy, "migrate", {"uri": f"unix:{tmp_path / 'm'}"})
+            await stray.site.until(lambda view: view.owner is not None and view.owner.host == "h2")
+            await stray.site.moved(other, later)
+        await asyncio.to_thread(new.kill)
+        await stray.site.taken_by("h1")
+        await stray.restarted(stray.new)
+        view = await stray.site.until(lambda view: not fleet_verdict(view, "disk0").certain)
+        assert {image.filename for image in fleet_verdict(view, "disk0").candidates} == {str(stray.new), str(later)}
+        await asyncio.to_thread(stray.qemu.kill)
+        refused(await asyncio.to_thread(daemon.ctl, "image", "web1", "disk0"), f"he guest ran on {stray.new}")

@@ -89,8 +89,21 @@ async def test_the_guest_of_another_host_is_left_alone(
         async with asyncio.timeout(LONG_S):
             while "belongs to host h9" not in daemon.log_path.read_text():
                 await asyncio.sleep(0.05)
+        await asyncio.sleep(1)  # a look takes milliseconds
+        assert (await asyncio.to_thread(daemon.ctl, "domain", "ls")).json[0]["alarms"] == []
     assert await fleet.read("web1", LONG_S) == theirs
     assert await asyncio.to_thread(qemu.run_state) == "running"
+
+
+async def test_an_etcd_that_refuses_this_host_puts_no_guest_in_doubt(
+    cluster: Cluster, qemu: Qemu, tmp_path: Path
+) -> None:
+    """A pivot waits for it as for one that is silent; nothing is known to be wrong."""
+    lines = lines_of(tmp_path / "h1", "h1", cluster) + '\ncluster = "deadbeef"'
+    with Daemon(made(tmp_path / "h1"), {"web1": qemu.qmp}, configuration=lines) as daemon:
+        answer = await asyncio.to_thread(daemon.ctl, "copy", "web1", f"disk0={tmp_path / 'b.qcow2'}", "--detach")
+        assert answer.status == 0, answer
+        assert (await asyncio.to_thread(daemon.ctl, "domain", "ls")).json[0]["alarms"] == []
 
 
 class Leaving:

@@ -302,7 +302,7 @@ async def owners_of(engine: FleetEngine) -> AsyncIterator[None]:
     async def nothing(domain: str) -> None:
         """No fleet forgets anything here."""
 
-    owners = OwnedGuests(engine.host, engine.fleet, SystemClock(), engine.journal, nothing)
+    owners = OwnedGuests(engine.host, engine.fleet, SystemClock(), engine.journal, nothing, lambda _: None)
     running = asyncio.create_task(owners.run())
     try:
         yield

@@ -41,16 +41,22 @@ class DiskHere:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """What host and fleet say. ``tell``: what the fleet has to hold before a verdict counts; None: it does."""
+    """What host and fleet say. ``tell``: what the fleet has to hold before a verdict counts; None: it does.
+
+    ``against``: the disks of which this host was certain, and on whose image a guest of this host must not be, or may
+    not be, by the fleet.
+    """
 
     verdicts: tuple[Verdict, ...]
     tell: FleetView | None = None
+    against: frozenset[str] = frozenset()
 
 
 def together(view: FleetView, here: Here, disks: Iterable[DiskHere]) -> Together:
     """Return the verdicts on disks of one domain, in the order given. ``view`` was read after ``disks``."""
     found: list[Verdict] = []
-    tell = view
+    tell, elsewhere = view, view.owner is not None and view.owner.host != here.host
+    against: set[str] = set()
     for disk in disks:
         said, pivot = _one(view, here, disk)
         if pivot is not None:
@@ -60,7 +66,9 @@ def together(view: FleetView, here: Here, disks: Iterable[DiskHere]) -> Together
             else:
                 tell = told
         found.append(said)
-    return Together(tuple(found), tell if tell != view else None)
+        if not elsewhere and disk.verdict.certain and disk.live is not None and said.outcome is Outcome.UNKNOWN:
+            against.add(said.disk)
+    return Together(tuple(found), tell if tell != view else None, frozenset(against))
 
 
 def unanswered(disk: DiskHere, why: str, *, again: bool) -> Verdict:
