@@ -28,9 +28,11 @@ from pivotd.core.request import Manager
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.engine.ports import Domain, Session
+from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, ConfigError, JournalError, PivotdError
 from pivotd.host.flush import Flusher
 from pivotd.host.process import is_gone
+from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
 
@@ -172,6 +174,8 @@ class Daemon:
         self._hangup = asyncio.Event()
         self._configured: dict[str, tuple[str, str]] = {}
         """Path and origin of domains that are at other monitors as long as they have open pivots there."""
+        self._freed: set[str] = set()
+        """Domains that are about to be freed."""
 
     def _make_driver(self, pivot: Pivot, domain: Domain) -> Driver:
         converger = Converger(self._flusher, self._clock)
@@ -190,7 +194,7 @@ class Daemon:
             host = group.create_task(self._host.run(), name="host")
             watchdog = group.create_task(self._watchdog(), name="watchdog")
             await self._host.started()
-            others = self._add_open_domains()
+            others = await self._add_open_domains()
             await self._recover()
             checking = group.create_task(self._check_journal(), name="journal check")
             await asyncio.wait([checking], timeout=limits.JOURNAL_CHECK_S)
@@ -231,13 +235,14 @@ class Daemon:
         if self._journal.before_upgrade is not None:
             logger.info("journal.upgraded", journal=str(self._journal.path), copy=str(self._journal.before_upgrade))
 
-    def _add_open_domains(self) -> dict[str, tuple[str, str]]:
+    async def _add_open_domains(self) -> dict[str, tuple[str, str]]:
         """Supervise the domains with open pivots, whose guests may be waiting; return path and origin of the others."""
         open_pivots: defaultdict[str, list[Pivot]] = defaultdict(list)
         for pivot in self._journal.open_pivots():
             open_pivots[pivot.domain].append(pivot)
         known = {name: (str(path), CONFIG) for name, path in self._config.domains.items()}
         known |= {row.name: (row.qmp_path, RUNTIME) for row in self._journal.domains() if row.name not in known}
+        elsewhere: dict[str, tuple[str, str]] = {}
         for name, pivots in open_pivots.items():
             last = pivots[-1]
             if last.manager is Manager.LIBVIRT:
@@ -249,12 +254,22 @@ class Daemon:
             path, origin = known.pop(name, (last.qmp, DISCOVERED))
             runs = not is_gone(last.identity.pid, last.identity.start_ticks, last.identity.boot_id)
             if path != last.qmp and runs:
-                self._leave_out(name, (path, origin), f"it has an open pivot at {last.qmp}, where its QEMU runs")
-                path = last.qmp
-            self._host.add(name, path, origin, pivots)
+                elsewhere[name] = path, origin
+            else:
+                self._host.add(name, path, origin, pivots)
         if open_pivots:
             self._host.listeners.append(self._free_name)
+        await asyncio.gather(*(self._add_elsewhere(n, *place, open_pivots[n]) for n, place in elsewhere.items()))
         return known
+
+    async def _add_elsewhere(self, name: str, path: str, origin: str, pivots: list[Pivot]) -> None:
+        """Supervise a domain at the monitor of its open pivots, unless that has gone, perhaps to ``path``."""
+        had, there = pivots[-1].qmp, True
+        with contextlib.suppress(TimeoutError):  # its storage does not answer
+            there = await in_thread(limits.FILE_TIMEOUT_S, os.path.exists, had, paths=[had])
+        if there:
+            self._leave_out(name, (path, origin), f"it has an open pivot at {had}, where its QEMU runs")
+        self._host.add(name, had if there else path, origin, pivots)
 
     def _leave_out(self, name: str, configured: tuple[str, str], why: str) -> None:
         """Have a domain elsewhere until its pivots have ended. ``configured``: the path and origin that it then has."""
@@ -264,15 +279,25 @@ class Daemon:
     def _free_name(self, name: str) -> None:
         """Forget a domain that is there for its open pivots alone, once they have ended; have it where it should be."""
         known = self._host.supervisors.get(name)
-        if known is None or known.drivers or self._host.lock(name).locked():
+        if known is None or known.drivers or name in self._freed:
             return
-        if known.manager is Manager.LIBVIRT and known.path == self._config.libvirt.uri:
-            return
-        configured, left_out = self._configured.pop(name, None), self._host.left_out.get(name)
-        if configured is not None and left_out is not None and left_out[0] == configured[0]:
-            self._host.move(name, *configured)  # no reload has changed that since
-        elif known.manager is Manager.LIBVIRT:
-            self._host.remove(name)
+        foreign = known.manager is Manager.LIBVIRT and known.path != self._config.libvirt.uri
+        if foreign or (known.manager is Manager.PIVOTD and name in self._configured):
+            self._freed.add(name)
+            self._host.begin(self._free(known), f"domain {name} moves")
+
+    async def _free(self, known: Supervisor) -> None:
+        """Do so once no request holds the domain: one may begin a pivot, and a pivot that has ended an undo of it."""
+        name = known.name
+        async with self._host.lock(name):
+            self._freed.discard(name)
+            if self._host.supervisors.get(name) is not known or known.drivers:
+                return
+            configured, left_out = self._configured.pop(name, None), self._host.left_out.get(name)
+            if configured is not None and left_out is not None and left_out[0] == configured[0]:
+                await self._host.move(name, *configured)  # no reload has changed that since
+            elif known.manager is Manager.LIBVIRT:
+                self._host.remove(name)
 
     async def _find_libvirts_domains(self, group: asyncio.TaskGroup) -> asyncio.Task[None] | None:
         """Look for libvirt's domains from now on, once before this returns; None: no libvirt is configured."""

@@ -278,10 +278,11 @@ def test_an_open_pivot_is_recovered_though_its_domain_was_forgotten(qemu_factory
 
 
 @pytest.mark.qemu
+@pytest.mark.parametrize("socket_moved", [False, True])
 def test_a_guest_is_not_left_paused_though_its_monitor_has_another_path_in_the_configuration(
-    qemu_factory: QemuFactory, tmp_path: Path
+    qemu_factory: QemuFactory, tmp_path: Path, *, socket_moved: bool
 ):
-    """Its QEMU still has the old one: pivotd ends the pivot there, and then has the domain where it is configured."""
+    """Pivotd ends the pivot at the old path, unless that has gone, and then has the domain where it is configured."""
     proxy = Qemu.proxy_for(tmp_path)
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))], proxy=proxy)
     config, elsewhere = tmp_path / "pivotd.toml", tmp_path / "elsewhere.qmp"
@@ -292,12 +293,34 @@ def test_a_guest_is_not_left_paused_though_its_monitor_has_another_path_in_the_c
         daemon.kill()
         assert qemu.spy("query-status")["status"] == "paused"
         config.write_text(config.read_text().replace(str(qemu.qmp), str(elsewhere)))
+        if socket_moved:
+            qemu.qmp.rename(elsewhere)
         daemon.start()
         assert until(lambda: qemu.spy("query-status")["status"] == "running")
         assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")["outcome"] == "switched"
         assert until(lambda: [row["qmp"] for row in daemon.ctl("domain", "ls").json] == [str(elsewhere)])
         assert daemon.ctl("domain", "ls").json[0]["origin"] == "config"
         assert call(daemon, "GET", "/v1/health")["domains"]["skipped"] == []
+
+
+@pytest.mark.qemu
+def test_a_pivot_is_undone_though_its_monitor_has_another_path_in_the_configuration(
+    qemu_factory: QemuFactory, tmp_path: Path
+):
+    """The undo is a pivot of its own, which begins as the first one ends: the domain stays there until it has ended."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    config, elsewhere = tmp_path / "pivotd.toml", tmp_path / "elsewhere.qmp"
+    with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
+        pivot = copied(daemon, tmp_path / "new.qcow2", keep_synced=True)["id"]
+        assert until(lambda: call(daemon, "GET", f"/v1/pivots/{pivot}")["outcome"] == "switched")
+        daemon.kill()
+        config.write_text(config.read_text().replace(str(qemu.qmp), str(elsewhere)))
+        daemon.start()
+        assert until(lambda: daemon.ctl("domain", "ls").json[0]["connection"] == "connected")
+        undo = call(daemon, "POST", f"/v1/pivots/{pivot}/undo")["id"]
+        assert call(daemon, "GET", f"/v1/pivots/{undo}/wait?timeout_s=20")["outcome"] == "switched"
+        assert qemu.spy("query-block")[0]["inserted"]["file"] == str(tmp_path / "old.qcow2")
+        assert until(lambda: [row["qmp"] for row in daemon.ctl("domain", "ls").json] == [str(elsewhere)])
 
 
 @pytest.mark.qemu

@@ -110,6 +110,7 @@ class Domains:
             if supervisor.origin == DISCOVERED:
                 raise ConflictError(f"domain {name} was discovered by its socket {supervisor.path}: it goes with that")
             await self._journal.remove_domain(name, who.uid)
+            self._host.left_out.pop(name, None)
             self._host.remove(name, by=pivot_log.by(who))
 
     async def disks(self, domain: str) -> list[DiskView]:

@@ -218,12 +218,19 @@ class Host:
         self.left_out[name] = path, reason
         log.warning("domain.skipped", qmp=path, reason=reason)
 
-    def move(self, name: str, path: str, origin: str) -> None:
-        """Forget a domain, and have it at another monitor once it is known that this belongs to nobody else."""
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Have work done that raises nothing; run() waits for it."""
         assert self._group is not None, "run() has begun"
+        self._group.create_task(work, name=name)
+
+    async def move(self, name: str, path: str, origin: str) -> None:
+        """Forget a domain, and have it at another monitor once it is known that this belongs to nobody else.
+
+        The caller holds the lock of the name: nobody else takes that meanwhile.
+        """
         self.left_out.pop(name, None)
         self.remove(name)
-        self._group.create_task(self.add_all({name: (path, origin)}), name=f"domain {name} moves")
+        await self.add_all({name: (path, origin)})
 
     async def discover(self, patterns: Sequence[str]) -> None:
         """Adopt matching sockets, and forget discovered domains whose socket is gone and that have no open pivot.
