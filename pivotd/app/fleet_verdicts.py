@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pivotd import limits
 from pivotd.app.live_verdicts import Key, LiveVerdicts
-from pivotd.core.pivot import Phase
+from pivotd.core.fleet import FleetImage
+from pivotd.core.pivot import Image, Phase
 from pivotd.core.rules.fleet_local import DiskHere, Together
 from pivotd.core.verdict import Verdict
 from pivotd.errors import FleetError
+from pivotd.host import files
+from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
 
 if TYPE_CHECKING:
@@ -61,7 +65,7 @@ class FleetVerdicts:
                         raise silent[0]
                     every = domain is not None and disk is None
                     answer: Together = await module.in_fleet(self._fleet, name, disks, utc_now(), every=every)
-                    live.against |= {(name, against) for against in answer.against}
+                    live.against |= {(name, one): image for one, image in answer.against.items()}
                     said: Sequence[Verdict] = answer.verdicts
                 except FleetError as error:
                     if error.kind == "fleet-silent":
@@ -85,12 +89,30 @@ class FleetVerdicts:
         """
         if asyncio.get_running_loop().time() - self._silent_s < limits.FLEET_SILENT_S:
             return {}
-        return await self.together(live, found, None, None, local=False)
+        said = await self.together(live, found, None, None, local=False)
+        for key, image in list(live.against.items()):
+            if image is not None and await _is_one(image, live.shown[key]):
+                del live.against[key]  # it has two names
+        return said
 
     async def _verdicts(self) -> Any:
         if self._module is None:
             self._module = await asyncio.to_thread(import_module, "pivotd.fleet.verdicts")
         return self._module
+
+
+async def _is_one(image: FleetImage, shown: FleetImage) -> bool:
+    """Return whether two names lead to one image here; False if its storage does not answer."""
+    if image.format != shown.format:
+        return False
+    name, other = image.filename, shown.filename
+    with suppress(TimeoutError):
+        return await in_thread(limits.FILE_TIMEOUT_S, _leads_to_one, name, other, paths=[name, other])
+    return False
+
+
+def _leads_to_one(name: str, other: str) -> bool:
+    return files.same(Image(name, "", ""), files.named(other))
 
 
 def _here(live: LiveVerdicts, key: Key, found: Verdict) -> DiskHere:

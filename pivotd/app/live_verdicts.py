@@ -55,8 +55,8 @@ class LiveVerdicts:
         """What the guest of a disk runs on, or may have run on, that is not the image of its last pivot, or, if another
         host has moved it since, not the fleet's.
         """
-        self.against: set[Key] = set()
-        """Disks of which the journal is certain, and the fleet contradicts it, as far as it was asked."""
+        self.against: dict[Key, FleetImage | None] = {}
+        """Disks of which this host is certain, and the fleet contradicts it, with the image that the fleet names."""
         self._ran: set[Key] = set()
         """Disks whose guests have run in the QEMUs that show them."""
         self._asked: set[str] = set()

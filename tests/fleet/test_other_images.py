@@ -211,6 +211,30 @@ async def test_a_guest_on_an_older_journals_image_is_in_doubt_while_etcd_is_sile
         refused(await ctl("image", "web1", "disk0"), str(stray.new))
 
 
+async def test_a_host_that_has_never_moved_a_disk_compares_it_with_the_fleets_word(
+    stray: Stray, tmp_path: Path
+) -> None:
+    """A stale image is an alarm, and no pivot begins there; the right one may have another name here."""
+    await asyncio.to_thread(stray.daemon.start)
+    await stray.moved()
+    await asyncio.to_thread(stray.daemon.kill)
+    await stray.site.taken_by("h2")
+    stray.start(stray.old)
+    with stray.site.daemon(stray.qemu.qmp, host="h2") as daemon:
+        copy = lambda: asyncio.to_thread(daemon.ctl, "copy", "web1", f"disk0={tmp_path / 'c.qcow2'}")  # noqa: E731
+        async with asyncio.timeout(LONG_S):
+            while not (alarms := (await asyncio.to_thread(daemon.ctl, "domain", "ls")).json[0]["alarms"]):
+                await asyncio.sleep(0.05)
+        assert str(stray.new) in alarms[0]
+        assert (await copy()).status == 4
+        (tmp_path / "link").symlink_to(tmp_path)
+        await stray.restarted(tmp_path / "link" / "b.qcow2")
+        moved = await copy()
+        assert moved.status == 0, moved
+        assert (await asyncio.to_thread(daemon.ctl, "domain", "ls")).json[0]["alarms"] == []
+    assert await stray.certain() == str(tmp_path / "c.qcow2")
+
+
 async def test_a_guest_that_has_left_and_runs_again_where_the_old_journal_says(
     stray: Stray, qemu_factory: QemuFactory, tmp_path: Path
 ) -> None:

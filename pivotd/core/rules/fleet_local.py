@@ -6,8 +6,8 @@ before anybody starts the guest by it: whoever took the guest afterwards would s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from pivotd.core import verdict
 from pivotd.core.fleet import FleetImage, FleetView
@@ -44,19 +44,19 @@ class Together:
     """What host and fleet say. ``tell``: what the fleet has to hold before a verdict counts; None: it does.
 
     ``against``: the disks of which this host was certain, and on whose image a guest of this host must not be, or may
-    not be, by the fleet.
+    not be, by the fleet; with the one that it names for certain.
     """
 
     verdicts: tuple[Verdict, ...]
     tell: FleetView | None = None
-    against: frozenset[str] = frozenset()
+    against: Mapping[str, FleetImage | None] = field(default_factory=dict)
 
 
 def together(view: FleetView, here: Here, disks: Iterable[DiskHere]) -> Together:
     """Return the verdicts on disks of one domain, in the order given. ``view`` was read after ``disks``."""
     found: list[Verdict] = []
     tell, elsewhere = view, view.owner is not None and view.owner.host != here.host
-    against: set[str] = set()
+    against: dict[str, FleetImage | None] = {}
     for disk in disks:
         said, pivot = _one(view, here, disk)
         if pivot is not None:
@@ -67,8 +67,8 @@ def together(view: FleetView, here: Here, disks: Iterable[DiskHere]) -> Together
                 tell = told
         found.append(said)
         if not elsewhere and disk.verdict.certain and disk.live is not None and said.outcome is Outcome.UNKNOWN:
-            against.add(said.disk)
-    return Together(tuple(found), tell if tell != view else None, frozenset(against))
+            against[said.disk] = fleet_verdict(view, said.disk).image
+    return Together(tuple(found), tell if tell != view else None, against)
 
 
 def unanswered(disk: DiskHere, why: str, *, again: bool) -> Verdict:
