@@ -78,6 +78,24 @@ def test_no_pause_begins_on_a_guest_of_which_others_may_tell(before: FleetView, 
     assert why in refusal
 
 
+@pytest.mark.parametrize(
+    ("known", "epoch", "why"),
+    [
+        (told(OLD), None, None),
+        (told(NEW), None, "the fleet has disk0 on /new/disk0.qcow2"),
+        (told(OLD, Outcome.UNKNOWN), None, "on /old/disk0.qcow2 or /new/disk0.qcow2"),
+        (told(NEW), 3, None),
+    ],
+    ids=["the source", "another image", "in doubt", "compared before"],
+)
+def test_a_pivot_that_was_asked_for_while_the_fleet_was_silent_begins_where_the_fleet_says(
+    known: FleetDisk, epoch: int | None, why: str | None
+):
+    """Only then nobody has compared its source with the fleet's word before."""
+    found = before_intent(view(disks=(known,)), replace(pivot(Phase.READY), fleet_epoch=epoch), HERE, OnSilence.RESUME)
+    assert isinstance(found, FleetView) if why is None else why in str(found)
+
+
 # -- after the outcome ---------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pivotd.client import Client
 from pivotd.core.fleet import FleetView
 from pivotd.core.rules.fleet_words import fleet_verdict
 from tests.cli.ctl import Answer, ctl
@@ -209,6 +210,25 @@ async def test_a_guest_on_an_older_journals_image_is_in_doubt_while_etcd_is_sile
         stray.wires.cut = False
         assert (await ctl("domain", "ls")).json[0]["alarms"]
         refused(await ctl("image", "web1", "disk0"), str(stray.new))
+
+
+async def test_a_pivot_that_was_asked_for_while_etcd_was_silent_waits_where_the_fleet_says_otherwise(
+    stray: Stray,
+) -> None:
+    """Nobody has compared its source with the fleet's word before."""
+    later = await stray.moved_on()
+    await stray.site.taken_by("h1")
+    stray.wires.cut = True
+    stray.start(stray.new)
+    with stray.daemon as daemon:
+        ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
+        pivot = (await ctl("copy", "web1", f"disk0={stray.site.tmp_path / 'd.qcow2'}", "--detach")).json["id"]
+        stray.wires.cut, client = False, Client(str(daemon.socket))
+        async with asyncio.timeout(LONG_S):
+            while f"the fleet has disk0 on {later}" not in str(await asyncio.to_thread(client.progress, pivot)):
+                await asyncio.sleep(0.2)
+        assert (await ctl("cancel", pivot)).status == 0
+    assert await stray.certain() == str(later)
 
 
 async def test_a_host_that_has_never_moved_a_disk_compares_it_with_the_fleets_word(
