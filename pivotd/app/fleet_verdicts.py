@@ -93,6 +93,7 @@ class FleetVerdicts:
         for key, image in list(live.against.items()):
             if image is not None and await _is_one(image, live.shown[key]):
                 del live.against[key]  # it has two names
+                said[key] = found[key]
         return said
 
     async def _verdicts(self) -> Any:

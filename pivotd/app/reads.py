@@ -367,12 +367,18 @@ class Reads:
             raise DomainUnreachableError(f"domain {domain}: its images could not be looked at; try again")
         return live, found
 
-    async def doubts(self, domain: str) -> dict[str, Verdict]:
-        """Return, by disk, the verdicts of a domain that a person has to settle. Raises: DomainUnreachableError."""
-        live, found = await self.checked(domain)
-        return await self.in_doubt(live, found)
+    async def doubts(self, domain: str, *, ask_fleet: bool) -> tuple[dict[str, Verdict], bool]:
+        """Return, by disk, the verdicts of a domain that a person has to settle, and whether the others are settled.
 
-    async def in_doubt(self, live: LiveVerdicts, found: Mapping[Key, Verdict]) -> dict[str, Verdict]:
+        Not ``ask_fleet``: it has just not answered. Raises: DomainUnreachableError.
+        """
+        live, found = await self.checked(domain)
+        doubts = await self.in_doubt(live, found, compare=ask_fleet)
+        return doubts, not live.unsettled
+
+    async def in_doubt(
+        self, live: LiveVerdicts, found: Mapping[Key, Verdict], *, compare: bool = True
+    ) -> dict[str, Verdict]:
         """Return, by disk, the verdicts of one domain whose evidence contradicts itself, or the fleet's word.
 
         A guest that another host has moved, and that has come back, runs where the fleet says. The journal stays in
@@ -387,7 +393,7 @@ class Reads:
                 live.unsettled |= not one.certain
                 if one.certain or one.pending:
                     doubts.pop(key, None)
-            said = await self._fleet.compared(live, sure)
+            said = await self._fleet.compared(live, sure) if compare else {}
         for key, known in sure.items():
             word = said.get(key)
             if word is not None and word.certain:

@@ -39,8 +39,8 @@ from pivotd.qmp.session import Session
 class History(holders.History, half_made.History, Protocol):
     """What a request needs of the journal; app.reads.Reads has it."""
 
-    async def doubts(self, domain: str) -> dict[str, Verdict]:
-        """Return, by disk, the verdicts that a person has to settle."""
+    async def doubts(self, domain: str, *, ask_fleet: bool) -> tuple[dict[str, Verdict], bool]:
+        """Return, by disk, the verdicts that a person has to settle, and whether nothing is left to be compared."""
         ...
 
 
@@ -105,8 +105,10 @@ class Starter:
         async with _turn(supervisor):
             session = await supervisor.connected()
             others = [driver.pivot for driver in self._host.drivers().values()]
-            planned = replace(await self._plan(request, session, others, who), fleet_epoch=epoch)
-            await self._refuse_doubtful(planned)
+            planned = await self._plan(request, session, others, who)
+            # Without a comparison now, the source is compared with the fleet's word before the intent.
+            if await self._refuse_doubtful(planned, ask_fleet=epoch is not None):
+                planned = replace(planned, fleet_epoch=epoch)
             images = written(planned)
             marked = list(zip(images, await marks(images), strict=True))
             accepted, new = await self._host.finish(self._accept(planned, marked, supervisor, session))
@@ -143,9 +145,12 @@ class Starter:
             raise ConflictError(f"domain {domain}: {refusal}", domain=domain, host=view.owner.host)
         return view.epoch
 
-    async def _refuse_doubtful(self, planned: Pivot) -> None:
-        """Raises: ConflictError: a disk may be on a wrong image, and after another pivot nobody could tell any more."""
-        doubts = await self._history.doubts(planned.domain)
+    async def _refuse_doubtful(self, planned: Pivot, *, ask_fleet: bool) -> bool:
+        """Return whether nothing is left to be compared with the fleet's word.
+
+        Raises: ConflictError: a disk may be on a wrong image, and after another pivot nobody could tell any more.
+        """
+        doubts, compared = await self._history.doubts(planned.domain, ask_fleet=ask_fleet)
         for disk in planned.disks:
             if disk.disk in doubts:
                 name, why = f"{planned.domain} {disk.disk}", doubts[disk.disk].reason.rstrip(".")
@@ -154,6 +159,7 @@ class Starter:
                     f"`pivotctl verdict accept {name} IMAGE --reason TEXT`",
                     disk=disk.disk,
                 )
+        return compared
 
     async def _accept(
         self, planned: Pivot, marked: Marked, supervisor: Supervisor, session: Session

@@ -39,8 +39,8 @@ class NoHistory:
     async def records(self, _pivot: str) -> list[Record]:
         return []
 
-    async def doubts(self, _domain: str) -> dict[str, Verdict]:
-        return {}
+    async def doubts(self, _domain: str, *, ask_fleet: bool) -> tuple[dict[str, Verdict], bool]:
+        return {}, True
 
     async def latest(self, _domain: str | None, _disk: str | None = None) -> list[tuple[Pivot, PivotDisk]]:
         return []

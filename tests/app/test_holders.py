@@ -262,10 +262,10 @@ async def test_a_pivot_that_ends_between_a_plan_and_its_record_is_seen(desk: Des
     target = desk.image("target.qcow2")
     doubts = desk.reads.doubts
 
-    async def first(domain: str):
+    async def first(domain: str, *, ask_fleet: bool):
         if domain == "web1":  # planned, and not yet reserved
             assert (await desk.copy("web2", target, reuse=True)).outcome == "switched"
-        return await doubts(domain)
+        return await doubts(domain, ask_fleet=ask_fleet)
 
     desk.reads.doubts = first  # type: ignore[method-assign]
     with pytest.raises(ConflictError, match="the right image of web2 disk0"):
