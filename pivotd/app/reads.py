@@ -7,6 +7,7 @@ pieces of limits.READ_AT_ONCE, each in a turn of its own.
 from __future__ import annotations
 
 import asyncio
+import os.path
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
 from pivotd.core.standing import Asked, ImageFound
 from pivotd.core.verdict import Verdict, unasked, without_pivot
-from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, MonitorBusyError, NotFoundError
+from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, NotFoundError
 from pivotd.host import files
 from pivotd.host.threads import in_thread
 from pivotd.journal.images import images_found, obsolete, standings
@@ -251,7 +252,9 @@ class Reads:
 
         In a fleet one is certain only if the fleet has agreed. ``local``: or if it does not answer.
         """
+        silent = await self._try_to_connect(domain)
         live, found = await self._known_verdicts(domain, disk)
+        live.unchecked |= silent
         for name in live.news():
             self.tell_news(name)
         if domain is not None and disk is not None and not found:
@@ -282,9 +285,25 @@ class Reads:
         supervisor = self._host.supervisors.get(found.domain)
         if (pid := live.runs_on((found.domain, found.disk))) is not None:
             return unasked(found, f"its QEMU runs (process {pid})", is_known=supervisor is not None)
-        if supervisor is not None and isinstance(supervisor.failure, MonitorBusyError):
+        if supervisor is not None and (supervisor.is_silent or found.domain in live.unchecked):
             return unasked(found, f"a QEMU listens at {supervisor.path}", is_known=True)
         return found
+
+    async def _try_to_connect(self, domain: str | None) -> set[str]:
+        """Try at once to reach QEMUs that may just have started: the next try by itself may be seconds away.
+
+        ``domain``: of this domain alone. Returns the domains that nothing is known of after that.
+        """
+        known = self._host.supervisors
+        names = list(known) if domain is None else [name for name in (domain,) if name in known]
+        paths = {name: known[name].path for name in names if known[name].may_have_started}
+        try:
+            there = await in_thread(limits.CONNECT_TIMEOUT_S, _there, paths, paths=list(paths.values()))
+        except TimeoutError:
+            return set()  # nobody reaches a monitor whose directory hangs
+        away = [(name, one) for name in there if (one := known.get(name)) is not None and one.session is None]
+        ended = await asyncio.gather(*(one.tried() for _, one in away))
+        return {name for (name, _), has_ended in zip(away, ended, strict=True) if not has_ended}
 
     async def enter_fleet(self, domain: str) -> None:
         """Tell the fleet what it has forgotten of a guest that is here. Raises: FleetError, QmpError."""
@@ -419,11 +438,14 @@ class Reads:
         asked = await _asked(image)
         moved = await self._single.read(Reader.image, asked.names, asked.file_id)
         had = {(pivot.domain, disk.disk) for pivot, disk in moved}
+        silent = await self._try_to_connect(None)
         live, found = await self.live_verdicts(None, None)  # a QEMU may have it that the journal knows nothing of
+        live.unchecked |= silent
         found = {key: one for key, one in found.items() if key in had or one.image in asked.names}
         if self._fleet is not None:
             found = await self._fleet.together(live, found, None, None, local=False)
-        return await self._single.read(_images, encode, image, asked, await live.with_files(found))
+        found = {key: self._while_unasked(live, one) for key, one in (await live.with_files(found)).items()}
+        return await self._single.read(_images, encode, image, asked, found)
 
     async def history(self, image: str, right: Verdict) -> ImageFound | None:
         """Return what the journal says of an image and one disk, None if that never had it. Raises: ConflictError."""
@@ -499,6 +521,11 @@ def _last_records(
 ) -> tuple[list[T], int | None]:
     found, following = reader.last_events(chosen, Place(limit, before, limits.RECORDS_EXAMINED_AT_ONCE))
     return [encode(record) for record in found], following
+
+
+def _there(paths: Mapping[str, str]) -> list[str]:
+    """Return the domains whose monitor has a socket."""
+    return [name for name, path in paths.items() if os.path.exists(path)]  # noqa: PTH110 - one system call each
 
 
 def _images(

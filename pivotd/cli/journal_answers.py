@@ -165,7 +165,7 @@ class OfflineJournal:
             driven = False
             if moved is not None and moved[0].phase is not Phase.CLOSED:
                 if name not in alive:
-                    alive[name] = self._reader.beside_daemon or self.running(name) is not None
+                    alive[name] = self.beside_daemon or self.running(name) is not None
                 driven = alive[name]
             left = moved is not None and moved[1].left_at is not None
             here = DiskHere(one, moved, left=left, driven=driven, spoiled=key in marks)
@@ -174,20 +174,30 @@ class OfflineJournal:
         said = self.fleet.together(of_domain, every=every, local=local)
         return {(one.domain, one.disk): _found(one, found.get((one.domain, one.disk))) for one in said}
 
+    @property
+    def beside_daemon(self) -> bool:
+        """Whether a daemon has the journal."""
+        return self._reader.beside_daemon
+
     def running(self, domain: str) -> str | None:
-        """Return one sentence if QEMU of a domain runs without a daemon, or if nobody can tell; else None."""
-        if self._reader.beside_daemon:
-            return None
-        last = self._reader.every_latest(domain)
+        """Return one sentence if QEMU of a domain runs, or if nobody can tell; else None.
+
+        Beside a daemon, nothing takes a monitor from it. Whether it can ask that QEMU, its journal does not tell.
+        """
+        for pivot, _ in self._reader.every_latest(domain):
+            known = pivot.identity
+            if not process.is_gone(known.pid, known.start_ticks, known.boot_id):
+                return f"its QEMU runs (process {known.pid})"
+        if self.beside_daemon:
+            here = next(filter(process.listens, self._monitors(domain)), None)
+            return None if here is None else f"its QEMU runs: it listens at {here}"
+        return next((said for path in self._monitors(domain) if (said := _listens(path)) is not None), None)
+
+    def _monitors(self, domain: str) -> list[str]:
         monitors = {row.qmp_path for row in self._reader.domains() if row.name == domain}
         with contextlib.suppress(ConfigError):
             monitors |= {str(path) for name, path in load().domains.items() if name == domain}
-        for pivot, _ in last:
-            known = pivot.identity
-            monitors.add(pivot.qmp)
-            if not process.is_gone(known.pid, known.start_ticks, known.boot_id):
-                return f"its QEMU runs (process {known.pid})"
-        return next((said for path in sorted(monitors) if (said := _listens(path)) is not None), None)
+        return sorted(monitors | {pivot.qmp for pivot, _ in self._reader.every_latest(domain)})
 
     def image(self, image: str) -> list[ImageVerdict]:
         """Return what history says of one image, for each disk that has or had it; empty: never seen."""

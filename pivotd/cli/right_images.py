@@ -112,26 +112,35 @@ def _look(app: App, domain: str, disks: Iterable[str], *, local: bool) -> list[V
         raise
     except ClientError as away:
         try:
-            return _offline(app.with_journal(str(state_dir_without(app, away))), domain, disks, local=local)
+            journal = app.with_journal(str(state_dir_without(app, away)))
+            return _offline(journal, domain, disks, local=local, away=True)
         except JournalError as error:
             away.message += f"; and {error.message}"
             raise away from None
     return found
 
 
-def _offline(app: App, domain: str, disks: Iterable[str], *, local: bool) -> list[Verdict]:
-    """Return what the journal says, uncertain while QEMU runs without pivotd: it may be in the middle of a switch."""
+def _offline(app: App, domain: str, disks: Iterable[str], *, local: bool, away: bool = False) -> list[Verdict]:
+    """Return what the journal says, uncertain while QEMU runs: it may be in the middle of a switch, or have moved on.
+
+    ``away``: the daemon was asked first, and is away.
+    """
     journal = app.journal
     journal.check_known(domain)
     found = journal.verdicts(domain, local=local)
-    if journal.fleet.may_be:  # which may know a disk that this host has never moved
-        for disk in set(disks) - {one.disk for one in found}:
-            found += journal.verdicts(domain, disk, local=local)
+    for disk in set(disks) - {one.disk for one in found}:
+        found += journal.verdicts(domain, disk, local=local)
     said = journal.running(domain)
     if said is None:
         return found
-    reason = f"pivotd does not run, and {said}: start pivotd and ask again."
-    return [replace(one, certain=False, pending=True, reason=reason) for one in found]
+    if not journal.beside_daemon:
+        reason = f"pivotd does not run, and {said}: start pivotd and ask again."
+    elif away:
+        reason = f"pivotd does not answer, and {said}: see `systemctl status pivotd`, and ask again."
+    else:
+        reason = f"pivotd runs, and {said}, which only pivotd can ask: leave out --offline."
+    pending = away or not journal.beside_daemon
+    return [replace(one, certain=False, pending=one.pending or pending, reason=reason) for one in found]
 
 
 def _looked_at(one: Verdict) -> Verdict:

@@ -286,12 +286,15 @@ def unasked(verdict: Verdict, why: str, *, is_known: bool) -> Verdict:
     Nobody can start the guest beside it; once it has ended, the journal's word counts. ``is_known``: pivotd has the
     domain, and so will ask that QEMU as soon as it can.
     """
-    if not verdict.certain or verdict.outcome is None:
+    if not verdict.certain:
         return verdict
+    known = f"The journal names {verdict.image}"
+    if verdict.outcome is None:
+        known = "The journal has never moved this disk"
     cannot = "cannot ask it which image it uses: ask again"
     if not is_known:
         cannot = f"has no domain {verdict.domain} to ask: add the domain, or ask again once that QEMU has ended"
-    reason = f"The journal names {verdict.image}, but {why}, and pivotd {cannot}."
+    reason = f"{known}, but {why}, and pivotd {cannot}."
     return replace(verdict, certain=False, pending=is_known, reason=reason)
 
 

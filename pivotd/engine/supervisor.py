@@ -14,7 +14,7 @@ from pivotd.core.request import Manager
 from pivotd.counts import COUNTS
 from pivotd.engine import pivot_log
 from pivotd.engine.driver import Driver
-from pivotd.errors import DomainUnreachableError, QmpError, UnsupportedQemuError
+from pivotd.errors import DomainUnreachableError, MonitorBusyError, QmpError, UnsupportedQemuError
 from pivotd.host import process
 from pivotd.host.threads import in_thread
 from pivotd.log import get_logger
@@ -173,11 +173,26 @@ class Supervisor:
     async def connected(self) -> Session:
         """Return the connection, after one more try if there is none. Raises: DomainUnreachableError."""
         if self.session is None:
-            self.hurry()
-            await self.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
+            await self.tried()
         if self.session is None:
             raise DomainUnreachableError(f"domain {self.name}: {self.detail}", domain=self.name)
         return self.session
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether somebody listens at the monitor who does not answer."""
+        return isinstance(self.failure, MonitorBusyError)
+
+    @property
+    def may_have_started(self) -> bool:
+        """Whether a QEMU may run that was not there at the last try."""
+        return self.session is None and self.manager is Manager.PIVOTD and not self.is_silent
+
+    async def tried(self) -> bool:
+        """Try to connect at once, for a bounded time; return whether the try has ended."""
+        self.hurry()
+        await self.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
+        return self._settled.is_set()
 
     async def beside(self, pivot: Pivot) -> Session | None:
         """Return a connection to QEMU that does not go through libvirt, None if there is none."""

@@ -22,6 +22,16 @@ def peer_pid(sock: socket.socket) -> int:
     return int(pid)
 
 
+def listens(path: str) -> bool:
+    """Return whether a process listens at a Unix socket, without a connection, which would take a monitor.
+
+    False also for one of another network namespace. Source: proc_net(5), and __SO_ACCEPTCON of the kernel's net/unix.
+    """
+    accepts = 0x10000
+    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]
+    return any(words[7:] == [path] and int(words[3], 16) & accepts for words in (line.split(None, 7) for line in lines))
+
+
 def start_ticks(pid: int) -> int | None:
     """Return the start time of a process in clock ticks since boot; None where /proc hides it or it is gone.
 

@@ -24,6 +24,8 @@ from tests.support.waiting import until
 
 pytestmark = [pytest.mark.qemu]
 LOOK_S, LOOK_TIMEOUT_S = 0.05, 60.0
+LONG_BETWEEN_TRIES_S = 3.3
+"""After a guest has been away for so long, its supervisor lets some seconds pass between two tries to connect."""
 
 
 class Guest:
@@ -219,14 +221,20 @@ def test_the_daemon_is_dead_and_qemu_is_not(guest: Guest):
         assert "its QEMU runs" in complaint(answer)
 
 
-@pytest.mark.parametrize("offline", [False, True])
-def test_whoever_asks_while_pivotd_restarts_waits(guest: Guest, offline: bool):
+def test_whoever_asks_while_pivotd_restarts_waits(guest: Guest):
     """Nobody can be certain in between; soon somebody is."""
     new = guest.moved()
     guest.daemon.kill()
     later = threading.Timer(1.0, guest.daemon.start)
     later.start()
-    answer = guest.ctl("image", "web1", "disk0", "--wait", "30s", offline=offline)
+    answer = guest.ctl("image", "web1", "disk0", "--wait", "30s", offline=True)
+    later.join()
+    assert (answer.status, answer.stdout) == (6, "")
+    assert "leave out --offline" in complaint(answer)
+    guest.daemon.kill()
+    later = threading.Timer(1.0, guest.daemon.start)
+    later.start()
+    answer = guest.ctl("image", "web1", "disk0", "--wait", "30s")
     later.join()
     assert (answer.status, answer.stdout) == (0, f"{new}\n"), answer
 
@@ -494,9 +502,45 @@ def test_a_guest_that_runs_and_cannot_be_asked(guest: Guest):
             assert (answer.status, answer.stdout) == (6, "")
             assert "its QEMU runs" in complaint(answer)
             assert "cannot ask it" in complaint(answer)
+            beside = guest.ctl(*command, "--wait", "0", offline=True)
+            assert (beside.status, beside.stdout) == (6, ""), beside
+            assert "leave out --offline" in complaint(beside)
+        by_image = guest.json("verdict", "--image", new)
+        assert by_image.status == 6
+        assert [(row["standing"], row["certain"]) for row in by_image.json] == [("unknown", False)]
     assert guest.ctl("image", "web1", "disk0", "--wait", "60s").stdout == f"{new}\n"
+    assert guest.ctl("verdict", "--image", new).status == 0
     guest.qemu.stop()
-    assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
+    for offline in (False, True):
+        assert guest.ctl("image", "web1", "disk0", offline=offline).stdout == f"{new}\n"
+
+
+def test_a_guest_that_has_just_started(guest: Guest):
+    """Its supervisor would look in some seconds: whoever asks is not told of the guest before, which has ended."""
+    old, new = guest.disks[0], guest.moved()
+    guest.qemu.stop()
+    time.sleep(LONG_BETWEEN_TRIES_S)
+    guest.qemu = Qemu(guest.directory, [Disk(old), Disk(guest.disks[1])]).start()
+    answers = [guest.ctl("guard", "web1", f"disk0={new}", "--wait", "0"), guest.ctl("verdict", "--image", new)]
+    assert [answer.status for answer in answers] == [6, 6], answers
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_disk_that_was_never_moved_of_a_guest_that_cannot_be_asked(guest: Guest, offline: bool):
+    """Another client may have moved it: no image is certain, whether or not pivotd lives."""
+    data = guest.disks[1]
+    if offline:
+        guest.moved()  # or the journal would not know the guest
+    guest.daemon.kill()
+    with socket.socket(socket.AF_UNIX) as taken, taken.makefile("rw") as stream:
+        taken.connect(str(guest.qemu.qmp))
+        stream.readline()
+        if not offline:
+            guest.daemon.start()
+        for command in (["image", "web1", "disk1", "--default", data], ["guard", "web1", f"disk1={data}"]):
+            answer = guest.ctl(*command, "--wait", "0", offline=offline)
+            assert (answer.status, answer.stdout) == (6, ""), answer
+            assert "QEMU" in complaint(answer)
 
 
 def test_a_word_needs_an_image_that_is_there_and_a_disk_that_was_moved(guest: Guest):
