@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pivotd import limits
+from pivotd.app.in_chains import in_chains
 from pivotd.app.lanes import Door, Lane
 from pivotd.app.live_verdicts import Key, LiveVerdicts
 from pivotd.app.registry import Host
@@ -30,7 +31,7 @@ from pivotd.core.verdict import Verdict, unasked, without_pivot
 from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, NotFoundError
 from pivotd.host import files
 from pivotd.host.threads import in_thread
-from pivotd.journal.images import images_found, obsolete, standings
+from pivotd.journal.images import images_found, obsolete, standings, with_lower
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Found, Place
@@ -441,11 +442,13 @@ class Reads:
         silent = await self._try_to_connect(None)
         live, found = await self.live_verdicts(None, None)  # a QEMU may have it that the journal knows nothing of
         live.unchecked |= silent
-        found = {key: one for key, one in found.items() if key in had or one.image in asked.names}
+        lower = await in_chains(image, self._host, self.had, live, found)
+        found = {key: one for key, one in found.items() if key in had or key in lower or one.image in asked.names}
         if self._fleet is not None:
             found = await self._fleet.together(live, found, None, None, local=False)
         found = {key: self._while_unasked(live, one) for key, one in (await live.with_files(found)).items()}
-        return await self._single.read(_images, encode, image, asked, found)
+        known = await self._single.read(_images, lambda one: one, image, asked, found)
+        return [encode(one) for one in with_lower(known, image, lower, found)]
 
     async def history(self, image: str, right: Verdict) -> ImageFound | None:
         """Return what the journal says of an image and one disk, None if that never had it. Raises: ConflictError."""

@@ -22,12 +22,15 @@ from pivotd.core.names import no_domain
 from pivotd.core.overwritten import doubted
 from pivotd.core.pivot import Image, Phase
 from pivotd.core.rules.fleet_local import DiskHere
+from pivotd.core.standing import Finding
 from pivotd.errors import ConfigError, NotFoundError
-from pivotd.host import files, process
-from pivotd.journal.images import Key, images_found, obsolete
+from pivotd.host import files, places, process
+from pivotd.host.backing import BlindError
+from pivotd.journal.images import Key, images_found, obsolete, with_lower
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Place
 from pivotd.journal.stats import stats
+from pivotd.planning import lower_images
 
 UNSEEN = "read from the journal alone"
 
@@ -201,12 +204,18 @@ class OfflineJournal:
 
     def image(self, image: str) -> list[ImageVerdict]:
         """Return what history says of one image, for each disk that has or had it; empty: never seen."""
-        asked = files.asked(image)
-        domains = {pivot.domain for pivot, _ in self._reader.image(asked.names, asked.file_id)}
-        verdicts = {key: one for domain in sorted(domains) for key, one in self._verdicts(domain, None).items()}
+        asked, place = files.asked(image), places.of(image)
+        had = {(pivot.domain, disk.disk) for pivot, disk in self._reader.image(asked.names, asked.file_id)}
+        every, lower = self._verdicts(None, None), dict[Key, Finding]()
+        for key, one in every.items():
+            with contextlib.suppress(BlindError):
+                if (finding := lower_images.by_headers(place, one)) is not None:
+                    lower[key] = finding
+        verdicts = {key: one for key, one in every.items() if key in had or key in lower}
         if self.fleet.may_be:
             verdicts = self._in_fleet(verdicts, None, None, local=False)
-        return [shown.image(one) for one in images_found(self._reader, image, asked, verdicts, _is_gone)]
+        found = images_found(self._reader, image, asked, verdicts, _is_gone)
+        return [shown.image(one) for one in with_lower(found, image, lower, verdicts)]
 
     def obsolete(self) -> Iterator[ImageVerdict]:
         """Yield every image that no disk of the journal needs any more, by name."""

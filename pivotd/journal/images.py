@@ -43,6 +43,17 @@ def images_found(
     return sorted(found, key=lambda one: (one.verdict.domain, one.verdict.disk))
 
 
+def with_lower(
+    found: list[ImageFound], name: str, lower: Mapping[Key, Finding], verdicts: Mapping[Key, Verdict]
+) -> list[ImageFound]:
+    """Return what was found of an image, and the disks that need it though no pivot says so, which counts for more."""
+    said = {(one.verdict.domain, one.verdict.disk): one for one in found}
+    for key, finding in lower.items():
+        if key in verdicts and (key not in said or said[key].finding.standing in OBSOLETE):
+            said[key] = ImageFound(name, verdicts[key], finding)
+    return [said[key] for key in sorted(said)]
+
+
 def standings(reader: Reader, name: str, asked: Asked) -> list[ImageFound]:
     """Return how an image stands to each disk that has ever had it, by the journal alone."""
     keys = {_key(one) for one in reader.image(asked.names, asked.file_id)}

@@ -543,6 +543,42 @@ def test_a_disk_that_was_never_moved_of_a_guest_that_cannot_be_asked(guest: Gues
             assert "QEMU" in complaint(answer)
 
 
+def test_an_image_below_that_of_another_disk(guest: Guest):
+    """Two layers down, or an external data file: no pivot has named it, and a guest that starts from it spoils both."""
+    base, top, flat, data = (guest.path(name) for name in ("base", "top", "flat", "flat.data"))
+    create_image(base)
+    for below, image in ((base, guest.path("middle")), (guest.path("middle"), top)):
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below, image], check=True)
+    create_image(flat, options=f"data_file={data}")
+    guest.start_on(top)
+    assert guest.ctl("domain", "add", "web2", "--qmp", guest.directory / "web2.qmp").status == 0
+
+    def is_refused(image: Path, above: Path, *, offline: bool = False) -> bool:
+        where = ["--offline", guest.daemon.state_dir] if offline else ["--socket", guest.daemon.socket]
+        found = ctl(*where, "--json", "verdict", "--image", image)
+        assert (found.status, [(row["standing"], row["above"]) for row in found.json]) == (0, [("base", str(above))])
+        for command in (["guard", "web2", f"disk0={image}"], ["image", "web2", "disk0", "--default", image]):
+            answer = guest.ctl(*command, offline=offline)
+            assert (answer.status, answer.stdout) == (4, ""), answer
+            assert f"it is below {above}" in complaint(answer)
+        return True
+
+    assert is_refused(base, top)
+    assert guest.ctl("copy", "web1", f"disk0={guest.path('copied')}", "--sync", "top").status == 0
+    assert guest.ctl("copy", "web1", f"disk1={flat}", "--reuse").status == 0
+    link = guest.path("hard")
+    link.hardlink_to(base)
+    for image, above in ((base, guest.path("copied")), (link, guest.path("copied")), (data, flat)):
+        assert is_refused(image, above)
+    guest.qemu.stop()
+    guest.until("unreachable", "connection")
+    for image, above in ((base, guest.path("copied")), (data, flat)):
+        assert is_refused(image, above)
+    guest.daemon.kill()
+    for image, above in ((base, guest.path("copied")), (link, guest.path("copied")), (data, flat)):
+        assert is_refused(image, above, offline=True)
+
+
 def test_a_word_needs_an_image_that_is_there_and_a_disk_that_was_moved(guest: Guest):
     """One line each."""
     reason = ["--reason", "so"]
