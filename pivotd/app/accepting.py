@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import replace
+from pathlib import Path
 
 from pivotd import limits
 from pivotd.app import telling_words
@@ -12,19 +14,22 @@ from pivotd.app.registry import Host
 from pivotd.client.requests import AcceptRequest
 from pivotd.core import nbd
 from pivotd.core.fleet import FleetImage
+from pivotd.core.image_names import describe
 from pivotd.core.pivot import Accepted, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
+from pivotd.core.standing import Standing
 from pivotd.core.verdict import Presence, Verdict
 from pivotd.engine.pivot_log import by
 from pivotd.engine.ports import Fleet
 from pivotd.errors import BadRequestError, ConflictError, FleetError, NotFoundError, RevisionConflictError
-from pivotd.host import files
+from pivotd.host import files, qcow2
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
 from pivotd.log import get_logger
 
 log = get_logger()
+NEEDED = frozenset({Standing.CURRENT, Standing.BASE})
 
 
 class Accepting:
@@ -57,6 +62,8 @@ class Accepting:
             await self._check(pivot, known, image)
             await self._refuse_while_written(domain, disk)
             image_format = word.format or await self._format(domain, disk, image)
+            await self._check_content(image, image_format)
+            await self._refuse_of_another(pivot, known, image)
             accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
             disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
             epoch = await self._tell_fleet(pivot, disk, FleetImage(image, image_format))
@@ -97,12 +104,52 @@ class Accepting:
                 pivot=mark.pivot,
             )
 
+    async def _refuse_of_another(self, pivot: Pivot, known: PivotDisk, image: str) -> None:
+        """Raises: ConflictError: another disk of a domain that pivotd has is certain to need the image.
+
+        Not where both may be one guest: two devices on one image, or a guest that pivotd had under another name. Nor
+        where the guest runs on it as this disk.
+        """
+        if await self._uses(pivot.domain, known.disk) is not None:
+            return
+        key = (pivot.domain, known.disk)
+        mark = (await self._reads.overwritten()).get(key)
+        for one in await self._reads.image_here(image):
+            right = one.verdict
+            if (right.domain, right.disk) == key or not right.certain or one.finding.standing not in NEEDED:
+                continue
+            together = right.domain == pivot.domain and any(
+                two.disk == right.disk and two.source.filename == known.source.filename for two in pivot.disks
+            )
+            renamed = mark is not None and mark.moved_on and mark.by == right.domain
+            if together or renamed or right.domain not in self._host.supervisors:
+                continue
+            gone = f"; if that guest is no more, `pivotctl domain rm {right.domain}` first"
+            raise ConflictError(
+                f"{image} cannot be the image of {pivot.domain} {known.disk}: {one.finding.why}: name another one"
+                f"{'' if right.domain == pivot.domain else gone}",
+                domain=right.domain, disk=right.disk, image=image,
+            )  # fmt: skip
+
+    async def _uses(self, domain: str, disk: str) -> str | None:
+        """Return the image that QEMU has as a disk, None if no QEMU shows one."""
+        supervisor = self._host.supervisors.get(domain)
+        session = None if supervisor is None else supervisor.session
+        seen = None if session is None else (await session.disks()).get(disk)
+        return None if seen is None or session is None else (await image_names(seen, session))[0]
+
+    async def _check_content(self, image: str, image_format: str) -> None:
+        """Raises: BadRequestError: what is there is certainly no image of this format."""
+        try:
+            why = await in_thread(limits.FILE_TIMEOUT_S, _no_image, image, image_format, paths=[image])
+        except TimeoutError as error:
+            raise BadRequestError(f"{error}: try again when it does") from None
+        if why is not None:
+            raise BadRequestError(f"{image} {why}", image=image)
+
     async def _check(self, pivot: Pivot, known: PivotDisk, image: str) -> None:
         """Raises: BadRequestError: there is no such file; ConflictError: QEMU uses another one now."""
-        supervisor = self._host.supervisors.get(pivot.domain)
-        session = None if supervisor is None else supervisor.session
-        seen = None if session is None else (await session.disks()).get(known.disk)
-        using = None if seen is None or session is None else (await image_names(seen, session))[0]
+        using = await self._uses(pivot.domain, known.disk)
         try:
             paths = [image] if using is None else [image, using]
             there, same = await in_thread(limits.FILE_TIMEOUT_S, _compare, image, using, paths=paths)
@@ -135,3 +182,18 @@ def _compare(image: str, using: str | None) -> tuple[Presence, bool]:
     if there is Presence.GONE and not files.sees_directory(image):
         there = Presence.UNSEEN
     return there, using is None or files.same(accepted, files.named(using))
+
+
+def _no_image(image: str, image_format: str) -> str | None:
+    """Return why nothing with this name is an image of this format, None if it may be one, or nobody may look."""
+    path = describe(image).path
+    try:
+        found = None if path is None else Path(path).stat()
+        if path is None or found is None:
+            return None
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+            return "is neither a regular file nor a block device: it cannot hold a disk"
+        head = qcow2.look(path) if image_format == "qcow2" else None
+    except (OSError, ValueError):
+        return None
+    return None if head is None or head.header is not None else "holds no qcow2 image: say --format raw if it is raw"

@@ -436,6 +436,13 @@ class Reads:
 
         Raises: ConflictError: its storage does not answer.
         """
+        return [encode(one) for one in await self._found(image, self._fleet)]
+
+    async def image_here(self, image: str) -> list[ImageFound]:
+        """Return the same by the word of this host alone. Raises: ConflictError."""
+        return await self._found(image, None)
+
+    async def _found(self, image: str, fleet: FleetVerdicts | None) -> list[ImageFound]:
         asked = await _asked(image)
         moved = await self._single.read(Reader.image, asked.names, asked.file_id)
         had = {(pivot.domain, disk.disk) for pivot, disk in moved}
@@ -444,11 +451,11 @@ class Reads:
         live.unchecked |= silent
         lower = await in_chains(image, self._host, self.had, live, found)
         found = {key: one for key, one in found.items() if key in had or key in lower or one.image in asked.names}
-        if self._fleet is not None:
-            found = await self._fleet.together(live, found, None, None, local=False)
+        if fleet is not None:
+            found = await fleet.together(live, found, None, None, local=False)
         found = {key: self._while_unasked(live, one) for key, one in (await live.with_files(found)).items()}
         known = await self._single.read(_images, lambda one: one, image, asked, found)
-        return [encode(one) for one in with_lower(known, image, lower, found)]
+        return with_lower(known, image, lower, found)
 
     async def history(self, image: str, right: Verdict) -> ImageFound | None:
         """Return what the journal says of an image and one disk, None if that never had it. Raises: ConflictError."""

@@ -54,7 +54,8 @@ class VerdictCommand(ExampleCommand):
 def accept(app: App, /, domain: str, disk: str, image: str, **word: Any) -> None:
     """Say which image holds the data of a disk, where pivotd cannot know it: your word is recorded, and counts.
 
-    Compare the images first. It is refused while a pivot of the disk is open, and while QEMU runs on another image.
+    Compare the images first. It is refused while a pivot of the disk is open, while QEMU runs on another image, and for
+    an image that another disk needs for certain.
     """
     app.will_answer(Verdict)
     with perhaps_taken(f"see `pivotctl verdict {domain} {disk}`", domain=domain, disk=disk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -593,6 +594,55 @@ def test_a_word_needs_an_image_that_is_there_and_a_disk_that_was_moved(guest: Gu
     assert guest.ctl("verdict", "accept", "web1", "disk0", other, *reason, "--format", "qcow2").status == 0
     assert guest.ctl("image", "web1", "disk0").stdout == f"{other}\n"
     assert guest.ctl("verdict", "accept", "web1", "disk0", other).status == 2
+
+
+def test_a_word_for_what_cannot_hold_the_disk(guest: Guest):
+    """A slip in the name or the format: such a guest could not start, or would not see its data."""
+    old, fifo = guest.disks[0], guest.directory / "fifo"
+    os.mkfifo(fifo)
+    raw = create_image(guest.path("raw"), image_format="raw")
+    new = guest.moved()
+    guest.qemu.stop()
+    for image, image_format, why in (
+        (guest.directory, "qcow2", "neither a regular file nor a block device"),
+        (fifo, "raw", "neither a regular file nor a block device"),
+        (Path("/dev/null"), "raw", "neither a regular file nor a block device"),
+        (raw, "qcow2", "holds no qcow2 image"),
+    ):
+        words = ("verdict", "accept", "web1", "disk0", image, "--format", image_format, "--reason", "so")
+        refused = guest.ctl(*words)
+        assert (refused.status, why in complaint(refused)) == (4, True), refused
+        assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
+    assert guest.ctl("verdict", "accept", "web1", "disk0", old, "--reason", "so").status == 0
+
+
+def test_a_word_for_the_image_of_another_disk(guest: Guest):
+    """Else both were certain of it, and two guests could start from it; once the other domain is removed, it counts."""
+    old, other = guest.disks[0], guest.path("other")
+    new = guest.moved()
+    assert guest.ctl("copy", "web1", f"disk1={other}").status == 0
+    guest.qemu.stop()
+    guest.until("unreachable", "connection")
+    refused = guest.ctl("verdict", "accept", "web1", "disk0", other, "--format", "qcow2", "--reason", "a slip")
+    assert (refused.status, "it holds the data of web1 disk1" in complaint(refused)) == (4, True), refused
+    for word in (old, new):
+        assert guest.ctl("verdict", "accept", "web1", "disk0", word, "--reason", "so").status == 0
+    monitor = guest.directory / "web2.qmp"
+    assert guest.ctl("domain", "add", "web2", "--qmp", monitor).status == 0
+    with Qemu(guest.directory, [Disk(create_image(guest.path("mine")))], name="web2"):
+        assert guest.ctl("copy", "web2", f"disk0={guest.path('yours')}").status == 0
+    word = ("verdict", "accept", "web2", "disk0", new, "--format", "qcow2", "--reason", "so")
+    refused = guest.ctl(*word)
+    assert (refused.status, "it holds the data of web1 disk0" in complaint(refused)) == (4, True), refused
+    base = guest.path("yours")
+    top = guest.path("top")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, top], check=True)
+    assert guest.ctl("verdict", "accept", "web2", "disk0", top, "--format", "qcow2", "--reason", "so").status == 0
+    below = ("verdict", "accept", "web1", "disk0", base, "--format", "qcow2", "--reason", "a slip")
+    refused = guest.ctl(*below)
+    assert (refused.status, f"it is below {top}" in complaint(refused)) == (4, True), refused
+    assert guest.ctl("domain", "rm", "web2").status == 0
+    assert guest.ctl(*below).status == 0
 
 
 def test_a_renamed_image(guest: Guest):
