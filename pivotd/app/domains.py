@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os.path
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 from pivotd import limits
 from pivotd.app.live_verdicts import image_names
 from pivotd.app.registry import CONFIG, DISCOVERED, LIBVIRT, RUNTIME, Host
-from pivotd.client.answers import DiskView, DomainView, InternalSnapshots, JobView, LibvirtImages
+from pivotd.client.answers import DataFile, DiskView, DomainView, InternalSnapshots, JobView, LibvirtImages
 from pivotd.core import verdict
 from pivotd.core.believed import DiskBelieved
 from pivotd.core.image_names import describe
@@ -131,6 +132,7 @@ class Domains:
         # Side by side: where storage hangs, all disks are waited for together.
         found = await asyncio.gather(*(image_names(disk, session) for disk in seen.values()))
         images = {disk: [describe(image).text for image in chain] for disk, chain in zip(seen, found, strict=True)}
+        directory = process.working_directory(session.pid) or ""  # from there QEMU opens a relative name of a data file
         views = []
         for name in sorted(seen):
             disk, last = seen[name], said.get(name)
@@ -156,6 +158,11 @@ class Domains:
                         InternalSnapshots(image, layer.snapshots)
                         for image, layer in zip(images[name], disk.layers, strict=True)
                         if layer.snapshots
+                    ),
+                    data_files=tuple(
+                        DataFile(image, os.path.join(directory, describe(layer.data_file).text))  # noqa: PTH118
+                        for image, layer in zip(images[name], disk.layers, strict=True)
+                        if layer.data_file is not None
                     ),
                 )
             )

@@ -21,6 +21,10 @@ def _kept_inside(row: DiskView) -> list[str]:
     return [f"internal snapshots of {kept.image}: {', '.join(kept.names)}" for kept in row.internal_snapshots]
 
 
+def _data(row: DiskView) -> list[str]:
+    return [one.path if one.image == row.image else f"{one.path} of {one.image}" for one in row.data_files]
+
+
 def _journal(row: DiskView) -> str:
     if row.pivot is None:
         return "never moved by pivotd"
@@ -64,6 +68,7 @@ def ls(app: App, domain: str) -> None:
                 ("size", render.size(row.size_bytes)),
                 ("access", "read-only" if row.read_only else None),
                 ("backing", _layers(row)),
+                ("data", _data(row)),
                 ("inside", _kept_inside(row)),
                 ("device", row.qdev),
                 ("node", row.node),

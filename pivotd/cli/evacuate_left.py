@@ -13,6 +13,8 @@ from pivotd.cli.evacuate_plan import OWN, DiskMove, Left
 from pivotd.client import Client, DiskView, DomainView, RefusedError, Verdict
 from pivotd.client.answers import PivotOptions
 from pivotd.errors import EXIT_UNKNOWN
+from pivotd.host import backing
+from pivotd.host.backing import BlindError
 
 BY_HAND = "start it and evacuate again, or move the file by hand"
 
@@ -48,7 +50,7 @@ class Staying:
             return Left(domain, disk.disk, image, _doubt(verdict), EXIT_UNKNOWN)
         if disk.read_only:
             return Left(domain, disk.disk, image, "it is read-only, and pivotd moves what a guest writes to")
-        if self._options["sync"] == "top" and (needed := self._needed(disk)):
+        if self._options["sync"] == "top" and (needed := [*self._needed(disk), *self._data_below(disk)]):
             reason = f"with --sync top it would still need {needed[0]}: leave --sync top out"
             return Left(domain, disk.disk, image, reason)
         return None
@@ -61,6 +63,10 @@ class Staying:
         )
         for layer in self._needed(disk):
             yield Left(domain, disk.disk, layer, about)
+        for one in disk.data_files:
+            if self._places.holds(one.path):
+                about = f"the data of {one.image}, which lies elsewhere: `pivotctl copy` moves the disk in full"
+                yield Left(domain, disk.disk, one.path, about)
         if (held := self._held(disk)) is not None:
             yield Left(domain, disk.disk, *held)
         elif verdict is not None and not verdict.pending and (doubt := self._in_doubt(verdict)) is not None:
@@ -94,9 +100,18 @@ class Staying:
         """Return what the journal says of a disk that QEMU does not show, None if no old place has to do with it."""
         if not verdict.certain:
             return self._in_doubt(verdict)
-        if verdict.image is None or not self._places.holds(verdict.image):
+        if verdict.image is None:
             return None
-        return Left(verdict.domain, verdict.disk, verdict.image, f"{why}: {BY_HAND}")
+        if self._places.holds(verdict.image):
+            return Left(verdict.domain, verdict.disk, verdict.image, f"{why}: {BY_HAND}")
+        try:
+            below = backing.needed(verdict.image, verdict.format)
+        except BlindError:
+            return None
+        held = next((name for name in below if self._places.holds(name)), None)
+        if held is None:
+            return None
+        return Left(verdict.domain, verdict.disk, held, f"{why}, and {verdict.image} lies on it: {BY_HAND}")
 
     def _in_doubt(self, verdict: Verdict) -> Left | None:
         """Return that a disk may need an image of the old places, None if it is certain that it does not."""
@@ -115,6 +130,10 @@ class Staying:
     def _needed(self, disk: DiskView) -> list[str]:
         """Return the lower images of a disk that lie below the old places."""
         return [image for image in disk.backing_chain if self._places.holds(image)]
+
+    def _data_below(self, disk: DiskView) -> list[str]:
+        """Return the external data files of lower images that lie below the old places."""
+        return [one.path for one in disk.data_files if one.image != disk.image and self._places.holds(one.path)]
 
     def _held(self, disk: DiskView) -> tuple[str, str] | None:
         """Return the image below the old places that an open pivot still needs for a disk elsewhere, and why."""

@@ -158,7 +158,7 @@ class _Users:
                 self.missed = f"{domain.name} could not be asked which images it uses: {error.message}"
                 continue
             for disk in disks:
-                for name in (disk.image, *disk.backing_chain):
+                for name in (disk.image, *disk.backing_chain, *(one.path for one in disk.data_files)):
                     if name is not None:
                         self._add(name, f"{domain.name} {disk.disk}")
                 yield domain.name, disk.disk

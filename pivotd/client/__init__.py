@@ -10,6 +10,7 @@ print(client.wait(pivot.id).outcome)
 from pivotd.client.answers import (
     ArchiveProgress,
     ArchiveStats,
+    DataFile,
     DiskView,
     DoctorArea,
     DoctorFinding,
@@ -58,7 +59,7 @@ from pivotd.errors import ClientError, RefusedError, UnknownError, UnsentError
 __all__ = [
     "DEFAULT_SOCKET", "AcceptRequest", "AdoptDisk", "AdoptRequest", "ArchiveProgress",
     "ArchiveRequest", "ArchiveStats", "Client", "ClientError", "CommitDisk",
-    "CommitRequest", "CopyDisk", "CopyRequest", "DiskView", "DoctorArea", "DoctorFinding",
+    "CommitRequest", "CopyDisk", "CopyRequest", "DataFile", "DiskView", "DoctorArea", "DoctorFinding",
     "DoctorReport", "DomainView", "FleetDomain", "FleetStatus",
     "FleetVerdict", "Health", "ImageVerdict",
     "InternalSnapshots", "JobView", "JournalStats",

@@ -396,6 +396,13 @@ class InternalSnapshots(Struct, frozen=True):
     names: tuple[str, ...]
 
 
+class DataFile(Struct, frozen=True):
+    """The external file that holds the data of one qcow2 image."""
+
+    image: str
+    path: str
+
+
 class LibvirtImages(Struct, frozen=True):
     """What libvirt believes of one disk; the root image is what QEMU uses, whatever libvirt believes."""
 
@@ -440,6 +447,8 @@ class DiskView(Struct, frozen=True):
     the network or in a storage pool: it then names no file or device to compare."""
     internal_snapshots: tuple[InternalSnapshots, ...] = ()
     """Of each image of the chain that has any, the active one first."""
+    data_files: tuple[DataFile, ...] = ()
+    """Of each image of the chain that has one, the active one first; the disk needs them as it needs the images."""
 
 
 class Progress(Struct, frozen=True):

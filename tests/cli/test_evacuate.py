@@ -18,7 +18,7 @@ from tests.cli.ctl import complaint
 from tests.cli.evacuating import Bed, image, moved, reasons, running_daemon
 from tests.ported_cases.fixture import small_file_system
 from tests.support.daemon import Daemon
-from tests.support.qemu import Disk
+from tests.support.qemu import Disk, create_image
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.qemu
@@ -165,6 +165,27 @@ def test_sync_top(bed: Bed) -> None:
     assert bed.disks("web1")[0].backing_chain == (str(golden),)
     assert bed.json().status == 0
     assert bed.disks("web2")[0].backing_chain == ()
+
+
+def test_what_lies_below_an_image_elsewhere(bed: Bed) -> None:
+    """An external data file in the old place, and a layer of a guest that pivotd does not see: no 0 before both went."""
+    base, flat, top = image(bed.old / "base.qcow2"), bed.directory / "flat.qcow2", bed.directory / "top.qcow2"
+    create_image(flat, options=f"data_file={bed.old / 'flat.data'}")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top], check=True)
+    bed.guest("web1", flat)
+    answer = bed.json()
+    assert (answer.status, set(reasons(answer))) == (4, {"web1 disk0"})
+    assert "the data of" in reasons(answer)["web1 disk0"]
+    assert bed.disks("web1")[0].data_files[0].path == str(bed.old / "flat.data")
+    bed.client.wait(bed.copy("web1", bed.directory / "flat-new.qcow2"))
+    assert bed.json().status == 0
+    bed.guest("web2", top)
+    bed.client.wait(bed.copy("web2", bed.directory / "top-new.qcow2", sync="top"))
+    bed.qemus["web2"].stop()
+    bed.client.remove_domain(bed.domain("web2"))
+    answer = bed.json()
+    assert (answer.status, set(reasons(answer))) == (4, {"web2 disk0"})
+    assert "top-new.qcow2 lies on it" in reasons(answer)["web2 disk0"]
 
 
 def test_a_file_in_the_way_is_never_overwritten(bed: Bed) -> None:
