@@ -107,8 +107,8 @@ class Accepting:
     async def _refuse_of_another(self, pivot: Pivot, known: PivotDisk, image: str) -> None:
         """Raises: ConflictError: another disk of a domain that pivotd has is certain to need the image.
 
-        Not where both may be one guest: two devices on one image, or a guest that pivotd had under another name. Nor
-        where the guest runs on it as this disk.
+        Not where that is meant: of two devices on one image, of a disk that a pivot of the other domain puts in doubt,
+        because both may be one guest, and where the guest runs on the image as this disk.
         """
         if await self._uses(pivot.domain, known.disk) is not None:
             return
@@ -121,8 +121,7 @@ class Accepting:
             together = right.domain == pivot.domain and any(
                 two.disk == right.disk and two.source.filename == known.source.filename for two in pivot.disks
             )
-            renamed = mark is not None and mark.moved_on and mark.by == right.domain
-            if together or renamed or right.domain not in self._host.supervisors:
+            if together or (mark is not None and mark.by == right.domain) or right.domain not in self._host.supervisors:
                 continue
             gone = f"; if that guest is no more, `pivotctl domain rm {right.domain}` first"
             raise ConflictError(

@@ -66,6 +66,8 @@ def open_journal(state_dir_or_file: Path) -> Opened:
     permissions.check(path)
     if not path.exists():
         raise JournalError(f"there is no journal at {path}; name the state_dir of the daemon or a copy of journal.db")
+    if not path.is_file():  # a pipe would be waited for
+        raise JournalError(f"{path} is no file; name the state_dir of the daemon or a copy of journal.db")
     deadline_s = time.monotonic() + limits.JOURNAL_LOCK_TIMEOUT_S
     try:
         while True:

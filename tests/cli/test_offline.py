@@ -177,6 +177,18 @@ def test_no_journal(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["pipe", "directory"])
+def test_a_pipe_is_no_journal(tmp_path: Path, name: str) -> None:
+    """Status 4 at once: nobody would ever write to it."""
+    pipe, directory = tmp_path / "pipe", tmp_path / "directory"
+    directory.mkdir()
+    os.mkfifo(pipe)
+    os.mkfifo(directory / "journal.db")
+    for words in (["verdict"], ["image", "web1", "disk0"], ["doctor"]):
+        answer = ctl("--offline", tmp_path / name, *words)
+        assert (answer.status, "no file" in answer.stdout + answer.stderr) == (8 if words == ["doctor"] else 4, True)
+
+
 @pytest.fixture
 def of_pivotd(state_dir: Path) -> Iterator[Path]:
     """A state directory as the shipped unit makes it, with files as the daemon makes them, and open to a group."""
