@@ -131,7 +131,9 @@ def application(service: Service, access: Access) -> Starlette:
 
         return call
 
-    routes = [StarletteRoute(route.path, endpoint(route), methods=[route.method]) for route in ROUTES]
+    # The disk of a device without an id is named by its path in QEMU's tree.
+    paths = [(route.path.replace("{disk}", "{disk:path}"), route) for route in ROUTES]
+    routes = [StarletteRoute(path, endpoint(route), methods=[route.method]) for path, route in paths]
     app = Starlette(routes=_merged(routes), exception_handlers={404: problems.not_found, 405: problems.wrong_method})
     app.router.redirect_slashes = False
     return app

@@ -616,6 +616,21 @@ def test_a_word_for_what_cannot_hold_the_disk(guest: Guest):
     assert guest.ctl("verdict", "accept", "web1", "disk0", old, "--reason", "so").status == 0
 
 
+def test_a_word_for_a_disk_of_a_device_without_an_id(guest: Guest):
+    """Its name is a path in QEMU's tree, with slashes."""
+    image, new = create_image(guest.path("nameless")), guest.path("nameless-new")
+    node = {"driver": "qcow2", "node-name": "nameless", "file": {"driver": "file", "filename": str(image)}}
+    assert guest.ctl("domain", "add", "web2", "--qmp", guest.directory / "web2.qmp").status == 0
+    extra = ["-blockdev", json.dumps(node), "-device", "virtio-blk-pci,drive=nameless"]
+    with Qemu(guest.directory, name="web2", extra=extra):
+        (disk,) = (row["disk"] for row in guest.json("disk", "ls", "web2").json)
+        assert disk.startswith("/machine/")
+        assert guest.ctl("copy", "web2", f"{disk}={new}").status == 0
+    word = guest.ctl("verdict", "accept", "web2", disk, image, "--reason", "compared")
+    assert word.status == 0, word
+    assert guest.ctl("image", "web2", disk).stdout == f"{image}\n"
+
+
 def test_a_word_for_the_image_of_another_disk(guest: Guest):
     """Else both were certain of it, and two guests could start from it; once the other domain is removed, it counts."""
     old, other = guest.disks[0], guest.path("other")
