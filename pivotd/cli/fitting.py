@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,7 @@ STYLES = {
     "merged": "green",
     "kept": "yellow",
     "unknown": "bold red",
+    "not certain": "bold red",
     "split": "bold red",
     "unreachable": "red",
     "refused": "red",
@@ -40,12 +42,16 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[
     width = shutil.get_terminal_size().columns
     shown, missing = fit(columns, rows, spare, width, headed=headed)
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0), show_header=headed)
-    for index in shown:
-        wide, least = _widths(columns[index], [row[index] for row in rows], headed=headed)
-        made.add_column(columns[index], overflow="fold", min_width=least, no_wrap=wide == least)
+    sizes = [_widths(columns[index], [row[index] for row in rows], headed=headed) for index in shown]
+    shared = _shared(sizes, width)
+    has_room = sum(shared) + GAP * (len(shared) - 1) <= width
+    for index, (wide, least), given in zip(shown, sizes, shared, strict=True):
+        given_width, at_least = (given, None) if has_room else (None, least)
+        made.add_column(columns[index], overflow="fold", no_wrap=wide == least, width=given_width, min_width=at_least)
     for row in rows:
         made.add_row(*(Text(row[index], style=STYLES.get(row[index], "")) for index in shown))
-    Console(highlight=False, width=width).print(made)
+    # It counts a gap after the last column too, which it does not print, and would cut characters for that.
+    Console(highlight=False, width=width + GAP if has_room else width).print(made)
     if missing:
         tell(f"no room for {', '.join(missing)}: a wider terminal, a pipe or -o json has them")
 
@@ -72,11 +78,22 @@ def fit(
     return [index for index, name in enumerate(columns) if name in left], missing
 
 
+def _shared(sizes: Sequence[tuple[int, int]], width: int) -> list[int]:
+    """Return the width of each column: its least one, and as much of the rest of the terminal as it can use."""
+    found = [least for _, least in sizes]
+    left = width - sum(found) - GAP * (len(found) - 1)
+    while left > 0 and (wanting := [index for index, (wide, _) in enumerate(sizes) if found[index] < wide]):
+        for index in wanting[:left]:
+            found[index] += 1
+        left -= len(wanting)
+    return found
+
+
 def _widths(name: str, cells: Sequence[str], *, headed: bool) -> tuple[int, int]:
     """Return how wide a column would be, and how narrow it can become."""
     head = len(name) if headed else 1
-    wide = max((head, *map(len, cells)))
-    longest_word = max((head, *(len(word) for cell in cells for word in cell.split())))
+    wide = max((head, *map(cell_len, cells)))
+    longest_word = max((head, *(cell_len(word) for cell in cells for word in cell.split())))
     if any("/" in cell for cell in cells):
         path = PATHS_WIDTH_MIN if any(" -> " in cell for cell in cells) else PATH_WIDTH_MIN
         return wide, max(head, min(longest_word, path))

@@ -146,5 +146,9 @@ def _table(found: list[Verdict]) -> None:
         return
     render.table(
         ("DOMAIN", "DISK", "OUTCOME", "IMAGE", "FORMAT", "SINCE"),
-        [(row.domain, row.disk, row.outcome, row.image, row.format, render.when(row.since)) for row in found],
+        [(row.domain, row.disk, _outcome(row), row.image, row.format, render.when(row.since)) for row in found],
     )
+
+
+def _outcome(row: Verdict) -> str | None:
+    return row.outcome if row.certain or row.outcome == "unknown" else "not certain"

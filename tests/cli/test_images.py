@@ -506,6 +506,11 @@ def test_a_guest_that_runs_and_cannot_be_asked(guest: Guest):
             beside = guest.ctl(*command, "--wait", "0", offline=True)
             assert (beside.status, beside.stdout) == (6, ""), beside
             assert "leave out --offline" in complaint(beside)
+        table = guest.ctl("verdict")
+        assert (table.status, table.stdout.splitlines()[1].split()[:5]) == (
+            6,
+            ["web1", "disk0", "not", "certain", str(new)],
+        )
         by_image = guest.json("verdict", "--image", new)
         assert by_image.status == 6
         assert [(row["standing"], row["certain"]) for row in by_image.json] == [("unknown", False)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 import pytest
+from rich.cells import cell_len
 
-from pivotd.cli import render
+from pivotd.cli import fitting, render
 from pivotd.cli.progress import describe
 from pivotd.cli.waiting import complaint, exit_status
 from pivotd.client import Pivot, Progress, shown
@@ -89,3 +92,21 @@ def test_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     """A table in a pipe is one line for each row, in columns."""
     render.table(("A", "LONG"), [("aaa", None), ("b", "x\ny")])
     assert capsys.readouterr().out == "A    LONG\naaa  -\nb    x\\x0ay\n"
+
+
+@pytest.mark.parametrize(
+    "path", ["/images/ab,c=c.qcow2-abcdefghijklmnop", "/images/日本日本日本/日本日本日本日本日本日本.qcow2"]
+)
+def test_a_table_loses_no_character(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    """Whatever the width of the terminal: a path that is folded is whole, and no line is wider."""
+    columns = ("DOMAIN", "DISK", "OUTCOME", "IMAGE", "FORMAT", "SINCE")
+    rows = [("web1", "disk0", "switched", path, "qcow2", "2026-11-30 15:05:17Z"),
+            ("db1", "/machine/peripheral-anon/device[0]/virtio-backend", "not certain", "-", "raw", "-")]  # fmt: skip
+    for width in range(40, 140):
+        monkeypatch.setenv("COLUMNS", str(width))
+        fitting.show(columns, rows, (), headed=True)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(cell_len(line.rstrip()) for line in lines) <= width
+        assert "IMAGE" not in lines[0] or not Counter(path) - Counter("".join(lines[1:])), (width, lines)
