@@ -114,8 +114,9 @@ def check_default(app: App, domain: str, disk: str, path: str, found: Verdict | 
     """
     if found is not None and not found.certain:
         raise UncertainError(f"{domain} {disk}: nobody can be certain: {found.reason}", domain=domain, disk=disk)
+    live = {Standing.CURRENT.value, Standing.BASE.value}  # of its own: what QEMU uses now says more
     for one in image_history(app, path):
-        if one.standing == Standing.CURRENT.value and (one.domain, one.disk) == (domain, disk):
+        if one.standing in live and (one.domain, one.disk) == (domain, disk):
             continue
         why = f"it is {one.standing} for {one.domain} {one.disk}: {one.standing_reason}"
         raise WrongImageError(f"{path} is no image to start {domain} {disk} with: {why}", image=path)
