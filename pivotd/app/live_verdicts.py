@@ -131,9 +131,7 @@ class LiveVerdicts:
         return {
             key[1]: (*self._last[key], other)
             for key, other in self.astray.items()
-            if key[0] == domain
-            and key in self._last
-            and (self._last[key][1].left_at is None or key in self.against)
+            if key[0] == domain and key in self._last and (self._last[key][1].left_at is None or key in self.against)
         }
 
     def never_moved_astray(self, domain: str) -> dict[str, FleetImage]:
