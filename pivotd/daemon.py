@@ -386,7 +386,9 @@ class Daemon:
         if self._fleet is None:
             return []
         module: Any = importlib.import_module("pivotd.app.owned_guests")
-        owners = module.OwnedGuests(self._host, self._fleet, self._clock, self._journal, reads.enter_fleet)
+        owners = module.OwnedGuests(
+            self._host, self._fleet, self._clock, self._journal, reads.enter_fleet, reads.tell_news
+        )
         presence: Any = importlib.import_module("pivotd.app.fleet_presence")
         return [
             group.create_task(owners.run(), name="fleet owners"),

@@ -426,7 +426,8 @@ class Model:
         yield from self.owns(s, at, host)
         yield from self.doubts(s, at, host)
         if not host.journal or host.journal[-1].phase == "closed":
-            astray = host.ran_on or (host.journal and s.unseen)  # refused: QEMU is looked at first
+            in_doubt = s.view.intent is None and not fleet_verdict(s.view, "disk0").certain
+            astray = host.ran_on or s.unseen or (in_doubt and not host.journal)  # refused: QEMU is looked at first
             if s.guest == at and s.run and s.began < len(self.bounds.targets) and not host.left and not astray:
                 yield from self.begins(s, at, host)
             return
@@ -671,7 +672,7 @@ class Model:
         if self.bounds.disks > 1 or known is None or right.filename[1] != s.roots:
             return False
         image = FleetImage(right.filename, right.format)
-        if host.ran_on and (known.image != image or known.epoch != s.view.owner.epoch):
+        if known.epoch != s.view.owner.epoch or (host.ran_on and known.image != image):
             return False  # it is about another host's pivot, or another host's doubt
         after = settling(s.view, self.here(s, s.guest), pivot.id, image, "disk0")
         return not host.ran_on or not fleet_verdict(after, "disk0").certain
