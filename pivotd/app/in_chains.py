@@ -49,8 +49,8 @@ async def _look(place: Place, host: Host, had: Had, live: LiveVerdicts, right: V
     session = None if supervisor is None else supervisor.session
     known: dict[str, list[Below]] = {}
     try:
-        if session is not None and session.shown is not None and live.is_asked(right.domain):
-            seen = session.shown.disks.get(right.disk)
+        if session is not None and live.is_asked(right.domain):
+            seen = live.disks.get((right.domain, right.disk))
             if seen is not None:
                 names = [layer.filename for layer in seen.layers]
                 directory = process.working_directory(session.pid)

@@ -59,6 +59,8 @@ class LiveVerdicts:
         """Disks of which this host is certain, and the fleet contradicts it, with the image that the fleet names."""
         self._ran: set[Key] = set()
         """Disks whose guests have run in the QEMUs that show them."""
+        self.disks: dict[Key, DiskSeen] = {}
+        """What the QEMUs have shown of their disks."""
         self._asked: set[str] = set()
         """Domains whose QEMU is connected."""
         self._strays: dict[Key, str] = {}
@@ -195,6 +197,7 @@ class LiveVerdicts:
 
     async def _check_disk(self, key: Key, disk: DiskSeen, session: Session, run_state: str) -> None:
         moved, is_here = self._last.get(key), run_state not in MIGRATION_STATES
+        self.disks[key] = disk
         if is_here and run_state != NEVER_RAN:
             self._ran.add(key)
         if moved is None:

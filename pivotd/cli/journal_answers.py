@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections import defaultdict
@@ -26,6 +27,7 @@ from pivotd.core.standing import Finding
 from pivotd.errors import ConfigError, NotFoundError
 from pivotd.host import files, places, process
 from pivotd.host.backing import BlindError
+from pivotd.host.threads import in_thread
 from pivotd.journal.images import Key, images_found, obsolete, with_lower
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Place
@@ -206,16 +208,27 @@ class OfflineJournal:
         """Return what history says of one image, for each disk that has or had it; empty: never seen."""
         asked, place = files.asked(image), places.of(image)
         had = {(pivot.domain, disk.disk) for pivot, disk in self._reader.image(asked.names, asked.file_id)}
-        every, lower = self._verdicts(None, None), dict[Key, Finding]()
-        for key, one in every.items():
+        chains = asyncio.run(self._in_chains(place))
+        verdicts = {key: one for key in sorted(had | chains) for key, one in self._verdicts(*key).items()}
+        lower = dict[Key, Finding]()
+        for key in sorted(chains):
             with contextlib.suppress(BlindError):
-                if (finding := lower_images.by_headers(place, one)) is not None:
+                if (finding := lower_images.by_headers(place, verdicts[key])) is not None:
                     lower[key] = finding
-        verdicts = {key: one for key, one in every.items() if key in had or key in lower}
         if self.fleet.may_be:
             verdicts = self._in_fleet(verdicts, None, None, local=False)
         found = images_found(self._reader, image, asked, verdicts, _is_gone)
         return [shown.image(one) for one in with_lower(found, image, lower, verdicts)]
+
+    async def _in_chains(self, place: places.Place) -> set[Key]:
+        """Return the disks whose right images lie on a file; the storage of other guests may hang, and is left out."""
+        latest = list(self._reader.every_latest())
+        found: set[Key] = set()
+        for first in range(0, len(latest), limits.FILES_AT_ONCE):
+            part = [verdict.of_pivot(*one) for one in latest[first : first + limits.FILES_AT_ONCE]]
+            looks = await asyncio.gather(*(_lies_on(place, one) for one in part))
+            found |= {(one.domain, one.disk) for one, lies in zip(part, looks, strict=True) if lies}
+        return found
 
     def obsolete(self) -> Iterator[ImageVerdict]:
         """Yield every image that no disk of the journal needs any more, by name."""
@@ -260,6 +273,15 @@ def _found(said: verdict.Verdict, before: verdict.Verdict | None) -> verdict.Ver
     if said.image is None or (before is not None and said.image == before.image):
         return said
     return verdict.check_file(said, files.presence(Image(said.image, said.format or "", ""), sees_all=True))
+
+
+async def _lies_on(place: places.Place, one: verdict.Verdict) -> bool:
+    paths = [] if one.image is None else [one.image]
+    try:
+        found = await in_thread(limits.OTHERS_FILE_TIMEOUT_S, lower_images.by_headers, place, one, paths=paths)
+    except (BlindError, TimeoutError):
+        return False
+    return found is not None
 
 
 def _is_gone(pivot: core.Pivot) -> bool:
