@@ -365,7 +365,7 @@ IMAGES = "tests/cli/test_images.py"
 NEXT_BOOT = (
     Defect(
         "a new pivot washes a doubt away", "G1", "pivotd/app/start.py",
-        "            await self._refuse_doubtful(planned)\n", "",
+        "            if await self._refuse_doubtful(planned, ask_fleet=epoch is not None):\n", "            if True:\n",
         "real QEMU", (IMAGES, "-k", "stale_image_that_runs"),
     ),
     Defect(
