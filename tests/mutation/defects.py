@@ -611,7 +611,8 @@ FLEET = (
     ),
     Defect(
         "an image is named before the fleet was told", "G1", FLEET_LOCAL,
-        "    return Together(tuple(found), tell if tell != view else None)\n", "    return Together(tuple(found))\n",
+        "    return Together(tuple(found), tell if tell != view else None, against)\n",
+        "    return Together(tuple(found), None, against)\n",
         SEARCH, of_hosts(on_silence=WAIT),
     ),
     Defect(
