@@ -21,10 +21,12 @@ from pivotd.planning import lower_images
 
 Had = Callable[[str], Awaitable[Sequence[tuple[Pivot, PivotDisk]]]]
 """Returns every pivot that had an image of this name, the newest first."""
+Calm = Callable[[], Awaitable[None]]
+"""Returns while no guest is in its pause: headers are parsed, which would take processor time from it."""
 
 
-async def in_chains(
-    image: str, host: Host, had: Had, live: LiveVerdicts, verdicts: Mapping[Key, Verdict]
+async def in_chains(  # noqa: PLR0913, PLR0917 - what it works with
+    image: str, host: Host, had: Had, live: LiveVerdicts, verdicts: Mapping[Key, Verdict], calm: Calm
 ) -> dict[Key, Finding]:
     """Return how an image stands to the disks that have it in their chains: by what QEMUs show, or else by headers.
 
@@ -38,6 +40,7 @@ async def in_chains(
     keys = list(verdicts)
     found: dict[Key, Finding] = {}
     for first in range(0, len(keys), limits.FILES_AT_ONCE):
+        await calm()
         part = keys[first : first + limits.FILES_AT_ONCE]
         looks = await asyncio.gather(*(_look(place, host, had, live, verdicts[key]) for key in part))
         found |= {key: one for key, one in zip(part, looks, strict=True) if one is not None}

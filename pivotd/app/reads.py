@@ -449,7 +449,7 @@ class Reads:
         silent = await self._try_to_connect(None)
         live, found = await self.live_verdicts(None, None)  # a QEMU may have it that the journal knows nothing of
         live.unchecked |= silent
-        lower = await in_chains(image, self._host, self.had, live, found)
+        lower = await in_chains(image, self._host, self.had, live, found, self._journal.calm)
         found = {key: one for key, one in found.items() if key in had or key in lower or one.image in asked.names}
         if fleet is not None:
             found = await fleet.together(live, found, None, None, local=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import pytest
 
 from pivotd import limits
 from pivotd.app import reads as reads_module
+from pivotd.app.in_chains import in_chains
+from pivotd.app.live_verdicts import LiveVerdicts
 from pivotd.app.metrics import Metrics
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.core.list_filters import EventFilter, PivotFilter
-from pivotd.core.pivot import Phase, Pivot, Record
+from pivotd.core.pivot import Phase, Pivot, PivotDisk, Record
+from pivotd.core.verdict import Verdict, without_pivot
 from pivotd.errors import TooBusyError
+from pivotd.host.places import Place
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
+from pivotd.planning import lower_images
 from tests.journal.samples import make_pivot
 
 LONG_S = 30.0
@@ -117,6 +123,34 @@ async def test_nothing_is_read_in_a_pause(journal: Journal, reads: Reads, monkey
     journal.release_checkpoints()
     await asyncio.gather(*tasks)
     assert sorted(begun) == ["door", "events", "list", "shown", "verdicts"]
+
+
+async def test_no_header_is_read_in_a_pause(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause may begin while the images of a question about one are looked at, a piece at a time."""
+    monkeypatch.setattr(limits, "READ_HELD_BACK_S", LONG_S)
+    monkeypatch.setattr(limits, "FILES_AT_ONCE", 1)
+    loop, looked = asyncio.get_running_loop(), list[str]()
+
+    def then_a_pause_begins(_place: Place, right: Verdict, _known: object) -> None:
+        looked.append(right.domain)
+        if len(looked) == 1:
+            loop.call_soon_threadsafe(journal.hold_checkpoints)
+
+    async def had(_image: str) -> list[tuple[Pivot, PivotDisk]]:
+        return []
+
+    monkeypatch.setattr(lower_images, "by_headers", then_a_pause_begins)
+    verdicts = {(name, "disk0"): replace(without_pivot(name, "disk0"), image="/none") for name in ("web1", "web2")}
+    host, live = Host(lambda pivot, domain: NotImplemented), LiveVerdicts([])
+    asked = asyncio.ensure_future(in_chains("/none", host, had, live, verdicts, journal.calm))
+    async with asyncio.timeout(LONG_S):
+        while not journal.guest_paused:
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0.1)
+    assert (looked, asked.done()) == (["web1"], False)
+    journal.release_checkpoints()
+    await asked
+    assert looked == ["web1", "web2"]
 
 
 async def test_a_guest_that_stays_paused_keeps_nobody_away(

@@ -44,13 +44,17 @@ class Stray:
         await self.site.moved(self.daemon, self.new)
         await asyncio.to_thread(self.qemu.kill)
 
-    async def moved_on(self) -> Path:
-        """Have another host move the disk on, and end the guest there; return the image."""
-        later = self.site.tmp_path / "c.qcow2"
+    async def moved_and_lost(self) -> None:
+        """Have another host take the guest after its disk was moved."""
         await asyncio.to_thread(self.daemon.start)
         await self.moved()
         await asyncio.to_thread(self.daemon.kill)
         await self.site.taken_by("h2")
+
+    async def moved_on(self) -> Path:
+        """Have another host move the disk on, and end the guest there; return the image."""
+        later = self.site.tmp_path / "c.qcow2"
+        await self.moved_and_lost()
         self.start(self.new)
         with self.site.daemon(self.qemu.qmp, host="h2") as other:
             await self.site.moved(other, later)
@@ -140,10 +144,7 @@ async def test_a_doubt_that_etcd_could_not_hear_of_is_told_when_it_can(stray: St
 
 async def test_a_guest_that_runs_on_a_stale_image_on_a_host_that_has_never_moved_its_disk(stray: Stray) -> None:
     """No row of the journal there can keep it: the fleet is told at once, no pivot begins, and a person chooses."""
-    await asyncio.to_thread(stray.daemon.start)
-    await stray.moved()
-    await asyncio.to_thread(stray.daemon.kill)
-    await stray.site.taken_by("h2")
+    await stray.moved_and_lost()
     stray.start(stray.old)
     with stray.site.daemon(stray.qemu.qmp, host="h2") as daemon:
         await stray.both_named()
@@ -237,10 +238,7 @@ async def test_a_host_that_has_never_moved_a_disk_compares_it_with_the_fleets_wo
     stray: Stray, tmp_path: Path
 ) -> None:
     """The right one may have another name here: no alarm, and pivots begin."""
-    await asyncio.to_thread(stray.daemon.start)
-    await stray.moved()
-    await asyncio.to_thread(stray.daemon.kill)
-    await stray.site.taken_by("h2")
+    await stray.moved_and_lost()
     (tmp_path / "link").symlink_to(tmp_path)
     stray.start(tmp_path / "link" / "b.qcow2")
     with stray.site.daemon(stray.qemu.qmp, host="h2") as daemon:
