@@ -601,6 +601,22 @@ def test_a_word_needs_an_image_that_is_there_and_a_disk_that_was_moved(guest: Gu
     assert guest.ctl("verdict", "accept", "web1", "disk0", other).status == 2
 
 
+def test_a_layer_that_only_qemu_knows(guest: Guest):
+    """The header of the image names none: QEMU was told of it at its start."""
+    base, top = create_image(guest.path("told")), create_image(guest.path("above"))
+    nodes = [
+        {"driver": "qcow2", "node-name": "told", "file": {"driver": "file", "filename": str(base)}},
+        {"driver": "qcow2", "node-name": "above", "file": {"driver": "file", "filename": str(top)}, "backing": "told"},
+    ]
+    extra = [word for node in nodes for word in ("-blockdev", json.dumps(node))]
+    assert guest.ctl("domain", "add", "web2", "--qmp", guest.directory / "web2.qmp").status == 0
+    with Qemu(guest.directory, name="web2", extra=[*extra, "-device", "virtio-blk-pci,drive=above,id=own"]):
+        guest.json("disk", "ls", "web2")
+        found = guest.json("verdict", "--image", base)
+    (row,) = found.json
+    assert (row["disk"], row["standing"], str(top) in row["above"]) == ("own", "base", True), row
+
+
 def test_a_word_for_what_cannot_hold_the_disk(guest: Guest):
     """A slip in the name or the format: such a guest could not start, or would not see its data."""
     old, fifo = guest.disks[0], guest.directory / "fifo"
