@@ -617,6 +617,16 @@ def test_a_layer_that_only_qemu_knows(guest: Guest):
     assert (row["disk"], row["standing"], str(top) in row["above"]) == ("own", "base", True), row
 
 
+def test_a_layer_below_an_image_on_which_a_guest_should_not_run(guest: Guest):
+    """It writes above that layer all the same: what QEMU has counts, not the chain of the right image."""
+    base, top = create_image(guest.path("base")), guest.path("top")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, top], check=True)
+    guest.moved()
+    guest.start_on(top)
+    found = guest.json("verdict", "--image", base)
+    assert [(row["disk"], row["standing"]) for row in found.json] == [("disk0", "base")], found
+
+
 def test_a_word_for_what_cannot_hold_the_disk(guest: Guest):
     """A slip in the name or the format: such a guest could not start, or would not see its data."""
     old, fifo = guest.disks[0], guest.directory / "fifo"
