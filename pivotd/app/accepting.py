@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ class Accepting:
         self._host = host
         self._journal = journal
         self._reads = reads
+        self._one_word = asyncio.Lock()  # else two domains could be given one image at once
 
     async def accept(self, domain: str, disk: str, word: AcceptRequest, who: Requester) -> Verdict:
         """Record that an image holds a disk's data.
@@ -56,7 +58,7 @@ class Accepting:
         return found[domain, disk]
 
     async def _accept(self, domain: str, disk: str, word: AcceptRequest, who: Requester) -> None:
-        async with self._host.lock(domain):
+        async with self._host.lock(domain), self._one_word:
             pivot, known = await self._last(domain, disk)
             image = word.image if word.image.startswith("json:") else nbd.canonical(word.image) or word.image
             await self._check(pivot, known, image)

@@ -18,6 +18,12 @@ from pivotd.host import qcow2, view
 from pivotd.host.threads import look_at
 from pivotd.qmp.blocks import DiskSeen
 
+_NEVER_A_FILE = {
+    errno.ENAMETOOLONG: "the file system takes no name of that length: choose a shorter one",
+    errno.ELOOP: "its symbolic links lead in a circle: name another file",
+}
+"""Why no file can be at a path, by the error of a look at it."""
+
 
 def check_path(image: Image, seen: DiskSeen, options: CopyOptions, *, pid: int) -> None:
     """Refuse visible mistakes early, and places where pivotd could not see any: QEMU overwrites what is there.
@@ -47,7 +53,9 @@ def check_path(image: Image, seen: DiskSeen, options: CopyOptions, *, pid: int) 
         return
     except NotADirectoryError:
         raise BadRequestError(f"{path}: {path.parent} is not a directory") from None
-    except OSError:
+    except OSError as error:
+        if error.errno in _NEVER_A_FILE:
+            raise BadRequestError(f"{path}: {_NEVER_A_FILE[error.errno]}") from None
         return
     if not reuse and stat.S_ISBLK(found.st_mode):
         raise BadRequestError(f"{path} is a block device, which is there already: use --reuse to overwrite it")

@@ -24,6 +24,7 @@ from pivotd.cli.journal_answers import OfflineJournal
 from pivotd.client.requests import AcceptRequest
 from pivotd.core.pivot import Image, Pivot
 from pivotd.core.request import CopyOptions, Kind, PivotRequest, Target
+from pivotd.core.verdict import Verdict
 from pivotd.errors import BadRequestError, ConflictError
 from pivotd.host import backing, places
 from pivotd.planning import needed_images
@@ -231,6 +232,20 @@ async def test_a_forced_pivot_puts_the_other_disk_in_doubt(desk: Desk):
     await accept("web2", "disk0", word, WHO)
     assert (await _verdict(desk, "web2")).certain
     assert _offline(desk, "web2").certain
+
+
+async def test_one_image_is_accepted_for_two_guests_at_once(desk: Desk):
+    """One of the two people hears that it has just become the other's."""
+    for name in ("web1", "web2"):
+        await desk.stopped(name, Disk(desk.image(f"{name}.qcow2")), to=f"{name}-new.qcow2")
+    accept = Accepting(desk.engine.host, desk.engine.journal, desk.reads).accept
+    word = AcceptRequest(image=str(desk.image("found.qcow2")), reason="seen", format="qcow2")
+    words = [accept(name, "disk0", word, WHO) for name in ("web1", "web2")]
+    first, second = await asyncio.gather(*words, return_exceptions=True)
+    assert isinstance(first, Verdict), first
+    assert first.image == word.image
+    assert isinstance(second, ConflictError), second
+    assert "it holds the data of web1 disk0" in second.message
 
 
 async def test_a_disk_that_pivotd_never_moved_is_in_doubt_too(desk: Desk):

@@ -157,6 +157,24 @@ def test_a_directory_that_is_none(bench: Bench):
         assert said in complaint(answer)
 
 
+@pytest.mark.parametrize("verb", ["copy", "snapshot"])
+def test_a_name_that_no_file_can_have(bench: Bench, verb: str):
+    """Too long, or a circle of symbolic links: refused before anything is recorded, not by QEMU."""
+    one, two = (bench.directory / f"{verb}-{side}" for side in ("one", "two"))
+    one.symlink_to(two)
+    two.symlink_to(one)
+    before = bench.json("pivot", "ls").json
+    for image, said in (
+        (bench.directory / ("a" * 256), "takes no name of that length"),
+        (bench.directory / ("é" * 128), "takes no name of that length"),
+        (one, "lead in a circle"),
+        (one / "new.qcow2", "lead in a circle"),
+    ):
+        answer = bench.ctl(verb, "web1", f"disk0={image}")
+        assert (answer.status, said in complaint(answer)) == (4, True), answer
+    assert bench.json("pivot", "ls").json == before
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a mount namespace")
 def test_a_directory_that_qemu_has_another_of(tmp_path: Path):
     """QEMU in a mount namespace of its own: refused before a byte is copied, or forced; never called deleted."""
