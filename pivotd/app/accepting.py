@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pivotd.app import telling_words
 from pivotd.app.live_verdicts import image_names
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
+from pivotd.app.reservations import Reservations
 from pivotd.client.requests import AcceptRequest
 from pivotd.core import nbd
 from pivotd.core.fleet import FleetImage
@@ -36,12 +36,14 @@ NEEDED = frozenset({Standing.CURRENT, Standing.BASE})
 class Accepting:
     """Records the word with the last pivot of the disk: the next pivot goes on from there."""
 
-    def __init__(self, host: Host, journal: Journal, reads: Reads, fleet: Fleet | None = None) -> None:
+    def __init__(
+        self, host: Host, journal: Journal, reads: Reads, reservations: Reservations, fleet: Fleet | None = None
+    ) -> None:
         self._fleet = fleet
         self._host = host
         self._journal = journal
         self._reads = reads
-        self._one_word = asyncio.Lock()  # else two domains could be given one image at once
+        self._reservations = reservations
 
     async def accept(self, domain: str, disk: str, word: AcceptRequest, who: Requester) -> Verdict:
         """Record that an image holds a disk's data.
@@ -58,26 +60,30 @@ class Accepting:
         return found[domain, disk]
 
     async def _accept(self, domain: str, disk: str, word: AcceptRequest, who: Requester) -> None:
-        async with self._host.lock(domain), self._one_word:
+        async with self._host.lock(domain):
             pivot, known = await self._last(domain, disk)
             image = word.image if word.image.startswith("json:") else nbd.canonical(word.image) or word.image
             await self._check(pivot, known, image)
             await self._refuse_while_written(domain, disk)
             image_format = word.format or await self._format(domain, disk, image)
             await self._check_content(image, image_format)
-            await self._refuse_of_another(pivot, known, image)
-            accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
-            disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
-            epoch = await self._tell_fleet(pivot, disk, FleetImage(image, image_format))
-            facts = {"disk": disk, "image": image, "format": accepted.format, "reason": word.reason, "uid": who.uid}
-            try:
-                await self._journal.advance(pivot, "image-accepted", facts, disks=disks, fleet_epoch=epoch)
-            except RevisionConflictError:
-                raise ConflictError(
-                    f"another request has changed {domain} {disk} meanwhile: look and try again"
-                ) from None
-            told = {"disk": disk, "image": image, "reason": word.reason, **by(who)}
-            log.warning("domain.image-accepted", domain=domain, pivot=pivot.id, **told)
+            async with self._reservations.of_word(image):
+                await self._refuse_of_another(pivot, known, image)
+                await self._record(pivot, disk, Accepted(image, image_format, utc_now(), who.uid, word.reason), who)
+
+    async def _record(self, pivot: Pivot, disk: str, accepted: Accepted, who: Requester) -> None:
+        """Tell the fleet, and record the word with the last pivot. Raises: ConflictError, FleetError, JournalError."""
+        image, reason = accepted.filename, accepted.reason
+        disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
+        epoch = await self._tell_fleet(pivot, disk, FleetImage(image, accepted.format))
+        facts = {"disk": disk, "image": image, "format": accepted.format, "reason": reason, "uid": who.uid}
+        try:
+            await self._journal.advance(pivot, "image-accepted", facts, disks=disks, fleet_epoch=epoch)
+        except RevisionConflictError:
+            name = f"{pivot.domain} {disk}"
+            raise ConflictError(f"another request has changed {name} meanwhile: look and try again") from None
+        told = {"disk": disk, "image": image, "reason": reason, **by(who)}
+        log.warning("domain.image-accepted", domain=pivot.domain, pivot=pivot.id, **told)
 
     async def _tell_fleet(self, pivot: Pivot, disk: str, image: FleetImage) -> int | None:
         """Return the ``fleet_epoch`` to record. Raises: ConflictError, FleetError: telling_words.tell()."""

@@ -33,7 +33,7 @@ class Health:
 
     def _without_driver(self) -> list[str]:
         """Return the open pivots without a driver; a driver starts right after its pivot is durable."""
-        driven = self._host.drivers().keys() | self._starter.accepting
+        driven = self._host.drivers().keys() | self._starter.reservations.accepting
         before_s = time.monotonic() - limits.DRIVER_STARTS_S
         return sorted(pivot for pivot, since_s in self._open.items() if pivot not in driven and since_s < before_s)
 

@@ -36,7 +36,7 @@ class DaemonService:
         self._host = host
         self._journal = journal
         domains, starter = Domains(host, journal, reads.latest), Starter(host, journal, reads, fleet)
-        self.accept = Accepting(host, journal, reads, fleet).accept
+        self.accept = Accepting(host, journal, reads, starter.reservations, fleet).accept
         self.domains, self.domain, self.disks = domains.all, domains.one, domains.disks
         self.add_domain, self.remove_domain = domains.add, domains.remove
         self.start = starter.start

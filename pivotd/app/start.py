@@ -14,8 +14,9 @@ from pivotd import limits
 from pivotd.app import half_made, holders
 from pivotd.app.holders import Holders
 from pivotd.app.registry import Host
+from pivotd.app.reservations import Marked, Reservations
 from pivotd.core import nbd
-from pivotd.core.pivot import Image, JsonObject, Pivot, PivotDisk
+from pivotd.core.pivot import JsonObject, Pivot, PivotDisk
 from pivotd.core.request import Kind, PivotRequest, Requester, Target
 from pivotd.core.rules.fleet_pivots import of_another
 from pivotd.core.verdict import Verdict
@@ -25,7 +26,6 @@ from pivotd.engine.supervisor import Supervisor
 from pivotd.errors import (
     BadRequestError,
     ConflictError,
-    DiskBusyError,
     DomainUnreachableError,
     FleetError,
     PivotdError,
@@ -44,10 +44,6 @@ class History(holders.History, half_made.History, Protocol):
         ...
 
 
-Marked = Sequence[tuple[Image, frozenset[str]]]
-"""Images, each with its identities: files.identities()."""
-
-
 class Starter:
     """Accepts requests for pivots."""
 
@@ -58,10 +54,7 @@ class Starter:
         self._history = history
         self._holders = Holders(host, history)
         self._under_way: dict[str, tuple[PivotRequest, asyncio.Future[Pivot]]] = {}
-        self.accepting: set[str] = set()
-        """Pivots being recorded, which have no driver yet."""
-        self._reserved: dict[str, Marked] = {}
-        """The images that pivots of this process write to, from before the pivots are recorded."""
+        self.reservations = Reservations(host)
 
     async def start(self, request: PivotRequest, who: Requester) -> Pivot:
         """Return the new pivot once it is durable, or the pivot that already has this request id.
@@ -166,7 +159,7 @@ class Starter:
     ) -> tuple[Pivot, bool]:
         """Record and start the planned pivot, unless the facts of the plan have changed."""
         async with self._host.lock(planned.domain):
-            self._reserve(planned, marked)
+            self.reservations.reserve(planned.id, marked)
             try:
                 # After the reservation: a pivot that wrote to one of the images before has ended, and left its record.
                 found = await self._holders.check(planned)
@@ -181,29 +174,8 @@ class Starter:
                 if new and not supervisor.ended:
                     supervisor.start(accepted)
             finally:
-                self.accepting.discard(planned.id)
+                self.reservations.accepting.discard(planned.id)
         return accepted, new
-
-    def _reserve(self, planned: Pivot, marked: Marked) -> None:
-        """Reserve the images that the pivot writes to, by file and by name, as long as the pivot is open.
-
-        No await comes between the check and the reservation: of many requests for one image, one gets it.
-
-        Raises: DiskBusyError, BadRequestError.
-        """
-        kept = self.accepting | self._host.drivers().keys()
-        self._reserved = {pivot: images for pivot, images in self._reserved.items() if pivot in kept}
-        taken = {mark for images in self._reserved.values() for _, marks_of in images for mark in marks_of}
-        own: dict[str, str] = {}
-        for image, marks_of in marked:
-            if not taken.isdisjoint(marks_of):
-                raise DiskBusyError(f"{image.filename} is the destination of another open pivot")
-            twice = next((own[mark] for mark in marks_of if own.get(mark, image.filename) != image.filename), None)
-            if twice is not None:
-                raise BadRequestError(f"{twice} and {image.filename} are one image: name two")
-            own |= dict.fromkeys(marks_of, image.filename)
-        self.accepting.add(planned.id)
-        self._reserved[planned.id] = marked
 
 
 def _facts(planned: Pivot) -> JsonObject:

@@ -69,7 +69,7 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
     if guarded:
         libvirt_requests.refuse_unfit([target.disk for target in request.targets], believed)
     directory = process.working_directory(session.pid)
-    in_use = await _in_use(others)
+    in_use = await written_by(others)
     layered = any(not blocks.graph.stands_alone(seen.node) for seen in blocks.disks.values())
     keeps_zeroes = layered and copies_at_once(options) and await session.takes_target_is_zero()
     busy = {disk.disk: other for other in others if other.domain == request.domain for disk in other.disks}
@@ -133,8 +133,8 @@ async def marks(images: Collection[Image]) -> list[frozenset[str]]:
         raise BadRequestError(f"{error}: try again when it does") from None
 
 
-async def _in_use(others: Collection[Pivot]) -> frozenset[str]:
-    """Return the identities of the images that other pivots write to.
+async def written_by(others: Collection[Pivot]) -> frozenset[str]:
+    """Return the files.identities() of the images that other pivots may write to.
 
     Storage of other pivots that does not answer delays no request: an image that can be checked now is not on it.
     """

@@ -19,6 +19,7 @@ from pivotd.app.accepting import Accepting
 from pivotd.app.alarms import Alarms
 from pivotd.app.holders import Holders
 from pivotd.app.reads import Reads
+from pivotd.app.reservations import Reservations
 from pivotd.app.start import Starter
 from pivotd.cli.journal_answers import OfflineJournal
 from pivotd.client.requests import AcceptRequest
@@ -216,7 +217,7 @@ async def test_a_forced_pivot_puts_the_other_disk_in_doubt(desk: Desk):
     )
     forced = await desk.starter.start(request, WHO)
     assert desk.engine.facts(forced, "accepted")["overwrites"] == [f"{right} is the right image of web2 disk0"]
-    accept = Accepting(desk.engine.host, desk.engine.journal, desk.reads).accept
+    accept = Accepting(desk.engine.host, desk.engine.journal, desk.reads, desk.starter.reservations).accept
     word = AcceptRequest(image=str(right), reason="seen")
     with pytest.raises(ConflictError, match=f"pivot {forced.id} of web1 still works on"):
         await accept("web2", "disk0", word, WHO)
@@ -234,18 +235,65 @@ async def test_a_forced_pivot_puts_the_other_disk_in_doubt(desk: Desk):
     assert _offline(desk, "web2").certain
 
 
-async def test_one_image_is_accepted_for_two_guests_at_once(desk: Desk):
-    """One of the two people hears that it has just become the other's."""
+async def _two_stopped(desk: Desk) -> Path:
+    """Return an image that nobody has yet; two guests have moved and ended."""
     for name in ("web1", "web2"):
         await desk.stopped(name, Disk(desk.image(f"{name}.qcow2")), to=f"{name}-new.qcow2")
-    accept = Accepting(desk.engine.host, desk.engine.journal, desk.reads).accept
-    word = AcceptRequest(image=str(desk.image("found.qcow2")), reason="seen", format="qcow2")
-    words = [accept(name, "disk0", word, WHO) for name in ("web1", "web2")]
+    return desk.image("found.qcow2")
+
+
+async def _accept(desk: Desk, domain: str, image: Path) -> Verdict:
+    accepting = Accepting(desk.engine.host, desk.engine.journal, desk.reads, desk.starter.reservations)
+    return await accepting.accept(domain, "disk0", AcceptRequest(image=str(image), reason="so", format="qcow2"), WHO)
+
+
+async def test_one_image_is_accepted_for_two_guests_at_once(desk: Desk):
+    """One of the two people hears that it is just becoming the other's."""
+    found = await _two_stopped(desk)
+    words = [_accept(desk, name, found) for name in ("web1", "web2")]
     first, second = await asyncio.gather(*words, return_exceptions=True)
     assert isinstance(first, Verdict), first
-    assert first.image == word.image
     assert isinstance(second, ConflictError), second
-    assert "it holds the data of web1 disk0" in second.message
+    assert "just being accepted as the image of another disk" in second.message
+    with pytest.raises(ConflictError, match="it holds the data of web1 disk0"):
+        await _accept(desk, "web2", found)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "by-an-earlier-pivotd"])
+async def test_an_image_to_which_an_open_pivot_of_another_disk_writes_is_not_accepted(desk: Desk, *, restarted: bool):
+    """Else both disks would be certain of it after the switch; nor while such a pivot is being recorded."""
+    found = await _two_stopped(desk)
+    await desk.guest("web3", Disk(desk.image("web3.qcow2")))
+    options = CopyOptions(pivot=False, reuse=True)
+    request = PivotRequest("web3", Kind.COPY, (Target("disk0", str(found)),), options)
+    begins = asyncio.ensure_future(desk.starter.start(request, WHO))
+    while not desk.starter.reservations.accepting:
+        await asyncio.sleep(0)
+    with pytest.raises(ConflictError, match="a pivot that begins just now writes to"):
+        await _accept(desk, "web1", found)
+    pivot = await begins
+    if restarted:
+        desk.starter.reservations = Reservations(desk.engine.host)
+    with pytest.raises(ConflictError, match=f"pivot {pivot.id} of web3 may write to"):
+        await _accept(desk, "web1", found)
+    driver = desk.engine.host.driver(pivot.id)
+    assert driver is not None
+    await driver.cancel(WHO)
+    await desk.engine.closed(driver)
+    assert (await _accept(desk, "web1", found)).image == str(found)
+
+
+async def test_a_pivot_to_an_image_that_is_being_accepted(desk: Desk):
+    """The word is not recorded yet, so no look at the journal shows it."""
+    found = await _two_stopped(desk)
+    await desk.guest("web3", Disk(desk.image("web3.qcow2")))
+    request = PivotRequest("web3", Kind.COPY, (Target("disk0", str(found)),), CopyOptions(reuse=True))
+    async with desk.starter.reservations.of_word(str(found)):
+        with pytest.raises(ConflictError, match="just being accepted as the image of another disk"):
+            await desk.starter.start(request, WHO)
+    assert (await _accept(desk, "web1", found)).image == str(found)
+    with pytest.raises(ConflictError, match="is the right image of web1 disk0"):
+        await desk.starter.start(request, WHO)
 
 
 async def test_a_disk_that_pivotd_never_moved_is_in_doubt_too(desk: Desk):
