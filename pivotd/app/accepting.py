@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import replace
 from pathlib import Path
 
 from pivotd import limits
@@ -64,24 +63,28 @@ class Accepting:
             pivot, known = await self._last(domain, disk)
             image = word.image if word.image.startswith("json:") else nbd.canonical(word.image) or word.image
             await self._check(pivot, known, image)
-            await self._refuse_while_written(domain, disk)
+            mark = await self._refuse_while_written(domain, disk)
             image_format = word.format or await self._format(domain, disk, image)
             await self._check_content(image, image_format)
             async with self._reservations.of_word(image):
                 await self._refuse_of_another(pivot, known, image)
-                await self._record(pivot, disk, Accepted(image, image_format, utc_now(), who.uid, word.reason), who)
+                accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
+                await self._record(pivot, known, accepted, who, mark=mark)
 
-    async def _record(self, pivot: Pivot, disk: str, accepted: Accepted, who: Requester) -> None:
+    async def _record(
+        self, pivot: Pivot, known: PivotDisk, accepted: Accepted, who: Requester, *, mark: str | None
+    ) -> None:
         """Tell the fleet, and record the word with the last pivot. Raises: ConflictError, FleetError, JournalError."""
-        image, reason = accepted.filename, accepted.reason
-        disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
+        disk, image, reason = known.disk, accepted.filename, accepted.reason
         epoch = await self._tell_fleet(pivot, disk, FleetImage(image, accepted.format))
         facts = {"disk": disk, "image": image, "format": accepted.format, "reason": reason, "uid": who.uid}
         try:
-            await self._journal.advance(pivot, "image-accepted", facts, disks=disks, fleet_epoch=epoch)
+            await self._journal.accept_image(pivot, known, accepted, facts, mark=mark, fleet_epoch=epoch)
         except RevisionConflictError:
-            name = f"{pivot.domain} {disk}"
-            raise ConflictError(f"another request has changed {name} meanwhile: look and try again") from None
+            raise ConflictError(
+                f"something else has happened to {pivot.domain} {disk} meanwhile: look at `pivotctl verdict "
+                f"{pivot.domain} {disk}` and try again"
+            ) from None
         told = {"disk": disk, "image": image, "reason": reason, **by(who)}
         log.warning("domain.image-accepted", domain=pivot.domain, pivot=pivot.id, **told)
 
@@ -103,14 +106,15 @@ class Accepting:
             raise ConflictError(f"pivot {pivot.id} of {domain} {disk} is still open: wait for it first", pivot=pivot.id)
         return pivot, known
 
-    async def _refuse_while_written(self, domain: str, disk: str) -> None:
-        """Raises: ConflictError: the pivot of another disk that puts this one in doubt is still open."""
+    async def _refuse_while_written(self, domain: str, disk: str) -> str | None:
+        """Return the pivot of another disk that puts this one in doubt. Raises: ConflictError: it is still open."""
         mark = (await self._reads.overwritten()).get((domain, disk))
         if mark is not None and (await self._reads.pivot(mark.pivot)).phase is not Phase.CLOSED:
             raise ConflictError(
                 f"pivot {mark.pivot} of {mark.by} still works on {mark.image}: wait for it, or cancel it first",
                 pivot=mark.pivot,
             )
+        return None if mark is None else mark.pivot
 
     async def _refuse_of_another(self, pivot: Pivot, known: PivotDisk, image: str) -> None:
         """Raises: ConflictError: another disk of a domain that pivotd has is certain to need the image.

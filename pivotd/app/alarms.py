@@ -196,8 +196,7 @@ class Alarms:
         if self._fleet is not None and (others := live.never_moved_astray(domain)):
             await self._tell_stray(self._fleet, domain, others)
         for pivot, moved in live.settled():
-            if domain not in self._leaving:
-                await self._settle(pivot, moved)
+            await self._settle(pivot, moved)
         for pivot, moved, file in live.files_of(domain):
             await self._journal.calm(limits.CLEAN_UP_HELD_BACK_S)  # no guest waits in its pause for this record
             await self._journal.saw_file(pivot.id, domain, moved.disk, file)
@@ -233,7 +232,9 @@ class Alarms:
                 if disk.ran_on is not None and not await self._is_astray(pivot, disk):
                     return  # a person has settled it meanwhile
                 if disk.ran_on is None or await telling_words.settle(self._fleet, pivot, disk):
-                    await self._journal.seen(pivot.id, pivot.domain, disk.disk)
+                    # Also a guest that has left while this waited. No await comes in between.
+                    if pivot.domain not in self._leaving:
+                        await self._journal.seen(pivot.id, pivot.domain, disk.disk)
                 else:  # it may be claimed here later
                     self._ask_again(pivot.domain, limits.ALARM_AGAIN_S)
         except FleetError as error:

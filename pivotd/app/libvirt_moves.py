@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Protocol
 
 from pivotd.app.telling_words import tell
@@ -67,16 +66,16 @@ async def follow(
         if believed[disk].removable or not (session.was_switched(disk) or right_image(known).filename in below):
             continue
         accepted = Accepted(seen.filename, seen.format, utc_now(), os.getuid(), REASON)
-        disks = tuple(replace(one, accepted=accepted) if one.disk == disk else one for one in pivot.disks)
         facts = {"disk": disk, "image": seen.filename, "format": seen.format, "reason": REASON, "uid": os.getuid()}
         try:
             epoch = await tell(fleet, pivot, disk, FleetImage(seen.filename, seen.format))
         except ConflictError:
             continue  # the guest is another host's by now, or the fleet waits for what another pivot has done
         try:
-            await journal.advance(pivot, "image-accepted", facts, disks=disks, fleet_epoch=epoch)
+            # No mark: only a person can say what became of a disk of which an image was overwritten.
+            await journal.accept_image(pivot, known, accepted, facts, mark=None, fleet_epoch=epoch)
         except RevisionConflictError:
-            continue  # a request has changed it meanwhile: the next look decides
+            continue  # something else has happened to it meanwhile: the next look decides
         log.info("domain.image-followed", domain=domain, pivot=pivot.id, disk=disk, image=seen.filename)
         done = True
     return done

@@ -32,7 +32,7 @@ from pivotd.errors import (
 )
 from pivotd.journal.journal import Journal
 from pivotd.planning import placing
-from pivotd.planning.plan import marks, plan, written
+from pivotd.planning.plan import marks, plan, refuse_run_state, written
 from pivotd.qmp.session import Session
 
 
@@ -99,12 +99,9 @@ class Starter:
             session = await supervisor.connected()
             others = [driver.pivot for driver in self._host.drivers().values()]
             planned = await self._plan(request, session, others, who)
-            # Without a comparison now, the source is compared with the fleet's word before the intent.
-            if await self._refuse_doubtful(planned, ask_fleet=epoch is not None):
-                planned = replace(planned, fleet_epoch=epoch)
             images = written(planned)
             marked = list(zip(images, await marks(images), strict=True))
-            accepted, new = await self._host.finish(self._accept(planned, marked, supervisor, session))
+            accepted, new = await self._host.finish(self._accept(planned, marked, supervisor, session, epoch))
         return accepted if new else _same_request(accepted, request)
 
     async def _plan(self, request: PivotRequest, session: Session, others: Sequence[Pivot], who: Requester) -> Pivot:
@@ -155,18 +152,22 @@ class Starter:
         return compared
 
     async def _accept(
-        self, planned: Pivot, marked: Marked, supervisor: Supervisor, session: Session
+        self, planned: Pivot, marked: Marked, supervisor: Supervisor, session: Session, epoch: int | None
     ) -> tuple[Pivot, bool]:
         """Record and start the planned pivot, unless the facts of the plan have changed."""
         async with self._host.lock(planned.domain):
+            # With the lock: no person's word on a disk comes between this and the record.
+            # Without a comparison now, the source is compared with the fleet's word before the intent.
+            if await self._refuse_doubtful(planned, ask_fleet=epoch is not None):
+                planned = replace(planned, fleet_epoch=epoch)
             self.reservations.reserve(planned.id, marked)
             try:
                 # After the reservation: a pivot that wrote to one of the images before has ended, and left its record.
                 found = await self._holders.check(planned)
-                if self._host.supervisors.get(planned.domain) is not supervisor or supervisor.ended:
-                    raise ConflictError(f"domain {planned.domain} was removed meanwhile: add it and try again")
-                if supervisor.session is not session:
-                    raise DomainUnreachableError(f"domain {planned.domain}: QEMU has closed the monitor; try again")
+                self._refuse_another_qemu(planned.domain, supervisor, session)
+                # A new pivot ends what the journal knows of a guest that has left: that must be older than this.
+                await refuse_run_state(planned.domain, session)
+                self._refuse_another_qemu(planned.domain, supervisor, session)
                 facts = _facts(planned) | found.facts
                 accepted, new = await self._journal.accept(planned, facts, found.overwritten(planned))
                 if new:
@@ -176,6 +177,13 @@ class Starter:
             finally:
                 self.reservations.accepting.discard(planned.id)
         return accepted, new
+
+    def _refuse_another_qemu(self, domain: str, supervisor: Supervisor, session: Session) -> None:
+        """Raises: ConflictError, DomainUnreachableError: the plan was made for another domain, or QEMU, than now."""
+        if self._host.supervisors.get(domain) is not supervisor or supervisor.ended:
+            raise ConflictError(f"domain {domain} was removed meanwhile: add it and try again")
+        if supervisor.session is not session:
+            raise DomainUnreachableError(f"domain {domain}: QEMU has closed the monitor; try again")
 
 
 def _facts(planned: Pivot) -> JsonObject:

@@ -128,15 +128,23 @@ def advance(before: Pivot, event: str, facts: JsonObject, changes: dict[str, Any
 
 
 def hand_over(before: Pivot, successor: Pivot, facts: JsonObject, closed_at: str) -> Change[Pivot]:
-    """Close a pivot and insert the one that continues with its jobs and nodes, in one transaction."""
+    """Close a pivot and insert the one that continues with its jobs and nodes, in one transaction.
+
+    That the guest has left by a migration stays known: nothing has seen it return.
+    """
+    left = "SELECT disk, left_at FROM disk_latest WHERE pivot = ? AND left_at IS NOT NULL"
+    again = "UPDATE disk_latest SET left_at = ? WHERE disk = ? AND pivot = ?"
     close = advance(before, "undo-requested", facts, {"phase": Phase.CLOSED, "closed_at": closed_at, "hold": False})
     begin = accept(successor, {"undo_of": before.id})
 
     def change(connection: sqlite3.Connection) -> tuple[Pivot, Sequence[Record]]:
+        gone = connection.execute(left, (before.id,)).fetchall()
         closed, last = close(connection)
         (_, new), first = begin(connection)
         if not new:
             raise ConflictError(f"request id {successor.request_id} belongs to another pivot", pivot=before.id)
+        for row in gone:
+            connection.execute(again, (row["left_at"], row["disk"], successor.id))
         return closed, (*last, *first)
 
     return change

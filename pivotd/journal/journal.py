@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 from pivotd import limits
 from pivotd.core.overwritten import Overwritten
-from pivotd.core.pivot import FileSeen, JsonObject, Pivot, PivotDisk, RanOn, Record
+from pivotd.core.pivot import Accepted, FileSeen, JsonObject, Pivot, PivotDisk, RanOn, Record
 from pivotd.core.request import Requester
 from pivotd.core.standing import Asked
 from pivotd.errors import JournalError, JournalNewerError
 from pivotd.host.fsync import fsync_directory, fsync_file
-from pivotd.journal import changes, forgetting, lock, place, schema, upgrade_copy, wal
+from pivotd.journal import changes, forgetting, lock, place, schema, upgrade_copy, wal, words
 from pivotd.journal.archives import Archives
 from pivotd.journal.archiving import Copied
 from pivotd.journal.forgetting import Forgotten
@@ -142,6 +142,25 @@ class Journal:
         Raises: RevisionConflictError (nothing written), JournalError, TypeError for a field that never changes.
         """
         return await self._writer.submit(changes.advance(before, event, facts, new))
+
+    async def accept_image(  # noqa: PLR0913 - the word, and what was known when it was given
+        self,
+        before: Pivot,
+        known: PivotDisk,
+        word: Accepted,
+        facts: JsonObject,
+        *,
+        mark: str | None,
+        fleet_epoch: int | None,
+    ) -> Pivot:
+        """Keep a word on the image of a disk with the disk's last pivot, which is closed; return the new pivot.
+
+        It ends the doubts about the disk. ``known`` and ``mark``, the pivot of core.overwritten, say which ones were
+        known when the word was given: if there are others by now, nothing is written.
+
+        Raises: RevisionConflictError (nothing written), JournalError.
+        """
+        return await self._writer.submit(words.accept_image(before, known, mark, word, facts, fleet_epoch))
 
     async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
         """Close a pivot and record its successor, which takes over its jobs and nodes, as one; return the closed one.

@@ -54,9 +54,7 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
     """
     others = [other for other in others if other.phase is not Phase.CLOSED]
     await session.refuse_libvirts()
-    run_state = await session.run_state()
-    if run_state not in PAUSABLE:
-        raise ConflictError(f"{request.domain} is {run_state}: a switch is not possible in this state; try again later")
+    await refuse_run_state(request.domain, session)
     if await session.migrating():
         raise ConflictError(f"{request.domain} is being migrated: try again when that has ended")
     options = request.options
@@ -111,6 +109,13 @@ async def plan(  # noqa: PLR0913 - what a plan is made from, each from another p
         identity=session.identity(pivot),
         manager=session.manager,
     )
+
+
+async def refuse_run_state(domain: str, session: Session) -> None:
+    """Raises: ConflictError: the guest leaves by a migration, or cannot be paused for another reason."""
+    run_state = await session.run_state()
+    if run_state not in PAUSABLE:
+        raise ConflictError(f"{domain} is {run_state}: a switch is not possible in this state; try again later")
 
 
 def written(pivot: Pivot) -> list[Image]:

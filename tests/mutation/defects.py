@@ -257,7 +257,7 @@ JUDGEMENT = (
     ),
     Defect(
         "a pivot is accepted for a domain that is being removed", "G3", "pivotd/app/start.py",
-        "self._host.supervisors.get(planned.domain) is not supervisor or supervisor.ended", "False",
+        "self._host.supervisors.get(domain) is not supervisor or supervisor.ended", "False",
         "API", ("tests/app/test_start.py", "-k", "removed_and_added"),
     ),
     Defect(

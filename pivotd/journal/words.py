@@ -1,0 +1,43 @@
+"""A word on which image holds a disk's data: it ends the doubts that were known when it was given, and no later ones.
+
+The function runs on the writer's thread inside its transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pivotd.core.pivot import Accepted, JsonObject, Pivot, PivotDisk, Record
+from pivotd.errors import RevisionConflictError
+from pivotd.journal.changes import Change, advance
+
+_DOUBTS = (
+    "SELECT doubtful, left_at, ran_on,"
+    " (SELECT o.pivot FROM overwritten o WHERE o.domain = l.domain AND o.disk = l.disk) AS mark"
+    " FROM disk_latest l WHERE domain = ? AND disk = ? AND pivot = ?"
+)
+
+
+def accept_image(  # noqa: PLR0913, PLR0917 - the word, and what was known when it was given
+    before: Pivot, known: PivotDisk, mark: str | None, word: Accepted, facts: JsonObject, fleet_epoch: int | None
+) -> Change[Pivot]:
+    """Keep a word with the last pivot of a disk, unless something that puts the disk in doubt is new since.
+
+    ``known``: the disk as it was read; ``mark``: the pivot that then wrote to an image of it, or had moved on from it.
+    """
+    disks = tuple(replace(one, accepted=word) if one.disk == known.disk else one for one in before.disks)
+    record = advance(before, "image-accepted", facts, {"disks": disks, "fleet_epoch": fleet_epoch})
+    doubts = (int(known.doubtful), known.left_at, None if known.ran_on is None else known.ran_on.filename, mark)
+
+    def change(connection: sqlite3.Connection) -> tuple[Pivot, Sequence[Record]]:
+        row = connection.execute(_DOUBTS, (before.domain, known.disk, before.id)).fetchone()
+        if row is None or tuple(row) != doubts:
+            raise RevisionConflictError(
+                f"what is known of {before.domain} {known.disk} has changed: the word was not recorded; look again",
+                pivot=before.id,
+            )
+        return record(connection)
+
+    return change
