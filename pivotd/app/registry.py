@@ -150,6 +150,10 @@ class Host:
         """Return the drivers of all open pivots by id."""
         return {pivot: driver for s in self.supervisors.values() for pivot, driver in s.drivers.items()}
 
+    def open_pivots(self) -> list[Pivot]:
+        """Return the open pivots; of one that has just ended in its undo, that one, which has no driver yet."""
+        return [driver.successor or driver.pivot for driver in self.drivers().values()]
+
     def driver(self, pivot: str) -> Driver | None:
         """Return the driver of an open pivot."""
         return next((s.drivers[pivot] for s in self.supervisors.values() if pivot in s.drivers), None)

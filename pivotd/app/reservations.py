@@ -65,7 +65,7 @@ class Reservations:
         self._of_words.append(own)
         try:
             # Those that an earlier pivotd began have no reservation here.
-            pivots = [driver.pivot for driver in self._host.drivers().values()]
+            pivots = self._host.open_pivots()
             written = await asyncio.gather(*(written_by([pivot]) for pivot in pivots))
             for pivot, images in zip(pivots, written, strict=True):
                 if not images.isdisjoint(own):

@@ -21,7 +21,7 @@ from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Pivot
 from pivotd.core.request import CopyOptions, Requester
 from pivotd.core.undo import Undo
-from pivotd.engine.inbox import too_late
+from pivotd.engine.inbox import taken_back, too_late
 from pivotd.engine.ports import Fleet
 from pivotd.errors import PhaseConflictError
 from pivotd.journal.journal import Journal
@@ -112,6 +112,8 @@ class DaemonService:
         found = await self.reads.current(pivot)
         driver = self._host.driver(found.id)
         if driver is None or not driver.pivot.window_open:
+            if (undo := await self.reads.undo_of(found.id)) is not None:
+                raise taken_back(found, undo)
             if found.options.keep_synced and is_decided(found):
                 return found
             raise PhaseConflictError(f"pivot {found.id} has no undo window")

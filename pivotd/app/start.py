@@ -97,8 +97,7 @@ class Starter:
         epoch = await self._refuse_others(request.domain)
         async with _turn(supervisor):
             session = await supervisor.connected()
-            others = [driver.pivot for driver in self._host.drivers().values()]
-            planned = await self._plan(request, session, others, who)
+            planned = await self._plan(request, session, self._host.open_pivots(), who)
             images = written(planned)
             marked = list(zip(images, await marks(images), strict=True))
             accepted, new = await self._host.finish(self._accept(planned, marked, supervisor, session, epoch))

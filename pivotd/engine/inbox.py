@@ -68,8 +68,10 @@ class Cancel(Message):
 class Release(Message):
     """End the undo window; answered once this is recorded."""
 
-    def answer(self, pivot: Pivot, _successor: Pivot | None) -> Answer | None:
-        """Return the pivot once its window is closed."""
+    def answer(self, pivot: Pivot, successor: Pivot | None) -> Answer | None:
+        """Return the pivot once its window is closed, or the refusal if that was its undo."""
+        if successor is not None:
+            return taken_back(pivot, successor)
         return None if pivot.window_open else pivot
 
 
@@ -157,6 +159,15 @@ def not_waiting(pivot: Pivot) -> PhaseConflictError | None:
     if pivot.phase is Phase.READY and pivot.hold:
         return None
     return PhaseConflictError(f"pivot {pivot.id} is {pivot.phase}: only one that waits at ready can be completed")
+
+
+def taken_back(pivot: Pivot, successor: Pivot) -> PhaseConflictError:
+    """Return the refusal to release a pivot that is being, or was, undone: its old images are not out of date."""
+    return PhaseConflictError(
+        f"pivot {pivot.id} has no undo window any more: pivot {successor.id} takes it back; `pivotctl verdict "
+        f"{pivot.domain}` says which images are right then",
+        pivot=successor.id,
+    )
 
 
 def too_late(pivot: Pivot) -> PhaseConflictError | None:

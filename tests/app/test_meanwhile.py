@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pivotd.app import reservations
 from pivotd.app.accepting import Accepting
 from pivotd.app.alarms import Alarms
 from pivotd.client.requests import AcceptRequest
@@ -17,6 +18,7 @@ from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.request import CopyOptions, Kind, PivotRequest, Target
 from pivotd.core.undo import Undo
 from pivotd.core.verdict import Verdict
+from pivotd.engine.inbox import Release
 from pivotd.errors import ConflictError
 from tests.app.conftest import WHO, engine
 from tests.app.test_holders import Desk, desk
@@ -203,3 +205,46 @@ async def test_an_undo_of_a_guest_that_has_left(desk: Desk, qemu_factory: QemuFa
     found = await verdict(desk, "web1")
     assert found.pivot != pivot.id
     assert not found.certain
+
+
+async def test_a_word_for_an_image_right_before_an_undo_switches_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """The pivot that undoes has no driver yet, and the one before it has ended."""
+    await desk.stopped("web2", Disk(desk.image("c.qcow2")), to="d.qcow2")
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    pivot = await in_window(desk)
+    driver, marks = desk.engine.host.driver(pivot.id), reservations.marks
+    assert driver is not None
+
+    async def then_it_is_undone(images: Any) -> Any:
+        found = await marks(images)
+        undo(desk, pivot)
+        while driver.successor is None:
+            await asyncio.sleep(0)
+        assert list(desk.engine.host.drivers()) == [pivot.id]
+        return found
+
+    monkeypatch.setattr(reservations, "marks", then_it_is_undone)
+    async with desk.engine.host.get("web1").window:
+        word = Held(desk, "web2", desk.directory / "a.qcow2")
+        word.go_on.set()
+        with pytest.raises(ConflictError, match=r"of web1 may write to .*a.qcow2"):
+            await word.said
+    await until(lambda: not desk.engine.host.drivers())
+    assert (await verdict(desk, "web1")).image == str(desk.directory / "a.qcow2")
+
+
+async def test_a_release_while_an_undo_is_recorded(desk: Desk):
+    """Nobody is told that the old image is out of date: it is about to be the right one."""
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    pivot = await in_window(desk)
+    driver = desk.engine.host.driver(pivot.id)
+    assert driver is not None
+    release = Release(WHO)
+    is_recorded = "undo-requested"
+    desk.engine.journal.subscribe(lambda new: new[0].event == is_recorded and driver.state.inbox.post(release))
+    undone = undo(desk, pivot)
+    with pytest.raises(ConflictError, match="takes it back"):
+        await release.future
+    await until(lambda: not desk.engine.host.drivers())
+    found = await verdict(desk, "web1")
+    assert (found.pivot, found.image) == ((await undone).id, str(desk.directory / "a.qcow2"))

@@ -28,6 +28,10 @@ def test_keep_synced_and_undo(bench: Bench) -> None:
     assert bench.qemu.root("disk0").filename == old
     assert back.json["disks"][0]["stale"] == [str(new)]
     assert bench.json("verdict", "web1", "disk0").json["image"] == old
+    released = bench.ctl(
+        "pivot", "release", "there"
+    )  # nobody is told that the old image, the right one, is out of date
+    assert (released.status, f"pivot {back.json['id']} takes it back" in complaint(released)) == (4, True)
 
 
 def test_no_request_id_of_a_client_stands_in_the_way_of_an_undo(bench: Bench) -> None:
