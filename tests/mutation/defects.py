@@ -251,7 +251,7 @@ JUDGEMENT = (
         "API", ("tests/api/test_api.py", "-k", "used_request_id"),
     ),
     Defect(
-        "a reservation is not looked at again", "G1", "pivotd/app/start.py",
+        "a reservation is not looked at again", "G1", "pivotd/app/reservations.py",
         "            if not taken.isdisjoint(marks_of):\n", "            if False:\n",
         "API", ("tests/app/test_start.py", "-k", "for_many_at_once"),
     ),
