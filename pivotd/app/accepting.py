@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from pivotd import limits
@@ -22,7 +23,8 @@ from pivotd.core.verdict import Presence, Verdict
 from pivotd.engine.pivot_log import by
 from pivotd.engine.ports import Fleet
 from pivotd.errors import BadRequestError, ConflictError, FleetError, NotFoundError, RevisionConflictError
-from pivotd.host import files, qcow2
+from pivotd.host import backing, files, qcow2
+from pivotd.host.backing import BlindError
 from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
@@ -66,7 +68,7 @@ class Accepting:
             mark = await self._refuse_while_written(domain, disk)
             image_format = word.format or await self._format(domain, disk, image)
             await self._check_content(image, image_format)
-            async with self._reservations.of_word(image):
+            async with self._reservations.of_word(image, await self._below(image, image_format)):
                 await self._refuse_of_another(pivot, known, image)
                 accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
                 await self._record(pivot, known, accepted, who, mark=mark)
@@ -157,6 +159,15 @@ class Accepting:
             raise BadRequestError(f"{error}: try again when it does") from None
         if why is not None:
             raise BadRequestError(f"{image} {why}", image=image)
+
+    async def _below(self, image: str, image_format: str) -> Sequence[str]:
+        """Return the images below one, by headers; none where pivotd may not read them: the person answers for that."""
+        try:
+            return await in_thread(limits.FILE_TIMEOUT_S, backing.needed, image, image_format, paths=[image])
+        except TimeoutError as error:
+            raise BadRequestError(f"{error}: try again when it does") from None
+        except BlindError:
+            return ()
 
     async def _check(self, pivot: Pivot, known: PivotDisk, image: str) -> None:
         """Raises: BadRequestError: there is no such file; ConflictError: QEMU uses another one now."""

@@ -14,7 +14,7 @@ from pivotd.app import reservations
 from pivotd.app.accepting import Accepting
 from pivotd.app.alarms import Alarms
 from pivotd.client.requests import AcceptRequest
-from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.pivot import Image, Phase, Pivot
 from pivotd.core.request import CopyOptions, Kind, PivotRequest, Target
 from pivotd.core.undo import Undo
 from pivotd.core.verdict import Verdict
@@ -89,14 +89,39 @@ class Held(Accepting):
 
     def __init__(self, desk: Desk, domain: str, image: Path) -> None:
         super().__init__(desk.engine.host, desk.engine.journal, desk.reads, desk.starter.reservations)
-        self.checked, self.go_on = asyncio.Event(), asyncio.Event()
+        self._checked, self.go_on = asyncio.Event(), asyncio.Event()
         word = AcceptRequest(image=str(image), reason="so", format="qcow2")
         self.said = asyncio.ensure_future(self.accept(domain, "disk0", word, WHO))
 
     async def _refuse_of_another(self, *facts: Any) -> None:
         await super()._refuse_of_another(*facts)
-        self.checked.set()
+        self._checked.set()
         await self.go_on.wait()
+
+    async def checked(self) -> None:
+        """Wait until nothing is left to be checked. Raises: what refuses the word."""
+        await until(lambda: self._checked.is_set() or self.said.done())
+        if self.said.done():
+            await self.said
+
+
+Say = Callable[[str, Path], Held]
+
+
+@pytest.fixture
+async def say(desk: Desk) -> AsyncIterator[Say]:
+    """Begin to accept an image for disk0 of a domain; whatever a test leaves waiting goes on at its end."""
+    words: list[Held] = []
+
+    def accept(domain: str, image: Path) -> Held:
+        words.append(Held(desk, domain, image))
+        return words[-1]
+
+    yield accept
+    for word in words:
+        word.go_on.set()
+    if words:
+        await asyncio.wait([word.said for word in words])
 
 
 async def test_a_guest_that_leaves_while_a_pivot_of_it_is_planned(
@@ -130,13 +155,15 @@ async def test_a_guest_that_leaves_while_a_look_waits_to_end_a_doubt(desk: Desk,
     assert not (await verdict(desk, "web1")).certain
 
 
-async def test_a_guest_that_leaves_while_a_word_is_recorded(desk: Desk, qemu_factory: QemuFactory, events: list[str]):
+async def test_a_guest_that_leaves_while_a_word_is_recorded(
+    desk: Desk, say: Say, qemu_factory: QemuFactory, events: list[str]
+):
     """The person has not known of it; a repetition counts."""
     qemu = await running(desk, qemu_factory, desk.image("a.qcow2"))
     right = desk.directory / "b.qcow2"
     await desk.copy("web1", right)
-    word = Held(desk, "web1", right)
-    await word.checked.wait()
+    word = say("web1", right)
+    await word.checked()
     leave(desk, qemu)
     await until(lambda: "guest-left" in events)
     await end(desk, qemu)
@@ -144,30 +171,17 @@ async def test_a_guest_that_leaves_while_a_word_is_recorded(desk: Desk, qemu_fac
     with pytest.raises(ConflictError, match="something else has happened to web1 disk0 meanwhile"):
         await word.said
     assert not (await verdict(desk, "web1")).certain
-    again = Held(desk, "web1", right)
+    again = say("web1", right)
     again.go_on.set()
     await again.said
     assert (await verdict(desk, "web1")).certain
 
 
-async def test_a_forced_pivot_that_begins_while_a_word_is_recorded(desk: Desk):
-    """It overwrites what lies below the accepted image."""
-    right = await desk.stopped("web2", Disk(desk.image("c.qcow2")), to="b.qcow2")
-    await desk.guest("web1", Disk(desk.image("a.qcow2")))
-    word = Held(desk, "web2", desk.image("over.qcow2", backing=right))
-    await word.checked.wait()
-    assert (await desk.copy("web1", right, reuse=True, force=True)).outcome == "switched"
-    word.go_on.set()
-    with pytest.raises(ConflictError, match="something else has happened to web2 disk0 meanwhile"):
-        await word.said
-    assert not (await verdict(desk, "web2")).certain
-
-
-async def test_a_pivot_that_begins_while_a_word_is_recorded(desk: Desk):
+async def test_a_pivot_that_begins_while_a_word_is_recorded(desk: Desk, say: Say):
     """The word is for another image than that of the guest, which has just started: that stays to be settled."""
     right = await desk.stopped("web1", Disk(desk.image("a.qcow2")), to="b.qcow2")
-    word = Held(desk, "web1", desk.image("found.qcow2"))
-    await word.checked.wait()
+    word = say("web1", desk.image("found.qcow2"))
+    await word.checked()
     desk.engine.host.remove("web1")
     await desk.guest("web1", Disk(right))
     begins = asyncio.ensure_future(desk.starter.start(request("web1", desk.directory / "c.qcow2"), WHO))
@@ -177,6 +191,53 @@ async def test_a_pivot_that_begins_while_a_word_is_recorded(desk: Desk):
     with pytest.raises(ConflictError, match="web1 disk0 is in doubt"):
         await begins
     assert not (await verdict(desk, "web1")).certain
+
+
+async def test_a_word_for_an_image_above_one_to_which_a_pivot_writes(desk: Desk, say: Say):
+    """The pivot has looked at what other disks need before the word was recorded; it is open, or being recorded."""
+    await desk.stopped("web2", Disk(desk.image("c.qcow2")), to="d.qcow2")
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    below = desk.image("below.qcow2")
+    over = desk.image("over.qcow2", backing=desk.image("middle.qcow2", backing=below))
+    pivot = await desk.starter.start(request("web1", below, reuse=True, pivot=False), WHO)
+    word = say("web2", over)
+    with pytest.raises(ConflictError, match=r"of web1 may write to .*below.qcow2, which lies below .*over.qcow2"):
+        await word.checked()
+    driver = desk.engine.host.driver(pivot.id)
+    assert driver is not None
+    await driver.cancel(WHO)
+    await desk.engine.closed(driver)
+    image = Image(str(below), "qcow2", "")
+    (marks,) = await reservations.marks([image])
+    desk.starter.reservations.reserve("another one", [(image, marks)])
+    word = say("web2", over)
+    with pytest.raises(ConflictError, match=r"begins just now writes to .*below.qcow2, which lies below .*over.qcow2"):
+        await word.checked()
+    desk.starter.reservations.accepting.clear()
+    word = say("web2", over)
+    word.go_on.set()
+    assert (await word.said).certain
+
+
+async def test_a_pivot_to_an_image_below_one_that_is_being_accepted(desk: Desk, say: Say):
+    """So does another person's word for that image; two accepted images may share what lies below them."""
+    for name in ("web2", "web3"):
+        await desk.stopped(name, Disk(desk.image(f"{name}.qcow2")), to=f"{name}-new.qcow2")
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    below = desk.image("below.qcow2")
+    word = say("web2", desk.image("over.qcow2", backing=below))
+    await word.checked()
+    with pytest.raises(ConflictError, match=r"below.qcow2 is just being accepted .* or lies below that"):
+        await desk.starter.start(request("web1", below, reuse=True), WHO)
+    other = say("web3", below)
+    other.go_on.set()
+    with pytest.raises(ConflictError, match="is just being accepted as the image of another disk"):
+        await other.said
+    other = say("web3", desk.image("other.qcow2", backing=below))
+    await other.checked()
+    for one in (word, other):
+        one.go_on.set()
+        assert (await one.said).certain
 
 
 async def in_window(desk: Desk) -> Pivot:
@@ -207,7 +268,9 @@ async def test_an_undo_of_a_guest_that_has_left(desk: Desk, qemu_factory: QemuFa
     assert not found.certain
 
 
-async def test_a_word_for_an_image_right_before_an_undo_switches_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+async def test_a_word_for_an_image_right_before_an_undo_switches_to_it(
+    desk: Desk, say: Say, monkeypatch: pytest.MonkeyPatch
+):
     """The pivot that undoes has no driver yet, and the one before it has ended."""
     await desk.stopped("web2", Disk(desk.image("c.qcow2")), to="d.qcow2")
     await desk.guest("web1", Disk(desk.image("a.qcow2")))
@@ -225,7 +288,7 @@ async def test_a_word_for_an_image_right_before_an_undo_switches_to_it(desk: Des
 
     monkeypatch.setattr(reservations, "marks", then_it_is_undone)
     async with desk.engine.host.get("web1").window:
-        word = Held(desk, "web2", desk.directory / "a.qcow2")
+        word = say("web2", desk.directory / "a.qcow2")
         word.go_on.set()
         with pytest.raises(ConflictError, match=r"of web1 may write to .*a.qcow2"):
             await word.said
