@@ -7,18 +7,18 @@ After a kill the next run begins with what is still in the journal.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pivotd import limits
 from pivotd.core.request import Requester
 from pivotd.errors import ArchiveError, BadRequestError, PivotdError
 from pivotd.journal import archives
-from pivotd.journal.archiving import Archiver, Candidate
+from pivotd.journal.archiving import Archiver, Candidate, Copied
 from pivotd.journal.journal import Journal
 from pivotd.log import get_logger
 
@@ -117,10 +117,7 @@ class Retention:
         async with self._one_at_a_time:
             try:
                 await self._with_archiver(work)
-            except PivotdError:
-                await self._tell(done, before_at, who)  # what was moved before it failed
-                raise
-            if not dry_run:
+            finally:  # also what was moved before it failed, or before the daemon ends
                 await self._tell(done, before_at, who)
         return done
 
@@ -167,11 +164,15 @@ class Retention:
         name, copied = await _in_thread(lambda: archiver.copy(batch))
         while copied:
             await self._calm()
-            gone = await self._journal.forget(name, copied)
-            done.pivots += gone.pivots
-            done.records += gone.records
-            done.names.add(name)
-            copied = list(gone.left)
+            copied = await _finished(self._forget(name, copied, done))
+
+    async def _forget(self, name: str, copied: Sequence[Copied], done: Progress) -> list[Copied]:
+        """Delete a part of what an archive has, and count it; return what is left to be deleted."""
+        gone = await self._journal.forget(name, copied)
+        done.pivots += gone.pivots
+        done.records += gone.records
+        done.names.add(name)
+        return list(gone.left)
 
     async def _give_back(self) -> None:
         """Make the file smaller by what the archived rows took."""
@@ -225,8 +226,13 @@ def _batches(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """Run ``work`` in a thread; a cancelled caller waits for its end, and closes the connections only then."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
+    """Run ``work`` in a thread; a cancelled caller closes the connections only after its end."""
+    return await _finished(asyncio.to_thread(work))
+
+
+async def _finished(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of work, which runs to its end; a cancelled caller waits for that."""
+    running = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

@@ -31,7 +31,7 @@ from pivotd.journal.images import obsolete, standings
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Found, Place
-from tests.journal.old_pivots import OLD_AT, archive, back_and_forth, run
+from tests.journal.old_pivots import DAY_S, OLD_AT, archive, back_and_forth, run
 from tests.journal.samples import make_pivot
 from tests.journal.test_changes import steps
 from tests.journal.test_open import make_older_journal
@@ -816,3 +816,34 @@ def comparable(found: dict[str, Any]) -> dict[str, Any]:
         return replace(value, seq=0, at="") if hasattr(value, "seq") else value
 
     return plain(found)
+
+
+@pytest.mark.parametrize("when", ["in-a-deletion", "between-two"])
+async def test_an_archiving_that_is_ended_says_what_it_has_moved(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The daemon ends in the middle of a step."""
+    monkeypatch.setattr(limits, "ARCHIVE_PIVOTS", 2)
+    await back_and_forth(journal, 8)
+    began = asyncio.Event()
+    forget = journal.forget
+
+    async def seen(*batch: Any) -> Any:
+        if when == "in-a-deletion":
+            began.set()
+        gone = await forget(*batch)
+        began.set()
+        return gone
+
+    monkeypatch.setattr(journal, "forget", seen)
+    step = asyncio.ensure_future(Retention(journal, None).step(DAY_S, deadline_s=float("inf")))
+    await began.wait()
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    moved = rows(journal.path, "archived")
+    assert 0 < moved < 6
+    reader = Reader.attach(journal.path.parent)
+    told = [record.facts["pivots"] for record in reader.events(0, 10_000) if record.event == "archived"]
+    reader.close()
+    assert told == [moved]
