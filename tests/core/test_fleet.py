@@ -85,13 +85,15 @@ def test_no_pause_begins_on_a_guest_of_which_others_may_tell(before: FleetView, 
         (told(NEW), None, "the fleet has disk0 on /new/disk0.qcow2"),
         (told(OLD, Outcome.UNKNOWN), None, "on /old/disk0.qcow2 or /new/disk0.qcow2"),
         (told(NEW), 3, None),
+        (told(NEW), 2, "the fleet has disk0 on /new/disk0.qcow2, and the guest had another owner since this pivot"),
+        (told(OLD), 2, None),
     ],
-    ids=["the source", "another image", "in doubt", "compared before"],
+    ids=["the source", "another image", "in doubt", "compared before", "compared under another owner", "the same"],
 )
-def test_a_pivot_that_was_asked_for_while_the_fleet_was_silent_begins_where_the_fleet_says(
+def test_a_pivot_whose_source_was_not_compared_under_the_present_owner_begins_where_the_fleet_says(
     known: FleetDisk, epoch: int | None, why: str | None
 ):
-    """Only then nobody has compared its source with the fleet's word before."""
+    """Only then nobody has compared its source with the fleet's word before, under the present owner."""
     found = before_intent(view(disks=(known,)), replace(pivot(Phase.READY), fleet_epoch=epoch), HERE, OnSilence.RESUME)
     assert isinstance(found, FleetView) if why is None else why in str(found)
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest_asyncio
 from pivotd.app.owned_guests import OwnedGuests
 from pivotd.core.fleet import FleetImage, FleetView, OnSilence
 from pivotd.core.pivot import FleetStage, Phase, Pivot
-from pivotd.core.request import Requester
+from pivotd.core.request import CopyOptions, Kind, PivotRequest, Requester, Target
+from pivotd.core.rules.fleet_changes import accepted
 from pivotd.core.rules.fleet_owners import meeting, take_over
 from pivotd.core.rules.fleet_pivots import Here
 from pivotd.core.rules.fleet_words import fleet_verdict
@@ -24,6 +26,7 @@ from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.errors import FleetSilentError
 from pivotd.fleet.store import EtcdFleet
+from pivotd.planning.plan import plan
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.fleet.conftest import Settings
@@ -274,6 +277,43 @@ async def test_the_guest_of_another_host_is_not_paused(member: Make, qemu: Qemu,
     pivot = await engine.closed(driver)
     assert (pivot.outcome, pivot.fleet) == ("kept", FleetStage.NONE)
     assert await view(engine) == theirs
+
+
+async def moved_elsewhere(engine: FleetEngine, image: FleetImage) -> None:
+    """Another host takes the guest for lost, moves its disk, and is lost itself: this host takes the guest back."""
+    for host in ("h2", "h1"):
+        found = await view(engine)
+        after = take_over(found, Here(host, "boot2", NOW), {})
+        assert isinstance(after, FleetView)
+        if host == "h2":
+            after = accepted(after, "", "disk0", image, NOW)
+        await engine.fleet.fleet.write(found, after, LONG_S)
+
+
+async def test_a_guest_that_was_elsewhere_since_its_pivot_was_asked_for_is_not_paused(
+    member: Make, qemu: Qemu, tmp_path: Path
+) -> None:
+    """The source was compared with the fleet's word when the pivot began; its host stood still after that."""
+    engine = await member(OnSilence.RESUME)
+    empty = await view(engine)
+    owned = await engine.fleet.fleet.write(empty, meeting(empty, Here("h1", "boot1", NOW)), LONG_S)
+    supervisor = await engine.connect(qemu)
+    assert supervisor.session is not None
+    copy = PivotRequest("web1", Kind.COPY, (Target("disk0", str(tmp_path / "new.qcow2")),), CopyOptions(pivot=False))
+    planned = await plan(copy, supervisor.session, [], pivot="01K9ABCDEFGHJKMNPQRSTV0001", who=Requester(0, 0, 1))
+    pivot, _ = await engine.journal.accept(replace(planned, fleet_epoch=owned.epoch), {})
+    driver = supervisor.start(pivot)
+    await engine.resting(driver)
+    elsewhere = FleetImage("/elsewhere.qcow2", "qcow2")
+    await moved_elsewhere(engine, elsewhere)
+    await driver.complete(Requester(0, 0, 1))
+    async with asyncio.timeout(LONG_S):
+        while "the fleet has disk0 on /elsewhere.qcow2" not in driver.waits_for:
+            assert driver.pivot.phase is not Phase.CLOSED
+            await asyncio.sleep(0.05)
+    await driver.cancel(Requester(0, 0, 1))
+    await engine.closed(driver)
+    assert fleet_verdict(await view(engine), "disk0").image == elsewhere
 
 
 async def test_a_cancelled_pivot_leaves_no_intent(member: Make, qemu: Qemu, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def before_intent(view: FleetView, pivot: Pivot, here: Here, on_silence: OnSilen
         return (
             f"the fleet does not know yet what became of pivot {intent.pivot}, which the journal of {intent.host} says"
         )
-    if pivot.fleet_epoch is None and (elsewhere := _elsewhere(view, pivot)) is not None:
+    if pivot.fleet_epoch != view.epoch and (elsewhere := _elsewhere(view, pivot)) is not None:
         return elsewhere
     if owner is None or owner.host is None:
         if not here.present:
@@ -61,8 +61,10 @@ def before_intent(view: FleetView, pivot: Pivot, here: Here, on_silence: OnSilen
 def _elsewhere(view: FleetView, pivot: Pivot) -> str | None:
     """Return one sentence if the fleet does not have a disk on the source of a pivot.
 
-    Nobody has compared them if the fleet did not answer when the pivot was asked for, and after it nobody could.
+    Nobody has compared them if the fleet did not answer when the pivot was asked for, or the guest had other owners
+    since; and after the pivot nobody could.
     """
+    when = "did not answer when" if pivot.fleet_epoch is None else "the guest had another owner since"
     for disk in pivot.disks:
         known, source = view.disk(disk.disk), FleetImage(disk.source.filename, disk.source.format)
         if known is None or (known.outcome is not Outcome.UNKNOWN and known.image == source):
@@ -71,8 +73,8 @@ def _elsewhere(view: FleetView, pivot: Pivot) -> str | None:
         if known.outcome is Outcome.UNKNOWN and known.other is not None:
             names += f" or {known.other.filename}"
         return (
-            f"the fleet has {disk.disk} on {names}, and did not answer when this pivot from {source.filename} was "
-            "asked for: cancel it, and ask again"
+            f"the fleet has {disk.disk} on {names}, and {when} this pivot from {source.filename} was asked for: cancel "
+            "it, and ask again"
         )
     return None
 
