@@ -68,8 +68,9 @@ class Accepting:
             mark = await self._refuse_while_written(domain, disk)
             image_format = word.format or await self._format(domain, disk, image)
             await self._check_content(image, image_format)
-            async with self._reservations.of_word(image, await self._below(image, image_format)):
-                await self._refuse_of_another(pivot, known, image)
+            below = await self._below(image, image_format)
+            async with self._reservations.of_word(image, below):
+                await self._refuse_of_another(pivot, known, image, below)
                 accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
                 await self._record(pivot, known, accepted, who, mark=mark)
 
@@ -118,8 +119,11 @@ class Accepting:
             )
         return None if mark is None else mark.pivot
 
-    async def _refuse_of_another(self, pivot: Pivot, known: PivotDisk, image: str) -> None:
+    async def _refuse_of_another(self, pivot: Pivot, known: PivotDisk, image: str, below: Sequence[str]) -> None:
         """Raises: ConflictError: another disk of a domain that pivotd has is certain to need the image.
+
+        Nor may it be certain of one below that: its guest would write there. By the journal alone: the locks of a QEMU
+        that runs keep a guest from starting above what it writes to.
 
         Not where that is meant: of two devices on one image, of a disk that a pivot of the other domain puts in doubt,
         because both may be one guest, and where the guest runs on the image as this disk.
@@ -128,9 +132,14 @@ class Accepting:
             return
         key = (pivot.domain, known.disk)
         mark = (await self._reads.overwritten()).get(key)
-        for one in await self._reads.image_here(image):
+        found = [(one, "") for one in await self._reads.image_here(image) if one.finding.standing in NEEDED]
+        for name in below:
+            said = f"{name} lies below it, and "
+            standings = await self._reads.standings(name)
+            found += [(one, said) for one in standings if one.finding.standing is Standing.CURRENT]
+        for one, said in found:
             right = one.verdict
-            if (right.domain, right.disk) == key or not right.certain or one.finding.standing not in NEEDED:
+            if (right.domain, right.disk) == key or not right.certain:
                 continue
             together = right.domain == pivot.domain and any(
                 two.disk == right.disk and two.source.filename == known.source.filename for two in pivot.disks
@@ -139,7 +148,7 @@ class Accepting:
                 continue
             gone = f"; if that guest is no more, `pivotctl domain rm {right.domain}` first"
             raise ConflictError(
-                f"{image} cannot be the image of {pivot.domain} {known.disk}: {one.finding.why}: name another one"
+                f"{image} cannot be the image of {pivot.domain} {known.disk}: {said}{one.finding.why}: name another one"
                 f"{'' if right.domain == pivot.domain else gone}",
                 domain=right.domain, disk=right.disk, image=image,
             )  # fmt: skip

@@ -305,6 +305,20 @@ async def test_a_pivot_to_an_image_that_is_being_accepted(desk: Desk):
         await desk.starter.start(request, WHO)
 
 
+async def test_an_image_above_the_right_one_of_another_disk_is_not_accepted(desk: Desk):
+    """That guest writes below it; what lies below both is nobody's to write to."""
+    rights = [await desk.stopped(name, Disk(desk.image(f"{name}.raw", "raw"), format="raw"), to=f"{name}.qcow2")
+              for name in ("web1", "web2")]  # fmt: skip
+    over = desk.image("over.qcow2", backing=desk.image("middle.qcow2", backing=rights[0]))
+    with pytest.raises(
+        ConflictError, match=r"web1.qcow2 lies below it, and it holds the data of web1 disk0.*domain rm"
+    ):
+        await _accept(desk, "web2", over)
+    assert (await _accept(desk, "web1", over)).image == str(over)
+    beside = desk.image("beside.qcow2", backing=rights[0])
+    assert (await _accept(desk, "web2", beside)).image == str(beside)
+
+
 async def test_a_disk_that_pivotd_never_moved_is_in_doubt_too(desk: Desk):
     """The journal has no history of it, and still says whether it was overwritten."""
     active = desk.image("active.raw", "raw")
