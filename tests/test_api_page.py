@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from pivotd.api.routes import ROUTES
 from pivotd.cli.help import EXIT_STATUSES
+from pivotd.client import daemon_client
+from pivotd.client.requests import NewPivot
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
 
@@ -60,6 +64,15 @@ def test_the_lines_with_curl_are_answered(daemon: Daemon, line: str):
     if subprocess.run(["sh", "-c", "command -v curl"], capture_output=True, check=False).returncode:
         pytest.skip("there is no curl")
     assert run(daemon, "sh", "-c", line)[0] in "[{"
+
+
+def test_the_client_can_do_what_the_api_can():
+    """Each route is asked by a method of it; the document of the routes alone is for generators of other clients."""
+    asked = set(re.findall(r"\"(/(?:v1|metrics)[^\"?]*)", inspect.getsource(daemon_client)))
+    verbs = {target.replace("{request.verb}", kind.verb) for target in asked for kind in NewPivot.__subclasses__()}
+    patterns = [re.sub(r"{[^}]*}", "{[a-z]+}", target) for target in verbs]
+    missed = [one.path for one in ROUTES if not any(re.fullmatch(pattern, one.path) for pattern in patterns)]
+    assert missed == ["/v1/openapi.json"]
 
 
 def test_the_exit_statuses_are_those_of_the_help():

@@ -126,6 +126,18 @@ def test_an_answer_says_what_has_changed(running: Reloaded) -> None:
     assert running.reload().stdout == "reloaded: nothing had changed\n"
 
 
+def test_a_configured_domain_goes_as_the_refusal_says(running: Reloaded) -> None:
+    """`domain rm` refuses it, and names what removes it."""
+    running.configure(domain("web1", "/a"))
+    running.reload()
+    refusal = running.daemon.ctl("domain", "rm", "web1")
+    assert refusal.status == 4
+    assert "remove it there and reload pivotd" in refusal.json["error"]["message"]
+    running.configure()
+    running.reload()
+    assert running.domains() == {}
+
+
 def test_pause_defaults_count_for_the_next_request(qemu_factory: QemuFactory, tmp_path: Path) -> None:
     """What a request does not say comes from the new file."""
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])

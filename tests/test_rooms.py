@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -51,6 +52,20 @@ def test_the_document_lists_every_file_that_a_new_kind_touches():
     generic |= {"pivotd/client/requests.py", "pivotd/client/answers.py"}
     assert files_that_name_a_kind() - set(ONLY_READ) == listed() - generic
     assert set(ONLY_READ) <= files_that_name_a_kind()
+
+
+def test_the_document_draws_the_rooms_as_the_linter_holds_them():
+    """docs/architecture.md: the same layers from top to bottom, and a row for each room."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        contract = tomllib.load(file)["tool"]["importlinter"]["contracts"][0]
+    layers = [{name.removeprefix("pivotd.") for name in layer.split(" | ")} for layer in contract["layers"]]
+    drawing = re.findall(r"^(?:([a-z.]+)/?)? +(?:([a-z]+)/ )?.*$", page.split("```")[1], re.MULTILINE)
+    drawn = [{name.removesuffix(".py") for name in line if name} for line in drawing]
+    continued = {"fleet"}  # on a line of its own, below the others of its layer
+    assert [line for line in drawn if line != continued] == [layer - continued for layer in layers]
+    rows = re.findall(r"^\| `([a-z]+)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(path.name for path in (ROOT / "pivotd").iterdir() if (path / "__init__.py").exists())
 
 
 def test_every_kind_has_rules_in_a_file_of_its_own():

@@ -103,7 +103,7 @@ class Domains:
                 pivot = next(iter(supervisor.drivers))
                 raise ConflictError(f"domain {name} has an open pivot, {pivot}: cancel it or wait for it", pivot=pivot)
             if supervisor.origin == CONFIG:
-                raise ConflictError(f"domain {name} stands in the configuration: remove it there and restart pivotd")
+                raise ConflictError(f"domain {name} stands in the configuration: remove it there and reload pivotd")
             if supervisor.manager is Manager.LIBVIRT:
                 raise ConflictError(
                     f"domain {name} is libvirt's: it goes when it is shut down, or [libvirt] leaves the configuration"

@@ -101,8 +101,8 @@ def copy(app: App, /, domain: str, targets: tuple[tuple[str, str], ...], **optio
     them at once, `pivotctl pivot release ID` ends this early. Meanwhile each guest write waits for both images. If QEMU
     ends, the mirrors end, and the old images are out of date.
 
-    With --resumable a destination that fails or is full pauses the copy. pivotd tries again, and the copy continues
-    where it stopped; `pivotctl pivot show` says how much did not have to be copied again.
+    With --resumable a destination that fails pauses the copy, as a full one always does. pivotd tries again, and the
+    copy continues where it stopped; `pivotctl pivot show` says how much did not have to be copied again.
     """
     starting.check_targets(targets, "image", "copy")
     check_kept(options["keep_synced_s"], "copy", keep_synced=options["keep_synced"])
