@@ -1,4 +1,4 @@
-"""README.md and docs/evacuate.md show sessions: played again on real guests, each prints what the page says.
+"""README.md, docs/evacuate.md and docs/doctor.md show sessions: on real guests, each prints what the page says.
 
 Ids, times, lengths and sizes differ, and so does the place of the directories; words, columns and their order do not.
 """
@@ -21,6 +21,10 @@ from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
 
 pytestmark = pytest.mark.qemu
+
+
+CACHES = {"db1": "unsafe", "web1": "writeback"}
+"""The guests of docs/doctor.md."""
 
 
 @pytest.fixture
@@ -49,16 +53,18 @@ def shape(output: str) -> list[str]:
     return output.split()
 
 
+def run(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run pivotctl as on a wide terminal's pipe."""
+    environment = {**os.environ, "PIVOTCTL_SOCKET": str(daemon.socket), "COLUMNS": "250"}
+    command = [Path(sys.executable).parent / words[0], *words[1:]]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
 def play(page: str, directory: Path, daemon: Daemon) -> int:
     """Play the sessions of a page with its directories below ``directory``; return how many there were."""
-    environment = {**os.environ, "PIVOTCTL_SOCKET": str(daemon.socket), "COLUMNS": "250"}
     found = sessions(page)
     for command, output in found:
-        words = re.sub(r"(?<=[ =])/", f"{directory}/", command).split()
-        done = subprocess.run(
-            [Path(sys.executable).parent / words[0], *words[1:]],
-            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = run(daemon, *re.sub(r"(?<=[ =])/", f"{directory}/", command).split())
         advice = "" if done.returncode == 0 else done.stderr
         shown = (done.stdout + advice).replace(str(directory), "")
         assert shape(shown) == shape(output), f"{command}: {shown}{done.stderr}"
@@ -91,3 +97,18 @@ def test_the_plan_of_an_evacuation(stack: ExitStack):
     qemus = [stack.enter_context(Qemu(directory, disks, name=name)) for name, disks in guests.items()]
     daemon = stack.enter_context(Daemon(directory, {qemu.name: qemu.qmp for qemu in qemus}))
     assert play("docs/evacuate.md", directory, daemon) == 1
+
+
+def test_the_findings_of_doctor(stack: ExitStack):
+    """docs/doctor.md: a guest with cache=unsafe, and one that somebody has paused."""
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pt")))
+    disks = {name: Disk(create_image(directory / f"{name}.qcow2"), cache=cache) for name, cache in CACHES.items()}
+    qemus = {name: stack.enter_context(Qemu(directory, [disk], name=name)) for name, disk in disks.items()}
+    qemus["web1"].spy("stop")
+    daemon = stack.enter_context(Daemon(directory, {name: qemu.qmp for name, qemu in qemus.items()}))
+    page = (ROOT / "docs" / "doctor.md").read_text()
+    findings = re.findall(r"^(?:error|warning)  .*\n    .*\n    -> .*$", page, re.MULTILINE)
+    assert len(findings) == 2
+    done = run(daemon, "pivotctl", "doctor", "--ignore", "storage-room", "--ignore", "state-dir-room")
+    assert done.returncode == 8
+    assert re.findall(r"^(?:error|warning)  .*\n    .*\n    -> .*$", done.stdout, re.MULTILINE) == findings
