@@ -21,6 +21,7 @@ from _pytest.mark.expression import Expression  # what -k is read with
 
 from pivotd import config
 from pivotd.api.routes import ROUTES
+from pivotd.cli.global_options import GlobalOption
 from pivotd.cli.main import cli
 from pivotd.cli.verdict_command import accept
 from tests.documents import ROOT, Page, pages
@@ -248,3 +249,20 @@ def test_each_example_of_a_configuration_is_taken(page: Page, tmp_path: Path):
         file.write_text(block)
         assert tomllib.loads(block)
         config.load(file)
+
+
+def test_each_option_of_evacuate_is_in_its_table():
+    """docs/evacuate.md: what it takes, and below the table what of `copy` it refuses."""
+    section = Page(ROOT / "docs" / "evacuate.md").text.partition("## Options")[2].partition("**Names.**")[0]
+    rows = "\n".join(re.findall(r"^\| (.*?) \|", section, re.MULTILINE))
+    evacuate, copy = (cli.get_command(click.Context(cli), name) for name in ("evacuate", "copy"))
+    assert evacuate is not None
+    assert copy is not None
+    own = [param for param in evacuate.params if not isinstance(param, GlobalOption)]
+    taken = {name for param in own if not getattr(param, "hidden", False) for name in param.opts if name[:2] == "--"}
+    assert set(re.findall(r"--[a-z-]+", rows)) == taken
+    refused = re.search(r"^(.*) of `copy` are refused", section, re.MULTILINE)
+    assert refused is not None
+    of_copy = {name for param in copy.params for name in param.opts if name[:2] == "--"}
+    common = {name for param in cli.params for name in param.opts}
+    assert set(re.findall(r"`(--[a-z-]+)`", refused[1])) == of_copy - taken - common

@@ -6,6 +6,8 @@ import ast
 import contextlib
 import re
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 from pivotd.core.event_names import EVENTS
@@ -13,6 +15,7 @@ from pivotd.core.phases import TRANSITIONS
 from pivotd.core.pivot import Outcome
 from pivotd.core.request import Kind
 from pivotd.journal.journal import Journal
+from tests.cli.every_kind import fill
 
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
 SHARED = re.compile(r"`(\w+?)_filename`, `_format`, `_node`, `_file_id`")
@@ -74,3 +77,20 @@ def test_every_event_is_known_and_on_the_page():
     assert {"resumed", "stalled", "release-owed", "rolling-back"} <= recorded
     assert recorded - EVENTS == set()
     assert explained ^ EVENTS == {"copying", "ready"}
+
+
+async def test_the_questions_are_answered(tmp_path: Path):
+    """The SQL of the page, on a journal with every kind of pivot; the third answer is that of pivotctl."""
+    await fill(tmp_path)
+    questions = dict(re.findall(r"^\| ([a-z ]+\?) \| `(SELECT .*?)` \|$", PAGE.read_text(), re.MULTILINE))
+    assert len(questions) == 4
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as connection:
+        pivot = connection.execute("SELECT pivot FROM disk_latest WHERE domain = 'web1' AND disk = 'disk0'").fetchone()[
+            0
+        ]
+        found = {words: connection.execute(sql.replace("ID", pivot)).fetchall() for words, sql in questions.items()}
+    assert all(found.values())
+    ((outcome, source, destination),) = found["which image holds a disk?"]
+    pivotctl = [Path(sys.executable).parent / "pivotctl", "--offline", tmp_path]
+    done = subprocess.run([*pivotctl, "verdict", "web1", "disk0"], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[0].split() == ["web1", "disk0", destination if outcome == "switched" else source]
