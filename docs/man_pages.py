@@ -22,10 +22,10 @@ from pivotd.cli.main import cli
 EXAMPLE_TOML = Path(__file__).parents[1] / "systemd" / "pivotd.toml"
 LINE_LENGTH_MAX = 78
 DAEMON_STATUSES = (
-    ("0", "ended by SIGTERM, or the configuration is right (--check)"),
+    ("0", "ended by SIGTERM; --check: the configuration is right; --reload: it is in effect"),
     ("2", "the command line or the configuration is wrong"),
-    ("3", "--check: libvirt or etcd, which the configuration names, does not answer"),
-    ("4", "the journal cannot be used"),
+    ("3", "--check: libvirt or etcd, which the configuration names, does not answer; --reload: pivotd does not"),
+    ("4", "the journal cannot be used; --check: etcd refuses this host; --reload: refused, nothing has changed"),
 )
 DAEMON = """
 pivotd moves the disks of running QEMU guests from one image to another, and is never unsure which image is right. It

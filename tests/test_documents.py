@@ -5,6 +5,7 @@ A page that is run as a whole has a test of its own (test_tasks.py, test_api_pag
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
 import shlex
@@ -266,3 +267,32 @@ def test_each_option_of_evacuate_is_in_its_table():
     of_copy = {name for param in copy.params for name in param.opts if name[:2] == "--"}
     common = {name for param in cli.params for name in param.opts}
     assert set(re.findall(r"`(--[a-z-]+)`", refused[1])) == of_copy - taken - common
+
+
+@pytest.mark.parametrize(
+    ("page", "section", "place"),
+    [
+        ("docs/fleet.md", "When it does not work", r"^\| (`.*?) \|"),
+        ("docs/libvirt-hook.md", "What it logs", r"^\| (`.*?) \|"),
+        ("docs/libvirt.md", "What happens when something dies", r"(\*[A-Za-z][^*]{20,}\*)"),
+    ],
+)
+def test_each_message_that_is_quoted_is_one_of_the_code(page: str, section: str, place: str):
+    """Piece by piece: what stands between the values in it, which are names, numbers, and what `…` stands for."""
+    text = Page(ROOT / page).text.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    quoted = [one for found in re.findall(place, text, re.MULTILINE) for one in re.findall(r"[`*]([^`*]+)[`*]", found)]
+    pieces = {piece.strip() for one in quoted for piece in re.split(VALUE, " ".join(one.split()))}
+    texts = _strings()
+    assert len(quoted) > 1
+    assert {piece for piece in pieces if len(piece) > 2 and not any(piece in one for one in texts)} == set()
+
+
+VALUE = r"[…:;,()]|\S*\d\S*|\bvda\b|finish the pivot of|status file and job|Operation not permitted"
+
+
+@functools.cache
+def _strings() -> list[str]:
+    """Return the constant texts of the package."""
+    trees = [ast.parse(file.read_text()) for file in (ROOT / "pivotd").rglob("*.py")]
+    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return [node.value for node in nodes if isinstance(node.value, str)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -73,3 +74,28 @@ def test_every_option_of_the_daemon_is_there(pages: Path) -> None:
     for said in ("--config FILE the configuration, with the files in FILE.d; default /etc/pivotd/pivotd.toml", "--check",
                  "--reload PID have a running pivotd read its configuration again", "-V, --version"):  # fmt: skip
         assert said in text
+
+
+@pytest.mark.parametrize(
+    ("configuration", "option", "status", "said"),
+    [
+        ("", "--check", 0, "--check: the configuration is right"),
+        ("wrong = 1", "--check", 2, "the configuration is wrong"),
+        ('[fleet]\nendpoints = ["http://127.0.0.1:1"]', "--check", 3, "--check: libvirt or etcd, .* does not answer"),
+        ("", "--reload={pid}", 3, "--reload: pivotd does not"),
+        ('state_dir = "{file}"', "--config={file}", 4, "the journal cannot be used"),
+    ],
+)
+def test_each_exit_status_of_the_daemon_is_there(
+    pages: Path, tmp_path: Path, configuration: str, option: str, status: int, said: str
+) -> None:
+    """It ends with the status that the page has for that. Of a reload that is refused: test_reload.py."""
+    file = tmp_path / "pivotd.toml"
+    file.write_text(configuration.replace("{file}", str(file)))
+    command = [sys.executable, "-m", "pivotd.daemon", f"--config={file}", option.format(file=file, pid=os.getpid())]
+    done = subprocess.run(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, check=False, timeout=60
+    )
+    assert done.returncode == status, done.stderr
+    text = " ".join(shown(pages / "pivotd.8", 400).partition("EXIT STATUS")[2].split())
+    assert re.search(rf"\b{status} [^0-9]*{said}", text), text
