@@ -296,3 +296,15 @@ def _strings() -> list[str]:
     trees = [ast.parse(file.read_text()) for file in (ROOT / "pivotd").rglob("*.py")]
     nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return [node.value for node in nodes if isinstance(node.value, str)]
+
+
+def test_each_page_is_reached_from_the_readme():
+    """By links, from page to page."""
+    reached: set[Path] = set()
+    new = [ROOT / "README.md"]
+    while new:
+        path = new.pop()
+        reached.add(path)
+        targets = {(path.parent / link.partition("#")[0]).resolve() for link in Page(path).links() if "://" not in link}
+        new += [target for target in targets if target.suffix == ".md" and target not in reached]
+    assert {page.path for page in PAGES} - reached == set()
