@@ -481,9 +481,13 @@ def nodes_of(job: str) -> tuple[str, str]:
 
 
 def is_ours(monitor: Monitor, job: str) -> bool:
-    """Tell whether an earlier run of this hook was ended while it made this job: its nodes are in use."""
+    """Tell whether an earlier run of this hook was ended while it made this job: its nodes are in use.
+
+    Not by query-named-block-nodes: before 10.0, QEMU aborts on it while it creates a qcow2 image, which libvirtd may
+    have begun for another disk before it died.
+    """
     remove_nodes(monitor, job)
-    names = {one.get("node-name") for one in monitor.ask("query-named-block-nodes", flat=True)}
+    names = {one["name"] for one in monitor.ask("x-debug-query-block-graph")["nodes"]}
     return not names.isdisjoint(nodes_of(job))
 
 

@@ -90,3 +90,21 @@ def test_no_two_rooms_have_a_module_of_one_name():
     """Whoever reads `layers` knows which one is meant."""
     shared = {name: rooms for name, rooms in rooms_by_name().items() if len(rooms) > 1}
     assert shared == BOTH_SIDES
+
+
+def test_the_daemon_starts_no_program():
+    """docs/hooks.md says so, and KillMode=process of the unit rests on it; pivotctl alone starts some."""
+    words = (
+        "subprocess",
+        "os.fork",
+        "os.exec",
+        "os.spawn",
+        "os.posix_spawn",
+        "os.system",
+        "os.popen",
+        "multiprocessing",
+    )
+    files = [path for path in (ROOT / "pivotd").rglob("*.py") if path.parent.name != "cli"]
+    found = {path.name for path in files if any(word in path.read_text() for word in words)}
+    # libvirt runs the first as a program of its own; the second replaces the process itself, before anything is open.
+    assert found == {"libvirt_hook.py", "utf8.py"}
