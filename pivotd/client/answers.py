@@ -309,7 +309,10 @@ class Pivot(Struct, frozen=True):
     """The program that carries out the steps: pivotd, or libvirt, whose pivots pivotd guards."""
     phase: Phase
     outcome: str | None
-    """An outcome, ``split`` if the disks differ, None while the pivot is open."""
+    """An outcome, ``split`` if the disks differ, None until it is decided.
+
+    ``kept`` also while the pivot waits at ready after its last attempt has failed.
+    """
     requested_by: Requester
     options: PivotOptions
     disks: tuple[PivotDisk, ...]
