@@ -55,7 +55,8 @@ def image(app: App, /, domain: str, disk: str | None, wait: int, **options: Any)
     """Print the image that holds the data of a disk, and nothing else: for $(...) and for scripts that start guests.
 
     Asks the daemon, or reads the journal of this host if the daemon is away. Prints nothing and says why on stderr with
-    status 6 if nobody can be certain, 7 if this journal has never moved the disk, 4 if nobody has heard of the domain.
+    status 6 if nobody can be certain, 7 if this journal has never moved the disk, 4 if nobody has heard of the domain,
+    3 if neither the daemon nor the journal can be asked.
 
     With --all, each disk gives two lines like DISK0=/images/web1.qcow2 and DISK0_FORMAT=qcow2.
     """
