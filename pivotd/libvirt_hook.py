@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import sqlite3
     import tempfile
 
-VERSION = "1"
 STATUS_DIR = Path("/run/libvirt/qemu")
 CONFIG_DIR = Path("/etc/libvirt/qemu")
 SNAPSHOT_DIR = Path("/var/lib/libvirt/qemu/snapshot")
