@@ -1,4 +1,7 @@
-"""Every bound in one place: unit last in the name, the reason beside it, relations asserted at the end."""
+"""The bounds: unit last in the name, the reason beside it, relations asserted at the end.
+
+One that a single module has may stand there.
+"""
 
 from __future__ import annotations
 
