@@ -58,7 +58,7 @@ def image(app: App, /, domain: str, disk: str | None, wait: int, **options: Any)
     status 6 if nobody can be certain, 7 if this journal has never moved the disk, 4 if nobody has heard of the domain,
     3 if neither the daemon nor the journal can be asked.
 
-    With --all, each disk gives two lines like DISK0=/images/web1.qcow2 and DISK0_FORMAT=qcow2.
+    With --all, each disk gives two lines like DISK0="/images/web1.qcow2" and DISK0_FORMAT=qcow2.
     """
     every = options["every"]
     if (disk is None) is not every:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -184,6 +185,14 @@ def test_every_disk_for_an_environment_file(guest: Guest):
     shell = 'set -a; . "$1"; printf "%s\\n" "$DISK0" "$DISK0_FORMAT" "$DISK1"'  # sh escapes as systemd does
     done = subprocess.run(["sh", "-c", shell, "sh", file], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [str(odd), "qcow2", str(guest.disks[1])]
+
+
+def test_the_help_shows_such_lines(guest: Guest):
+    """As they are printed for an image of that name."""
+    told = re.search(r"two lines like (\S+) and\s+(\S+)\.$", guest.ctl("image", "--help").stdout, re.MULTILINE)
+    assert told is not None
+    lines = guest.ctl("image", "web1", "--all", *(f"--default=disk{n}={guest.disks[n]}" for n in (0, 1))).stdout
+    assert lines.splitlines()[:2] == [told[1].replace("/images/web1.qcow2", str(guest.disks[0])), told[2]]
 
 
 @pytest.mark.parametrize(
