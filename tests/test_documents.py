@@ -25,6 +25,7 @@ from pivotd.api.routes import ROUTES
 from pivotd.cli.global_options import GlobalOption
 from pivotd.cli.main import cli
 from pivotd.cli.verdict_command import accept
+from tests.cli.test_usage import leaves
 from tests.documents import ROOT, Page, pages
 
 PAGES = pages()
@@ -180,21 +181,38 @@ def _selects(expression: str, tests: Mapping[str, list[str]]) -> bool:
 def test_each_command_of_pivotctl_is_one(page: Page):
     """Its words name a command, and it takes each option that is given."""
     for text in page.commands(r"pivotctl(?= [a-z-])"):
-        command: click.Command = cli
-        options = _options(cli)
-        value_follows = False
-        for word in re.split(r"[ =]", re.sub(r"\"[^\"]*\"|'[^']*'", "TEXT", text))[1:]:
-            if re.match(r"--?[a-zA-Z]", word):
-                option = options.get(word.rstrip(",.:"), cli.params[0] if word == "--help" else None)
-                assert option is not None, f"{word} of {text}"
-                value_follows = isinstance(option, click.Option) and not option.is_flag
-            elif value_follows:
-                value_follows = False
-            elif _is_group(command):
-                inner = _inner(command, word)
-                assert inner or command is not cli or not word[:1].islower(), f"{word} of {text}"
-                command = inner or command
-                options |= _options(command)
+        _check(text)
+
+
+@pytest.mark.parametrize("name", sorted({"", *leaves(cli), "verdict accept"}))
+def test_each_example_of_the_help_is_a_command(name: str):
+    """The same for what `pivotctl COMMAND --help` shows."""
+    command: click.Command = cli
+    for word in name.split():
+        command = _inner(command, word) or command
+    shown = command.get_help(click.Context(command, info_name="pivotctl", max_content_width=500))
+    examples = re.findall(r"^ +(pivotctl .*?)(?: +#.*)?$", shown.partition("Examples:")[2], re.MULTILINE)
+    for text in examples:
+        _check(re.split(r" [|>&] ?", text)[0])
+    assert examples or "Examples:" not in shown
+
+
+def _check(text: str) -> None:
+    command: click.Command = cli
+    options = _options(cli)
+    value_follows = False
+    for word in re.split(r"[ =]", re.sub(r"\"[^\"]*\"|'[^']*'", "TEXT", text))[1:]:
+        if re.match(r"--?[a-zA-Z]", word):
+            option = options.get(word.rstrip(",.:"), cli.params[0] if word == "--help" else None)
+            assert option is not None, f"{word} of {text}"
+            value_follows = isinstance(option, click.Option) and not option.is_flag
+        elif value_follows:
+            value_follows = False
+        elif _is_group(command):
+            inner = _inner(command, word)
+            assert inner or command is not cli or not word[:1].islower(), f"{word} of {text}"
+            command = inner or command
+            options |= _options(command)
 
 
 def _options(command: click.Command) -> dict[str, click.Parameter]:
