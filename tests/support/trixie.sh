@@ -53,5 +53,8 @@ exec unshare --mount --pid --fork --kill-child sh -euc '
 	mount --rbind /sys "$tree/sys"
 	mount --rbind /dev "$tree/dev"
 	mount -t tmpfs run "$tree/run"
-	exec chroot "$tree" sh -euc "cd /srv/pivotd && $2"
+	# Not chroot alone: who enters the mount namespace of such a process, as libvirtd does, is at the root of this host.
+	cd "$tree"
+	pivot_root . mnt
+	exec chroot . sh -euc "umount -l /mnt && cd /srv/pivotd && $2"
 ' sh "$tree" "$*"
