@@ -32,8 +32,8 @@ def guard(app: App, domain: str, images: tuple[tuple[str, str], ...], wait: int,
 
     Asks the daemon, or reads the journal of this host if the daemon is away. The status is 4 for a wrong image and for
     a domain that nobody has heard of, 6 if nobody can be certain, 3 if neither the daemon nor the journal can be
-    asked. A disk that was never moved may start from any image
-    that is not another disk's, and of which the journal does not know that it is out of date.
+    asked. A disk that was never moved may start from any image that is not another disk's, and of which the journal
+    does not know that it is out of date.
     """
     wanted = dict(images)
     if len(wanted) < len(images):
