@@ -141,6 +141,8 @@ class DriverState:
         """Continue with a pivot as it was just recorded, and answer the requests that wait for it."""
         pivot_log.changed(self.pivot, pivot)
         COUNTS.changed(self.pivot, pivot, lambda: self.converger.pace.copied_bytes)
+        if pivot.phase is not self.pivot.phase:
+            self.waits_for = "its next look at QEMU"  # no longer for what the phase before had to wait for
         self.pivot = pivot
         self.remember(switch_in_doubt=False)
         self.unrecorded = False

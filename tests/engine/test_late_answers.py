@@ -46,3 +46,17 @@ async def test_a_pause_that_begins_late_in_a_step_is_told_too(tmp_path: Path):
     (pause_ms,) = waits()
     assert pause_ms >= options.max_pause_ms
     await journal.close()
+
+
+async def test_what_a_pivot_waits_for_ends_with_its_phase(tmp_path: Path):
+    """A pivot that is decided does not wait for its destination to be created."""
+    journal = Journal.open(tmp_path)
+    pivot, _ = await journal.accept(make_pivot(1), {})
+    domain: Any = SimpleNamespace(name=pivot.domain)
+    state = DriverState(pivot, domain, journal, SystemClock(), NONE)
+    state.waits_for = "the destination is being created"
+    await state.record("noted", {})
+    assert state.waits_for == "the destination is being created"
+    await state.record("copying", {}, phase=Phase.COPYING)
+    assert state.waits_for == "its next look at QEMU"
+    await journal.close()
