@@ -151,6 +151,8 @@ class Supervisor:
             self._changed(self.name)
             if driver.successor is not None and not self.ended:
                 self.start(driver.successor)
+            if not self.drivers and self.session is not None:
+                self.session.end_unless_qemu()
 
         task.add_done_callback(ended)
         return driver

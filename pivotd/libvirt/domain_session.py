@@ -92,6 +92,11 @@ class LibvirtSession(Session):
     async def refuse_libvirts(self) -> None:
         """Nothing is refused: this session goes through libvirt."""
 
+    def end_unless_qemu(self) -> None:
+        """Let the connection end if libvirt's domain does not run."""
+        if self.pid == NO_QEMU:
+            self._libvirt.lost()
+
     # -- looking ------------------------------------------------------------------------------------------------
 
     async def run_state(self) -> str:
@@ -99,6 +104,8 @@ class LibvirtSession(Session):
 
         Raises: QmpUnsentError: the guest has ended, and not by a migration.
         """
+        if self._domain is None:  # it was transient
+            raise QmpUnsentError("the guest has ended")
         state, reason = await self._ask("the state", self._domain.state)
         found = run_states.of(library.load().api, state, reason)
         if found == run_states.SHUT_OFF:

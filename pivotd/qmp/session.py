@@ -100,6 +100,9 @@ class Session:
         """Disconnect."""
         await self._monitor.close()
 
+    def end_unless_qemu(self) -> None:
+        """Let the connection end if there is no QEMU behind it: only open pivots need one to libvirt alone."""
+
     # -- looking ------------------------------------------------------------------------------------------------
 
     async def run_state(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -272,7 +273,7 @@ def test_a_long_pause_is_told_by_the_next_pivotd_too(guarded: Guarded):
 
 
 def test_a_pivot_of_a_transient_guest_ends_with_its_guest(guarded: Guarded):
-    """Libvirt then knows nothing of the domain any more, not even a definition."""
+    """Libvirt then knows nothing of the domain any more, not even a definition; pivotd keeps no connection for it."""
     domain = guarded.domain
     answer = guarded.daemon.ctl("copy", "web1", f"vda={domain.image('vda', 1)}", "--no-pivot")
     assert answer.status == 0, answer
@@ -280,4 +281,13 @@ def test_a_pivot_of_a_transient_guest_ends_with_its_guest(guarded: Guarded):
     domain.libvirtd.ask("destroy", "web1")
     until(lambda: guarded.pivot()["phase"] == "closed", "the end")
     assert guarded.pivot()["outcome"] == "kept"
+
+    def connections() -> list[str]:
+        logged = [json.loads(line)["event"] for line in guarded.daemon.log_path.read_text().splitlines()]
+        return [event for event in logged if event in {"domain.connected", "domain.disconnected", "domain.removed"}]
+
+    until(lambda: connections()[-1] != "domain.connected", "the end of the connection")
+    assert "domain.disconnected" in connections()[-2:], connections()  # not only once the domains are listed again
+    word = guarded.daemon.ctl("verdict", "web1", "vda").json
+    assert (word["image"], word["certain"]) == (str(domain.image("vda", 0)), True), word
     assert "domain.failed" not in guarded.daemon.log_path.read_text()
