@@ -125,8 +125,8 @@ def test_libvirtd_killed_in_a_guarded_snapshot(
         outcome = guarded.pivot()["outcome"]
         if point in {"live", "next"}:
             assert outcome == "switched"
-        else:  # the next pivotd asks libvirt again if the last one could not note that the call has failed
-            assert outcome in {"kept", "switched" if pivotd_dies else "kept"}
+        else:  # libvirt is asked again if nobody could note that the call has failed, or if it never arrived
+            assert outcome in {"kept", "switched"}
         for target in domain.targets:
             guarded.assert_right(target)
 
