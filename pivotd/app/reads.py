@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pivotd import limits
 from pivotd.app.in_chains import in_chains
 from pivotd.app.lanes import Door, Lane
-from pivotd.app.live_verdicts import Key, LiveVerdicts
+from pivotd.app.live_verdicts import Key, LiveVerdicts, Moved
 from pivotd.app.registry import Host
 from pivotd.client.answers import JournalStats
 from pivotd.core import known_chain
@@ -27,11 +27,12 @@ from pivotd.core.overwritten import Overwritten, doubted
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
 from pivotd.core.standing import Asked, ImageFound
-from pivotd.core.verdict import Verdict, unasked, without_pivot
+from pivotd.core.verdict import Verdict, overtaken, unasked, without_pivot
 from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, NotFoundError
 from pivotd.host import files
 from pivotd.host.threads import in_thread
-from pivotd.journal.images import images_found, obsolete, standings, with_lower
+from pivotd.journal import images
+from pivotd.journal.images import images_found, news, obsolete, standings, with_lower
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Found, Place
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 VERDICT_READS_MAX = 3
-"""A record written between the read of the journal and the look at QEMU makes both stale: read both again."""
+"""A record written between the read of the journal and the look at QEMU may make both stale: read both again."""
 
 
 class News:
@@ -324,23 +325,26 @@ class Reads:
     async def live_verdicts(self, domain: str | None, disk: str | None) -> tuple[LiveVerdicts, dict[Key, Verdict]]:
         """Return the verdicts on all known disks, or some, checked against QEMU, by domain and disk.
 
+        One on whose disk something is recorded during each look is not certain.
+
         Raises: NotFoundError: neither journal nor daemon knows the domain.
         """
+        before, latest = self._journal.last_seq, await self.latest(domain, disk)
         for _ in range(VERDICT_READS_MAX):
-            before = self._journal.last_seq
-            latest = await self.latest(domain, disk)
             if domain is not None and not latest:
                 self._host.get(domain)
-            if not self._journal.file_checked:
-                latest = [(pivot, replace(moved, doubtful=True)) for pivot, moved in latest]
-            live = LiveVerdicts(latest)
+            is_checked = self._journal.file_checked
+            live = LiveVerdicts(latest if is_checked else [(one, replace(disk, doubtful=True)) for one, disk in latest])
             found = await live.all(self._sessions([domain] if domain is not None else None), disk)
             marks = await self.overwritten()
             found = {key: doubted(one, marks.get(key)) for key, one in found.items()}
             live.spoiled = frozenset(marks)
             if self._journal.last_seq == before:
-                break
-        return live, found
+                return live, found
+            seen, before, latest = latest, self._journal.last_seq, await self.latest(domain, disk)
+            if not (changed := _changed(seen, latest)):  # other disks have other records all the time
+                return live, found
+        return live, {key: overtaken(one) if key in changed else one for key, one in found.items()}
 
     async def standings(self, image: str) -> list[ImageFound]:
         """Return how an image stands to each disk that ever had it, by the journal alone. Raises: ConflictError."""
@@ -444,9 +448,19 @@ class Reads:
 
     async def _found(self, image: str, fleet: FleetVerdicts | None) -> list[ImageFound]:
         asked = await _asked(image)
+        silent = await self._try_to_connect(None)
+        for _ in range(VERDICT_READS_MAX):
+            known, changed = await self._look_for(image, asked, silent, fleet)
+            if not changed:
+                break
+        return images.overtaken(known, changed)
+
+    async def _look_for(
+        self, image: str, asked: Asked, silent: set[str], fleet: FleetVerdicts | None
+    ) -> tuple[list[ImageFound], set[Key]]:
+        """Return the same once, and the disks on which something was recorded since QEMU was asked."""
         moved = await self._single.read(Reader.image, asked.names, asked.file_id)
         had = {(pivot.domain, disk.disk) for pivot, disk in moved}
-        silent = await self._try_to_connect(None)
         live, found = await self.live_verdicts(None, None)  # a QEMU may have it that the journal knows nothing of
         live.unchecked |= silent
         lower = await in_chains(image, self._host, self.had, live, found, self._journal.calm)
@@ -454,14 +468,15 @@ class Reads:
         if fleet is not None:
             found = await fleet.together(live, found, None, None, local=False)
         found = {key: self._while_unasked(live, one) for key, one in (await live.with_files(found)).items()}
-        known = await self._single.read(_images, lambda one: one, image, asked, found)
-        return with_lower(known, image, lower, found)
+        last = {key: live.moved(key) for key in found}
+        pivots = {key: None if one is None else one[0] for key, one in last.items()}
+        known, changed = await self._single.read(_images, image, asked, found, pivots)
+        return with_lower(known, image, lower, found), changed
 
     async def history(self, image: str, right: Verdict) -> ImageFound | None:
         """Return what the journal says of an image and one disk, None if that never had it. Raises: ConflictError."""
-        found = await self._single.read(
-            _images, lambda one: one, image, await _asked(image), {(right.domain, right.disk): right}
-        )
+        verdicts = {(right.domain, right.disk): right}
+        found = await self._single.read(images_found, image, await _asked(image), verdicts)
         return found[0] if found else None
 
     async def obsolete(self, after: str, limit: int, encode: Callable[[ImageFound], T]) -> tuple[list[T], str | None]:
@@ -533,15 +548,21 @@ def _last_records(
     return [encode(record) for record in found], following
 
 
+def _changed(before: Sequence[Moved], now: Sequence[Moved]) -> set[Key]:
+    """Return the disks whose last pivot has changed, or is another one."""
+    known = [{(pivot.domain, disk.disk): (pivot.id, pivot.revision) for pivot, disk in one} for one in (before, now)]
+    return {key for key in known[0].keys() | known[1].keys() if known[0].get(key) != known[1].get(key)}
+
+
 def _there(paths: Mapping[str, str]) -> list[str]:
     """Return the domains whose monitor has a socket."""
     return [name for name, path in paths.items() if os.path.exists(path)]  # noqa: PTH110 - one system call each
 
 
 def _images(
-    reader: Reader, encode: Callable[[ImageFound], T], image: str, asked: Asked, verdicts: Mapping[Key, Verdict]
-) -> list[T]:
-    return [encode(one) for one in images_found(reader, image, asked, verdicts)]
+    reader: Reader, image: str, asked: Asked, verdicts: Mapping[Key, Verdict], last: Mapping[Key, Pivot | None]
+) -> tuple[list[ImageFound], set[Key]]:
+    return reader.at_once(lambda: (images_found(reader, image, asked, verdicts), news(reader, last)))
 
 
 def _obsolete(reader: Reader, encode: Callable[[ImageFound], T], after: str, limit: int) -> tuple[list[T], str | None]:

@@ -23,11 +23,12 @@ from pivotd.core.names import no_domain
 from pivotd.core.overwritten import doubted
 from pivotd.core.pivot import Image, Phase
 from pivotd.core.rules.fleet_local import DiskHere
-from pivotd.core.standing import Finding
+from pivotd.core.standing import Finding, ImageFound
 from pivotd.errors import ConfigError, NotFoundError
 from pivotd.host import files, places, process
 from pivotd.host.backing import BlindError
 from pivotd.host.threads import in_thread
+from pivotd.journal import images
 from pivotd.journal.images import Key, images_found, obsolete, with_lower
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Place
@@ -35,6 +36,8 @@ from pivotd.journal.stats import stats
 from pivotd.planning import lower_images
 
 UNSEEN = "read from the journal alone"
+LOOKS_MAX = 3
+"""A record of the daemon between the reads of one answer makes them of two moments: read again."""
 
 
 class OfflineJournal:
@@ -206,10 +209,20 @@ class OfflineJournal:
 
     def image(self, image: str) -> list[ImageVerdict]:
         """Return what history says of one image, for each disk that has or had it; empty: never seen."""
+        for _ in range(LOOKS_MAX):
+            found, changed = self._image(image)
+            if not changed:
+                break
+        return [shown.image(one) for one in images.overtaken(found, changed)]
+
+    def _image(self, image: str) -> tuple[list[ImageFound], set[Key]]:
+        """Return the same once, and the disks on which a daemon has recorded something meanwhile."""
         asked, place = files.asked(image), places.of(image)
         had = {(pivot.domain, disk.disk) for pivot, disk in self._reader.image(asked.names, asked.file_id)}
         chains = asyncio.run(self._in_chains(place))
-        verdicts = {key: one for key in sorted(had | chains) for key, one in self._verdicts(*key).items()}
+        keys = sorted(had | chains)
+        last = {key: pivot for key in keys for pivot, _ in self._reader.latest(*key, limit=1)}
+        verdicts = {key: one for key in keys for key, one in self._verdicts(*key).items()}
         lower = dict[Key, Finding]()
         for key in sorted(chains):
             with contextlib.suppress(BlindError):
@@ -217,8 +230,12 @@ class OfflineJournal:
                     lower[key] = finding
         if self.fleet.may_be:
             verdicts = self._in_fleet(verdicts, None, None, local=False)
-        found = images_found(self._reader, image, asked, verdicts, _is_gone)
-        return [shown.image(one) for one in with_lower(found, image, lower, verdicts)]
+
+        def look() -> tuple[list[ImageFound], set[Key]]:
+            found = images_found(self._reader, image, asked, verdicts, _is_gone)
+            return with_lower(found, image, lower, verdicts), images.news(self._reader, last)
+
+        return self._reader.at_once(look)
 
     async def _in_chains(self, place: places.Place) -> set[Key]:
         """Return the disks whose right images lie on a file; the storage of other guests may hang, and is left out."""

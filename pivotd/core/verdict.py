@@ -280,6 +280,14 @@ def provisional(verdict: Verdict) -> Verdict:
     )
 
 
+def overtaken(verdict: Verdict) -> Verdict:
+    """Return the verdict on a disk of which records were written during each look: its parts are of several moments."""
+    if verdict.pending:
+        return verdict
+    reason = "pivotd records what happens to this disk faster than it can be looked at: ask again in a moment."
+    return replace(verdict, certain=False, pending=True, reason=reason)
+
+
 def unasked(verdict: Verdict, why: str, *, is_known: bool) -> Verdict:
     """Return the verdict while a QEMU of the guest runs that pivotd cannot ask: it may have moved on since.
 

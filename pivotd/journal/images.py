@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
+from pivotd.core import verdict
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.standing import Asked, Finding, History, ImageFound, Moved, Standing
 from pivotd.core.verdict import Verdict, of_pivot
@@ -25,8 +26,29 @@ def images_found(
 ) -> list[ImageFound]:
     """Return how an image stands to each disk that has or had it; ``verdicts``: at least those of these disks.
 
-    ``gone``: whether the QEMU of a pivot has certainly ended, and with it what kept an old image in sync.
+    ``gone``: whether the QEMU of a pivot has certainly ended, and with it what kept an old image in sync. All records
+    are of one moment. It is that of the verdicts if ``news()`` has none at that same moment.
     """
+    return reader.at_once(lambda: _images_found(reader, name, asked, verdicts, gone))
+
+
+def news(reader: Reader, known: Mapping[Key, Pivot | None]) -> set[Key]:
+    """Return the disks whose last pivot is another one than is ``known``, or has changed since."""
+    return reader.at_once(
+        lambda: {key for key, pivot in known.items() if _changed(reader.latest(*key, limit=1), pivot)}
+    )
+
+
+def _changed(latest: Iterable[Moved], known: Pivot | None) -> bool:
+    last = next((pivot for pivot, _ in latest), None)
+    if last is None or known is None:
+        return last is not known
+    return (last.id, last.revision) != (known.id, known.revision)
+
+
+def _images_found(
+    reader: Reader, name: str, asked: Asked, verdicts: Mapping[Key, Verdict], gone: Callable[[Pivot], bool]
+) -> list[ImageFound]:
     moved, ran_on = reader.image(asked.names, asked.file_id), reader.ran_on()
     moved = [(replace(one, hold=False) if one.window_open and gone(one) else one, disk) for one, disk in moved]
     last = {_key(one): one for one in moved if asked.is_file(one)}
@@ -55,17 +77,38 @@ def with_lower(
 
 
 def standings(reader: Reader, name: str, asked: Asked) -> list[ImageFound]:
-    """Return how an image stands to each disk that has ever had it, by the journal alone."""
-    keys = {_key(one) for one in reader.image(asked.names, asked.file_id)}
-    latest = [one for key in keys for one in reader.latest(*key, limit=1)]
-    return images_found(reader, name, asked, {_key(one): of_pivot(*one) for one in latest})
+    """Return how an image stands to each disk that has ever had it, by the journal alone, as of one moment."""
+
+    def look() -> list[ImageFound]:
+        keys = {_key(one) for one in reader.image(asked.names, asked.file_id)}
+        latest = [one for key in keys for one in reader.latest(*key, limit=1)]
+        return images_found(reader, name, asked, {_key(one): of_pivot(*one) for one in latest})
+
+    return reader.at_once(look)
+
+
+def overtaken(found: Iterable[ImageFound], keys: Collection[Key]) -> list[ImageFound]:
+    """Return what was found of an image, with nothing certain of these disks: it is put together from two moments."""
+    shown = []
+    for one in found:
+        if (one.verdict.domain, one.verdict.disk) in keys:
+            right = verdict.overtaken(one.verdict)
+            finding = Finding(Standing.UNKNOWN, right.reason, right.since, right.pivot)
+            shown.append(replace(one, verdict=right, finding=finding))
+        else:
+            shown.append(one)
+    return shown
 
 
 def obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], str | None]:
     """Return those of the next ``limit`` images after a name that no disk needs, by the journal alone.
 
-    Also returns the name to go on from, None if there are no more images.
+    Also returns the name to go on from, None if there are no more images. All of it is of one moment.
     """
+    return reader.at_once(lambda: _obsolete(reader, after, limit))
+
+
+def _obsolete(reader: Reader, after: str, limit: int) -> tuple[list[ImageFound], str | None]:
     names, rows = reader.images(after, limit)
     ran_on = reader.ran_on()
     stands: dict[str, list[ImageFound]] = {name: [] for name in names}

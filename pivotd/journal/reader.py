@@ -44,7 +44,9 @@ class Reader:
         """Use ``attach`` or ``offline``."""
         self.path = path
         self._opened = opened
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
+        self._state: sqlite3.Connection | None = None
+        """The connection of ``at_once``, while that looks."""
         self._archive_copies: dict[str, offline.Opened] = {}
         self.beside_daemon = opened is not None
         """Whether a daemon owned the journal at the last look: more records may come."""
@@ -70,6 +72,20 @@ class Reader:
         reader = cls(offline.journal_path(state_dir_or_file))
         reader.last_seq()
         return reader
+
+    def at_once(self, look: Callable[[], T]) -> T:
+        """Run ``look``, for which all calls of this reader see one state; it must neither wait nor look at files."""
+        if self._state is not None:
+            return look()
+
+        def within(connection: sqlite3.Connection) -> T:
+            self._state = connection
+            try:
+                return look()
+            finally:
+                self._state = None
+
+        return self._read(within)
 
     def pivots(
         self,
@@ -258,6 +274,8 @@ class Reader:
     def _read(self, look: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``look`` over one snapshot, and end the snapshot: an old one would keep the WAL from being emptied."""
         with self._mutex:
+            if self._state is not None:
+                return look(self._state)
             for _ in range(limits.DEAD_DAEMON_LOOKS):
                 with suppress(JournalLockedError):
                     return self._look(look)

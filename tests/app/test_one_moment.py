@@ -1,0 +1,149 @@
+"""Answers that are put together from several reads, and what else happens between those: each is of one moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from pivotd.app import reads
+from pivotd.cli.journal_answers import OfflineJournal
+from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.standing import Standing
+from pivotd.engine.driver import Driver
+from tests.app.conftest import WHO, engine
+from tests.app.test_holders import Desk, desk
+from tests.app.test_meanwhile import end, request, running, verdict
+from tests.conftest import QemuFactory
+from tests.support.qemu import Disk
+
+__all__ = ["desk", "engine"]
+pytestmark = pytest.mark.qemu
+
+
+async def at_ready(desk: Desk) -> Driver:
+    """Return a pivot of web1 from a.qcow2 to b.qcow2 that waits at READY."""
+    pivot = await desk.starter.start(request("web1", desk.directory / "b.qcow2", pivot=False), WHO)
+    driver = desk.engine.host.driver(pivot.id)
+    assert driver is not None
+    await desk.engine.until(driver, lambda now: now.phase is Phase.READY)
+    return driver
+
+
+async def switched(desk: Desk, driver: Driver) -> Pivot:
+    await driver.complete(WHO)
+    return await desk.engine.closed(driver)
+
+
+def then(work: Callable[..., Awaitable[Any]], happens: Callable[[], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return what works, and returns its result once something else has happened."""
+
+    async def both(*facts: Any) -> Any:
+        found = await work(*facts)
+        await happens()
+        return found
+
+    return both
+
+
+async def test_an_image_to_which_a_pivot_switches_while_it_is_asked_for(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """It is written to, and then it holds the disk's data; it is stale at no moment."""
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    driver, image = await at_ready(desk), str(desk.directory / "b.qcow2")
+
+    async def it_switches() -> None:
+        if desk.engine.host.driver(driver.pivot.id) is not None:
+            await switched(desk, driver)
+
+    monkeypatch.setattr(reads, "in_chains", then(reads.in_chains, it_switches))
+    (found,) = await desk.reads.image(image, lambda one: one)
+    assert (found.finding.standing, found.verdict.image) == (Standing.CURRENT, image)
+
+
+async def test_a_disk_that_changes_during_each_look(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """Nobody can tell whether the parts of such an answer fit together."""
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    driver, image = await at_ready(desk), str(desk.directory / "b.qcow2")
+    bandwidths = iter(range(1 << 30, 2 << 30))
+
+    async def it_changes() -> None:
+        await driver.set_bandwidth(next(bandwidths), WHO)
+
+    monkeypatch.setattr(reads, "in_chains", then(reads.in_chains, it_changes))
+    (found,) = await desk.reads.image(image, lambda one: one)
+    assert (found.finding.standing, found.verdict.certain, found.verdict.pending) == (Standing.UNKNOWN, False, True)
+    assert (await verdict(desk, "web1")).certain
+    monkeypatch.setattr(desk.reads, "overwritten", then(desk.reads.overwritten, it_changes))
+    one = await verdict(desk, "web1")
+    assert (one.certain, one.pending) == (False, True)
+
+
+async def test_a_guest_that_ends_right_after_its_switch_while_others_are_recorded(
+    desk: Desk, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """The journal was read before the switch, and its QEMU is asked after its end; the journal is never at rest."""
+    qemu = await running(desk, qemu_factory, desk.image("a.qcow2"))
+    driver, reads_of_journal = await at_ready(desk), 0
+
+    async def others() -> None:
+        await desk.engine.journal.note("domain-seen", {}, domain="web2")
+
+    async def it_ends_at_last() -> None:
+        nonlocal reads_of_journal
+        reads_of_journal += 1
+        if reads_of_journal == reads.VERDICT_READS_MAX:
+            await switched(desk, driver)
+            await end(desk, qemu)
+
+    monkeypatch.setattr(desk.reads, "overwritten", then(desk.reads.overwritten, others))
+    monkeypatch.setattr(desk.reads, "latest", then(desk.reads.latest, it_ends_at_last))
+    found = await verdict(desk, "web1")
+    holds = "a.qcow2" if desk.engine.host.driver(driver.pivot.id) is not None else "b.qcow2"
+    assert not found.certain or found.image == str(desk.directory / holds)
+
+
+async def test_a_guest_that_ends_right_after_its_switch_while_it_is_asked_for(
+    desk: Desk, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
+):
+    qemu = await running(desk, qemu_factory, desk.image("a.qcow2"))
+    driver = await at_ready(desk)
+
+    async def it_ends() -> None:
+        if desk.engine.host.driver(driver.pivot.id) is not None:
+            await switched(desk, driver)
+            await end(desk, qemu)
+
+    monkeypatch.setattr(desk.reads, "latest", then(desk.reads.latest, it_ends))
+    found = await verdict(desk, "web1")
+    assert (found.certain, found.image) == (True, str(desk.directory / "b.qcow2"))
+
+
+async def test_an_image_to_which_a_pivot_switches_while_the_journal_of_a_daemon_is_read(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    """The last look of three is the one that counts, if none before it was of one moment."""
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    driver, image = await at_ready(desk), str(desk.directory / "b.qcow2")
+    loop, journal = asyncio.get_running_loop(), OfflineJournal(str(desk.engine.state_dir))
+    verdicts, bandwidths = journal._verdicts, iter(range(1 << 30, 2 << 30))
+
+    def then_it_changes(*key: Any) -> Any:
+        found, changes = verdicts(*key), driver.set_bandwidth(next(bandwidths), WHO)
+        asyncio.run_coroutine_threadsafe(changes, loop).result()
+        return found
+
+    def then_it_switches(*key: Any) -> Any:
+        found = verdicts(*key)
+        if driver.pivot.phase is not Phase.CLOSED:
+            asyncio.run_coroutine_threadsafe(switched(desk, driver), loop).result()
+        return found
+
+    monkeypatch.setattr(journal, "_verdicts", then_it_changes)
+    (found,) = await asyncio.to_thread(journal.image, image)
+    assert (found.standing, found.certain) == ("unknown", False)
+    monkeypatch.setattr(journal, "_verdicts", then_it_switches)
+    (found,) = await asyncio.to_thread(journal.image, image)
+    assert (found.standing, found.image) == ("current", image)
+    journal.close()
