@@ -43,11 +43,14 @@ class Planner:
         domains = self._chosen(self._domains if only is None else [only])
         verdicts = self._client.verdicts() if only is None else _of_known(self._client.verdicts, only)
         doubts = {(one.domain, one.disk): one for one in verdicts}
+        seen = {domain.name for domain in domains}
         for domain in domains:
             try:
                 disks = self._client.disks(domain.name) if domain.connection == "connected" else None
             except RefusedError as failure:
-                if failure.kind != "not-found":  # it has not gone meanwhile
+                if failure.kind == "not-found":
+                    seen.discard(domain.name)  # it was removed meanwhile
+                else:
                     left.append(Left(domain.name, None, None, failure.message, failure.exit_status))
                 continue
             except ClientError as failure:
@@ -60,7 +63,7 @@ class Planner:
             there = [disk for disk in disks if self._is_there(disk)]
             arrived += [(domain.name, disk.disk, disk.image or "") for disk in there]
             moves += self._of_domain(domain.name, disks, doubts, left.append)
-        left += self._staying.of_unknown({domain.name for domain in domains}, doubts.values())
+        left += self._staying.of_unknown(seen, doubts.values())
         return Plan(tuple(_without_twins(moves, left.append)), tuple(left), tuple(arrived))
 
     def _chosen(self, names: Sequence[str]) -> list[DomainView]:

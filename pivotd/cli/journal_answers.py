@@ -28,7 +28,7 @@ from pivotd.errors import ConfigError, NotFoundError
 from pivotd.host import files, places, process
 from pivotd.host.backing import BlindError
 from pivotd.host.threads import in_thread
-from pivotd.journal import images
+from pivotd.journal import images, lock, schema
 from pivotd.journal.images import Key, images_found, obsolete, with_lower
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Place
@@ -186,6 +186,12 @@ class OfflineJournal:
     def beside_daemon(self) -> bool:
         """Whether a daemon has the journal."""
         return self._reader.beside_daemon
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a daemon has taken the journal since a look: a private copy may be older than its work."""
+        path = self._reader.path
+        return not self.beside_daemon and path.name == schema.FILE_NAME and lock.is_owned(path)
 
     def running(self, domain: str) -> str | None:
         """Return one sentence if QEMU of a domain runs, or if nobody can tell; else None.

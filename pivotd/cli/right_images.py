@@ -5,12 +5,13 @@ from __future__ import annotations
 import os.path
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from pivotd.cli.context import App
 from pivotd.cli.host_journal import state_dir_without
-from pivotd.client import ImageVerdict, Verdict
+from pivotd.client import Client, ImageVerdict, Verdict
 from pivotd.core import nbd
 from pivotd.core.image_names import options
 from pivotd.core.pivot import Image
@@ -24,6 +25,9 @@ from pivotd.errors import (
     UncertainError,
 )
 from pivotd.host import files
+
+if TYPE_CHECKING:
+    from pivotd.cli.journal_answers import OfflineJournal
 
 LOOK_AGAIN_S = 0.2
 
@@ -105,9 +109,7 @@ def _look(app: App, domain: str, disks: Iterable[str], *, local: bool) -> list[V
     if app.offline is not None:
         return _offline(app, domain, disks, local=local)
     try:
-        found = app.client.verdicts(domain, local=local)
-        for disk in set(disks) - {one.disk for one in found}:
-            found += app.client.verdicts(domain, disk, local=local)
+        return _of_all(app.client, domain, disks, local=local)
     except RefusedError:
         raise
     except ClientError as away:
@@ -117,7 +119,23 @@ def _look(app: App, domain: str, disks: Iterable[str], *, local: bool) -> list[V
         except JournalError as error:
             away.message += f"; and {error.message}"
             raise away from None
-    return found
+
+
+def _of_all(source: Client | OfflineJournal, domain: str, disks: Iterable[str], *, local: bool) -> list[Verdict]:
+    """Return the verdicts on these disks and on all that are known; if they are of several moments, none is certain."""
+    found = source.verdicts(domain, local=local)
+    others = sorted(set(disks) - {one.disk for one in found})
+    if not others:
+        return found
+    alone = [one for disk in others for one in source.verdicts(domain, disk, local=local)]
+    if _words(source.verdicts(domain, local=local)) == _words(found):
+        return [*found, *alone]
+    reason = f"The disks of {domain} have changed while they were asked for: ask again."
+    return [replace(one, certain=False, pending=True, reason=reason) for one in (*found, *alone)]
+
+
+def _words(found: Iterable[Verdict]) -> list[tuple[object, ...]]:
+    return [(one.disk, one.image, one.outcome, one.certain, one.pivot, one.since) for one in found]
 
 
 def _offline(app: App, domain: str, disks: Iterable[str], *, local: bool, away: bool = False) -> list[Verdict]:
@@ -127,13 +145,14 @@ def _offline(app: App, domain: str, disks: Iterable[str], *, local: bool, away: 
     """
     journal = app.journal
     journal.check_known(domain)
-    found = journal.verdicts(domain, local=local)
-    for disk in set(disks) - {one.disk for one in found}:
-        found += journal.verdicts(domain, disk, local=local)
-    said = journal.running(domain)
-    if said is None:
+    before = journal.running(domain)  # it may end after its switch, which was recorded after the journal was read
+    found = _of_all(journal, domain, disks, local=local)
+    said, taken = before or journal.running(domain), journal.is_taken
+    if said is None and not taken:
         return found
-    if not journal.beside_daemon:
+    if taken:
+        reason = "pivotd has just started: ask again."
+    elif not journal.beside_daemon:
         reason = f"pivotd does not run, and {said}: start pivotd and ask again."
     elif away:
         reason = f"pivotd does not answer, and {said}: see `systemctl status pivotd`, and ask again."

@@ -133,7 +133,8 @@ class _Users:
         for one in app.reads.verdicts():
             if not one.certain and (one.domain, one.disk) not in live:
                 self.missed = f"{one.domain} {one.disk} may be on another image: {one.reason}"
-            if one.image is not None and (one.domain, one.disk) not in live:
+            # Its QEMU may have ended since it was asked, and its disk be on another image by now.
+            if one.image is not None and ((one.domain, one.disk) not in live or self.of(one.image) is None):
                 for layer in self._chain(one.image):
                     self._add(layer, f"{one.domain} {one.disk}")
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pivotd.app import reads
+from pivotd.cli import right_images
 from pivotd.cli.journal_answers import OfflineJournal
 from pivotd.core.pivot import Phase, Pivot
 from pivotd.core.standing import Standing
 from pivotd.engine.driver import Driver
+from pivotd.journal import offline
+from pivotd.journal.journal import Journal
 from tests.app.conftest import WHO, engine
 from tests.app.test_holders import Desk, desk
 from tests.app.test_meanwhile import end, request, running, verdict
 from tests.conftest import QemuFactory
+from tests.journal.samples import make_pivot
 from tests.support.qemu import Disk
 
 __all__ = ["desk", "engine"]
@@ -147,3 +153,55 @@ async def test_an_image_to_which_a_pivot_switches_while_the_journal_of_a_daemon_
     (found,) = await asyncio.to_thread(journal.image, image)
     assert (found.standing, found.image) == ("current", image)
     journal.close()
+
+
+async def test_a_guest_that_ends_right_after_its_switch_while_its_journal_is_read(
+    desk: Desk, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """The daemon that switches is too busy to answer: `image` reads the journal, and then looks whether QEMU runs."""
+    qemu = await running(desk, qemu_factory, desk.image("a.qcow2"))
+    driver = await at_ready(desk)
+    loop, journal = asyncio.get_running_loop(), OfflineJournal(str(desk.engine.state_dir))
+
+    async def it_ends() -> None:
+        await switched(desk, driver)
+        await end(desk, qemu)
+
+    verdicts, due = journal.verdicts, [it_ends]
+
+    def then_it_ends(*key: Any, local: bool) -> Any:
+        found = verdicts(*key, local=local)
+        if due:
+            asyncio.run_coroutine_threadsafe(due.pop()(), loop).result()
+        return found
+
+    monkeypatch.setattr(journal, "verdicts", then_it_ends)
+    app: Any = SimpleNamespace(journal=journal)
+    (found,) = await asyncio.to_thread(right_images._offline, app, "web1", ["disk0"], local=False, away=True)
+    assert (found.certain, found.pending) == (False, True)
+    (found,) = await asyncio.to_thread(right_images._offline, app, "web1", ["disk0"], local=False, away=True)
+    assert (found.certain, found.image) == (True, str(desk.directory / "b.qcow2"))
+    journal.close()
+
+
+async def test_pivotd_starts_right_after_a_private_copy_of_its_journal_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It may have switched a disk since, whose QEMU does not run any more."""
+    opened, pivot = Journal.open(tmp_path), make_pivot(1, images=str(tmp_path))
+    await opened.check_file()
+    await opened.accept(pivot, {})
+    await opened.close()
+    for disk in pivot.disks:
+        Path(disk.source.filename).touch()
+    monkeypatch.setattr(offline, "_connect_in_place", lambda _path: None)  # as for a journal of an older pivotd
+    app: Any = SimpleNamespace(journal=OfflineJournal(str(tmp_path)))
+    found = await asyncio.to_thread(right_images._offline, app, pivot.domain, [], local=False, away=True)
+    assert {one.certain for one in found} == {True}
+    app.journal.close()
+    app.journal = OfflineJournal(str(tmp_path))
+    opened = Journal.open(tmp_path)
+    found = await asyncio.to_thread(right_images._offline, app, pivot.domain, [], local=False, away=True)
+    assert {(one.certain, one.pending) for one in found} == {(False, True)}
+    app.journal.close()
+    await opened.close()

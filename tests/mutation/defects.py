@@ -401,7 +401,7 @@ NEXT_BOOT = (
     ),
     Defect(
         "a journal without its daemon is certain while QEMU runs", "G1", "pivotd/cli/right_images.py",
-        "    said = journal.running(domain)\n", "    said = None\n",
+        "    said, taken = before or journal.running(domain), journal.is_taken\n", "    said, taken = None, False\n",
         "real QEMU", (IMAGES, "-k", "daemon_is_dead_and_qemu"),
     ),
 )  # fmt: skip
