@@ -232,14 +232,14 @@ class Driver:
             await intent.look_for_destinations(state, limits.RECORD_PATIENCE_S)
         await record_steps.note_whose_pause(state)
         await self._take_messages()
-        seen = await self._look()
+        seen, session = await self._look()
         await progress_notes.went_on(state, seen)
         if seen.qemu is Qemu.SILENT and state.in_window and self.pivot.manager is Manager.LIBVIRT:
             beside = await state.domain.beside(self.pivot)
             if beside is not None:
                 await self._act_beside(beside)
                 return
-        await self._act(seen, state.domain.session)
+        await self._act(seen, session)
 
     async def _act_beside(self, beside: Session) -> None:
         """End the pause over a connection that does not go through libvirt, as far as that is safe."""
@@ -303,7 +303,8 @@ class Driver:
                     message.taken = True
                     self.state.remember(undo=undo)
 
-    async def _look(self) -> Observation:
+    async def _look(self) -> tuple[Observation, Session | None]:
+        """Return what was seen, and of whom: another QEMU may answer at the monitor by the time of the next step."""
         state = self.state
         state.inbox.woken.clear()
         session = state.domain.session
@@ -324,7 +325,7 @@ class Driver:
         self.pace.note(self.pivot, seen, state.clock.monotonic())
         if seen.qemu is Qemu.SAME:
             await progress_notes.stalled(state)
-        return seen
+        return seen, session
 
     async def _look_by(self, session: Session) -> Observation:
         state = self.state
