@@ -21,9 +21,10 @@ from pivotd.core.phases import is_decided
 from pivotd.core.pivot import Pivot
 from pivotd.core.request import CopyOptions, Requester
 from pivotd.core.undo import Undo
+from pivotd.engine.driver import Driver
 from pivotd.engine.inbox import taken_back, too_late
 from pivotd.engine.ports import Fleet
-from pivotd.errors import PhaseConflictError
+from pivotd.errors import BusyError, PhaseConflictError
 from pivotd.journal.journal import Journal
 
 
@@ -84,13 +85,23 @@ class DaemonService:
 
     async def cancel(self, pivot: str, who: Requester) -> Pivot:
         """Ask a pivot to keep the source; returns once the request is durable or the outcome is known."""
-        found = await self.reads.current(pivot)
-        driver = self._host.driver(found.id)
+        found, driver = await self._driven(pivot)
         if driver is not None:
             return await driver.cancel(who)
         if refusal := too_late(found):
             raise refusal
         return found
+
+    async def _driven(self, pivot: str) -> tuple[Pivot, Driver | None]:
+        """Return a pivot and its driver, None if its outcome is recorded. Raises: NotFoundError, BusyError."""
+        found = await self.reads.current(pivot)
+        if (driver := self._host.driver(found.id)) is None and not is_decided(found):
+            async with self._host.lock(found.domain):  # one that was just recorded has its driver after this
+                driver = self._host.driver(found.id)
+            found = await self.reads.current(found.id)
+            if driver is None and not is_decided(found):
+                raise BusyError(f"pivot {found.id} is {found.phase}, and not taken up yet: ask again", pivot=found.id)
+        return found, driver
 
     async def undo(self, pivot: str, who: Requester) -> Pivot:
         """Undo a pivot while its window is open; return the pivot that does this, the same one if repeated."""
@@ -121,8 +132,7 @@ class DaemonService:
 
     async def set_bandwidth(self, pivot: str, bytes_per_s: int, who: Requester) -> Pivot:
         """Change how fast an open pivot copies; returns once that is durable."""
-        found = await self.reads.current(pivot)
-        driver = self._host.driver(found.id)
+        found, driver = await self._driven(pivot)
         if driver is None:
             raise PhaseConflictError(f"pivot {found.id} is {found.phase}: nothing is copied any more")
         return await driver.set_bandwidth(bytes_per_s, who)

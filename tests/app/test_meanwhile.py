@@ -13,7 +13,9 @@ import pytest
 from pivotd.app import reservations
 from pivotd.app.accepting import Accepting
 from pivotd.app.alarms import Alarms
+from pivotd.app.service import DaemonService
 from pivotd.client.requests import AcceptRequest
+from pivotd.config import Config
 from pivotd.core.pivot import Image, Phase, Pivot
 from pivotd.core.request import CopyOptions, Kind, PivotRequest, Target
 from pivotd.core.undo import Undo
@@ -311,3 +313,24 @@ async def test_a_release_while_an_undo_is_recorded(desk: Desk):
     await until(lambda: not desk.engine.host.drivers())
     found = await verdict(desk, "web1")
     assert (found.pivot, found.image) == ((await undone).id, str(desk.directory / "a.qcow2"))
+
+
+async def test_a_pivot_is_cancelled_right_after_its_record(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """It has no driver yet; it was too late to cancel it, with the outcome None."""
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    journal = desk.engine.journal
+    service, accept = DaemonService(Config(), desk.engine.host, journal, desk.reads), journal.accept
+    cancelled: list[asyncio.Future[Pivot]] = []
+
+    async def then_it_is_cancelled(*facts: Any) -> tuple[Pivot, bool]:
+        found = await accept(*facts)
+        cancelled.append(asyncio.ensure_future(service.cancel(found[0].id, WHO)))
+        lock = desk.engine.host.lock("web1")
+        await until(lambda: " waiters:1" in repr(lock) or cancelled[0].done())
+        return found
+
+    monkeypatch.setattr(journal, "accept", then_it_is_cancelled)
+    pivot = await service.start(request("web1", desk.directory / "b.qcow2"), WHO)
+    await cancelled[0]
+    await until(lambda: not desk.engine.host.drivers())
+    assert (await desk.reads.pivot(pivot.id)).outcome == "kept"
