@@ -322,7 +322,12 @@ def replace_file(path: Path, text: bytes) -> None:
 
 def fsync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fsync(path, os.O_DIRECTORY)
+
+
+def fsync(path: Path, flags: int = 0) -> None:
+    """Make what is in a file durable."""
+    handle = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(handle)
     finally:
@@ -709,6 +714,7 @@ def journal_refuses(domain: str, images: dict[str, str]) -> str | None:
         return None
     connection, copy = opened
     try:
+        connection.execute("BEGIN")  # all disks by one state
         (known,) = connection.execute("SELECT max(identity) FROM journal_file").fetchone()
         if str(known).partition(" ")[0] != str(JOURNAL.stat().st_ino):
             return None  # a restored copy may lack the last pivots
@@ -769,7 +775,12 @@ def _open_journal() -> tuple[sqlite3.Connection, tempfile.TemporaryDirectory[str
         return None
     wal, index = (JOURNAL.with_name(JOURNAL.name + suffix) for suffix in ("-wal", "-shm"))
     copy = None
-    if not wal.exists() or not wal.stat().st_size:
+    try:
+        fsync(wal)  # pivotd may have been killed between the write of a record and its fsync
+        records_bytes = wal.stat().st_size
+    except FileNotFoundError:
+        records_bytes = 0
+    if not records_bytes:
         uri = f"file:{JOURNAL}?mode=ro&immutable=1"
     elif index.exists():
         uri = f"file:{JOURNAL}?mode=ro&readonly_shm=1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -294,3 +296,50 @@ def test_a_fault_of_the_hook_lets_the_domain_start(
     monkeypatch.setattr(libvirt_hook, "journal_refuses", lambda *_: 1 / 0)
     assert start(definition()) == 0
     assert "web1: allowed without a look into pivotd's journal: division by zero" in capsys.readouterr().err
+
+
+async def test_a_person_accepts_other_images_between_the_disks(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The definition has the new image of one disk and the old one of the other: that was right at no moment."""
+    (tmp_path / "state").mkdir()
+    journal, loop, judged = Journal.open(tmp_path / "state"), asyncio.get_running_loop(), libvirt_hook._disk_refuses
+    await journal.check_file()
+    pivots = []
+    for number, disk in ((1, "vda"), (2, "vdb")):
+        pivot, _ = await journal.accept(make_pivot(number, disk=disk), {})
+        disks = (replace(pivot.disks[0], outcome=Outcome.SWITCHED),)
+        pivots.append(await journal.advance(pivot, "decided", {}, disks=disks, phase=Phase.CLOSED))
+
+    async def accept_the_old_ones() -> None:
+        while pivots:
+            pivot = pivots.pop()
+            word = Accepted(pivot.disks[0].source.filename, "qcow2", "2026-11-23T09:00:00Z", 0, "restored")
+            await journal.advance(pivot, "image-accepted", {}, disks=(replace(pivot.disks[0], accepted=word),))
+
+    def then_they_are_accepted(*facts: Any) -> str | None:
+        found = judged(*facts)
+        asyncio.run_coroutine_threadsafe(accept_the_old_ones(), loop).result()
+        return found
+
+    monkeypatch.setattr(libvirt_hook, "_disk_refuses", then_they_are_accepted)
+    text = DOMAIN.format(DISK.format(DESTINATION, "vda") + DISK.format("/images/source2.qcow2", "vdb"))
+    assert await asyncio.to_thread(start, text) == libvirt_hook.REFUSED
+    assert not pivots
+    await journal.close()
+
+
+async def test_what_a_dead_pivotd_has_written_is_durable_before_a_guest_starts_by_it(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the write of a record and its fsync, a start by that record, and a power cut: it would be lost."""
+    await moved(tmp_path, phase=Phase.CLOSED, outcome=Outcome.SWITCHED)
+    journal = Journal.open(tmp_path / "state")  # so that there are records in its WAL
+    await journal.note("domain-added", {}, domain="web2")
+    made: list[str] = []
+    monkeypatch.setattr(
+        libvirt_hook.os, "fsync", lambda handle: made.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+    )
+    assert start(definition(DESTINATION)) == 0
+    assert made == [str(tmp_path / "state" / "journal.db-wal")]
+    await journal.close()
