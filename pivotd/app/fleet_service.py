@@ -48,6 +48,7 @@ class FleetService:
 
     async def take(self, domain: str, chosen: Mapping[str, str], who: Requester) -> FleetDomain:
         """Make this host the owner of a guest whose host was fenced; ``chosen``: a person's word, image by disk."""
+        await self._requested("take-requested", domain, who, images=dict(chosen))
         found: FleetDomain = await self._ask(
             lambda store: _taking().take(store, domain, chosen), _answers_domain, changes=True
         )
@@ -58,9 +59,20 @@ class FleetService:
 
     async def forget(self, domain: str, who: Requester) -> None:
         """Remove a domain from the fleet."""
+        await self._requested("forget-requested", domain, who)
         await self._ask(lambda store: _taking().forget(store, domain), lambda _: None, changes=True)
         await self._journal.note("guest-forgotten", {"uid": who.uid}, domain=domain)
         log.warning("fleet.forgotten", domain=domain, **by(who))
+
+    async def _requested(self, event: str, domain: str, who: Requester, **facts: Any) -> None:
+        """Record who asks for a change: etcd may make it, and pivotd end before the answer. Raises: JournalError."""
+        self._check()
+        await self._journal.note(event, {**facts, "uid": who.uid}, domain=domain)
+
+    def _check(self) -> None:
+        """Raises: ConflictError: there is no fleet."""
+        if not self._settings.endpoints:
+            raise ConflictError("this pivotd belongs to no fleet: configure [fleet] (docs/fleet.md)")
 
     async def _ask(
         self, work: Callable[[Any], Coroutine[Any, Any, Any]], encode: Callable[[Any], T], *, changes: bool = False
@@ -69,8 +81,7 @@ class FleetService:
 
         Raises: ConflictError: there is no fleet; TooBusyError; FleetError, and what the work raises.
         """
-        if not self._settings.endpoints:
-            raise ConflictError("this pivotd belongs to no fleet: configure [fleet] (docs/fleet.md)")
+        self._check()
 
         async def run() -> T:
             store = import_module("pivotd.fleet.store").EtcdFleet(self._settings)

@@ -16,7 +16,16 @@ EVENTS = frozenset(
         *("rolling-back", "cancel-requested", "complete-requested", "release-requested", "undo-requested"),
         *("bandwidth-requested", "bandwidth-set", "slowing", "limits-restored", "interrupted", "went-on", "stalled"),
         *("moving-again", "destination-hangs", "leftovers", "window-ended", "release-owed", "release-settled"),
-        *("guest-taken", "guest-forgotten", "guest-left", "journal-moved", "image-seen", "image-accepted"),
+        *(
+            "take-requested",
+            "guest-taken",
+            "forget-requested",
+            "guest-forgotten",
+            "guest-left",
+            "journal-moved",
+            "image-seen",
+            "image-accepted",
+        ),
         *("wrong-image", "ran-on-other-image", "archived", "domain-added", "domain-removed"),
         *("reloaded", "reload-refused"),
     }

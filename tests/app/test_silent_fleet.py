@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,3 +74,22 @@ def test_pivotd_ends_beside_a_resolver_that_hangs(host: Host, monkeypatch: pytes
 
 def test_they_have_few_threads(readers: Host):
     assert readers.threads() <= limits.FLEET_READERS_AT_ONCE + 8
+
+
+def test_pivotd_ends_while_etcd_is_asked_for_a_guest(host: Host, silent: str):
+    """etcd may have given it the guest: the journal knows who has asked for that."""
+    host.start({}, f'[fleet]\nendpoints = {json.dumps([silent])}\nhost = "h1"\ntimeout_ms = {TIMEOUT_MS}')
+    body = json.dumps({"fenced": True, "disks": [{"disk": "disk0", "image": "/images/b.qcow2"}]})
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(host.daemon.socket))
+        head = f"POST /v1/fleet/domains/web1/take HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall((head + body).encode())
+
+        def asked() -> list[dict[str, Any]]:
+            records = host.call("GET", "/v1/events").json
+            return [one for one in records if one["event"] == "take-requested"]
+
+        assert waiting.until(lambda: bool(asked()), look_s=0.1)
+        (record,) = asked()
+        assert (record["domain"], record["facts"]["images"]) == ("web1", {"disk0": "/images/b.qcow2"})
+        assert record["facts"]["uid"] == os.getuid()
