@@ -26,10 +26,11 @@ from pivotd.core.names import no_disk
 from pivotd.core.overwritten import Overwritten, doubted
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
+from pivotd.core.request import Manager
 from pivotd.core.standing import Asked, ImageFound
 from pivotd.core.verdict import Verdict, overtaken, unasked, without_pivot
 from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, NotFoundError
-from pivotd.host import files
+from pivotd.host import files, process
 from pivotd.host.threads import in_thread
 from pivotd.journal import images
 from pivotd.journal.images import images_found, news, obsolete, standings, with_lower
@@ -269,9 +270,10 @@ class Reads:
         if self._fleet is not None:
             found = await self._fleet.together(live, found, domain, disk, local=local)
         result = list((await live.with_files(found)).values())
+        away = await self._monitors_without_domain(live, found)
         encoded: list[T] = []
         for first in range(0, len(result), limits.READ_AT_ONCE):
-            part = [self._while_unasked(live, one) for one in result[first : first + limits.READ_AT_ONCE]]
+            part = [self._while_unasked(live, one, away) for one in result[first : first + limits.READ_AT_ONCE]]
             encoded += await self._lists.read(_encoded, encode, part)
         return encoded
 
@@ -280,13 +282,32 @@ class Reads:
         for listener in self.listeners:
             listener(domain)
 
-    def _while_unasked(self, live: LiveVerdicts, found: Verdict) -> Verdict:
+    async def _monitors_without_domain(self, live: LiveVerdicts, keys: Iterable[Key]) -> dict[str, str]:
+        """Return, of domains that pivotd does not have, the monitors of last pivots at which somebody listens.
+
+        A guest may have started that is not discovered yet, or whose domain was removed. One that has another name by
+        now is asked by that.
+        """
+        known = {supervisor.path for supervisor in self._host.supervisors.values()}
+        monitors = {
+            pivot.domain: pivot.qmp
+            for pivot, _ in filter(None, map(live.moved, keys))
+            if pivot.domain not in self._host.supervisors and pivot.manager is Manager.PIVOTD and pivot.qmp not in known
+        }
+        if not monitors:
+            return {}
+        found = await self._lists.read(_listening)
+        return {domain: path for domain, path in monitors.items() if path in found}
+
+    def _while_unasked(self, live: LiveVerdicts, found: Verdict, away: Mapping[str, str]) -> Verdict:
         """Return a verdict that is not certain while a QEMU runs that could not be asked: its monitor may be taken."""
         if live.is_asked(found.domain):
             return found
         supervisor = self._host.supervisors.get(found.domain)
         if (pid := live.runs_on((found.domain, found.disk))) is not None:
             return unasked(found, f"its QEMU runs (process {pid})", is_known=supervisor is not None)
+        if (path := away.get(found.domain)) is not None:
+            return unasked(found, f"a QEMU listens at {path}", is_known=supervisor is not None)
         if supervisor is not None and (supervisor.is_silent or found.domain in live.unchecked):
             return unasked(found, f"a QEMU listens at {supervisor.path}", is_known=True)
         return found
@@ -467,7 +488,9 @@ class Reads:
         found = {key: one for key, one in found.items() if key in had or key in lower or one.image in asked.names}
         if fleet is not None:
             found = await fleet.together(live, found, None, None, local=False)
-        found = {key: self._while_unasked(live, one) for key, one in (await live.with_files(found)).items()}
+        found = await live.with_files(found)
+        away = await self._monitors_without_domain(live, found)
+        found = {key: self._while_unasked(live, one, away) for key, one in found.items()}
         last = {key: live.moved(key) for key in found}
         pivots = {key: None if one is None else one[0] for key, one in last.items()}
         known, changed = await self._single.read(_images, image, asked, found, pivots)
@@ -552,6 +575,10 @@ def _changed(before: Sequence[Moved], now: Sequence[Moved]) -> set[Key]:
     """Return the disks whose last pivot has changed, or is another one."""
     known = [{(pivot.domain, disk.disk): (pivot.id, pivot.revision) for pivot, disk in one} for one in (before, now)]
     return {key for key in known[0].keys() | known[1].keys() if known[0].get(key) != known[1].get(key)}
+
+
+def _listening(_reader: Reader) -> frozenset[str]:
+    return process.listening()
 
 
 def _there(paths: Mapping[str, str]) -> list[str]:

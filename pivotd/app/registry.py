@@ -241,14 +241,16 @@ class Host:
 
         The file name without its suffix is the domain's name; a name in use stays with its owner.
         """
+        known = list(self.supervisors.values())  # another round may add a domain meanwhile, whose socket is newer
         try:
             found = await self.matching(patterns)
         except BadRequestError as error:
             self._say({patterns[0]: f"{error.message}: nothing is discovered"})
             return
-        for supervisor in list(self.supervisors.values()):
+        for supervisor in known:
             gone = supervisor.path not in found and supervisor.session is None and not supervisor.drivers
-            if supervisor.origin == DISCOVERED and gone and not self.lock(supervisor.name).locked():
+            is_known = self.supervisors.get(supervisor.name) is supervisor
+            if supervisor.origin == DISCOVERED and gone and is_known and not self.lock(supervisor.name).locked():
                 self.remove(supervisor.name)
         hidden = {pattern: why for pattern in patterns if (why := view.hidden(pattern)) is not None}
         new = self._new(found, hidden)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from pivotd.core.names import no_domain
 from pivotd.core.overwritten import doubted
 from pivotd.core.pivot import Image, Phase
 from pivotd.core.rules.fleet_local import DiskHere
-from pivotd.core.standing import Finding, ImageFound
+from pivotd.core.standing import Finding, ImageFound, Moved
 from pivotd.errors import ConfigError, NotFoundError
 from pivotd.host import files, places, process
 from pivotd.host.backing import BlindError
@@ -127,12 +127,13 @@ class OfflineJournal:
 
         In a fleet one is certain only if the fleet has agreed. ``local``: or if it does not answer.
         """
-        found = self._verdicts(domain, disk)
+        latest = list(self._reader.every_latest(domain, disk))
+        found = self._verdicts(latest)
         if domain is not None and disk is not None and not found:
             mark = self._reader.overwritten().get((domain, disk))
             found = {(domain, disk): doubted(verdict.without_pivot(domain, disk), mark)}
         if self.fleet.may_be:
-            found = self._in_fleet(found, domain, disk, local=local)
+            found = self._in_fleet(found, latest, domain, every=disk is None, local=local)
         return [shown.verdict(one) for one in found.values()]
 
     def check_known(self, domain: str) -> None:
@@ -146,13 +147,13 @@ class OfflineJournal:
             return
         raise NotFoundError(no_domain(domain, (row.name for row in self.domains())), domain=domain)
 
-    def _verdicts(self, domain: str | None, disk: str | None) -> dict[Key, verdict.Verdict]:
-        found = {}
+    def _verdicts(self, latest: Iterable[Moved]) -> dict[Key, verdict.Verdict]:
+        found, beside_daemon = {}, self._reader.beside_daemon  # when these were read
         elsewhere = self._reader.is_copy()
         marks = self._reader.overwritten()
-        for pivot, moved in self._reader.every_latest(domain, disk):
+        for pivot, moved in latest:
             one = verdict.of_pivot(pivot, moved)
-            if self._reader.beside_daemon and verdict.may_be_overtaken(pivot):
+            if beside_daemon and verdict.may_be_overtaken(pivot):
                 one = verdict.provisional(one)
             one = verdict.doubtful(one, moved, is_copy=elsewhere)
             one = doubted(one, marks.get((pivot.domain, moved.disk)))
@@ -162,10 +163,19 @@ class OfflineJournal:
         return found
 
     def _in_fleet(
-        self, found: dict[Key, verdict.Verdict], domain: str | None, disk: str | None, *, local: bool
+        self,
+        found: dict[Key, verdict.Verdict],
+        latest: Iterable[Moved],
+        domain: str | None = None,
+        *,
+        every: bool = False,
+        local: bool,
     ) -> dict[Key, verdict.Verdict]:
-        """Return verdicts together with the fleet's word; ``domain`` alone: with disks that only the fleet knows."""
-        last = {(pivot.domain, moved.disk): (pivot, moved) for pivot, moved in self._reader.every_latest(domain, disk)}
+        """Return the verdicts on these last pivots of disks together with the fleet's word.
+
+        ``every``: with the disks of the domain that only the fleet knows.
+        """
+        last = {(pivot.domain, moved.disk): (pivot, moved) for pivot, moved in latest}
         of_domain: dict[str, list[DiskHere]] = {} if domain is None else {domain: []}
         marks, alive = self._reader.overwritten(), dict[str, bool]()
         for key, one in found.items():
@@ -178,8 +188,7 @@ class OfflineJournal:
             left = moved is not None and moved[1].left_at is not None
             here = DiskHere(one, moved, left=left, driven=driven, spoiled=key in marks)
             of_domain.setdefault(name, []).append(here)
-        every = domain is not None and disk is None
-        said = self.fleet.together(of_domain, every=every, local=local)
+        said = self.fleet.together(of_domain, every=every and domain is not None, local=local)
         return {(one.domain, one.disk): _found(one, found.get((one.domain, one.disk))) for one in said}
 
     @property
@@ -227,15 +236,17 @@ class OfflineJournal:
         had = {(pivot.domain, disk.disk) for pivot, disk in self._reader.image(asked.names, asked.file_id)}
         chains = asyncio.run(self._in_chains(place))
         keys = sorted(had | chains)
-        last = {key: pivot for key in keys for pivot, _ in self._reader.latest(*key, limit=1)}
-        verdicts = {key: one for key in keys for key, one in self._verdicts(*key).items()}
+        latest = [one for key in keys for one in self._reader.latest(*key, limit=1)]
+        verdicts = self._verdicts(latest)
         lower = dict[Key, Finding]()
         for key in sorted(chains):
             with contextlib.suppress(BlindError):
                 if (finding := lower_images.by_headers(place, verdicts[key])) is not None:
                     lower[key] = finding
         if self.fleet.may_be:
-            verdicts = self._in_fleet(verdicts, None, None, local=False)
+            verdicts = self._in_fleet(verdicts, latest, local=False)
+
+        last = {(pivot.domain, disk.disk): pivot for pivot, disk in latest}
 
         def look() -> tuple[list[ImageFound], set[Key]]:
             found = images_found(self._reader, image, asked, verdicts, _is_gone)

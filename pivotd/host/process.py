@@ -25,11 +25,20 @@ def peer_pid(sock: socket.socket) -> int:
 def listens(path: str) -> bool:
     """Return whether a process listens at a Unix socket, without a connection, which would take a monitor.
 
-    False also for one of another network namespace. Source: proc_net(5), and __SO_ACCEPTCON of the kernel's net/unix.
+    False also for one of another network namespace.
+    """
+    return path in listening()
+
+
+def listening() -> frozenset[str]:
+    """Return the names of the Unix sockets at which processes listen, of this network namespace.
+
+    Source: proc_net(5), and __SO_ACCEPTCON of the kernel's net/unix.
     """
     accepts = 0x10000
     lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]
-    return any(words[7:] == [path] and int(words[3], 16) & accepts for words in (line.split(None, 7) for line in lines))
+    found = (words for words in (line.split(None, 7) for line in lines) if int(words[3], 16) & accepts)
+    return frozenset(path for words in found for path in words[7:])
 
 
 def start_ticks(pid: int) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,9 @@ from pivotd.app import reads
 from pivotd.cli import right_images
 from pivotd.cli.journal_answers import OfflineJournal
 from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.rules.fleet_local import DiskHere
 from pivotd.core.standing import Standing
+from pivotd.core.verdict import Verdict, right_image
 from pivotd.engine.driver import Driver
 from pivotd.journal import offline
 from pivotd.journal.journal import Journal
@@ -205,3 +208,62 @@ async def test_pivotd_starts_right_after_a_private_copy_of_its_journal_was_made(
     assert {(one.certain, one.pending) for one in found} == {(False, True)}
     app.journal.close()
     await opened.close()
+
+
+async def test_a_guest_of_a_forgotten_domain_that_is_started_on_its_old_image(desk: Desk):
+    """As between the start of a guest whose monitor is to be discovered and the next round of that."""
+    old = desk.image("a.qcow2")
+    right = await desk.stopped("web1", Disk(old), to="b.qcow2")
+    desk.engine.host.remove("web1")
+    assert (await verdict(desk, "web1")).image == str(right)
+    assert (await verdict(desk, "web1")).certain
+    desk._start_qemu([Disk(old)], name="web1")
+    assert not (await verdict(desk, "web1")).certain
+    (found,) = await desk.reads.image(str(right), lambda one: one)
+    assert (found.verdict.certain, found.finding.standing) == (False, Standing.UNKNOWN)
+
+
+async def test_two_rounds_of_discovery_side_by_side(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """One has looked at the directory before the guest started, and ends after the other one has found its monitor."""
+    host, pattern = desk.engine.host, str(desk.directory / "found-*.sock")
+    matching = host.matching
+
+    async def then_another_round(patterns: list[str]) -> list[str]:
+        found = await matching(patterns)
+        monkeypatch.setattr(host, "matching", matching)
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.bind(str(desk.directory / "found-1.sock"))
+        await host.discover(patterns)
+        assert "found-1" in host.supervisors
+        return found
+
+    monkeypatch.setattr(host, "matching", then_another_round)
+    await host.discover([pattern])
+    assert "found-1" in host.supervisors
+
+
+async def test_a_pivot_ends_while_the_journal_of_a_daemon_is_read_for_the_fleet(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    """The fleet's word is compared with the pivot by which the journal names an image, and with no later one."""
+    await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    driver = await at_ready(desk)
+    loop, journal = asyncio.get_running_loop(), OfflineJournal(str(desk.engine.state_dir))
+    verdicts, compared = journal._verdicts, list[DiskHere]()
+
+    def then_it_switches(*of_disks: Any) -> Any:
+        found = verdicts(*of_disks)
+        asyncio.run_coroutine_threadsafe(switched(desk, driver), loop).result()
+        return found
+
+    def together(of_domain: dict[str, list[DiskHere]], **_: bool) -> list[Verdict]:
+        compared.extend(of_domain["web1"])
+        return [one.verdict for one in compared]
+
+    monkeypatch.setattr(journal, "_verdicts", then_it_switches)
+    monkeypatch.setattr(journal, "fleet", SimpleNamespace(may_be=True, together=together))
+    await asyncio.to_thread(journal.verdicts, "web1")
+    ((said, moved),) = [(one.verdict, one.moved) for one in compared]
+    assert moved is not None
+    assert said.image == right_image(moved[1]).filename
+    journal.close()

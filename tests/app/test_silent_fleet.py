@@ -77,7 +77,7 @@ def test_they_have_few_threads(readers: Host):
 
 
 def test_pivotd_ends_while_etcd_is_asked_for_a_guest(host: Host, silent: str):
-    """etcd may have given it the guest: the journal knows who has asked for that."""
+    """Etcd may have given it the guest: the journal knows who has asked for that."""
     host.start({}, f'[fleet]\nendpoints = {json.dumps([silent])}\nhost = "h1"\ntimeout_ms = {TIMEOUT_MS}')
     body = json.dumps({"fenced": True, "disks": [{"disk": "disk0", "image": "/images/b.qcow2"}]})
     with socket.socket(socket.AF_UNIX) as client:
