@@ -75,10 +75,10 @@ class Reader:
 
     def at_once(self, look: Callable[[], T]) -> T:
         """Run ``look``, for which all calls of this reader see one state; it must neither wait nor look at files."""
-        if self._state is not None:
-            return look()
 
         def within(connection: sqlite3.Connection) -> T:
+            if self._state is not None:  # one within another, in this thread
+                return look()
             self._state = connection
             try:
                 return look()
