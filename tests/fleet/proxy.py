@@ -45,7 +45,7 @@ class Proxy:
         self._path = path
         self._fates: list[Fate] = []
         self._kept: list[bytes] = []
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.delay_s = 0.0
         self.seen: list[str] = []
         """The paths of all requests."""
@@ -68,9 +68,12 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for task in self._connections:
+        await asyncio.sleep(0)  # a connection that was just accepted is served, and so known
+        for task, writer in self._connections.items():
             task.cancel()
+            writer.transport.abort()  # also one whose peer takes no answer any more
         await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.sleep(0)  # what was aborted ends
 
     def next(self, *fates: Fate) -> None:
         """Decide what becomes of the next requests."""
@@ -92,7 +95,7 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        self._connections[task] = writer
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 while True:
@@ -102,7 +105,7 @@ class Proxy:
         except asyncio.CancelledError:
             pass
         finally:
-            self._connections.discard(task)
+            del self._connections[task]
             writer.close()
 
     async def _treat(self, request: bytes, writer: asyncio.StreamWriter) -> bytes | None:
