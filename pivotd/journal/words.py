@@ -14,7 +14,7 @@ from pivotd.errors import RevisionConflictError
 from pivotd.journal.changes import Change, advance
 
 _DOUBTS = (
-    "SELECT doubtful, left_at, ran_on,"
+    "SELECT doubtful, left_at, ran_on, ran_on_format,"
     " (SELECT o.pivot FROM overwritten o WHERE o.domain = l.domain AND o.disk = l.disk) AS mark"
     " FROM disk_latest l WHERE domain = ? AND disk = ? AND pivot = ?"
 )
@@ -26,14 +26,16 @@ def accept_image(  # noqa: PLR0913, PLR0917 - the word, and what was known when 
     """Keep a word with the last pivot of a disk, unless something that puts the disk in doubt is new since.
 
     ``known``: the disk as it was read; ``mark``: the pivot that then wrote to an image of it, or had moved on from it.
+    That the guest was seen on the accepted image itself says the same as the word.
     """
     disks = tuple(replace(one, accepted=word) if one.disk == known.disk else one for one in before.disks)
     record = advance(before, "image-accepted", facts, {"disks": disks, "fleet_epoch": fleet_epoch})
-    doubts = (int(known.doubtful), known.left_at, None if known.ran_on is None else known.ran_on.filename, mark)
+    ran_on = (None, None) if known.ran_on is None else (known.ran_on.filename, known.ran_on.format)
+    doubts = {(int(known.doubtful), known.left_at, *ran, mark) for ran in (ran_on, (word.filename, word.format))}
 
     def change(connection: sqlite3.Connection) -> tuple[Pivot, Sequence[Record]]:
         row = connection.execute(_DOUBTS, (before.domain, known.disk, before.id)).fetchone()
-        if row is None or tuple(row) != doubts:
+        if row is None or tuple(row) not in doubts:
             raise RevisionConflictError(
                 f"what is known of {before.domain} {known.disk} has changed: the word was not recorded; look again",
                 pivot=before.id,

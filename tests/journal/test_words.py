@@ -77,3 +77,22 @@ async def test_a_doubt_that_is_new_since(
     assert [one.accepted for one in again.disks] == [WORD, *(one.accepted for one in last.disks[1:])]
     disk, mark = known(tmp_path, last)
     assert (disk.doubtful, disk.left_at, disk.ran_on, mark) == (False, None, None, None)
+
+
+@pytest.mark.parametrize("seen_as", ["qcow2", "raw"])
+async def test_the_guest_is_seen_on_the_accepted_image_meanwhile(
+    journal: Journal, tmp_path: Path, seen_as: str
+) -> None:
+    """That is no doubt about the word; the same file in another format is one."""
+    await journal.check_file()
+    last, _ = await journal.accept(make_pivot(1), {})
+    last = await journal.advance(last, "closed", {}, phase=Phase.CLOSED, closed_at="2026-11-30T16:00:00.000000Z")
+    disk, mark = known(tmp_path, last)
+    await journal.ran_on(last, disk, (WORD.filename, seen_as))
+    if seen_as != WORD.format:
+        with pytest.raises(RevisionConflictError):
+            await journal.accept_image(last, disk, WORD, {}, mark=mark, fleet_epoch=None)
+        return
+    accepted = await journal.accept_image(last, disk, WORD, {}, mark=mark, fleet_epoch=None)
+    assert accepted.disks[0].accepted == WORD
+    assert known(tmp_path, last)[0].ran_on is None
