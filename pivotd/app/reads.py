@@ -33,7 +33,7 @@ from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, N
 from pivotd.host import files, process
 from pivotd.host.threads import in_thread
 from pivotd.journal import images
-from pivotd.journal.images import images_found, news, obsolete, standings, with_lower
+from pivotd.journal.images import images_found, news, obsolete, standings, state_of, with_lower
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Found, Place
@@ -350,11 +350,11 @@ class Reads:
 
         Raises: NotFoundError: neither journal nor daemon knows the domain.
         """
-        before, latest = self._journal.last_seq, await self.latest(domain, disk)
+        before, is_checked = self._journal.last_seq, self._journal.file_checked
+        latest = await self.latest(domain, disk)
         for _ in range(VERDICT_READS_MAX):
             if domain is not None and not latest:
                 self._host.get(domain)
-            is_checked = self._journal.file_checked
             live = LiveVerdicts(latest if is_checked else [(one, replace(disk, doubtful=True)) for one, disk in latest])
             found = await live.all(self._sessions([domain] if domain is not None else None), disk)
             marks = await self.overwritten()
@@ -362,7 +362,8 @@ class Reads:
             live.spoiled = frozenset(marks)
             if self._journal.last_seq == before:
                 return live, found
-            seen, before, latest = latest, self._journal.last_seq, await self.latest(domain, disk)
+            seen, before, is_checked = latest, self._journal.last_seq, self._journal.file_checked
+            latest = await self.latest(domain, disk)
             if not (changed := _changed(seen, latest)):  # other disks have other records all the time
                 return live, found
         return live, {key: overtaken(one) if key in changed else one for key, one in found.items()}
@@ -492,8 +493,7 @@ class Reads:
         away = await self._monitors_without_domain(live, found)
         found = {key: self._while_unasked(live, one, away) for key, one in found.items()}
         last = {key: live.moved(key) for key in found}
-        pivots = {key: None if one is None else one[0] for key, one in last.items()}
-        known, changed = await self._single.read(_images, image, asked, found, pivots)
+        known, changed = await self._single.read(_images, image, asked, found, last)
         return with_lower(known, image, lower, found), changed
 
     async def history(self, image: str, right: Verdict) -> ImageFound | None:
@@ -572,9 +572,10 @@ def _last_records(
 
 
 def _changed(before: Sequence[Moved], now: Sequence[Moved]) -> set[Key]:
-    """Return the disks whose last pivot has changed, or is another one."""
-    known = [{(pivot.domain, disk.disk): (pivot.id, pivot.revision) for pivot, disk in one} for one in (before, now)]
-    return {key for key in known[0].keys() | known[1].keys() if known[0].get(key) != known[1].get(key)}
+    """Return the disks of which the journal says something else."""
+    known = [{(pivot.domain, disk.disk): (pivot, disk) for pivot, disk in one} for one in (before, now)]
+    keys = known[0].keys() | known[1].keys()
+    return {key for key in keys if state_of(known[0].get(key)) != state_of(known[1].get(key))}
 
 
 def _listening(_reader: Reader) -> frozenset[str]:
@@ -587,7 +588,7 @@ def _there(paths: Mapping[str, str]) -> list[str]:
 
 
 def _images(
-    reader: Reader, image: str, asked: Asked, verdicts: Mapping[Key, Verdict], last: Mapping[Key, Pivot | None]
+    reader: Reader, image: str, asked: Asked, verdicts: Mapping[Key, Verdict], last: Mapping[Key, Moved | None]
 ) -> tuple[list[ImageFound], set[Key]]:
     return reader.at_once(lambda: (images_found(reader, image, asked, verdicts), news(reader, last)))
 

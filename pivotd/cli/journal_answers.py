@@ -246,7 +246,7 @@ class OfflineJournal:
         if self.fleet.may_be:
             verdicts = self._in_fleet(verdicts, latest, local=False)
 
-        last = {(pivot.domain, disk.disk): pivot for pivot, disk in latest}
+        last = {(pivot.domain, disk.disk): (pivot, disk) for pivot, disk in latest}
 
         def look() -> tuple[list[ImageFound], set[Key]]:
             found = images_found(self._reader, image, asked, verdicts, _is_gone)

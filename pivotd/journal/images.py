@@ -32,18 +32,22 @@ def images_found(
     return reader.at_once(lambda: _images_found(reader, name, asked, verdicts, gone))
 
 
-def news(reader: Reader, known: Mapping[Key, Pivot | None]) -> set[Key]:
-    """Return the disks whose last pivot is another one than is ``known``, or has changed since."""
-    return reader.at_once(
-        lambda: {key for key, pivot in known.items() if _changed(reader.latest(*key, limit=1), pivot)}
-    )
+def news(reader: Reader, known: Mapping[Key, Moved | None]) -> set[Key]:
+    """Return the disks of which the journal says something else now than is ``known``: their last pivots by then."""
+
+    def look() -> set[Key]:
+        now = {key: next(iter(reader.latest(*key, limit=1)), None) for key in known}
+        return {key for key, moved in known.items() if state_of(moved) != state_of(now[key])}
+
+    return reader.at_once(look)
 
 
-def _changed(latest: Iterable[Moved], known: Pivot | None) -> bool:
-    last = next((pivot for pivot, _ in latest), None)
-    if last is None or known is None:
-        return last is not known
-    return (last.id, last.revision) != (known.id, known.revision)
+def state_of(moved: Moved | None) -> object:
+    """Return what is another one after each record on which a verdict rests: of the last pivot, and of a doubt."""
+    if moved is None:
+        return None
+    pivot, disk = moved
+    return pivot.id, pivot.revision, disk.left_at, disk.ran_on
 
 
 def _images_found(

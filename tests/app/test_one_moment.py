@@ -19,11 +19,11 @@ from pivotd.core.rules.fleet_local import DiskHere
 from pivotd.core.standing import Standing
 from pivotd.core.verdict import Verdict, right_image
 from pivotd.engine.driver import Driver
-from pivotd.journal import offline
+from pivotd.journal import offline, place
 from pivotd.journal.journal import Journal
 from tests.app.conftest import WHO, engine
 from tests.app.test_holders import Desk, desk
-from tests.app.test_meanwhile import end, request, running, verdict
+from tests.app.test_meanwhile import end, request, running, until, verdict
 from tests.conftest import QemuFactory
 from tests.journal.samples import make_pivot
 from tests.support.qemu import Disk
@@ -127,6 +127,48 @@ async def test_a_guest_that_ends_right_after_its_switch_while_it_is_asked_for(
     monkeypatch.setattr(desk.reads, "latest", then(desk.reads.latest, it_ends))
     found = await verdict(desk, "web1")
     assert (found.certain, found.image) == (True, str(desk.directory / "b.qcow2"))
+
+
+@pytest.mark.parametrize("doubt", ["ran elsewhere", "left"])
+async def test_a_doubt_that_is_recorded_while_a_guest_is_asked_for(
+    desk: Desk, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch, doubt: str
+):
+    """The journal was read before the doubt, and the QEMU that would have shown it has ended before the look."""
+    right = await desk.stopped("web1", Disk(desk.image("a.qcow2")), to="b.qcow2")
+    (known,) = await desk.reads.latest("web1", "disk0")
+    qemu = qemu_factory([Disk(desk.directory / "a.qcow2" if doubt == "ran elsewhere" else right)])
+    await until(lambda: desk.engine.host.get("web1").session is not None)
+
+    async def it_is_recorded() -> None:
+        if qemu.returncode is not None:
+            return
+        if doubt == "left":
+            await desk.engine.journal.left("web1")
+        else:
+            await desk.engine.journal.ran_on(*known, (str(desk.directory / "a.qcow2"), "qcow2"))
+        await end(desk, qemu)
+
+    monkeypatch.setattr(desk.reads, "latest", then(desk.reads.latest, it_is_recorded))
+    found = await verdict(desk, "web1")
+    assert qemu.returncode is not None
+    assert not found.certain, found
+
+
+async def test_another_journal_is_found_out_while_a_guest_is_asked_for(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """The journal was read while nobody had looked whether it is the file of the last daemon; it is another one."""
+    await desk.stopped("web1", Disk(desk.image("a.qcow2")), to="b.qcow2")
+    journal = desk.engine.journal
+    assert (await verdict(desk, "web1")).certain
+    monkeypatch.setattr(place, "identity", lambda _path: "another file")
+    monkeypatch.setattr(journal, "file_checked", False)
+
+    async def it_is_found_out() -> None:
+        if not journal.file_checked:
+            assert await journal.check_file()
+
+    monkeypatch.setattr(desk.reads, "latest", then(desk.reads.latest, it_is_found_out))
+    assert not (await verdict(desk, "web1")).certain
+    assert journal.file_checked
 
 
 async def test_an_image_to_which_a_pivot_switches_while_the_journal_of_a_daemon_is_read(
