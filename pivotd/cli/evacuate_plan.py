@@ -14,6 +14,15 @@ from pivotd.errors import EXIT_REFUSED
 
 OWN = "evacuate-"
 """The request ids of evacuations begin so."""
+BY_DEFAULT = {
+    "keep_synced": False,
+    "keep_synced_s": None,
+    "secret_file": None,
+    "discard": "unmap",
+    "aio": None,
+    "cache": None,
+}
+"""The options that say what becomes of images, and what each is if the command does not name it."""
 
 
 class DiskMove(Struct, frozen=True):
@@ -77,15 +86,7 @@ def made_with(options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
     It is a part of the request ids: with other options it is another move. The ids of a command without options stay.
     """
-    given = {
-        "keep_synced": False,
-        "keep_synced_s": None,
-        "secret_file": None,
-        "discard": "unmap",
-        "aio": None,
-        "cache": None,
-    }
-    found = [(name, str(options[name])) for name, default in given.items() if options[name] != default]
+    found = [(name, str(options[name])) for name, default in BY_DEFAULT.items() if options[name] != default]
     if (images := options["image_options"]) is not None:
         found += [(name, str(value)) for name, value in msgspec.structs.asdict(images).items() if value is not None]
     return tuple(found)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from pivotd.cli.context import App, Form
 from pivotd.cli.evacuate_places import Places
+from pivotd.cli.evacuate_plan import BY_DEFAULT
 from pivotd.cli.evacuate_planner import Planner
 from pivotd.cli.right_images import right_images
 from pivotd.cli.stale_command import stale
@@ -21,16 +22,7 @@ from tests.support.qemu import Disk, Qemu, create_image
 __all__ = ["guest"]
 pytestmark = pytest.mark.qemu
 WAIT_S = 20.0
-OPTIONS = {
-    "sync": "full",
-    "keep_synced": False,
-    "keep_synced_s": None,
-    "secret_file": None,
-    "discard": "unmap",
-    "aio": None,
-    "cache": None,
-    "image_options": None,
-}
+OPTIONS = {"sync": "full", "image_options": None, **BY_DEFAULT}
 
 
 def after(monkeypatch: pytest.MonkeyPatch, question: str, happens: Callable[[], object]) -> None:
