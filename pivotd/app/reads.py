@@ -7,7 +7,6 @@ pieces of limits.READ_AT_ONCE, each in a turn of its own.
 from __future__ import annotations
 
 import asyncio
-import os.path
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from pivotd.app.in_chains import in_chains
 from pivotd.app.lanes import Door, Lane
 from pivotd.app.live_verdicts import Key, LiveVerdicts, Moved
 from pivotd.app.registry import Host
+from pivotd.app.unasked import Unasked
 from pivotd.client.answers import JournalStats
 from pivotd.core import known_chain
 from pivotd.core.list_filters import EventFilter, PivotFilter
@@ -26,11 +26,10 @@ from pivotd.core.names import no_disk
 from pivotd.core.overwritten import Overwritten, doubted
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
-from pivotd.core.request import Manager
 from pivotd.core.standing import Asked, ImageFound
-from pivotd.core.verdict import Verdict, overtaken, unasked, without_pivot
+from pivotd.core.verdict import Verdict, overtaken, without_pivot
 from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, NotFoundError
-from pivotd.host import files, process
+from pivotd.host import files
 from pivotd.host.threads import in_thread
 from pivotd.journal import images
 from pivotd.journal.images import images_found, news, obsolete, standings, state_of, with_lower
@@ -71,6 +70,7 @@ class Reads:
         """Called with the name of a domain of which a reader has just seen what the journal does not know."""
         self._single, self._lists = (Lane(reader, journal.calm) for reader in readers)
         self.door = Door(journal.calm)
+        self._unasked = Unasked(host, self._lists)
         self._ending = False
         self._news = News()
         self._told_seq = journal.last_seq
@@ -255,7 +255,7 @@ class Reads:
 
         In a fleet one is certain only if the fleet has agreed. ``local``: or if it does not answer.
         """
-        silent = await self._try_to_connect(domain)
+        silent = await self._unasked.connect(domain)
         live, found = await self._known_verdicts(domain, disk)
         live.unchecked |= silent
         for name in live.news():
@@ -270,10 +270,10 @@ class Reads:
         if self._fleet is not None:
             found = await self._fleet.together(live, found, domain, disk, local=local)
         result = list((await live.with_files(found)).values())
-        away = await self._monitors_without_domain(live, found)
+        away = await self._unasked.monitors(live, found)
         encoded: list[T] = []
         for first in range(0, len(result), limits.READ_AT_ONCE):
-            part = [self._while_unasked(live, one, away) for one in result[first : first + limits.READ_AT_ONCE]]
+            part = [self._unasked.judge(live, one, away) for one in result[first : first + limits.READ_AT_ONCE]]
             encoded += await self._lists.read(_encoded, encode, part)
         return encoded
 
@@ -281,52 +281,6 @@ class Reads:
         """Have the images of a domain looked at."""
         for listener in self.listeners:
             listener(domain)
-
-    async def _monitors_without_domain(self, live: LiveVerdicts, keys: Iterable[Key]) -> dict[str, str]:
-        """Return, of domains that pivotd does not have, the monitors of last pivots at which somebody listens.
-
-        A guest may have started that is not discovered yet, or whose domain was removed. One that has another name by
-        now is asked by that.
-        """
-        known = {supervisor.path for supervisor in self._host.supervisors.values()}
-        monitors = {
-            pivot.domain: pivot.qmp
-            for pivot, _ in filter(None, map(live.moved, keys))
-            if pivot.domain not in self._host.supervisors and pivot.manager is Manager.PIVOTD and pivot.qmp not in known
-        }
-        if not monitors:
-            return {}
-        found = await self._lists.read(_listening)
-        return {domain: path for domain, path in monitors.items() if path in found}
-
-    def _while_unasked(self, live: LiveVerdicts, found: Verdict, away: Mapping[str, str]) -> Verdict:
-        """Return a verdict that is not certain while a QEMU runs that could not be asked: its monitor may be taken."""
-        if live.is_asked(found.domain):
-            return found
-        supervisor = self._host.supervisors.get(found.domain)
-        if (pid := live.runs_on((found.domain, found.disk))) is not None:
-            return unasked(found, f"its QEMU runs (process {pid})", is_known=supervisor is not None)
-        if (path := away.get(found.domain)) is not None:
-            return unasked(found, f"a QEMU listens at {path}", is_known=supervisor is not None)
-        if supervisor is not None and (supervisor.is_silent or found.domain in live.unchecked):
-            return unasked(found, f"a QEMU listens at {supervisor.path}", is_known=True)
-        return found
-
-    async def _try_to_connect(self, domain: str | None) -> set[str]:
-        """Try at once to reach QEMUs that may just have started: the next try by itself may be seconds away.
-
-        ``domain``: of this domain alone. Returns the domains that nothing is known of after that.
-        """
-        known = self._host.supervisors
-        names = list(known) if domain is None else [name for name in (domain,) if name in known]
-        paths = {name: known[name].path for name in names if known[name].may_have_started}
-        try:
-            there = await in_thread(limits.CONNECT_TIMEOUT_S, _there, paths, paths=list(paths.values()))
-        except TimeoutError:
-            return set()  # nobody reaches a monitor whose directory hangs
-        away = [(name, one) for name in there if (one := known.get(name)) is not None and one.session is None]
-        ended = await asyncio.gather(*(one.tried() for _, one in away))
-        return {name for (name, _), has_ended in zip(away, ended, strict=True) if not has_ended}
 
     async def enter_fleet(self, domain: str) -> None:
         """Tell the fleet what it has forgotten of a guest that is here. Raises: FleetError, QmpError."""
@@ -470,7 +424,7 @@ class Reads:
 
     async def _found(self, image: str, fleet: FleetVerdicts | None) -> list[ImageFound]:
         asked = await _asked(image)
-        silent = await self._try_to_connect(None)
+        silent = await self._unasked.connect(None)
         for _ in range(VERDICT_READS_MAX):
             known, changed = await self._look_for(image, asked, silent, fleet)
             if not changed:
@@ -490,8 +444,8 @@ class Reads:
         if fleet is not None:
             found = await fleet.together(live, found, None, None, local=False)
         found = await live.with_files(found)
-        away = await self._monitors_without_domain(live, found)
-        found = {key: self._while_unasked(live, one, away) for key, one in found.items()}
+        away = await self._unasked.monitors(live, found)
+        found = {key: self._unasked.judge(live, one, away) for key, one in found.items()}
         last = {key: live.moved(key) for key in found}
         known, changed = await self._single.read(_images, image, asked, found, last)
         return with_lower(known, image, lower, found), changed
@@ -576,15 +530,6 @@ def _changed(before: Sequence[Moved], now: Sequence[Moved]) -> set[Key]:
     known = [{(pivot.domain, disk.disk): (pivot, disk) for pivot, disk in one} for one in (before, now)]
     keys = known[0].keys() | known[1].keys()
     return {key for key in keys if state_of(known[0].get(key)) != state_of(known[1].get(key))}
-
-
-def _listening(_reader: Reader) -> frozenset[str]:
-    return process.listening()
-
-
-def _there(paths: Mapping[str, str]) -> list[str]:
-    """Return the domains whose monitor has a socket."""
-    return [name for name, path in paths.items() if os.path.exists(path)]  # noqa: PTH110 - one system call each
 
 
 def _images(
