@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -191,11 +191,8 @@ class Retention:
         await self._journal.calm(limits.ARCHIVE_CALM_S)
 
     async def _with_archiver(self, work: Callable[[Archiver], Awaitable[T]]) -> T:
-        archiver = await _in_thread(lambda: Archiver(self._journal.path))
-        try:
-            return await work(archiver)
-        finally:
-            archiver.close()
+        with ExitStack() as opened:  # in the thread: it opens to the end also for a cancelled caller
+            return await work(await _in_thread(lambda: opened.enter_context(closing(Archiver(self._journal.path)))))
 
 
 def _ago(seconds: int) -> str:

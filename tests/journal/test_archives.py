@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -847,3 +848,27 @@ async def test_an_archiving_that_is_ended_says_what_it_has_moved(
     told = [record.facts["pivots"] for record in reader.events(0, 10_000) if record.event == "archived"]
     reader.close()
     assert told == [moved]
+
+
+async def test_a_daemon_that_ends_leaves_no_connection(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends while the connection for archiving is being opened, in a thread that cannot be cancelled."""
+    opened: list[sqlite3.Connection] = []
+    opening, go_on = threading.Event(), threading.Event()
+    connect = schema.connect_read_only
+
+    def slow(path: Path) -> sqlite3.Connection:
+        opening.set()
+        assert go_on.wait(10)
+        opened.append(connect(path))
+        return opened[0]
+
+    monkeypatch.setattr(schema, "connect_read_only", slow)
+    running = asyncio.ensure_future(Retention(journal, None).run())
+    assert await asyncio.to_thread(opening.wait, 10)
+    running.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+        opened[0].execute("SELECT 1")
