@@ -17,7 +17,7 @@ from pivotd.core.pivot import FileSeen, Image, Pivot, PivotDisk
 from pivotd.core.verdict import Presence, Verdict
 from pivotd.errors import QmpError
 from pivotd.host import files, held, process
-from pivotd.host.threads import in_thread
+from pivotd.host.threads import in_thread, of_each
 from pivotd.journal.changes import utc_now
 from pivotd.qmp.blocks import DiskSeen
 from pivotd.qmp.session import Session
@@ -302,29 +302,10 @@ def _is(image: Image, pivot: Pivot, disk: PivotDisk, file: files.File) -> bool:
 
 async def _look(images: Sequence[Known | None]) -> list[Presence | None]:
     """Return what the names of images lead to; one hanging storage costs only the images on it."""
-    found: list[Presence | None] = []
-    for first in range(0, len(images), limits.FILES_AT_ONCE):
-        part = images[first : first + limits.FILES_AT_ONCE]
-        paths = [known[0].filename for known in part if known is not None]
-        try:
-            found += await in_thread(limits.OTHERS_FILE_TIMEOUT_S, _presences, part, paths=paths)
-        except TimeoutError:
-            found += await asyncio.gather(*map(_one, part))
-    return found
+    names = {known: known[0].filename for known in images if known is not None}
+    found, _ = await of_each(limits.OTHERS_FILE_TIMEOUT_S, _presence, names)
+    return [None if known is None else found.get(known, Presence.UNSEEN) for known in images]
 
 
-async def _one(known: Known | None) -> Presence | None:
-    if known is None:
-        return None
-    try:
-        return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, _presence, known, paths=[known[0].filename])
-    except TimeoutError:
-        return Presence.UNSEEN
-
-
-def _presence(known: Known | None) -> Presence | None:
-    return None if known is None else files.presence(known[0], sees_all=False, made=known[1])
-
-
-def _presences(images: Sequence[Known | None]) -> list[Presence | None]:
-    return list(map(_presence, images))
+def _presence(known: Known) -> Presence | None:
+    return files.presence(known[0], sees_all=False, made=known[1])

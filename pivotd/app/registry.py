@@ -22,7 +22,7 @@ from pivotd.engine.driver import Driver
 from pivotd.engine.supervisor import Connector, DriverFactory, MonitorConnector, Supervisor
 from pivotd.errors import BadRequestError, NotFoundError
 from pivotd.host import files, view
-from pivotd.host.threads import in_thread, look_at
+from pivotd.host.threads import of_each
 from pivotd.log import get_logger
 
 log = get_logger()
@@ -168,14 +168,14 @@ class Host:
         """
         while True:
             known = self._owned()
-            paths = {path for _, path in known} | set(wanted.values())
-            try:
-                marks = await in_thread(limits.FILE_TIMEOUT_S, _marks, paths, paths=sorted(paths))
-            except TimeoutError as error:
-                raise BadRequestError(f"{error}: try again when it does") from None
+            paths = sorted({path for _, path in known} | set(wanted.values()))
+            marks, silent = await of_each(limits.FILE_TIMEOUT_S, files.identities, {path: path for path in paths})
+            for path in silent.keys() & wanted.values():
+                raise BadRequestError(f"{silent[path]}: try again when it does")
             if known == self._owned():  # else another request has added or removed one meanwhile
                 break
-        owner = {mark: name for name, path in known for mark in marks[path]}
+        # What can be looked at is not on storage that does not answer.
+        owner = {mark: name for name, path in known for mark in marks.get(path, {path})}
         owners: dict[str, str] = {}
         claims = []
         for name, path in wanted.items():
@@ -242,18 +242,15 @@ class Host:
         The file name without its suffix is the domain's name; a name in use stays with its owner.
         """
         known = list(self.supervisors.values())  # another round may add a domain meanwhile, whose socket is newer
-        try:
-            found = await self.matching(patterns)
-        except BadRequestError as error:
-            self._say({patterns[0]: f"{error.message}: nothing is discovered"})
-            return
+        found, silent = await self.matching(patterns)
         for supervisor in known:
-            gone = supervisor.path not in found and supervisor.session is None and not supervisor.drivers
+            gone = supervisor.path not in found and not silent and supervisor.session is None and not supervisor.drivers
             is_known = self.supervisors.get(supervisor.name) is supervisor
             if supervisor.origin == DISCOVERED and gone and is_known and not self.lock(supervisor.name).locked():
                 self.remove(supervisor.name)
-        hidden = {pattern: why for pattern in patterns if (why := view.hidden(pattern)) is not None}
-        new = self._new(found, hidden)
+        skipped = {pattern: f"{why}: nothing is discovered" for pattern, why in silent.items()}
+        skipped |= {pattern: why for pattern in patterns if (why := view.hidden(pattern)) is not None}
+        new = self._new(found, skipped)
         if not new:
             return
         with suppress(BadRequestError):  # the next round asks again
@@ -263,14 +260,11 @@ class Host:
                     if name not in owners and name not in self.supervisors and not self.lock(name).locked():
                         self.add(name, path, DISCOVERED)
 
-    async def matching(self, patterns: Sequence[str]) -> list[str]:
-        """Return the sockets that match now. Raises: BadRequestError: their storage does not answer."""
-        if not patterns:
-            return []
-        try:
-            return await in_thread(limits.FILE_TIMEOUT_S, _matching, patterns, paths=patterns)
-        except TimeoutError as error:
-            raise BadRequestError(str(error)) from None
+    async def matching(self, patterns: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """Return the sockets that match now, in the order of the patterns, and why others could not be looked for."""
+        found, silent = await of_each(limits.FILE_TIMEOUT_S, glob.glob, {pattern: pattern for pattern in patterns})
+        paths = [path for pattern in patterns for path in sorted(found.get(pattern, []))]
+        return list(dict.fromkeys(paths)), silent
 
     def _new(self, found: Iterable[str], skipped: dict[str, str]) -> dict[str, str]:
         """Return, by name, the path of each socket that no domain owns yet; ``skipped``: what else is not adopted."""
@@ -311,19 +305,6 @@ class Host:
 def _level(origin: str, by: JsonObject | None) -> str:
     """Return the level for a domain that comes or goes: of the configuration's, start and reload tell already."""
     return "info" if by or origin in {DISCOVERED, LIBVIRT} else "debug"
-
-
-def _marks(paths: Iterable[str]) -> dict[str, frozenset[str]]:
-    return {path: files.identities(path) for path in paths}
-
-
-def _matching(patterns: Sequence[str]) -> list[str]:
-    """Return the matching paths, each once, in the order of the patterns."""
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        look_at(pattern)
-        found |= dict.fromkeys(sorted(glob.glob(pattern)))  # noqa: PTH207
-    return list(found)
 
 
 def _printable(text: str) -> str:

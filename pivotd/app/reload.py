@@ -24,7 +24,15 @@ from pivotd.app.status import Status
 from pivotd.config import Config, load
 from pivotd.core.request import Requester
 from pivotd.engine.supervisor import Supervisor
-from pivotd.errors import EXIT_DONE, EXIT_REFUSED, EXIT_UNREACHABLE, ConflictError, NotAllowedError, PivotdError
+from pivotd.errors import (
+    EXIT_DONE,
+    EXIT_REFUSED,
+    EXIT_UNREACHABLE,
+    BadRequestError,
+    ConflictError,
+    NotAllowedError,
+    PivotdError,
+)
 from pivotd.host.threads import in_thread
 from pivotd.journal.journal import Journal
 
@@ -114,8 +122,10 @@ class Reloader:
             try:
                 new = await self._load()
                 added = await self.journal.added_domains()
-                found = frozenset(await self.host.matching(new.discover))
-                told = await self._change(new, {row.name: row.qmp_path for row in added}, found)
+                found, silent = await self.host.matching(new.discover)
+                for why in silent.values():
+                    raise BadRequestError(why)
+                told = await self._change(new, {row.name: row.qmp_path for row in added}, frozenset(found))
             except PivotdError as error:
                 logger.warning("daemon.reload-refused", reason=error.message, by=by)
                 self.status.add(f"reload refused: {error.message}")

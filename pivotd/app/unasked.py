@@ -13,7 +13,7 @@ from pivotd.app.registry import Host
 from pivotd.core.request import Manager
 from pivotd.core.verdict import Verdict, unasked
 from pivotd.host import process
-from pivotd.host.threads import in_thread
+from pivotd.host.threads import of_each
 from pivotd.journal.reader import Reader
 
 
@@ -26,7 +26,7 @@ class Unasked:
         self._lane = lane
 
     async def monitors(self, live: LiveVerdicts, keys: Iterable[Key]) -> dict[str, str]:
-        """Return, of domains that pivotd does not have, the monitors of last pivots at which somebody listens.
+        """Return why domains that pivotd does not have may run: somebody listens at the monitor of their last pivot.
 
         A guest may have started that is not discovered yet, or whose domain was removed. One that has another name by
         now is asked by that.
@@ -40,42 +40,51 @@ class Unasked:
         if not monitors:
             return {}
         found = await self._lane.read(_listening)
-        return {domain: path for domain, path in monitors.items() if path in found}
+        return {domain: _listens(path) for domain, path in monitors.items() if path in found}
 
-    def judge(self, live: LiveVerdicts, found: Verdict, away: Mapping[str, str]) -> Verdict:
-        """Return a verdict that is not certain while a QEMU runs that could not be asked: its monitor may be taken."""
+    def judge(self, live: LiveVerdicts, found: Verdict, why: Mapping[str, str]) -> Verdict:
+        """Return a verdict that is not certain while a QEMU runs that could not be asked: its monitor may be taken.
+
+        ``why``: by domain, what ``connect`` and ``monitors`` have found.
+        """
         if live.is_asked(found.domain):
             return found
         supervisor = self._host.supervisors.get(found.domain)
         if (pid := live.runs_on((found.domain, found.disk))) is not None:
             return unasked(found, f"its QEMU runs (process {pid})", is_known=supervisor is not None)
-        if (path := away.get(found.domain)) is not None:
-            return unasked(found, f"a QEMU listens at {path}", is_known=supervisor is not None)
+        if found.domain in why:
+            return unasked(found, why[found.domain], is_known=supervisor is not None)
         if supervisor is not None and (supervisor.is_silent or found.domain in live.unchecked):
-            return unasked(found, f"a QEMU listens at {supervisor.path}", is_known=True)
+            return unasked(found, _listens(supervisor.path), is_known=True)
         return found
 
-    async def connect(self, domain: str | None) -> set[str]:
+    async def connect(self, domain: str | None) -> dict[str, str]:
         """Try at once to reach QEMUs that may just have started: the next try by itself may be seconds away.
 
-        ``domain``: of this domain alone. Returns the domains that nothing is known of after that.
+        ``domain``: of this domain alone. Returns, of the domains that nothing is known of after that, why.
         """
         known = self._host.supervisors
         names = list(known) if domain is None else [name for name in (domain,) if name in known]
         paths = {name: known[name].path for name in names if known[name].may_have_started}
-        try:
-            there = await in_thread(limits.CONNECT_TIMEOUT_S, _there, paths, paths=list(paths.values()))
-        except TimeoutError:
-            return set()  # nobody reaches a monitor whose directory hangs
-        away = [(name, one) for name in there if (one := known.get(name)) is not None and one.session is None]
-        ended = await asyncio.gather(*(one.tried() for _, one in away))
-        return {name for (name, _), has_ended in zip(away, ended, strict=True) if not has_ended}
+        there, hidden = await of_each(limits.CONNECT_TIMEOUT_S, os.path.exists, {path: path for path in paths.values()})
+        silent = {
+            name: f"nobody can see whether a QEMU listens at {path} ({hidden[path]})"
+            for name, path in paths.items()
+            if path in hidden
+        }
+        away = {
+            name: one
+            for name, path in paths.items()
+            if there.get(path) and (one := known.get(name)) is not None and one.session is None
+        }
+        ended = await asyncio.gather(*(one.tried() for one in away.values()))
+        tried = zip(away.items(), ended, strict=True)
+        return silent | {name: _listens(one.path) for (name, one), has_ended in tried if not has_ended}
 
 
 def _listening(_reader: Reader) -> frozenset[str]:
     return process.listening()
 
 
-def _there(paths: Mapping[str, str]) -> list[str]:
-    """Return the domains whose monitor has a socket."""
-    return [name for name, path in paths.items() if os.path.exists(path)]  # noqa: PTH110 - one system call each
+def _listens(path: str) -> str:
+    return f"a QEMU listens at {path}"

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,6 +22,7 @@ from typing import TypeVar, TypeVarTuple
 from pivotd import limits
 
 Ts = TypeVarTuple("Ts")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -36,14 +37,24 @@ class _Call:
     """The path that it looks at now, if it has reported one."""
 
     @property
+    def age_s(self) -> float:
+        """How long the call has had a thread."""
+        return time.monotonic() - self.started_s
+
+    @property
     def hangs(self) -> bool:
         """Whether the call hangs; a caller's short time limit alone does not show that the storage hangs."""
-        return time.monotonic() - self.started_s >= max(self.patience_s, limits.FILE_TIMEOUT_S)
+        return self.age_s >= max(self.patience_s, limits.FILE_TIMEOUT_S)
 
     @property
     def held_by(self) -> tuple[str, ...]:
         """The paths whose storage does not answer, if the call hangs."""
         return self.paths if self.at is None else (self.at,)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """The paths of which the call has a thread: one whose caller has given up keeps none from its other paths."""
+        return self.paths if self.age_s < self.patience_s else self.held_by
 
 
 _running: set[_Call] = set()
@@ -99,6 +110,39 @@ async def in_thread(timeout_s: float, function: Callable[[*Ts], T], *args: *Ts, 
     raise TimeoutError(silent)
 
 
+async def of_each(
+    timeout_s: float, function: Callable[[S], T], items: Mapping[S, str]
+) -> tuple[dict[S, T], dict[S, str]]:
+    """Return the result of function for each item, and why there is none: what in_thread says of its path.
+
+    ``items``: the path of each. A thread looks at limits.FILES_AT_ONCE of them, one after the other; only where one of
+    these hangs each gets a thread of its own.
+    """
+    found: dict[S, T] = {}
+    silent: dict[S, str] = {}
+
+    def look(part: Mapping[S, str]) -> dict[S, T]:
+        seen = {}
+        for item, path in part.items():
+            look_at(path)
+            seen[item] = function(item)
+        return seen
+
+    async def alone(item: S, path: str) -> None:
+        try:
+            found[item] = await in_thread(timeout_s, function, item, paths=[path])
+        except TimeoutError as error:
+            silent[item] = str(error)
+
+    for first in range(0, len(items), limits.FILES_AT_ONCE):
+        part = dict(islice(items.items(), first, first + limits.FILES_AT_ONCE))
+        try:
+            found |= await in_thread(timeout_s, look, part, paths=list(part.values()))
+        except TimeoutError:
+            await asyncio.gather(*(alone(*one) for one in part.items()))
+    return found, silent
+
+
 def _refusal(call: _Call) -> str | None:
     """Return why the call would also hang, None if it may run."""
     hanging = [other for other in list(_running) if other.hangs]
@@ -132,7 +176,7 @@ def _mount(path: str, mounts: Sequence[str]) -> str:
 
 def _has_room(call: _Call) -> bool:
     others = list(_running)
-    taken = Counter(path for other in others for path in other.paths)
+    taken = Counter(path for other in others for path in other.keeps)
     return len(others) < limits.THREADS_MAX and all(taken[path] < limits.PATH_THREADS_MAX for path in call.paths)
 
 

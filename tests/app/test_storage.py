@@ -50,13 +50,22 @@ def test_monitors_on_storage_that_hangs(host: Host):
     place = host.directory / "nfs"
     place.mkdir()
     os.link(host.qemu("web1").qmp, place / "found.qmp")
-    pattern = json.dumps(str(place / "*.qmp"))
+    others = host.directory / "others"
+    others.mkdir()
+    patterns = json.dumps([str(place / "*.qmp"), str(others / "*.qmp")])
     with HungStorage(place) as storage:
-        host.start({"hung": place / "hung.qmp", "well": host.qemu("well").qmp}, f"discover = [{pattern}]")
+        host.start({"hung": place / "hung.qmp", "well": host.qemu("well").qmp}, f"discover = {patterns}")
+        os.link(host.qemu("web2").qmp, others / "well2.qmp")
         assert host.copy("well", host.image()).status == 202
         refused = host.add("more", place / "more.qmp")
         assert refused.status == 400, refused.body
         assert f"the storage of {place}" in refused.json["detail"]
+        assert host.add("well3", host.qemu("web3").qmp).status == 201
+        twice = host.add("well4", host.directory / "web3.qmp")
+        assert (twice.status, "well3" in twice.json["detail"]) == (409, True), twice.body
+        deadline_s = time.monotonic() + RECOVERED_S
+        while "well2" not in host.domains():
+            assert time.monotonic() < deadline_s, host.health()
         hung = host.domains()["hung"]
         assert hung["connection"] == "unreachable"
         assert f"the storage of {place}/hung.qmp does not answer" in hung["detail"]
@@ -67,3 +76,43 @@ def test_monitors_on_storage_that_hangs(host: Host):
     while "found" not in host.domains():
         assert time.monotonic() < deadline_s, host.health()
     assert host.health()["domains"]["skipped"] == []
+
+
+def test_a_monitor_on_storage_that_hangs_beside_a_guest_that_starts(host: Host):
+    """The other guest is reached all the same; with all monitors in one look, none was, and the journal counted."""
+    place = host.directory / "nfs"
+    place.mkdir()
+    stale = create_image(host.directory / "stale.qcow2")
+    with Qemu(host.directory, [Disk(stale)], name="well") as first, HungStorage(place):
+        host.start({"hung": place / "hung.qmp", "well": first.qmp})
+        host.closed(host.copy("well", new := host.image()).json["id"])
+        first.kill()
+        while host.domains()["well"]["connection"] == "connected":
+            time.sleep(0.01)
+        (verdict,) = host.call("GET", "/v1/verdicts").json
+        assert (verdict["image"], verdict["certain"]) == (str(new), True), verdict
+        time.sleep(limits.FILE_TIMEOUT_S)  # by now, what looks at the monitors counts as a call that hangs
+        with Qemu(host.directory, [Disk(stale)], name="well"):
+            (verdict,) = host.call("GET", "/v1/verdicts").json
+            assert not verdict["certain"], verdict
+            deadline_s = time.monotonic() + RECOVERED_S
+            while host.domains()["well"]["connection"] != "connected":
+                assert time.monotonic() < deadline_s, host.domains()
+                time.sleep(0.1)
+
+
+def test_the_verdict_on_a_guest_whose_monitor_is_on_storage_that_hangs(host: Host):
+    """Another QEMU may have been started there, with any image."""
+    place = host.directory / "nfs"
+    place.mkdir()
+    with Qemu(place, [Disk(create_image(host.directory / "old.qcow2"))], name="web1") as qemu:
+        host.start({"web1": qemu.qmp})
+        host.closed(host.copy("web1", new := host.image()).json["id"])
+    while host.domains()["web1"]["connection"] == "connected":
+        time.sleep(0.01)
+    (verdict,) = host.call("GET", "/v1/verdicts").json
+    assert (verdict["image"], verdict["certain"]) == (str(new), True), verdict
+    with HungStorage(place):
+        (verdict,) = host.call("GET", "/v1/verdicts").json
+        assert (verdict["image"], verdict["certain"], verdict["pending"]) == (str(new), False, True), verdict
+        assert f"listens at {qemu.qmp} (the storage of {qemu.qmp} does not answer)" in verdict["reason"], verdict

@@ -178,3 +178,42 @@ async def test_a_host_without_threads_is_like_storage_that_does_not_answer(stora
     assert threads.running() == 0
     storage.release()
     assert await in_thread(60, storage.look, paths=["/nfs/a"]) == "seen"
+
+
+async def test_each_of_many_paths(storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    """What hangs costs itself alone, whoever looked there before."""
+    monkeypatch.setattr(limits, "FILES_AT_ONCE", 8)
+    paths = [f"/p{number}" for number in range(20)]
+
+    def look(path: str) -> str:
+        return storage.look() if path == "/p3" else path
+
+    for _ in range(3):
+        found, silent = await threads.of_each(1, look, {path: path for path in paths})
+        assert found == {path: path for path in paths if path != "/p3"}
+        assert silent == {"/p3": "the storage of /p3 does not answer"}
+    assert storage.entered == 1
+    assert await threads.of_each(60, look, {}) == ({}, {})
+    storage.release()
+    await until(lambda: threads.running() == 0)
+    found, silent = await threads.of_each(60, look, {path: path for path in paths})
+    assert (found.keys(), silent) == ({*paths}, {})
+
+
+async def test_a_call_that_was_given_up_keeps_no_thread_from_its_other_paths(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    """Not even before it counts as hanging."""
+    monkeypatch.setattr(limits, "FILE_TIMEOUT_S", 60.0)
+
+    def look() -> str:
+        threads.look_at("/hung")
+        return storage.look()
+
+    for _ in range(limits.PATH_THREADS_MAX):
+        with pytest.raises(TimeoutError, match=r"^the storage of /hung does not answer$"):
+            await in_thread(SHORT_S, look, paths=["/hung", "/well"])
+    assert await in_thread(60, lambda: "seen", paths=["/well"]) == "seen"
+    with pytest.raises(TimeoutError, match="/hung"):
+        await in_thread(SHORT_S, storage.look, paths=["/hung"])
+    assert storage.entered == limits.PATH_THREADS_MAX
