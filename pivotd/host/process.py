@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -70,6 +71,21 @@ def working_directory(pid: int) -> Path | None:
         return None
 
 
+def opened(pid: int) -> int | None:
+    """Return a descriptor of a process, None if no process has this pid; a thread of another one may have the number.
+
+    Raises: OSError: nobody can tell. Source: pidfd_open(2); a thread is EINVAL to it, and ENOENT in recent kernels.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    except OSError as error:
+        if pid > 0 and error.errno in {errno.EINVAL, errno.ENOENT}:
+            return None
+        raise
+
+
 def is_gone(pid: int, ticks: int | None, boot: str) -> bool:
     """Return whether the process has certainly ended; False if that is not known.
 
@@ -78,11 +94,11 @@ def is_gone(pid: int, ticks: int | None, boot: str) -> bool:
     if boot != boot_id():
         return True
     try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
+        pidfd = opened(pid)
     except OSError:
         return False
+    if pidfd is None:
+        return True
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)

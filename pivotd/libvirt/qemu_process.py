@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pivotd.host import process
 from pivotd.libvirt.libvirt_files import run_directories
 
 
@@ -36,10 +37,10 @@ def _may_be(pid: int, uuid: str, *, visibly: bool) -> bool:
         if visibly:
             return False
         try:
-            os.close(os.pidfd_open(pid))
-        except ProcessLookupError:
-            return False
+            pidfd = process.opened(pid)
         except OSError:
             return True
-        return True
+        if pidfd is not None:
+            os.close(pidfd)
+        return pidfd is not None
     return uuid.encode() in line

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
+from unittest.mock import Mock
+
+import pytest
 
 from pivotd.host import process
 from pivotd.qmp.looking import LOOK
@@ -21,6 +26,29 @@ def test_a_process_of_another_boot_is_gone():
     """Whatever has its pid now."""
     pid = os.getpid()
     assert process.is_gone(pid, process.start_ticks(pid), "another boot")
+
+
+def test_a_pid_that_a_thread_of_another_process_has_is_gone():
+    """Threads and processes share their numbers; that of a thread is no process."""
+    leave = threading.Event()
+    thread = threading.Thread(target=leave.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        assert process.is_gone(thread.native_id, 1, process.boot_id())
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_a_pid_that_nobody_can_look_at_is_not_known_to_be_gone(monkeypatch: pytest.MonkeyPatch):
+    """As where no file descriptor is left; and a session with libvirt alone has no pid."""
+    assert not process.is_gone(0, None, process.boot_id())
+    failure = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(os, "pidfd_open", Mock(side_effect=failure))
+    assert not process.is_gone(1, None, process.boot_id())
+    failure.errno = errno.EINVAL  # a thread, to kernels of some years ago
+    assert process.is_gone(2, None, process.boot_id())
 
 
 def test_jobs_are_looked_at_before_the_graph():
