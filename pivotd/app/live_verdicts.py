@@ -41,8 +41,8 @@ class LiveVerdicts:
         """Disks whose guest is in a QEMU that has the right image, and the last pivot of each."""
         self.left: set[str] = set()
         """Domains whose guest leaves its QEMU by a migration, or has left it."""
-        self.unchecked: set[str] = set()
-        """Domains whose QEMU or storage did not answer: of them, only the journal's word is known."""
+        self.unchecked: dict[str, str] = {}
+        """Why of a domain only the journal's word is known: its QEMU, or its storage, does not answer."""
         self.shown: dict[Key, FleetImage] = {}
         """What the QEMUs use now whose guests neither arrive nor leave by a migration."""
         self.spoiled: frozenset[Key] = frozenset()
@@ -192,8 +192,10 @@ class LiveVerdicts:
                 self.left.add(name)
             for disk in (await session.disks()).values():
                 await self._check_disk((name, disk.disk), disk, session, run_state)
-        except (QmpError, TimeoutError):
-            self.unchecked.add(name)  # the journal's word stands
+        except QmpError as error:
+            self.unchecked[name] = f"its QEMU does not answer ({error.message})"
+        except TimeoutError as error:
+            self.unchecked[name] = str(error)
 
     async def _check_disk(self, key: Key, disk: DiskSeen, session: Session, run_state: str) -> None:
         moved, is_here = self._last.get(key), run_state not in MIGRATION_STATES

@@ -257,7 +257,7 @@ class Reads:
         """
         silent = await self._unasked.connect(domain)
         live, found = await self._known_verdicts(domain, disk)
-        live.unchecked |= silent.keys()
+        live.unchecked |= silent
         for name in live.news():
             self.tell_news(name)
         if domain is not None and disk is not None and not found:
@@ -270,10 +270,10 @@ class Reads:
         if self._fleet is not None:
             found = await self._fleet.together(live, found, domain, disk, local=local)
         result = list((await live.with_files(found)).values())
-        why = silent | await self._unasked.monitors(live, found)
+        monitors = await self._unasked.monitors(live, found)
         encoded: list[T] = []
         for first in range(0, len(result), limits.READ_AT_ONCE):
-            part = [self._unasked.judge(live, one, why) for one in result[first : first + limits.READ_AT_ONCE]]
+            part = [self._unasked.judge(live, one, monitors) for one in result[first : first + limits.READ_AT_ONCE]]
             encoded += await self._lists.read(_encoded, encode, part)
         return encoded
 
@@ -364,7 +364,8 @@ class Reads:
         """
         live, found = await self.live_verdicts(domain, None)
         if domain in live.unchecked:
-            raise DomainUnreachableError(f"domain {domain}: its images could not be looked at; try again")
+            why = live.unchecked[domain]
+            raise DomainUnreachableError(f"domain {domain}: its images could not be looked at: {why}; try again")
         return live, found
 
     async def doubts(self, domain: str, *, ask_fleet: bool) -> tuple[dict[str, Verdict], bool]:
@@ -438,14 +439,14 @@ class Reads:
         moved = await self._single.read(Reader.image, asked.names, asked.file_id)
         had = {(pivot.domain, disk.disk) for pivot, disk in moved}
         live, found = await self.live_verdicts(None, None)  # a QEMU may have it that the journal knows nothing of
-        live.unchecked |= silent.keys()
+        live.unchecked |= silent
         lower = await in_chains(image, self._host, self.had, live, found, self._journal.calm)
         found = {key: one for key, one in found.items() if key in had or key in lower or one.image in asked.names}
         if fleet is not None:
             found = await fleet.together(live, found, None, None, local=False)
         found = await live.with_files(found)
-        why = silent | await self._unasked.monitors(live, found)
-        found = {key: self._unasked.judge(live, one, why) for key, one in found.items()}
+        monitors = await self._unasked.monitors(live, found)
+        found = {key: self._unasked.judge(live, one, monitors) for key, one in found.items()}
         last = {key: live.moved(key) for key in found}
         known, changed = await self._single.read(_images, image, asked, found, last)
         return with_lower(known, image, lower, found), changed

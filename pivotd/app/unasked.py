@@ -26,7 +26,7 @@ class Unasked:
         self._lane = lane
 
     async def monitors(self, live: LiveVerdicts, keys: Iterable[Key]) -> dict[str, str]:
-        """Return why domains that pivotd does not have may run: somebody listens at the monitor of their last pivot.
+        """Return, of domains that pivotd does not have, the monitors of last pivots at which somebody listens.
 
         A guest may have started that is not discovered yet, or whose domain was removed. One that has another name by
         now is asked by that.
@@ -40,23 +40,28 @@ class Unasked:
         if not monitors:
             return {}
         found = await self._lane.read(_listening)
-        return {domain: _listens(path) for domain, path in monitors.items() if path in found}
+        return {domain: path for domain, path in monitors.items() if path in found}
 
-    def judge(self, live: LiveVerdicts, found: Verdict, why: Mapping[str, str]) -> Verdict:
+    def judge(self, live: LiveVerdicts, found: Verdict, monitors: Mapping[str, str]) -> Verdict:
         """Return a verdict that is not certain while a QEMU runs that could not be asked: its monitor may be taken.
 
-        ``why``: by domain, what ``connect`` and ``monitors`` have found.
+        ``monitors``: what ``monitors`` has found.
         """
         if live.is_asked(found.domain):
             return found
         supervisor = self._host.supervisors.get(found.domain)
+        why = live.unchecked.get(found.domain)
         if (pid := live.runs_on((found.domain, found.disk))) is not None:
-            return unasked(found, f"its QEMU runs (process {pid})", is_known=supervisor is not None)
-        if found.domain in why:
-            return unasked(found, why[found.domain], is_known=supervisor is not None)
-        if supervisor is not None and (supervisor.is_silent or found.domain in live.unchecked):
-            return unasked(found, _listens(supervisor.path), is_known=True)
-        return found
+            what = f"its QEMU runs (process {pid})"
+        elif found.domain in monitors:
+            what = f"a QEMU listens at {monitors[found.domain]}"
+        elif supervisor is not None and supervisor.is_silent:
+            what = f"a QEMU listens at {supervisor.path}"
+        elif supervisor is not None and why is not None:
+            what = f"a QEMU may listen at {supervisor.path}"
+        else:
+            return found
+        return unasked(found, what, is_known=supervisor is not None, why=why)
 
     async def connect(self, domain: str | None) -> dict[str, str]:
         """Try at once to reach QEMUs that may just have started: the next try by itself may be seconds away.
@@ -67,24 +72,16 @@ class Unasked:
         names = list(known) if domain is None else [name for name in (domain,) if name in known]
         paths = {name: known[name].path for name in names if known[name].may_have_started}
         there, hidden = await of_each(limits.CONNECT_TIMEOUT_S, os.path.exists, {path: path for path in paths.values()})
-        silent = {
-            name: f"nobody can see whether a QEMU listens at {path} ({hidden[path]})"
-            for name, path in paths.items()
-            if path in hidden
-        }
+        silent = {name: hidden[path] for name, path in paths.items() if path in hidden}
         away = {
             name: one
             for name, path in paths.items()
             if there.get(path) and (one := known.get(name)) is not None and one.session is None
         }
         ended = await asyncio.gather(*(one.tried() for one in away.values()))
-        tried = zip(away.items(), ended, strict=True)
-        return silent | {name: _listens(one.path) for (name, one), has_ended in tried if not has_ended}
+        tried = zip(away, ended, strict=True)
+        return silent | {name: "it has not answered yet" for name, has_ended in tried if not has_ended}
 
 
 def _listening(_reader: Reader) -> frozenset[str]:
     return process.listening()
-
-
-def _listens(path: str) -> str:
-    return f"a QEMU listens at {path}"

@@ -288,21 +288,21 @@ def overtaken(verdict: Verdict) -> Verdict:
     return replace(verdict, certain=False, pending=True, reason=reason)
 
 
-def unasked(verdict: Verdict, why: str, *, is_known: bool) -> Verdict:
+def unasked(verdict: Verdict, what: str, *, is_known: bool, why: str | None) -> Verdict:
     """Return the verdict while a QEMU of the guest runs that pivotd cannot ask: it may have moved on since.
 
     Nobody can start the guest beside it; once it has ended, the journal's word counts. ``is_known``: pivotd has the
-    domain, and so will ask that QEMU as soon as it can.
+    domain, and so will ask that QEMU as soon as it can. ``what``: that it runs, in words; ``why``: what is in the way.
     """
     if not verdict.certain:
         return verdict
     known = f"The journal names {verdict.image}"
     if verdict.outcome is None:
         known = "The journal has never moved this disk"
-    cannot = "cannot ask it which image it uses: ask again"
+    cannot = f"cannot tell which image its guest uses now{f' ({why})' if why else ''}: ask again"
     if not is_known:
         cannot = f"has no domain {verdict.domain} to ask: add the domain, or ask again once that QEMU has ended"
-    reason = f"{known}, but {why}, and pivotd {cannot}."
+    reason = f"{known}, but {what}, and pivotd {cannot}."
     return replace(verdict, certain=False, pending=is_known, reason=reason)
 
 

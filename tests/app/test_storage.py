@@ -120,4 +120,19 @@ def test_the_verdict_on_a_guest_whose_monitor_is_on_storage_that_hangs(host: Hos
     with HungStorage(place):
         (verdict,) = host.call("GET", "/v1/verdicts").json
         assert (verdict["image"], verdict["certain"], verdict["pending"]) == (str(new), False, True), verdict
-        assert f"listens at {qemu.qmp} (the storage of {qemu.qmp} does not answer)" in verdict["reason"], verdict
+        assert f"but a QEMU may listen at {qemu.qmp}, " in verdict["reason"], verdict
+        assert f"uses now (the storage of {qemu.qmp} does not answer): ask again" in verdict["reason"], verdict
+
+
+def test_the_verdict_on_a_guest_whose_image_is_on_storage_that_hangs(host: Host):
+    """QEMU names an image, and nobody can see whether that is the file that it has open."""
+    place = host.directory / "nfs"
+    place.mkdir()
+    host.start({"web1": host.qemu("web1").qmp})
+    host.closed(host.copy("web1", new := place / "new.qcow2").json["id"])
+    settled(host, new)
+    with HungStorage(place):
+        (verdict,) = host.call("GET", "/v1/verdicts").json
+        assert (verdict["image"], verdict["certain"], verdict["pending"]) == (str(new), False, True), verdict
+        assert "but its QEMU runs (process " in verdict["reason"], verdict
+        assert f"uses now (the storage of {new} does not answer): ask again" in verdict["reason"], verdict
