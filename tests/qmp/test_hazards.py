@@ -16,11 +16,14 @@ from tests.conftest import QemuFactory
 pytestmark = pytest.mark.qemu
 
 ROUNDS = 30
+TRIES = 10
+"""Busy cores can make it miss the moment."""
 FIXED_IN = (10, 0)
 
 
 async def create_and_ask(qemu_factory: QemuFactory, tmp_path: Path, question: dict[str, object]) -> bool:
     """Ask again and again while qcow2 images are being created; return whether QEMU survived."""
+    tmp_path.mkdir()
     qemu = qemu_factory([], paused=True)
     monitor = await Monitor.connect(str(qemu.qmp))
     with contextlib.suppress(QmpError):
@@ -49,15 +52,17 @@ async def test_asking_for_named_nodes_kills_an_older_qemu_that_creates_an_image(
     await monitor.close()
     if version[:2] >= FIXED_IN:
         pytest.skip(f"QEMU {version} does not have this fault")
-    assert not await create_and_ask(qemu_factory, tmp_path, command("query-named-block-nodes", flat=True))
+    question = command("query-named-block-nodes", flat=True)
+    for number in range(TRIES):
+        if not await create_and_ask(qemu_factory, tmp_path / str(number), question):
+            return
+    pytest.fail("it has survived each time")
 
 
 async def test_a_look_is_harmless_while_an_image_is_created(qemu_factory: QemuFactory, tmp_path: Path):
     """Every query of a look, on every QEMU."""
-    for question in LOOK:
-        assert await create_and_ask(qemu_factory, tmp_path, question), question
-        for path in tmp_path.glob("image*"):
-            path.unlink()
+    for number, question in enumerate(LOOK):
+        assert await create_and_ask(qemu_factory, tmp_path / str(number), question), question
 
 
 def test_nothing_of_pivotd_asks_for_named_nodes():
