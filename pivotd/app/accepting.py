@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pivotd import limits
@@ -18,7 +18,7 @@ from pivotd.core.fleet import FleetImage
 from pivotd.core.image_names import describe
 from pivotd.core.pivot import Accepted, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
-from pivotd.core.standing import Standing
+from pivotd.core.standing import ImageFound, Standing
 from pivotd.core.verdict import Presence, Verdict
 from pivotd.engine.pivot_log import by
 from pivotd.engine.ports import Fleet
@@ -120,7 +120,7 @@ class Accepting:
         return None if mark is None else mark.pivot
 
     async def _refuse_of_another(self, pivot: Pivot, known: PivotDisk, image: str, below: Sequence[str]) -> None:
-        """Raises: ConflictError: another disk of a domain that pivotd has is certain to need the image.
+        """Raises: ConflictError: another disk of a domain that pivotd has needs the image, or may: ask again.
 
         Nor may it be certain of one below that: its guest would write there. By the journal alone: the locks of a QEMU
         that runs keep a guest from starting above what it writes to.
@@ -132,20 +132,25 @@ class Accepting:
             return
         key = (pivot.domain, known.disk)
         mark = (await self._reads.overwritten()).get(key)
-        found = [(one, "") for one in await self._reads.image_here(image) if one.finding.standing in NEEDED]
+        found = [(one, "") for one in await self._reads.image_here(image) if _may_need(one, NEEDED)]
         for name in below:
             said = f"{name} lies below it, and "
             standings = await self._reads.standings(name)
-            found += [(one, said) for one in standings if one.finding.standing is Standing.CURRENT]
+            found += [(one, said) for one in standings if _may_need(one, {Standing.CURRENT})]
         for one, said in found:
             right = one.verdict
-            if (right.domain, right.disk) == key or not right.certain:
+            if (right.domain, right.disk) == key:
                 continue
             together = right.domain == pivot.domain and any(
                 two.disk == right.disk and two.source.filename == known.source.filename for two in pivot.disks
             )
             if together or (mark is not None and mark.by == right.domain) or right.domain not in self._host.supervisors:
                 continue
+            if not right.certain:
+                raise ConflictError(
+                    f"{image}: {said}nobody can tell yet whether {right.domain} {right.disk} needs it: {right.reason}",
+                    domain=right.domain, disk=right.disk, image=image,
+                )  # fmt: skip
             gone = f"; if that guest is no more, `pivotctl domain rm {right.domain}` first"
             raise ConflictError(
                 f"{image} cannot be the image of {pivot.domain} {known.disk}: {said}{one.finding.why}: name another one"
@@ -201,6 +206,13 @@ class Accepting:
             if (pivot.domain, moved.disk) == (domain, disk) and found is not None:
                 return found
         raise BadRequestError(f"{domain} {disk} never had {image}: say its format, qcow2 or raw", image=image)
+
+
+def _may_need(one: ImageFound, needed: Collection[Standing]) -> bool:
+    """Return whether a disk certainly needs an image, or will perhaps do so as soon as its QEMU can be asked."""
+    if one.verdict.certain:
+        return one.finding.standing in needed
+    return one.verdict.pending and one.finding.standing is Standing.UNKNOWN
 
 
 def _compare(image: str, using: str | None) -> tuple[Presence, bool]:

@@ -511,7 +511,7 @@ def test_a_guest_that_runs_and_cannot_be_asked(guest: Guest):
             answer = guest.ctl(*command, "--wait", "0")
             assert (answer.status, answer.stdout) == (6, "")
             assert "its QEMU runs" in complaint(answer)
-            assert "cannot ask it" in complaint(answer)
+            assert "cannot tell which image" in complaint(answer)
             beside = guest.ctl(*command, "--wait", "0", offline=True)
             assert (beside.status, beside.stdout) == (6, ""), beside
             assert "leave out --offline" in complaint(beside)
@@ -669,6 +669,27 @@ def test_a_word_for_a_disk_of_a_device_without_an_id(guest: Guest):
     word = guest.ctl("verdict", "accept", "web2", disk, image, "--reason", "compared")
     assert word.status == 0, word
     assert guest.ctl("image", "web2", disk).stdout == f"{image}\n"
+
+
+def test_a_word_for_an_image_that_a_guest_may_use_that_cannot_be_asked(guest: Guest):
+    """Else both were certain of it as soon as it had ended."""
+    new = guest.moved()
+    assert guest.ctl("domain", "add", "web2", "--qmp", guest.directory / "web2.qmp").status == 0
+    with Qemu(guest.directory, [Disk(create_image(guest.path("mine")))], name="web2"):
+        assert guest.ctl("copy", "web2", f"disk0={guest.path('yours')}").status == 0
+    guest.daemon.kill()
+    word = ("verdict", "accept", "web2", "disk0", new, "--format", "qcow2", "--reason", "so")
+    with socket.socket(socket.AF_UNIX) as taken, taken.makefile("rw") as stream:
+        taken.connect(str(guest.qemu.qmp))
+        stream.readline()
+        guest.daemon.start()
+        refused = guest.ctl(*word)
+        assert (refused.status, refused.stdout) == (4, ""), refused
+        assert "whether web1 disk0 needs it" in complaint(refused), refused
+    guest.qemu.stop()
+    guest.until("unreachable", "connection")
+    refused = guest.ctl(*word)
+    assert (refused.status, "it holds the data of web1 disk0" in complaint(refused)) == (4, True), refused
 
 
 def test_a_word_for_the_image_of_another_disk(guest: Guest):
