@@ -22,6 +22,7 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.parsers import expat
@@ -687,10 +688,13 @@ def parent_release() -> tuple[int, ...] | None:
 def stays_connected(status: Status) -> bool:
     """Tell whether somebody is connected to libvirt's monitor; QEMU takes a moment to see that a client has gone."""
     connected = "03"
-    held = {os.fspath(one.readlink()) for one in Path(f"/proc/{status.pid}/fd").iterdir()}
+    held = set()
+    for one in Path(f"/proc/{status.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            held.add(os.fspath(one.readlink()))
     deadline_s = time.monotonic() + SETTLE_BOUND_S
     while True:
-        sockets = map(str.split, Path("/proc/net/unix").read_text().splitlines()[1:])
+        sockets = map(str.split, Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:])
         mine = [words for words in sockets if words[7:] == [status.monitor] and f"socket:[{words[6]}]" in held]
         if not any(words[5] == connected for words in mine):
             return False

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import socket
 import struct
 from functools import cache
 from pathlib import Path
+
+_SOCKET = re.compile(r"[0-9a-f]+:( [0-9a-f]{8}){2} (?P<flags>[0-9a-f]{8}) [0-9a-f]{4} [0-9a-f]{2} +[0-9]+ (?P<name>.+)")
 
 
 @cache
@@ -34,12 +37,13 @@ def listens(path: str) -> bool:
 def listening() -> frozenset[str]:
     """Return the names of the Unix sockets at which processes listen, of this network namespace.
 
+    Anybody may give a socket a name with line breaks: what then is no line of the table is left out.
     Source: proc_net(5), and __SO_ACCEPTCON of the kernel's net/unix.
     """
     accepts = 0x10000
-    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]
-    found = (words for words in (line.split(None, 7) for line in lines) if int(words[3], 16) & accepts)
-    return frozenset(path for words in found for path in words[7:])
+    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").split("\n")
+    found = filter(None, map(_SOCKET.fullmatch, lines))
+    return frozenset(one["name"] for one in found if int(one["flags"], 16) & accepts)
 
 
 def start_ticks(pid: int) -> int | None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 
+from pivotd import libvirt_hook
 from pivotd.host import process
 from pivotd.qmp.looking import LOOK
 
@@ -49,6 +54,23 @@ def test_a_pid_that_nobody_can_look_at_is_not_known_to_be_gone(monkeypatch: pyte
     assert not process.is_gone(1, None, process.boot_id())
     failure.errno = errno.EINVAL  # a thread, to kernels of some years ago
     assert process.is_gone(2, None, process.boot_id())
+
+
+def test_who_listens_whatever_others_call_their_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A name with a line break made every answer that needed this an unexpected error."""
+    monkeypatch.chdir(tmp_path)  # a name that is no path is short
+    names = ["plain", "sp ace", "line\nbreak", "\n", "form\x0cfeed", "ffff: 00000002 0000", "\udcff"]
+    with ExitStack() as stack:
+        for name in names:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(os.fsencode(name))
+            listener.listen()
+        unheard = stack.enter_context(socket.socket(socket.AF_UNIX))
+        unheard.bind("bound")
+        found = process.listening()
+        assert found >= {name for name in names if "\n" not in name}
+        assert "bound" not in found
+        assert not libvirt_hook.stays_connected(SimpleNamespace(pid=os.getpid(), monitor="plain"))  # type: ignore[arg-type]
 
 
 def test_jobs_are_looked_at_before_the_graph():
