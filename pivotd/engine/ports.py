@@ -280,10 +280,6 @@ class Domain(Protocol):
         """Return whether that QEMU process has certainly ended."""
         ...
 
-    def hurry(self) -> None:
-        """Connect again at once."""
-        ...
-
 
 class Fleet(Protocol):
     """What all hosts of a fleet know of a domain, kept by a majority. Only pivotd on these hosts writes there."""

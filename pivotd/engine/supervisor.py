@@ -112,6 +112,10 @@ class Supervisor:
         self._changed = changed
         self._settled = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._ended_try = asyncio.Event()
+        """Set at the end of the present try to connect, or of the last one."""
+        self._next_try = asyncio.Event()
+        """The same of the try after that: each has an event of its own, as the next may begin before anybody looks."""
         self._group: asyncio.TaskGroup | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -191,10 +195,17 @@ class Supervisor:
         return self.session is None and self.manager is Manager.PIVOTD and not self.is_silent
 
     async def tried(self) -> bool:
-        """Try to connect at once, for a bounded time; return whether the try has ended."""
-        self.hurry()
-        await self.settled(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S)
-        return self._settled.is_set()
+        """Try to connect at once, for a bounded time; return whether a try that began after this call has ended."""
+        if self.session is not None:
+            return True
+        ended = self._next_try
+        self._hurry.set()
+        try:
+            async with asyncio.timeout(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S):
+                await ended.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def beside(self, pivot: Pivot) -> Session | None:
         """Return a connection to QEMU that does not go through libvirt, None if there is none."""
@@ -203,11 +214,6 @@ class Supervisor:
     def process_gone(self, known: Identity) -> bool:
         """Return whether that QEMU process has certainly ended."""
         return process.is_gone(known.pid, known.start_ticks, known.boot_id)
-
-    def hurry(self) -> None:
-        """Reconnect at once; settled() then waits for this."""
-        self._settled.clear()
-        self._hurry.set()
 
     def _wake(self) -> None:
         for driver in self.drivers.values():
@@ -218,6 +224,7 @@ class Supervisor:
         while True:
             self._settled.clear()
             self._hurry.clear()
+            self._ended_try, self._next_try = self._next_try, asyncio.Event()
             try:
                 session = await self._connect()
             except TimeoutError as error:
@@ -260,7 +267,9 @@ class Supervisor:
         session.subscribe(self._wake)
         self.session = session
         self.connection, self.detail, self.failure = "connected", f"QEMU {session.version_text}".rstrip(), None
-        self._settled.set()
+        self._tell_settled()
+        self._next_try.set()  # there is none while this connection lasts
+        self._next_try = asyncio.Event()
         self._changed(self.name)
         self._wake()
         log.info("domain.connected", domain=self.name, qemu=session.version_text or None, pid=session.pid)
@@ -279,5 +288,9 @@ class Supervisor:
             log.info("domain.disconnected", domain=self.name, detail=detail)
         self.connection, self.detail = connection, detail
         self._changed(self.name)
-        self._settled.set()
+        self._tell_settled()
         self._wake()
+
+    def _tell_settled(self) -> None:
+        self._settled.set()
+        self._ended_try.set()

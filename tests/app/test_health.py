@@ -86,10 +86,9 @@ async def test_a_domain_whose_qemu_is_gone_says_why(engine: Engine, qemu_factory
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
     supervisor = await engine.connect(qemu)
     qemu.kill()
-    supervisor.hurry()
     while supervisor.connection != "unreachable":
-        supervisor.hurry()
-        await supervisor.settled(5)
+        await supervisor.tried()
+        await asyncio.sleep(0.001)
     view = await Domains(engine.host, engine.journal, no_history).one("web1")
     assert view.connection == "unreachable"
     assert str(qemu.qmp) in str(view.detail)

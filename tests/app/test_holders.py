@@ -443,8 +443,7 @@ async def test_another_disk_gains_nothing_from_a_name_that_moved_on(desk: Desk):
     desk._start_qemu([Disk(desk.directory / "other.qcow2", name="disk1", node=unlocked)], name="web3", paused=True)
     async with asyncio.timeout(60):
         while supervisor.session is None:
-            supervisor.hurry()
-            await supervisor.settled(5)
+            await supervisor.tried()
     request = PivotRequest("web3", Kind.COPY, (Target("disk1", str(right), "qcow2"),), CopyOptions(reuse=True))
     with pytest.raises(ConflictError, match=r"b\.qcow2 .* of web2 disk0.*--force"):
         await desk.starter.start(request, WHO)

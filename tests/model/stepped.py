@@ -50,9 +50,6 @@ class Domain:
     def process_gone(self, identity: Any) -> bool:
         return self.world.process_gone(identity)
 
-    def hurry(self) -> None:
-        """Nothing to hurry."""
-
 
 class ModelFlusher:
     """Flushes at once, or cannot open the files: then ``stop`` waits for its own answer."""

@@ -9,6 +9,7 @@ import pytest
 
 from pivotd import limits
 from pivotd.engine.supervisor import MonitorConnector, Supervisor
+from pivotd.qmp.session import Session
 from tests.support.cancel import Leftovers
 from tests.wire.server import FakeQemu, greeting
 from tests.wire.test_greeting import NO_GREETINGS
@@ -17,18 +18,18 @@ from tests.wire.test_stream import BROKEN
 WAIT_S = 30.0
 
 
-def _supervisor(fake: FakeQemu) -> Supervisor:
+def _supervisor(fake: FakeQemu, connector: type[MonitorConnector] = MonitorConnector) -> Supervisor:
     def make(*_: object) -> None:
         raise AssertionError("there is no pivot")
 
-    return Supervisor("web1", MonitorConnector(fake.path), "config", make)  # type: ignore[arg-type]
+    return Supervisor("web1", connector(fake.path), "config", make)  # type: ignore[arg-type]
 
 
 async def _until(supervisor: Supervisor, connection: str) -> None:
     async with asyncio.timeout(WAIT_S):
         while supervisor.connection != connection:
-            supervisor.hurry()
-            await supervisor.settled(1)
+            await supervisor.tried()
+            await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("said", NO_GREETINGS.values(), ids=NO_GREETINGS.keys())
@@ -58,12 +59,39 @@ async def test_a_broken_message_ends_no_supervisor(fake: FakeQemu, said: bytes):
     fake.push(said)
     async with asyncio.timeout(WAIT_S):
         while fake.clients == clients or supervisor.connection != "connected":
-            supervisor.hurry()
-            await supervisor.settled(1)
+            await supervisor.tried()
+            await asyncio.sleep(0.001)
             assert not running.done(), running
     supervisor.end()
     await running
     await left.nothing()
+
+
+async def test_a_try_that_is_asked_for_during_another_one(fake: FakeQemu, tmp_path: Path):
+    """It is the next one, which begins as soon as that has ended; of QEMU, nothing was known meanwhile."""
+    fake.path = str(tmp_path / "nobody")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    tries = 0
+
+    class Slow(MonitorConnector):
+        async def connect(self, *, wanted: bool) -> Session:
+            nonlocal tries
+            tries += 1
+            begun.set()
+            await go_on.wait()
+            return await super().connect(wanted=wanted)
+
+    supervisor = _supervisor(fake, Slow)
+    running = asyncio.ensure_future(supervisor.run([]))
+    await begun.wait()
+    asked = [asyncio.ensure_future(supervisor.tried()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not any(one.done() for one in asked)
+    go_on.set()
+    assert await asyncio.gather(*asked) == [True] * 3
+    assert tries == 2
+    supervisor.end()
+    await running
 
 
 async def test_a_qemu_that_does_not_read_does_not_hold_up_the_end(
