@@ -24,6 +24,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,14 @@ def move(pivotd: Daemon, targets: dict[str, Path]) -> str:
         "disks": [{"disk": name, "image": str(path)} for name, path in targets.items()],
         "max_pause_ms": MAX_PAUSE_MS,
     }
-    pivot = call(pivotd.socket, "POST", "/v1/domains/web1/copy", body)
+    deadline_s = time.monotonic() + SLOW_S
+    while True:
+        try:
+            pivot = call(pivotd.socket, "POST", "/v1/domains/web1/copy", body)
+            break
+        except RuntimeError as error:  # on a busy host, the disk of this one takes seconds for a look
+            if "does not answer: try again" not in str(error) or time.monotonic() > deadline_s:
+                raise
     while pivot["phase"] != "closed":
         pivot = call(pivotd.socket, "GET", f"/v1/pivots/{pivot['id']}/wait?timeout_s=60")
     say(f"PIVOT {pivot['id']} {pivot['outcome']}")
