@@ -41,7 +41,7 @@ def listening() -> frozenset[str]:
     Source: proc_net(5), and __SO_ACCEPTCON of the kernel's net/unix.
     """
     accepts = 0x10000
-    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").split("\n")
+    lines = os.fsdecode(Path("/proc/net/unix").read_bytes()).split("\n")
     found = filter(None, map(_SOCKET.fullmatch, lines))
     return frozenset(one["name"] for one in found if int(one["flags"], 16) & accepts)
 
@@ -49,10 +49,10 @@ def listening() -> frozenset[str]:
 def start_ticks(pid: int) -> int | None:
     """Return the start time of a process in clock ticks since boot; None where /proc hides it or it is gone.
 
-    Source: proc(5), field 22 of /proc/PID/stat; counted from the end of the command name, which may hold spaces.
+    Source: proc(5), field 22 of /proc/PID/stat; counted from the end of the command name, which may hold anything.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
     return int(stat.rpartition(")")[2].split()[19])

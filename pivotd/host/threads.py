@@ -163,8 +163,8 @@ def _refusal(call: _Call) -> str | None:
 
 def _mounts() -> list[str]:
     """Return the mount points of this host, without accessing them. Source: proc(5), mountinfo."""
-    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    return [os.fsdecode(re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), line.split()[4])) for line in lines]
+    points = [line.split(b" ")[4] for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n") if line]
+    return [os.fsdecode(re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), point)) for point in points]
 
 
 def _mount(path: str, mounts: Sequence[str]) -> str:

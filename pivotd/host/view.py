@@ -97,10 +97,10 @@ def _mounts() -> dict[str, str | None]:
     Read once: systemd makes the sandbox before the program starts.
     """
     try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")
     except OSError:
         return {}
-    return dict(map(_mount, lines))
+    return dict(map(_mount, filter(None, lines)))
 
 
 def _mount(line: str) -> tuple[str, str | None]:

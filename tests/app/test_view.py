@@ -124,3 +124,18 @@ def test_a_qemu_that_pivotd_may_not_look_into():
     assert (answer.status, answer.json["outcome"]) == (5, "kept")
     assert "in a mount namespace of its own" in answer.json["error"]
     assert "copying" not in [record["phase"] for record in shown["records"]]
+
+
+@as_root
+def test_mount_points_with_odd_names(tmp_path: Path):
+    """The kernel escapes blanks and line feeds in them; whoever may mount with FUSE chooses the rest."""
+    odd = tmp_path / "car\rriage\x0cfeed\u2028separator \udcff"
+    odd.mkdir()
+    look = (
+        "import os; from pivotd.host import threads, view; path = os.sys.argv[1] + '/image'; "
+        "assert view.hidden(path) is None; assert threads._mount(path, threads._mounts()) == os.sys.argv[1]"
+    )
+    done = subprocess.run(
+        [*elsewhere(odd), sys.executable, "-c", look, odd], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,6 +48,19 @@ def test_a_pid_that_a_thread_of_another_process_has_is_gone():
         thread.join()
 
 
+def test_a_process_with_any_name():
+    """QEMU takes its own from ``-name process=``, of which the kernel keeps 15 bytes: it may end within a character."""
+    prctl = "import ctypes; ctypes.CDLL(None).prctl(15, b'a) \\xc3', 0, 0, 0); print(flush=True); input()"
+    command = [sys.executable, "-c", prctl]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        ticks = process.start_ticks(other.pid)
+        assert ticks is not None
+        assert not process.is_gone(other.pid, ticks, process.boot_id())
+        assert process.uptime_s(other.pid) is not None
+
+
 def test_a_pid_that_nobody_can_look_at_is_not_known_to_be_gone(monkeypatch: pytest.MonkeyPatch):
     """As where no file descriptor is left; and a session with libvirt alone has no pid."""
     assert not process.is_gone(0, None, process.boot_id())
@@ -59,7 +74,7 @@ def test_a_pid_that_nobody_can_look_at_is_not_known_to_be_gone(monkeypatch: pyte
 def test_who_listens_whatever_others_call_their_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A name with a line break made every answer that needed this an unexpected error."""
     monkeypatch.chdir(tmp_path)  # a name that is no path is short
-    names = ["plain", "sp ace", "line\nbreak", "\n", "form\x0cfeed", "ffff: 00000002 0000", "\udcff"]
+    names = ["plain", "sp ace", "line\nbreak", "\n", "form\x0cfeed", "re\rturn", "ffff: 00000002 0000", "\udcff"]
     with ExitStack() as stack:
         for name in names:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
