@@ -28,6 +28,7 @@ def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDis
     at its name is the right one, and the disk returned says so. Raises: BadRequestError.
     """
     layers = domain.images(seen)
+    _refuse_not_utf8(layers, seen.disk)
     every = range(len(layers))
     needed = (*every[_above(disk, layers)], *every[_below(disk, layers)])
     other = next((place for place in every if _is_another_layer(domain, seen, layers, place)), None)
@@ -53,6 +54,19 @@ def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDis
             disk=seen.disk,
         )
     return replace(disk, source=replace(disk.source, file_id=files.LOST))
+
+
+def _refuse_not_utf8(layers: list[Image], disk: str) -> None:
+    """Raises: BadRequestError: the journal cannot have a name; QEMU's working directory has it, as QMP is UTF-8."""
+    for layer in layers:
+        try:
+            layer.filename.encode()
+        except UnicodeEncodeError:
+            shown = layer.filename.encode(errors="backslashreplace").decode()
+            raise BadRequestError(
+                f"{shown} is not UTF-8, and cannot be recorded: start the guest from a directory whose name is",
+                disk=disk,
+            ) from None
 
 
 def _is_another_layer(domain: DomainSnapshot, seen: DiskSeen, layers: list[Image], place: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import Host, at_once
-from tests.support.qemu import Qemu
+from tests.support.qemu import Disk, Qemu, create_image
 
 pytestmark = pytest.mark.qemu
 ROUNDS = 5
@@ -169,3 +169,16 @@ def test_one_name_for_two_monitors_at_once(host: Host):
         answers = at_once([partial(host.add, "a", path) for path in monitors])
         assert sorted(answer.status for answer in answers) == [201, 409], [answer.body for answer in answers]
         assert host.call("DELETE", "/v1/domains/a").status == 204
+
+
+def test_an_image_below_a_directory_that_is_not_utf8(host: Host):
+    """QEMU names it by its working directory; the journal cannot, and says so before anything has begun."""
+    directory = host.directory / os.fsdecode(b"od\xff")
+    directory.mkdir()
+    disk = Disk(create_image(directory / "old.qcow2"), relative=True)
+    with Qemu(host.directory, [disk], name="web1") as qemu:
+        host.start({"web1": qemu.qmp})
+        refused = host.copy("web1", host.image())
+        assert refused.status == 400, refused.body
+        assert r"od\udcff/old.qcow2 is not UTF-8, and cannot be recorded: start the guest" in refused.json["detail"]
+        assert host.call("GET", "/v1/pivots").json == []
