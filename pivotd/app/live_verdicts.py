@@ -10,7 +10,7 @@ from dataclasses import replace
 from pivotd import limits
 from pivotd.core import verdict
 from pivotd.core.fleet import FleetImage
-from pivotd.core.image_names import describe
+from pivotd.core.image_names import describe, storable
 from pivotd.core.observation import LEAVING, MIGRATION_STATES, NEVER_RAN
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import FileSeen, Image, Pivot, PivotDisk
@@ -206,7 +206,7 @@ class LiveVerdicts:
             live = verdict.Live((await image_names(disk, session))[0], disk.format)
             found = verdict.without_pivot(*key, live)
             if is_here:
-                self.shown[key] = FleetImage(live.image, live.format)
+                self.shown[key] = FleetImage(storable(live.image), live.format)
             stray = await in_thread(limits.FILE_TIMEOUT_S, _astray, live.image, disk, session.pid, paths=[live.image])
             self._found[key] = found if stray is None else verdict.nameless(found, stray)
         else:
@@ -219,7 +219,7 @@ class LiveVerdicts:
             known = self._found[key]
             self._found[key] = verdict.check(known, live, decided=is_decided(moved[0]))
             if is_here:
-                self.shown[key] = FleetImage(live.image, live.format)
+                self.shown[key] = FleetImage(storable(live.image), live.format)
                 if self._found[key].outcome is not known.outcome:
                     self.contradict(key)
             if live.is_right and is_here and (run_state != NEVER_RAN or moved[1].ran_on is None):

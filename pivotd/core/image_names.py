@@ -197,3 +197,8 @@ def _as_node(name: str, image_format: str) -> Node:
 
 def _text(node: Node) -> str:
     return "json:" + json.dumps(node, sort_keys=True, separators=(",", ":"))
+
+
+def storable(name: str) -> str:
+    """Return a name as text that the journal and etcd can keep: what is not UTF-8 in it is escaped."""
+    return name.encode(errors="backslashreplace").decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from pivotd.core.image_names import describe
+from pivotd.core.image_names import describe, storable
 from pivotd.core.pivot import Image, PivotDisk
 from pivotd.errors import BadRequestError
 from pivotd.host import files, qcow2
@@ -62,9 +62,9 @@ def _refuse_not_utf8(layers: list[Image], disk: str) -> None:
         try:
             layer.filename.encode()
         except UnicodeEncodeError:
-            shown = layer.filename.encode(errors="backslashreplace").decode()
             raise BadRequestError(
-                f"{shown} is not UTF-8, and cannot be recorded: start the guest from a directory whose name is",
+                f"{storable(layer.filename)} is not UTF-8, and cannot be recorded: start the guest from a directory "
+                "whose name is",
                 disk=disk,
             ) from None
 

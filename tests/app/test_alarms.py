@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,10 +24,10 @@ from pivotd.core.request import Kind, PivotRequest, Target
 from pivotd.errors import DomainUnreachableError, QmpUnknownError
 from pivotd.journal.journal import Journal
 from pivotd.qmp.session import Session
-from tests.app.conftest import WHO
+from tests.app.conftest import WHO, Host
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
-from tests.support.qemu import Disk, create_image
+from tests.support.qemu import Disk, Qemu, create_image
 
 pytestmark = pytest.mark.qemu
 TIMEOUT_S = 90.0
@@ -260,3 +262,21 @@ async def test_a_domain_that_was_removed_leaves_nothing_behind(
 def known(session: Session | None) -> int:
     """Return how many callbacks a connection has besides its supervisor's."""
     return len(session._monitor._callbacks) - 1 if session is not None else 0
+
+
+def test_a_guest_on_a_stale_image_below_a_directory_that_is_not_utf8(host: Host):
+    """The journal cannot have that name as it is; without a record, the old verdict was certain again afterwards."""
+    directory = host.directory / os.fsdecode(b"od\xff")
+    directory.mkdir()
+    stale = Disk(create_image(directory / "old.qcow2"), relative=True)
+    with Qemu(host.directory, [Disk(create_image(host.directory / "first.qcow2"))], name="web1") as qemu:
+        host.start({"web1": qemu.qmp})
+        assert host.closed(host.copy("web1", host.image()).json["id"])["outcome"] == "switched"
+    deadline_s = time.monotonic() + 60
+    with Qemu(host.directory, [stale], name="web1"):
+        while not host.domains()["web1"]["alarms"]:
+            assert time.monotonic() < deadline_s, host.domains()
+    while (verdict := host.call("GET", "/v1/verdicts").json[0])["pending"]:
+        assert time.monotonic() < deadline_s, verdict
+    assert not verdict["certain"], verdict
+    assert r"od\udcff/old.qcow2" in verdict["reason"], verdict
