@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from pivotd import limits
+from pivotd.core.image_names import storable
 from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name, no_domain
 from pivotd.core.pivot import JsonObject, Pivot
 from pivotd.core.request import Manager
@@ -277,6 +278,8 @@ class Host:
                 continue
             if not is_domain_name(name):
                 skipped[path] = f"{name} is no domain name: expected {DOMAIN_NAME_WORDS}"
+            elif storable(path) != path:
+                skipped[path] = "this path is not UTF-8, and cannot be recorded: give its directory another name"
             elif owner is not None or name in new:
                 skipped[path] = f"the name {name} belongs to the monitor {new[name] if owner is None else owner.path}"
             else:

@@ -161,6 +161,17 @@ def test_a_socket_whose_name_is_no_domain_name_is_skipped_and_said_once(host: Ho
     assert sum("domain.skipped" in line for line in lines) == len(BAD_NAMES), lines
 
 
+def test_a_socket_below_a_directory_that_is_not_utf8_is_skipped(host: Host):
+    """A pivot records the path of its monitor."""
+    directory = host.directory / os.fsdecode(b"od\xff")
+    directory.mkdir()
+    os.link(host.qemu("web1").qmp, directory / "web1.qmp")
+    host.start(configuration=f"discover = [{json.dumps(str(host.directory / '*' / '*.qmp'))}]")
+    assert host.domains() == {}
+    (skipped,) = host.health()["domains"]["skipped"]
+    assert (r"od\udcff/web1.qmp" in skipped["qmp"], "is not UTF-8" in skipped["reason"]) == (True, True), skipped
+
+
 def test_one_name_for_two_monitors_at_once(host: Host):
     """One gets the name, the other hears that it exists."""
     monitors = [host.qemu("web1").qmp, host.qemu("web2").qmp]
