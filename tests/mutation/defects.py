@@ -725,4 +725,28 @@ FLEET = (
 )  # fmt: skip
 """Hosts of a fleet."""
 
-DEFECTS = PROTOCOL + JUDGEMENT + ONE_OWNER + NEXT_BOOT + LIBVIRT + FLEET
+ANSWERS = (
+    Defect(
+        "a word takes an image that a guest may use that cannot be asked", "G1", "pivotd/app/accepting.py",
+        "    return one.verdict.pending and one.finding.standing is Standing.UNKNOWN\n", "    return False\n",
+        "real QEMU", (IMAGES, "-k", "word_for_an_image"),
+    ),
+    Defect(
+        "storage that hangs hides what is beside it", "G1", "pivotd/host/threads.py",
+        "            await asyncio.gather(*(alone(*one) for one in part.items()))\n", "            pass\n",
+        "app", ("tests/app/test_threads.py", "-k", "each_of_many"),
+    ),
+    Defect(
+        "the end of another try to connect passes for that of the one asked for", "G1", "pivotd/engine/supervisor.py",
+        "        ended = self._next_try\n", "        ended = self._ended_try\n",
+        "wire", ("tests/wire/test_supervisor.py", "-k", "during_another"),
+    ),
+    Defect(
+        "a stray image without a name in UTF-8 leaves no record", "G1", "pivotd/core/image_names.py",
+        '    return name.encode(errors="backslashreplace").decode()\n', "    return name\n",
+        "real QEMU", ("tests/app/test_alarms.py", "-k", "not_utf8"),
+    ),
+)  # fmt: skip
+"""Verdicts, and what they rest on."""
+
+DEFECTS = PROTOCOL + JUDGEMENT + ONE_OWNER + NEXT_BOOT + LIBVIRT + FLEET + ANSWERS

@@ -79,13 +79,17 @@ async def test_a_try_that_is_asked_for_during_another_one(fake: FakeQemu, tmp_pa
             tries += 1
             begun.set()
             await go_on.wait()
+            go_on.clear()
             return await super().connect(wanted=wanted)
 
     supervisor = _supervisor(fake, Slow)
     running = asyncio.ensure_future(supervisor.run([]))
     await begun.wait()
     asked = [asyncio.ensure_future(supervisor.tried()) for _ in range(3)]
-    await asyncio.sleep(0)
+    begun.clear()
+    go_on.set()
+    await begun.wait()
+    await asyncio.sleep(0.01)
     assert not any(one.done() for one in asked)
     go_on.set()
     assert await asyncio.gather(*asked) == [True] * 3
