@@ -113,6 +113,7 @@ class Supervisor:
         self._settled = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ended_try = asyncio.Event()
+        self._ended_try.set()
         """Set at the end of the present try to connect, or of the last one."""
         self._next_try = asyncio.Event()
         """The same of the try after that: each has an event of its own, as the next may begin before anybody looks."""
@@ -195,14 +196,20 @@ class Supervisor:
         return self.session is None and self.manager is Manager.PIVOTD and not self.is_silent
 
     async def tried(self) -> bool:
-        """Try to connect at once, for a bounded time; return whether a try that began after this call has ended."""
+        """Try to connect at once, for a bounded time; return whether a try that began after this call has ended.
+
+        Or one that was on its way then, if it has found that somebody listens who does not answer.
+        """
         if self.session is not None:
             return True
-        ended = self._next_try
+        present, following = self._ended_try, self._next_try
+        is_on_its_way = not present.is_set()
         self._hurry.set()
         try:
             async with asyncio.timeout(limits.GREETING_TIMEOUT_S + limits.CONNECT_TIMEOUT_S):
-                await ended.wait()
+                await present.wait()
+                if not (is_on_its_way and self.is_silent):
+                    await following.wait()
         except TimeoutError:
             return False
         return True

@@ -738,7 +738,7 @@ ANSWERS = (
     ),
     Defect(
         "the end of another try to connect passes for that of the one asked for", "G1", "pivotd/engine/supervisor.py",
-        "        ended = self._next_try\n", "        ended = self._ended_try\n",
+        "                if not (is_on_its_way and self.is_silent):\n", "                if False:\n",
         "wire", ("tests/wire/test_supervisor.py", "-k", "during_another"),
     ),
     Defect(
