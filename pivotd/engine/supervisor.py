@@ -110,13 +110,12 @@ class Supervisor:
         connector.hold_back(self.window.locked)
         self._make_driver = make_driver
         self._changed = changed
-        self._settled = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._ended_try = asyncio.Event()
-        self._ended_try.set()
-        """Set at the end of the present try to connect, or of the last one."""
-        self._next_try = asyncio.Event()
-        """The same of the try after that: each has an event of its own, as the next may begin before anybody looks."""
+        self._settled = self._next_settled = asyncio.Event()
+        """Set at the end of the present try to connect, or of the last one; the same of the try after that.
+
+        Each has an event of its own, as the next may begin before anybody looks.
+        """
         self._group: asyncio.TaskGroup | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -202,7 +201,7 @@ class Supervisor:
         """
         if self.session is not None:
             return True
-        present, following = self._ended_try, self._next_try
+        present, following = self._settled, self._next_settled
         is_on_its_way = not present.is_set()
         self._hurry.set()
         try:
@@ -229,9 +228,8 @@ class Supervisor:
     async def _keep_connected(self) -> None:
         delay_s = limits.RECONNECT_FIRST_S
         while True:
-            self._settled.clear()
             self._hurry.clear()
-            self._ended_try, self._next_try = self._next_try, asyncio.Event()
+            self._settled, self._next_settled = self._next_settled, asyncio.Event()
             try:
                 session = await self._connect()
             except TimeoutError as error:
@@ -274,9 +272,9 @@ class Supervisor:
         session.subscribe(self._wake)
         self.session = session
         self.connection, self.detail, self.failure = "connected", f"QEMU {session.version_text}".rstrip(), None
-        self._tell_settled()
-        self._next_try.set()  # there is none while this connection lasts
-        self._next_try = asyncio.Event()
+        self._settled.set()
+        self._next_settled.set()  # there is none while this connection lasts
+        self._next_settled = asyncio.Event()
         self._changed(self.name)
         self._wake()
         log.info("domain.connected", domain=self.name, qemu=session.version_text or None, pid=session.pid)
@@ -295,9 +293,5 @@ class Supervisor:
             log.info("domain.disconnected", domain=self.name, detail=detail)
         self.connection, self.detail = connection, detail
         self._changed(self.name)
-        self._tell_settled()
-        self._wake()
-
-    def _tell_settled(self) -> None:
         self._settled.set()
-        self._ended_try.set()
+        self._wake()

@@ -59,14 +59,11 @@ def checked(domain: DomainSnapshot, seen: DiskSeen, disk: PivotDisk) -> PivotDis
 def _refuse_not_utf8(layers: list[Image], disk: str) -> None:
     """Raises: BadRequestError: the journal cannot have a name; QEMU's working directory has it, as QMP is UTF-8."""
     for layer in layers:
-        try:
-            layer.filename.encode()
-        except UnicodeEncodeError:
+        if (shown := storable(layer.filename)) != layer.filename:
             raise BadRequestError(
-                f"{storable(layer.filename)} is not UTF-8, and cannot be recorded: start the guest from a directory "
-                "whose name is",
+                f"{shown} is not UTF-8, and cannot be recorded: start the guest from a directory whose name is",
                 disk=disk,
-            ) from None
+            )
 
 
 def _is_another_layer(domain: DomainSnapshot, seen: DiskSeen, layers: list[Image], place: int) -> bool:
