@@ -497,15 +497,17 @@ def _named(reader: Reader, name: str, encode: Callable[[Pivot], T]) -> list[T]:
 
 
 def _pivot(reader: Reader, pivot: str) -> Pivot:
-    found = reader.pivot(pivot)
-    if found is None:
-        raise NotFoundError(f"there is no pivot {pivot}; see `pivotctl pivot ls`", pivot=pivot)
-    return found
+    return _found(reader.pivot(pivot), pivot)
 
 
 def _shown(reader: Reader, encode: Callable[[Pivot, list[Record]], T], pivot: str) -> T:
-    found = _pivot(reader, pivot)
-    return encode(found, reader.records(found.id))
+    return encode(*_found(reader.with_records(pivot), pivot))
+
+
+def _found(found: T | None, pivot: str) -> T:
+    if found is None:
+        raise NotFoundError(f"there is no pivot {pivot}; see `pivotctl pivot ls`", pivot=pivot)
+    return found
 
 
 def _numbered(reader: Reader, encode: Callable[[Record], T], after: int, limit: int) -> list[tuple[int, T]]:

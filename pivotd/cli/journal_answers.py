@@ -117,10 +117,10 @@ class OfflineJournal:
 
     def pivot(self, pivot: str) -> PivotWithRecords:
         """Return one pivot with its records."""
-        found = self._reader.pivot(pivot)
+        found = self._reader.with_records(pivot)
         if found is None:
             raise NotFoundError(f"the journal in {self.path} holds no pivot {pivot}", pivot=pivot)
-        return shown.pivot_with_records(found, self._reader.records(found.id))
+        return shown.pivot_with_records(*found)
 
     def verdicts(self, domain: str | None = None, disk: str | None = None, *, local: bool = False) -> list[Verdict]:
         """Return the journal's verdicts on the requested disks, checked against their files.

@@ -133,6 +133,15 @@ class Reader:
         """Return every record of one pivot, oldest first."""
         return self._read_all(lambda connection, archives: history.records(connection, archives, pivot_id))
 
+    def with_records(self, id_or_request_id: str) -> tuple[Pivot, list[Record]] | None:
+        """Return one pivot by its id, else by its request id, and its records, oldest first, as of one moment."""
+
+        def look(connection: sqlite3.Connection, archives: Archives) -> tuple[Pivot, list[Record]] | None:
+            found = history.pivot(connection, archives, id_or_request_id)
+            return None if found is None else (found, history.records(connection, archives, found.id))
+
+        return self._read_all(look)
+
     def events(self, after: int, limit: int = limits.EVENTS_PAGE_MAX) -> list[Record]:
         """Return up to ``limit`` records with seq > after, oldest first."""
         return self._read_all(lambda connection, archives: history.events(connection, archives, after, limit))

@@ -18,11 +18,13 @@ from pivotd.app.live_verdicts import LiveVerdicts
 from pivotd.app.metrics import Metrics
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
+from pivotd.cli.journal_answers import OfflineJournal
 from pivotd.core.list_filters import EventFilter, PivotFilter
 from pivotd.core.pivot import Phase, Pivot, PivotDisk, Record
 from pivotd.core.verdict import Verdict, without_pivot
 from pivotd.errors import TooBusyError
 from pivotd.host.places import Place
+from pivotd.journal import history
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.planning import lower_images
@@ -71,6 +73,30 @@ async def test_a_list_comes_whole_and_in_order(journal: Journal, reads: Reads) -
     rest, _ = await reads.pivots(opened, limit=30, before=newest_first[9], encode=lambda pivot: pivot.id)
     assert rest == newest_first[10:40]
     assert [pivot.id for pivot, _ in await reads.latest("web1")] == sorted(newest_first, key=_disk_of)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["the daemon", "the journal alone"])
+async def test_a_pivot_and_its_records_are_of_one_moment(
+    journal: Journal, reads: Reads, tmp_path: Path, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pivot that changes while it is read is shown with the records up to its phase, not with later ones."""
+    pivot, _ = await journal.accept(make_pivot(1), {})
+    loop, read = asyncio.get_running_loop(), history.records
+
+    def after_a_change(*facts: Any) -> list[Record]:
+        change = journal.advance(pivot, "copying", {}, phase=Phase.COPYING)
+        asyncio.run_coroutine_threadsafe(change, loop).result()
+        return read(*facts)
+
+    monkeypatch.setattr(history, "records", after_a_change)
+    offline = OfflineJournal(str(tmp_path))
+    if beside:
+        shown = await asyncio.to_thread(offline.pivot, pivot.id)
+        found = shown.phase, [record.phase for record in shown.records]
+    else:
+        found = await reads.shown(pivot.id, lambda pivot, records: (pivot.phase, [one.phase for one in records]))
+    offline.close()
+    assert found == (Phase.PREPARING, [Phase.PREPARING])
 
 
 def _disk_of(pivot: str) -> str:
