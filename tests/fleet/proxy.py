@@ -16,6 +16,8 @@ from enum import Enum, auto
 from typing import Self
 from urllib.parse import urlsplit
 
+from tests.support.waiting import end_of
+
 TXN = "/v3/kv/txn"
 
 
@@ -67,8 +69,7 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        await asyncio.sleep(0)  # a connection that was just accepted is served, and so known
+        await end_of(self._server)
         for task, writer in self._connections.items():
             task.cancel()
             writer.transport.abort()  # also one whose peer takes no answer any more

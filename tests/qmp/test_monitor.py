@@ -24,6 +24,7 @@ from pivotd.errors import (
 )
 from pivotd.qmp.monitor import Monitor, command
 from tests.conftest import QemuFactory
+from tests.support.waiting import end_of
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
@@ -49,9 +50,9 @@ async def fake(path: Path, serve: Serve) -> AsyncIterator[str]:
     try:
         yield str(path)
     finally:
+        await end_of(server)
         for writer in writers:
             writer.close()
-        server.close()
 
 
 async def read_command(reader: asyncio.StreamReader, pending: bytearray) -> dict[str, Any]:

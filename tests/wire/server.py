@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.support.stream import CommandSplitter
+from tests.support.waiting import end_of
 
 STAMP = {"seconds": 1, "microseconds": 2}
 OPEN_FILES_BACKLOG = 8
@@ -71,7 +72,7 @@ class FakeQemu:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
+        await end_of(self._server)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
