@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pivotd import limits
 from pivotd.app import telling_words
-from pivotd.app.live_verdicts import image_names
+from pivotd.app.live_verdicts import Key, image_names
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.app.reservations import Reservations
@@ -55,15 +55,14 @@ class Accepting:
         host), BadRequestError, FleetError, JournalError.
         """
         await self._host.finish(self._accept(domain, disk, word, who))
-        if self._fleet is not None:
-            return (await self._reads.verdicts(domain, disk, lambda one: one))[0]
-        _, found = await self._reads.live_verdicts(domain, disk)
-        return found[domain, disk]
+        return (await self._reads.verdicts(domain, disk, lambda one: one))[0]
 
     async def _accept(self, domain: str, disk: str, word: AcceptRequest, who: Requester) -> None:
         async with self._host.lock(domain):
             pivot, known = await self._last(domain, disk)
             image = word.image if word.image.startswith("json:") else nbd.canonical(word.image) or word.image
+            if (why := await self._reads.cannot_ask(domain, disk)) is not None:
+                raise ConflictError(f"your word has to wait: {why}", domain=domain, disk=disk)
             await self._check(pivot, known, image)
             mark = await self._refuse_while_written(domain, disk)
             image_format = word.format or await self._format(domain, disk, image)
@@ -132,31 +131,22 @@ class Accepting:
             return
         key = (pivot.domain, known.disk)
         mark = (await self._reads.overwritten()).get(key)
-        found = [(one, "") for one in await self._reads.image_here(image) if _may_need(one, NEEDED)]
+        found, silent = await self._reads.image_here(image)
+        needs = {_key(one): _refusal(one, pivot, known, image) for one in found if _may_need(one, NEEDED)}
         for name in below:
             said = f"{name} lies below it, and "
-            standings = await self._reads.standings(name)
-            found += [(one, said) for one in standings if _may_need(one, {Standing.CURRENT})]
-        for one, said in found:
-            right = one.verdict
-            if (right.domain, right.disk) == key:
-                continue
-            together = right.domain == pivot.domain and any(
-                two.disk == right.disk and two.source.filename == known.source.filename for two in pivot.disks
+            standings = [one for one in await self._reads.standings(name) if _may_need(one, {Standing.CURRENT})]
+            needs |= {
+                _key(one): _refusal(one, pivot, known, image, said) for one in standings if _key(one) not in needs
+            }
+        needs |= {other: _not_yet(image, other, why) for other, why in silent.items() if other not in needs}
+        for (domain, disk), why in needs.items():
+            together = domain == pivot.domain and any(
+                two.disk == disk and two.source.filename == known.source.filename for two in pivot.disks
             )
-            if together or (mark is not None and mark.by == right.domain) or right.domain not in self._host.supervisors:
-                continue
-            if not right.certain:
-                raise ConflictError(
-                    f"{image}: {said}nobody can tell yet whether {right.domain} {right.disk} needs it: {right.reason}",
-                    domain=right.domain, disk=right.disk, image=image,
-                )  # fmt: skip
-            gone = f"; if that guest is no more, `pivotctl domain rm {right.domain}` first"
-            raise ConflictError(
-                f"{image} cannot be the image of {pivot.domain} {known.disk}: {said}{one.finding.why}: name another one"
-                f"{'' if right.domain == pivot.domain else gone}",
-                domain=right.domain, disk=right.disk, image=image,
-            )  # fmt: skip
+            is_meant = together or (mark is not None and mark.by == domain) or domain not in self._host.supervisors
+            if (domain, disk) != key and not is_meant:
+                raise ConflictError(why, domain=domain, disk=disk, image=image)
 
     async def _uses(self, domain: str, disk: str) -> str | None:
         """Return the image that QEMU has as a disk, None if no QEMU shows one."""
@@ -208,11 +198,30 @@ class Accepting:
         raise BadRequestError(f"{domain} {disk} never had {image}: say its format, qcow2 or raw", image=image)
 
 
+def _key(one: ImageFound) -> Key:
+    return one.verdict.domain, one.verdict.disk
+
+
+def _refusal(one: ImageFound, pivot: Pivot, known: PivotDisk, image: str, said: str = "") -> str:
+    """Return why an image that another disk needs, or may need, cannot be the one of a disk."""
+    if not one.verdict.certain:
+        return _not_yet(f"{image}: {said}" if said else image, _key(one), one.verdict.reason)
+    gone = f"; if that guest is no more, `pivotctl domain rm {one.verdict.domain}` first"
+    return (
+        f"{image} cannot be the image of {pivot.domain} {known.disk}: {said}{one.finding.why}: name another one"
+        f"{'' if one.verdict.domain == pivot.domain else gone}"
+    )
+
+
+def _not_yet(image: str, other: Key, why: str) -> str:
+    return f"{image}: nobody can tell yet whether {' '.join(other)} needs it: {why}"
+
+
 def _may_need(one: ImageFound, needed: Collection[Standing]) -> bool:
     """Return whether a disk certainly needs an image, or will perhaps do so as soon as its QEMU can be asked."""
     if one.verdict.certain:
         return one.finding.standing in needed
-    return one.verdict.pending and one.finding.standing is Standing.UNKNOWN
+    return one.verdict.pending and one.finding.standing in {*needed, Standing.UNKNOWN}
 
 
 def _compare(image: str, using: str | None) -> tuple[Presence, bool]:

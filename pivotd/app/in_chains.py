@@ -27,11 +27,11 @@ Calm = Callable[[], Awaitable[None]]
 
 async def in_chains(  # noqa: PLR0913, PLR0917 - what it works with
     image: str, host: Host, had: Had, live: LiveVerdicts, verdicts: Mapping[Key, Verdict], calm: Calm
-) -> dict[Key, Finding]:
+) -> tuple[dict[Key, Finding], dict[Key, str]]:
     """Return how an image stands to the disks that have it in their chains: by what QEMUs show, or else by headers.
 
-    Nothing is claimed of a disk whose storage does not answer, nor below images that pivotd may not read and has not
-    made. Raises: ConflictError: the storage of the image does not answer.
+    And, of disks whose storage does not answer, why nothing is claimed. Nor is anything below images that pivotd may
+    not read and has not made. Raises: ConflictError: the storage of the image does not answer.
     """
     try:
         place = await in_thread(limits.FILE_TIMEOUT_S, places.of, image, paths=[image])
@@ -39,36 +39,43 @@ async def in_chains(  # noqa: PLR0913, PLR0917 - what it works with
         raise ConflictError(f"{error}: ask by domain and disk instead") from None
     keys = list(verdicts)
     found: dict[Key, Finding] = {}
+    silent: dict[Key, str] = {}
+
+    async def look(key: Key) -> None:
+        try:
+            finding = await _look(place, host, had, live, verdicts[key])
+        except TimeoutError as error:
+            silent[key] = str(error)
+        else:
+            found.update({} if finding is None else {key: finding})
+
     for first in range(0, len(keys), limits.FILES_AT_ONCE):
         await calm()
         part = keys[first : first + limits.FILES_AT_ONCE]
-        looks = await asyncio.gather(*(_look(place, host, had, live, verdicts[key]) for key in part))
-        found |= {key: one for key, one in zip(part, looks, strict=True) if one is not None}
-    return found
+        await asyncio.gather(*map(look, part))
+    return found, silent
 
 
 async def _look(place: Place, host: Host, had: Had, live: LiveVerdicts, right: Verdict) -> Finding | None:
+    """Return how an image stands to one disk. Raises: TimeoutError: its storage does not answer."""
     supervisor = host.supervisors.get(right.domain)
     session = None if supervisor is None else supervisor.session
     known: dict[str, list[Below]] = {}
-    try:
-        if session is not None and live.is_asked(right.domain):
-            seen = live.disks.get((right.domain, right.disk))
-            if seen is not None:
-                names = [layer.filename for layer in seen.layers]
-                directory = process.working_directory(session.pid)
-                chain = (place, seen, directory, right)
-                return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, lower_images.in_chain, *chain, paths=names)
-        while right.image is not None:
-            try:
-                headers = (place, right, known)
-                paths = [right.image]
-                return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, lower_images.by_headers, *headers, paths=paths)
-            except BlindError as error:
-                below = known_chain.right_below(error.image, await had(error.image))
-                if below is None or error.image in known:
-                    return None
-                known[error.image] = [(one.filename, one.format) for one in below]
-    except TimeoutError:
-        return None
+    if session is not None and live.is_asked(right.domain):
+        seen = live.disks.get((right.domain, right.disk))
+        if seen is not None:
+            names = [layer.filename for layer in seen.layers]
+            directory = process.working_directory(session.pid)
+            chain = (place, seen, directory, right)
+            return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, lower_images.in_chain, *chain, paths=names)
+    while right.image is not None:
+        try:
+            headers = (place, right, known)
+            paths = [right.image]
+            return await in_thread(limits.OTHERS_FILE_TIMEOUT_S, lower_images.by_headers, *headers, paths=paths)
+        except BlindError as error:
+            below = known_chain.right_below(error.image, await had(error.image))
+            if below is None or error.image in known:
+                return None
+            known[error.image] = [(one.filename, one.format) for one in below]
     return None

@@ -18,7 +18,7 @@ from pivotd.app.in_chains import in_chains
 from pivotd.app.lanes import Door, Lane
 from pivotd.app.live_verdicts import Key, LiveVerdicts, Moved
 from pivotd.app.registry import Host
-from pivotd.app.unasked import Unasked
+from pivotd.app.unasked import Tried, Unasked
 from pivotd.client.answers import JournalStats
 from pivotd.core import known_chain
 from pivotd.core.list_filters import EventFilter, PivotFilter
@@ -255,9 +255,7 @@ class Reads:
 
         In a fleet one is certain only if the fleet has agreed. ``local``: or if it does not answer.
         """
-        silent = await self._unasked.connect(domain)
-        live, found = await self._known_verdicts(domain, disk)
-        live.unchecked |= silent
+        live, found, tried = await self._asked_verdicts(domain, disk)
         for name in live.news():
             self.tell_news(name)
         if domain is not None and disk is not None and not found:
@@ -273,9 +271,18 @@ class Reads:
         monitors = await self._unasked.monitors(live, found)
         encoded: list[T] = []
         for first in range(0, len(result), limits.READ_AT_ONCE):
-            part = [self._unasked.judge(live, one, monitors) for one in result[first : first + limits.READ_AT_ONCE]]
+            pieces = result[first : first + limits.READ_AT_ONCE]
+            part = [self._unasked.judge(live, one, monitors, tried) for one in pieces]
             encoded += await self._lists.read(_encoded, encode, part)
         return encoded
+
+    async def cannot_ask(self, domain: str, disk: str) -> str | None:
+        """Return why nobody can tell what the guest of a disk uses now; None: it was asked, or no QEMU runs."""
+        live, found, tried = await self._asked_verdicts(domain, None)
+        known = found.get((domain, disk), without_pivot(domain, disk))
+        monitors = await self._unasked.monitors(live, [(domain, disk)])
+        judged = self._unasked.judge(live, replace(known, certain=True), monitors, tried)
+        return None if judged.certain else judged.reason
 
     def tell_news(self, domain: str) -> None:
         """Have the images of a domain looked at."""
@@ -287,6 +294,18 @@ class Reads:
         live, found = await self.live_verdicts(domain, None)
         if found and self._fleet is not None:
             await self._fleet.enter(live, found, domain)
+
+    async def _asked_verdicts(
+        self, domain: str | None, disk: str | None
+    ) -> tuple[LiveVerdicts, dict[Key, Verdict], Tried]:
+        """Return this host's verdicts after a try to reach each QEMU that was away. Raises: NotFoundError."""
+        for _ in range(VERDICT_READS_MAX):
+            tried = await self._unasked.connect(domain)
+            live, found = await self._known_verdicts(domain, disk)
+            if not self._unasked.has_missed(live, tried, domain):
+                break
+        live.unchecked |= tried.silent
+        return live, found, tried
 
     async def _known_verdicts(self, domain: str | None, disk: str | None) -> tuple[LiveVerdicts, dict[Key, Verdict]]:
         """Return this host's verdicts, none if only the fleet knows the domain. Raises: NotFoundError."""
@@ -417,39 +436,41 @@ class Reads:
 
         Raises: ConflictError: its storage does not answer.
         """
-        return [encode(one) for one in await self._found(image, self._fleet)]
+        found, _ = await self._found(image, self._fleet)
+        return [encode(one) for one in found]
 
-    async def image_here(self, image: str) -> list[ImageFound]:
-        """Return the same by the word of this host alone. Raises: ConflictError."""
+    async def image_here(self, image: str) -> tuple[list[ImageFound], dict[Key, str]]:
+        """Return the same by the word of this host alone, and why of some disks nobody can tell if they lie on it.
+
+        Raises: ConflictError.
+        """
         return await self._found(image, None)
 
-    async def _found(self, image: str, fleet: FleetVerdicts | None) -> list[ImageFound]:
+    async def _found(self, image: str, fleet: FleetVerdicts | None) -> tuple[list[ImageFound], dict[Key, str]]:
         asked = await _asked(image)
-        silent = await self._unasked.connect(None)
         for _ in range(VERDICT_READS_MAX):
-            known, changed = await self._look_for(image, asked, silent, fleet)
+            known, changed, silent = await self._look_for(image, asked, fleet)
             if not changed:
                 break
-        return images.overtaken(known, changed)
+        return images.overtaken(known, changed), silent
 
     async def _look_for(
-        self, image: str, asked: Asked, silent: dict[str, str], fleet: FleetVerdicts | None
-    ) -> tuple[list[ImageFound], set[Key]]:
-        """Return the same once, and the disks on which something was recorded since QEMU was asked."""
+        self, image: str, asked: Asked, fleet: FleetVerdicts | None
+    ) -> tuple[list[ImageFound], set[Key], dict[Key, str]]:
+        """Return the same once, and in between the disks on which something was recorded since QEMU was asked."""
         moved = await self._single.read(Reader.image, asked.names, asked.file_id)
         had = {(pivot.domain, disk.disk) for pivot, disk in moved}
-        live, found = await self.live_verdicts(None, None)  # a QEMU may have it that the journal knows nothing of
-        live.unchecked |= silent
-        lower = await in_chains(image, self._host, self.had, live, found, self._journal.calm)
+        live, found, tried = await self._asked_verdicts(None, None)  # the journal may not know that a QEMU has it
+        lower, silent = await in_chains(image, self._host, self.had, live, found, self._journal.calm)
         found = {key: one for key, one in found.items() if key in had or key in lower or one.image in asked.names}
         if fleet is not None:
             found = await fleet.together(live, found, None, None, local=False)
         found = await live.with_files(found)
         monitors = await self._unasked.monitors(live, found)
-        found = {key: self._unasked.judge(live, one, monitors) for key, one in found.items()}
+        found = {key: self._unasked.judge(live, one, monitors, tried) for key, one in found.items()}
         last = {key: live.moved(key) for key in found}
         known, changed = await self._single.read(_images, image, asked, found, last)
-        return with_lower(known, image, lower, found), changed
+        return with_lower(known, image, lower, found), changed, silent
 
     async def history(self, image: str, right: Verdict) -> ImageFound | None:
         """Return what the journal says of an image and one disk, None if that never had it. Raises: ConflictError."""

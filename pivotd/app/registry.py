@@ -280,6 +280,8 @@ class Host:
                 skipped[path] = f"{name} is no domain name: expected {DOMAIN_NAME_WORDS}"
             elif storable(path) != path:
                 skipped[path] = "this path is not UTF-8, and cannot be recorded: give its directory another name"
+            elif not path.isprintable():
+                skipped[path] = "this path has line breaks or the like: give its directory another name"
             elif owner is not None or name in new:
                 skipped[path] = f"the name {name} belongs to the monitor {new[name] if owner is None else owner.path}"
             else:

@@ -22,6 +22,7 @@ from pivotd.core.list_filters import EVERY_EVENT, EventFilter, PivotFilter
 from pivotd.core.names import no_domain
 from pivotd.core.overwritten import doubted
 from pivotd.core.pivot import Image, Phase
+from pivotd.core.request import Manager
 from pivotd.core.rules.fleet_local import DiskHere
 from pivotd.core.standing import Finding, ImageFound, Moved
 from pivotd.errors import ConfigError, NotFoundError
@@ -33,6 +34,7 @@ from pivotd.journal.images import Key, images_found, obsolete, with_lower
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Place
 from pivotd.journal.stats import stats
+from pivotd.libvirt import qemu_process
 from pivotd.planning import lower_images
 
 UNSEEN = "read from the journal alone"
@@ -211,6 +213,8 @@ class OfflineJournal:
             known = pivot.identity
             if not process.is_gone(known.pid, known.start_ticks, known.boot_id):
                 return f"its QEMU runs (process {known.pid})"
+            if pivot.manager is Manager.LIBVIRT and (pid := qemu_process.of_pivot(pivot)) is not None:
+                return f"its QEMU runs (process {pid})"
         if self.beside_daemon:
             here = next(filter(process.listens, self._monitors(domain)), None)
             return None if here is None else f"its QEMU runs: it listens at {here}"

@@ -293,9 +293,10 @@ def unasked(verdict: Verdict, what: str, *, is_known: bool, why: str | None) -> 
 
     Nobody can start the guest beside it; once it has ended, the journal's word counts. ``is_known``: pivotd has the
     domain, and so will ask that QEMU as soon as it can. ``what``: that it runs, in words; ``why``: what is in the way.
+    One that is not certain anyway keeps its reason.
     """
     if not verdict.certain:
-        return verdict
+        return replace(verdict, pending=verdict.pending or is_known)
     known = f"The journal names {verdict.image}"
     if verdict.outcome is None:
         known = "The journal has never moved this disk"

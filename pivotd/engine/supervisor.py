@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from typing import Protocol
@@ -15,13 +16,15 @@ from pivotd.counts import COUNTS
 from pivotd.engine import pivot_log
 from pivotd.engine.driver import Driver
 from pivotd.errors import DomainUnreachableError, MonitorBusyError, QmpError, UnsupportedQemuError
-from pivotd.host import process
+from pivotd.host import process, view
 from pivotd.host.threads import in_thread
 from pivotd.log import get_logger
 from pivotd.qmp.libvirt_signs import refuse_path
 from pivotd.qmp.session import Session
 
 log = get_logger()
+NOBODY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED})
+"""What connect() says where nobody listens. Source: unix(7)."""
 
 DriverFactory = Callable[[Pivot, "Supervisor"], Driver]
 
@@ -188,6 +191,13 @@ class Supervisor:
     def is_silent(self) -> bool:
         """Whether somebody listens at the monitor who does not answer."""
         return isinstance(self.failure, MonitorBusyError)
+
+    @property
+    def found_nobody(self) -> bool:
+        """Whether nobody listened at the monitor at the last try; any other failure leaves that open."""
+        error = self.failure
+        is_sure = isinstance(error, DomainUnreachableError) and error.fields.get("errno") in NOBODY
+        return is_sure and view.hidden(self.path) is None
 
     @property
     def may_have_started(self) -> bool:

@@ -11,7 +11,8 @@ import struct
 from functools import cache
 from pathlib import Path
 
-_SOCKET = re.compile(r"[0-9a-f]+:( [0-9a-f]{8}){2} (?P<flags>[0-9a-f]{8}) [0-9a-f]{4} [0-9a-f]{2} +[0-9]+ (?P<name>.+)")
+_SOCKET = re.compile(r"[0-9a-f]+:( [0-9A-F]{8}){2} (?P<flags>[0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +[0-9]+ (?P<name>.+)")
+"""A line of /proc/net/unix. The kernel writes all but the address in capitals."""
 
 
 @cache

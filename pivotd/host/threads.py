@@ -35,6 +35,8 @@ class _Call:
     started_s: float = field(default_factory=time.monotonic)
     at: str | None = None
     """The path that it looks at now, if it has reported one."""
+    given_up: bool = False
+    """Whether its caller waits no more."""
 
     @property
     def age_s(self) -> float:
@@ -54,7 +56,7 @@ class _Call:
     @property
     def keeps(self) -> tuple[str, ...]:
         """The paths of which the call has a thread: one whose caller has given up keeps none from its other paths."""
-        return self.paths if self.age_s < self.patience_s else self.held_by
+        return self.held_by if self.given_up else self.paths
 
 
 _running: set[_Call] = set()
@@ -107,6 +109,10 @@ async def in_thread(timeout_s: float, function: Callable[[*Ts], T], *args: *Ts, 
         if result.done() and not result.cancelled() and result.exception() is error:
             raise  # function's own
         silent = f"the storage of {_named(call.held_by)} does not answer"
+    finally:
+        if call in _running:
+            call.given_up = True
+            _wake()
     raise TimeoutError(silent)
 
 

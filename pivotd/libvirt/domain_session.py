@@ -86,7 +86,7 @@ class LibvirtSession(Session):
     def identity(self, pivot: str = "") -> Identity:
         """Return what distinguishes this QEMU process; nothing is put into it."""
         return Identity(
-            process.boot_id(), self.pid, process.start_ticks(self.pid), f"libvirt-{self._uuid}-{self._mark}"
+            process.boot_id(), self.pid, process.start_ticks(self.pid), f"{qemu_process.NONCE}{self._uuid}-{self._mark}"
         )
 
     async def refuse_libvirts(self) -> None:

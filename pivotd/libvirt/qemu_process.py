@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pivotd.core.pivot import Pivot
 from pivotd.host import process
 from pivotd.libvirt.libvirt_files import run_directories
+
+NONCE = "libvirt-"
+"""How the nonce of a pivot of libvirt's begins: uuid and mark follow."""
+UUID_LENGTH = 36
 
 
 def find(uri: str, name: str, uuid: str) -> tuple[int, str] | None:
@@ -24,6 +29,13 @@ def find(uri: str, name: str, uuid: str) -> tuple[int, str] | None:
         if _may_be(pid, uuid, visibly=directory != likely):
             return pid, f"{written:x}"
     return None
+
+
+def of_pivot(pivot: Pivot) -> int | None:
+    """Return the pid of the QEMU in which the guest of one of libvirt's pivots runs now; None: nothing shows one."""
+    uuid = pivot.identity.nonce.removeprefix(NONCE)[:UUID_LENGTH]
+    found = find(pivot.qmp, pivot.domain, uuid)
+    return None if found is None else found[0]
 
 
 def _may_be(pid: int, uuid: str, *, visibly: bool) -> bool:

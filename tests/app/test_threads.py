@@ -17,6 +17,7 @@ from pivotd.host.threads import in_thread
 from tests.support.hung_storage import HungStorage
 
 SHORT_S = 0.05
+LONG_S = 60.0
 
 
 class Storage:
@@ -217,3 +218,26 @@ async def test_a_call_that_was_given_up_keeps_no_thread_from_its_other_paths(
     with pytest.raises(TimeoutError, match="/hung"):
         await in_thread(SHORT_S, storage.look, paths=["/hung"])
     assert storage.entered == limits.PATH_THREADS_MAX
+
+
+async def test_a_call_whose_caller_has_given_up_leaves_its_other_paths(storage: Storage) -> None:
+    """Who waits for one of those gets its turn at once, not when the calls count as hanging."""
+
+    def look() -> str:
+        threads.look_at("/hung")
+        return storage.look()
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await in_thread(SHORT_S, look, paths=["/hung", "/free"])
+
+    async def wait() -> float:
+        begun = time.monotonic()
+        await in_thread(limits.FILE_TIMEOUT_S, str, paths=["/free"])
+        return time.monotonic() - begun
+
+    limits.FILE_TIMEOUT_S = LONG_S  # the fixture puts it back
+    given_up = [asyncio.ensure_future(give_up()) for _ in range(limits.PATH_THREADS_MAX)]
+    await until(lambda: storage.entered == limits.PATH_THREADS_MAX)
+    assert await wait() < LONG_S / 2
+    await asyncio.gather(*given_up)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -18,6 +18,8 @@ import pytest
 from pivotd import libvirt_hook
 from pivotd.host import process
 from pivotd.qmp.looking import LOOK
+
+CLIENTS_MAX = 1000
 
 
 def test_a_pid_that_was_given_to_another_process_is_gone():
@@ -86,6 +88,31 @@ def test_who_listens_whatever_others_call_their_sockets(tmp_path: Path, monkeypa
         assert found >= {name for name in names if "\n" not in name}
         assert "bound" not in found
         assert not libvirt_hook.stays_connected(SimpleNamespace(pid=os.getpid(), monitor="plain"))  # type: ignore[arg-type]
+
+
+def test_who_listens_while_many_clients_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The kernel counts them in hexadecimal, with capitals."""
+    monkeypatch.chdir(tmp_path)
+
+    def connect() -> None:
+        with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionError):
+            client.connect("busy")
+
+    def count() -> str:
+        lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
+        return next(line.split()[1] for line in lines if " 00010000 " in line and line.endswith(" busy"))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("busy")
+        listener.listen(0)
+        waiting = []
+        while not set(count()) & set("ABCDEF"):
+            waiting.append(threading.Thread(target=connect))
+            waiting[-1].start()
+            assert len(waiting) < CLIENTS_MAX
+        assert process.listens("busy"), count()
+    for thread in waiting:
+        thread.join()
 
 
 def test_jobs_are_looked_at_before_the_graph():

@@ -1,0 +1,109 @@
+"""QEMUs that come, or have another name, while somebody asks for a verdict, and cannot be asked."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivotd.app.accepting import Accepting
+from pivotd.app.reads import Reads
+from pivotd.client.requests import AcceptRequest
+from pivotd.core.request import Kind, Target
+from pivotd.core.standing import Standing
+from pivotd.errors import ConflictError
+from pivotd.planning import lower_images
+from tests.app.conftest import WHO, engine
+from tests.app.test_holders import Desk, desk
+from tests.app.test_meanwhile import verdict
+from tests.support.qemu import Disk
+
+__all__ = ["desk", "engine"]
+pytestmark = pytest.mark.qemu
+
+
+@contextmanager
+def taken(monitor: Path) -> Iterator[None]:
+    with socket.socket(socket.AF_UNIX) as client, client.makefile("rb") as stream:
+        client.connect(str(monitor))
+        stream.readline()
+        yield
+
+
+async def started_again(desk: Desk) -> tuple[Path, Path]:
+    """Return the right image of web1, which was removed, and the monitor of a guest on its old image."""
+    old = desk.image("a.qcow2")
+    right = await desk.stopped("web1", Disk(old), to="b.qcow2")
+    desk.engine.host.remove("web1")
+    assert (await verdict(desk, "web1")).certain
+    return right, desk._start_qemu([Disk(old)], name="web1").qmp
+
+
+async def test_a_monitor_that_has_another_name_and_is_taken(desk: Desk):
+    """It is not asked by that name either."""
+    right, monitor = await started_again(desk)
+    with taken(monitor):
+        supervisor = desk.engine.host.add("web9", str(monitor), "runtime")
+        await supervisor.settled(60)
+        assert supervisor.is_silent
+        assert not (await verdict(desk, "web1")).certain
+        (found,) = await desk.reads.image(str(right), lambda one: one)
+        assert (found.verdict.certain, found.finding.standing) == (False, Standing.UNKNOWN)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_domain_that_is_added_while_somebody_asks(desk: Desk, busy: bool, monkeypatch: pytest.MonkeyPatch):
+    """After the tries to connect and the look at QEMUs, of which it has had none."""
+    right, monitor = await started_again(desk)
+    look = Reads.live_verdicts
+
+    async def then_it_is_added(*facts: Any) -> Any:
+        found = await look(*facts)
+        if "web1" not in desk.engine.host.supervisors:
+            desk.engine.host.add("web1", str(monitor), "runtime")
+        return found
+
+    monkeypatch.setattr(Reads, "live_verdicts", then_it_is_added)
+    if busy:
+        with taken(monitor):
+            assert not (await verdict(desk, "web1")).certain
+    else:
+        assert not (await verdict(desk, "web1")).certain
+    desk.engine.host.remove("web1")
+    (found,) = await desk.reads.image(str(right), lambda one: one)
+    assert (found.verdict.certain, found.finding.standing) == (False, Standing.UNKNOWN)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_word_while_the_storage_of_another_guest_is_slow(
+    desk: Desk, slow: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """The image lies below that of a guest which is off, and no pivot has named it: nobody can tell in time."""
+    base = desk.image("base.qcow2")
+    over = desk.image("over.qcow2", backing=desk.image("mid.qcow2", backing=base))
+    await desk.stopped("web1", Disk(desk.image("x.qcow2")), to="y.qcow2")
+    qemu = await desk.guest("web2", Disk(over))
+    assert (await desk.run(Kind.SNAPSHOT, "web2", Target("disk0", str(desk.directory / "top.qcow2")))).outcome
+    qemu.kill()
+    session = desk.engine.host.get("web2").session
+    if session is not None:
+        await session.closed()
+    if slow:
+        look = lower_images.by_headers
+
+        def late(*facts: Any) -> Any:
+            time.sleep(0.7)
+            return look(*facts)
+
+        monkeypatch.setattr(lower_images, "by_headers", late)
+    accepting = Accepting(desk.engine.host, desk.engine.journal, desk.reads, desk.starter.reservations)
+    said = (
+        "nobody can tell yet whether web2 disk0 needs it: the storage of .* does not answer" if slow else "it is below"
+    )
+    with pytest.raises(ConflictError, match=said):
+        await accepting.accept("web1", "disk0", AcceptRequest(str(base), "so", "qcow2"), WHO)
