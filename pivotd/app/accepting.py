@@ -125,13 +125,15 @@ class Accepting:
         that runs keep a guest from starting above what it writes to.
 
         Not where that is meant: of two devices on one image, of a disk that a pivot of the other domain puts in doubt,
-        because both may be one guest, and where the guest runs on the image as this disk.
+        because both may be one guest, and where the guest runs on the image as this disk, or as one never moved.
         """
         if await self._uses(pivot.domain, known.disk) is not None:
             return
         key = (pivot.domain, known.disk)
         mark = (await self._reads.overwritten()).get(key)
         found, silent = await self._reads.image_here(image)
+        if any(_key(one) == key for one in found):  # it has had it: QEMU shows it under another name now
+            found = [one for one in found if one.verdict.domain != pivot.domain or one.verdict.pivot is not None]
         needs = {_key(one): _refusal(one, pivot, known, image) for one in found if _may_need(one, NEEDED)}
         for name in below:
             said = f"{name} lies below it, and "

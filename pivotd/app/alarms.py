@@ -12,6 +12,7 @@ from pivotd.app.due_domains import DueDomains
 from pivotd.app.fleet_doubts import FleetDoubts
 from pivotd.app.libvirt_moves import follow
 from pivotd.app.live_verdicts import image_names
+from pivotd.app.old_images import of_old
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.core.fleet import FleetImage
@@ -151,6 +152,9 @@ class Alarms:
                     self._ask(domain)
             elif record.domain is not None and (record.phase is Phase.CLOSED or record.event == "image-accepted"):
                 self._ask(record.domain)
+                for supervisor in self._host.supervisors.values():
+                    if supervisor.alarms:  # it may be about a disk of that domain
+                        self._ask(supervisor.name)
 
     async def _watch(self, domain: str) -> None:
         """Note that a guest leaves, first of all: its QEMU may end at once, and its storage may hang."""
@@ -188,11 +192,19 @@ class Alarms:
         if doubts and await self._follow(domain, session, doubts):
             self._ask(domain)
             return
+        old = await self._reads.old_images(live)
+        doubts = of_old(old) | doubts
         busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
-        alarms = {disk: await self._sentence(supervisor, one) for disk, one in doubts.items() if disk not in busy}
+        alarms = {disk: await self._sentence(supervisor, disk, one) for disk, one in doubts.items() if disk not in busy}
         for disk, seen in live.astray_of(domain).items():
             if disk in alarms:
                 await self._doubt(*seen)  # whatever has become of QEMU since
+        for one in old:
+            if one.is_copy:
+                image = one.image.filename, one.image.format
+                await self._journal.is_used(*one.left, image, one.asked, one.key)
+            else:
+                await self._doubt(*one.left, one.image)
         if self._fleet is not None and (others := live.never_moved_astray(domain)):
             await self._tell_stray(self._fleet, domain, others)
         for pivot, moved in live.settled():
@@ -257,8 +269,13 @@ class Alarms:
             self._try_again(domain, error)
         return False
 
-    async def _sentence(self, supervisor: Supervisor, doubt: Verdict) -> str:
-        """Return what is wrong with the image on which a disk runs, or why nobody knows which one is right."""
+    async def _sentence(self, supervisor: Supervisor, disk: str, doubt: Verdict) -> str:
+        """Return what is wrong with the image on which a disk runs, or why nobody knows which one is right.
+
+        ``doubt``: on that disk, or on another one that has left this image.
+        """
+        if (doubt.domain, doubt.disk) != (supervisor.name, disk):
+            return doubt.reason
         session, stale = supervisor.session, None
         with suppress(PivotdError):  # QEMU has ended, or its storage does not answer
             shown = (await session.disks()).get(doubt.disk) if session is not None else None

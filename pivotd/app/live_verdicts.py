@@ -99,6 +99,18 @@ class LiveVerdicts:
         known = moved[0].identity
         return None if process.is_gone(known.pid, known.start_ticks, known.boot_id) else known.pid
 
+    def has_run(self, key: Key) -> bool:
+        """Return whether the guest of a disk has run in the QEMU that shows it, and neither arrives nor leaves."""
+        return key in self._ran and key in self.shown
+
+    def own(self, key: Key) -> bool:
+        """Return whether a disk was moved, and QEMU shows it on the image that its last pivot names."""
+        return key in self._last and key not in self.astray
+
+    def hidden(self, domain: str) -> list[Moved]:
+        """Return the last pivots of the disks of a domain that its QEMU does not show."""
+        return [moved for key, moved in self._last.items() if key[0] == domain and key not in self.disks]
+
     def is_confirmed(self, key: Key) -> bool:
         """Return whether the QEMU of the disk's last pivot was seen."""
         return key in self._confirmed

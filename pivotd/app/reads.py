@@ -17,6 +17,7 @@ from pivotd import limits
 from pivotd.app.in_chains import in_chains
 from pivotd.app.lanes import Door, Lane
 from pivotd.app.live_verdicts import Key, LiveVerdicts, Moved
+from pivotd.app.old_images import OldImage, of_old, old_images
 from pivotd.app.registry import Host
 from pivotd.app.unasked import Tried, Unasked
 from pivotd.client.answers import JournalStats
@@ -26,13 +27,13 @@ from pivotd.core.names import no_disk
 from pivotd.core.overwritten import Overwritten, doubted
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
-from pivotd.core.standing import Asked, ImageFound
+from pivotd.core.standing import Asked, Finding, ImageFound
 from pivotd.core.verdict import Verdict, overtaken, without_pivot
 from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, NotFoundError
 from pivotd.host import files
 from pivotd.host.threads import in_thread
 from pivotd.journal import images
-from pivotd.journal.images import images_found, news, obsolete, standings, state_of, with_lower
+from pivotd.journal.images import images_found, left_by, news, obsolete, standings, state_of, with_lower
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Found, Place
@@ -394,7 +395,7 @@ class Reads:
         """
         live, found = await self.checked(domain)
         doubts = await self.in_doubt(live, found, compare=ask_fleet)
-        return doubts, not live.unsettled
+        return of_old(await self.old_images(live)) | doubts, not live.unsettled
 
     async def in_doubt(
         self, live: LiveVerdicts, found: Mapping[Key, Verdict], *, compare: bool = True
@@ -424,6 +425,18 @@ class Reads:
                 doubts[key] = doubt
                 live.contradict(key)
         return {disk: one for (_, disk), one in doubts.items()}
+
+    async def old_images(self, live: LiveVerdicts) -> list[OldImage]:
+        """Return the disks of one domain that run on images which other disks have left."""
+        return await old_images(live, self._left_by, self._runs_right)
+
+    async def _left_by(self, image: str) -> tuple[Asked, list[tuple[Moved, Finding]]]:
+        asked = await self.asked(image)
+        return asked, await self._single.read(left_by, asked)
+
+    async def _runs_right(self, key: Key) -> bool:
+        live, _ = await self.live_verdicts(key[0], None)
+        return key in live.seen
 
     def _sessions(self, domains: Iterable[str] | None) -> dict[str, Session]:
         """Return the connections to the QEMUs of these domains, or of all."""

@@ -142,10 +142,10 @@ class Starter:
         doubts, compared = await self._history.doubts(planned.domain, ask_fleet=ask_fleet)
         for disk in planned.disks:
             if disk.disk in doubts:
-                name, why = f"{planned.domain} {disk.disk}", doubts[disk.disk].reason.rstrip(".")
+                doubt, name = doubts[disk.disk], f"{planned.domain} {disk.disk}"
                 raise ConflictError(
-                    f"{name} is in doubt: {why}; first say which image is right: "
-                    f"`pivotctl verdict accept {name} IMAGE --reason TEXT`",
+                    f"{name} is in doubt: {doubt.reason.rstrip('.')}; first say which image is right: "
+                    f"`pivotctl verdict accept {doubt.domain} {doubt.disk} IMAGE --reason TEXT`",
                     disk=disk.disk,
                 )
         return compared

@@ -26,7 +26,7 @@ EVENTS = frozenset(
             "image-seen",
             "image-accepted",
         ),
-        *("wrong-image", "ran-on-other-image", "archived", "domain-added", "domain-removed"),
+        *("wrong-image", "ran-on-other-image", "old-image-used", "archived", "domain-added", "domain-removed"),
         *("reloaded", "reload-refused"),
     }
 )

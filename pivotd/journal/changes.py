@@ -230,6 +230,27 @@ def ran_on(
     return change
 
 
+def is_used(key: tuple[str, str], pivot: str, image: RanOn, asked: Asked, by: tuple[str, str]) -> Change[None]:
+    """Note that another guest, or another disk, ``by``, runs on an old image of a disk: it is not to be deleted.
+
+    ``key`` and ``by``: domain and disk; ``pivot``: the last one of the disk; ``asked``: the image by all its names.
+    """
+    domain, disk = key
+    names = json.dumps(sorted({image.filename, *asked.names}))
+    text = to_json({"disk": disk, "image": image.filename, "format": image.format, "by": " ".join(by)})
+
+    def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
+        sql = (
+            "UPDATE image_latest SET ran_on_at = ? WHERE domain = ? AND disk = ? AND ran_on_at IS NULL"
+            " AND (filename IN (SELECT value FROM json_each(?)) OR file_id = ?)"
+        )
+        if not connection.execute(sql, (image.at, domain, disk, names, asked.file_id)).rowcount:
+            return None, ()
+        return None, (_append(connection, (domain, pivot, None), "old-image-used", text),)
+
+    return change
+
+
 def other_images(connection: sqlite3.Connection, domain: str | None) -> list[tuple[Pivot, PivotDisk]]:
     """Return the disks, of all domains or one, whose guest has run on another image, each with its last pivot."""
     query = "SELECT * FROM disk_latest WHERE ran_on IS NOT NULL AND domain = ifnull(?, domain) ORDER BY domain, disk"

@@ -91,6 +91,33 @@ def standings(reader: Reader, name: str, asked: Asked) -> list[ImageFound]:
     return reader.at_once(look)
 
 
+def left_by(reader: Reader, asked: Asked) -> list[tuple[Moved, Finding]]:
+    """Return the last pivot of each disk whose guest has used an image and gone on with another one, and how that is.
+
+    Whatever has run on it since. Not where a person has chosen an image since, nor for a new file of that name.
+    """
+
+    def look() -> list[tuple[Moved, Finding]]:
+        found = []
+        for one in reader.image(asked.names, asked.file_id):
+            last = next(iter(reader.latest(*_key(one), limit=1)))
+            if last[1].accepted is None and _has_used(asked, one):
+                finding = History(of_pivot(*last), _finder(reader, _key(one))).of_image(asked, one)
+                found += [(last, finding)] if finding.standing in {Standing.STALE, Standing.UNUSED} else []
+        return found
+
+    return reader.at_once(look)
+
+
+def _has_used(asked: Asked, moved: Moved) -> bool:
+    """Return whether an image was the active one of a disk before a pivot, or was to be after it."""
+    pivot, disk = moved
+    until = pivot.decided_at or pivot.closed_at
+    is_new = asked.born is not None and until is not None and asked.born > until
+    sides = (disk.source, disk.destination)
+    return not is_new and any(asked.finds(one.filename, one.file_id, pivot) for one in sides)
+
+
 def overtaken(found: Iterable[ImageFound], keys: Collection[Key]) -> list[ImageFound]:
     """Return what was found of an image, with nothing certain of these disks: it is put together from two moments."""
     shown = []

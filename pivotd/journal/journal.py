@@ -197,6 +197,16 @@ class Journal:
         last = pivot.id, disk.accepted
         return await self._writer.submit(changes.ran_on(pivot.domain, disk.disk, last, other, asked))
 
+    async def is_used(
+        self, pivot: Pivot, disk: PivotDisk, image: tuple[str, str], asked: Asked, by: tuple[str, str]
+    ) -> None:
+        """Keep an old image of a disk, name and format, from being called out of use: ``by`` runs on it.
+
+        ``asked``: the same by all its names. Raises: JournalError.
+        """
+        seen = RanOn(*image, changes.utc_now())
+        await self._writer.submit(changes.is_used((pivot.domain, disk.disk), pivot.id, seen, asked, by))
+
     async def saw_file(self, pivot: str, domain: str, disk: str, seen: FileSeen) -> None:
         """Keep the file that QEMU has as the right image of a disk. Raises: JournalError."""
         await self._writer.submit(changes.saw_file(pivot, domain, disk, seen))
