@@ -291,14 +291,23 @@ def _live(disk: DiskSeen, last: Moved, session: Session) -> verdict.Live:
     right = verdict.right_image(moved)
     directory = process.working_directory(session.pid)
     file = files.resolve(disk.filename, directory)
+    is_right = _is(right, pivot, moved, file)
     return verdict.Live(
         image=images_of(disk.layers, directory)[0].filename,
         format=disk.format,
         same_qemu=same,
-        is_right=(same and disk.node == right.node) or _is(right, pivot, moved, file),
+        is_right=is_right or (same and disk.node == right.node and not _is_another(right, file)),
         is_destination=same and disk.node == moved.destination.node,
         renamed=files.renamed(right, pivot, file),
     )
+
+
+def _is_another(image: Image, file: files.File) -> bool:
+    """Return whether QEMU certainly has another file below a node than the image's: a client may exchange that."""
+    known = describe(image.filename).path
+    if file.path is None or known is None or os.path.normpath(known) == os.path.normpath(file.path):
+        return False
+    return None not in {image.file_id, file.file_id} and image.file_id != file.file_id
 
 
 def _is(image: Image, pivot: Pivot, disk: PivotDisk, file: files.File) -> bool:

@@ -170,6 +170,8 @@ class Observation:
     """The consistent dirty bitmaps of the present roots."""
     writers: tuple[str, ...] = ()
     """What may write to a disk although the guest stands still; queried only at READY, for pivots that it hinders."""
+    exchanged: str | None = None
+    """What another client has done to a destination that is not in use yet, in words."""
     write_thresholds: tuple[tuple[str, int], ...] = ()
     """The value for CopyOptions.write_thresholds."""
     beliefs: Mapping[str, Belief] = field(default_factory=dict)

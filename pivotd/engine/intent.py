@@ -29,6 +29,9 @@ async def converge(
     if seen.writers:
         await state.wait(f"{seen.writers[0]} while the guest is paused: remove it", limits.RETRY_MAX_S)
         return None
+    if seen.exchanged is not None:
+        await state.wait(f"{seen.exchanged}: cancel this pivot, and copy again", limits.RETRY_MAX_S)
+        return None
     wait_s = state.attempt.retry_at - state.clock.monotonic()
     if wait_s > 0:
         await state.wait("the next attempt", wait_s)
@@ -93,7 +96,7 @@ async def _record_intent(state: DriverState, session: Session, ready: Converged)
     facts = await session.intent_facts()
     before = moment(session)  # before the look: a resume in the middle of it must not pass for seen
     now = await session.look(state.pivot)
-    if now.writers or state.inbox.interrupts:
+    if now.writers or now.exchanged is not None or state.inbox.interrupts:
         return None
     if not isinstance(decide(state.pivot, now, state.attempt), actions.Converge):
         return None  # a job that has just failed, or a guest that has just stopped, needs another decision

@@ -67,6 +67,8 @@ async def look(monitor: Monitor, path: str, pivot: Pivot) -> Observation:
         bitmaps=of_pivot.bitmaps(shown, pivot),
         write_thresholds=write_thresholds.read(shown.disks, pivot),
     )
+    if pivot.phase is Phase.READY and pivot.switches:
+        seen = replace(seen, exchanged=of_pivot.exchanged(shown.graph, pivot))
     if pivot.phase is Phase.READY and pivot.switches and not pivot.options.force:
         # Not within the pause: there is a further question if there is such a writer.
         others = await writers.of_disks(monitor, shown)

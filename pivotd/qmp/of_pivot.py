@@ -83,6 +83,15 @@ def writers(others: Mapping[str, tuple[str, ...]], blocks: Blocks, pivot: Pivot)
     return tuple(f"{what} may write to {name}" for name, seen in found for what in others.get(seen.disk, ()))
 
 
+def exchanged(graph: Graph, pivot: Pivot) -> str | None:
+    """Return in words that a destination which pivotd has opened does not lie on its file any more, else None."""
+    for disk in pivot.movers:
+        node, file = names.destination_node(pivot.id, disk.index), names.file_node(pivot.id, disk.index)
+        if disk.destination.node == node and node in graph.nodes and file not in graph.below(node):
+            return f"another client has put another file below node {node}, which is to be {disk.destination.filename}"
+    return None
+
+
 def nodes_below(graph: Graph, pivot: Pivot) -> tuple[str, ...]:
     """Return the nodes below the disks' images, except those that QEMU has named: QEMU deletes those itself."""
     below = [node for disk in pivot.disks for node in graph.below(disk.source.node)[1:]]
