@@ -99,13 +99,16 @@ class Unasked:
         """
         if live.is_asked(found.domain):
             return found
-        supervisor = self._host.supervisors.get(found.domain)
-        if (what := self._runs(live, (found.domain, found.disk), monitors, tried)) is None:
+        key, supervisor = (found.domain, found.disk), self._host.supervisors.get(found.domain)
+        if (what := self._runs(live, key, monitors, tried)) is None:
             return found
-        why = live.unchecked.get(found.domain)
+        why, moved = live.unchecked.get(found.domain), live.moved(key)
         if why is None and supervisor is not None and not supervisor.is_silent and supervisor.failure is not None:
             why = supervisor.detail
-        return unasked(found, what, is_known=supervisor is not None, why=why)
+        is_libvirts = moved is not None and moved[0].manager is Manager.LIBVIRT
+        if supervisor is None and moved is not None and is_libvirts:
+            why = self._host.libvirts_left_out.get(moved[0].qmp)
+        return unasked(found, what, is_known=supervisor is not None or is_libvirts, why=why)
 
     def _runs(self, live: LiveVerdicts, key: Key, monitors: Mapping[str, str], tried: Tried) -> str | None:
         """Return in words that a QEMU runs, or may run, that has this disk and was not asked; None: there is none."""

@@ -21,6 +21,8 @@ from tests.support.daemon import Daemon
 pytestmark = pytest.mark.qemu
 SUSPEND, RESUME, ABORT = 34, 28, 237
 """Source: libvirt, src/remote/remote_protocol.x, REMOTE_PROC_DOMAIN_SUSPEND, …_RESUME, …_BLOCK_JOB_ABORT."""
+OF_TIMERS = frozenset({1, 273})
+"""Connections and lists of the domains, which pivotd asks for now and then. Source: libvirt's remote_protocol.x."""
 READERS = 10
 READERS_COME_S = 0.3
 """While the call that pauses the guest is on its way, readers ask for what needs libvirt."""
@@ -98,7 +100,7 @@ def test_no_reader_asks_libvirt_while_the_guest_is_paused(libvirtd: Libvirtd, tm
             stop.set()
             for thread in threads:
                 thread.join(WAIT_S)
-    quiet, *read_meanwhile = [sorted(calls) for calls in pauses]
+    quiet, *read_meanwhile = [sorted(call for call in calls if call not in OF_TIMERS) for calls in pauses]
     assert read_meanwhile == [quiet, quiet]
     assert waited[0] == 0
     assert min(waited[1:]) > 0, "no reader has asked in the pause: nothing is shown"
