@@ -26,7 +26,7 @@ from pivotd.config import Config, load
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import FleetStage, Phase
 from pivotd.core.request import Manager
-from pivotd.core.standing import Standing
+from pivotd.core.verdict import right_image
 from pivotd.errors import ConflictError, DomainUnreachableError, PivotdError
 from pivotd.host import threads
 from pivotd.journal.journal import Journal
@@ -138,14 +138,15 @@ class Doctor:
                 continue
             for disk, seen in sorted(session.shown.disks.items()):
                 standings = await self._reads.standings(seen.filename)
-                if any((one.verdict.domain, one.verdict.disk) == (name, disk) for one in standings):
-                    continue  # what is wrong with that is an alarm
-                for one in standings:
-                    if one.finding.standing is Standing.STALE:
-                        whose = f"{one.verdict.domain} {one.verdict.disk}"
-                        what = f"it runs on {seen.filename}, which is stale for {whose}: {one.finding.why}"
-                        remedy = f"if it is meant to be {whose}, stop it and start it on {one.verdict.image}"
-                        found.append(checks.found("stale-image", f"{name} {disk}", what, remedy))
+                own = any((one.verdict.domain, one.verdict.disk) == (name, disk) for one in standings)
+                if own or disk in supervisor.alarms:
+                    continue
+                _, left = await self._reads.left_by(seen.filename)
+                for (pivot, moved), finding in left:
+                    whose = f"{pivot.domain} {moved.disk}"
+                    what = f"it runs on {seen.filename}, which is {finding.standing} for {whose}: {finding.why}"
+                    remedy = f"if it is meant to be {whose}, stop it and start it on {right_image(moved).filename}"
+                    found.append(checks.found("stale-image", f"{name} {disk}", what, remedy))
         return found
 
     # -- the rest

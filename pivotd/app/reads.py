@@ -428,9 +428,10 @@ class Reads:
 
     async def old_images(self, live: LiveVerdicts) -> list[OldImage]:
         """Return the disks of one domain that run on images which other disks have left."""
-        return await old_images(live, self._left_by, self._runs_right)
+        return await old_images(live, self.left_by, self._runs_right)
 
-    async def _left_by(self, image: str) -> tuple[Asked, list[tuple[Moved, Finding]]]:
+    async def left_by(self, image: str) -> tuple[Asked, list[tuple[Moved, Finding]]]:
+        """Return an image by all its names, and the last pivots of the disks that have left it, and how."""
         asked = await self.asked(image)
         return asked, await self._single.read(left_by, asked)
 

@@ -103,7 +103,12 @@ def test_a_guest_on_a_stale_image(guest: Guest, how: Callable[[Path], Iterator[N
     new = guest.moved()
     guest.qemu.stop()
     guest.daemon.kill()
-    guest.qemu = Qemu(guest.directory, [Disk(guest.disks[0]), Disk(guest.disks[1])]).start()
+    monitor = guest.qemu.qmp
+    name = "web1" if how is unlinked else "named"
+    guest.qemu = Qemu(guest.directory, [Disk(guest.disks[0]), Disk(guest.disks[1])], name=name).start()
+    if how is not unlinked:  # the kernel shows the name that QEMU has for it alone
+        monitor.unlink(missing_ok=True)
+        monitor.symlink_to(guest.qemu.qmp)
     word = ("verdict", "accept", "web1", "disk0", new, "--reason", "so")
     with how(guest.qemu.qmp):  # type: ignore[attr-defined]
         guest.daemon.start()

@@ -362,6 +362,7 @@ ONE_OWNER = (
 """Only a pivot's driver records it."""
 
 IMAGES = "tests/cli/test_images.py"
+UNASKED = "tests/cli/test_unasked.py"
 NEXT_BOOT = (
     Defect(
         "a new pivot washes a doubt away", "G1", "pivotd/app/start.py",
@@ -728,7 +729,7 @@ FLEET = (
 ANSWERS = (
     Defect(
         "a word takes an image that a guest may use that cannot be asked", "G1", "pivotd/app/accepting.py",
-        "    return one.verdict.pending and one.finding.standing is Standing.UNKNOWN\n", "    return False\n",
+        "    return one.verdict.pending and one.finding.standing in {*needed, Standing.UNKNOWN}\n", "    return False\n",
         "real QEMU", (IMAGES, "-k", "word_for_an_image"),
     ),
     Defect(
@@ -745,6 +746,28 @@ ANSWERS = (
         "a stray image without a name in UTF-8 leaves no record", "G1", "pivotd/core/image_names.py",
         '    return name.encode(errors="backslashreplace").decode()\n', "    return name\n",
         "real QEMU", ("tests/app/test_alarms.py", "-k", "not_utf8"),
+    ),
+    Defect(
+        "a monitor that cannot be reached counts as one without a QEMU", "G1", "pivotd/engine/supervisor.py",
+        '        is_sure = isinstance(error, DomainUnreachableError) and error.fields.get("errno") in NOBODY\n',
+        "        is_sure = error is not None\n",
+        "real QEMU", (UNASKED, "-k", "on_a_stale_image and old"),
+    ),
+    Defect(
+        "a word does not wait for the QEMU of its own guest", "G1", "pivotd/app/accepting.py",
+        "            if (why := await self._reads.cannot_ask(domain, disk)) is not None:\n",
+        "            if (why := None) is not None:\n",
+        "real QEMU", (UNASKED, "-k", "image_before"),
+    ),
+    Defect(
+        "a guest under another name on an old image is no doubt", "G1", "pivotd/app/old_images.py",
+        "            if other != key or last[1].left_at is not None:\n", "            if False:\n",
+        "real QEMU", ("tests/cli/test_old_images.py", "-k", "id_on_a_stale"),
+    ),
+    Defect(
+        "a node counts whatever file is below it", "G1", "pivotd/app/live_verdicts.py",
+        "(same and disk.node == right.node and not _is_another(right, file))", "(same and disk.node == right.node)",
+        "real QEMU", ("tests/cli/test_reopened.py", "-k", "right_image"),
     ),
 )  # fmt: skip
 """Verdicts, and what they rest on."""
