@@ -571,3 +571,18 @@ def m014_files_seen(db: Database) -> None:
     for statement in M014_STATEMENTS:
         db.execute(statement)
     db.execute("PRAGMA user_version = 14")
+
+
+M015_STATEMENTS = (
+    # When the file of each side was made, where pivotd has seen it.
+    "ALTER TABLE pivot_disk ADD COLUMN source_born TEXT",
+    "ALTER TABLE pivot_disk ADD COLUMN destination_born TEXT",
+)
+
+
+@migrations()
+def m015_births(db: Database) -> None:
+    """Keep when the files of a pivot were made: QEMU and pivotd may end before a look has noted which one QEMU has."""
+    for statement in M015_STATEMENTS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 15")

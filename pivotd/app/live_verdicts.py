@@ -27,8 +27,8 @@ Key = tuple[str, str]
 """Domain and disk."""
 Moved = tuple[Pivot, PivotDisk]
 """The last pivot of a disk, and the disk in it."""
-Known = tuple[Image, str | None]
-"""An image, and when its file was born, if that is known."""
+Known = tuple[Image, files.Birth]
+"""An image, and the birth of its file."""
 
 
 class LiveVerdicts:
@@ -179,12 +179,12 @@ class LiveVerdicts:
         """Return the image of a verdict, None if there is none, or if QEMU was asked for its name just now."""
         moved = self._last.get(key)
         if key in self.theirs:
-            return None if found.image is None else (Image(found.image, found.format or "", ""), None)
+            return None if found.image is None else (Image(found.image, found.format or "", ""), files.UNKNOWN_BIRTH)
         if moved is None:
             return None
         pivot, disk = moved
-        known, born = files.last_seen(verdict.right_image(disk), pivot, disk)
-        return (replace(known, filename=found.image), born) if found.image is not None else (known, born)
+        known, birth = files.last_seen(verdict.right_image(disk), pivot, disk)
+        return (replace(known, filename=found.image), birth) if found.image is not None else (known, birth)
 
     def files_of(self, domain: str) -> list[tuple[Pivot, PivotDisk, FileSeen]]:
         """Return the last pivot of each disk of a domain whose file is another one than the journal has, and the file.
@@ -314,8 +314,8 @@ def _is(image: Image, pivot: Pivot, disk: PivotDisk, file: files.File) -> bool:
     """Return whether a file that QEMU has open is an image of a pivot: by name and number, by a link, or renamed."""
     if file.path is None:
         return False
-    known, born = files.last_seen(image, pivot, disk)
-    if files.born_otherwise(file.path, born):
+    known, birth = files.last_seen(image, pivot, disk)
+    if files.born_otherwise(file.path, birth):
         return False
     if os.path.normpath(describe(known.filename).text) == os.path.normpath(file.path):
         return None in {known.file_id, file.file_id} or known.file_id == file.file_id
@@ -331,4 +331,4 @@ async def _look(images: Sequence[Known | None]) -> list[Presence | None]:
 
 
 def _presence(known: Known) -> Presence | None:
-    return files.presence(known[0], sees_all=False, made=known[1])
+    return files.presence(known[0], sees_all=False, birth=known[1])

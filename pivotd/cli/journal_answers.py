@@ -159,8 +159,8 @@ class OfflineJournal:
                 one = verdict.provisional(one)
             one = verdict.doubtful(one, moved, is_copy=elsewhere)
             one = doubted(one, marks.get((pivot.domain, moved.disk)))
-            image, made = files.last_seen(verdict.right_image(moved), pivot, moved)
-            there = files.presence(image, sees_all=True, made=made)
+            image, birth = files.last_seen(verdict.right_image(moved), pivot, moved)
+            there = files.presence(image, sees_all=True, birth=birth)
             found[pivot.domain, moved.disk] = verdict.check_file(one, there)
         return found
 

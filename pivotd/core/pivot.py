@@ -84,6 +84,8 @@ class Image:
     format: str
     node: str
     file_id: str | None = None
+    born: str | None = None
+    """When the file that pivotd has seen at this name was made, UTC, RFC 3339; known of sources and destinations."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,8 +70,9 @@ def _as_seen(pivot: Pivot, disk: PivotDisk, seen: Observation) -> PivotDisk:
     filename, image_format = seen.images.get(disk.disk, (disk.destination.filename, disk.destination.format))
     image_format = "raw" if image_format in {"file", "host_device"} else image_format
     known = disk.destination
-    file_id = known.file_id if filename == known.filename else None
-    return replace(disk, destination=Image(filename, image_format, known.node, file_id))
+    if filename != known.filename:
+        return replace(disk, destination=Image(filename, image_format, known.node))
+    return replace(disk, destination=replace(known, format=image_format))
 
 
 def facts(pivot: Pivot, seen: Observation, attempt: Attempt, reason: str) -> JsonObject:

@@ -19,7 +19,7 @@ from pivotd.engine.intent import look_for_destinations
 from pivotd.engine.journal_failures import holding_writes, in_time, let_write, without_paused, without_record
 from pivotd.engine.pause_steps import note_resumed
 from pivotd.errors import JournalError, JournalWriteError
-from pivotd.host.files import change_times, file_id
+from pivotd.host.files import change_times, with_file
 from pivotd.host.threads import in_thread
 
 
@@ -159,10 +159,10 @@ async def _with_file_ids(disks: tuple[PivotDisk, ...], only: Collection[int] | N
     """Return the disks with the id of each destination file, which now exists; ``only``: of these disks, by index."""
     found = []
     for disk in disks:
-        known = disk.destination.file_id  # of an image that was there when the pivot was planned
-        if known is None and (only is None or disk.index in only):
+        known = disk.destination
+        # One with an id was there when the pivot was planned.
+        if known.file_id is None and (only is None or disk.index in only):
             with contextlib.suppress(TimeoutError):
-                name = disk.destination.filename
-                known = await in_thread(limits.FILE_TIMEOUT_S, file_id, name, paths=[name])
-        found.append(replace(disk, destination=replace(disk.destination, file_id=known)))
+                known = await in_thread(limits.FILE_TIMEOUT_S, with_file, known, paths=[known.filename])
+        found.append(replace(disk, destination=known))
     return tuple(found)

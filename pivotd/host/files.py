@@ -32,6 +32,23 @@ class File:
     file_id: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """When a file was made, UTC, RFC 3339: ``at`` if that was noted, else no later than ``until``; None: not known."""
+
+    at: str | None = None
+    until: str | None = None
+
+    def contradicts(self, at: str | None) -> bool:
+        """Return whether a file that was made at this time, None if that is not told, is certainly another one."""
+        if at is None or self.at is not None:
+            return at is not None and at != self.at
+        return self.until is not None and at > self.until
+
+
+UNKNOWN_BIRTH = Birth()
+
+
 def resolve(filename: str, directory: Path | None) -> File:
     """Return the file behind a name that QEMU shows; relative names start at QEMU's working directory.
 
@@ -124,6 +141,21 @@ def _file_id(path: str) -> str | None:
         return None
 
 
+def with_file(image: Image) -> Image:
+    """Return an image with the file that its name leads to now; as it is if pivotd cannot see one."""
+    found = file_id(image.filename)
+    return image if found is None else replace(image, file_id=found, born=made(image.filename))
+
+
+def made(filename: str) -> str | None:
+    """Return when the file of an image was made; None of a device, whose name in /dev is made anew with each boot."""
+    path = describe(filename).path
+    if path is None or view.hidden(path) is not None:
+        return None
+    look_at(path)
+    return born(path) if os.path.isfile(path) else None  # noqa: PTH113
+
+
 def change_times(images: Iterable[Image]) -> dict[str, int]:
     """Return, by name, when the file of each image was changed last, in ns; not of a file that is another by now.
 
@@ -202,11 +234,11 @@ def lost(images: Iterable[Image], pid: int = 0, *, blind: bool = False) -> str |
     return None
 
 
-def presence(image: Image, *, sees_all: bool, made: str | None = None) -> Presence:
+def presence(image: Image, *, sees_all: bool, birth: Birth = UNKNOWN_BIRTH) -> Presence:
     """Return what the name of an image leads to now.
 
     ``sees_all``: no sandbox hides paths from this process, so that a missing name means a missing file; otherwise only
-    if pivotd has seen the file before. ``made``: when its file was born.
+    if pivotd has seen the file before. ``birth``: when its file was made.
     """
     image = _at_bottom(image)
     if not image.filename.startswith("/"):
@@ -220,7 +252,7 @@ def presence(image: Image, *, sees_all: bool, made: str | None = None) -> Presen
         return Presence.GONE if sees_all or image.file_id is not None else Presence.UNSEEN
     except (OSError, ValueError):
         return Presence.UNSEEN
-    same = image.file_id in {None, found} and not born_otherwise(image.filename, made)
+    same = image.file_id in {None, found} and not born_otherwise(image.filename, birth)
     return Presence.THERE if same else Presence.REPLACED
 
 
@@ -244,30 +276,33 @@ def of_boot(image: Image, pivot: Pivot) -> Image:
     return image if lasts else replace(image, file_id=None)
 
 
-def last_seen(image: Image, pivot: Pivot, disk: PivotDisk) -> tuple[Image, str | None]:
-    """Return an image of the last pivot of a disk with the id of its file in this boot, and when the file was born.
+def last_seen(image: Image, pivot: Pivot, disk: PivotDisk) -> tuple[Image, Birth]:
+    """Return the right image of the last pivot of a disk with the id of its file in this boot, and the file's birth.
 
-    None where that is not known. The time of birth counts for ever, also where a new file has got the number of a
-    deleted one.
+    The time of birth counts for ever, also where a new file has got the number of a deleted one. Where nobody has noted
+    it, the file was there when the pivot was decided, or when a person accepted it.
     """
     known, seen = of_boot(image, pivot), disk.file_seen
-    if seen is None or seen.filename != image.filename or known.file_id == LOST:
-        return known, None
-    return replace(known, file_id=seen.file_id) if seen.boot_id == boot_id() else known, seen.born
+    if known.file_id == LOST:
+        return known, UNKNOWN_BIRTH
+    until = pivot.decided_at if disk.accepted is None else disk.accepted.at
+    if seen is None or seen.filename != image.filename:
+        return known, Birth(image.born, until)
+    known = replace(known, file_id=seen.file_id) if seen.boot_id == boot_id() else known
+    return known, Birth(seen.born or image.born, until)
 
 
 def seen_now(filename: str) -> FileSeen | None:
     """Return the file at a path, None if it is no regular one: devices have no time of birth, and lasting names."""
     described = describe(filename)
-    if described.path is None or not os.path.isfile(described.path) or (found := _id_of(described)) is None:  # noqa: PTH113
+    if described.path is None or (found := _id_of(described)) is None or not os.path.isfile(described.path):  # noqa: PTH113
         return None
-    return FileSeen(filename, found, boot_id(), born(described.path))
+    return FileSeen(filename, found, boot_id(), made(filename))
 
 
-def born_otherwise(filename: str, known: str | None) -> bool:
-    """Return whether the file at a path is certainly another one than that which was born at a known time."""
-    made = None if known is None else born(describe(filename).path or filename)
-    return made is not None and made != known
+def born_otherwise(filename: str, birth: Birth) -> bool:
+    """Return whether the file at a path is certainly another one than that of a birth."""
+    return birth != UNKNOWN_BIRTH and birth.contradicts(made(filename))
 
 
 def renamed(image: Image, pivot: Pivot, file: File) -> bool:
@@ -277,8 +312,8 @@ def renamed(image: Image, pivot: Pivot, file: File) -> bool:
     """
     if file.path is None or file.file_id is None or file.file_id != of_boot(image, pivot).file_id:
         return False
-    made, until = born(describe(file.path).path or file.path), pivot.decided_at or pivot.closed_at
-    return made is not None and until is not None and made <= until and file_id(image.filename) != file.file_id
+    at, until = born(describe(file.path).path or file.path), pivot.decided_at or pivot.closed_at
+    return at is not None and until is not None and at <= until and file_id(image.filename) != file.file_id
 
 
 def same(image: Image, file: File) -> bool:

@@ -25,7 +25,7 @@ from pivotd.journal import place, raw_files
 from pivotd.journal.rows import SELECT_OPEN, load_pivots
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 
-SCHEMA_VERSION = 14
+SCHEMA_VERSION = 15
 """The number of the last step in migrations/migrations.py."""
 APPLICATION_ID = 0x70767464
 FILE_NAME = "journal.db"

@@ -93,7 +93,8 @@ def _destination(domain: DomainSnapshot, target: Target, seen: DiskSeen, node: s
             disk=seen.disk,
         )
     file = files.resolve(target.image, domain.directory)
-    image = Image(file.path or target.image, target.format or domain.source(seen).format, node, file.file_id)
+    name, image_format = file.path or target.image, target.format or domain.source(seen).format
+    image = Image(name, image_format, node, file.file_id, None if file.path is None else files.made(file.path))
     domain.refuse_if_used(image, seen.disk)
     if domain.held.opened is not None and image.file_id not in domain.held.opened:
         raise BadRequestError(

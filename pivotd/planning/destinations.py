@@ -99,17 +99,16 @@ def _checked(domain: DomainSnapshot, index: int, seen: DiskSeen, image: Image, *
             f"{image.filename}: --granularity may be {limits.UNIX_EXPORT_BYTES >> 10}K at most for an export on a Unix "
             "socket; with more under way, a server that hangs could not be cut off"
         )
-    known: str | None = None
     if not nbd.is_uri(image.filename):
         options = domain.options
         if image.filename in domain.made:
-            known = files.file_id(image.filename)
+            image = files.with_file(image)
         else:
             destination_files.check_path(image, seen, options, pid=domain.opener(image.filename))
         direct_io.refuse_without(options, seen, image.filename)
     else:
         _check_export(image.filename, reuse=domain.options.reuse)
-    return replace(image, node=names.destination_node(domain.pivot, index), file_id=known)
+    return replace(image, node=names.destination_node(domain.pivot, index))
 
 
 def _name(name: str) -> str:

@@ -140,8 +140,7 @@ def plan_adopt(
     kind = KINDS[known.job_kind]
     if kind is Kind.COPY:
         node = names.destination_node(domain.pivot, index)
-        file_id = files.file_id(known.mirror)
-        destination = Image(known.mirror, known.mirror_format or disk.source.format, node, file_id)
+        destination = files.with_file(Image(known.mirror, known.mirror_format or disk.source.format, node))
         domain.refuse_if_used(destination, seen.disk)
         return kind, replace(disk, destination=destination)
     chain = domain.chain(seen)

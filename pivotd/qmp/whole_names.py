@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def images_of(layers: Sequence[Layer], directory: Path | None, nodes: Sequence[s
 
     found = _images(layers, text, nodes, same)
     return [
-        Image(image.filename, image.format, image.node, files.resolve(layer.filename, directory).file_id)
+        replace(image, file_id=files.resolve(layer.filename, directory).file_id, born=files.made(image.filename))
         for image, layer in zip(found, layers, strict=True)
     ]
 

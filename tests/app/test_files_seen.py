@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.core.pivot import Image, Phase
+from pivotd.core.pivot import Accepted, Image, Phase
 from pivotd.core.verdict import Presence
 from pivotd.host import files
 from tests.core.build import disk, pivot
@@ -25,11 +25,11 @@ def test_a_file_that_was_restored_under_its_name(tmp_path: Path, booted: bool) -
     if booted:
         seen = replace(seen, boot_id="before", file_id="1:1")
     known = replace(disk(0), file_seen=seen)
-    image, made = files.last_seen(Image(str(path), "qcow2", ""), pivot(Phase.CLOSED, disks=(known,)), known)
-    assert files.presence(image, sees_all=True, made=made) is Presence.THERE
+    image, birth = files.last_seen(Image(str(path), "qcow2", ""), pivot(Phase.CLOSED, disks=(known,)), known)
+    assert files.presence(image, sees_all=True, birth=birth) is Presence.THERE
     path.rename(kept)
     shutil.copyfile(kept, path)
-    assert files.presence(image, sees_all=True, made=made) is Presence.REPLACED
+    assert files.presence(image, sees_all=True, birth=birth) is Presence.REPLACED
 
 
 def test_a_name_that_has_led_to_another_file_does_so_after_a_boot() -> None:
@@ -38,3 +38,28 @@ def test_a_name_that_has_led_to_another_file_does_so_after_a_boot() -> None:
     other_boot = pivot(Phase.CLOSED, disks=(replace(disk(0), source=lost),))
     assert files.of_boot(lost, other_boot).file_id == files.LOST
     assert files.of_boot(replace(lost, file_id="1:2"), other_boot).file_id is None
+
+
+@pytest.mark.parametrize("known", ["born", "decided", "accepted"])
+def test_a_file_that_no_look_has_seen(tmp_path: Path, known: str) -> None:
+    """Its time of birth was noted with the pivot; else it was there when that was decided, or a person accepted it."""
+    path = tmp_path / "new.qcow2"
+    path.write_text("data")
+    if (at := files.made(str(path))) is None:
+        pytest.skip("this file system tells no times of birth")
+    image = Image(str(path), "qcow2", "", born=at if known == "born" else None)
+    word = Accepted(str(path), "qcow2", at, 0, "") if known == "accepted" else None
+    decided = "2021-03-04T05:06:07.000000Z" if known == "accepted" else at
+    moved = replace(disk(0), accepted=word)
+    image, birth = files.last_seen(image, pivot(Phase.CLOSED, disks=(moved,), decided_at=decided), moved)
+    assert files.presence(image, sees_all=True, birth=birth) is Presence.THERE
+    path.rename(tmp_path / "kept")
+    while files.made(str(path)) in {None, at}:  # the clock of a file system has a resolution of some milliseconds
+        path.unlink(missing_ok=True)
+        path.write_text("data")
+    assert files.presence(image, sees_all=True, birth=birth) is Presence.REPLACED
+
+
+def test_a_device_has_no_time_of_birth() -> None:
+    """Its node in /dev is made anew with each boot."""
+    assert files.made("/dev/null") is None

@@ -14,11 +14,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
+from pivotd.client import Client
+from pivotd.errors import ClientError
+from pivotd.host import files
 from tests.cli.ctl import REPOSITORY, Answer, complaint, ctl, on_a_host_with
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
@@ -292,6 +295,57 @@ def test_a_file_with_the_name_and_the_number_of_the_right_one(guest: Guest):
     guest.start_on(new)
     guest.until(None, "alarms")
     assert guest.ctl("image", "web1", "disk0").status == 6
+
+
+def complete(guest: Guest, pivot: str) -> None:
+    """Ask for the switch of a pivot; pivotd may be killed before it answers."""
+    with suppress(ClientError):
+        Client(guest.daemon.socket, patience_s=0).complete(pivot)
+
+
+def test_a_file_with_the_number_of_one_that_no_look_has_seen(guest: Guest):
+    """The journal was killed with QEMU, as the guest ran again: it has what was noted of the file before the switch."""
+    new = guest.path("new")
+    assert guest.ctl("copy", "web1", f"disk0={new}", "--no-pivot", "--id", "p").status == 0
+    guest.qemu.spy_events()
+    asks = threading.Thread(target=complete, args=(guest, "p"))
+    asks.start()
+    guest.qemu.await_event("RESUME")
+    guest.daemon.kill()
+    guest.qemu.kill()
+    asks.join()
+    assert guest.ctl("image", "web1", "disk0", "--wait", "0", offline=True).stdout == f"{new}\n"
+    number = new.stat().st_ino
+    new.rename(guest.path("kept"))
+    shutil.copy(guest.path("kept"), guest.path("backup"))
+    guest.path("kept").unlink()
+    for index in range(200):
+        shutil.copy(guest.path("backup"), guest.path(f"fresh{index}"))
+        if guest.path(f"fresh{index}").stat().st_ino == number:
+            guest.path(f"fresh{index}").rename(new)
+            break
+    else:
+        pytest.skip("this file system does not use a number again")
+    for offline in (True, False):
+        if not offline:
+            guest.daemon.start()
+        refused = guest.ctl("image", "web1", "disk0", "--wait", "0", offline=offline)
+        assert (refused.status, refused.stdout) == (6, "")
+        assert "leads to another file now" in complaint(refused)
+    guest.start_on(new)
+    guest.until(None, "alarms")
+    assert guest.ctl("image", "web1", "disk0").status == 6
+
+
+def test_when_both_files_were_made_is_noted_before_the_switch(guest: Guest):
+    """Whatever ends then, a file that gets the name and the number of one of them later is another one."""
+    new, born = guest.path("new"), files.made
+    if born(str(guest.disks[0])) is None:
+        pytest.skip("this file system tells no times of birth")
+    assert guest.ctl("copy", "web1", f"disk0={new}", "--no-pivot").status == 0
+    with closing(sqlite3.connect(f"file:{guest.daemon.state_dir}/journal.db?mode=ro", uri=True)) as connection:
+        noted = connection.execute("SELECT source_born, destination_born FROM pivot_disk").fetchone()
+    assert noted == (born(str(guest.disks[0])), born(str(new)))
 
 
 def test_an_accepted_image_is_replaced_under_its_name_while_the_guest_runs(guest: Guest):
