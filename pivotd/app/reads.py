@@ -30,7 +30,7 @@ from pivotd.core.pivot import Outcome, Pivot, PivotDisk, Record
 from pivotd.core.standing import Asked, Finding, ImageFound
 from pivotd.core.verdict import Verdict, overtaken, without_pivot
 from pivotd.errors import ArchiveError, ConflictError, DomainUnreachableError, NotFoundError
-from pivotd.host import files
+from pivotd.host import places
 from pivotd.host.threads import in_thread
 from pivotd.journal import images
 from pivotd.journal.images import images_found, left_by, news, obsolete, standings, state_of, with_lower
@@ -359,7 +359,7 @@ class Reads:
 
     async def moved(self, image: str) -> list[tuple[Pivot, PivotDisk]]:
         """Return, for each disk that has ever had an image of this name, its last such pivot."""
-        return await self._single.read(Reader.image, [image], None)
+        return await self._single.read(Reader.image, [image])
 
     async def had(self, image: str) -> list[tuple[Pivot, PivotDisk]]:
         """Return every pivot that had an image of this name, the newest first; none if several disks had it.
@@ -472,7 +472,7 @@ class Reads:
         self, image: str, asked: Asked, fleet: FleetVerdicts | None
     ) -> tuple[list[ImageFound], set[Key], dict[Key, str]]:
         """Return the same once, and in between the disks on which something was recorded since QEMU was asked."""
-        moved = await self._single.read(Reader.image, asked.names, asked.file_id)
+        moved = await self._single.read(Reader.image, asked.names, asked.file_ids)
         had = {(pivot.domain, disk.disk) for pivot, disk in moved}
         live, found, tried = await self._asked_verdicts(None, None)  # the journal may not know that a QEMU has it
         lower, silent = await in_chains(image, self._host, self.had, live, found, self._journal.calm)
@@ -512,7 +512,7 @@ class Reads:
 async def _asked(image: str) -> Asked:
     """Return an image by its names and its file. Raises: ConflictError: its storage does not answer."""
     try:
-        return await in_thread(limits.FILE_TIMEOUT_S, files.asked, image, paths=[image])
+        return await in_thread(limits.FILE_TIMEOUT_S, places.asked, image, paths=[image])
     except TimeoutError as error:
         raise ConflictError(f"{error}: ask by domain and disk instead") from None
 

@@ -236,8 +236,8 @@ class OfflineJournal:
 
     def _image(self, image: str) -> tuple[list[ImageFound], set[Key]]:
         """Return the same once, and the disks on which a daemon has recorded something meanwhile."""
-        asked, place = files.asked(image), places.of(image)
-        had = {(pivot.domain, disk.disk) for pivot, disk in self._reader.image(asked.names, asked.file_id)}
+        asked, place = places.asked(image), places.of(image)
+        had = {(pivot.domain, disk.disk) for pivot, disk in self._reader.image(asked.names, asked.file_ids)}
         chains = asyncio.run(self._in_chains(place))
         keys = sorted(had | chains)
         latest = [one for key in keys for one in self._reader.latest(*key, limit=1)]

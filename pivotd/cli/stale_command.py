@@ -17,9 +17,10 @@ from pivotd.cli.context import App, Form, pass_app, tell
 from pivotd.cli.help import ExampleCommand
 from pivotd.client import ImageVerdict
 from pivotd.errors import EXIT_UNKNOWN, PivotdError
-from pivotd.host import files
+from pivotd.host import files, places
 from pivotd.host.birth import born
 from pivotd.host.locks import is_locked
+from pivotd.host.places import Place
 from pivotd.host.process import boot_id
 
 EXAMPLES = (
@@ -35,9 +36,10 @@ QEMU_IMG_TIMEOUT_S = 20.0
 def stale(app: App) -> None:
     """List images that hold no disk's data any more: old sources, layers that were merged, half-made destinations.
 
-    USED BY names a guest whose QEMU has the image open, or a right image that is based on it, or says that some QEMU
-    has locked it. FILE is "replaced" where the name leads to another file than the stale one. pivotctl looks at the
-    files itself, so run it as a user who may see them. Nothing is ever deleted by pivotd.
+    USED BY names a guest whose QEMU has the image open, or a device on it, or whose right image is based on it; or a
+    loop device on it; or says that some QEMU has locked it. FILE is "replaced" where the name leads to another file
+    than the stale one. pivotctl looks at the files itself, so run it as a user who may see them. Nothing is ever
+    deleted by pivotd.
 
     With -q, the names of images that are there and that nothing uses: nothing is printed and the status is 6 if some
     guest could not be asked, such as one that is off or on another host, as its disks may be based on any image. With
@@ -78,7 +80,7 @@ def _row(one: ImageVerdict, users: _Users) -> dict[str, Any]:
         "age_s": _age_s(one.standing_since),
         "file": file,
         "size_bytes": size_bytes,
-        "used_by": users.of(one.asked) or _locked(one.asked),
+        "used_by": users.of(one.asked) or _locked(one.asked) or users.device_on(one.asked),
         "all_asked": users.complete,
     }
 
@@ -126,7 +128,8 @@ class _Users:
     def __init__(self, app: App) -> None:
         self.missed: str | None = None
         self._by_name: dict[str, str] = {}
-        self._by_file: dict[tuple[int, int], str] = {}
+        self._places: dict[str, list[tuple[Place, str]]] = {}
+        self._devices = {file: name for name, place in places.loop_devices() for file in place.below}
         if app.offline is not None:
             self.missed = "with --offline no QEMU is asked which images it uses"
         live = set() if app.offline is not None else set(self._of_guests(app))
@@ -143,10 +146,17 @@ class _Users:
         return self.missed is None
 
     def of(self, path: str) -> str | None:
-        """Return who uses an image, None if nobody who was asked."""
+        """Return who uses an image, or what it lies on, or what lies on it; None if nobody who was asked."""
         if (found := self._by_name.get(path)) is not None:
             return found
-        return self._by_file.get(file) if (file := _file(path)) is not None else None
+        place = places.of(path)
+        near = (one for mark in place.itself | place.below for one in self._places.get(mark, ()))
+        return min((user for other, user in near if other.overlaps(place)), default=None)
+
+    def device_on(self, path: str) -> str | None:
+        """Return a loop device that lies on an image: it may have users of which pivotd knows nothing."""
+        marks = places.of(path).itself
+        return min((self._devices[mark] for mark in marks if mark in self._devices), default=None)
 
     def _of_guests(self, app: App) -> Iterator[tuple[str, str]]:
         for domain in app.client.domains():
@@ -165,9 +175,12 @@ class _Users:
                 yield domain.name, disk.disk
 
     def _add(self, name: str, user: str) -> None:
-        self._by_name.setdefault(name, user)
-        if (file := _file(name)) is not None:
-            self._by_file.setdefault(file, user)
+        if name in self._by_name:
+            return
+        self._by_name[name] = user
+        place = places.of(name)
+        for mark in place.itself | place.below:
+            self._places.setdefault(mark, []).append((place, user))
 
     def _chain(self, image: str) -> Iterable[str]:
         """Return an image, the layers below it, and their external data files."""
@@ -192,11 +205,3 @@ def _files(layer: dict[str, Any]) -> list[str]:
     data = layer.get("format-specific", {}).get("data", {}).get("data-file")
     where = os.path.dirname(layer["filename"])  # noqa: PTH120
     return [layer["filename"], *([os.path.join(where, data)] if data else [])]  # noqa: PTH118
-
-
-def _file(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino

@@ -41,13 +41,21 @@ class Standing(StrEnum):
 class Asked:
     """An image by its names, and by its file if it was made before a pivot that knew the file (``born``, UTC).
 
-    The number of a file counts within one boot, and a new file may get that of a deleted one.
+    The number of a file counts within one boot, and a new file may get that of a deleted one. ``below``: the file of a
+    loop device, whose names are among those of the device.
     """
 
     names: frozenset[str]
     file_id: str | None = None
     boot_id: str | None = None
     born: str | None = None
+    below: Asked | None = None
+
+    @property
+    def file_ids(self) -> frozenset[str]:
+        """Return the ids of the file, and of the one below it."""
+        below = frozenset[str]() if self.below is None else self.below.file_ids
+        return below if self.file_id is None else below | {self.file_id}
 
     def is_named(self, moved: Moved) -> bool:
         """Return whether a pivot knew an image of this name."""
@@ -64,7 +72,7 @@ class Asked:
 
     def finds(self, filename: str, file_id: str | None, pivot: Pivot) -> bool:
         """Return whether an image that a pivot knew is this one."""
-        if filename in self.names:
+        if filename in self.names or (self.below is not None and self.below.finds(filename, file_id, pivot)):
             return True
         until = pivot.decided_at or pivot.closed_at
         old = self.born is not None and (until is None or self.born <= until)

@@ -7,11 +7,12 @@ of one disk share nothing, nor do two parts of one file that have no byte in com
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pivotd import limits
 from pivotd.core.image_names import describe
+from pivotd.core.standing import Asked
 from pivotd.host import files
 
 _SYSFS = "/sys/dev/block"
@@ -50,14 +51,47 @@ def of_file(file_id: str) -> Place:
     return Place(itself, _below(itself))
 
 
+def asked(name: str) -> Asked:
+    """Return an image that a user asks about, by all its names and by its file: a loop device is its file, too.
+
+    Not a volume or a partition: what it lies on holds other data as well, and may have been an image before.
+    """
+    found, path = files.asked(name), describe(name).path
+    device = None if path is None else files.file_id(path)
+    file = None if device is None else backing_file(device)
+    if file is None:
+        return found
+    below = asked(file)
+    return replace(found, names=found.names | below.names, below=below)
+
+
+def backing_file(device: str) -> str | None:
+    """Return the path of the file behind a loop device by its id, None if it is no such device, or has no file."""
+    return _text(Path(_SYSFS) / device.removeprefix("block:") / "loop/backing_file") if _is_device(device) else None
+
+
+def loop_devices() -> list[tuple[str, Place]]:
+    """Return the loop devices that have a file, by their names in /dev. It looks at storage, so it may block."""
+    found = []
+    for one in _entries(Path("/sys/block")):
+        device = _device(one)
+        if device is not None and backing_file(device) is not None:
+            found.append((f"/dev/{one.name}", of_file(device)))
+    return sorted(found, key=lambda one: one[0])
+
+
+def _is_device(file_id: str) -> bool:
+    return file_id.startswith("block:")
+
+
 def _below(itself: frozenset[str]) -> frozenset[str]:
     """Return everything below block devices, as far as the kernel shows it. Source: sysfs(5), Documentation/ABI."""
     found: set[str] = set()
-    queue = [one for one in itself if one.startswith("block:")]
+    queue = [one for one in itself if _is_device(one)]
     while queue and len(found) < limits.DEVICES_BELOW_MAX:
         new = _right_below(queue.pop()) - found
         found |= new
-        queue += [one for one in new if one.startswith("block:")]
+        queue += [one for one in new if _is_device(one)]
     return frozenset(found)
 
 
@@ -66,7 +100,7 @@ def _right_below(device: str) -> set[str]:
     found = {_device(path) for path in _entries(place / "slaves")}
     if (place / "partition").exists():
         found.add(_device(Path(os.path.realpath(place)).parent))
-    file = _text(place / "loop" / "backing_file")
+    file = backing_file(device)
     if file is not None:
         found |= {file, files.file_id(file)}
     return {one for one in found if one is not None}

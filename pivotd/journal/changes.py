@@ -206,7 +206,7 @@ def ran_on(
     ``asked``: the image by all its names, and by its file.
     """
     names = json.dumps(sorted({other.filename} if asked is None else {other.filename, *asked.names}))
-    file_id = None if asked is None else asked.file_id
+    file_ids = json.dumps([] if asked is None else sorted(asked.file_ids))
     pivot, accepted = last
     text = to_json({"disk": disk, "image": other.filename, "format": other.format})
 
@@ -222,9 +222,9 @@ def ran_on(
             return False, ()
         sql = (
             "UPDATE image_latest SET ran_on_at = ? WHERE domain = ? AND disk = ?"
-            " AND (filename IN (SELECT value FROM json_each(?)) OR file_id = ?)"
+            " AND (filename IN (SELECT value FROM json_each(?)) OR file_id IN (SELECT value FROM json_each(?)))"
         )
-        connection.execute(sql, (other.at, domain, disk, names, file_id))
+        connection.execute(sql, (other.at, domain, disk, names, file_ids))
         return True, (_append(connection, (domain, pivot, None), "ran-on-other-image", text),)
 
     return change

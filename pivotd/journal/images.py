@@ -53,7 +53,7 @@ def state_of(moved: Moved | None) -> object:
 def _images_found(
     reader: Reader, name: str, asked: Asked, verdicts: Mapping[Key, Verdict], gone: Callable[[Pivot], bool]
 ) -> list[ImageFound]:
-    moved, ran_on = reader.image(asked.names, asked.file_id), reader.ran_on()
+    moved, ran_on = reader.image(asked.names, asked.file_ids), reader.ran_on()
     moved = [(replace(one, hold=False) if one.window_open and gone(one) else one, disk) for one, disk in moved]
     last = {_key(one): one for one in moved if asked.is_file(one)}
     last |= {_key(one): one for one in moved if asked.is_named(one)}  # a name says more than a file's number
@@ -84,7 +84,7 @@ def standings(reader: Reader, name: str, asked: Asked) -> list[ImageFound]:
     """Return how an image stands to each disk that has ever had it, by the journal alone, as of one moment."""
 
     def look() -> list[ImageFound]:
-        keys = {_key(one) for one in reader.image(asked.names, asked.file_id)}
+        keys = {_key(one) for one in reader.image(asked.names, asked.file_ids)}
         latest = [one for key in keys for one in reader.latest(*key, limit=1)]
         return images_found(reader, name, asked, {_key(one): of_pivot(*one) for one in latest})
 
@@ -168,6 +168,6 @@ def _known_file(name: str, pivot: Pivot, disk: PivotDisk) -> tuple[str, str] | N
 
 def _finder(reader: Reader, key: Key) -> Callable[[str], Moved | None]:
     def find(name: str) -> Moved | None:
-        return next((one for one in reader.image([name], None) if _key(one) == key), None)
+        return next((one for one in reader.image([name]) if _key(one) == key), None)
 
     return find

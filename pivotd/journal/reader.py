@@ -177,13 +177,14 @@ class Reader:
             yield from page
             after = (page[-1][0].domain, page[-1][1].disk)
 
-    def image(self, names: Collection[str], file_id: str | None) -> list[Moved]:
-        """Return, for each disk that has ever had an image of one of these names or this file, its last such pivot."""
+    def image(self, names: Collection[str], file_ids: Collection[str] = ()) -> list[Moved]:
+        """Return, for each disk that has ever had an image of these names, or these files, its last such pivot."""
         query = (
             "SELECT domain, disk, pivot FROM image_latest WHERE filename IN (SELECT value FROM json_each(?)) "
-            "UNION SELECT domain, disk, pivot FROM image_latest WHERE file_id = ? ORDER BY domain, disk, pivot"
+            "UNION SELECT domain, disk, pivot FROM image_latest WHERE file_id IN (SELECT value FROM json_each(?)) "
+            "ORDER BY domain, disk, pivot"
         )
-        parameters = json.dumps(list(names)), file_id
+        parameters = json.dumps(list(names)), json.dumps(list(file_ids))
         return self._read(lambda connection: load_moved(connection, query, parameters))
 
     def images(self, after: str, limit: int) -> tuple[list[str], list[tuple[str, Moved, Moved]]]:

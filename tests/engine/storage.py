@@ -1,4 +1,4 @@
-"""Places other than image files that a disk can move to: NBD servers, loop devices; and what images look like."""
+"""Places other than image files that a disk can move to: NBD servers; and what images look like."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-import pytest
 
 TIMEOUT_S = 90.0
 
@@ -71,24 +69,6 @@ def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-class LoopDevice:
-    """A block device over a file."""
-
-    def __init__(self, image: Path) -> None:
-        done = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"no loop device: {done.stderr.strip()} (needs root and /dev/loop*)")
-        self.path = Path(done.stdout.strip())
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        subprocess.run(["losetup", "--detach", str(self.path)], check=True)
 
 
 def info(path: Path | str, *, image_format: str = "qcow2") -> dict[str, Any]:

@@ -15,12 +15,12 @@ from pivotd.engine.inbox import Cancel
 from pivotd.errors import BadRequestError
 from tests.conftest import QemuFactory
 from tests.support.encrypted import BUSY, TRIES_MAX, encrypted_image
+from tests.support.loop_devices import LoopDevice
 from tests.support.proxy import Recorder
 from tests.support.qemu import Disk, Qemu, create_image
 
 from .conftest import Engine
 from .storage import (
-    LoopDevice,
     NbdServer,
     allocated_bytes,
     header_chain,

@@ -13,10 +13,10 @@ from pivotd.core.request import Kind, Target
 from pivotd.errors import QmpUnknownError
 from pivotd.qmp.session import Session
 from tests.conftest import QemuFactory
+from tests.support.loop_devices import LoopDevice
 from tests.support.qemu import Disk, Qemu, create_image
 
 from .conftest import Engine
-from .storage import LoopDevice
 from .test_bitmaps_layers import overlays
 
 pytestmark = pytest.mark.qemu

@@ -17,10 +17,10 @@ from pivotd.core.request import Kind, Sync, Target
 from pivotd.errors import BadRequestError, RequestError
 from pivotd.host import files, places
 from tests.conftest import QemuFactory
+from tests.support.loop_devices import LoopDevice
 from tests.support.qemu import Disk, Qemu, create_image, default_binary
 
 from .conftest import Engine
-from .storage import LoopDevice
 from .test_lasting_names import planned
 
 pytestmark = pytest.mark.qemu

@@ -67,7 +67,7 @@ def answers(reader: Reader) -> dict[str, Any]:
         "events": records,
         "cursors": [reader.events(record.seq, 1) for record in records[:-1]],
         "latest": list(reader.every_latest()),
-        "of images": {name: reader.image([name], None) for name in images},
+        "of images": {name: reader.image([name]) for name in images},
         "stale": obsolete(reader, "", 1000),
         "standings": {name: standings(reader, name, Asked(frozenset({name}))) for name in images},
         "overwritten": reader.overwritten(),
