@@ -63,6 +63,9 @@ class Staying:
         )
         for layer in self._needed(disk):
             yield Left(domain, disk.disk, layer, about)
+        if disk.image is not None and self._places.holds(disk.image):
+            about = "it is a part of a device on a file there: `pivotctl copy` moves the disk"
+            yield Left(domain, disk.disk, disk.image, about)
         for one in disk.data_files:
             if self._places.holds(one.path):
                 about = f"the data of {one.image}, which lies elsewhere: `pivotctl copy` moves the disk in full"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pivotd.cli.complaints import UnusableFileError, UsageError
 from pivotd.core.image_names import describe
+from pivotd.host import mounts, places
 
 SUFFIXES = {"qcow2": ".qcow2", "raw": ".raw"}
 """The ends of file names that say the format; a name that says the old format gets the end of the new one."""
@@ -23,7 +24,8 @@ class Places:
     An image keeps its path below its old place: names cannot collide within one place, and the target of an image does
     not depend on what else is moved, now or in an earlier run.
 
-    A name counts as it is written and as its links lead: the disk of a link below an old place needs that place too.
+    A name counts as it is written and as its links lead: the disk of a link below an old place needs that place too. So
+    does that of a bind mount of it, and of a loop device on a file there.
     """
 
     def __init__(self, sources: Iterable[str], to: str) -> None:
@@ -45,8 +47,13 @@ class Places:
         """The new place by its names, if it lies inside an old one: what is there has arrived."""
 
     def holds(self, image: str) -> bool:
-        """Return whether an image, by a name of the daemon's, lies below an old place."""
-        return self._found(image) is not None
+        """Return whether an image, by a name of the daemon's, lies below an old place, or on a file there."""
+        if self._found(image) is not None:
+            return True
+        path = _path(image)
+        return path is not None and any(
+            self._found(file) is not None for file in places.of(path).below if file.startswith("/")
+        )
 
     def has_arrived(self, image: str) -> bool:
         """Return whether an image lies below the new place."""
@@ -56,7 +63,7 @@ class Places:
         )
 
     def target(self, image: str, old_format: str | None, new_format: str | None) -> str | None:
-        """Return the path of the new image; None for an image that does not lie below an old place."""
+        """Return the path of the new image; None for one that does not lie below an old place, or not by itself."""
         found = self._found(image)
         if found is None:
             return None
@@ -139,7 +146,10 @@ def _path(image: str) -> str | None:
 
 
 def _names(path: str) -> list[str]:
-    return list(dict.fromkeys((path, os.path.realpath(path))))
+    """Return the names of a file: as it is written, without links, by other mounts, and of the file behind a device."""
+    real = os.path.realpath(path)
+    found, file = [path, real, *mounts.other_names(real)], places.backing_file_of(real)
+    return list(dict.fromkeys([*found, *([] if file is None else _names(file))]))
 
 
 def _below(path: str, place: str) -> bool:

@@ -57,17 +57,21 @@ def asked(name: str) -> Asked:
     Not a volume or a partition: what it lies on holds other data as well, and may have been an image before.
     """
     found, path = files.asked(name), describe(name).path
-    device = None if path is None else files.file_id(path)
-    file = None if device is None else backing_file(device)
+    file = None if path is None else backing_file_of(path)
     if file is None:
         return found
     below = asked(file)
     return replace(found, names=found.names | below.names, below=below)
 
 
-def backing_file(device: str) -> str | None:
-    """Return the path of the file behind a loop device by its id, None if it is no such device, or has no file."""
+def _backing_file(device: str) -> str | None:
     return _text(Path(_SYSFS) / device.removeprefix("block:") / "loop/backing_file") if _is_device(device) else None
+
+
+def backing_file_of(path: str) -> str | None:
+    """Return the path of the file behind a loop device, None if it is no such device, or has no file."""
+    device = files.file_id(path)
+    return None if device is None else _backing_file(device)
 
 
 def loop_devices() -> list[tuple[str, Place]]:
@@ -75,7 +79,7 @@ def loop_devices() -> list[tuple[str, Place]]:
     found = []
     for one in _entries(Path("/sys/block")):
         device = _device(one)
-        if device is not None and backing_file(device) is not None:
+        if device is not None and _backing_file(device) is not None:
             found.append((f"/dev/{one.name}", of_file(device)))
     return sorted(found, key=lambda one: one[0])
 
@@ -100,7 +104,7 @@ def _right_below(device: str) -> set[str]:
     found = {_device(path) for path in _entries(place / "slaves")}
     if (place / "partition").exists():
         found.add(_device(Path(os.path.realpath(place)).parent))
-    file = backing_file(device)
+    file = _backing_file(device)
     if file is not None:
         found |= {file, files.file_id(file)}
     return {one for one in found if one is not None}

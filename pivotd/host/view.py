@@ -10,10 +10,11 @@ import re
 from functools import cache
 from pathlib import Path
 
+from pivotd.host import mounts
+
 _PRIVATE = re.compile(r"/systemd-private-[^/]+/tmp$")
 _INACCESSIBLE = "/inaccessible/"
 _HOMES = ("/home", "/root", "/run/user")
-_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def hidden(path: str) -> str | None:
@@ -106,7 +107,7 @@ def _mounts() -> dict[str, str | None]:
 def _mount(line: str) -> tuple[str, str | None]:
     """Return the mount point of a line of mountinfo, and the setting. Source: proc(5)."""
     fields = line.split(" ")
-    root, point, options = fields[3], _OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4]), fields[5].split(",")
+    root, point, options = fields[3], mounts.plain(fields[4]), fields[5].split(",")
     home = point in _HOMES
     if _PRIVATE.search(root):
         return point, "PrivateTmp"

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from pivotd.client import AcceptRequest
 from tests.cli.ctl import complaint
 from tests.cli.evacuating import Bed, image, moved, reasons, running_daemon
 from tests.ported_cases.fixture import small_file_system
 from tests.support.daemon import Daemon
+from tests.support.loop_devices import LoopDevice, disk_of
+from tests.support.mounts import bound
 from tests.support.qemu import Disk, create_image
 from tests.support.waiting import until
 
@@ -186,6 +189,71 @@ def test_what_lies_below_an_image_elsewhere(bed: Bed) -> None:
     answer = bed.json()
     assert (answer.status, set(reasons(answer))) == (4, {"web2 disk0"})
     assert "top-new.qcow2 lies on it" in reasons(answer)["web2 disk0"]
+
+
+@pytest.mark.parametrize("off", [False, True])
+@pytest.mark.parametrize("how", ["directory", "part", "file", "device"])
+def test_an_image_by_another_name_of_the_place(bed: Bed, how: str, off: bool) -> None:
+    """A bind mount of the place, of a part of it or of the file, and a loop device: the disk needs the place."""
+    old = image(bed.old / "a/web1.qcow2")
+    other, alias = bed.directory / "other", bed.directory / "alias.qcow2"
+    other.mkdir()
+    alias.touch()
+    with ExitStack() as stack:
+        if how == "device":
+            disk = disk_of(stack.enter_context(LoopDevice(old)))
+        else:
+            seen = {"directory": (bed.old, other), "part": (old.parent, other), "file": (old, alias)}[how]
+            stack.enter_context(bound(*seen))
+            disk = Disk({"directory": other / "a/web1.qcow2", "part": other / "web1.qcow2", "file": alias}[how])
+        if off:
+            bed.guest("web1", image(bed.directory / "first.qcow2"))
+            assert bed.client.wait(bed.copy("web1", disk.image, reuse=True)).outcome == "switched"
+            bed.qemus["web1"].stop()
+            left = bed.json()
+            assert (left.status, left.json["moves"]) == (4, [])
+            assert [one["image"] for one in left.json["left"]] == [str(disk.image)]
+            # The journal is that of all tests, and another one may get this device.
+            word = AcceptRequest(image=str(bed.directory / "first.qcow2"), format="qcow2", reason="the test has ended")
+            bed.client.accept(bed.domain("web1"), "disk0", word)
+            return
+        bed.guest("web1", disk)
+        answer = bed.json()
+        assert (answer.status, answer.stderr) == (0, "")
+        assert bed.images() == {"web1": ["new/a/web1.qcow2"]}
+        bed.qemus["web1"].stop()
+
+
+def test_what_lies_on_a_device_on_an_image_of_the_place(bed: Bed) -> None:
+    """A backing image, which stays, and is told."""
+    base = image(bed.old / "base.qcow2")
+    with LoopDevice(base) as device:
+        overlay = create_image(bed.directory / "overlay.qcow2", options=f"backing_file={device},backing_fmt=qcow2")
+        bed.guest("web1", overlay)
+        answer = bed.json()
+        assert (answer.status, answer.json["moves"]) == (4, [])
+        assert [one["image"] for one in answer.json["left"]] == [str(device)]
+        assert reasons(answer)["web1 disk0"].startswith(f"a backing image of {overlay}, which lies elsewhere")
+        bed.qemus["web1"].stop()
+
+
+def test_a_partition_of_a_device_on_a_file_of_the_place(bed: Bed) -> None:
+    """The file cannot move for it; the disk needs the place."""
+    whole = bed.old / "whole.img"
+    create_image(whole, image_format="raw", size="8M")
+    with LoopDevice(whole) as device:
+        added = subprocess.run(["addpart", device, "1", "2048", "4096"], capture_output=True, text=True, check=False)
+        if added.returncode:
+            pytest.skip(f"no partition of a loop device: {added.stderr.strip()}")
+        try:
+            part = Path(f"{device}p1")
+            bed.guest("web1", disk_of(part, "raw"))
+            answer = bed.json()
+            bed.qemus["web1"].stop()
+            assert (answer.status, answer.json["moves"]) == (4, [])
+            assert [(one["image"], one["disk"]) for one in answer.json["left"]] == [(str(part), "disk0")]
+        finally:
+            subprocess.run(["delpart", device, "1"], check=True)
 
 
 def test_a_file_in_the_way_is_never_overwritten(bed: Bed) -> None:
