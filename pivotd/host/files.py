@@ -15,7 +15,7 @@ from pivotd.core.image_names import Description, describe
 from pivotd.core.pivot import FileSeen, Image, Pivot, PivotDisk
 from pivotd.core.standing import Asked
 from pivotd.core.verdict import Presence
-from pivotd.host import view
+from pivotd.host import devices, view
 from pivotd.host.birth import born
 from pivotd.host.process import boot_id
 from pivotd.host.threads import look_at
@@ -148,12 +148,15 @@ def with_file(image: Image) -> Image:
 
 
 def made(filename: str) -> str | None:
-    """Return when the file of an image was made; None of a device, whose name in /dev is made anew with each boot."""
+    """Return when the file of an image was made, of a loop device the file behind it.
+
+    None of another device: its name in /dev is made anew with each boot.
+    """
     path = describe(filename).path
     if path is None or view.hidden(path) is not None:
         return None
     look_at(path)
-    return born(path) if os.path.isfile(path) else None  # noqa: PTH113
+    return born(path) if os.path.isfile(path) else devices.made(path)  # noqa: PTH113
 
 
 def change_times(images: Iterable[Image]) -> dict[str, int]:
@@ -252,6 +255,8 @@ def presence(image: Image, *, sees_all: bool, birth: Birth = UNKNOWN_BIRTH) -> P
         return Presence.GONE if sees_all or image.file_id is not None else Presence.UNSEEN
     except (OSError, ValueError):
         return Presence.UNSEEN
+    if devices.is_empty(found):
+        return Presence.GONE
     same = image.file_id in {None, found} and not born_otherwise(image.filename, birth)
     return Presence.THERE if same else Presence.REPLACED
 
@@ -293,11 +298,12 @@ def last_seen(image: Image, pivot: Pivot, disk: PivotDisk) -> tuple[Image, Birth
 
 
 def seen_now(filename: str) -> FileSeen | None:
-    """Return the file at a path, None if it is no regular one: devices have no time of birth, and lasting names."""
+    """Return the file at a path, or the loop device; None of other devices: of them no birth is known."""
     described = describe(filename)
-    if described.path is None or (found := _id_of(described)) is None or not os.path.isfile(described.path):  # noqa: PTH113
+    if described.path is None or (found := _id_of(described)) is None:
         return None
-    return FileSeen(filename, found, boot_id(), made(filename))
+    at = made(filename)
+    return FileSeen(filename, found, boot_id(), at) if at is not None or os.path.isfile(described.path) else None  # noqa: PTH113
 
 
 def born_otherwise(filename: str, birth: Birth) -> bool:

@@ -13,9 +13,7 @@ from pathlib import Path
 from pivotd import limits
 from pivotd.core.image_names import describe
 from pivotd.core.standing import Asked
-from pivotd.host import files
-
-_SYSFS = "/sys/dev/block"
+from pivotd.host import devices, files
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +62,10 @@ def asked(name: str) -> Asked:
     return replace(found, names=found.names | below.names, below=below)
 
 
-def _backing_file(device: str) -> str | None:
-    return _text(Path(_SYSFS) / device.removeprefix("block:") / "loop/backing_file") if _is_device(device) else None
-
-
 def backing_file_of(path: str) -> str | None:
     """Return the path of the file behind a loop device, None if it is no such device, or has no file."""
     device = files.file_id(path)
-    return None if device is None else _backing_file(device)
+    return None if device is None else devices.backing_file(device)
 
 
 def loop_devices() -> list[tuple[str, Place]]:
@@ -79,7 +73,7 @@ def loop_devices() -> list[tuple[str, Place]]:
     found = []
     for one in _entries(Path("/sys/block")):
         device = _device(one)
-        if device is not None and _backing_file(device) is not None:
+        if device is not None and devices.backing_file(device) is not None:
             found.append((f"/dev/{one.name}", of_file(device)))
     return sorted(found, key=lambda one: one[0])
 
@@ -100,11 +94,11 @@ def _below(itself: frozenset[str]) -> frozenset[str]:
 
 
 def _right_below(device: str) -> set[str]:
-    place = Path(_SYSFS) / device.removeprefix("block:")
+    place = Path(devices.SYSFS) / device.removeprefix("block:")
     found = {_device(path) for path in _entries(place / "slaves")}
     if (place / "partition").exists():
         found.add(_device(Path(os.path.realpath(place)).parent))
-    file = _backing_file(device)
+    file = devices.backing_file(device)
     if file is not None:
         found |= {file, files.file_id(file)}
     return {one for one in found if one is not None}

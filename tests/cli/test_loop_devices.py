@@ -7,7 +7,7 @@ import pytest
 from tests.cli.ctl import complaint
 from tests.cli.test_images import Guest, guest
 from tests.support.loop_devices import LoopDevice, disk_of
-from tests.support.qemu import Disk, Qemu
+from tests.support.qemu import Disk, Qemu, create_image
 
 __all__ = ["guest"]
 pytestmark = [pytest.mark.qemu]
@@ -62,3 +62,47 @@ def test_a_guest_that_runs_on_a_device_on_its_stale_image(guest: Guest):
         guest.qemu.stop()
     rows = guest.json("verdict", "--image", old).json
     assert [row["standing"] for row in rows] == ["unknown"]
+
+
+def test_a_device_to_which_a_disk_has_moved_has_another_file_now(guest: Guest):
+    """While the guest is off, with the daemon and without; with the first file again, it is the right image again."""
+    images = [create_image(guest.directory / name, image_format="raw") for name in ("one.raw", "two.raw")]
+    loop = LoopDevice(images[0])
+    with loop as device:
+        assert guest.ctl("copy", "web1", f"disk0={device}", "--format", "raw", "--reuse").status == 0
+        guest.qemu.stop()
+        asked = ("image", "web1", "disk0", "--wait", "0")
+
+        def says() -> set[int]:
+            return {guest.ctl(*asked, offline=offline).status for offline in (False, True)}
+
+        assert says() == {0}
+        loop.detach()
+        assert says() == {6}
+        loop.attach(images[1])
+        assert says() == {6}
+        assert "leads to another file now" in complaint(guest.ctl("guard", "web1", f"disk0={device}", "--wait", "0"))
+        loop.detach()
+        loop.attach(images[0], "--offset", "65536")
+        assert says() == {6}
+        loop.detach()
+        loop.attach(images[0])
+        assert says() == {0}
+
+
+def test_a_guest_that_runs_on_another_file_behind_its_device(guest: Guest):
+    """Its name and number are right, and its data is not."""
+    images = [create_image(guest.directory / name, image_format="raw") for name in ("one.raw", "two.raw")]
+    loop = LoopDevice(images[0])
+    with loop as device:
+        assert guest.ctl("copy", "web1", f"disk0={device}", "--format", "raw", "--reuse").status == 0
+        guest.qemu.stop()
+        loop.detach()
+        loop.attach(images[1])
+        runs_on(guest, disk_of(device, "raw"), Disk(guest.disks[1]))
+        assert guest.ctl("image", "web1", "disk0", "--wait", "0").status == 6
+        guest.noted("ran-on-other-image")
+        guest.qemu.stop()
+        loop.detach()
+        loop.attach(images[0])
+        assert guest.ctl("image", "web1", "disk0", "--wait", "0").status == 6
