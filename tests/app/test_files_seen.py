@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pivotd.core.pivot import Accepted, Image, Phase
 from pivotd.core.verdict import Presence
 from pivotd.host import files
 from tests.core.build import disk, pivot
+from tests.support.btrfs import subvolumes
 
 
 @pytest.mark.parametrize("booted", [False, True])
@@ -63,3 +65,21 @@ def test_a_file_that_no_look_has_seen(tmp_path: Path, known: str) -> None:
 def test_a_device_has_no_time_of_birth() -> None:
     """Its node in /dev is made anew with each boot."""
     assert files.made("/dev/null") is None
+
+
+def test_a_snapshot_in_the_place_of_a_subvolume(tmp_path: Path) -> None:
+    """Its files have the numbers and the times of birth of the others, and older data: the device number tells."""
+    with subvolumes(tmp_path) as (one, two):
+        path = one / "new.raw"
+        path.write_text("data")
+        seen = files.seen_now(str(path))
+        assert seen is not None
+        known = replace(disk(0), file_seen=seen)
+        image, birth = files.last_seen(Image(str(path), "raw", ""), pivot(Phase.CLOSED, disks=(known,)), known)
+        assert files.presence(image, sees_all=True, birth=birth) is Presence.THERE
+        number = path.stat().st_ino
+        subprocess.run(["btrfs", "subvolume", "snapshot", one, two / "snapshot"], check=True, capture_output=True)
+        one.rename(two / "before")
+        (two / "snapshot").rename(one)
+        assert (path.stat().st_ino, files.made(str(path))) == (number, seen.born)
+        assert files.presence(image, sees_all=True, birth=birth) is Presence.REPLACED
