@@ -133,6 +133,8 @@ Source: tests/engine/test_nbd_hangs.py.
 GRANULARITY_BYTES_MIN = 512
 GRANULARITY_BYTES_MAX = 64 << 20
 """What QEMU takes for a mirror, powers of two. Source: block/mirror.c and blockdev.c, blockdev_mirror_common()."""
+LOAD_GUARD_BYTES = 1 << 30
+"""The granularity of a bitmap that marks nothing: the coarser, the less memory it takes."""
 MIRROR_BUFFER_BYTES = 16 << 20
 """A mirror's buffer without an argument, and how far it steps at once. Source: block/mirror.c."""
 MIRROR_BUFFER_BYTES_MAX = 128 << 20

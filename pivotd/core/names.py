@@ -123,6 +123,16 @@ def secret_object(pivot: str) -> str:
     return f"pivotd-key-{pivot}"
 
 
+def load_guard(pivot: str) -> str:
+    """Return the dirty bitmap that keeps others from loading an internal snapshot into an image."""
+    return f"pivotd-load-guard-{pivot}"
+
+
+def is_load_guard(bitmap: str) -> bool:
+    """Return whether a dirty bitmap is one of these, of any pivot."""
+    return bitmap.startswith(load_guard(""))
+
+
 def pivot_of_secret(name: str) -> str | None:
     """Return the pivot whose passphrase an object holds, None for any other object."""
     prefix = secret_object("")

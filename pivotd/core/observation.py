@@ -172,6 +172,8 @@ class Observation:
     """What may write to a disk although the guest stands still; queried only at READY, for pivots that it hinders."""
     exchanged: str | None = None
     """What another client has done to a destination that is not in use yet, in words."""
+    snapshots: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """The snapshots inside images that the disks would leave or spoil: an image, and their names. Only at READY."""
     write_thresholds: tuple[tuple[str, int], ...] = ()
     """The value for CopyOptions.write_thresholds."""
     beliefs: Mapping[str, Belief] = field(default_factory=dict)

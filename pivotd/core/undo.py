@@ -48,6 +48,7 @@ def successor(pivot: Pivot, undo: Undo, nodes: Collection[str], utc_now: str) ->
         attempts=pivot.options.attempts,
         copy_mode=CopyMode.WRITE_BLOCKING,
         force=pivot.options.force,
+        drop_internal_snapshots=pivot.options.drop_internal_snapshots,
         nodes_below=pivot.options.nodes_below,
     )
     return Pivot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -103,6 +104,9 @@ async def _record_intent(state: DriverState, session: Session, ready: Converged)
     state.attempt = state.attempt.begin(quick=ready.quick, moment=before)
     options = replace(state.pivot.options, write_thresholds=now.write_thresholds, guest_writes=())
     options = replace(options, own_monitor=facts.get("own_monitor", ""))
+    if _names(now.snapshots) != _names(options.snapshots_left):
+        options = replace(options, snapshots_left=now.snapshots)
+        facts = facts | {"internal_snapshots": {image: list(kept) for image, kept in now.snapshots}}
     await state.record(
         "pausing",
         ready.facts | {"run_state": now.run_state} | facts,
@@ -114,3 +118,8 @@ async def _record_intent(state: DriverState, session: Session, ready: Converged)
         options=options,
     )
     return now
+
+
+def _names(snapshots: Iterable[tuple[str, tuple[str, ...]]]) -> list[str]:
+    """Return the names alone: QEMU's name of a lower image need not be the journal's."""
+    return sorted(name for _, kept in snapshots for name in kept)

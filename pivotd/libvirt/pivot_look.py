@@ -13,7 +13,7 @@ from pivotd.core.pivot import Phase, Pivot, PivotDisk
 from pivotd.libvirt import calls, library
 from pivotd.libvirt.domain_xml import DiskDefined, parse
 from pivotd.libvirt.passthrough import Query
-from pivotd.qmp import blocks, replies
+from pivotd.qmp import blocks, of_pivot, replies
 from pivotd.qmp.blocks import Blocks, DiskSeen, find
 from pivotd.qmp.question import Question
 from pivotd.qmp.whole_names import name_of
@@ -68,6 +68,7 @@ def observed(pivot: Pivot, shown: Shown) -> Observation:
         migrating=replies.migrating(answers[replies.migrating]) if replies.migrating in answers else False,
         saved=shown.saved,
         beliefs={disk.disk: belief(disk, shown.live, shown.next, jobs) for disk in pivot.disks},
+        snapshots=of_pivot.snapshots(Blocks(blocks.disks(answers[blocks.disks]), blocks.Graph()), pivot),
     )
 
 

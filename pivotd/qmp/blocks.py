@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pivotd.core import names
 from pivotd.core.dirty_bitmaps import Bitmap
 from pivotd.core.image_names import of_own_node
 from pivotd.core.pivot import PivotDisk
@@ -256,7 +257,10 @@ def _stored(bitmaps: list[Any]) -> Iterator[Bitmap]:
 
 
 def _bitmaps(inserted: Mapping[str, Any]) -> tuple[Bitmap, ...]:
-    """Return named, consistent bitmaps: unnamed ones belong to jobs, and inconsistent ones are useless."""
+    """Return named, consistent bitmaps: unnamed ones belong to jobs, inconsistent ones are useless.
+
+    Those of qmp/load_guard.py mark nothing.
+    """
     return tuple(
         Bitmap(
             name=of(str, bitmap["name"]),
@@ -267,7 +271,7 @@ def _bitmaps(inserted: Mapping[str, Any]) -> tuple[Bitmap, ...]:
             busy=of(bool, bitmap.get("busy", False)),
         )
         for bitmap in of(list, inserted.get("dirty-bitmaps", []))
-        if bitmap.get("name") and not bitmap.get("inconsistent", False)
+        if bitmap.get("name") and not bitmap.get("inconsistent", False) and not names.is_load_guard(bitmap["name"])
     )
 
 

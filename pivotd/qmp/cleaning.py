@@ -10,7 +10,7 @@ from pivotd.core.observation import STATUS_ENDED
 from pivotd.core.pivot import Outcome, Pivot, PivotDisk
 from pivotd.core.request import Kind
 from pivotd.errors import QmpUnknownError
-from pivotd.qmp import blocks, exports, of_pivot, opening, replies, rollback, secrets, write_thresholds
+from pivotd.qmp import blocks, exports, load_guard, of_pivot, opening, replies, rollback, secrets, write_thresholds
 from pivotd.qmp.blocks import Blocks
 from pivotd.qmp.looking import blocks_of
 from pivotd.qmp.monitor import Monitor, ask, command
@@ -30,6 +30,7 @@ async def clean_up(monitor: Monitor, pivot: Pivot) -> list[str]:
         for name in live:
             await rollback.await_job(monitor, name, {"concluded"})
     await monitor.burst([command("job-dismiss", id=name) for name in own], limits.COMMAND_TIMEOUT_S)
+    await monitor.burst(load_guard.removals(pivot), limits.COMMAND_TIMEOUT_S)
     doomed = _unwanted(await blocks_of(monitor), pivot)
     # An export is cut off, too: to close it in order would wait for its server.
     await exports.cut(monitor, pivot, [disk for disk in pivot.disks if names.file_node(pivot.id, disk.index) in doomed])

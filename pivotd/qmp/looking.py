@@ -66,6 +66,7 @@ async def look(monitor: Monitor, path: str, pivot: Pivot) -> Observation:
         saved=await not_left.may_run_on(monitor, replies.run_state(status), migrate),
         bitmaps=of_pivot.bitmaps(shown, pivot),
         write_thresholds=write_thresholds.read(shown.disks, pivot),
+        snapshots=of_pivot.snapshots(shown, pivot),
     )
     if pivot.phase is Phase.READY and pivot.switches:
         seen = replace(seen, exchanged=of_pivot.exchanged(shown.graph, pivot))

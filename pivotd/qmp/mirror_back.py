@@ -10,7 +10,7 @@ from pivotd.core import names
 from pivotd.core.observation import EXECUTING, STATUS_ENDED
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.errors import QmpRefusedError
-from pivotd.qmp import replies, rollback
+from pivotd.qmp import load_guard, replies, rollback
 from pivotd.qmp.burst import Command
 from pivotd.qmp.monitor import Monitor, ask, command
 
@@ -23,14 +23,17 @@ async def start(monitor: Monitor, pivot: Pivot, resumes: int) -> str | None:
     """
     dismissals = [command("job-dismiss", id=disk.job) for disk in pivot.disks]
     mirrors = [_mirror(pivot, disk, disk.source.node) for disk in pivot.disks]
-    burst = [*dismissals, *mirrors, replies.run_state.command]
+    guards = [load_guard.add(pivot, disk.source.node) for disk in pivot.disks]
+    burst = [*dismissals, *guards, *mirrors, replies.run_state.command]
     got = (await monitor.burst(burst, limits.ROLLBACK_TIMEOUT_S))[len(dismissals) :]
-    for disk, reply in zip(pivot.disks, got, strict=False):
+    for disk, guarded, reply in zip(pivot.disks, got, got[len(guards) :], strict=False):
         if isinstance(reply, QmpRefusedError) and not await _under_way(monitor, pivot, disk):
             try:
                 await _on_reopened(monitor, pivot, disk)
             except QmpRefusedError as error:
                 return error.message
+        elif (refusal := load_guard.refused(guarded)) is not None:
+            return refusal.message
     run_state = await ask(monitor, replies.run_state)
     if monitor.resumes != resumes or run_state in EXECUTING:
         return "another client resumed the guest before the mirrors back were running"
@@ -60,4 +63,7 @@ async def _under_way(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> bool:
 async def _on_reopened(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
     """Open the image again: QEMU deletes the node of a legacy -drive at the switch. Raises: QmpRefusedError."""
     target = await rollback.source_node(monitor, pivot, disk)
+    (guarded,) = await monitor.burst([load_guard.add(pivot, target)], limits.ROLLBACK_TIMEOUT_S)
+    if (refusal := load_guard.refused(guarded)) is not None:
+        raise refusal
     await monitor.execute(_mirror(pivot, disk, target))

@@ -9,7 +9,8 @@ from pathlib import Path
 from pivotd.core import names
 from pivotd.core.dirty_bitmaps import Bitmap, ends
 from pivotd.core.observation import STATUS_ENDED, JobSeen, Root
-from pivotd.core.pivot import Pivot, PivotDisk
+from pivotd.core.pivot import Phase, Pivot, PivotDisk
+from pivotd.core.request import Kind, Sync
 from pivotd.errors import QmpUnknownError
 from pivotd.qmp.blocks import Blocks, DiskSeen, Graph, Layer, find
 from pivotd.qmp.whole_names import name_of
@@ -117,6 +118,39 @@ def bitmaps(blocks: Blocks, pivot: Pivot) -> dict[str, tuple[Bitmap, ...]]:
         if bitmaps:
             found[disk.disk] = bitmaps
     return found
+
+
+def snapshots(blocks: Blocks, pivot: Pivot) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the snapshots inside the images that the disks would leave or spoil: an image, and their names.
+
+    Which these are is as in planning/properties.py. Only at READY: there the disks are on their sources.
+    """
+    found = []
+    for disk in pivot.movers if pivot.phase is Phase.READY else ():
+        seen = find(blocks.disks, disk)
+        layers = () if seen is None else seen.layers[_spoilt(blocks.graph, pivot, disk, seen)]
+        upper = disk.top if pivot.kind is Kind.COMMIT and disk.top is not None else disk.source
+        names_of = [upper.filename, *(layer.filename for layer in layers[1:])]
+        found += [(name, layer.snapshots) for name, layer in zip(names_of, layers, strict=False) if layer.snapshots]
+    return tuple(found)
+
+
+def _spoilt(graph: Graph, pivot: Pivot, disk: PivotDisk, seen: DiskSeen) -> slice:
+    """Return which layers of a disk's chain a pivot leaves or spoils; an undo shares those below the image."""
+    merged = 1 + len(disk.between)
+    match pivot.kind:
+        case Kind.SNAPSHOT:
+            return slice(0)
+        case Kind.COPY if pivot.undo_of is not None or pivot.options.sync is Sync.TOP:
+            return slice(1)
+        case Kind.PULL:
+            return slice(None if disk.base is None else 1 + merged)
+        case Kind.COMMIT if disk.switches:
+            return slice(merged)
+        case Kind.COMMIT if disk.top is not None:
+            first = len(seen.layers) - len(graph.chain(disk.top.node))
+            return slice(first, first + merged)
+    return slice(None)
 
 
 def between(blocks: Blocks, disk: PivotDisk) -> dict[str, frozenset[str]]:

@@ -10,7 +10,7 @@ from pivotd.core.actions import Step
 from pivotd.core.pivot import Pivot, PivotDisk
 from pivotd.core.request import CopyMode, Kind
 from pivotd.errors import QmpRefusedError
-from pivotd.qmp import mirror_start, opening
+from pivotd.qmp import load_guard, mirror_start, opening
 from pivotd.qmp.burst import Command
 from pivotd.qmp.monitor import Monitor, command
 
@@ -84,6 +84,7 @@ async def _create_file(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
 
 
 async def _start_job(monitor: Monitor, pivot: Pivot, disk: PivotDisk) -> None:
+    await load_guard.place(monitor, pivot, disk)
     if pivot.kind is Kind.COPY:
         await mirror_start.start(monitor, pivot, disk, _job(pivot, disk))
     else:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tests.model.qemu import CANCELED, ENDED, HANDLERS, NEEDS_RESET, Handler, Job, Node, Qemu, RefusedError
+from tests.model.qemu import CANCELED, ENDED, HANDLERS, MOVING, NEEDS_RESET, Handler, Job, Node, Qemu, RefusedError
 
 SIZE_BYTES = 64 << 20
+SNAPSHOT = {"id": "1", "name": "s1"}
 DIFFERENT_SIZES = "Source and target image have different sizes"
 
 
@@ -231,6 +232,57 @@ def blockdev_create(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+@handles("block-dirty-bitmap-add")
+def bitmap_add(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Add a dirty bitmap."""
+    node, name = arguments["node"], arguments["name"]
+    if node not in qemu.nodes:
+        raise RefusedError(f"Cannot find device='' nor node-name='{node}'")
+    if (node, name) in qemu.bitmaps:
+        raise RefusedError(f"Bitmap already exists: {name}")
+    qemu.bitmaps |= {(node, name)}
+    return {}
+
+
+@handles("block-dirty-bitmap-remove")
+def bitmap_remove(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Remove a dirty bitmap."""
+    one = arguments["node"], arguments["name"]
+    if one not in qemu.bitmaps:
+        raise RefusedError(f"Dirty bitmap '{one[1]}' not found")
+    qemu.bitmaps -= {one}
+    return {}
+
+
+@handles("snapshot-save")
+def snapshot_save(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take a snapshot inside the image of a node, at once here."""
+    qemu.snapshots |= {arguments["id"]}
+    return {}
+
+
+@handles("snapshot-delete")
+def snapshot_delete(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Delete it."""
+    qemu.snapshots -= {arguments["id"]}
+    return {}
+
+
+@handles("snapshot-load")
+def snapshot_load(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Bring the image of a node back to what a snapshot holds; a job copies nothing again that it has copied."""
+    node = arguments["id"]
+    copied = any(job.source == node and job.status not in ENDED for job in qemu.jobs.values() if job.kind in MOVING)
+    if copied or any(one == node for one, _ in qemu.bitmaps):
+        raise RefusedError("Device has active dirty bitmaps")
+    for name, job in qemu.jobs.items():
+        if job.target == node and job.status not in ENDED:
+            qemu.jobs[name] = replace(job, reverted=True)
+            if job.kind in MOVING:
+                qemu.storage.lack(qemu.nodes[node].filename)
+    return {}
+
+
 @handles("object-add")
 def object_add(qemu: Qemu, arguments: dict[str, Any]) -> dict[str, Any]:
     """Add an object."""
@@ -301,7 +353,7 @@ def query_block(qemu: Qemu, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
             "drv": node.driver,
             "ro": False,
             "cache": {"direct": True, "no-flush": node.no_flush},
-            "image": _image(qemu, node),
+            "image": _image(qemu, node) | ({"snapshots": [SNAPSHOT]} if disk.root in qemu.snapshots else {}),
         }
         qdev = f"/machine/peripheral/{name}/virtio-backend"
         found.append({"device": disk.device, "qdev": qdev, "inserted": inserted})

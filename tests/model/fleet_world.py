@@ -134,8 +134,8 @@ class FleetWorld(World):
         return found
 
     def stuck(self) -> bool:
-        """Return whether the pivot waits for a person, since the guest belongs to another host."""
-        return self.taken and self.durable.phase is Phase.READY
+        """Return whether the pivot waits for a person: the guest belongs to another host, or would lose a snapshot."""
+        return super().stuck() or (self.taken and self.durable.phase is Phase.READY)
 
     def take(self) -> None:
         """A person takes the guest for another host, and chooses where the fleet does not know."""

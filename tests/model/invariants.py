@@ -41,6 +41,8 @@ class Ghost:
     merged_by_other: frozenset[str] = frozenset()
     """Disks whose merge somebody else finalized, without the flush that has to come before."""
     replaced_wrongly: bool = False
+    shown: bool = False
+    """QEMU's last answer has shown pivotd an internal snapshot that a disk would lose."""
 
     def key(self) -> object:
         """Return what tells two of them apart."""
@@ -52,6 +54,7 @@ class Ghost:
             self.unplugged,
             self.merged_by_other,
             self.replaced_wrongly,
+            self.shown,
         )
 
     def run_state_changed(self, world: World, before: str, after: str, who: str) -> None:
@@ -137,6 +140,8 @@ def when_recorded(world: World, before: Pivot) -> None:
     if pivot.phase is Phase.READY and before.phase is not Phase.READY:
         # pivotd has looked; what a person asks for at READY is recorded without a look
         ghost.excused &= world.moved_by_others()
+    if pivot.phase is Phase.PAUSING and before.phase is Phase.READY and ghost.shown:
+        raise ViolationError("a pause begins although QEMU has shown a snapshot that a disk would lose")
     if pivot.phase is not Phase.DECIDED or before.phase is Phase.DECIDED:
         return
     for disk in pivot.disks:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pivotd.core.attempt import Attempt
 from pivotd.core.pivot import JsonObject, Phase
+from pivotd.core.request import Manager
 from pivotd.engine.inbox import STAYED
 from pivotd.errors import PivotdError
 from tests.model import invariants
@@ -97,6 +98,8 @@ class Mischief:
         if self.down or self.driver is None or (self.stepping and self.asked is None):
             return []
         pivot, messages = self.durable, self._waiting()[0]
+        if pivot.phase is Phase.READY and (nodes := self.losing()):
+            return [Alternative(SOMEBODY, self.other, ("snapshot-delete", node), 0, 0) for node in nodes]
         names: tuple[str, ...] = ()
         if pivot.phase is Phase.READY and pivot.hold and "complete" not in messages:
             names = ("complete",)
@@ -143,7 +146,19 @@ class Mischief:
         for name, disk in qemu.disks.items():
             if disk.root is not None:
                 found.append(Alternative(SOMEBODY, self.other, ("device_del", name)))
-        return found
+        return found + self._snapshots(qemu)
+
+    def _snapshots(self, qemu: Qemu) -> list[Alternative]:
+        """Somebody takes an internal snapshot, or loads one into an image that a job of pivotd's fills."""
+        if self.durable.manager is Manager.LIBVIRT:
+            return []  # libvirt takes and loads none while its job is there
+        taking = self.durable.phase in {Phase.COPYING, Phase.READY}
+        roots = {disk.root for disk in qemu.disks.values() if disk.root is not None} if taking else set()
+        found = [Alternative(SOMEBODY, self.other, ("snapshot-save", root)) for root in sorted(roots - qemu.snapshots)]
+        if self.durable.options.adopted:
+            return found  # who has made the jobs has to guard what they fill
+        filled = {job.target for job in qemu.jobs.values() if job.kind != "create" and job.status not in ENDED}
+        return found + [Alternative(SOMEBODY, self.other, ("snapshot-load", node)) for node in sorted(filled)]
 
     def other(self, name: str, job: str = "") -> None:
         """Have somebody else run a command."""

@@ -96,6 +96,8 @@ class Job:
     finalize_fails: bool = False
     above: str = ""
     base: str | None = None
+    reverted: bool = False
+    """The image that it fills has gone back to an earlier state meanwhile: it lacks what was copied before."""
 
 
 Handler = Callable[["Qemu", dict[str, Any]], Any]
@@ -106,7 +108,9 @@ HANDLERS: dict[str, Handler] = {}
 class Qemu:
     """One QEMU process."""
 
-    __slots__ = ("disks", "events", "jobs", "nodes", "objects", "run_state", "storage", "version")
+    __slots__ = (
+        "bitmaps", "disks", "events", "jobs", "nodes", "objects", "run_state", "snapshots", "storage", "version"
+    )  # fmt: skip
 
     def __init__(self, storage: Storage, version: Version = (7, 2), run_state: str = "running") -> None:
         self.version = version
@@ -116,6 +120,10 @@ class Qemu:
         self.nodes: dict[str, Node] = {}
         self.jobs: dict[str, Job] = {}
         self.objects: frozenset[str] = frozenset()
+        self.bitmaps: frozenset[tuple[str, str]] = frozenset()
+        """Node and name of each dirty bitmap."""
+        self.snapshots: frozenset[str] = frozenset()
+        """The nodes whose image has got an internal snapshot."""
         self.events: list[tuple[str, str, str]] = []
         """(event, job, status) since somebody last took them away."""
 
@@ -124,12 +132,14 @@ class Qemu:
         other = Qemu(storage, self.version, self.run_state)
         other.disks, other.nodes, other.jobs = dict(self.disks), dict(self.nodes), dict(self.jobs)
         other.objects, other.events = self.objects, list(self.events)
+        other.bitmaps, other.snapshots = self.bitmaps, self.snapshots
         return other
 
     def key(self) -> object:
         """Return what tells two processes apart."""
         parts = (self.disks, self.nodes, self.jobs)
-        return (self.run_state, self.objects, *(frozenset(part.items()) for part in parts), tuple(self.events))
+        names = (self.objects, self.bitmaps, self.snapshots)
+        return (self.run_state, *names, *(frozenset(part.items()) for part in parts), tuple(self.events))
 
     def attach(self, disk: str, node: str, filename: str, image_format: str = "qcow2", *, legacy: bool = False) -> None:
         """Give the guest a disk whose image holds all that was ever written."""
@@ -226,6 +236,7 @@ class Qemu:
             return
         target = self.nodes[job.target]
         holds = job.began_with if job.sync == "none" else self.storage.images[self.nodes[job.source].filename]
+        holds = replace(holds, missing=1) if job.reverted else holds
         self.storage.mirrored(target.filename, holds, flush=not target.no_flush)
 
     # -- jobs ---------------------------------------------------------------------------------------------------
@@ -303,6 +314,8 @@ class Qemu:
     def drop(self, node: str) -> None:
         """Close a node with the nodes under it that QEMU opened together with it."""
         closed = self.nodes.pop(node)
+        self.bitmaps = frozenset(one for one in self.bitmaps if one[0] != node)
+        self.snapshots -= {node}
         for below in (closed.below, closed.backing):
             if below is not None and below in self.nodes and self.nodes[below].owned and not self.in_use(below):
                 self.drop(below)
@@ -344,6 +357,8 @@ def _finalize_mirror(qemu: Qemu, job: Job) -> None:
 
 
 def _finalize_merge(qemu: Qemu, job: Job) -> None:
+    if job.reverted:
+        qemu.storage.lack(qemu.nodes[job.source].filename)
     if qemu.disks[job.disk].root == job.source:
         qemu.storage.detach(qemu.nodes[job.source].filename)
     gone = qemu.nodes[job.above].backing

@@ -91,6 +91,10 @@ class Storage:
         image = self.images[filename]
         self.images[filename] = replace(image, cached=2 if image.cached else 0)
 
+    def lack(self, filename: str) -> None:
+        """The image lacks what it was told to hold."""
+        self.images[filename] = replace(self.images[filename], missing=1)
+
     def flush_tables(self) -> None:
         """QEMU writes its tables."""
         for name, image in self.images.items():

@@ -210,6 +210,8 @@ class Machine(RuleBasedStateMachine):
             return
         world = self.world
         world.stuck = world.slow = world.finalize_fails = False
+        if world.qemu is not None:
+            world.qemu.snapshots = frozenset()
         if world.live is None and not world.closed:
             self.restart()
         until_s = self.loop.now_s + REST_WITHIN_S

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from pivotd.core.attempt import Attempt
-from pivotd.core.pivot import Identity, JsonObject, Pivot
+from pivotd.core.pivot import Identity, JsonObject, Phase, Pivot
+from pivotd.core.request import Kind
 from pivotd.engine.driver import Driver
 from pivotd.qmp.session import Session
 from tests.model import invariants
@@ -140,6 +141,8 @@ class World(Wire, Ledger, Mischief):
         qemu = self.qemu
         assert qemu is not None
         before = qemu.run_state
+        if name == "query-block" and who == PIVOTD:
+            self.ghost.shown = bool(self.losing())
         reply: Any
         try:
             reply = qemu.execute(name, arguments)
@@ -178,7 +181,14 @@ class World(Wire, Ledger, Mischief):
 
     def stuck(self) -> bool:
         """Return whether only a person can help: then nothing goes on, either."""
-        return False
+        return self.durable.phase is Phase.READY and bool(self.losing())
+
+    def losing(self) -> list[str]:
+        """Return the nodes whose image has got an internal snapshot that a disk would lose by the pivot."""
+        pivot = self.durable
+        if self.qemu is None or pivot.kind is Kind.SNAPSHOT or (pivot.kind is Kind.COMMIT and not pivot.switches):
+            return []
+        return sorted({disk.source.node for disk in pivot.disks} & self.qemu.snapshots)
 
     def forgotten(self) -> bool:
         """Return whether nothing can be decided, and no request answered, before a person does something."""

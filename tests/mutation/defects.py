@@ -52,10 +52,10 @@ IN_ORDER = "tests/model/test_order.py::test_records_and_commands_come_in_the_ord
 
 
 def searched(
-    crashes: int, faults: int, disks: int = 1, move: Move = Move.COPY, found: str = "running", *, named: bool = False
+    crashes: int, faults: int, disks: int = 1, move: Move = Move.COPY, found: str = "running", **more: bool
 ) -> tuple[str]:
     """Return the one search that is to find the defect."""
-    bounds = Bounds(disks=disks, crashes=crashes, faults=faults, move=move, run_state=found, named=named)
+    bounds = Bounds(disks=disks, crashes=crashes, faults=faults, move=move, run_state=found, **more)
     return (f"tests/model/test_exhaustive.py::test_every_state_within_the_bounds_keeps_every_promise[{bounds}]",)
 
 
@@ -768,6 +768,22 @@ ANSWERS = (
         "a node counts whatever file is below it", "G1", "pivotd/app/live_verdicts.py",
         "(same and disk.node == right.node and not _is_another(right, file))", "(same and disk.node == right.node)",
         "real QEMU", ("tests/cli/test_reopened.py", "-k", "right_image"),
+    ),
+    Defect(
+        "others may load a snapshot into an image that a job fills", "G1", PREPARATION,
+        "    await load_guard.place(monitor, pivot, disk)\n", "",
+        SEARCH, searched(1, 1),
+    ),
+    Defect(
+        "others may load a snapshot into an old image that is kept in sync", "G1", "pivotd/qmp/mirror_back.py",
+        "    guards = [load_guard.add(pivot, disk.source.node) for disk in pivot.disks]\n",
+        "    guards = [replies.run_state.command for _ in pivot.disks]\n",
+        SEARCH, searched(0, 1, keep_synced=True),
+    ),
+    Defect(
+        "a disk loses an internal snapshot that came after the plan", "G1", "pivotd/core/rules/copying.py",
+        "    if seen.snapshots and not pivot.options.drop_internal_snapshots:\n", "    if False:\n",
+        SEARCH, searched(1, 1),
     ),
 )  # fmt: skip
 """Verdicts, and what they rest on."""

@@ -41,6 +41,12 @@ def held_up(pivot: Pivot, seen: Observation) -> Wait | None:
         return Wait("the guest is being migrated")
     if seen.run_state not in PAUSABLE:
         return Wait(f"a switch is not possible while the guest is {seen.run_state}")
+    if seen.snapshots and not pivot.options.drop_internal_snapshots:
+        image, names = seen.snapshots[0]
+        return Wait(
+            f"ready: {image} has got internal snapshots, which the disk would lose: {', '.join(names)}; delete them "
+            "(snapshot-delete), or cancel and begin again with --drop-internal-snapshots"
+        )
     return None
 
 
