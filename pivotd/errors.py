@@ -37,6 +37,7 @@ PivotdError
     +-- JournalNewerError   written by a newer pivotd
     +-- ArchiveError        an archive beside it is missing, damaged or of another version
     +-- JournalFullError    no space: the record is certainly not there
+    +-- JournalLostError    the open file has lost its name: the record is certainly not there
     +-- JournalWriteError   I/O error: the record may or may not be there
 """
 
@@ -311,6 +312,12 @@ class JournalFullError(JournalError):
     """No space: the record is certainly not in the journal."""
 
     kind = "journal-full"
+
+
+class JournalLostError(JournalError):
+    """The name of the journal leads to no file, or another one, under the daemon: nothing new was recorded."""
+
+    kind = "journal-lost"
 
 
 class JournalWriteError(JournalError):

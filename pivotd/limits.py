@@ -289,6 +289,8 @@ DEAD_DAEMON_LOOKS = 3
 """How often a reader looks again because the daemon died under its hands."""
 JOURNAL_LOCK_TIMEOUT_S = 2.0
 """A client reading offline may hold the lock for milliseconds while it copies the file."""
+JOURNAL_NAMES_S = 0.5
+"""How long health waits for a look at the names of the journal's files: their storage may hang."""
 JOURNAL_COPIES_MAX = 3
 """Copies of the journal from before an upgrade of its schema, one for each schema."""
 PIVOTS_LISTED_MAX = 1000

@@ -180,6 +180,7 @@ KINDS: Mapping[str, Kind] = {
         "6a205ea864cf41e5a1bcecac114fa33a",
         "{domain}: nothing can be recorded, and the guest is paused: {error}; pivot {pivot}",
     ),
+    "journal.lost": Kind("4b1f7c0e9a2d4e3f8c65d7a1b09e3f52", "nothing new is recorded: {error}"),
     "journal.upgraded": Kind(
         "2e705a1c4385485893779af5f2c71643",
         "{journal} has the schema of this pivotd now; {copy} is as it was before",

@@ -131,7 +131,7 @@ def _flag(request: Request, name: str) -> bool:
 
 async def health(call: Call, request: Request) -> Response:
     """State of the daemon."""
-    return _json(call.service.health())
+    return _json(await call.service.health())
 
 
 async def metrics(call: Call, request: Request) -> Response:

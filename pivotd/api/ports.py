@@ -210,7 +210,7 @@ class Service(Protocol):
         """Return the progress of an open pivot, None for a closed one."""
         ...
 
-    def health(self) -> Health:
+    async def health(self) -> Health:
         """Return the state of the daemon for a monitoring system."""
         ...
 

@@ -60,6 +60,7 @@ class Doctor:
     async def _look(self) -> DoctorReport:
         """Return what is wrong now."""
         deadline = asyncio.get_running_loop().time() + limits.DOCTOR_S
+        await self._journal.look_for_names()
         looked, verdicts, libvirt, fleet, loaded = await asyncio.gather(
             self._guests(deadline),
             _bounded(checks.VERDICT_CHECKS, self._of_verdicts(), deadline),
@@ -156,6 +157,8 @@ class Doctor:
             return ()
         remedy = "make room, or mend the storage of the state directory: nothing new starts until a record is written"
         what = "the last record could not be written"
+        if self._journal.lost is not None:
+            what, remedy = self._journal.lost, "docs/journal.md, under Durability: nothing new starts until then"
         return (checks.found("journal-failing", str(self._journal.path), what, remedy),)
 
     def _not_archived(self) -> Iterator[DoctorFinding]:

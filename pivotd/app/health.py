@@ -37,6 +37,11 @@ class Health:
         before_s = time.monotonic() - limits.DRIVER_STARTS_S
         return sorted(pivot for pivot, since_s in self._open.items() if pivot not in driven and since_s < before_s)
 
+    async def look(self) -> answers.Health:
+        """Return the report after a look at the names of the journal's files."""
+        await self._journal.look_for_names()
+        return self.report()
+
     def report(self) -> answers.Health:
         """Return ``ok`` or ``degraded``, and the facts for it."""
         supervisors = self._host.supervisors.values()

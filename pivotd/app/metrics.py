@@ -69,6 +69,7 @@ class Metrics:
 
     async def look(self) -> Now:
         """Return what is so now."""
+        await self._journal.look_for_names()
         uncertain = await self._uncertain_verdicts()
         supervisors = list(self._host.supervisors.values())
         drivers = [driver for supervisor in supervisors for driver in supervisor.drivers.values()]

@@ -42,13 +42,14 @@ class DaemonService:
         self.add_domain, self.remove_domain = domains.add, domains.remove
         self.start = starter.start
         self.fleet = FleetService(config.fleet, journal)
-        self.health = Health(host, journal, starter).report
+        health = Health(host, journal, starter)
+        self.health = health.look
         self.retention = Retention(journal, config.journal.keep_s)
         self.doctor = Doctor(
-            lambda: self._config, host, journal, reads, domains, self.fleet, self.health, self.retention
+            lambda: self._config, host, journal, reads, domains, self.fleet, health.report, self.retention
         ).report
         in_fleet = bool(config.fleet.endpoints)
-        self.metrics = Metrics(host, journal, reads, self.health, in_fleet=in_fleet).text
+        self.metrics = Metrics(host, journal, reads, health.report, in_fleet=in_fleet).text
         self._ending = False
 
     def use(self, config: Config) -> None:

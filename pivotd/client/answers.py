@@ -479,7 +479,7 @@ class Progress(Struct, frozen=True):
 
 
 class JournalHealth(Struct, frozen=True):
-    """The journal of the daemon. ``healthy``: the last record could be written."""
+    """The journal of the daemon. ``healthy``: the last record could be written, and the next one would be kept."""
 
     path: str
     healthy: bool

@@ -12,20 +12,24 @@ from typing import Any, TypeVar
 
 from pivotd import limits
 from pivotd.core.overwritten import Overwritten
-from pivotd.core.pivot import Accepted, FileSeen, JsonObject, Pivot, PivotDisk, RanOn, Record
+from pivotd.core.pivot import Accepted, FileSeen, JsonObject, Phase, Pivot, PivotDisk, RanOn, Record
 from pivotd.core.request import Requester
 from pivotd.core.standing import Asked
-from pivotd.errors import JournalError, JournalNewerError
+from pivotd.errors import JournalError, JournalLostError, JournalNewerError
 from pivotd.host.fsync import fsync_directory, fsync_file
 from pivotd.journal import changes, forgetting, lock, place, schema, upgrade_copy, wal, words
 from pivotd.journal.archives import Archives
 from pivotd.journal.archiving import Copied
+from pivotd.journal.changes import Change
 from pivotd.journal.forgetting import Forgotten
+from pivotd.journal.open_files import OpenFiles
 from pivotd.journal.rows import DomainRow
 from pivotd.journal.sqlite_failures import READ_ERRORS, on_read
 from pivotd.journal.writer import Writer
+from pivotd.log import get_logger
 
 T = TypeVar("T")
+log = get_logger()
 Subscriber = Callable[[list[Record]], None]
 
 
@@ -46,6 +50,10 @@ class Journal:
         self._last_seq = 0
         self._asked: dict[str, dict[str, Requester]] = {}
         self._wal_index = -1
+        self._files: OpenFiles | None = None
+        self._names_look: asyncio.Future[None] | None = None
+        self.lost: str | None = None
+        """Why a new record would be lost, as of the last look; None: the names lead to the open files."""
         self.file_checked = False
         """Whether check_file() has succeeded: until then, nobody knows whether this is a restored copy."""
         self.before_upgrade: Path | None = None
@@ -87,8 +95,8 @@ class Journal:
 
     @property
     def healthy(self) -> bool:
-        """False from a failed commit until the next successful one."""
-        return self._writer.healthy
+        """False from a failed commit until the next successful one, and while the names of the files are lost."""
+        return self._writer.healthy and self.lost is None
 
     @property
     def alive(self) -> bool:
@@ -120,10 +128,10 @@ class Journal:
 
         For a known request id, return its present pivot and write nothing.
 
-        Raises: DiskBusyError (fields ``pivot``, ``disk``), JournalError.
+        Raises: DiskBusyError (fields ``pivot``, ``disk``), JournalLostError (nothing written), JournalError.
         """
         try:
-            return await self._writer.submit(changes.accept(pivot, facts, overwritten))
+            return await self._writer.submit(self._if_named(changes.accept(pivot, facts, overwritten)))
         except changes.ArchivedRequestError as known:
             return await asyncio.to_thread(self._archived, known.fields["pivot"], known.fields["archive"]), False
 
@@ -138,10 +146,14 @@ class Journal:
         """Change fields of a pivot with one record, if it is still at ``before.revision``; return the new pivot.
 
         ``new`` are fields of Pivot. ``disks`` may change in their images, job and outcome, ``pauses`` may only grow.
+        No intent is recorded in files whose names are lost.
 
-        Raises: RevisionConflictError (nothing written), JournalError, TypeError for a field that never changes.
+        Raises: RevisionConflictError, JournalLostError (nothing written), JournalError, TypeError for a field that
+        never changes.
         """
-        return await self._writer.submit(changes.advance(before, event, facts, new))
+        change = changes.advance(before, event, facts, new)
+        is_intent = new.get("phase") is Phase.PAUSING
+        return await self._writer.submit(self._if_named(change) if is_intent else change)
 
     async def accept_image(  # noqa: PLR0913 - the word, and what was known when it was given
         self,
@@ -160,14 +172,16 @@ class Journal:
 
         Raises: RevisionConflictError (nothing written), JournalError.
         """
-        return await self._writer.submit(words.accept_image(before, known, mark, word, facts, fleet_epoch))
+        change = words.accept_image(before, known, mark, word, facts, fleet_epoch)
+        return await self._writer.submit(self._if_named(change))
 
     async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:
         """Close a pivot and record its successor, which takes over its jobs and nodes, as one; return the closed one.
 
         Raises: RevisionConflictError, ConflictError (nothing written), JournalError.
         """
-        return await self._writer.submit(changes.hand_over(before, successor, facts, changes.utc_now()))
+        change = changes.hand_over(before, successor, facts, changes.utc_now())
+        return await self._writer.submit(self._if_named(change))
 
     async def check_file(self) -> bool:
         """Return whether this is another file than the one that the last daemon left; then every disk is in doubt.
@@ -181,6 +195,37 @@ class Journal:
         is_another = await self._writer.submit(changes.check_file(identity))
         self.file_checked = True
         return is_another
+
+    async def look_for_names(self) -> None:
+        """Bring ``lost`` up to date; storage that does not answer in limits.JOURNAL_NAMES_S leaves it as it was."""
+        if self._names_look is None or self._names_look.done():
+            try:
+                self._names_look = asyncio.wrap_future(self._writer.call(lambda _: self._check_names()))
+            except JournalError:
+                return  # it is being closed
+            self._names_look.add_done_callback(lambda done: done.cancelled() or done.exception())  # counts as told
+        with suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(limits.JOURNAL_NAMES_S):
+                await asyncio.shield(self._names_look)
+
+    def _if_named(self, change: Change[T]) -> Change[T]:
+        """Return a change that is made only if its record would outlive this process; the writer's thread looks."""
+
+        def checked(connection: sqlite3.Connection) -> tuple[T, Sequence[Record]]:
+            self._check_names()
+            return change(connection)
+
+        return checked
+
+    def _check_names(self) -> None:
+        """On the writer's thread. Raises: JournalLostError."""
+        assert self._files is not None
+        before, self.lost = self.lost, self._files.lost()
+        if self.lost is None:
+            return
+        if before is None:
+            log.error("journal.lost", error=self.lost)
+        raise JournalLostError(self.lost)
 
     async def seen(self, pivot: str, domain: str, disk: str) -> None:
         """End the doubt about a disk: QEMU was seen on the image that its last pivot names. Raises: JournalError."""
@@ -256,14 +301,14 @@ class Journal:
 
         Raises: ConflictError where the name has another path, JournalError.
         """
-        await self._writer.submit(changes.add_domain(name, qmp_path, uid))
+        await self._writer.submit(self._if_named(changes.add_domain(name, qmp_path, uid)))
 
     async def remove_domain(self, name: str, uid: int) -> None:
         """Forget a domain with the record ``domain-removed``; its pivots stay.
 
         Raises: NotFoundError, ConflictError while it has an open pivot, JournalError.
         """
-        await self._writer.submit(changes.remove_domain(name, uid))
+        await self._writer.submit(self._if_named(changes.remove_domain(name, uid)))
 
     async def forget(self, archive: str, copied: Sequence[Copied]) -> Forgotten:
         """Delete what is durable in an archive, a bounded part of it at once. Raises: JournalError."""
@@ -366,6 +411,7 @@ class Journal:
             # and will be acted on: it must not be lost with the power after that.
             fsync_file(wal.path_of(self.path))
             fsync_directory(self.path.parent)
+            self._files = OpenFiles([self.path, wal.path_of(self.path), lock.lock_path(self.path)])
         except BaseException:
             self._disconnect(connection)
             raise

@@ -918,3 +918,21 @@ def test_a_renamed_image_of_a_restored_journal(guest: Guest):
     assert guest.ctl("guard", "web1", f"disk0={name}", "--wait", "0", offline=True).status == 6
     guest.daemon.start()
     assert guest.ctl("guard", "web1", f"disk0={name}", "--wait", "0").status == 6
+
+
+def test_a_journal_without_its_name_takes_no_pivot(guest: Guest):
+    """Under the running daemon: refused before anything, health and doctor say so, and no new daemon is wrong."""
+    new = guest.moved()
+    for path in guest.daemon.state_dir.glob("journal.db*"):
+        path.unlink()
+    answer = guest.ctl("copy", "web1", f"disk0={guest.path('third')}")
+    assert answer.status == 4
+    assert "journal.db is gone" in answer.stderr
+    assert not guest.path("third").exists()
+    areas = guest.json("doctor").json["areas"]
+    findings = {one["check"] for area in areas for one in area["findings"] if one["seen"]}
+    assert findings >= {"journal-failing", "journal-unusable"}
+    guest.qemu.stop()
+    guest.daemon.terminate()
+    guest.daemon.start()
+    assert guest.ctl("image", "web1", "disk0", "--default", str(new), "--wait", "0").stdout == f"{new}\n"

@@ -13,7 +13,7 @@ import pytest
 
 from pivotd.app.registry import RUNTIME
 from pivotd.core.phases import is_resting
-from pivotd.core.pivot import Phase, Pivot
+from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.core.request import Requester
 from pivotd.errors import JournalCorruptError, JournalFullError, PhaseConflictError, QmpRefusedError
 from tests.conftest import QemuFactory
@@ -256,3 +256,31 @@ async def test_what_was_asked_while_qemu_hung_is_done_by_the_next_process(
         later.host.end()
         await running
     await later.journal.close()
+
+
+@pytest.mark.parametrize("how", ["removed", "moved and back"])
+async def test_no_pause_begins_while_the_journal_has_lost_its_name(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, how: str
+):
+    """An open pivot waits, says why, and goes on where the file has come back."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))])
+    await engine.connect(qemu)
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new.qcow2"}, pivot=False)
+    await engine.resting(driver)
+    qemu.spy_events()
+    away = tmp_path / "away.db"
+    engine.journal.path.rename(away)
+    await driver.complete(WHO)
+    async with asyncio.timeout(60):
+        while driver.failing is None:
+            await asyncio.sleep(0.01)
+    assert "journal.db is gone" in driver.failing
+    assert (driver.pivot.phase, driver.pivot.attempt) == (Phase.READY, 0)
+    assert "STOP" not in {event["event"] for event in qemu.spy_events()}
+    if how == "removed":
+        away.unlink()
+        assert (await driver.cancel(WHO)).outcome in {None, Outcome.KEPT}
+    else:
+        away.rename(engine.journal.path)
+    pivot = await engine.closed(driver)
+    assert pivot.outcome == (Outcome.KEPT if how == "removed" else Outcome.SWITCHED)
