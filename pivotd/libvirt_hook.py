@@ -16,6 +16,7 @@ import json
 import os
 import re
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -64,6 +65,10 @@ UNREADY = ("created", "running", "paused")
 STATES = ("completed", "failed", "cancelled", "ready", "new", "running", "concluded", "aborting", "pending", "pivoting")
 KINDS = ("copy", "active-commit")
 LOST = -1
+LOST_FILE = "lost"
+"""In the journal, the number of a file to which its name did not lead."""
+STATX_BTIME = 0x800
+"""Source: statx(2); stx_btime is 80 bytes after the beginning."""
 USAGE = """usage: pivotd-libvirt-hook.py --dry-run    say what the next start of libvirtd would repair
        pivotd-libvirt-hook.py daemon|qemu …   as libvirt runs its hooks"""
 _TAG = re.compile(rb"<[\w:.-]+(?:\s+[\w:.-]+\s*=\s*(?:'[^']*'|\"[^\"]*\"))*\s*/?>")
@@ -733,23 +738,26 @@ def journal_refuses(domain: str, images: dict[str, str]) -> str | None:
 
 
 def _disk_refuses(connection: sqlite3.Connection, domain: str, disk: str, image: str) -> str | None:
-    columns = {column[1] for column in connection.execute("PRAGMA table_info(disk_latest)")}
-    ran_on = "l.ran_on" if "ran_on" in columns else "NULL"  # a pivotd that was updated and not restarted has none yet
-    row = connection.execute(
-        "SELECT p.id, p.phase IN ('pausing', 'cancelling') AND (p.asking OR p.manager = 'pivotd'),"  # noqa: S608 - ours
-        f" d.outcome, d.source_filename, d.destination_filename, d.accepted_filename, {ran_on}"
-        " FROM disk_latest l JOIN pivot p ON p.id = l.pivot JOIN pivot_disk d ON d.pivot = l.pivot AND d.disk = l.disk"
-        " WHERE l.domain = ? AND l.disk = ? AND NOT l.doubtful AND l.left_at IS NULL",
-        (domain, disk),
-    ).fetchone()
-    if row is None:
+    of_disk = "l JOIN pivot p ON p.id = l.pivot JOIN pivot_disk d ON d.pivot = l.pivot AND d.disk = l.disk"
+    last, head, moved = (
+        _row(connection, f"SELECT {one}.* FROM disk_latest {of_disk} WHERE l.domain = ? AND l.disk = ?", domain, disk)  # noqa: S608 - our own words
+        for one in "lpd"
+    )
+    if not last or last["doubtful"] or last["left_at"] is not None:
         return None
-    pivot, asking, outcome, source, destination, accepted, ran_on = row
-    right = accepted or (destination if outcome == "switched" else source)
+    pivot, outcome, accepted = head["id"], moved["outcome"], moved["accepted_filename"]
+    # A pivotd that was updated and not restarted lacks the newer columns.
+    ran_on = last.get("ran_on")
+    side = "destination" if outcome == "switched" else "source"
+    right = accepted or moved[f"{side}_filename"]
+    asking = head["phase"] in {"pausing", "cancelling"} and (head["asking"] or head["manager"] == "pivotd")
     undecided = accepted is None and outcome is None and asking
     unknown = accepted is None and outcome == "unknown"
     if _same(image, right) and not undecided and not unknown and ran_on is None:
-        return None
+        side = "accepted" if accepted else side
+        if not _is_replaced(right, _known_file(right, side, last, head, moved)):
+            return None
+        return f"{right} leads to another file now than the one of {disk}: see `pivotctl verdict {domain} {disk}`"
     names = connection.execute("SELECT filename FROM image_latest WHERE domain = ? AND disk = ?", (domain, disk))
     if not any(_same(image, name) for (name,) in [*names, (ran_on or right,)]):
         return None  # somebody has given the disk another image
@@ -768,6 +776,73 @@ def _disk_refuses(connection: sqlite3.Connection, domain: str, disk: str, image:
         f"{disk} must start from {right}, not from {image}, which is out of date: correct the definition"
         f" (`virsh edit {domain}`), or say that it is right (`pivotctl verdict accept {domain} {disk} {image}`)"
     )
+
+
+def _row(connection: sqlite3.Connection, query: str, *values: str) -> dict[str, Any]:
+    """Return the row that a query finds, by column; empty if there is none."""
+    cursor = connection.execute(query, values)
+    row = cursor.fetchone()
+    return {} if row is None else dict(zip((column[0] for column in cursor.description), row, strict=True))
+
+
+class KnownFile(NamedTuple):
+    """What the journal knows of a file, None where it does not: its number, if that counts in this boot, and its birth.
+
+    ``until``: it was there by then.
+    """
+
+    number: str | None
+    born: str | None
+    until: str | None
+
+
+def _known_file(right: str, side: str, last: dict[str, Any], head: dict[str, Any], moved: dict[str, Any]) -> KnownFile:
+    """Return what the journal knows of the file of the right image; ``last``, ``head``, ``moved``: rows of its disk."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    number, born = moved.get(f"{side}_file_id"), moved.get(f"{side}_born")
+    if number != LOST_FILE and json.loads(head["identity"])["boot_id"] != boot:
+        number = None
+    if last.get("file_name") == right and number != LOST_FILE:
+        number = last["file_id"] if last["file_boot_id"] == boot else number
+        born = last["file_born"] or born
+    return KnownFile(number, born, moved["accepted_at"] if side == "accepted" else head["decided_at"])
+
+
+def _is_replaced(path: str, known: KnownFile) -> bool:
+    """Tell whether the file at a path is certainly another one than the known one; QEMU tells of none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - as the journal has it
+    except OSError:
+        return False
+    is_device = stat.S_ISBLK(found.st_mode)
+    number = f"{found.st_dev}:{found.st_ino}"
+    if is_device:
+        number = f"block:{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+    if known.number not in {None, number}:
+        return True
+    born = None if is_device else _born(path)
+    if born is None or known.number == LOST_FILE:
+        return False
+    return born != known.born if known.born is not None else known.until is not None and born > known.until
+
+
+def _born(path: str) -> str | None:
+    """Return when the file at a path was made, as the journal writes times; None if the system does not tell."""
+    import ctypes  # noqa: PLC0415 - most starts are of other domains
+    from datetime import datetime, timezone  # noqa: PLC0415
+
+    buffer = bytearray(256)
+    try:
+        statx = ctypes.CDLL(None).statx
+    except (OSError, AttributeError):
+        return None
+    if statx(-100, os.fsencode(path), 0, STATX_BTIME, (ctypes.c_char * len(buffer)).from_buffer(buffer)):
+        return None
+    mask, seconds, nanoseconds = struct.unpack_from("=I76xqI", buffer)
+    if not mask & STATX_BTIME or not 0 < seconds < 1 << 40:
+        return None
+    made = datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=nanoseconds // 1000)  # noqa: UP017 - older Pythons
+    return made.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _open_journal() -> tuple[sqlite3.Connection, tempfile.TemporaryDirectory[str] | None] | None:

@@ -16,7 +16,7 @@ from pivotd.client.requests import AcceptRequest
 from pivotd.core import nbd
 from pivotd.core.fleet import FleetImage
 from pivotd.core.image_names import describe
-from pivotd.core.pivot import Accepted, Image, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Accepted, FileSeen, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
 from pivotd.core.standing import ImageFound, Standing
 from pivotd.core.verdict import Presence, Verdict
@@ -63,7 +63,7 @@ class Accepting:
             image = word.image if word.image.startswith("json:") else nbd.canonical(word.image) or word.image
             if (why := await self._reads.cannot_ask(domain, disk)) is not None:
                 raise ConflictError(f"your word has to wait: {why}", domain=domain, disk=disk)
-            await self._check(pivot, known, image)
+            file = await self._check(pivot, known, image)
             mark = await self._refuse_while_written(domain, disk)
             image_format = word.format or await self._format(domain, disk, image)
             await self._check_content(image, image_format)
@@ -71,17 +71,24 @@ class Accepting:
             async with self._reservations.of_word(image, below):
                 await self._refuse_of_another(pivot, known, image, below)
                 accepted = Accepted(image, image_format, utc_now(), who.uid, word.reason)
-                await self._record(pivot, known, accepted, who, mark=mark)
+                await self._record(pivot, known, accepted, who, mark=mark, file=file)
 
-    async def _record(
-        self, pivot: Pivot, known: PivotDisk, accepted: Accepted, who: Requester, *, mark: str | None
+    async def _record(  # noqa: PLR0913 - the word, and what was known when it was given
+        self,
+        pivot: Pivot,
+        known: PivotDisk,
+        accepted: Accepted,
+        who: Requester,
+        *,
+        mark: str | None,
+        file: FileSeen | None,
     ) -> None:
         """Tell the fleet, and record the word with the last pivot. Raises: ConflictError, FleetError, JournalError."""
         disk, image, reason = known.disk, accepted.filename, accepted.reason
         epoch = await self._tell_fleet(pivot, disk, FleetImage(image, accepted.format))
         facts = {"disk": disk, "image": image, "format": accepted.format, "reason": reason, "uid": who.uid}
         try:
-            await self._journal.accept_image(pivot, known, accepted, facts, mark=mark, fleet_epoch=epoch)
+            await self._journal.accept_image(pivot, known, accepted, facts, mark=mark, fleet_epoch=epoch, file=file)
         except RevisionConflictError:
             raise ConflictError(
                 f"something else has happened to {pivot.domain} {disk} meanwhile: look at `pivotctl verdict "
@@ -175,12 +182,15 @@ class Accepting:
         except BlindError:
             return ()
 
-    async def _check(self, pivot: Pivot, known: PivotDisk, image: str) -> None:
-        """Raises: BadRequestError: there is no such file; ConflictError: QEMU uses another one now."""
+    async def _check(self, pivot: Pivot, known: PivotDisk, image: str) -> FileSeen | None:
+        """Return the file that is accepted, None if pivotd sees none, or a device.
+
+        Raises: BadRequestError: there is no such file; ConflictError: QEMU uses another one now.
+        """
         using = await self._uses(pivot.domain, known.disk)
         try:
             paths = [image] if using is None else [image, using]
-            there, same = await in_thread(limits.FILE_TIMEOUT_S, _compare, image, using, paths=paths)
+            there, same, file = await in_thread(limits.FILE_TIMEOUT_S, _compare, image, using, paths=paths)
         except TimeoutError as error:
             raise BadRequestError(f"{error}: try again when it does") from None
         if there is Presence.GONE:
@@ -189,6 +199,7 @@ class Accepting:
             raise ConflictError(
                 f"{pivot.domain} runs on {using} now: stop the guest first, or accept {using}", image=using
             )
+        return file
 
     async def _format(self, domain: str, disk: str, image: str) -> str:
         """Return the format in which the disk has had an image. Raises: BadRequestError: it never had it."""
@@ -226,8 +237,8 @@ def _may_need(one: ImageFound, needed: Collection[Standing]) -> bool:
     return one.verdict.pending and one.finding.standing in {*needed, Standing.UNKNOWN}
 
 
-def _compare(image: str, using: str | None) -> tuple[Presence, bool]:
-    """Return whether an image is there, and whether QEMU uses it, if it uses any.
+def _compare(image: str, using: str | None) -> tuple[Presence, bool, FileSeen | None]:
+    """Return whether an image is there, whether QEMU uses it, if it uses any, and its file.
 
     A name that leads nowhere may be hidden from pivotd; where pivotd sees the directory, there is no such file.
     """
@@ -235,7 +246,7 @@ def _compare(image: str, using: str | None) -> tuple[Presence, bool]:
     there = files.presence(accepted, sees_all=True)
     if there is Presence.GONE and not files.sees_directory(image):
         there = Presence.UNSEEN
-    return there, using is None or files.same(accepted, files.named(using))
+    return there, using is None or files.same(accepted, files.named(using)), files.seen_now(image)
 
 
 def _no_image(image: str, image_format: str) -> str | None:

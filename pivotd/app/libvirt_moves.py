@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Protocol
 
+from pivotd import limits
 from pivotd.app.telling_words import tell
 from pivotd.core.fleet import FleetImage
-from pivotd.core.pivot import Accepted, Phase, Pivot, PivotDisk
+from pivotd.core.pivot import Accepted, FileSeen, Phase, Pivot, PivotDisk
 from pivotd.core.request import Manager
 from pivotd.core.standing import ImageFound
 from pivotd.core.verdict import Verdict, right_image
 from pivotd.engine.ports import Fleet
 from pivotd.errors import ConflictError, RevisionConflictError
+from pivotd.host import files
+from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
 from pivotd.log import get_logger
@@ -73,9 +77,17 @@ async def follow(
             continue  # the guest is another host's by now, or the fleet waits for what another pivot has done
         try:
             # No mark: only a person can say what became of a disk of which an image was overwritten.
-            await journal.accept_image(pivot, known, accepted, facts, mark=None, fleet_epoch=epoch)
+            file = await _file(seen.filename)
+            await journal.accept_image(pivot, known, accepted, facts, mark=None, fleet_epoch=epoch, file=file)
         except RevisionConflictError:
             continue  # something else has happened to it meanwhile: the next look decides
         log.info("domain.image-followed", domain=domain, pivot=pivot.id, disk=disk, image=seen.filename)
         done = True
     return done
+
+
+async def _file(filename: str) -> FileSeen | None:
+    """Return the file at a path, None if it is none, or if its storage does not answer."""
+    with suppress(TimeoutError):
+        return await in_thread(limits.FILE_TIMEOUT_S, files.seen_now, filename, paths=[filename])
+    return None

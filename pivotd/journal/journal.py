@@ -164,15 +164,17 @@ class Journal:
         *,
         mark: str | None,
         fleet_epoch: int | None,
+        file: FileSeen | None = None,
     ) -> Pivot:
         """Keep a word on the image of a disk with the disk's last pivot, which is closed; return the new pivot.
 
         It ends the doubts about the disk. ``known`` and ``mark``, the pivot of core.overwritten, say which ones were
-        known when the word was given: if there are others by now, nothing is written.
+        known when the word was given: if there are others by now, nothing is written. ``file``: what the name of the
+        image leads to, if somebody has seen that.
 
         Raises: RevisionConflictError (nothing written), JournalError.
         """
-        change = words.accept_image(before, known, mark, word, facts, fleet_epoch)
+        change = words.accept_image(before, known, mark, word, facts, fleet_epoch, file)
         return await self._writer.submit(self._if_named(change))
 
     async def hand_over(self, before: Pivot, successor: Pivot, facts: JsonObject) -> Pivot:

@@ -9,9 +9,9 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pivotd.core.pivot import Accepted, JsonObject, Pivot, PivotDisk, Record
+from pivotd.core.pivot import Accepted, FileSeen, JsonObject, Pivot, PivotDisk, Record
 from pivotd.errors import RevisionConflictError
-from pivotd.journal.changes import Change, advance
+from pivotd.journal.changes import Change, advance, saw_file
 
 _DOUBTS = (
     "SELECT doubtful, left_at, ran_on, ran_on_format,"
@@ -21,12 +21,19 @@ _DOUBTS = (
 
 
 def accept_image(  # noqa: PLR0913, PLR0917 - the word, and what was known when it was given
-    before: Pivot, known: PivotDisk, mark: str | None, word: Accepted, facts: JsonObject, fleet_epoch: int | None
+    before: Pivot,
+    known: PivotDisk,
+    mark: str | None,
+    word: Accepted,
+    facts: JsonObject,
+    fleet_epoch: int | None,
+    file: FileSeen | None = None,
 ) -> Change[Pivot]:
     """Keep a word with the last pivot of a disk, unless something that puts the disk in doubt is new since.
 
     ``known``: the disk as it was read; ``mark``: the pivot that then wrote to an image of it, or had moved on from it.
-    That the guest was seen on the accepted image itself says the same as the word.
+    That the guest was seen on the accepted image itself says the same as the word. ``file``: what the name of the
+    accepted image leads to, if somebody has seen that.
     """
     disks = tuple(replace(one, accepted=word) if one.disk == known.disk else one for one in before.disks)
     record = advance(before, "image-accepted", facts, {"disks": disks, "fleet_epoch": fleet_epoch})
@@ -40,6 +47,9 @@ def accept_image(  # noqa: PLR0913, PLR0917 - the word, and what was known when 
                 f"what is known of {before.domain} {known.disk} has changed: the word was not recorded; look again",
                 pivot=before.id,
             )
-        return record(connection)
+        recorded = record(connection)
+        if file is not None:
+            saw_file(before.id, before.domain, known.disk, file)(connection)
+        return recorded
 
     return change

@@ -370,6 +370,37 @@ def test_an_accepted_image_is_replaced_under_its_name_while_the_guest_runs(guest
     assert guest.ctl("image", "web1", "disk0").stdout == f"{other}\n"
 
 
+@pytest.mark.parametrize("how", ["replaced", "link"])
+def test_an_accepted_image_is_another_one_before_any_guest_starts(guest: Guest, how: str):
+    """The word was about the file to which the name led then: it was noted with the word."""
+    new = guest.moved()
+    guest.qemu.stop()
+    named, other = guest.path("named"), create_image(guest.path("other"))
+    if how == "link":
+        named.symlink_to(new.name)
+    else:
+        shutil.copy(new, named)
+    word = ("verdict", "accept", "web1", "disk0", named, "--format", "qcow2", "--reason", "so")
+    assert guest.ctl(*word).status == 0
+    for offline in (False, True):
+        assert guest.ctl("image", "web1", "disk0", "--wait", "0", offline=offline).stdout == f"{named}\n"
+    if how == "link":
+        named.unlink()
+        named.symlink_to(other.name)
+    else:
+        named.rename(guest.path("kept"))
+        other.rename(named)
+    for offline in (False, True):
+        for asked in (("image", "web1", "disk0"), ("guard", "web1", f"disk0={named}")):
+            refused = guest.ctl(*asked, "--wait", "0", offline=offline)
+            assert (refused.status, refused.stdout) == (6, "")
+            assert "leads to another file now" in complaint(refused)
+    guest.start_on(named)
+    guest.until(None, "alarms")
+    assert guest.ctl(*word).status == 0, "a new word is about the file that is there now"
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{named}\n"
+
+
 def test_guard(guest: Guest):
     """The right images pass by any name; a wrong one gives one line with the right one."""
     new, (old, data) = guest.moved(), guest.disks

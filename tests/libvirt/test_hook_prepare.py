@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from pivotd import libvirt_hook
-from pivotd.core.pivot import Accepted, Outcome, Phase, Pivot
+from pivotd.core.pivot import Accepted, Image, Outcome, Phase, Pivot
 from pivotd.core.request import Manager
+from pivotd.host import files
+from pivotd.host.process import boot_id
+from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
 from tests.journal.samples import make_pivot
 
@@ -137,8 +140,12 @@ async def test_the_journal_of_an_older_pivotd_counts_too(tmp_path: Path, start: 
     with closing(sqlite3.connect(tmp_path / "state" / "journal.db")) as connection:
         for trigger in ("pivot_disk_latest", "disk_latest_accepted"):
             connection.execute(f"DROP TRIGGER {trigger}")
-        for column in ("ran_on_at", "ran_on_format", "ran_on"):
+        for trigger in ("disk_latest_file", "disk_latest_file_accepted"):
+            connection.execute(f"DROP TRIGGER {trigger}")
+        for column in ("ran_on_at", "ran_on_format", "ran_on", "file_name", "file_id", "file_boot_id", "file_born"):
             connection.execute(f"ALTER TABLE disk_latest DROP COLUMN {column}")
+        for column in ("source_born", "destination_born"):
+            connection.execute(f"ALTER TABLE pivot_disk DROP COLUMN {column}")
     assert start(definition()) == libvirt_hook.REFUSED
     assert start(definition(DESTINATION)) == 0
 
@@ -162,6 +169,63 @@ async def test_a_guest_that_has_run_on_another_image_starts_from_neither(
     await journal.close()
     assert start(definition(other)) == 0
     assert start(definition(DESTINATION)) == libvirt_hook.REFUSED
+
+
+@pytest.mark.parametrize("known", ["switched", "kept", "seen", "accepted", "after a boot"])
+async def test_a_file_that_was_replaced_under_its_name(
+    tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str], known: str
+) -> None:
+    """As `image` and `guard` say: by its number in this boot, and by its time of birth for ever."""
+    path, other = tmp_path / "right.qcow2", tmp_path / "other.qcow2"
+    for one in (other, path):
+        one.write_text("data")
+    if (born := files.made(str(path))) is None:
+        pytest.skip("this file system tells no times of birth")
+    await is_right(tmp_path, path, known)
+    assert libvirt_hook._born(str(path)) == born
+    assert start(definition(str(path))) == 0
+    path.rename(tmp_path / "kept")
+    other.rename(path)
+    if known == "after a boot":
+        path.unlink()
+        while files.made(str(path)) in {None, born}:  # the clock of a file system has a resolution of milliseconds
+            path.unlink(missing_ok=True)
+            path.write_text("data")
+    assert start(definition(str(path))) == libvirt_hook.REFUSED
+    assert f"{path} leads to another file now than the one of vda" in capsys.readouterr().err
+    (tmp_path / "kept").rename(path)
+    assert start(definition(str(path))) == 0
+    path.unlink()
+    assert start(definition(str(path))) == 0, "QEMU tells of a file that is not there"
+
+
+async def is_right(tmp_path: Path, path: Path, known: str) -> None:
+    """Write a journal by which the file at a path is the right image."""
+    (tmp_path / "state").mkdir(exist_ok=True)
+    journal = Journal.open(tmp_path / "state")
+    await journal.check_file()
+    planned, here = make_pivot(1, disk="vda"), boot_id() if known != "after a boot" else "before"
+    image = files.with_file(Image(str(path), "qcow2", "n"))
+    if known in {"seen", "accepted"}:
+        image = replace(image, file_id=None, born=None)
+    sides = {"source" if known == "kept" else "destination": image}
+    outcome = Outcome.KEPT if known == "kept" else Outcome.SWITCHED
+    planned = replace(
+        planned,
+        disks=(replace(planned.disks[0], **sides),),
+        manager=Manager.LIBVIRT,
+        identity=replace(planned.identity, boot_id=here),
+    )
+    before, _ = await journal.accept(planned, {})
+    disks = (replace(before.disks[0], outcome=outcome),)
+    now = {"phase": Phase.CLOSED, "decided_at": utc_now(), "closed_at": utc_now()}
+    pivot = await journal.advance(before, "decided", {}, disks=disks, **now)
+    if known == "seen":
+        await journal.saw_file(pivot.id, "web1", "vda", files.seen_now(str(path)))
+    if known == "accepted":
+        word, file = Accepted(str(path), "qcow2", utc_now(), 0, "compared"), files.seen_now(str(path))
+        await journal.accept_image(pivot, pivot.disks[0], word, {}, mark=None, fleet_epoch=None, file=file)
+    await journal.close()
 
 
 @pytest.mark.parametrize(
