@@ -577,6 +577,15 @@ M015_STATEMENTS = (
     # When the file of each side was made, where pivotd has seen it.
     "ALTER TABLE pivot_disk ADD COLUMN source_born TEXT",
     "ALTER TABLE pivot_disk ADD COLUMN destination_born TEXT",
+    # Only the fleet names another image than ran_on; of older rows, that is so at most where there was a fleet.
+    "ALTER TABLE disk_latest ADD COLUMN ran_on_by_fleet INTEGER NOT NULL DEFAULT 0 CHECK (ran_on_by_fleet IN (0, 1))",
+    """
+    UPDATE disk_latest SET ran_on_by_fleet = 1 WHERE ran_on IS NOT NULL
+        AND EXISTS (SELECT 1 FROM pivot p WHERE p.id = disk_latest.pivot AND p.fleet_epoch IS NOT NULL)
+        AND EXISTS (SELECT 1 FROM pivot_disk d WHERE d.pivot = disk_latest.pivot AND d.disk = disk_latest.disk
+            AND disk_latest.ran_on = ifnull(d.accepted_filename,
+                CASE d.outcome WHEN 'switched' THEN d.destination_filename ELSE d.source_filename END))
+    """,
 )
 
 

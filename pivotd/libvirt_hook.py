@@ -748,13 +748,12 @@ def _disk_refuses(connection: sqlite3.Connection, domain: str, disk: str, image:
     pivot, outcome, accepted = head["id"], moved["outcome"], moved["accepted_filename"]
     # A pivotd that was updated and not restarted lacks the newer columns.
     ran_on = last.get("ran_on")
-    side = "destination" if outcome == "switched" else "source"
-    right = accepted or moved[f"{side}_filename"]
+    side = "accepted" if accepted else "destination" if outcome == "switched" else "source"
+    right = moved[f"{side}_filename"]
     asking = head["phase"] in {"pausing", "cancelling"} and (head["asking"] or head["manager"] == "pivotd")
     undecided = accepted is None and outcome is None and asking
     unknown = accepted is None and outcome == "unknown"
     if _same(image, right) and not undecided and not unknown and ran_on is None:
-        side = "accepted" if accepted else side
         if not _is_replaced(right, _known_file(right, side, last, head, moved)):
             return None
         return f"{right} leads to another file now than the one of {disk}: see `pivotctl verdict {domain} {disk}`"
@@ -765,11 +764,16 @@ def _disk_refuses(connection: sqlite3.Connection, domain: str, disk: str, image:
         return f"pivot {pivot} of {disk} is being decided: start pivotd, then `pivotctl verdict {domain} {disk}`"
     if unknown:
         return f"nobody knows what pivot {pivot} of {disk} has done: see `pivotctl verdict {domain} {disk}`"
-    if ran_on == right:
+    if ran_on == right and last.get("ran_on_by_fleet", True):
         return (
             f"{disk} has run on {right} after another host had moved it on: see `pivotctl verdict {domain} {disk}` and "
             f"`pivotctl fleet verdict {domain}`"
         )
+    if ran_on == right:
+        used = f"it as {last['ran_on_format']}"
+        if last["ran_on_format"] == moved[f"{side}_format"]:
+            used = "another file of that name"
+        return f"{right} is right, and {disk} has run on {used}: see `pivotctl verdict {domain} {disk}`"
     if ran_on is not None:
         return f"{disk} has run on {ran_on}, where {right} is right: see `pivotctl verdict {domain} {disk}`"
     return (

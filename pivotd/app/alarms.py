@@ -198,7 +198,7 @@ class Alarms:
         alarms = {disk: await self._sentence(supervisor, disk, one) for disk, one in doubts.items() if disk not in busy}
         for disk, seen in live.astray_of(domain).items():
             if disk in alarms:
-                await self._doubt(*seen)  # whatever has become of QEMU since
+                await self._doubt(*seen, by_fleet=(domain, disk) in live.by_fleet)  # whatever has become of QEMU since
         for one in old:
             if one.is_copy:
                 image = one.image.filename, one.image.format
@@ -222,10 +222,10 @@ class Alarms:
             facts = {"disk": disk, "right": doubts[disk].image, "reason": alarms[disk]}
             await self._journal.note("wrong-image", facts, domain=domain, pivot=doubts[disk].pivot)
 
-    async def _doubt(self, pivot: Pivot, disk: PivotDisk, other: FleetImage) -> None:
+    async def _doubt(self, pivot: Pivot, disk: PivotDisk, other: FleetImage, *, by_fleet: bool) -> None:
         """Record that a guest runs on another image: once its QEMU has ended, only the record tells of its writes."""
         asked = await self._reads.asked(other.filename)
-        await self._journal.ran_on(pivot, disk, (other.filename, other.format), asked)
+        await self._journal.ran_on(pivot, disk, (other.filename, other.format), asked, by_fleet=by_fleet)
         if self._doubts is not None:
             self._doubts.ask(pivot.domain)
 

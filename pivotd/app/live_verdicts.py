@@ -55,6 +55,8 @@ class LiveVerdicts:
         """What the guest of a disk runs on, or may have run on, that is not the image of its last pivot, or, if another
         host has moved it since, not the fleet's.
         """
+        self.by_fleet: set[Key] = set()
+        """Those of ``astray`` whose guest is on the image of this journal, where the fleet names another, or has."""
         self.against: dict[Key, FleetImage | None] = {}
         """Disks of which this host is certain, and the fleet contradicts it, with the image that the fleet names."""
         self._ran: set[Key] = set()
@@ -123,14 +125,16 @@ class LiveVerdicts:
         moved, other = self._last.get(key), self.shown.get(key)
         if moved is None or other is None or (ran_on := moved[1].ran_on) is None:
             return None
-        if FleetImage(ran_on.filename, ran_on.format) != other:
+        if not ran_on.by_fleet or FleetImage(ran_on.filename, ran_on.format) != other:
             return None
         return verdict.doubtful(known, moved[1])
 
-    def contradict(self, key: Key) -> None:
+    def contradict(self, key: Key, *, by_fleet: bool = False) -> None:
         """Note that what QEMU shows of a disk is not the image that holds its data, if its guest has ever run there."""
         if key in self._ran:
             self.astray[key] = self.shown[key]
+            if by_fleet:
+                self.by_fleet.add(key)
 
     def settled(self) -> list[Moved]:
         """Return the last pivot of each disk for which QEMU has just ended a doubt of the journal."""
@@ -158,7 +162,7 @@ class LiveVerdicts:
             domain
             for domain, _ in self.astray
             for _, moved, other in self.astray_of(domain).values()
-            if moved.ran_on is None or moved.ran_on.filename != other.filename
+            if moved.ran_on is None or FleetImage(moved.ran_on.filename, moved.ran_on.format) != other
         }
 
     def _is_doubted(self, key: Key) -> bool:

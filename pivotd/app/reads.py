@@ -423,7 +423,7 @@ class Reads:
             doubt = word if key in live.against else live.contradicted_before(key, known)
             if doubt is not None:
                 doubts[key] = doubt
-                live.contradict(key)
+                live.contradict(key, by_fleet=True)
         return {disk: one for (_, disk), one in doubts.items()}
 
     async def old_images(self, live: LiveVerdicts) -> list[OldImage]:

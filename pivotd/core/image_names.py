@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -61,6 +62,22 @@ class Description:
     def is_part(self) -> bool:
         """Whether it is a part of its file only."""
         return bool(self.offset) or self.size_bytes is not None
+
+
+def image_format(drivers: Iterable[str]) -> str | None:
+    """Return the format of an image by the drivers of its nodes, from the top: filters are above it.
+
+    A file or device without a format is raw. None: QEMU shows no format that pivotd knows.
+    """
+    known = (one for one in drivers if one in _FORMATS or one in PROTOCOLS)
+    found = next(known, None)
+    return "raw" if found in PROTOCOLS else found
+
+
+def same_format(one: str, other: str) -> bool:
+    """Return whether two formats, by the drivers of their nodes, may be one: of one that pivotd does not know, too."""
+    formats = {image_format([one]), image_format([other])}
+    return None in formats or len(formats) == 1
 
 
 def describe(filename: str, directory: str | None = None) -> Description:

@@ -101,11 +101,16 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class RanOn:
-    """The image on which pivotd has seen a guest run that the journal does not name. ``at`` is UTC, RFC 3339."""
+    """The image on which pivotd has seen a guest run that the journal does not name. ``at`` is UTC, RFC 3339.
+
+    Of the name that the journal has, it is another file, or the file in another format. ``by_fleet``: it is the one of
+    the journal, and another host had moved the disk on.
+    """
 
     filename: str
     format: str
     at: str
+    by_fleet: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
+from pivotd.core.image_names import same_format
 from pivotd.core.pivot import Image, Outcome, Phase, Pivot, PivotDisk, RanOn
 from pivotd.core.request import Manager
 
@@ -205,10 +206,24 @@ def check(verdict: Verdict, live: Live, *, decided: bool) -> Verdict:
         verdict,
         outcome=Outcome.UNKNOWN,
         certain=False,
-        reason=f"The journal names {verdict.image}, but {who} uses {live.image}: "
-        "somebody changed the disk without pivotd; compare the images before you trust either.",
+        reason=_contradiction(verdict, f"{who} uses", live.image, live.format),
         evidence=(*verdict.evidence, shown),
     )
+
+
+def _contradiction(verdict: Verdict, who: str, image: str, image_format: str, at: str | None = None) -> str:
+    """Return in what a guest's image is another one: its name, its format, or else its file; ``at``: it ran then."""
+    when = "" if at is None else f" at {at}"
+    if image == verdict.image and not same_format(verdict.format or "", image_format):
+        return (
+            f"The journal names {image} as {verdict.format}, but {who} it as {image_format}{when}: what is written so "
+            "may destroy the image; look at it before you trust it."
+        )
+    used, why = image, "somebody changed the disk without pivotd"
+    if image == verdict.image:
+        used, why = "another file of that name", f"the file {image} was replaced"
+    end = "; compare the images" if at is None else ", and either image may lack writes; compare them"
+    return f"The journal names {verdict.image}, but {who} {used}{when}: {why}{end} before you trust either."
 
 
 def doubtful(verdict: Verdict, moved: PivotDisk, *, is_copy: bool = False) -> Verdict:
@@ -238,11 +253,8 @@ def doubtful(verdict: Verdict, moved: PivotDisk, *, is_copy: bool = False) -> Ve
 
 
 def _astray(verdict: Verdict, other: RanOn) -> Verdict:
-    reason = (
-        f"The journal names {verdict.image}, but the guest ran on {other.filename} at {other.at}: somebody changed the "
-        "disk without pivotd, and either image may lack writes; compare them before you trust either."
-    )
-    if other.filename == verdict.image:
+    reason = _contradiction(verdict, "the guest ran on", other.filename, other.format, other.at)
+    if other.by_fleet:
         reason = (
             f"The guest ran on {other.filename} at {other.at}, which this journal names, but in the fleet another host "
             "had moved the disk on: either image may lack writes; compare them before you trust either."

@@ -212,12 +212,14 @@ def ran_on(
 
     def change(connection: sqlite3.Connection) -> tuple[bool, Sequence[Record]]:
         sql = (
-            "UPDATE disk_latest SET ran_on = ?, ran_on_format = ?, ran_on_at = ?"
-            " WHERE domain = ? AND disk = ? AND pivot = ? AND ran_on IS NOT ? AND EXISTS (SELECT 1 FROM pivot_disk d"
+            "UPDATE disk_latest SET ran_on = ?, ran_on_format = ?, ran_on_at = ?, ran_on_by_fleet = ?"
+            " WHERE domain = ? AND disk = ? AND pivot = ? AND (ran_on IS NOT ? OR ran_on_format <> ?)"
+            " AND EXISTS (SELECT 1 FROM pivot_disk d"
             " WHERE d.pivot = disk_latest.pivot AND d.disk = disk_latest.disk AND d.accepted_at IS ?)"
         )
         at = None if accepted is None else accepted.at
-        row = (other.filename, other.format, other.at, domain, disk, pivot, other.filename, at)
+        seen = (other.filename, other.format)
+        row = (*seen, other.at, other.by_fleet, domain, disk, pivot, *seen, at)
         if connection.execute(sql, row).rowcount != 1:
             return False, ()
         sql = (

@@ -233,14 +233,23 @@ class Journal:
         """End the doubt about a disk: QEMU was seen on the image that its last pivot names. Raises: JournalError."""
         await self._writer.submit(changes.seen(pivot, domain, disk))
 
-    async def ran_on(self, pivot: Pivot, disk: PivotDisk, image: tuple[str, str], asked: Asked | None = None) -> bool:
+    async def ran_on(
+        self,
+        pivot: Pivot,
+        disk: PivotDisk,
+        image: tuple[str, str],
+        asked: Asked | None = None,
+        *,
+        by_fleet: bool = False,
+    ) -> bool:
         """Put a disk in doubt: its guest was seen to run on another image than its last pivot names.
 
-        ``image``: its name and format; ``asked``: the same by all its names. Return whether that is new.
+        ``image``: its name and format; ``asked``: the same by all its names; ``by_fleet``: only the fleet names another
+        one. Return whether that is new.
 
         Raises: JournalError.
         """
-        other = RanOn(*image, changes.utc_now())
+        other = RanOn(*image, changes.utc_now(), by_fleet)
         last = pivot.id, disk.accepted
         return await self._writer.submit(changes.ran_on(pivot.domain, disk.disk, last, other, asked))
 

@@ -211,7 +211,9 @@ def load_moved(connection: sqlite3.Connection, query: str, parameters: Iterable[
 
 
 def _ran_on(row: Row) -> RanOn | None:
-    return None if row["ran_on"] is None else RanOn(row["ran_on"], row["ran_on_format"], row["ran_on_at"])
+    if row["ran_on"] is None:
+        return None
+    return RanOn(row["ran_on"], row["ran_on_format"], row["ran_on_at"], bool(row["ran_on_by_fleet"]))
 
 
 def _file_seen(row: Row) -> FileSeen | None:

@@ -50,9 +50,11 @@ class Guest:
     def path(self, name: str) -> Path:
         return self.directory / f"{name}.qcow2"
 
+    def where(self, *, offline: bool) -> list[str | Path]:
+        return ["--offline", self.daemon.state_dir] if offline else ["--socket", self.daemon.socket]
+
     def ctl(self, *arguments: str | Path, offline: bool = False) -> Answer:
-        where = ["--offline", self.daemon.state_dir] if offline else ["--socket", self.daemon.socket]
-        return ctl(*where, *arguments)
+        return ctl(*self.where(offline=offline), *arguments)
 
     def json(self, *arguments: str | Path) -> Answer:
         return ctl("--socket", self.daemon.socket, "--json", *arguments)
@@ -399,6 +401,29 @@ def test_an_accepted_image_is_another_one_before_any_guest_starts(guest: Guest, 
     guest.until(None, "alarms")
     assert guest.ctl(*word).status == 0, "a new word is about the file that is there now"
     assert guest.ctl("image", "web1", "disk0").stdout == f"{named}\n"
+
+
+def test_a_guest_that_has_run_on_another_file_of_the_right_name(guest: Guest):
+    """No fleet has anything to do with that, and it ends once the guest is seen to run on the right file again."""
+    new = guest.moved()
+    guest.seen_file()
+    guest.qemu.stop()
+    new.rename(guest.path("kept"))
+    shutil.copy(guest.path("kept"), new)
+    guest.start_on(new)
+    (alarm,) = guest.until(None, "alarms")  # type: ignore[misc]
+    assert f"uses another file of that name: the file {new} was replaced" in alarm
+    guest.qemu.stop()
+    guest.until("unreachable", "connection")
+    for offline in (False, True):
+        reason = ctl(*guest.where(offline=offline), "--json", "verdict", "web1", "disk0").json["reason"]
+        assert "the guest ran on another file of that name" in reason
+        assert "fleet" not in reason
+    new.rename(guest.path("other"))
+    guest.path("kept").rename(new)
+    guest.start_on(new)
+    guest.noted("image-seen")
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
 
 
 def test_guard(guest: Guest):

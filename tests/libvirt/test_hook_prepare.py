@@ -142,7 +142,16 @@ async def test_the_journal_of_an_older_pivotd_counts_too(tmp_path: Path, start: 
             connection.execute(f"DROP TRIGGER {trigger}")
         for trigger in ("disk_latest_file", "disk_latest_file_accepted"):
             connection.execute(f"DROP TRIGGER {trigger}")
-        for column in ("ran_on_at", "ran_on_format", "ran_on", "file_name", "file_id", "file_boot_id", "file_born"):
+        for column in (
+            "ran_on_by_fleet",
+            "ran_on_at",
+            "ran_on_format",
+            "ran_on",
+            "file_name",
+            "file_id",
+            "file_boot_id",
+            "file_born",
+        ):
             connection.execute(f"ALTER TABLE disk_latest DROP COLUMN {column}")
         for column in ("source_born", "destination_born"):
             connection.execute(f"ALTER TABLE pivot_disk DROP COLUMN {column}")
@@ -169,6 +178,26 @@ async def test_a_guest_that_has_run_on_another_image_starts_from_neither(
     await journal.close()
     assert start(definition(other)) == 0
     assert start(definition(DESTINATION)) == libvirt_hook.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("image_format", "by_fleet", "said"),
+    [
+        ("qcow2", False, "another file of that name"),
+        ("raw", False, "it as raw"),
+        ("qcow2", True, "another host had moved"),
+    ],
+)
+async def test_why_the_right_image_is_in_doubt(
+    tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str], image_format: str, by_fleet: bool, said: str
+) -> None:
+    """Its file was replaced, or used in another format, or another host of the fleet had moved the disk on."""
+    pivot = await moved(tmp_path, phase=Phase.CLOSED, outcome=Outcome.SWITCHED)
+    journal = Journal.open(tmp_path / "state")
+    await journal.ran_on(pivot, pivot.disks[0], (DESTINATION, image_format), by_fleet=by_fleet)
+    await journal.close()
+    assert start(definition(DESTINATION)) == libvirt_hook.REFUSED
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("known", ["switched", "kept", "seen", "accepted", "after a boot"])
