@@ -204,7 +204,7 @@ class Alarms:
                 image = one.image.filename, one.image.format
                 await self._journal.is_used(*one.left, image, one.asked, one.key)
             else:
-                await self._doubt(*one.left, one.image)
+                await self._doubt(*one.left, one.image, by_fleet=False)
         if self._fleet is not None and (others := live.never_moved_astray(domain)):
             await self._tell_stray(self._fleet, domain, others)
         for pivot, moved in live.settled():

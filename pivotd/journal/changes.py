@@ -238,15 +238,15 @@ def is_used(key: tuple[str, str], pivot: str, image: RanOn, asked: Asked, by: tu
     ``key`` and ``by``: domain and disk; ``pivot``: the last one of the disk; ``asked``: the image by all its names.
     """
     domain, disk = key
-    names = json.dumps(sorted({image.filename, *asked.names}))
+    names, file_ids = json.dumps(sorted({image.filename, *asked.names})), json.dumps(sorted(asked.file_ids))
     text = to_json({"disk": disk, "image": image.filename, "format": image.format, "by": " ".join(by)})
 
     def change(connection: sqlite3.Connection) -> tuple[None, Sequence[Record]]:
         sql = (
             "UPDATE image_latest SET ran_on_at = ? WHERE domain = ? AND disk = ? AND ran_on_at IS NULL"
-            " AND (filename IN (SELECT value FROM json_each(?)) OR file_id = ?)"
+            " AND (filename IN (SELECT value FROM json_each(?)) OR file_id IN (SELECT value FROM json_each(?)))"
         )
-        if not connection.execute(sql, (image.at, domain, disk, names, asked.file_id)).rowcount:
+        if not connection.execute(sql, (image.at, domain, disk, names, file_ids)).rowcount:
             return None, ()
         return None, (_append(connection, (domain, pivot, None), "old-image-used", text),)
 

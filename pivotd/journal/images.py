@@ -99,7 +99,7 @@ def left_by(reader: Reader, asked: Asked) -> list[tuple[Moved, Finding]]:
 
     def look() -> list[tuple[Moved, Finding]]:
         found = []
-        for one in reader.image(asked.names, asked.file_id):
+        for one in reader.image(asked.names, asked.file_ids):
             last = next(iter(reader.latest(*_key(one), limit=1)))
             if last[1].accepted is None and _has_used(asked, one):
                 finding = History(of_pivot(*last), _finder(reader, _key(one))).of_image(asked, one)
