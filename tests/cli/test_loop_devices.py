@@ -106,3 +106,19 @@ def test_a_guest_that_runs_on_another_file_behind_its_device(guest: Guest):
         loop.detach()
         loop.attach(images[0])
         assert guest.ctl("image", "web1", "disk0", "--wait", "0").status == 6
+
+
+def test_a_device_that_a_person_has_accepted_has_another_file_now(guest: Guest):
+    """The word was for the file that was behind it."""
+    images = [create_image(guest.directory / name, image_format="raw") for name in ("one.raw", "two.raw")]
+    guest.moved()
+    guest.qemu.stop()
+    loop = LoopDevice(images[0])
+    with loop as device:
+        word = ("verdict", "accept", "web1", "disk0", device, "--format", "raw", "--reason", "restored")
+        assert guest.ctl(*word).status == 0
+        asked = ("image", "web1", "disk0", "--wait", "0")
+        assert guest.ctl(*asked).stdout == f"{device}\n"
+        loop.detach()
+        loop.attach(images[1])
+        assert [guest.ctl(*asked, offline=offline).status for offline in (False, True)] == [6, 6]
