@@ -985,6 +985,8 @@ def test_a_journal_without_its_name_takes_no_pivot(guest: Guest):
     assert answer.status == 4
     assert "journal.db is gone" in answer.stderr
     assert not guest.path("third").exists()
+    word = guest.ctl("verdict", "accept", "web1", "disk0", str(new), "--reason", "seen")
+    assert (word.status, "journal.db is gone" in word.stderr) == (4, True)
     areas = guest.json("doctor").json["areas"]
     findings = {one["check"] for area in areas for one in area["findings"] if one["seen"]}
     assert findings >= {"journal-failing", "journal-unusable"}

@@ -785,6 +785,11 @@ ANSWERS = (
         "    if seen.snapshots and not pivot.options.drop_internal_snapshots:\n", "    if False:\n",
         SEARCH, searched(1, 1),
     ),
+    Defect(
+        "an intent goes into a journal that has lost its name", "G1", "pivotd/journal/journal.py",
+        "self._if_named(change) if is_intent else change)\n", "change)\n",
+        "journal", ("tests/journal/test_lost_names.py", "-k", "no_intent"),
+    ),
 )  # fmt: skip
 """Verdicts, and what they rest on."""
 
