@@ -447,3 +447,12 @@ def test_a_disk_unplugged_after_its_job_failed_is_kept():
     found = decide(pivot(Phase.CANCELLING, owes_resume=False), seen("running", "failed", "absent"))
     assert isinstance(found, a.RecordOutcome)
     assert dict(found.outcomes) == {"disk0": Outcome.KEPT}
+
+
+def test_a_snapshot_that_the_disk_would_lose_holds_up_the_pause():
+    """It has come since the plan; nobody has said to drop it."""
+    waiting = decide(pivot(Phase.READY), seen(snapshots=(("/old/disk0.qcow2", ("s1", "s2")),)))
+    assert isinstance(waiting, a.Wait)
+    assert "/old/disk0.qcow2 has got internal snapshots, which the disk would lose: s1, s2;" in waiting.reason
+    dropping = pivot(Phase.READY, options=CopyOptions(drop_internal_snapshots=True))
+    assert decide(dropping, seen(snapshots=(("/old/disk0.qcow2", ("s1",)),))) == a.Converge()

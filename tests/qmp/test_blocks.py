@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from pivotd.core import names
 from pivotd.core.observation import Root
 from pivotd.core.pivot import Image, Phase
+from pivotd.core.request import CopyOptions, Kind, Sync
 from pivotd.errors import QmpRefusedError, QmpUnknownError
+from pivotd.libvirt import pivot_look
 from pivotd.qmp import blocks, of_pivot, replies
 from pivotd.qmp.blocks import Blocks, Graph
 from tests.core.build import pivot
@@ -103,3 +106,50 @@ def test_a_disk_of_another_shape_is_an_error(wrong: str):
     (odd if wrong == "inserted" else odd["inserted"])[wrong] = 7
     with pytest.raises(QmpUnknownError, match="query-block has another shape"):
         blocks.disks([odd])
+
+
+LAYERS = ("src0", "mid", "low", "base")
+TOP, MID, _, BASE = (Image(f"/{name}", "qcow2", name) for name in LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "options", "lost"),
+    [
+        (Kind.COPY, {}, {}, "src0 mid low base"),
+        (Kind.COPY, {}, {"sync": Sync.TOP}, "src0"),
+        (Kind.SNAPSHOT, {}, {}, ""),
+        (Kind.COMMIT, {"top": TOP, "base": BASE, "between": ("/mid", "/low")}, {}, "src0 mid low"),
+        (Kind.COMMIT, {"top": MID, "base": BASE, "between": ("/low",)}, {}, "mid low"),
+        (Kind.PULL, {"top": MID, "between": ("/low", "/base")}, {}, "src0 mid low base"),
+        (Kind.PULL, {"top": MID, "base": BASE, "between": ("/low",)}, {}, "src0 mid low"),
+    ],
+)
+def test_snapshots_inside_the_layers_that_a_disk_leaves_or_spoils(
+    kind: Kind, changes: dict[str, Any], options: dict[str, Any], lost: str
+):
+    """The same layers as at the plan, by the name of the image; an undo leaves the new image alone."""
+    below: dict[str, Any] | None = None
+    for name in reversed(LAYERS):
+        below = {**image(f"/{name}", below), "snapshots": [{"id": "1", "name": f"of-{name}"}]}
+    graph = Graph(frozenset(LAYERS), backing=dict(pairwise(LAYERS)))
+    shown = Blocks(blocks.disks([entry(QDEV, "src0", image=below)]), graph)
+    disk = pivot(Phase.READY).disks[0]
+    stays = kind is Kind.PULL or changes.get("top") is MID
+    disk = replace(disk, source=TOP, destination=TOP if stays else disk.destination, **changes)
+    moved = pivot(Phase.READY, kind=kind, disks=(disk,), options=CopyOptions(**options))
+    wanted = tuple((f"/{name}", (f"of-{name}",)) for name in lost.split())
+    assert of_pivot.snapshots(shown, moved) == wanted
+    assert of_pivot.snapshots(shown, replace(moved, phase=Phase.PAUSING)) == (), "not in the pause"
+    if kind is Kind.COPY:
+        assert of_pivot.snapshots(shown, replace(moved, undo_of="other")) == wanted[:1]
+        answers = {replies.run_state: {"status": "running"}, replies.jobs: []}
+        answers[blocks.disks] = [entry(QDEV, "src0", image=below)]
+        guarded = pivot_look.observed(moved, pivot_look.Shown(answers, {}, None))
+        assert guarded.snapshots == wanted, "of a guest of libvirt's, too"
+
+
+def test_the_guard_against_loading_is_nobodys_bitmap():
+    """It marks nothing, and must not come along, or hinder a plan."""
+    guard = {**BITMAP, "name": names.load_guard(pivot(Phase.READY).id)}
+    found = blocks.disks([entry(QDEV, "src0", **{"dirty-bitmaps": [guard, {**BITMAP, "name": "mine"}]})])
+    assert [bitmap.name for bitmap in found["disk0"].bitmaps] == ["mine"]
