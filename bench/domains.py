@@ -40,25 +40,27 @@ SETTLE_MOST_S = 120.0
 
 
 class Fakes:
-    """The processes of the monitors: pivotd looks at what each has open, so no one process may stand for all."""
+    """The processes that serve the monitors, and one for each domain."""
 
     def __init__(self, running: list[subprocess.Popen[str]]) -> None:
         self._processes = running
+        self._pids = [int(pid) for one in running for pid in _await_words(one, "ready")[1:]]
 
     def pid(self, number: int) -> int:
         """Return the process of a domain."""
-        return self._processes[number // PER_PROCESS].pid
+        return self._pids[number]
 
     def await_word(self, word: str) -> float:
         """Return the monotonic clock of when it was so for the last domain."""
-        return max(_await_word(one, word) for one in self._processes)
+        return max(float(_await_words(one, word)[0]) for one in self._processes)
 
 
-def _await_word(running: subprocess.Popen[str], word: str) -> float:
+def _await_words(running: subprocess.Popen[str], word: str) -> list[str]:
+    """Return what follows this word on the next line."""
     assert running.stdout is not None
     said = running.stdout.readline().split()
     assert said[:1] == [word], f"the monitors said {said} instead of {word}"
-    return float(said[1])
+    return said[1:]
 
 
 @contextmanager
@@ -73,9 +75,7 @@ def fakes(directory: Path, count: int, *options: str) -> Iterator[Fakes]:
             one = stack.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
             stack.callback(one.kill)
             running.append(one)
-        found = Fakes(running)
-        found.await_word("ready")
-        yield found
+        yield Fakes(running)
 
 
 def daemon(directory: Path, count: int) -> Daemon:

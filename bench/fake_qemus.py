@@ -1,10 +1,11 @@
-"""Some monitors in one process: the tests' model of QEMU behind a real QMP socket for each domain.
+"""Some monitors served by one process: the tests' model of QEMU behind a real QMP socket for each domain.
 
 python -m bench.fake_qemus DIRECTORY FIRST COUNT [--pivots]
 
 A thousand real QEMUs would need more memory than most hosts have. With ``--pivots`` each domain, from the number FIRST
 on, is in the pause of the pivot ``pivot_of(number)``, its job pending. Prints ``ready``, then ``connected`` and
-``resumed`` with the time of the monotonic clock at which the last of these domains had a client, or ran again.
+``resumed`` with the time of the monotonic clock at which the last of these domains had a client, or ran again;
+``ready`` also with a process for each domain, which listens at its monitor: to pivotd, one process is one QEMU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import resource
+import socket
 import sys
 import time
 from pathlib import Path
@@ -136,14 +139,35 @@ class Monitor(asyncio.Protocol):
 
 async def serve(directory: Path, numbers: range, *, pivots: bool) -> None:
     """Serve until killed."""
-    loop, progress = asyncio.get_running_loop(), Progress(numbers)
+    loop, progress, lives = asyncio.get_running_loop(), Progress(numbers), os.pipe()
+    pids = []
     for number in numbers:
         qemu = (in_its_pause if pivots else _running)(directory, number)
-        await loop.create_unix_server(
+        server = await loop.create_unix_server(
             lambda qemu=qemu, number=number: Monitor(qemu, number, progress), str(monitor_of(directory, number))
         )  # type: ignore[misc]
-    print("ready", time.monotonic(), flush=True)
+        pids.append(_listener(server.sockets[0].fileno(), lives))
+    print("ready", time.monotonic(), *pids, flush=True)
     await asyncio.Event().wait()
+
+
+def _listener(monitor: int, lives: tuple[int, int]) -> int:
+    """Return a process that listens at a socket which another one serves, and lives as long; ``lives``: a pipe.
+
+    The last one to call listen() is what SO_PEERCRED tells. Source: the kernel's net/unix, unix_listen().
+    """
+    listens, begun = os.pipe()
+    if (pid := os.fork()) == 0:
+        with socket.socket(fileno=monitor) as listener:
+            listener.listen()
+            os.close(lives[1])
+            os.write(begun, b".")
+            os.read(lives[0], 1)
+        os._exit(0)
+    os.read(listens, 1)
+    os.close(listens)
+    os.close(begun)
+    return pid
 
 
 def main() -> None:

@@ -200,6 +200,18 @@ def test_a_configured_name_takes_a_discovered_monitor_over(qemu_factory: QemuFac
         assert running.domains() == {"web1": (str(path), "config")}
 
 
+def test_a_second_monitor_of_a_qemu_that_has_a_domain(qemu_factory: QemuFactory, tmp_path: Path) -> None:
+    """It is taken, as one of a QEMU that does not run yet is, and refused as soon as its QEMU is known."""
+    qemu = qemu_factory(extra=["-qmp", f"unix:{tmp_path}/web2.qmp,server=on,wait=off"])
+    (tmp_path / "d").mkdir()
+    with Daemon(tmp_path / "d", {"web1": qemu.qmp}) as daemon:
+        running = Reloaded(daemon)
+        running.configure(domain("web2", tmp_path / "web2.qmp"))
+        assert running.reload().stdout == "reloaded: domain web2 added\n"
+        assert until(lambda: [row["connection"] for row in daemon.ctl("domain", "ls").json] == ["connected", "refused"])
+        assert "leads to the QEMU of domain web1" in daemon.ctl("domain", "ls").json[1]["detail"]
+
+
 def test_a_fleet_takes_a_restart(running: Reloaded) -> None:
     """Pivots rest on the fleet that they began with: the change is refused, and nothing else is taken either."""
     running.configure('[fleet]\nendpoints = ["http://127.0.0.1:1"]\nhost = "h1"\n' + domain("web1", "/a"))

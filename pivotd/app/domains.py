@@ -19,7 +19,7 @@ from pivotd.core.believed import DiskBelieved
 from pivotd.core.image_names import describe
 from pivotd.core.pivot import Phase, Pivot, PivotDisk
 from pivotd.core.request import Manager, Requester
-from pivotd.engine import pivot_log
+from pivotd.engine import pivot_log, processes
 from pivotd.engine.supervisor import MonitorConnector, Supervisor
 from pivotd.errors import ConflictError, DomainUnreachableError, QmpError
 from pivotd.host import held, process
@@ -83,9 +83,24 @@ class Domains:
                     raise ConflictError(
                         f"{qmp} belongs to domain {owners[name]} already: a monitor has one owner", domain=owners[name]
                     )
-                await _refuse_libvirts(qmp)
+                await self._refuse_others(qmp)
                 await self._journal.add_domain(name, qmp, who.uid)
                 return self._host.add(name, qmp, RUNTIME, by=pivot_log.by(who))
+
+    async def _refuse_others(self, qmp: str) -> None:
+        """Look before a domain is recorded; a QEMU that does not answer is asked when it does.
+
+        Raises: UnsupportedQemuError: libvirt manages the QEMU behind this monitor. ConflictError: it is another domain.
+        """
+        with contextlib.suppress(DomainUnreachableError, QmpError, TimeoutError):
+            session = await MonitorConnector(qmp).connect(wanted=False)
+            try:
+                await session.refuse_libvirts()
+                of = processes.of_pid(session.pid)
+            finally:
+                await session.close()
+            if (owner := self._host.processes.owner(of)) is not None:
+                raise ConflictError(processes.belongs(qmp, of, owner), domain=owner.name)
 
     async def remove(self, name: str, who: Requester) -> None:
         """Forget a domain durably; its pivots stay in the journal. Raises: NotFoundError, ConflictError."""
@@ -175,16 +190,6 @@ def _libvirt(believed: DiskBelieved | None, root: str) -> LibvirtImages | None:
     return LibvirtImages(
         believed.live, believed.next, believed.job.value, persistent=believed.persistent, agree=believed.agrees(root)
     )
-
-
-async def _refuse_libvirts(qmp: str) -> None:
-    """Look before a domain is recorded. Raises: UnsupportedQemuError: libvirt manages the QEMU behind this monitor."""
-    with contextlib.suppress(DomainUnreachableError, QmpError, TimeoutError):
-        session = await MonitorConnector(qmp).connect(wanted=False)
-        try:
-            await session.refuse_libvirts()
-        finally:
-            await session.close()
 
 
 async def _jobs(supervisor: Supervisor) -> tuple[JobView, ...] | None:

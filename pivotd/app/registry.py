@@ -20,6 +20,7 @@ from pivotd.core.names import DOMAIN_NAME_WORDS, is_domain_name, no_domain
 from pivotd.core.pivot import JsonObject, Pivot
 from pivotd.core.request import Manager
 from pivotd.engine.driver import Driver
+from pivotd.engine.processes import Processes
 from pivotd.engine.supervisor import Connector, DriverFactory, MonitorConnector, Supervisor
 from pivotd.errors import BadRequestError, NotFoundError
 from pivotd.host import files, view
@@ -47,6 +48,7 @@ class Host:
         """Domains of libvirt that are not supervised, or libvirt itself, and the reason."""
         self.libvirts_unusable: dict[str, tuple[str, str]] = {}
         """Of those, the ones whose own name pivotd cannot use: the URI and the reason, by that name."""
+        self.processes = Processes(self.supervisors)
         self._make_driver = make_driver
         self._claims: list[tuple[str, str]] = []
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -111,7 +113,7 @@ class Host:
         """Begin to supervise a domain. ``by``: who asked, for the log."""
         assert self._group is not None, "run() has begun"
         assert name not in self.supervisors, name
-        supervisor = Supervisor(name, connector, origin, self._make_driver, self._changed)
+        supervisor = Supervisor(name, connector, origin, self._make_driver, self._changed, self.processes)
         self.supervisors[name] = supervisor
         self.changed.set()
         log.log(_level(origin, by), "domain.added", domain=name, qmp=connector.path, origin=origin, **(by or {}))

@@ -57,6 +57,10 @@ class FleetStage(StrEnum):
     """The guest belongs to another host, or did meanwhile: what this pivot found is no longer of any use."""
 
 
+Process = tuple[str, int, int | None]
+"""One process of this host: boot id, pid, and start ticks as in Identity."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What distinguishes one QEMU process from another behind the same socket.
@@ -69,6 +73,11 @@ class Identity:
     pid: int
     start_ticks: int | None
     nonce: str
+
+    @property
+    def process(self) -> Process:
+        """The process alone."""
+        return self.boot_id, self.pid, self.start_ticks
 
 
 @dataclass(frozen=True, slots=True)

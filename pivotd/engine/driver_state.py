@@ -79,6 +79,8 @@ class DriverState:
         self.retry_target = Interruptions()
         self._silent_for_s = limits.RECONNECT_FIRST_S
         self._has_window = False
+        self._window = contextlib.ExitStack()
+        """Releases what is held meanwhile."""
         self._begun: tuple[str, dict[str, Any], Awaitable[Pivot]] | None = None
         """A record that is being written, and was not waited for yet."""
         self.counting: Awaitable[GuestWrites] | None = None
@@ -177,14 +179,14 @@ class DriverState:
     # -- pauses, one at a time for each domain --------------------------------------------------------------------
 
     async def enter_window(self) -> None:
-        """Wait until the domain's other pauses have ended, and hold checkpoints of the journal, and the log."""
+        """Wait until the other pauses of domain and QEMU have ended; hold checkpoints of the journal, and the log."""
         if not self._has_window:
-            await self.domain.window.acquire()
-            try:
+            with contextlib.ExitStack() as held:
+                for lock in (self.domain.window, self.domain.pause_of(self.pivot.identity)):
+                    await lock.acquire()
+                    held.callback(lock.release)
                 self.journal.hold_checkpoints()
-            except BaseException:
-                self.domain.window.release()
-                raise
+                self._window = held.pop_all()
             self._has_window = True
             self._holds_until = self.clock.monotonic() + self.pivot.options.max_pause_ms / 1000
             log.hold(self.pivot.options.max_pause_ms / 1000)
@@ -195,7 +197,7 @@ class DriverState:
         if self._has_window:
             self._has_window = False
             self._end_hold()
-            self.domain.window.release()
+            self._window.close()
             log.release()
 
     def _end_hold(self) -> None:

@@ -258,6 +258,10 @@ class Domain(Protocol):
     window: asyncio.Lock
     """Held from an intent until the guest runs again: one pause at a time."""
 
+    def pause_of(self, identity: Identity) -> asyncio.Lock:
+        """Return the lock that is held meanwhile for the QEMU process of a pivot: another domain may have it, too."""
+        ...
+
     @property
     def session(self) -> Session | None:
         """The connection, None while there is none."""

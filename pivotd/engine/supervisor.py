@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pivotd import limits
-from pivotd.core.pivot import Identity, Phase, Pivot
+from pivotd.core.pivot import Identity, Phase, Pivot, Process
 from pivotd.core.request import Manager
 from pivotd.counts import COUNTS
 from pivotd.engine import pivot_log
 from pivotd.engine.driver import Driver
+from pivotd.engine.processes import Processes, of_pid
 from pivotd.errors import DomainUnreachableError, MonitorBusyError, QmpError, UnsupportedQemuError
 from pivotd.host import process, view
 from pivotd.host.threads import in_thread
@@ -85,15 +86,19 @@ class MonitorConnector:
 class Supervisor:
     """Reaches one QEMU. ``connection`` is ``connecting``, ``connected``, ``unreachable`` or ``refused``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what it has of its own, and what it shares with the others
         self,
         name: str,
         connector: Connector,
         origin: str,
         make_driver: DriverFactory,
         changed: Callable[[str], None] = lambda _name: None,
+        processes: Processes | None = None,
     ) -> None:
-        """``changed`` is called at each change of the connection, and when a pivot begins or ends."""
+        """``changed`` is called at each change of the connection, and when a pivot begins or ends.
+
+        ``processes``: those of all supervisors of the host; None: there is no other one.
+        """
         self.name = name
         self.path = connector.path
         self.manager = connector.manager
@@ -113,6 +118,9 @@ class Supervisor:
         connector.hold_back(self.window.locked)
         self._make_driver = make_driver
         self._changed = changed
+        self._processes = processes or Processes({})
+        self._process: Process | None = None
+        """The QEMU process of the connection, or of the last one."""
         self._hurry = asyncio.Event()
         self._settled = self._next_settled = asyncio.Event()
         """Set at the end of the present try to connect, or of the last one; the same of the try after that.
@@ -148,6 +156,7 @@ class Supervisor:
         assert not self.ended, "nobody would tell the driver to end"
         driver = self._make_driver(pivot, self)
         self.drivers[pivot.id] = driver
+        self._processes.note(pivot.identity.process, self)
         self._changed(self.name)
         task = self._group.create_task(driver.run(), name=f"pivot {pivot.id}")
         self._tasks.add(task)
@@ -155,6 +164,7 @@ class Supervisor:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self.drivers.pop(pivot.id, None)
+            self._processes.note(pivot.identity.process, self)
             self._changed(self.name)
             if driver.successor is not None and not self.ended:
                 self.start(driver.successor)
@@ -227,6 +237,24 @@ class Supervisor:
         """Return a connection to QEMU that does not go through libvirt, None if there is none."""
         return await self._connector.beside(pivot)
 
+    def pause_of(self, identity: Identity) -> asyncio.Lock:
+        """Return the lock that is held while the QEMU of a pivot is in a pause, whatever its domain is called."""
+        return self._processes.pause(identity.process)
+
+    def has(self, of: Process) -> bool:
+        """Whether this domain is connected to a QEMU process, or has open pivots there."""
+        is_connected = self.session is not None and self.session.connected and self._process == of
+        return is_connected or self.drives_in(of)
+
+    def drives_in(self, of: Process) -> bool:
+        """Whether this domain has open pivots in a QEMU process."""
+        return any(driver.pivot.identity.process == of for driver in self.drivers.values())
+
+    async def let_go(self) -> None:
+        """Disconnect from a QEMU that belongs to another domain: the next try to connect says to which one."""
+        if self.session is not None:
+            await self.session.close()
+
     def process_gone(self, known: Identity) -> bool:
         """Return whether that QEMU process has certainly ended."""
         return process.is_gone(known.pid, known.start_ticks, known.boot_id)
@@ -264,7 +292,8 @@ class Supervisor:
     async def _connect(self) -> Session:
         """Connect once; a domain of libvirt that was given as pivotd's own is refused, but its open pivots are ended.
 
-        A QEMU that does not answer this question is asked again before each pivot.
+        A QEMU that does not answer this question is asked again before each pivot. The QEMU of another domain is
+        refused, too. ``session`` has to be set before anything is awaited: then that holds until it is closed.
 
         Raises: as Connector.connect().
         """
@@ -273,6 +302,9 @@ class Supervisor:
             if not self.drivers:
                 with contextlib.suppress(QmpError):
                     await session.refuse_libvirts()
+            self._process = of_pid(session.pid) if session.pid else None  # libvirt's may not run
+            if self._process is not None:
+                await self._processes.take(self._process, self)
         except BaseException:
             await session.close()
             raise
@@ -281,6 +313,7 @@ class Supervisor:
     async def _attend(self, session: Session) -> None:
         session.subscribe(self._wake)
         self.session = session
+        self._note_process()
         self.connection, self.detail, self.failure = "connected", f"QEMU {session.version_text}".rstrip(), None
         self._settled.set()
         self._next_settled.set()  # there is none while this connection lasts
@@ -295,11 +328,18 @@ class Supervisor:
             self._lost("connecting", gone)  # before the end, which may take a moment: nobody is to read the old state
         finally:
             self.session = None
+            self._note_process()
             self.alarms = {}
             await session.close()
 
+    def _note_process(self) -> None:
+        if self._process is not None:
+            self._processes.note(self._process, self)
+
     def _lost(self, connection: str, detail: str) -> None:
-        if detail != self.detail:
+        if detail != self.detail and connection == "refused":
+            log.warning("domain.skipped", domain=self.name, qmp=self.path, reason=detail)
+        elif detail != self.detail:
             log.info("domain.disconnected", domain=self.name, detail=detail)
         self.connection, self.detail = connection, detail
         self._changed(self.name)

@@ -63,9 +63,11 @@ class Host:
         self._stack = stack
         self._images = 0
 
-    def qemu(self, name: str, disks: int = 1) -> Qemu:
+    def qemu(self, name: str, disks: int = 1, *, second: str | None = None) -> Qemu:
+        """Start a QEMU; ``second``: the name of a second monitor for pivotd."""
         images = [Disk(create_image(self.directory / f"{name}-{number}.qcow2")) for number in range(disks)]
-        return self._stack.enter_context(Qemu(self.directory, images, name=name))
+        extra = ["-qmp", f"unix:{self.directory}/{second}.qmp,server=on,wait=off"] if second else []
+        return self._stack.enter_context(Qemu(self.directory, images, name=name, extra=extra))
 
     def start(self, domains: dict[str, Path] | None = None, configuration: str = "") -> Daemon:
         tables = [f"[domains.{name}]\nqmp = {json.dumps(str(path))}" for name, path in (domains or {}).items()]

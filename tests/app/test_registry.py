@@ -13,6 +13,7 @@ import pytest
 
 from tests.app.conftest import Host, at_once
 from tests.support.qemu import Disk, Qemu, create_image
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.qemu
 ROUNDS = 5
@@ -193,3 +194,95 @@ def test_an_image_below_a_directory_that_is_not_utf8(host: Host):
         assert refused.status == 400, refused.body
         assert r"od\udcff/old.qcow2 is not UTF-8, and cannot be recorded: start the guest" in refused.json["detail"]
         assert host.call("GET", "/v1/pivots").json == []
+
+
+# -- one QEMU with two monitors --------------------------------------------------------------------------------------
+
+
+def connections(host: Host) -> dict[str, str]:
+    return {name: row["connection"] for name, row in host.domains().items()}
+
+
+def settled(host: Host, **wanted: str) -> bool:
+    return until(lambda: connections(host) == wanted)
+
+
+def test_two_configured_monitors_of_one_qemu(host: Host):
+    """The second one is refused with the name of the first, also once the guest was started again: no pivot begins."""
+    qemu = host.qemu("a", second="b")
+    host.start({"a": qemu.qmp, "b": host.directory / "b.qmp"})
+    for _ in range(2):
+        assert settled(host, a="connected", b="refused"), host.domains()
+        why = host.domains()["b"]["detail"]
+        assert f"leads to the QEMU of domain a (process {qemu.pid})" in why
+        copied = host.copy("b", host.image())
+        assert (copied.status, why in copied.json["detail"]) == (503, True), copied.body
+        qemu.stop()
+        assert settled(host, a="unreachable", b="unreachable")
+        qemu = host.qemu("a", second="b")
+    host.daemon.terminate()
+    skipped = [line for line in host.daemon.log_path.read_text().splitlines() if "domain.skipped" in line]
+    assert skipped
+    assert all("leads to the QEMU of domain a" in line for line in skipped), skipped
+
+
+def test_a_verdict_on_the_disk_of_a_refused_name(host: Host):
+    """It is not certain while its QEMU runs, which is asked as another domain, and says so; then the journal's counts."""
+    qemu = host.qemu("a", second="b")
+    monitors = {"a": qemu.qmp, "b": host.directory / "b.qmp"}
+    host.start({"b": monitors["b"]})
+    host.closed(host.copy("b", new := host.image()).json["id"])
+    host.daemon.kill()
+    host.start(monitors)
+    assert settled(host, a="connected", b="refused"), host.domains()
+    (found,) = host.call("GET", "/v1/verdicts?domain=b").json
+    assert (found["certain"], found["image"]) == (False, str(new))
+    assert f"a QEMU listens at {monitors['b']}" in found["reason"] or "its QEMU runs" in found["reason"], found
+    assert "leads to the QEMU of domain a" in found["reason"], found
+    qemu.stop()
+    assert until(lambda: host.call("GET", "/v1/verdicts?domain=b").json[0]["certain"])
+
+
+def test_a_second_monitor_of_a_known_qemu_is_not_added(host: Host):
+    """Whoever asks hears whose it is, and nothing is recorded; once the first domain is gone, it can be added."""
+    qemu = host.qemu("a", second="b")
+    host.start()
+    assert host.add("a", qemu.qmp).json["connection"] == "connected"
+    refused = host.add("b", host.directory / "b.qmp")
+    assert (refused.status, refused.json["domain"]) == (409, "a"), refused.body
+    assert "a QEMU is one domain: use a, or remove one of the two" in refused.json["detail"]
+    assert host.call("DELETE", "/v1/domains/a").status == 204
+    assert host.add("b", host.directory / "b.qmp").json["connection"] == "connected"
+
+
+def test_a_discovered_second_monitor_of_a_known_qemu(host: Host):
+    """It is refused as long as the other domain is there, and then connected by itself."""
+    qemu = host.qemu("a", second="b")
+    host.start(configuration=f"discover = [{json.dumps(str(host.directory / 'b.qmp'))}]")
+    assert connections(host) == {"b": "connected"}
+    (host.directory / "b.qmp").rename(host.directory / "b.other")
+    host.daemon.kill()
+    host.start(configuration=f"discover = [{json.dumps(str(host.directory / 'b.qmp'))}]")
+    assert host.add("a", qemu.qmp).json["connection"] == "connected"
+    (host.directory / "b.other").rename(host.directory / "b.qmp")
+    assert settled(host, a="connected", b="refused"), host.domains()
+    assert host.call("DELETE", "/v1/domains/a").status == 204
+    assert settled(host, b="connected"), host.domains()
+
+
+def test_the_domain_with_an_open_pivot_has_the_qemu(host: Host):
+    """Also if the other one is first in the configuration by now, and its own monitor is taken: it ends its pivot."""
+    qemu = host.qemu("b", second="a")
+    host.start({"b": qemu.qmp})
+    pivot = host.copy("b", host.image(), pivot=False).json["id"]
+    host.daemon.kill()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(qemu.qmp))
+        assert client.recv(1)
+        host.start({"a": host.directory / "a.qmp", "b": qemu.qmp})
+        assert settled(host, a="refused", b="unreachable"), host.domains()
+    assert settled(host, a="refused", b="connected"), host.domains()
+    assert until(lambda: host.call("GET", f"/v1/pivots/{pivot}").json["phase"] == "ready")
+    assert host.call("POST", f"/v1/pivots/{pivot}/complete").status == 202
+    assert host.closed(pivot)["outcome"] == "switched"
+    assert settled(host, a="refused", b="connected"), host.domains()

@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+from pivotd.core.pivot import Identity
 from pivotd.daemon import SystemClock
 from pivotd.engine.converge import Converger
 from pivotd.engine.driver_state import DriverState
@@ -24,6 +25,10 @@ class Window:
 
     def __init__(self) -> None:
         self.window = asyncio.Lock()
+        self.pause = asyncio.Lock()
+
+    def pause_of(self, _identity: Identity) -> asyncio.Lock:
+        return self.pause
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ class Domain:
     def __init__(self, world: World) -> None:
         self.world = world
         self.window = asyncio.Lock()
+        self.pause = asyncio.Lock()
         self.detail = "model"
 
     @property
@@ -46,6 +47,9 @@ class Domain:
 
     async def beside(self, pivot: Any) -> Any:
         return await self.world.beside(pivot.identity)
+
+    def pause_of(self, identity: Any) -> asyncio.Lock:
+        return self.pause
 
     def process_gone(self, identity: Any) -> bool:
         return self.world.process_gone(identity)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from pivotd import limits
+from pivotd.core.request import Manager
+from pivotd.engine.processes import Processes
 from pivotd.engine.supervisor import MonitorConnector, Supervisor
 from pivotd.qmp.session import Session
 from tests.support.cancel import Leftovers
@@ -18,11 +20,16 @@ from tests.wire.test_stream import BROKEN
 WAIT_S = 30.0
 
 
-def _supervisor(fake: FakeQemu, connector: type[MonitorConnector] = MonitorConnector) -> Supervisor:
+def _supervisor(
+    fake: FakeQemu,
+    connector: type[MonitorConnector] = MonitorConnector,
+    name: str = "web1",
+    processes: Processes | None = None,
+) -> Supervisor:
     def make(*_: object) -> None:
         raise AssertionError("there is no pivot")
 
-    return Supervisor("web1", connector(fake.path), "config", make)  # type: ignore[arg-type]
+    return Supervisor(name, connector(fake.path), "config", make, processes=processes)  # type: ignore[arg-type]
 
 
 async def _until(supervisor: Supervisor, connection: str) -> None:
@@ -143,3 +150,35 @@ async def test_while_a_lost_connection_is_being_closed_nobody_reads_of_the_old_o
     assert seen == ["connecting: QEMU closed the monitor"]
     supervisor.end()
     await running
+
+
+class Libvirts(MonitorConnector):
+    """Stands for a domain of libvirt."""
+
+    manager = Manager.LIBVIRT
+
+
+@pytest.mark.parametrize("first", [MonitorConnector, Libvirts])
+async def test_two_domains_of_one_process(fake: FakeQemu, tmp_path: Path, first: type[MonitorConnector]):
+    """The older one has it, and libvirt's before that, whichever has connected first; once it is gone the other one has."""
+    left = Leftovers()
+    of_host: dict[str, Supervisor] = {}
+    processes = Processes(of_host)
+    async with FakeQemu(tmp_path / "r") as second:
+        one, other = _supervisor(fake, first, "one", processes), _supervisor(second, name="other", processes=processes)
+        of_host |= {"one": one, "other": other} if first is MonitorConnector else {"other": other, "one": one}
+        running = [asyncio.ensure_future(other.run([]))]
+        await _until(other, "connected")
+        running.append(asyncio.ensure_future(one.run([])))
+        await _until(one, "connected")
+        await _until(other, "refused")
+        assert "leads to the QEMU of domain one" in other.detail
+        for _ in range(3):
+            await other.tried()
+            assert (one.connection, other.connection) == ("connected", "refused")
+        of_host.pop("one").end()
+        await _until(other, "connected")
+        other.end()
+        await asyncio.gather(*running)
+        assert processes._in == {}
+    await left.nothing()
