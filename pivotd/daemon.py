@@ -274,7 +274,7 @@ class Daemon:
     def _leave_out(self, name: str, configured: tuple[str, str], why: str) -> None:
         """Have a domain elsewhere until its pivots have ended. ``configured``: the path and origin that it then has."""
         self._configured[name] = configured
-        self._host.leave_out(name, configured[0], f"domain {name} is left out at this monitor: {why}")
+        self._host.leave_out(name, *configured, f"domain {name} is left out at this monitor: {why}")
 
     def _free_name(self, name: str) -> None:
         """Forget a domain that is there for its open pivots alone, once they have ended; have it where it should be."""
@@ -294,7 +294,7 @@ class Daemon:
             if self._host.supervisors.get(name) is not known or known.drivers:
                 return
             configured, left_out = self._configured.pop(name, None), self._host.left_out.get(name)
-            if configured is not None and left_out is not None and left_out[0] == configured[0]:
+            if configured is not None and left_out is not None and left_out.path == configured[0]:
                 await self._host.move(name, *configured)  # no reload has changed that since
             elif known.manager is Manager.LIBVIRT:
                 self._host.remove(name)

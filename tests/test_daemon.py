@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -321,6 +322,32 @@ def test_a_pivot_is_undone_though_its_monitor_has_another_path_in_the_configurat
         assert call(daemon, "GET", f"/v1/pivots/{undo}/wait?timeout_s=20")["outcome"] == "switched"
         assert qemu.spy("query-block")[0]["inserted"]["file"] == str(tmp_path / "old.qcow2")
         assert until(lambda: [row["qmp"] for row in daemon.ctl("domain", "ls").json] == [str(elsewhere)])
+
+
+@pytest.mark.qemu
+def test_two_domains_whose_monitors_were_exchanged_in_the_configuration(qemu_factory: QemuFactory, tmp_path: Path):
+    """Each ends its pivot where that began, and then is where it is configured, also the one that had to wait for that."""
+    for name in ("web1", "web2"):
+        qemu_factory([Disk(create_image(tmp_path / f"{name}.qcow2"))], name=name)
+    paths = {name: tmp_path / f"{name}.qmp" for name in ("web1", "web2")}
+    with Daemon(tmp_path, paths) as daemon:
+        for name in paths:
+            target = f"disk0={tmp_path / name}.new"
+            assert daemon.ctl("copy", name, target, "--no-pivot", "--id", f"p-{name}").status == 0
+        config, swapped = tmp_path / "pivotd.toml", {"web1.qmp": "web2.qmp", "web2.qmp": "web1.qmp"}
+        config.write_text(re.sub(r"web\d\.qmp", lambda found: swapped[found[0]], config.read_text()))
+        daemon.kill()
+        daemon.start()
+        assert {row["name"]: row["qmp"] for row in daemon.ctl("domain", "ls").json} == {
+            n: str(p) for n, p in paths.items()
+        }
+        for name in paths:
+            assert daemon.ctl("pivot", "complete", f"p-{name}").json["outcome"] == "switched"
+        wanted = [("web1", str(paths["web2"]), "connected"), ("web2", str(paths["web1"]), "connected")]
+        assert until(
+            lambda: [(row["name"], row["qmp"], row["connection"]) for row in daemon.ctl("domain", "ls").json] == wanted
+        )
+        assert call(daemon, "GET", "/v1/health")["domains"]["skipped"] == []
 
 
 @pytest.mark.qemu

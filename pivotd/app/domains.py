@@ -110,7 +110,7 @@ class Domains:
         async with self._host.lock(name):
             if self._host.left_out.get(name) and name not in self._host.supervisors:
                 await self._journal.remove_domain(name, who.uid)
-                path, _ = self._host.left_out.pop(name)
+                path = self._host.left_out.pop(name).path
                 self._host.say_removed(name, path, RUNTIME, pivot_log.by(who))
                 return
             supervisor = self._host.get(name)

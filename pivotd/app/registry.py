@@ -11,7 +11,7 @@ import glob
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from pivotd import limits
@@ -36,13 +36,21 @@ LIBVIRT = "libvirt"
 T = TypeVar("T")
 
 
+class LeftOut(NamedTuple):
+    """A domain of configuration or journal without a monitor of its own, and why."""
+
+    path: str
+    origin: str
+    reason: str
+
+
 class Host:
     """The supervisors by domain name. run() owns their tasks."""
 
     def __init__(self, make_driver: DriverFactory) -> None:
         self.supervisors: dict[str, Supervisor] = {}
-        self.left_out: dict[str, tuple[str, str]] = {}
-        """Domains of configuration and journal without a monitor of their own, by name: the path and the reason."""
+        self.left_out: dict[str, LeftOut] = {}
+        """By name. Each is tried again with every look for sockets."""
         self._not_adopted: dict[str, str] = {}
         self.libvirts_left_out: dict[str, str] = {}
         """Domains of libvirt that are not supervised, or libvirt itself, and the reason."""
@@ -177,7 +185,8 @@ class Host:
                 raise BadRequestError(f"{silent[path]}: try again when it does")
             if known == self._owned():  # else another request has added or removed one meanwhile
                 break
-        # What can be looked at is not on storage that does not answer.
+        # A known path on storage that does not answer counts by its name alone. Should it be a link to a wanted one,
+        # the QEMU there shows whose it is: Processes.
         owner = {mark: name for name, path in known for mark in marks.get(path, {path})}
         owners: dict[str, str] = {}
         claims = []
@@ -205,7 +214,7 @@ class Host:
             async with self.claim({name: path for name, (path, _) in wanted.items()}) as owners:
                 for name, (path, origin) in wanted.items():
                     if name in owners:
-                        self.leave_out(name, path, f"domain {name} is left out: this monitor belongs to {owners[name]}")
+                        self.leave_out(name, path, origin, _belongs(name, owners[name]))
                     else:
                         self._add_free(name, path, origin)
         except BadRequestError as error:  # better two that get into each other's way than none
@@ -218,12 +227,30 @@ class Host:
         if (known := self.supervisors.get(name)) is None:
             self.add(name, path, origin)
         else:
-            self.leave_out(name, path, f"domain {name} is left out: the name belongs to the monitor {known.path}")
+            why = f"domain {name} is left out: the name belongs to the monitor {known.path}"
+            self.leave_out(name, path, origin, why)
 
-    def leave_out(self, name: str, path: str, reason: str) -> None:
-        """Say of a monitor of configuration or journal that it is not supervised, and why."""
-        self.left_out[name] = path, reason
-        log.warning("domain.skipped", qmp=path, reason=reason)
+    def leave_out(self, name: str, path: str, origin: str, reason: str) -> None:
+        """Say of a monitor of configuration or journal that it is not supervised, and why; once."""
+        before, self.left_out[name] = self.left_out.get(name), LeftOut(path, origin, reason)
+        if before != self.left_out[name]:
+            log.warning("domain.skipped", qmp=path, reason=reason)
+
+    async def _take_in(self) -> None:
+        """Supervise domains that were left out, and whose name and monitor are nobody else's any more."""
+        for name, (path, origin, _) in list(self.left_out.items()):
+            if name in self.supervisors:
+                continue
+            with suppress(BadRequestError):  # the next round asks again
+                async with self.claim({name: path}) as owners:
+                    known = self.left_out.get(name)
+                    if known is None or known.path != path or name in self.supervisors or self.lock(name).locked():
+                        continue  # somebody decides on this name
+                    if name in owners:
+                        self.leave_out(name, path, origin, _belongs(name, owners[name]))
+                    else:
+                        del self.left_out[name]
+                        self.add(name, path, origin)
 
     def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Have work done that raises nothing; run() waits for it."""
@@ -242,8 +269,10 @@ class Host:
     async def discover(self, patterns: Sequence[str]) -> None:
         """Adopt matching sockets, and forget discovered domains whose socket is gone and that have no open pivot.
 
-        The file name without its suffix is the domain's name; a name in use stays with its owner.
+        What configuration and journal have named, and had to be left out, goes before. The file name without its suffix
+        is the domain's name; a name in use stays with its owner.
         """
+        await self._take_in()
         known = list(self.supervisors.values())  # another round may add a domain meanwhile, whose socket is newer
         found, silent = await self.matching(patterns)
         for supervisor in known:
@@ -294,7 +323,8 @@ class Host:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Monitors that were configured, added or found and are not supervised: the path, and one sentence on why."""
-        return [*self.left_out.values(), *self._not_adopted.items(), *self.libvirts_left_out.items()]
+        left_out = [(one.path, one.reason) for one in self.left_out.values()]
+        return [*left_out, *self._not_adopted.items(), *self.libvirts_left_out.items()]
 
     def _say(self, not_adopted: Mapping[str, str]) -> None:
         """Remember the monitors that are not adopted, and log the new ones."""
@@ -312,6 +342,10 @@ class Host:
 def _level(origin: str, by: JsonObject | None) -> str:
     """Return the level for a domain that comes or goes: of the configuration's, start and reload tell already."""
     return "info" if by or origin in {DISCOVERED, LIBVIRT} else "debug"
+
+
+def _belongs(name: str, owner: str) -> str:
+    return f"domain {name} is left out: this monitor belongs to {owner}"
 
 
 def _printable(text: str) -> str:
