@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pivotd import limits
 from pivotd.app import telling_words
-from pivotd.app.live_verdicts import Key, image_names
+from pivotd.app.live_verdicts import Key, format_of, image_names
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
 from pivotd.app.reservations import Reservations
 from pivotd.client.requests import AcceptRequest
 from pivotd.core import nbd
 from pivotd.core.fleet import FleetImage
-from pivotd.core.image_names import describe
+from pivotd.core.image_names import describe, same_format
 from pivotd.core.pivot import Accepted, FileSeen, Image, Phase, Pivot, PivotDisk
 from pivotd.core.request import Requester
 from pivotd.core.standing import ImageFound, Standing
@@ -29,6 +29,8 @@ from pivotd.host.threads import in_thread
 from pivotd.journal.changes import utc_now
 from pivotd.journal.journal import Journal
 from pivotd.log import get_logger
+from pivotd.qmp.blocks import DiskSeen
+from pivotd.qmp.session import Session
 
 log = get_logger()
 NEEDED = frozenset({Standing.CURRENT, Standing.BASE})
@@ -66,6 +68,7 @@ class Accepting:
             file = await self._check(pivot, known, image)
             mark = await self._refuse_while_written(domain, disk)
             image_format = word.format or await self._format(domain, disk, image)
+            await self._refuse_other_format(domain, disk, image, image_format)
             await self._check_content(image, image_format)
             below = await self._below(image, image_format)
             async with self._reservations.of_word(image, below):
@@ -157,12 +160,25 @@ class Accepting:
             if (domain, disk) != key and not is_meant:
                 raise ConflictError(why, domain=domain, disk=disk, image=image)
 
+    async def _refuse_other_format(self, domain: str, disk: str, image: str, image_format: str) -> None:
+        """Raises: ConflictError: QEMU uses the image in another format."""
+        _, seen = await self._shown(domain, disk)
+        if seen is not None and not same_format(format_of(seen), image_format):
+            raise ConflictError(
+                f"{domain} runs on {image} as {format_of(seen)} now, not as {image_format}: stop the guest first, or "
+                f"accept it with --format {format_of(seen)}",
+                image=image,
+            )
+
     async def _uses(self, domain: str, disk: str) -> str | None:
         """Return the image that QEMU has as a disk, None if no QEMU shows one."""
+        session, seen = await self._shown(domain, disk)
+        return None if seen is None or session is None else (await image_names(seen, session))[0]
+
+    async def _shown(self, domain: str, disk: str) -> tuple[Session | None, DiskSeen | None]:
         supervisor = self._host.supervisors.get(domain)
         session = None if supervisor is None else supervisor.session
-        seen = None if session is None else (await session.disks()).get(disk)
-        return None if seen is None or session is None else (await image_names(seen, session))[0]
+        return session, None if session is None else (await session.disks()).get(disk)
 
     async def _check_content(self, image: str, image_format: str) -> None:
         """Raises: BadRequestError: what is there is certainly no image of this format."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pivotd import limits
 from pivotd.core import verdict
 from pivotd.core.fleet import FleetImage
-from pivotd.core.image_names import describe, storable
+from pivotd.core.image_names import describe, image_format, same_format, storable
 from pivotd.core.observation import LEAVING, MIGRATION_STATES, NEVER_RAN
 from pivotd.core.phases import is_decided
 from pivotd.core.pivot import FileSeen, Image, Pivot, PivotDisk
@@ -219,7 +219,7 @@ class LiveVerdicts:
         if is_here and run_state != NEVER_RAN:
             self._ran.add(key)
         if moved is None:
-            live = verdict.Live((await image_names(disk, session))[0], disk.format)
+            live = verdict.Live((await image_names(disk, session))[0], format_of(disk))
             found = verdict.without_pivot(*key, live)
             if is_here:
                 self.shown[key] = FleetImage(storable(live.image), live.format)
@@ -270,9 +270,11 @@ def _checked(disk: DiskSeen, last: Moved, session: Session) -> tuple[verdict.Liv
     The file only where QEMU certainly has it.
     """
     live, has = _live(disk, last, session), held.look(session.pid)
-    known, _ = files.last_seen(verdict.right_image(last[1]), *last)
+    right = verdict.right_image(last[1])
+    known, _ = files.last_seen(right, *last)
     name = known.filename
     held_still = known.file_id is not None and known.file_id in (has.opened or ())
+    held_still = held_still and same_format(right.format, live.format)
     if live.image == name and held_still and files.file_id(name) != known.file_id:
         live = replace(live, is_right=True)  # its name leads elsewhere by now
     if not live.is_right or live.renamed:
@@ -295,12 +297,13 @@ def _live(disk: DiskSeen, last: Moved, session: Session) -> verdict.Live:
     right = verdict.right_image(moved)
     directory = process.working_directory(session.pid)
     file = files.resolve(disk.filename, directory)
-    is_right = _is(right, pivot, moved, file)
+    shown = format_of(disk)
+    is_file = same_format(right.format, shown) and _is(right, pivot, moved, file)
     return verdict.Live(
         image=images_of(disk.layers, directory)[0].filename,
-        format=disk.format,
+        format=shown,
         same_qemu=same,
-        is_right=is_right or (same and disk.node == right.node and not _is_another(right, file)),
+        is_right=is_file or (same and disk.node == right.node and not _is_another(right, file)),
         is_destination=same and disk.node == moved.destination.node,
         renamed=files.renamed(right, pivot, file),
     )
@@ -312,6 +315,11 @@ def _is_another(image: Image, file: files.File) -> bool:
     if file.path is None or known is None or os.path.normpath(known) == os.path.normpath(file.path):
         return False
     return None not in {image.file_id, file.file_id} and image.file_id != file.file_id
+
+
+def format_of(disk: DiskSeen) -> str:
+    """Return the format of a disk's image, below filters; QEMU shows a filter as an image above its own."""
+    return image_format([disk.format, *(layer.format for layer in disk.layers)]) or disk.format
 
 
 def _is(image: Image, pivot: Pivot, disk: PivotDisk, file: files.File) -> bool:

@@ -114,7 +114,8 @@ class History:
     def of_image(self, asked: Asked, moved: Moved) -> Finding:
         """Return how the image stands to the disk, from the last pivot that knew it."""
         right, (pivot, disk) = self.right, moved
-        if ran_at := max((at for name, at in self.ran_on.items() if name in asked.names), default=None):
+        ran_at = max((at for name, at in self.ran_on.items() if name in asked.names), default=None)
+        if ran_at is not None and not (right.certain and self._is_right(asked, moved)):
             why = (
                 f"the guest ran on it at {ran_at}, without pivotd, and may have written to it; `pivotctl verdict "
                 f"accept` the right image of {right.domain} {right.disk} once you have looked"

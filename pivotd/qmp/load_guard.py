@@ -1,7 +1,8 @@
 """Keeps others from loading an internal snapshot into an image while a job of pivotd's fills it.
 
 A job never copies again what it has copied: an image that goes back to an earlier state meanwhile lacks that in the
-end, and nothing says so. QEMU loads no snapshot into a node that has a dirty bitmap, so the image gets one. It records nothing, and is not stored. The source of a mirror has the bitmap of the mirror.
+end, and nothing says so. QEMU loads no snapshot into a node that has a dirty bitmap, so the image gets one, which
+records nothing and is not stored. The source of a mirror has the bitmap of the mirror.
 Source: block/snapshot.c, bdrv_snapshot_goto(): "Device has active dirty bitmaps".
 """
 

@@ -426,6 +426,55 @@ def test_a_guest_that_has_run_on_another_file_of_the_right_name(guest: Guest):
     assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
 
 
+def test_the_right_image_in_another_format(guest: Guest):
+    """What a guest writes to the container of a qcow2 image destroys it, and a copy would carry the container on."""
+    new = guest.moved()
+    guest.qemu.stop()
+    guest.qemu = Qemu(guest.directory, [Disk(new, format="raw"), Disk(guest.disks[1])]).start()
+    (alarm,) = guest.until(None, "alarms")  # type: ignore[misc]
+    assert f"The journal names {new} as qcow2, but another QEMU process uses it as raw" in alarm
+    word = ("verdict", "accept", "web1", "disk0", new, "--reason", "so")
+    for asked in (("copy", "web1", f"disk0={guest.path('third')}"), word):
+        refused = guest.ctl(*asked)
+        assert refused.status == 4
+        assert "as raw" in complaint(refused)
+    guest.noted("ran-on-other-image")
+    guest.qemu.stop()
+    guest.until("unreachable", "connection")
+    for offline in (False, True):
+        refused = guest.ctl("image", "web1", "disk0", "--wait", "0", offline=offline)
+        assert (refused.status, refused.stdout) == (6, "")
+        assert "the guest ran on it as raw" in complaint(refused)
+    guest.start_on(new)
+    guest.noted("image-seen")
+    assert guest.ctl("image", "web1", "disk0").stdout == f"{new}\n"
+    assert guest.json("verdict", "--image", new).json[0]["standing"] == "current"
+
+
+@pytest.mark.parametrize("how", ["throttled", "copy on read", "no format", "throttled without a format"])
+def test_the_right_image_below_a_filter_or_without_a_format(guest: Guest, how: str):
+    """A filter is no format, and a file without one is raw: QEMU has the image that it should have."""
+    image_format = "raw" if "a format" in how or how == "no format" else "qcow2"
+    new = guest.path("new")
+    assert guest.ctl("copy", "web1", f"disk0={new}", "--format", image_format).status == 0
+    guest.qemu.stop()
+    file = {"driver": "file", "filename": str(new)}
+    image = {"driver": "qcow2", "file": file} if image_format == "qcow2" else file
+    top = {
+        "throttled": {"driver": "throttle", "throttle-group": "tg", "file": image},
+        "copy on read": {"driver": "copy-on-read", "file": image},
+        "no format": image,
+        "throttled without a format": {"driver": "throttle", "throttle-group": "tg", "file": image},
+    }[how]
+    node = ["-object", "throttle-group,id=tg", "-blockdev", json.dumps({"node-name": "top", **top})]
+    guest.qemu = Qemu(guest.directory, extra=[*node, "-device", "virtio-blk-pci,id=disk0,drive=top"]).start()
+    guest.until("connected", "connection")
+    guest.seen_file()
+    shown = guest.json("verdict", "web1", "disk0").json
+    assert (shown["image"], shown["format"], shown["certain"]) == (str(new), image_format, True)
+    assert guest.json("domain", "show", "web1").json["alarms"] == []
+
+
 def test_guard(guest: Guest):
     """The right images pass by any name; a wrong one gives one line with the right one."""
     new, (old, data) = guest.moved(), guest.disks
