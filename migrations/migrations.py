@@ -574,9 +574,8 @@ def m014_files_seen(db: Database) -> None:
 
 
 M015_STATEMENTS = (
-    # When the file of each side was made, where pivotd has seen it.
-    "ALTER TABLE pivot_disk ADD COLUMN source_born TEXT",
-    "ALTER TABLE pivot_disk ADD COLUMN destination_born TEXT",
+    # When the file of each image was made, where pivotd has seen it.
+    *(f"ALTER TABLE pivot_disk ADD COLUMN {side}_born TEXT" for side in ("source", "destination", "top", "base")),
     # Only the fleet names another image than ran_on; of older rows, that is so at most where there was a fleet.
     "ALTER TABLE disk_latest ADD COLUMN ran_on_by_fleet INTEGER NOT NULL DEFAULT 0 CHECK (ran_on_by_fleet IN (0, 1))",
     """

@@ -94,7 +94,7 @@ class Image:
     node: str
     file_id: str | None = None
     born: str | None = None
-    """When the file that pivotd has seen at this name was made, UTC, RFC 3339; known of sources and destinations."""
+    """When the file that pivotd has seen at this name was made, UTC, RFC 3339; None also of a device."""
 
 
 @dataclass(frozen=True, slots=True)

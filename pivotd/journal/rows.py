@@ -148,6 +148,7 @@ def _layer(side: str, image: Image | None) -> dict[str, Any]:
         f"{side}_format": None if image is None else image.format,
         f"{side}_node": None if image is None else image.node,
         f"{side}_file_id": None if image is None else image.file_id,
+        f"{side}_born": None if image is None else image.born,
     }
 
 
@@ -326,8 +327,8 @@ def _disk(row: Row) -> PivotDisk:
         index=row["disk_index"],
         qdev=row["qdev"],
         size_bytes=row["size_bytes"],
-        source=replace(_image(row, "source"), born=row["source_born"]),
-        destination=replace(_image(row, "destination"), born=row["destination_born"]),
+        source=_image(row, "source"),
+        destination=_image(row, "destination"),
         job=row["job"],
         top=_image(row, "top") if row["top_node"] is not None else None,
         base=_image(row, "base") if row["base_node"] is not None else None,
@@ -345,4 +346,4 @@ def _accepted(row: Row) -> Accepted:
 
 
 def _image(row: Row, side: str) -> Image:
-    return Image(row[f"{side}_filename"], row[f"{side}_format"], row[f"{side}_node"], row[f"{side}_file_id"])
+    return Image(*(row[f"{side}_{column}"] for column in ("filename", "format", "node", "file_id", "born")))

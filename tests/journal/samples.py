@@ -39,7 +39,7 @@ def optional(strategy: st.SearchStrategy[str]) -> st.SearchStrategy[str | None]:
     return st.none() | strategy
 
 
-IMAGES = st.builds(Image, TEXT, TEXT, TEXT, optional(TEXT))
+IMAGES = st.builds(Image, TEXT, TEXT, TEXT, optional(TEXT), optional(TEXT))
 DISKS = st.builds(
     PivotDisk,
     disk=TEXT,
@@ -49,6 +49,8 @@ DISKS = st.builds(
     source=IMAGES,
     destination=IMAGES,
     job=TEXT,
+    top=optional(IMAGES),
+    base=optional(IMAGES),
     between=st.lists(TEXT, max_size=3).map(tuple),
     cache_direct=st.booleans(),
     outcome=st.none() | st.sampled_from(Outcome),

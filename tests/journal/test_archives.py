@@ -602,7 +602,7 @@ async def test_an_archive_of_an_older_schema_is_read_and_upgraded(journal: Journ
     with closing(sqlite3.connect(path)) as connection:
         for statement in (
             "ALTER TABLE disk_latest DROP COLUMN ran_on_by_fleet",
-            *(f"ALTER TABLE pivot_disk DROP COLUMN {side}_born" for side in ("source", "destination")),
+            *(f"ALTER TABLE pivot_disk DROP COLUMN {side}_born" for side in ("source", "destination", "top", "base")),
             "DROP TRIGGER disk_latest_file", "DROP TRIGGER disk_latest_file_accepted",
             *(f"ALTER TABLE disk_latest DROP COLUMN file_{column}" for column in ("name", "id", "boot_id", "born")),
             "DROP TRIGGER image_latest_accepted", "DROP TRIGGER image_latest_switched",

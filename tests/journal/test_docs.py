@@ -18,7 +18,8 @@ from pivotd.journal.journal import Journal
 from tests.cli.every_kind import fill
 
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
-SHARED = re.compile(r"`(\w+?)_filename`, `_format`, `_node`, `_file_id`")
+OF_AN_IMAGE = ("filename", "format", "node", "file_id", "born")
+SHARED = re.compile(r"`(\w+?)_filename`, `_format`, `_node`, `_file_id`, `_born`")
 
 CODE = Path(__file__).parents[2] / "pivotd"
 RECORDING = {"record", "note", "note_in_time", "advance", "note_resumed", "_append"}
@@ -27,9 +28,7 @@ RECORDING = {"record", "note", "note_in_time", "advance", "note_resumed", "_appe
 
 def columns_of_the_page() -> set[str]:
     text = PAGE.read_text()
-    shared = {
-        f"{side}_{column}" for side in SHARED.findall(text) for column in ("filename", "format", "node", "file_id")
-    }
+    shared = {f"{side}_{column}" for side in SHARED.findall(text) for column in OF_AN_IMAGE}
     return set(re.findall(r"`(\w+)`", text)) | shared | {"requested_by_gid", "requested_by_pid"}
 
 

@@ -153,7 +153,7 @@ async def test_the_journal_of_an_older_pivotd_counts_too(tmp_path: Path, start: 
             "file_born",
         ):
             connection.execute(f"ALTER TABLE disk_latest DROP COLUMN {column}")
-        for column in ("source_born", "destination_born"):
+        for column in ("source_born", "destination_born", "top_born", "base_born"):
             connection.execute(f"ALTER TABLE pivot_disk DROP COLUMN {column}")
     assert start(definition()) == libvirt_hook.REFUSED
     assert start(definition(DESTINATION)) == 0
