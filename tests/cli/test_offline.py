@@ -18,7 +18,8 @@ from pivotd.journal.journal import Journal
 from tests.cli.ctl import Answer, complaint, ctl
 from tests.journal.samples import make_pivot
 
-AT = "2026-11-23T09:00:01.000000Z"
+AT = "2226-11-23T09:00:01.000000Z"
+"""Later than the images are made: a file that is made after a pivot is none of its images."""
 
 
 async def _fill(state_dir: Path) -> None:
