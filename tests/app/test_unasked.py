@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +18,11 @@ from pivotd.planning import lower_images
 from tests.app.conftest import WHO, engine
 from tests.app.test_holders import Desk, desk
 from tests.app.test_meanwhile import verdict
+from tests.cli.test_unasked import taken
 from tests.support.qemu import Disk
 
 __all__ = ["desk", "engine"]
 pytestmark = pytest.mark.qemu
-
-
-@contextmanager
-def taken(monitor: Path) -> Iterator[None]:
-    with socket.socket(socket.AF_UNIX) as client, client.makefile("rb") as stream:
-        client.connect(str(monitor))
-        stream.readline()
-        yield
 
 
 async def started_again(desk: Desk) -> tuple[Path, Path]:
