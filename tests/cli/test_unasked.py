@@ -97,7 +97,11 @@ def old(monitor: Path) -> Iterator[None]:
     return answered_by(monitor, answer)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("how", [taken, full, unlinked, blocked, closing, old], ids=lambda how: how.__name__)
+@pytest.mark.parametrize(
+    "how",
+    [taken, full, unlinked, pytest.param(blocked, marks=pytest.mark.long), closing, old],
+    ids=lambda how: how.__name__,
+)
 def test_a_guest_on_a_stale_image(guest: Guest, how: Callable[[Path], Iterator[None]]):
     """It runs there, and after its end the journal's word counts: in between nothing is certain, and no word is taken."""
     new = guest.moved()
