@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,36 @@ async def test_a_word_while_the_storage_of_another_guest_is_slow(
     )
     with pytest.raises(ConflictError, match=said):
         await accepting.accept("web1", "disk0", AcceptRequest(str(base), "so", "qcow2"), WHO)
+
+
+async def test_a_guest_that_ends_between_the_try_to_connect_and_the_look(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """It was connected at the one, and is gone at the other: somebody looks again, and the journal's word counts."""
+    qemu = await desk.guest("web1", Disk(desk.image("a.qcow2")))
+    assert (await desk.copy("web1", desk.directory / "b.qcow2")).outcome == "switched"
+    supervisor, look = desk.engine.host.get("web1"), Reads.live_verdicts
+
+    async def first_it_ends(*facts: Any) -> Any:
+        if supervisor.session is not None:
+            session = supervisor.session
+            qemu.kill()
+            await session.closed()
+            while supervisor.session is not None:
+                await asyncio.sleep(0)
+        return await look(*facts)
+
+    monkeypatch.setattr(Reads, "live_verdicts", first_it_ends)
+    found = await verdict(desk, "web1")
+    assert (found.certain, found.image) == (True, str(desk.directory / "b.qcow2"))
+
+
+async def test_a_monitor_below_a_directory_with_a_line_break(desk: Desk):
+    """The kernel's table cannot show who listens there: it is not adopted, and the reason is told."""
+    place = desk.directory / "line\nbreak"
+    place.mkdir()
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.bind(str(place / "web7.sock"))
+        await desk.engine.host.discover([str(desk.directory / "*" / "*.sock")])
+    assert "web7" not in desk.engine.host.supervisors
+    ((path, why),) = desk.engine.host.skipped
+    assert path.endswith("line\\nbreak/web7.sock")
+    assert "line breaks" in why
