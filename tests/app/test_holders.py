@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,7 @@ from pivotd.host import backing, places
 from pivotd.planning import needed_images
 from pivotd.planning.plan import plan
 from tests.app.conftest import WHO, engine
+from tests.app.test_alarms import until
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.support.qemu import Disk, create_image
@@ -269,17 +271,26 @@ async def test_a_word_for_an_image_that_is_being_accepted(desk: Desk):
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["", "by-an-earlier-pivotd"])
-async def test_an_image_to_which_an_open_pivot_of_another_disk_writes_is_not_accepted(desk: Desk, *, restarted: bool):
+async def test_an_image_to_which_an_open_pivot_of_another_disk_writes_is_not_accepted(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, *, restarted: bool
+):
     """Else both disks would be certain of it after the switch; nor while such a pivot is being recorded."""
     found = await _two_stopped(desk)
     await desk.guest("web3", Disk(desk.image("web3.qcow2")))
     options = CopyOptions(pivot=False, reuse=True)
     request = PivotRequest("web3", Kind.COPY, (Target("disk0", str(found)),), options)
+    accept, go_on = desk.engine.journal.accept, asyncio.Event()
+
+    async def when_let(*facts: Any) -> Any:
+        await go_on.wait()
+        return await accept(*facts)
+
+    monkeypatch.setattr(desk.engine.journal, "accept", when_let)
     begins = asyncio.ensure_future(desk.starter.start(request, WHO))
-    while not desk.starter.reservations.accepting:
-        await asyncio.sleep(0)
+    await until(lambda: bool(desk.starter.reservations.accepting))
     with pytest.raises(ConflictError, match="a pivot that begins just now writes to"):
         await _accept(desk, "web1", found)
+    go_on.set()
     pivot = await begins
     if restarted:
         desk.starter.reservations = Reservations(desk.engine.host)
