@@ -9,7 +9,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -167,14 +166,13 @@ def test_clients_of_a_daemon_that_cannot_start_are_told_why(tmp_path: Path, trou
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as pool:
         listener.bind(str(path))
         listener.listen(5)
-        began_s = time.monotonic()
         asked = [pool.submit(_health, path) for _ in range(3)]
         assert until(lambda: _queued(path) == 3)
         done = subprocess.run(
             ["bash", "-c", shell, str(listener.fileno()), *daemon],
             pass_fds=[listener.fileno()], capture_output=True, text=True, timeout=90, check=False,
         )  # fmt: skip
-        errors = [one.result() for one in asked]
+        errors = [one.result(15) for one in asked]  # it has told them before its own end
     assert done.returncode == (2 if trouble == "configuration" else 4)
     why = done.stderr.strip().removeprefix("pivotd: ")
     for error in errors:
@@ -182,7 +180,6 @@ def test_clients_of_a_daemon_that_cannot_start_are_told_why(tmp_path: Path, trou
         assert (error.kind, error.exit_status) == ("unreachable", 3)
         assert error.message.startswith(f"pivotd cannot start: {why}")
     assert trouble != "configuration" or "`systemctl restart pivotd`" in errors[0].message
-    assert time.monotonic() - began_s < 15
 
 
 def _health(path: Path) -> ClientError | None:
@@ -290,7 +287,7 @@ def test_a_guest_is_not_left_paused_though_its_monitor_has_another_path_in_the_c
     with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
         proxy.on_message = strike = KillAt(lambda: [daemon.pid], When.BEFORE, label="return:job-finalize")
         pivot = copied(daemon, tmp_path / "new.qcow2")["id"]
-        assert strike.struck.wait(20)
+        assert strike.struck.wait(60)
         daemon.kill()
         assert qemu.spy("query-status")["status"] == "paused"
         config.write_text(config.read_text().replace(str(qemu.qmp), str(elsewhere)))

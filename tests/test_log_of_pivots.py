@@ -26,8 +26,8 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.qemu
 DEBUG = '[log]\nlevel = "debug"'
-PAUSE_MS = 20_000
-"""Long enough for what a test does while the guest is paused."""
+PAUSE_MS = 60_000
+"""Long enough for what a test does while the guest is paused, and that one try of a switch is enough."""
 
 
 def events(daemon: Daemon, *names: str) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def qemu(qemu_factory: QemuFactory, tmp_path: Path) -> Qemu:
 def test_a_pivot_is_told_from_the_request_to_the_outcome(qemu: Qemu, tmp_path: Path) -> None:
     """Who asked and for what, the outcome, and the length of the pause, all with domain and pivot."""
     with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
-        pivot = copied(daemon, tmp_path / "new.qcow2")
+        pivot = copied(daemon, tmp_path / "new.qcow2", max_pause_ms=PAUSE_MS)
         assert daemon.terminate() == 0
         told = [event for event in events(daemon) if event["event"].startswith("pivot.")]
     assert [event["event"] for event in told] == ["pivot.accepted", "pivot.switched", "pivot.paused"]
@@ -84,7 +84,7 @@ def test_a_cancelled_pivot_is_told(qemu: Qemu, tmp_path: Path) -> None:
 def test_every_request_to_a_pivot_and_its_undo_are_told(qemu: Qemu, tmp_path: Path) -> None:
     """Bandwidth, complete, undo: the pivot that undoes is accepted like any other."""
     with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
-        first = copied(daemon, tmp_path / "new.qcow2", pivot=False, keep_synced=True)["id"]
+        first = copied(daemon, tmp_path / "new.qcow2", pivot=False, keep_synced=True, max_pause_ms=PAUSE_MS)["id"]
         call(daemon, "POST", f"/v1/pivots/{first}/bandwidth", {"bandwidth_bytes_per_s": 1 << 30})
         call(daemon, "POST", f"/v1/pivots/{first}/complete")
         assert until(lambda: bool(call(daemon, "GET", f"/v1/pivots/{first}")["undo_until"]))
@@ -147,7 +147,8 @@ def test_an_outcome_is_told_though_the_daemon_died_with_it(qemu_factory: QemuFac
     qemu = qemu_factory([Disk(create_image(tmp_path / "old.qcow2"))], proxy=proxy)
     with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
         strike.daemon = daemon
-        call(daemon, "POST", "/v1/domains/web1/copy", {"disks": [{"disk": "disk0", "image": f"{tmp_path}/new.qcow2"}]})
+        disks = [{"disk": "disk0", "image": f"{tmp_path}/new.qcow2"}]
+        call(daemon, "POST", "/v1/domains/web1/copy", {"disks": disks, "max_pause_ms": PAUSE_MS})
         assert daemon.wait() == -signal.SIGKILL
         assert events(daemon, "pivot.switched", "pivot.paused") == []
         daemon.start()

@@ -107,7 +107,7 @@ def test_a_request_without_a_free_file_descriptor_waits(running: Reloaded) -> No
     limits = resource.prlimit(running.daemon.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(running.daemon.pid, resource.RLIMIT_NOFILE, (4, limits[1]))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
-        assert until(lambda: "reload-delayed" in running.daemon.log_path.read_text(), 20)
+        assert until(lambda: "reload-delayed" in running.daemon.log_path.read_text())
         resource.prlimit(running.daemon.pid, resource.RLIMIT_NOFILE, limits)
         assert asking.communicate(timeout=90)[0] == "reloaded: nothing had changed\n"
     assert running.domains() == {}

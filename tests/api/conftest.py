@@ -69,7 +69,7 @@ class Api:
             "POST", "/v1/domains/web1/copy", {"disks": [{"disk": "disk0", "image": self.image()}]}, **headers
         )
         assert answer.status == 202, answer.body
-        found = self.call("GET", f"{answer.headers['location']}/wait?timeout_s=20").json
+        found = self.call("GET", f"{answer.headers['location']}/wait?timeout_s=50").json
         assert found["phase"] == "closed", found
         return dict(found)
 

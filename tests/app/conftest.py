@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
 
 __all__ = ["engine"]
-WAIT_S = 20
+WAIT_S = 50
 WHO = Requester(0, 0, 1)
 
 
@@ -69,9 +70,12 @@ class Host:
         extra = ["-qmp", f"unix:{self.directory}/{second}.qmp,server=on,wait=off"] if second else []
         return self._stack.enter_context(Qemu(self.directory, images, name=name, extra=extra))
 
-    def start(self, domains: dict[str, Path] | None = None, configuration: str = "") -> Daemon:
+    def start(self, domains: dict[str, Path] | None = None, configuration: str = "", **limits: float) -> Daemon:
+        """Start a daemon; ``limits``: those of pivotd.limits that are others there."""
         tables = [f"[domains.{name}]\nqmp = {json.dumps(str(path))}" for name, path in (domains or {}).items()]
-        self.daemon = Daemon(self.directory, {}, configuration="\n".join([configuration, *tables]))
+        program = "import pivotd.limits as known; known.__dict__.update({}); import pivotd.daemon; pivotd.daemon.main()"
+        command = [sys.executable, "-c", program.format(limits)] if limits else None
+        self.daemon = Daemon(self.directory, {}, configuration="\n".join([configuration, *tables]), command=command)
         return self._stack.enter_context(self.daemon)
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:

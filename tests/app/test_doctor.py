@@ -98,7 +98,8 @@ def ward() -> Iterator[tuple[Any, Ward]]:
         made.qemu("lost")
         (host.directory / "lost.qcow2").unlink()
         made.qemu("killed").kill()
-        made.qemu("gone").spy("migrate", {"uri": "exec:cat >/dev/null"})
+        gone = made.qemu("gone")
+        gone.spy("migrate", {"uri": "exec:cat >/dev/null"})
         other = stack.enter_context(socket.socket(socket.AF_UNIX))
         busy = made.qemu("busy")
         other.connect(str(busy.qmp))
@@ -111,7 +112,7 @@ def ward() -> Iterator[tuple[Any, Ward]]:
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(host.directory / "no name!.found"))
         host.start(made.domains, f'discover = ["{host.directory}/*.found"]')
-        assert until(lambda: broken.run_state() == "io-error")
+        assert until(lambda: (broken.run_state(), gone.run_state()) == ("io-error", "postmigrate"))
         yield doctor(host), made
 
 
@@ -319,7 +320,7 @@ async def test_pivots_that_cannot_be_archived(engine: Engine, reads: Reads, monk
         return [(one.severity, one.what) for area in areas for one in area.findings if one.check == "journal-archive"]
 
     running = asyncio.ensure_future(service.retention.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (found := await told()):
             await asyncio.sleep(0.01)
     assert [severity for severity, _ in found] == ["warning"]
@@ -327,7 +328,7 @@ async def test_pivots_that_cannot_be_archived(engine: Engine, reads: Reads, monk
     assert "archive-2021" in found[0][1]
     for path in in_the_way:
         path.rmdir()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await told():
             await asyncio.sleep(0.01)
     running.cancel()

@@ -259,7 +259,7 @@ def test_a_discovered_second_monitor_of_a_known_qemu(host: Host):
     """It is refused as long as the other domain is there, and then connected by itself."""
     qemu = host.qemu("a", second="b")
     host.start(configuration=f"discover = [{json.dumps(str(host.directory / 'b.qmp'))}]")
-    assert connections(host) == {"b": "connected"}
+    assert settled(host, b="connected"), host.domains()
     (host.directory / "b.qmp").rename(host.directory / "b.other")
     host.daemon.kill()
     host.start(configuration=f"discover = [{json.dumps(str(host.directory / 'b.qmp'))}]")

@@ -16,7 +16,7 @@ from tests.support.qemu import Disk, Qemu, create_image
 
 pytestmark = pytest.mark.qemu
 READS = 40
-RECOVERED_S = 20.0
+RECOVERED_S = 60.0
 
 
 def settled(host: Host, image: Path) -> None:
@@ -44,7 +44,7 @@ def test_reads_of_disks_on_storage_that_hangs(host: Host):
             assert host.threads() - before <= limits.PATH_THREADS_MAX + 12, "the API's own pool has a few, too"
             started_s = time.monotonic()
             (row,) = host.call("GET", "/v1/domains/hung/disks").json
-            assert time.monotonic() - started_s < limits.FILE_TIMEOUT_S / 2
+            assert time.monotonic() - started_s < limits.FILE_TIMEOUT_S, "it has waited once more"
             assert row["image"] == str(place / "old.qcow2")
             refused = host.copy("hung", host.image())
             assert refused.status == 400

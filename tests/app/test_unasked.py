@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pivotd import limits
 from pivotd.app.accepting import Accepting
 from pivotd.app.reads import Reads
 from pivotd.client.requests import AcceptRequest
@@ -85,20 +86,23 @@ async def test_a_word_while_the_storage_of_another_guest_is_slow(
     session = desk.engine.host.get("web2").session
     if session is not None:
         await session.closed()
+    answers = threading.Event()
     if slow:
         look = lower_images.by_headers
 
         def late(*facts: Any) -> Any:
-            time.sleep(0.7)
+            answers.wait()
             return look(*facts)
 
         monkeypatch.setattr(lower_images, "by_headers", late)
+        monkeypatch.setattr(limits, "OTHERS_FILE_TIMEOUT_S", 0.1)
     accepting = Accepting(desk.engine.host, desk.engine.journal, desk.reads, desk.starter.reservations)
     said = (
         "nobody can tell yet whether web2 disk0 needs it: the storage of .* does not answer" if slow else "it is below"
     )
     with pytest.raises(ConflictError, match=said):
         await accepting.accept("web1", "disk0", AcceptRequest(str(base), "so", "qcow2"), WHO)
+    answers.set()
 
 
 async def test_a_guest_that_ends_between_the_try_to_connect_and_the_look(desk: Desk, monkeypatch: pytest.MonkeyPatch):

@@ -860,13 +860,13 @@ async def test_a_daemon_that_ends_leaves_no_connection(journal: Journal, monkeyp
 
     def slow(path: Path) -> sqlite3.Connection:
         opening.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         opened.append(connect(path))
         return opened[0]
 
     monkeypatch.setattr(schema, "connect_read_only", slow)
     running = asyncio.ensure_future(Retention(journal, None).run())
-    assert await asyncio.to_thread(opening.wait, 10)
+    assert await asyncio.to_thread(opening.wait, 60)
     running.cancel()
     await asyncio.sleep(0)
     go_on.set()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pivotd import limits
 from pivotd.core.pivot import Phase
 from pivotd.errors import JournalLostError
 from pivotd.journal.journal import Journal
@@ -69,8 +70,9 @@ async def test_nothing_else_that_somebody_asks_for_is_recorded(journal: Journal)
         await journal.hand_over(pivot, replace(make_pivot(2), undo_of=pivot.id), {})
 
 
-async def test_a_look_tells_without_a_record(journal: Journal):
+async def test_a_look_tells_without_a_record(journal: Journal, monkeypatch: pytest.MonkeyPatch):
     """Health asks for it."""
+    monkeypatch.setattr(limits, "JOURNAL_NAMES_S", 60.0)
     await journal.look_for_names()
     assert journal.lost is None
     away = journal.path.with_suffix(".away")

@@ -125,14 +125,14 @@ async def test_a_look_that_is_cancelled_does_not_end_the_writer(tmp_path: Path) 
     """Whoever asked has left; the next change is written."""
     journal = Journal.open(tmp_path)
     release = threading.Event()
-    busy = journal._writer.call(lambda _connection: release.wait(10))
+    busy = journal._writer.call(lambda _connection: release.wait(TIMEOUT_S))
     look = asyncio.ensure_future(journal.added_domains())
     await asyncio.sleep(0)
     look.cancel()
     with pytest.raises(asyncio.CancelledError):
         await look
     release.set()
-    assert busy.result(10)
+    assert busy.result(TIMEOUT_S)
     await journal.note("still there", {})
     assert journal.alive
     await journal.close()

@@ -20,7 +20,7 @@ from tests.journal_disk.server import Fault
 from tests.journal_disk.store import Change, Contents
 
 REPOSITORY = Path(__file__).parents[2]
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 class Disk:

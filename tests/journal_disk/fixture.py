@@ -30,7 +30,7 @@ from tests.support.waiting import until
 
 COMPLETE = "every destination is complete"
 RESUMES = "the guest is about to run on"
-WAIT_S = 20.0
+WAIT_S = 60.0
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
@@ -96,7 +96,7 @@ class Ground:
 
     def rest(self, pivot: str) -> Any:
         """Wait until a pivot rests and return it."""
-        return call(self.daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s={WAIT_S}")
+        return call(self.daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s={WAIT_S}", timeout_s=2 * WAIT_S)
 
     def closed(self) -> bool:
         """Return whether there are pivots and all of them are closed."""

@@ -140,7 +140,7 @@ def test_hanging_request_goes_on_when_the_disk_is_sound(disk: Disk) -> None:
     assert thread.is_alive()
     assert disk.hung() == 1
     disk.fail()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -95,7 +95,7 @@ def test_every_failing_request(disk: Disk, ram: Path, what: str, how: str, lasti
 async def together(journal: Journal, changes: list[Coroutine[Any, Any, Any]]) -> list[Any]:
     """Let changes reach the writer as one batch; return the answers."""
     release = threading.Event()
-    journal._writer.call(lambda _: release.wait(10))
+    journal._writer.call(lambda _: release.wait(60))
     tasks = [asyncio.ensure_future(change) for change in changes]
     await asyncio.sleep(0)
     release.set()
