@@ -21,10 +21,15 @@ class NbdServer:
     def __init__(self, image: Path, *, tcp: bool = False, image_format: str = "raw") -> None:
         self.image = image
         self.path = image.parent / f"{image.stem}.sock"
+        self._format = image_format
+        self._port: int | None = None
+        self._process = self._start(tcp=tcp)
+
+    def _start(self, *, tcp: bool) -> subprocess.Popen[bytes]:
         self._port = _free_port() if tcp else None
         where = ["-b", "127.0.0.1", "-p", str(self._port)] if tcp else ["-k", str(self.path)]
-        command = ["qemu-nbd", "-t", "-e", "8", "-f", image_format, "-x", "exp", "--discard=unmap", *where, str(image)]
-        self._process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command])
+        command = ["qemu-nbd", "-t", "-e", "8", "-f", self._format, "-x", "exp", "--discard=unmap", *where]
+        return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command, str(self.image)])
 
     @property
     def uri(self) -> str:
@@ -36,7 +41,9 @@ class NbdServer:
         deadline_s = time.monotonic() + TIMEOUT_S
         while not self._listens():
             assert time.monotonic() < deadline_s, "qemu-nbd does not listen"
-            assert self._process.poll() is None, "qemu-nbd has ended"
+            if self._process.poll() is not None:
+                assert self._port is not None, "qemu-nbd has ended"
+                self._process = self._start(tcp=True)  # the port that was free is another test's by now
         return self
 
     def __exit__(

@@ -128,7 +128,7 @@ async def test_a_commit_that_is_taken_back_leaves_no_layer_behind(
         await asyncio.sleep(0)
     qemu.spy("stop")
     qemu.spy("job-complete", id=disk.job)
-    qemu.await_event("JOB_STATUS_CHANGE", timeout_s=10, id=disk.job, status="pending")
+    qemu.await_event("JOB_STATUS_CHANGE", id=disk.job, status="pending")
     await session.finalize(pivot, [disk.job])
     assert await session.reverse(pivot, disk, session.resumes)
     kept = replace(pivot, phase=Phase.DECIDED, disks=(replace(disk, outcome=Outcome.KEPT),))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from pivotd.app.registry import RUNTIME
 from pivotd.core.observation import Root
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Phase, Pivot
@@ -32,7 +31,7 @@ async def test_two_domains_with_open_pivots_in_one_qemu(
     with monkeypatch.context() as patch:
         patch.setattr(Processes, "take", _nothing)  # as a pivotd that takes them for two guests
         await engine.connect(qemu)
-        await engine.host.add("web2", str(tmp_path / "web2.qmp"), RUNTIME).settled(5)
+        await engine.add("web2", tmp_path / "web2.qmp")
         drivers = [
             await engine.copy(name, {disk: tmp_path / f"{disk}.new"}, pivot=False, max_pause_ms=60_000)
             for name, disk in (("web1", "disk0"), ("web2", "disk1"))
