@@ -74,16 +74,17 @@ def test_a_disk_that_fills_up_in_the_pause_costs_nothing(
     old = [create_image(tmp_path / f"old{i}.qcow2") for i in range(disks)]
     qemu = qemu_factory([Disk(path, legacy=legacy) for path in old], proxy=proxy)
     with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
-        body = {"disks": [{"disk": f"disk{i}", "image": str(tmp_path / f"new{i}.qcow2")} for i in range(disks)]}
+        targets = [{"disk": f"disk{i}", "image": str(tmp_path / f"new{i}.qcow2")} for i in range(disks)]
+        body = {"disks": targets, "max_pause_ms": 60_000}  # one pause, also on a busy machine
         pivot = call(daemon, "POST", "/v1/domains/web1/copy", body)["id"]
-        qemu.await_event("STOP", timeout_s=15)
-        qemu.await_event("RESUME", timeout_s=15)
+        qemu.await_event("STOP")
+        qemu.await_event("RESUME")
         assert fill.done
-        new = [target["image"] for target in body["disks"]]
+        new = [target["image"] for target in targets]
         assert [qemu.root(f"disk{i}").filename for i in range(disks)] == new
         assert {v["image"] for v in daemon.ctl("verdict", "web1", offline=True).json} == set(new)
         fill.filler.unlink()
-        assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=20")["outcome"] == "switched"
+        assert call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=60", timeout_s=90)["outcome"] == "switched"
         assert qemu.run_state() == "running"
         assert qemu.jobs() == {}
 

@@ -14,9 +14,8 @@ import pytest
 from pivotd.api.routes import ROUTES
 from pivotd.client import Client, ClientError, RefusedError, TakeDisk, TakeRequest
 from pivotd.client.transport import Transport
-from tests.fleet.etcd import free_ports
 from tests.fleet.test_commands import Site, site  # noqa: F401 - a fixture
-from tests.fleet.views import DESTINATION, announced, claimed, published
+from tests.fleet.views import AWAY, DESTINATION, announced, claimed, published
 from tests.support.daemon import Daemon
 
 
@@ -27,9 +26,10 @@ def daemon(site: Site, tmp_path: Path) -> Iterator[Daemon]:  # noqa: F811
         yield running
 
 
-def started(tmp_path: Path, endpoints: Any, prefix: str) -> Daemon:
+def started(tmp_path: Path, endpoints: Any, prefix: str, timeout_ms: int = 20_000) -> Daemon:
+    """Return a pivotd of the host h2 that waits for etcd, also on a busy machine."""
     lines = f'[fleet]\nendpoints = {json.dumps(list(endpoints))}\nprefix = {json.dumps(prefix)}\nhost = "h2"\n'
-    return Daemon(tmp_path, {}, configuration=lines)
+    return Daemon(tmp_path, {}, configuration=f"{lines}timeout_ms = {timeout_ms}\n")
 
 
 def built(answer: Any) -> Any:
@@ -80,8 +80,7 @@ def test_a_guest_is_taken_for_the_host_of_the_daemon(site: Site, daemon: Daemon)
 
 def test_an_etcd_without_a_majority_is_an_error_and_no_answer(tmp_path: Path) -> None:
     """Status 3; the state of its nodes is told all the same."""
-    ports = free_ports(2)
-    with started(tmp_path, [f"http://127.0.0.1:{port}" for port in ports], "/p/") as daemon:
+    with started(tmp_path, [AWAY, f"{AWAY}1"], "/p/", timeout_ms=2000) as daemon:
         client = Client(str(daemon.socket))
         for ask in (client.fleet_verdicts, client.fleet_domains, lambda: client.fleet_verdicts("web1")):
             with pytest.raises(ClientError) as failed:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pivotd.fleet.presence import Presence
 from tests.fleet.conftest import Settings
-from tests.fleet.etcd import Cluster, free_ports
+from tests.fleet.etcd import Cluster
 from tests.fleet.test_messages import LONG_S
 from tests.fleet.test_refusals import user
-from tests.fleet.views import AT
+from tests.fleet.views import AT, AWAY
 
 
 def check(tmp_path: Path, *endpoints: str, **more: object) -> tuple[int, str, str]:
@@ -39,16 +39,14 @@ def test_endpoints_are_tried(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_one_endpoint_that_is_away_is_told_and_no_error(cluster: Cluster, tmp_path: Path) -> None:
     """The majority is there: pivotd would work."""
-    away = f"http://127.0.0.1:{free_ports(1)[0]}"
-    status, said, _ = check(tmp_path, *cluster.urls[:2], away)
+    status, said, _ = check(tmp_path, *cluster.urls[:2], AWAY)
     assert status == 0
-    assert f"NOT USABLE NOW: {away}: Connection refused" in said
+    assert f"NOT USABLE NOW: {AWAY}: Connection refused" in said
 
 
 def test_no_answer_is_status_3(tmp_path: Path) -> None:
     """Nobody is there."""
-    away = f"http://127.0.0.1:{free_ports(1)[0]}"
-    assert check(tmp_path, away) == (3, "", f"pivotd: etcd: {away}: Connection refused\n")
+    assert check(tmp_path, AWAY) == (3, "", f"pivotd: etcd: {AWAY}: Connection refused\n")
 
 
 def test_what_has_to_be_corrected_is_status_4(cluster: Cluster, tmp_path: Path) -> None:

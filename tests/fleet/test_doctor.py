@@ -25,7 +25,7 @@ def found(client: Client) -> dict[str, DoctorFinding]:
 def test_what_is_wrong_with_a_fleet(fragile: Cluster, tmp_path: Path) -> None:
     """Nothing; then a pivot without an outcome; then a node that is dead, by its address; then no majority."""
     site = Site(fragile)
-    with started(tmp_path, fragile.urls, site.prefix) as daemon:
+    with started(tmp_path, fragile.urls, site.prefix, timeout_ms=2000) as daemon:
         client = Client(str(daemon.socket))
         assert found(client) == {}
         site.domain("web2", claimed, announced)

@@ -23,18 +23,21 @@ from tests.support.qemu import Disk, Qemu, create_image
 
 pytestmark = pytest.mark.qemu
 LONG_S = 60.0
+TIMEOUT_MS = 20_000
+"""How long a pivotd waits for etcd, which answers late on a busy machine."""
 
 
-def lines_of(directory: Path, host: str, cluster: Cluster) -> str:
+def lines_of(directory: Path, host: str, cluster: Cluster, timeout_ms: int = TIMEOUT_MS) -> str:
     """Return the configuration of a host of a fleet of its own for this test."""
     fleet = {"endpoints": list(cluster.urls), "host": host, "prefix": f"/{directory.parent.name}/"}
+    fleet["timeout_ms"] = timeout_ms
     return "\n".join(["[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in fleet.items())])
 
 
-def daemon_of(directory: Path, host: str, qmp: Path, cluster: Cluster) -> Daemon:
+def daemon_of(directory: Path, host: str, qmp: Path, cluster: Cluster, timeout_ms: int = TIMEOUT_MS) -> Daemon:
     """Return a pivotd that is such a host."""
     directory.mkdir(exist_ok=True)
-    return Daemon(directory, {"web1": qmp}, configuration=lines_of(directory, host, cluster))
+    return Daemon(directory, {"web1": qmp}, configuration=lines_of(directory, host, cluster, timeout_ms))
 
 
 async def test_a_guest_is_claimed_moved_released_and_claimed_by_its_new_host(
@@ -166,7 +169,7 @@ async def test_a_guest_that_leaves_is_seen_while_etcd_is_asked_about_it(
     """Its QEMU may end long before etcd answers: what is owed is known before that."""
     fleet = fleet_of(*fragile.urls, prefix=f"/{tmp_path.name}/")
     guest = Leaving(fragile, fleet, qemu_factory, tmp_path)
-    lines = f"{lines_of(tmp_path / 'h1', 'h1', fragile)}\ntimeout_ms = 60_000"
+    lines = lines_of(tmp_path / "h1", "h1", fragile, 60_000)
     made(tmp_path / "h1")
     with Daemon(tmp_path / "h1", {"web1": guest.old.qmp}, configuration=lines) as daemon:
         await guest.owner(1)

@@ -9,6 +9,8 @@ from pivotd.core.pivot import Outcome
 from pivotd.core.request import Manager
 
 AT = "2026-11-30T00:00:00.000000Z"
+AWAY = "http://127.0.0.1:1"
+"""Nobody listens there; a port that was free a moment ago can be another test's by now."""
 SOURCE, DESTINATION = FleetImage("/old/web1.qcow2", "qcow2"), FleetImage("/new/web1.qcow2", "qcow2")
 
 

@@ -23,7 +23,7 @@ from tests.support.qemu import Disk, Qemu, create_image
 
 pytestmark = pytest.mark.qemu
 
-ANSWER_S = 30
+ANSWER_S = 90
 TYPED_503 = {"domain-unreachable", "monitor-busy"}
 CAUSED = {"accepted", "domain-added", "domain-removed", "cancel-requested", "complete-requested"}
 """Records that only a request can bring about."""

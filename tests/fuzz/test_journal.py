@@ -218,7 +218,7 @@ def _check_daemon(state_dir: Path, directory: Path, what: str) -> None:
 
 def _is_ready(daemon: Daemon) -> bool:
     try:
-        daemon.await_ready(timeout_s=20)
+        daemon.await_ready()
     except RuntimeError:
         return False
     return True

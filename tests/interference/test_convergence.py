@@ -24,6 +24,8 @@ pytestmark = pytest.mark.qemu
 WRITE_BLOCKING_FROM = (8, 2)
 SLOW_BYTES_PER_S = 2 << 20
 BACKLOG_BYTES = 4 << 20
+MAX_PAUSE_MS = 500
+"""Half a MiB may be left for the pause."""
 QDEV = "disk0"
 
 old = pytest.mark.parametrize("version", [v for v in qemus() if number(v) < WRITE_BLOCKING_FROM])
@@ -34,7 +36,7 @@ async def too_fast(bed: Bed, version: str, **options: Any) -> Driver:
     """Start a guest and a copy that waits at ready, and make its destination too slow for the guest."""
     disk = Disk(bed.image("old.raw"), format="raw", bus="ide")
     await bed.guest(disk, binary=qemus()[version])
-    driver = await bed.to_ready(bed.target("new.raw"), **options)
+    driver = await bed.to_ready(bed.target("new.raw"), **{"max_pause_ms": MAX_PAUSE_MS, **options})
     slow_down(bed.qemu, driver.pivot.disks[0].destination.node, SLOW_BYTES_PER_S)
     if options.get("copy_mode") != "write-blocking":
         await backlog(bed)
@@ -99,7 +101,7 @@ async def test_a_guest_is_slowed_though_the_command_was_lost(bed: Bed, version: 
     proxy = Qemu.proxy_for(bed.directory, on_message=lose)
     await bed.domain(Disk(bed.image("old.raw"), format="raw"), binary=qemus()[version], proxy=proxy)
     had = limits_of(bed.qemu)
-    driver = await bed.to_ready(bed.target("new.raw"))
+    driver = await bed.to_ready(bed.target("new.raw"), max_pause_ms=MAX_PAUSE_MS)
     # A guest that has written once gets the least there is: no further step would have other limits.
     slow_down(bed.qemu, driver.pivot.disks[0].destination.node, BACKLOG_BYTES // 8)
     write = f'qemu-io -d {driver.pivot.disks[0].qdev} "write -q -P 7 0 {2 * BACKLOG_BYTES}"'
@@ -206,7 +208,10 @@ async def test_a_copy_that_somebody_pauses_is_said_to_stall(bed: Bed, monkeypatc
     bed.qemu.spy("job-resume", id=job)
     pivot = await bed.engine.closed(driver)
     bed.assert_switched(pivot)
-    assert len(facts(bed, pivot, "stalled")) == 1
+    said = [event for event in bed.engine.events(pivot) if event in {"stalled", "moving-again"}]
+    # A busy machine may let it stand still once more.
+    assert said == ["stalled", "moving-again"] * (len(said) // 2)
+    assert said
 
 
 async def test_a_new_bandwidth_is_on_disk_when_it_is_answered(bed: Bed):

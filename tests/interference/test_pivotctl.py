@@ -89,8 +89,8 @@ def test_a_job_that_cannot_be_adopted_is_refused_in_one_line(still: Bench):
 
 def test_pivot_show_tells_the_rates_while_it_copies(bench: Bench):
     """What the guest writes and what the destination takes; of a closed pivot nothing is measured."""
-    show = ("--socket", bench.daemon.socket, "pivot", "show", bench.slow())
-    deadline = time.monotonic() + 30
+    show = ("--socket", bench.daemon.socket, "pivot", "show", bench.slow(bandwidth="1M"))
+    deadline = time.monotonic() + 90
     while "the destination takes" not in (said := ctl(*show).stdout):
         assert time.monotonic() < deadline, said
     assert re.search(r"^  copied +\d.* of .* %\)$", said, re.MULTILINE), said

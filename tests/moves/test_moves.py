@@ -20,7 +20,7 @@ from tests.support.proxy import Direction, KillAt, Message, When
 from tests.support.qemu import Disk, Qemu, create_image
 from tests.support.seeds import rng
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.guest
 
 ACKS = 20
 
@@ -47,9 +47,14 @@ def digest(path: Path) -> str:
 
 
 def copy(daemon: Daemon, targets: dict[str, Path], **options: Any) -> dict[str, Any]:
-    body = {"disks": [{"disk": disk, "image": str(path)} for disk, path in targets.items()], **options}
-    answer = call(daemon, "POST", "/v1/domains/web1/copy", body)
-    return dict(call(daemon, "GET", f"/v1/pivots/{answer['id']}/wait?timeout_s=60"))
+    answer = begin(daemon, targets, **options)
+    return dict(call(daemon, "GET", f"/v1/pivots/{answer['id']}/wait?timeout_s=90", timeout_s=120))
+
+
+def begin(daemon: Daemon, targets: dict[str, Path], **options: Any) -> Any:
+    """Begin a copy whose pause does not end because the machine is busy."""
+    disks = [{"disk": disk, "image": str(path)} for disk, path in targets.items()]
+    return call(daemon, "POST", "/v1/domains/web1/copy", {"disks": disks, "max_pause_ms": 60_000, **options})
 
 
 def missing(judge: GuestJudge, paths: dict[str, Path], acks: dict[str, int]) -> dict[str, list[int]]:
@@ -147,8 +152,7 @@ def test_killed_at_random_with_qemu_the_journal_names_the_right_image(
         )
         strike = KillAt(lambda: [daemon.pid, qemu.pid], chance.choice(list(When)), label=label)
         proxy.on_message = strike
-        body = {"disks": [{"disk": disk, "image": str(path)} for disk, path in new.items()]}
-        call(daemon, "POST", "/v1/domains/web1/copy", body)
+        begin(daemon, new)
         assert strike.struck.wait(60), f"{label} was not reached"
         qemu.wait()
         verdicts = daemon.ctl("verdict", "web1", offline=True).json
@@ -171,8 +175,7 @@ def test_killed_alone_in_the_pause_the_guest_runs_on(
     with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
         judge.await_acks("disk0", more_than=ACKS)
         proxy.on_message = strike = KillAt(lambda: [daemon.pid], When.BEFORE, label="return:job-finalize")
-        body = {"disks": [{"disk": "disk0", "image": str(tmp_path / "new.qcow2")}]}
-        call(daemon, "POST", "/v1/domains/web1/copy", body)
+        begin(daemon, {"disk0": tmp_path / "new.qcow2"})
         assert strike.struck.wait(60)
         last = judge.last_ack("disk0")
         daemon.kill()

@@ -23,7 +23,7 @@ from tests.support.qemu import Disk, Qemu, create_image
 
 from .test_moves import ACKS, missing
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.guest
 
 FILLED = "32M"
 FAILS_AT_WRITE = 100
@@ -45,7 +45,7 @@ def filled(directory: Path) -> Path:
 
 
 def start_copy(daemon: Daemon, image: Path) -> str:
-    body = {"disks": [{"disk": "disk0", "image": str(image)}], "resumable": True}
+    body = {"disks": [{"disk": "disk0", "image": str(image)}], "resumable": True, "max_pause_ms": 10_000}
     return str(call(daemon, "POST", "/v1/domains/web1/copy", body)["id"])
 
 
@@ -83,7 +83,7 @@ def test_copy_goes_on_after_pivotd_was_killed(
         judge.await_acks("disk0", more_than=judge.last_ack("disk0") + ACKS)
         storage.fail()
         daemon.start()
-        found = dict(call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=60"))
+        found = dict(call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=90", timeout_s=120))
         assert found["outcome"] == "switched", found["error"]
         judge.await_acks("disk0", more_than=judge.last_ack("disk0") + ACKS)
         shown = subprocess.run(
@@ -128,7 +128,7 @@ def test_killed_where_a_copy_goes_on(
         assert strike.struck.wait(TIMEOUT_S), f"{label} was not reached"
         daemon.kill()
         daemon.start()
-        found = dict(call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=60"))
+        found = dict(call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=90", timeout_s=120))
         assert found["outcome"] == ("kept" if with_qemu else "switched"), found["error"]
     acks = {"disk0": judge.last_ack("disk0")}
     qemu.kill()

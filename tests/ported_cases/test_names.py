@@ -66,14 +66,14 @@ def test_a_new_image_is_deleted_while_pivotd_is_dead(qemu_factory: QemuFactory, 
     with Daemon(tmp_path, {"web1": qemu.qmp}) as daemon:
         # Slow to give up; but below 100 ms stop and job-complete are not sent as one.
         max_pause_ms = 99 if label == "command:job-complete" else 2000
-        body = {"disks": [{"disk": "disk0", "image": str(new)}], "max_pause_ms": max_pause_ms}
+        body = {"disks": [{"disk": "disk0", "image": str(new)}], "max_pause_ms": max_pause_ms, "attempts": 100}
         call(daemon, "POST", f"/v1/domains/web1/{move}", body, **{"Idempotency-Key": "move"})
-        assert strike.struck.wait(30)
+        assert strike.struck.wait(60)
         daemon.wait()
         assert qemu.run_state() == "paused"
         new.unlink()
         daemon.start()
-        shown = call(daemon, "GET", "/v1/pivots/move/wait?timeout_s=20")
+        shown = call(daemon, "GET", "/v1/pivots/move/wait?timeout_s=60", timeout_s=90)
         assert (shown["phase"], shown["outcome"]) == ("closed", "kept"), shown["error"]
         assert "was deleted" in shown["error"]
         assert (qemu.root().filename, qemu.run_state(), qemu.jobs()) == (str(old), "running", {})

@@ -32,7 +32,7 @@ class Bench:
         self.directory = directory
         self.source = create_image(directory / "old.qcow2")
         fill_image(self.source, "8M")
-        self.daemon = Daemon(directory, {"web1": directory / "web1.qmp"})
+        self.daemon = Daemon(directory, {"web1": directory / "web1.qmp"}, configuration="[pause]\nmax_ms = 10_000")
         self.guest = TinyGuest()
         self.qemu: Qemu
         self.judge: TinyJudge
@@ -58,9 +58,9 @@ class Bench:
         assert answer.status == 0, answer
         return str(answer.json["id"])
 
-    def slow(self, name: str = "new.qcow2", *, request: str = "slow") -> str:
-        """Return the id of a pivot that copies for a long time."""
-        answer = self.copy(self.new(name), "--bandwidth", "1M", "--detach", "--id", request)
+    def slow(self, name: str = "new.qcow2", *, request: str = "slow", bandwidth: str = "1") -> str:
+        """Return the id of a pivot that copies until it is hurried, or with a larger bandwidth for a long time."""
+        answer = self.copy(self.new(name), "--bandwidth", bandwidth, "--detach", "--id", request)
         assert answer.status == 0, answer
         return str(answer.json["id"])
 
@@ -169,7 +169,7 @@ def test_the_client_dies(bench: Bench, number: signal.Signals):
     """Nothing happens to a pivot whose client is gone, whichever way it went."""
     command = ["env", "--default-signal=INT", str(_program("pivotctl")), "--socket", str(bench.daemon.socket)]
     command += ["copy", "web1"]
-    command += [f"disk0={bench.new()}", "--bandwidth", "1M", "--id", "waited-for"]
+    command += [f"disk0={bench.new()}", "--bandwidth", "1", "--id", "waited-for"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
         bench.qemu.await_event("JOB_STATUS_CHANGE", status="running")
         client.send_signal(number)

@@ -64,7 +64,7 @@ async def test_commit_frees_a_guest_whose_overlay_is_full(bed: Bed):
         base = bed.image("base.qcow2")
         top = overlay(place / "top.qcow2", base)
         await bed.guest(Disk(top, bus="ide", device="werror=stop"), acks=5)
-        bed.qemu.await_event("BLOCK_IO_ERROR", timeout_s=20)
+        bed.qemu.await_event("BLOCK_IO_ERROR")
         pivot = await bed.engine.closed(await bed.commit())
         bed.assert_switched(pivot, run_state="io-error")
         assert pivot.pause_ms is None, "it was not our pause"

@@ -16,7 +16,7 @@ from tests.conftest import QemuFactory
 pytestmark = pytest.mark.qemu
 
 ROUNDS = 30
-TRIES = 10
+TRIES = 40
 """Busy cores can make it miss the moment."""
 FIXED_IN = (10, 0)
 

@@ -17,7 +17,7 @@ EVENTS = 60_000
 """What a job that ignores errors sends in a second."""
 MEMORY_BYTES_MAX = 8 << 20
 BURST_EVENTS = 500
-CLOSE_S = 10.0
+CLOSE_S = 60.0
 
 
 async def _flood(fake: FakeQemu, monitor: Monitor, texts: list[bytes]) -> None:
