@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pivotd.client import Client, CopyDisk, CopyRequest, DiskView, Pivot
+from tests.cli.conftest import LONG_PAUSE, PATIENT
 from tests.cli.ctl import REPOSITORY, Answer, ctl, start
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
@@ -31,12 +31,10 @@ def image(path: Path, mib: int = 1, **options: Any) -> Path:
 
 @contextmanager
 def running_daemon() -> Iterator[Daemon]:
-    """Run a daemon without domains; a busy machine can take longer than the usual 500 ms in a pause."""
+    """Run a daemon without domains."""
     with tempfile.TemporaryDirectory(prefix="pivotd-") as name:
-        command = [sys.executable, "-m", "pivotd.daemon"]
         environment = {"PYTHONPATH": str(REPOSITORY)}
-        slow = "[pause]\nmax_ms = 20000"
-        with Daemon(Path(name), {}, configuration=slow, command=command, environment=environment) as running:
+        with Daemon(Path(name), {}, configuration=LONG_PAUSE, command=PATIENT, environment=environment) as running:
             yield running
 
 

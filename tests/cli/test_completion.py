@@ -30,7 +30,8 @@ class Terminal:
     """A shell in a terminal of 200 columns."""
 
     def __init__(self, shell: str, directory: Path, socket: Path | str) -> None:
-        self._tmux = ["tmux", "-L", f"pivotd-{os.getpid()}-{shell}", "-f", "/dev/null"]
+        # A socket of its own: the server of another test's terminal may not have ended yet.
+        self._tmux = ["tmux", "-S", str(directory / "tmux"), "-f", "/dev/null"]
         command, setup = SETUP[shell]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = environment({"PATH": path, "PIVOTCTL_SOCKET": str(socket), "HOME": str(directory), "TERM": "screen"})

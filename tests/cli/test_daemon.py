@@ -149,7 +149,9 @@ def test_verdict(bench: Bench) -> None:
 
 def test_events_are_pages(bench: Bench) -> None:
     """Events without ``--follow`` end, and ``--after`` goes on where the last call ended."""
-    bench.ctl("pivot", "cancel", bench.at_ready())
+    pivot = bench.at_ready()
+    bench.ctl("pivot", "cancel", pivot)
+    bench.ctl("pivot", "wait", pivot)
     rows = bench.json("events").rows
     assert bench.json("events", "--after", str(rows[-2]["seq"])).rows == rows[-1:]
 
@@ -216,7 +218,9 @@ def _unwritten(bench: Bench, *words: str, closed: bool = False) -> tuple[int, st
 
 def test_an_answer_that_cannot_be_written(bench: Bench) -> None:
     """A command that only looks has then done nothing: status 1, and never 0."""
-    bench.ctl("pivot", "cancel", bench.at_ready())
+    pivot = bench.at_ready()
+    bench.ctl("pivot", "cancel", pivot)
+    bench.ctl("pivot", "wait", pivot)
     for words in LOOKS:
         assert _unwritten(bench, *words) == (1, "No space left on device\n"), words
     for words in (("verdict",), ("domain", "ls", "--json"), ("report", "--since", "1h", "-o", "-"), ("--help",)):
@@ -242,7 +246,7 @@ def test_interrupt(bench: Bench) -> None:
     image, slow = bench.image(), ["--bandwidth", "64K"]
     bench.qemu.spy(
         "human-monitor-command",
-        {"command-line": 'qemu-io -d /machine/peripheral/disk0/virtio-backend "write -P 7 0 1M"'},
+        {"command-line": 'qemu-io -d /machine/peripheral/disk0/virtio-backend "write -P 7 0 16M"'},
     )
     arguments = ["copy", "web1", f"disk0={image}", *slow, "--id", "slow"]
     with start("--socket", bench.daemon.socket, *arguments) as process:
@@ -362,4 +366,5 @@ def test_disk_ls_shows_the_open_pivot_and_its_phase(bench: Bench) -> None:
         assert (row["pivot"], row["phase"]) == (pivot, "ready")
     finally:
         bench.ctl("pivot", "cancel", pivot)
+    bench.ctl("pivot", "wait", pivot)
     assert f"kept by pivot {pivot}\n" in bench.ctl("disk", "ls", "web1").stdout

@@ -152,12 +152,17 @@ def test_a_second_daemon(ward: Ward):
         try:
             lock = journal.with_name("journal.lock")
             assert until(lambda: lock.stat().st_size > 32)
-            answer = ward.doctor()
+            answers: list[Answer] = []
+
+            def is_told() -> bool:
+                """Ask; a busy machine may keep the other one from its next try for longer than a daemon waits."""
+                answers.append(ward.doctor())
+                return "two-daemons" in found(answers[-1]) and "journal-damaged" in unseen(answers[-1])
+
+            assert until(is_told), answers[-1]
         finally:
             other.kill()
-    assert "two-daemons" in found(answer)
-    assert f"process {ward.daemon.pid}" in findings(answer, "two-daemons")[0]["what"]
-    assert "journal-damaged" in unseen(answer)
+    assert f"process {ward.daemon.pid}" in findings(answers[-1], "two-daemons")[0]["what"]
 
 
 def test_two_daemons_with_one_configuration(ward: Ward):

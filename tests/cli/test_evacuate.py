@@ -145,6 +145,7 @@ def test_a_disk_in_doubt(bed: Bed) -> None:
     pivot = bed.client.wait(bed.copy("web1", bed.directory / "second.qcow2"))
     assert pivot.outcome == "switched"
     bed.qemus.pop("web1").stop()
+    assert until(lambda: bed.client.domain(bed.domain("web1")).connection == "unreachable")
     bed.guest("web1", image(bed.directory / "third.qcow2"), add=False)
     assert until(lambda: bed.client.domain(bed.domain("web1")).connection == "connected")
     answer = bed.json()
@@ -210,6 +211,7 @@ def test_an_image_by_another_name_of_the_place(bed: Bed, how: str, off: bool) ->
             bed.guest("web1", image(bed.directory / "first.qcow2"))
             assert bed.client.wait(bed.copy("web1", disk.image, reuse=True)).outcome == "switched"
             bed.qemus["web1"].stop()
+            assert until(lambda: bed.client.domain(bed.domain("web1")).connection == "unreachable")
             left = bed.json()
             assert (left.status, left.json["moves"]) == (4, [])
             assert [one["image"] for one in left.json["left"]] == [str(disk.image)]
@@ -309,13 +311,14 @@ def test_the_bandwidth_is_shared(bed: Bed) -> None:
 
 def test_a_guest_that_comes_meanwhile_moves_too(bed: Bed) -> None:
     """A domain that is added while the first one copies, and a disk that somebody else moves away in that time."""
-    bed.guest("web1", image(bed.old / "web1.qcow2", 24))
+    bed.guest("web1", image(bed.old / "web1.qcow2", 48))
     bed.guest("web2", image(bed.old / "web2.qcow2"))
     bed.guest("web0", image(bed.old / "web0.qcow2"), add=False)
-    with bed.begin("--bandwidth-total", "8M") as process:
+    with bed.begin("--bandwidth-total", "1M") as process:
         assert until(lambda: bool(bed.pivots("web1")))
         assert bed.client.wait(bed.copy("web2", bed.directory / "away.qcow2")).outcome == "switched"
         bed.add("web0")
+        bed.client.set_bandwidth(bed.pivots("web1")[0].id, 0)  # it has copied long enough
         said, told = process.communicate(timeout=60)
     assert (process.returncode, said.splitlines()[-1]) == (0, "2 of 2 moved"), told
     assert bed.images() == {"web0": ["new/web0.qcow2"], "web1": ["new/web1.qcow2"], "web2": ["away.qcow2"]}

@@ -68,7 +68,9 @@ def test_every_kind_of_decision_comes_in_its_turn(bench: Bench, directory: Path)
     follower = following(bench, directory)
     with follower.running():
         began = follower.place()
-        bench.ctl("pivot", "cancel", bench.at_ready())
+        cancelled = bench.at_ready()
+        bench.ctl("pivot", "cancel", cancelled)
+        bench.ctl("pivot", "wait", cancelled)
         overlay = bench.image()
         assert bench.ctl("snapshot", "web1", f"disk0={overlay}").status == 0
         assert bench.ctl("snapshot", "web1", f"disk0={bench.image()}").status == 0

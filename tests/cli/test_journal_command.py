@@ -71,8 +71,7 @@ def test_names_of_archives(daemon: Daemon) -> None:
     with daemon:
         for words, expected in (("-q", "--dry-run"), ""), (("-q",), f"{FILE}\n"), (("-o", "name"), ""):
             done = ctl("--socket", daemon.socket, "journal", "archive", "--keep", "400d", *words)
-            assert (done.status, done.stdout) == (0, expected), done
-            assert "has not answered for" in done.stderr or not done.stderr, done  # busy cores alone may take 5 s
+            assert (done.status, done.stdout, done.stderr) == (0, expected, ""), done
 
 
 def test_figures_for_people(daemon: Daemon) -> None:

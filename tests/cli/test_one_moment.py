@@ -21,7 +21,7 @@ from tests.support.qemu import Disk, Qemu, create_image
 
 __all__ = ["guest"]
 pytestmark = pytest.mark.qemu
-WAIT_S = 20.0
+WAIT_S = 120.0
 OPTIONS = {"sync": "full", "image_options": None, **BY_DEFAULT}
 
 

@@ -134,47 +134,73 @@ def test_problem_json(tmp_path: Path) -> None:
 
 
 @contextmanager
-def late(path: Path, delay_s: float) -> Iterator[None]:
-    """Answer one request with an empty list after a while."""
+def late(path: Path) -> Iterator[threading.Event]:
+    """Answer one request with an empty list once the event is set, which it is at the end."""
+    answers = threading.Event()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
 
         def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
+            with suppress(OSError), listener.accept()[0] as connection:
                 connection.recv(65536)
-                threading.Event().wait(delay_s)
-                with suppress(BrokenPipeError):
-                    connection.sendall(http("200 OK", "application/json", b"[]"))
+                answers.wait()
+                connection.sendall(http("200 OK", "application/json", b"[]"))
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield
-        thread.join()
+        try:
+            yield answers
+        finally:
+            answers.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
-@pytest.mark.parametrize(("delay_s", "takes_s", "said"), [(0.6, 0.0, 1), (0.0, 0.0, 0), (0.6, 60.0, 0)])
-def test_silence_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay_s: float, takes_s: float, said: int
-) -> None:
-    """Once, while the answer is waited for; not where the daemon was asked to wait itself."""
+def test_silence_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, while the answer is waited for."""
     monkeypatch.setattr(transport, "SILENT_S", 0.2)
     told: list[str] = []
-    with late(tmp_path / "late.sock", delay_s):
+    with late(tmp_path / "late.sock") as answers:
+
+        def tell(message: str) -> None:
+            told.append(message)
+            answers.set()
+
+        assert transport.Transport(str(tmp_path / "late.sock"), tell=tell).request("GET", "/v1/domains") == []
+    assert len(told) == 1
+
+
+def test_an_answer_in_time_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes at once."""
+    monkeypatch.setattr(transport, "SILENT_S", 30.0)
+    told: list[str] = []
+    with late(tmp_path / "late.sock") as answers:
+        answers.set()
         asked = transport.Transport(str(tmp_path / "late.sock"), tell=told.append)
-        assert asked.request("GET", "/v1/domains", takes_s=takes_s) == []
-    assert len(told) == said
+        assert asked.request("GET", "/v1/domains") == []
+    assert told == []
+
+
+def test_a_daemon_that_was_asked_to_wait_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer takes longer than that of another request."""
+    monkeypatch.setattr(transport, "SILENT_S", 0.2)
+    told: list[str] = []
+    with late(tmp_path / "late.sock") as answers:
+        threading.Timer(0.6, answers.set).start()
+        asked = transport.Transport(str(tmp_path / "late.sock"), tell=told.append)
+        assert asked.request("GET", "/v1/domains", takes_s=60.0) == []
+    assert told == []
 
 
 def test_an_answer_has_the_same_time_after_silence_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole is as long as without a word."""
     monkeypatch.setattr(transport, "SILENT_S", 0.2)
     told: list[str] = []
-    with late(tmp_path / "late.sock", 3.0):
+    with late(tmp_path / "late.sock"):  # no answer comes
         asked = transport.Transport(str(tmp_path / "late.sock"), 0.5, told.append)
         began = time.monotonic()
         with pytest.raises(UnknownError, match="does not answer"):
             asked.request("GET", "/v1/domains")
-        assert 0.5 <= time.monotonic() - began < 2.9
+        assert 0.5 <= time.monotonic() - began < 30
     assert len(told) == 1

@@ -13,6 +13,8 @@ from tests.support.seeds import rng
 
 ROUNDS = 12 if LONG else 8
 """A round takes about two seconds of processor time."""
+ROUNDS_MAX = 5 * ROUNDS
+"""Until a kill has come in a pause, which a busy machine may miss."""
 KINDS = ["pivot", "commit", "abort", "pivot", "commit-abort"]
 
 
@@ -24,7 +26,9 @@ def test_every_round_ends_right(libvirtd: Libvirtd) -> None:
     if libvirtd.tree is not None and not LONG:
         pytest.skip("the installed libvirt is enough for every run: set PIVOTD_LONG=1 for the others")
     with GuardedHost(libvirtd) as host:
-        for number, plan in enumerate(islice(plans(rng("guarded rounds"), KINDS), ROUNDS)):
+        for number, plan in enumerate(islice(plans(rng("guarded rounds"), KINDS), ROUNDS_MAX)):
+            if number >= ROUNDS and host.met["pausing"] + host.met["asking"]:
+                break
             word, facts = host.play(plan)
             print(f"{number:>3}  {plan}: {word}: {facts}")  # noqa: T201 - pytest shows it beside a failure
             assert word == RIGHT

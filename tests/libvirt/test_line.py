@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,23 @@ from pivotd.errors import QmpUnknownError, QmpUnsentError
 from pivotd.libvirt.line import Line
 
 
-async def test_a_call_that_hangs_is_unknown_and_the_next_one_is_never_made():
+async def test_a_call_that_hangs_is_unknown_and_the_next_one_is_never_made(monkeypatch: pytest.MonkeyPatch):
     """The first may still happen; the second was given up in the queue, also once the first returns."""
     line, free, made = Line("web1"), threading.Event(), []
+    begins, wait = asyncio.Event(), asyncio.wait
+
+    def hang() -> bool:
+        loop.call_soon_threadsafe(begins.set)
+        return free.wait()
+
+    async def wait_once_it_hangs(*facts: Any, **more: Any) -> Any:
+        await begins.wait()
+        return await wait(*facts, **more)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(asyncio, "wait", wait_once_it_hangs)
     with pytest.raises(QmpUnknownError, match=r"libvirt has not answered the pivot within 0\.05 s"):
-        await line.call("the pivot", 0.05, free.wait)
+        await line.call("the pivot", 0.05, hang)
     with pytest.raises(QmpUnsentError, match="libvirt has not answered the pivot yet"):
         await line.call("the resume", 0.05, made.append, "late")
     free.set()
@@ -77,6 +90,7 @@ async def test_readers_let_others_go_first():
 async def test_no_reader_calls_while_the_guest_is_paused(monkeypatch: pytest.MonkeyPatch):
     """But for a guest that is paused for so long that a person looks after it."""
     line, paused, made = Line("web1"), [True], []
+    monkeypatch.setattr(limits, "LIBVIRT_HELD_BACK_S", 60.0)
     line.hold_back(lambda: paused[0])
     with patient():
         reading = asyncio.ensure_future(line.call("a list", 20, made.append, "read"))

@@ -25,7 +25,7 @@ from tests.model.qemu import Version
 from tests.support.moves import Move
 from tests.support.qemu import create_image
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """A difference counts when it has not gone away by then; a loaded machine makes libvirtd slow."""
 LOOK_S = 0.005
 STATUS, CONFIG = "/run/libvirt/qemu/web1.xml", "/etc/libvirt/qemu/web1.xml"

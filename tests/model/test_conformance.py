@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 SIZE_BYTES = 1 << 20
 LOOKS_STABLE = 10
 """So many looks must show what the model says before it counts as the end of a step."""
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 """A difference counts when it has not gone away by then; a loaded machine makes QEMU slow."""
 LOOK_S = 0.0005
 

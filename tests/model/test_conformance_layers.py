@@ -20,7 +20,7 @@ from tests.support.qmp_spy import SpyError
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 STABLE = 5
 """So many looks must show what the model says."""
 MANUAL = {"auto-finalize": False, "auto-dismiss": False}

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-BOOT_TIMEOUT_S = 60.0
-COMMAND_TIMEOUT_S = 90.0
-END_TIMEOUT_S = 30.0
+BOOT_TIMEOUT_S = 180.0
+COMMAND_TIMEOUT_S = 180.0
+END_TIMEOUT_S = 90.0
 LOOK_S = 0.01
 NETWORK = ("etc/resolv.conf", "etc/pip.conf", "etc/ssl/certs/ca-certificates.crt")
 """What a tree needs of this host to reach a package index."""
@@ -138,7 +138,10 @@ class Container:
         """Set the pid of the next process, in the /proc of this host: that of the container is read-only."""
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        if not children or Path(f"/proc/{children[0]}/ns/pid").readlink() == Path("/proc/self/ns/pid").readlink():
+        try:
+            if not children or Path(f"/proc/{children[0]}/ns/pid").readlink() == Path("/proc/self/ns/pid").readlink():
+                return False
+        except FileNotFoundError:  # one that only helps to make the container, and has ended
             return False
         write = f"echo {pid - 1} > /proc/sys/kernel/ns_last_pid"
         enter = ["nsenter", f"--target={children[0]}", "-p", "sh", "-c", write]

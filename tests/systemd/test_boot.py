@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.seeds import rng
-from tests.support.waiting import until
+from tests.support.waiting import WAIT_S, until
 from tests.systemd.boot_host import PIVOTCTL, UNIT, BootHost, install_guest
 from tests.systemd.container import Container, wait_for_exit
 from tests.systemd.crashes import Crash, Crashes
@@ -81,7 +81,7 @@ def test_the_gate_refuses_a_wrong_image(host: BootHost) -> None:
         done = host.container.run("systemctl", "start", UNIT, check=False)
         assert done.returncode != 0
         right = f"web1 must start with disk0={targets['disk0']}, not with disk0=/srv/images/old0.qcow2"
-        assert right in host.said()
+        assert until(lambda: right in host.said()), host.said()  # the journal has it a moment later
         assert host.container.property_of(UNIT, "ExecMainPID") == "0"
     finally:
         shutil.rmtree(drop_in.parent)
@@ -100,7 +100,7 @@ def test_no_guest_without_a_certain_image(host: BootHost) -> None:
     done = host.container.run("systemctl", "start", UNIT, check=False)
     host.container.run("systemctl", "stop", UNIT)
     assert done.returncode != 0
-    assert "it is not there any more" in host.said()
+    assert until(lambda: "it is not there any more" in host.said()), host.said()
     assert not (host.container.inside / "run/vm/web1.env").exists()
     image.with_suffix(".kept").rename(image)
     start(host)
@@ -118,10 +118,11 @@ def test_stop_presses_the_power_button_and_loses_nothing(host: BootHost, shuts_d
     else:
         host.spy.await_event("SHUTDOWN")
     host.spy.close()
-    assert asking.wait(30) == 0
+    assert asking.wait(WAIT_S) == 0
     asking.communicate()
     assert host.container.property_of(UNIT, "Result") == "success"
     assert host.container.property_of(UNIT, "ActiveState") == "inactive"
+    assert shuts_down or until(lambda: host.said().count(told) > before), host.said()
     assert (host.said().count(told) > before) is not shuts_down
     for image in host.ctl("verdict", "web1")[1]:
         assert host.missing(image["image"]) == []

@@ -196,7 +196,8 @@ def test_a_libvirtd_that_systemd_has_given_up(host: LibvirtHost):
     container.run("systemctl", "daemon-reload")
     waiting = host.kill_libvirtd_in_a_pause(ANEW)
     assert until(lambda: container.property_of("libvirtd", "ActiveState") == "failed"), host.said()
-    assert "Start request repeated too quickly" in container.run("journalctl", "-u", "libvirtd", "--no-pager").stdout
+    log = ("journalctl", "-u", "libvirtd", "--no-pager")
+    assert until(lambda: "Start request repeated too quickly" in container.run(*log).stdout)
 
     assert until(lambda: host.row()["connection"] == "unreachable"), host.row()
     assert "start libvirtd.socket" in host.row()["detail"]

@@ -188,7 +188,7 @@ def test_the_way_back_from_a_newer_schema(host: PackageHost) -> None:
     copy = f"{JOURNAL}.schema-{schema.SCHEMA_VERSION}"
     assert host.outside(copy).exists()
     log = ["journalctl", "--no-pager", "-o", "cat", "-u", "pivotd"]
-    assert f"{copy} is as it was before" in host.container.run(*log).stdout
+    assert until(lambda: f"{copy} is as it was before" in host.container.run(*log).stdout)
     host.install(repack(host.deb, "1.3"))
     status, said = host.ctl("domain", "ls")
     assert status != 0

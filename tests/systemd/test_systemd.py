@@ -31,7 +31,7 @@ REFUSED = 4
 PYTHON = "/opt/pivotd/bin/python"
 UNREACHABLE = 3
 TOLD_S_MAX = 20
-"""From a question to the reason why the daemon cannot start, on a busy machine."""
+"""From a question to the reason why the daemon cannot start, on a processor that it does not have to share."""
 
 
 @pytest.fixture(scope="module", params=[Path("/"), TRIXIE], ids=["host", "trixie"])
@@ -102,7 +102,8 @@ def test_stuck_daemon_is_restarted_by_the_watchdog(host: Host) -> None:
     host.container.run("systemctl", "restart", "pivotd")
     before = host.restarts()
     host.strike_in_the_pause(signal.SIGSTOP)
-    assert host.run_state() == "paused"
+    # Nobody else has let it go: where it runs already, the watchdog was quicker than this look.
+    assert host.run_state() == "paused" or host.restarts() > before
     assert until(lambda: host.run_state() == "running")
     assert host.restarts() == before + 1
     assert host.closed(host.pivot)["outcome"] in {"switched", "kept"}
@@ -126,7 +127,7 @@ def test_restart_in_the_pause_finishes_it_first(host: Host) -> None:
 
 def test_restart_in_the_middle_of_a_copy_loses_nothing_of_it(host: Host) -> None:
     """The copy goes on in QEMU while the daemon restarts, and the next daemon switches."""
-    pivot = host.copy("--bandwidth", "1M")
+    pivot = host.copy("--bandwidth", "16K")
     assert until(lambda: host.phase(pivot) == "copying")
     host.container.run("systemctl", "restart", "pivotd")
     assert host.phase(pivot) == "copying"
@@ -195,8 +196,8 @@ def test_reload_of_a_bad_file_fails_and_changes_nothing(host: Host) -> None:
     extra.unlink()
     assert done.returncode != 0
     assert "nonsense: found an unknown key" in host.container.property_of("pivotd", "StatusText")
-    log = host.container.run("journalctl", "--no-pager", "-u", "pivotd").stdout
-    assert "reload refused, nothing has changed: /etc/pivotd/pivotd.toml.d/bad.toml: nonsense" in log
+    why = "reload refused, nothing has changed: /etc/pivotd/pivotd.toml.d/bad.toml: nonsense"
+    assert until(lambda: why in host.container.run("journalctl", "--no-pager", "-u", "pivotd").stdout)
     assert host.container.property_of("pivotd", "ActiveState") == "active"
     assert host.main_pid() == pid
     assert host.domain()["connection"] == "connected"
@@ -229,7 +230,9 @@ def test_journald_takes_a_large_message_out_of_the_sandbox(host: Host) -> None:
     sandbox = unit[unit.index("NoNewPrivileges=") : unit.index("[Install]")].splitlines()
     settings = [f"--property={line}" for line in ["User=pivotd", *sandbox] if line and not line.startswith("#")]
     host.container.run("systemd-run", "--quiet", "--wait", *settings, "/opt/pivotd/bin/python", "-c", program)
-    (entry,) = entries(host, f"MESSAGE_ID={log_kinds.KINDS['library.message'].message_id}")
+    match = f"MESSAGE_ID={log_kinds.KINDS['library.message'].message_id}"
+    assert until(lambda: entries(host, match))  # journald takes it a moment later
+    (entry,) = entries(host, match)
     assert entry["PIVOTD_MESSAGE"] == "x" * 400_000
     assert entry["PRIORITY"] == "3"
 
@@ -254,7 +257,8 @@ def test_bad_configuration_waits_for_a_person_and_is_then_started_as_documented(
         assert "pivotd cannot start: " in done.stderr
         assert "nonsense" in done.stderr
         assert "then `systemctl restart pivotd`" in done.stderr
-        assert time.monotonic() - began_s < TOLD_S_MAX
+        took_s = time.monotonic() - began_s
+        assert took_s < TOLD_S_MAX * slowdown()
     # What a file says that is closed to the caller is not quoted to them. The last daemon still waits for clients.
     assert until(lambda: host.container.property_of("pivotd", "ActiveState") == "failed")
     extra.chmod(0o640)
@@ -395,11 +399,11 @@ def test_the_drop_in_lets_the_unit_reach_etcd(host: Host) -> None:
 
     try:
         assert status() == "3"
-        assert until(lambda: "pivotd-fleet.conf has to allow this address" in log(), 20), log()
+        assert until(lambda: "pivotd-fleet.conf has to allow this address" in log()), log()
         drop_in.parent.mkdir()
         drop_in.write_text((REPOSITORY / "systemd/pivotd-fleet.conf").read_text())
         assert until(lambda: status() == "0"), log()
-        assert until(lambda: "http://127.0.0.1:2379: ok, etcd 3." in log(), 20), log()
+        assert until(lambda: "http://127.0.0.1:2379: ok, etcd 3." in log()), log()
     finally:
         host.container.run("systemctl", "stop", "etcd-test")
         unit.unlink()
