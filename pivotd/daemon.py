@@ -164,7 +164,6 @@ class Daemon:
         self._config = config
         self._journal = journal
         self._clock = SystemClock()
-        self._flusher = Flusher()
         self._fleet: Any = None
         if config.fleet.endpoints:
             self._fleet = importlib.import_module("pivotd.fleet").connect(config.fleet)
@@ -178,7 +177,7 @@ class Daemon:
         """Domains that are about to be freed."""
 
     def _make_driver(self, pivot: Pivot, domain: Domain) -> Driver:
-        converger = Converger(self._flusher, self._clock)
+        converger = Converger(Flusher(), self._clock)
         return Driver(pivot, domain, self._journal, self._clock, converger, self._fleet)
 
     async def run(self) -> None:

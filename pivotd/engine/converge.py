@@ -31,6 +31,13 @@ class NotYet:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A flush of an image that the pivot writes to has failed: nobody can tell what the storage still has."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Slow:
     """The guest's writes must be slowed: record these limits, then set them."""
 
@@ -49,20 +56,27 @@ class Converger:
         """Whether QEMU has accepted the change; None: it was not asked."""
         self._slowing = Slowing()
 
-    async def step(self, session: Session, pivot: Pivot, seen: Observation) -> Converged | NotYet | Slow:
+    async def step(self, session: Session, pivot: Pivot, seen: Observation) -> Converged | NotYet | Slow | Failed:
         """Return whether the pause may begin now."""
         backlog = _backlog(pivot, seen)
         if backlog > self._backlog_bytes_max(pivot):
             return await self._large(session, pivot)
         self._large_since = None
-        # A source name that is no path (a URI, json:) cannot be opened: the flush then says None.
-        paths = [image.filename for disk in pivot.disks for image in (disk.source, disk.destination)]
+        # A name that is no path (a URI, json:) cannot be opened: the flush then says None.
+        written = _written(pivot)
+        paths = [*(disk.source.filename for disk in pivot.disks), *written]
         flush_ms: float | None = None
         for _ in range(limits.FLUSH_ROUNDS_MAX):
+            silent: Exception | None = None
             try:
                 flush_ms = await self._flusher.flush(paths)
             except (TimeoutError, OSError) as error:
-                return NotYet(f"the storage does not answer a flush: {error or 'no answer'}", limits.RETRY_MAX_S)
+                silent = error
+            for name in written:  # also what a flush has said that was given up
+                if (why := self._flusher.failed.get(name)) is not None:
+                    return Failed(f"{name} failed to make durable what it had taken ({why}): begin anew")
+            if silent is not None:
+                return NotYet(f"the storage does not answer a flush: {silent or 'no answer'}", limits.RETRY_MAX_S)
             if flush_ms is None or flush_ms < limits.FLUSH_QUICK_MS:
                 break
         seen = await session.look(pivot)
@@ -113,6 +127,13 @@ class Converger:
         if pivot.options.copy_mode is CopyMode.AUTO and pivot.options.throttle and self._write_blocking is None:
             return text
         return f"{text}; if it does not get less, cancel and copy with --copy-mode write-blocking from the start"
+
+
+def _written(pivot: Pivot) -> list[str]:
+    """Return the files that hold what the pivot has written: of a merge without a switch, the layers that stay."""
+    merges = [disk for disk in pivot.disks if not disk.switches]
+    images = [disk.destination for disk in pivot.disks] + [disk.source for disk in merges]
+    return [image.filename for image in (*images, *(disk.base for disk in merges)) if image is not None]
 
 
 def _backlog(pivot: Pivot, seen: Observation) -> int:

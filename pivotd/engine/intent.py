@@ -14,7 +14,7 @@ from pivotd.core.observation import Observation
 from pivotd.core.pivot import Phase, Pivot, PivotDisk
 from pivotd.core.request import Manager
 from pivotd.engine import fleet_steps
-from pivotd.engine.converge import Converged, NotYet, Slow
+from pivotd.engine.converge import Converged, Failed, NotYet, Slow
 from pivotd.engine.driver_state import DriverState, moment
 from pivotd.engine.ports import Session
 from pivotd.host.files import lost
@@ -50,8 +50,11 @@ async def converge(
         case NotYet(reason, wait_s):
             await state.wait(reason, wait_s)
             return None
-    await look_for_destinations(state, limits.FILE_TIMEOUT_S)
-    if state.attempt.lost is not None:
+        case Failed(reason):
+            state.remember(lost=reason)
+        case Converged():
+            await look_for_destinations(state, limits.FILE_TIMEOUT_S)
+    if not isinstance(ready, Converged) or state.attempt.lost is not None:
         return None
     if seen.bitmaps and kinds.of(state.pivot).carries_bitmaps and not state.pivot.options.force:
         refused = await session.refusal_of_bitmaps(state.pivot)

@@ -270,7 +270,10 @@ class LibvirtSession(Session):
             except BaseException:
                 definitions.drop()
                 raise
-            return after_switch.look(pivot, definitions, monitor.query)
+            after = after_switch.look(pivot, definitions, monitor.query)
+            if after is not None and after.times > 0:
+                monitor.hear()
+            return after
 
         after: After | None = await self._certain("the switch", ask)
         if after is None:
@@ -302,6 +305,7 @@ class LibvirtSession(Session):
             written, times = calls.define(self._domain, wanted, allowed)
             if written:
                 durable.sync_definition(self.path, self._domain.name(), self._uuid)
+                self._libvirt.hear()
             return written, times
 
         try:

@@ -70,6 +70,22 @@ def _import() -> Library:
             sys.path.remove(place)
 
 
+def await_events(timeout_s: float) -> None:
+    """Wait until the callbacks of all events that this process has read have returned, at most timeout_s.
+
+    Events are handed over in a timer of their connection; the loop runs a timer that is added later after it.
+    """
+    api = load().api
+    reached = threading.Event()
+
+    def reach(timer: int, _opaque: Any) -> None:
+        api.virEventRemoveTimeout(timer)
+        reached.set()
+
+    api.virEventAddTimeout(0, reach, None)
+    reached.wait(timeout_s)
+
+
 def _run_events(api: Any) -> None:
     """Serve libvirt's timers and sockets for ever: without this no keepalive ends a call to a daemon that hangs."""
     # A timer that does nothing: the loop sleeps until its next timer, and a connection that is added wakes it anyway.

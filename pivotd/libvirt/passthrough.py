@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from pivotd import limits
 from pivotd.errors import QmpRefusedError, QmpUnknownError, QmpUnsentError
 from pivotd.libvirt import library
 from pivotd.libvirt.connection import translated
@@ -165,6 +166,16 @@ class Passthrough(Monitor):
             (api.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_removed),
         ):
             self._registered.append(self.connection.domainEventRegisterAny(self._domain, event, callback, None))
+
+    def hear(self) -> None:
+        """Wait, in the domain's thread, until pivotd's loop has been told of all that came before; for the next await.
+
+        libvirtd queues an event for its main loop, and that sends it before it reads the next request: so one more is
+        made. An answer can be quicker than the events before it.
+        """
+        with suppress(library.load().api.libvirtError):  # as good: the domain has gone, or the connection
+            self._domain.isActive()
+        library.await_events(limits.QUERY_TIMEOUT_S)
 
     def _soon(self, function: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the daemon's loop has ended

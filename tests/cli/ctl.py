@@ -99,8 +99,8 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def complaint(answer: Answer) -> str:
-    """Return the one line on stderr, without the program's name."""
-    lines = answer.stderr.splitlines()
+    """Return the one line on stderr, without the program's name; progress of a pivot that takes long is none."""
+    lines = [line for line in answer.stderr.splitlines() if not line.startswith("pivot ")]
     assert len(lines) == 1, answer.stderr
     assert lines[0].startswith("pivotctl: "), lines
     return lines[0].removeprefix("pivotctl: ")

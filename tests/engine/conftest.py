@@ -39,13 +39,12 @@ class Engine:
         self.state_dir = state_dir
         self.journal = Journal.open(state_dir)
         self.host = Host(self._driver)
-        self._flusher = Flusher()
         self._numbers = itertools.count(1)
         self._ran: dict[str, Driver] = {}
 
     def _driver(self, pivot: Pivot, domain: Any) -> Driver:
         clock = SystemClock()
-        return Driver(pivot, domain, self.journal, clock, Converger(self._flusher, clock))
+        return Driver(pivot, domain, self.journal, clock, Converger(Flusher(), clock))
 
     async def connect(self, qemu: Qemu, name: str = "web1") -> Supervisor:
         return await self.add(name, qemu.qmp)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +234,37 @@ async def test_snapshot_commit_snapshot_again(engine: Engine, qemu_factory: Qemu
         assert shown_chain(qemu) == ["old.qcow2"]
         overlay.unlink()
     assert_clean(qemu)
+
+
+@pytest.mark.parametrize("kind", ["commit", "inner commit", "pull"])
+async def test_a_flush_that_failed_ends_a_merge(
+    engine: Engine, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    """Of the layer that has taken the others' data: they stay in the chain, as nobody can tell what it still has."""
+    images = chain(tmp_path)
+    qemu = qemu_factory([Disk(images[-1])])
+    await engine.connect(qemu)
+    inner = Target("disk0", top=str(images[2]), base=str(images[0]))
+    target = inner if kind == "inner commit" else Target("disk0")
+    takes = images[-1] if kind == "pull" else images[0]
+    driver = await engine.start(Kind.PULL if kind == "pull" else Kind.COMMIT, "web1", target, pivot=False)
+    await engine.resting(driver)
+    fdatasync, failed = os.fdatasync, list[str]()
+
+    def fails_once(descriptor: int) -> None:
+        fdatasync(descriptor)
+        name = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if name == takes and not failed:
+            failed.append(str(name))
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fails_once)
+    await driver.complete(WHO)
+    pivot = await engine.closed(driver)
+    assert (pivot.outcome, failed) == (Outcome.KEPT, [str(takes)]), pivot.error
+    assert f"{takes} failed to make durable what it had taken" in str(pivot.error)
+    assert shown_chain(qemu) == [image.name for image in reversed(images)]
+    assert qemu.jobs() == {}
 
 
 @pytest.mark.parametrize("kind", [Kind.COMMIT, Kind.SNAPSHOT])

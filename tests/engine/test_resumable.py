@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from pivotd.core.request import Kind, Requester, Target
 from pivotd.engine.driver import Driver
 from pivotd.engine.inbox import Cancel
 from pivotd.errors import BadRequestError
+from pivotd.host.flush import Flusher
 from pivotd.journal.reader import Reader
 from tests.conftest import QemuFactory
 from tests.journal_disk.disk import Disk as Storage
@@ -200,6 +204,43 @@ async def test_a_failed_flush_ends_the_copy(
     pivot = await engine.closed(driver)
     assert pivot.outcome == Outcome.KEPT
     assert "failed to make durable" in str(pivot.error)
+    assert_clean(qemu)
+
+
+@pytest.mark.parametrize(
+    ("how", "late"), [("eio", False), ("enospc", False), ("eio", True)], ids=["failed", "full", "after it was given up"]
+)
+async def test_a_flush_of_pivotd_s_own_that_failed_ends_the_copy(
+    engine: Engine, qemu_factory: QemuFactory, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    how: Any, *, late: bool,
+):  # fmt: skip
+    """The next flush would say that all is well, and QEMU has another descriptor: kept, and the reason says so."""
+    source, destination = filled(tmp_path), storage.where / "new"
+    qemu = qemu_factory([Disk(source)])
+    await engine.connect(qemu)
+    driver = await engine.copy("web1", {"disk0": destination}, "raw", pivot=False)
+    await engine.resting(driver)
+    if late:
+        monkeypatch.setattr(limits, "RETRY_MAX_S", 0.2)
+        monkeypatch.setattr(Flusher.flush, "__defaults__", (0.2,))
+        fdatasync, go_on = os.fdatasync, threading.Event()
+
+        def slow(descriptor: int) -> None:
+            if Path(f"/proc/self/fd/{descriptor}").readlink() == destination:
+                go_on.wait(TIMEOUT_S)
+            fdatasync(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", slow)
+    storage.fail(Fault("fsync", 1, how))
+    await driver.complete(WHO)
+    if late:
+        await until(driver, "does not answer a flush")
+        go_on.set()
+    pivot = await engine.closed(driver)
+    assert pivot.outcome == Outcome.KEPT
+    why = os.strerror({"eio": errno.EIO, "enospc": errno.ENOSPC}[how])
+    assert f"{destination} failed to make durable what it had taken ({why})" in str(pivot.error)
+    assert qemu.root("disk0").filename == str(source)
     assert_clean(qemu)
 
 

@@ -19,7 +19,6 @@ from tests.journal.samples import make_pivot
 from tests.libvirt.between import Between
 from tests.libvirt.domain import Domain
 from tests.libvirt.libvirtd import Libvirtd
-from tests.libvirt.test_connections import define_again
 
 pytestmark = pytest.mark.qemu
 GET_XML, UPDATE_DEVICE = 14, 174
@@ -39,7 +38,6 @@ class Switch:
         """What was synced after the switch, and whether the file named the new image then."""
         self.written = False
         """Libvirt was asked to write the definition once more."""
-        self.session: LibvirtSession | None = None
         self._fsync = os.fsync
         for module in (definition_file, durable):
             monkeypatch.setattr(module, "definitions", lambda _uri: self.file.parent)
@@ -68,7 +66,7 @@ class Switch:
 
     async def _ask(self, uri: str) -> Asked | None:
         line = Line("web1")
-        self.session = session = await LibvirtSession.open(uri, "web1", line)
+        session = await LibvirtSession.open(uri, "web1", line)
         sides = {"source": Image(str(self.old), "qcow2", "old"), "destination": Image(str(self.new), "qcow2", "new")}
         pivot = make_pivot(1, disk="vda")
         qdev = "/machine/peripheral/virtio-disk0/virtio-backend"
@@ -149,8 +147,9 @@ def test_somebody_who_defines_the_guest_at_that_moment_is_noticed(switch: Switch
     os.link(switch.file, old)
 
     def define() -> None:
-        assert switch.session is not None
-        define_again(switch.libvirtd, switch.session)
+        text = switch.libvirtd.directory / "again.xml"
+        text.write_text(switch.libvirtd.ask("dumpxml", "web1", "--inactive"))
+        switch.libvirtd.ask("define", str(text))
 
     asked = switch.ask(lambda: old.rename(switch.file), define)
     assert asked is not None

@@ -60,6 +60,7 @@ class ModelFlusher:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.failed: dict[str, str] = {}
 
     async def flush(self, paths: Any, timeout_s: float = 0) -> float | None:
         return 1.0 if self.world.quick else None

@@ -790,6 +790,16 @@ ANSWERS = (
         "self._if_named(change) if is_intent else change)\n", "change)\n",
         "journal", ("tests/journal/test_lost_names.py", "-k", "no_intent"),
     ),
+    Defect(
+        "a failed flush before the pause is taken for a storage that does not answer", "G1", "pivotd/host/flush.py",
+        "            if error.errno not in _CANNOT_BE_FLUSHED:\n", "            if False:\n",
+        "real QEMU", ("tests/engine/test_layers.py", "-k", "flush_that_failed"),
+    ),
+    Defect(
+        "an event that libvirt's answer has overtaken is not waited for", "G2", "pivotd/libvirt/passthrough.py",
+        "        library.await_events(limits.QUERY_TIMEOUT_S)\n", "",
+        "real QEMU", ("tests/libvirt/test_connections.py", "-k", "counts_as_one"),
+    ),
 )  # fmt: skip
 """Verdicts, and what they rest on."""
 
