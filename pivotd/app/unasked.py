@@ -64,7 +64,7 @@ class Unasked:
             and not live.is_asked(name)
             and one not in tried.nobody
             and name not in tried.silent
-            and one.failure is None
+            and (one.failure is None or one.found_nobody)
             and (one.session is None or name not in live.unchecked)
             for name, one in self._host.supervisors.items()
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pivotd import limits
 from pivotd.app import reads
 from pivotd.cli import right_images
 from pivotd.cli.journal_answers import OfflineJournal
@@ -113,20 +114,26 @@ async def test_a_guest_that_ends_right_after_its_switch_while_others_are_recorde
     assert not found.certain or found.image == str(desk.directory / holds)
 
 
+@pytest.mark.parametrize("tried_again", [False, True], ids=["", "tried-again"])
 async def test_a_guest_that_ends_right_after_its_switch_while_it_is_asked_for(
-    desk: Desk, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch, *, tried_again: bool
 ):
+    """Whether pivotd has tried to reach it again before the end of the look, or not."""
     qemu = await running(desk, qemu_factory, desk.image("a.qcow2"))
     driver = await at_ready(desk)
+    supervisor = desk.engine.host.get("web1")
 
     async def it_ends() -> None:
         if desk.engine.host.driver(driver.pivot.id) is not None:
             await switched(desk, driver)
             await end(desk, qemu)
+            await until(lambda: supervisor.found_nobody is tried_again)
 
+    if not tried_again:
+        monkeypatch.setattr(limits, "RECONNECT_FIRST_S", 60.0)
     monkeypatch.setattr(desk.reads, "latest", then(desk.reads.latest, it_ends))
     found = await verdict(desk, "web1")
-    assert (found.certain, found.image) == (True, str(desk.directory / "b.qcow2"))
+    assert (found.certain, found.image) == (True, str(desk.directory / "b.qcow2")), found.reason
 
 
 @pytest.mark.parametrize("doubt", ["ran elsewhere", "left"])

@@ -47,9 +47,10 @@ class Asking:
     def body(self) -> dict[str, Any]:
         """The request."""
         setup = self._setup
-        body: dict[str, Any] = {"disks": [self._disk(index) for index in range(setup.disks)]}
-        if setup.move.switches:
-            body["max_pause_ms"] = HANG_PAUSE_MS_MAX if setup.hangs else PAUSE_MS_MAX
+        body: dict[str, Any] = {
+            "disks": [self._disk(index) for index in range(setup.disks)],
+            "max_pause_ms": HANG_PAUSE_MS_MAX if setup.hangs else PAUSE_MS_MAX,
+        }
         if setup.move in {Move.COPY, Move.COMMIT}:
             body["pivot"] = setup.cancel is not Cancel.READY and not setup.outrun
         if setup.move is Move.COPY and setup.adopted:

@@ -123,9 +123,9 @@ def test_killed_where_a_copy_goes_on(
         pivot = start_copy(daemon, destination)
         until(lambda: interrupted(daemon, pivot))
         strike = KillAt(lambda: [daemon.pid, qemu.pid] if with_qemu else [daemon.pid], When.BEFORE, label=label)
-        proxy.on_message = strike
-        storage.fail()
+        proxy.on_message = strike  # the storage still fails: pivotd tries again and again
         assert strike.struck.wait(TIMEOUT_S), f"{label} was not reached"
+        storage.fail()
         daemon.kill()
         daemon.start()
         found = dict(call(daemon, "GET", f"/v1/pivots/{pivot}/wait?timeout_s=90", timeout_s=120))
