@@ -26,6 +26,7 @@ from pivotd.engine.converge import Converger
 from pivotd.engine.driver import Driver
 from pivotd.errors import FleetSilentError
 from pivotd.fleet.store import EtcdFleet
+from pivotd.host.flush import Flusher
 from pivotd.planning.plan import plan
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
@@ -74,7 +75,7 @@ class FleetEngine(Engine):
 
     def _driver(self, pivot: Pivot, domain: Any) -> Driver:
         clock = SystemClock()
-        return Driver(pivot, domain, self.journal, clock, Converger(self._flusher, clock), self.fleet)
+        return Driver(pivot, domain, self.journal, clock, Converger(Flusher(), clock), self.fleet)
 
 
 Make = Callable[[OnSilence], Awaitable[FleetEngine]]
