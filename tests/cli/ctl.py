@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -96,6 +98,18 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
         text=True,
         env=environment(),
     )
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Press Ctrl-C until it counts, and return what is said on stderr then.
+
+    Python sees a signal that comes right before a call that blocks only at the end of that call, or with the next one.
+    """
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=20)[1]
+    raise AssertionError("it does not heed an interrupt")
 
 
 def complaint(answer: Answer) -> str:

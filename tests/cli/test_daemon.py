@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Bench
-from tests.cli.ctl import COMMAND, REPOSITORY, Answer, complaint, ctl, environment, start
+from tests.cli.ctl import COMMAND, REPOSITORY, Answer, complaint, ctl, environment, interrupt, start
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
 from tests.support.waiting import until
@@ -252,8 +251,7 @@ def test_interrupt(bench: Bench) -> None:
     with start("--socket", bench.daemon.socket, *arguments) as process:
         assert process.stderr is not None
         process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=90)
+        said = interrupt(process)
     pivot = bench.json("pivot", "show", "slow").json
     assert process.returncode == 130
     assert f"`pivotctl pivot cancel {pivot['id']}`" in said

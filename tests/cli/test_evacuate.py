@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import tempfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pivotd.client import AcceptRequest
-from tests.cli.ctl import complaint
+from tests.cli.ctl import complaint, interrupt
 from tests.cli.evacuating import Bed, image, moved, reasons, running_daemon
 from tests.ported_cases.fixture import small_file_system
 from tests.support.daemon import Daemon
@@ -438,8 +437,7 @@ def test_ctrl_c_leaves_what_runs(bed: Bed) -> None:
         assert until(bed.is_copying)
         process.stderr.readline()
         process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=90)
+        told = interrupt(process)
     (pivot,) = bed.pivots()
     assert (process.returncode, pivot.outcome) == (130, None)
     assert f"`pivotctl cancel {pivot.id}` cancels" in told
@@ -457,8 +455,7 @@ def test_at(bed: Bed) -> None:
     with bed.begin("--at", then) as process:
         assert process.stderr is not None
         said = [process.stderr.readline(), process.stderr.readline()]
-        process.send_signal(signal.SIGINT)
-        said += process.communicate(timeout=90)[1].splitlines()
+        said += interrupt(process).splitlines()
     assert process.returncode == 130
     assert said[1].startswith("pivotctl: waiting until ")
     assert said[-1] == "pivotctl: interrupted; nothing has begun"

@@ -19,7 +19,7 @@ from pivotd.client.patience import PATIENCE_S
 from pivotd.core.pivot import Outcome, Phase
 from pivotd.errors import PhaseConflictError
 from tests.cli.conftest import Bench
-from tests.cli.ctl import complaint, ctl, start
+from tests.cli.ctl import complaint, ctl, interrupt, start
 from tests.cli.test_restart import await_loss
 from tests.engine.test_copy import qemu_io_name
 from tests.journal.samples import make_pivot
@@ -147,8 +147,7 @@ def interrupted(bench: Bench, *words: str, first: str = "stderr") -> str:
     with start("--socket", bench.daemon.socket, *words) as process:
         try:
             getattr(process, first).readline()
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=60)
+            said = interrupt(process)
         finally:
             process.kill()
     assert process.returncode == 130
@@ -194,8 +193,7 @@ def test_ctrl_c_before_an_answer(bench: Bench, two: list[str]) -> None:
         for process in commands:
             assert process.stderr is not None
             assert process.stderr.readline().rstrip() == silent
-            process.send_signal(signal.SIGINT)
-            said.append(last_word(process.communicate(timeout=60)[1]))
+            said.append(last_word(interrupt(process)))
             assert process.returncode == 130
     taken = "pivotctl: interrupted; pivotd may have taken the request: "
     assert said == [
@@ -226,8 +224,7 @@ def test_ctrl_c_names_what_is_left(bench: Bench) -> None:
     with start("--socket", bench.daemon.socket, "wait", done, slow) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=90)
+        said = interrupt(process)
     assert process.returncode == 130
     assert f"`pivotctl wait {slow}`" in said
     assert states(bench, [slow])[0][0] == "copying"

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from pivotd.config import Fleet
 from pivotd.core.fleet import FleetView
 from pivotd.fleet.presence import Presence
 from pivotd.fleet.store import EtcdFleet
-from tests.cli.ctl import Answer, ctl, start
+from tests.cli.ctl import Answer, ctl, interrupt, start
 from tests.conftest import LONG
 from tests.fleet.etcd import Cluster
 from tests.fleet.test_messages import LONG_S
@@ -178,8 +177,8 @@ def test_ls_follows_changes_until_interrupted(site: Site) -> None:
         while json.loads(line := following.stdout.readline())["pivot"] is None:
             assert line
         assert json.loads(line)["domain"] == "web2"
-        following.send_signal(signal.SIGINT)
-        assert following.wait(60) == 130
+        interrupt(following)
+        assert following.returncode == 130
 
 
 def test_without_a_majority_the_status_is_3(tmp_path: Path) -> None:
