@@ -21,8 +21,8 @@ from tests.support.daemon import Daemon
 pytestmark = pytest.mark.qemu
 SUSPEND, RESUME, ABORT = 34, 28, 237
 """Source: libvirt, src/remote/remote_protocol.x, REMOTE_PROC_DOMAIN_SUSPEND, …_RESUME, …_BLOCK_JOB_ABORT."""
-OF_TIMERS = frozenset({1, 273})
-"""Connections and lists of the domains, which pivotd asks for now and then. Source: libvirt's remote_protocol.x."""
+OF_TIMERS = frozenset({1, 2, 273})
+"""Connections, their ends, and lists of the domains, now and then. Source: libvirt's remote_protocol.x."""
 READERS = 10
 READERS_COME_S = 0.3
 """While the call that pauses the guest is on its way, readers ask for what needs libvirt."""
