@@ -67,16 +67,20 @@ class Converger:
         paths = [*(disk.source.filename for disk in pivot.disks), *written]
         flush_ms: float | None = None
         for _ in range(limits.FLUSH_ROUNDS_MAX):
-            silent: Exception | None = None
+            failure: OSError | None = None
             try:
                 flush_ms = await self._flusher.flush(paths)
-            except (TimeoutError, OSError) as error:
-                silent = error
+            except OSError as error:
+                failure = error
             for name in written:  # also what a flush has said that was given up
                 if (why := self._flusher.failed.get(name)) is not None:
-                    return Failed(f"{name} failed to make durable what it had taken ({why}): begin anew")
-            if silent is not None:
-                return NotYet(f"the storage does not answer a flush: {silent or 'no answer'}", limits.RETRY_MAX_S)
+                    return Failed(
+                        f"{name} failed to make durable what it had taken ({why}): check its storage, and begin anew"
+                    )
+            if failure is not None:
+                what = f"a flush of {failure.filename} failed: {failure.strerror}"
+                reason = f"the storage does not answer a flush: {failure}" if failure.errno is None else what
+                return NotYet(reason, limits.RETRY_MAX_S)
             if flush_ms is None or flush_ms < limits.FLUSH_QUICK_MS:
                 break
         seen = await session.look(pivot)

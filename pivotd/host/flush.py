@@ -32,7 +32,7 @@ class Flusher:
     async def flush(self, paths: Sequence[str], timeout_s: float = limits.PROBE_TIMEOUT_S) -> float | None:
         """Flush all files concurrently; return the milliseconds it took, None if pivotd may not open one.
 
-        Raises: TimeoutError: the storage does not answer in time. OSError: it reported an I/O error.
+        Raises: TimeoutError without errno: the storage does not answer in time. OSError: its error, with the path.
         """
         started = time.monotonic()
         calls = [in_thread(timeout_s, self._fdatasync, path, paths=[path]) for path in dict.fromkeys(paths)]
@@ -57,7 +57,7 @@ class Flusher:
         except OSError as error:
             if error.errno not in _CANNOT_BE_FLUSHED:
                 self.failed.setdefault(path, error.strerror or str(error))
-            raise
+            raise OSError(error.errno, error.strerror, path) from None
         return True
 
 

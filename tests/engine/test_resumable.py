@@ -244,6 +244,25 @@ async def test_a_flush_of_pivotd_s_own_that_failed_ends_the_copy(
     assert_clean(qemu)
 
 
+async def test_a_flush_of_the_source_that_failed_holds_up_the_pause(
+    engine: Engine, qemu_factory: QemuFactory, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The new image has what was read; it is told what failed, and where."""
+    monkeypatch.setattr(limits, "RETRY_MAX_S", 1.0)
+    source = filled(storage.where)
+    qemu = qemu_factory([Disk(source)])
+    await engine.connect(qemu)
+    driver = await engine.copy("web1", {"disk0": tmp_path / "copy"}, "raw", pivot=False)
+    await engine.resting(driver)
+    storage.fail(Fault("fsync", 1, "eio"))
+    await driver.complete(WHO)
+    async with asyncio.timeout(TIMEOUT_S):
+        while f"a flush of {source} failed: Input/output error" not in driver.waits_for:
+            await asyncio.sleep(0.01)
+    pivot = await engine.closed(driver)
+    assert pivot.outcome == Outcome.SWITCHED, pivot.error
+
+
 @pytest.mark.parametrize("sound", [True, False], ids=["sound again", "still failing"])
 async def test_an_interrupted_copy_can_be_cancelled(
     engine: Engine, qemu_factory: QemuFactory, storage: Storage, tmp_path: Path, sound: bool
