@@ -13,7 +13,7 @@ from pivotd.core.pivot import Accepted, Image, Phase
 from pivotd.core.verdict import Presence
 from pivotd.host import files
 from tests.core.build import disk, pivot
-from tests.support.btrfs import subvolumes
+from tests.support.file_systems import subvolumes
 
 
 @pytest.mark.parametrize("booted", [False, True])

@@ -17,7 +17,7 @@ from pivotd.host import files, held
 from pivotd.planning.plan import plan
 from pivotd.qmp import rollback
 from tests.conftest import QemuFactory
-from tests.support.btrfs import subvolumes
+from tests.support.file_systems import subvolumes
 from tests.support.qemu import Disk, Qemu, create_image
 
 from .conftest import Engine
