@@ -57,8 +57,11 @@ def test_a_libvirtd_that_dies_right_after_it_was_reached_is_asked_again(libvirtd
     assert "libvirt's daemon is gone or hangs" in left_out[0]
 
 
-def test_a_domain_that_starts_anew_while_it_is_connected_to_is_not_taken_for_the_old_one(libvirtd: Libvirtd):
-    """Its old process is gone, and nobody would tell: the session is with the new one, or there is none."""
+def test_a_domain_that_starts_anew_while_it_is_connected_to_is_not_taken_for_the_old_one(
+    libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
+):
+    """Its old process is gone, and nobody would tell: the session is with the new one."""
+    monkeypatch.setattr(limits, "LIBVIRT_CONNECT_TIMEOUT_S", 60.0)  # the domain starts anew within one call
     libvirtd.start()
     domain = Domain(libvirtd, guest=False).define().boot()
     old = domain.qemu_pid()
