@@ -155,6 +155,21 @@ def test_a_domain_that_a_person_had_forgotten_is_told_of_again():
     assert isinstance(after_outcome(taken, SWITCHED, HERE), Superseded)
 
 
+def test_every_disk_of_a_kept_pivot_is_told_of_again_after_a_forgetting():
+    """Whatever else has claimed the guest since: without a word of the fleet, the end of QEMU would leave a doubt."""
+    both = ended(Outcome.KEPT, Outcome.KEPT, stage=FleetStage.TOLD)
+    gone = forgotten(view())
+    for lost in (gone, meeting(gone, HERE)):
+        one = after_outcome(lost, both, HERE, only="disk1")
+        assert isinstance(one, FleetView)
+        every = after_outcome(one, both, HERE, only="disk0")
+        assert isinstance(every, FleetView)
+        told_of = [(known.disk, known.outcome, known.epoch) for known in every.disks]
+        assert told_of == [("disk0", Outcome.KEPT, 5), ("disk1", Outcome.KEPT, 5)]
+    met = meeting(gone, HERE)
+    assert after_outcome(met, replace(both, fleet_epoch=5), HERE) == met, "it has never moved anything since"
+
+
 def test_a_kept_pivot_only_removes_its_intent():
     """What the fleet knows of the source is right."""
     assert after_outcome(replace(INTENT, disks=(told(OLD),)), KEPT, HERE) == view(disks=(told(OLD),))

@@ -48,7 +48,7 @@ OWNER_TIMEOUT_S = 30.0
 ASK_S = 0.2
 FROZEN_S = 1.0
 """At least so long before a frozen host wakes: nobody is quicker with a fence."""
-EXIT_UNREACHABLE, EXIT_NEVER_MOVED = 3, 7
+EXIT_UNREACHABLE, EXIT_UNKNOWN, EXIT_NEVER_MOVED = 3, 6, 7
 MODES = ("resume", "wait")
 ENDS_QEMU = {Victim.QEMU, Victim.BOTH}
 LOSES_HOST = {Victim.HOST, Victim.FROZEN}
@@ -193,8 +193,17 @@ class FleetRounds:
     def _is_known(self, disk: str) -> bool:
         """Return whether the guest's host can know the image of a disk, by its journal and the fleet."""
         pivots = (one for one in journal(self.site.here.daemon.state_dir) if any(d.disk == disk for d in one.disks))
-        last = next(pivots, None)
-        return last is None or (last.fleet_epoch is not None and self.site.view().disk(disk) is not None)
+        last, view = next(pivots, None), self.site.view()
+        if last is None:
+            return True
+        return last.fleet_epoch is not None and last.fleet_epoch >= view.forgotten and view.disk(disk) is not None
+
+    def _is_forgotten(self, disk: str) -> bool:
+        """Return whether nobody can know a disk of a guest that has ended: the fleet was made to forget it, and not told again."""
+        with contextlib.suppress(FleetError):
+            view = self.site.view()
+            return bool(view.forgotten) and view.intent is None and view.disk(disk) is None
+        return False
 
     # -- the strike
 
@@ -325,12 +334,17 @@ class FleetRounds:
             answer = ask("image", DOMAIN, disk)
             deadline_s = time.monotonic() + OWNER_TIMEOUT_S
             while answer.status not in {0, EXIT_NEVER_MOVED} and time.monotonic() < deadline_s:
+                if self._is_forgotten(disk):
+                    break
                 time.sleep(ASK_S)
                 answer = ask("image", DOMAIN, disk)
             how = "image, offline" if offline else "image"
             self._summary.words[f"{how}: certain" if answer.status == 0 else f"{how}: status {answer.status}"] += 1
             if answer.status == 0:
                 site.images |= {disk: answer.json["image"]}
+            elif answer.status == EXIT_UNKNOWN and self._is_forgotten(disk):
+                if not offline:
+                    self._accept_word(disk)
             else:
                 held = answer.status == EXIT_NEVER_MOVED
                 self._check(held, f"`image` answers {answer.status}: {answer.stdout} {answer.stderr}")
@@ -365,6 +379,8 @@ class FleetRounds:
         site.start(there, locking=here.qemu is None)
         site.swap()
         self._check(until(lambda: self._owner() == there.name, OWNER_TIMEOUT_S), "the new host does not own the guest")
+        if site.view().forgotten:
+            self._accept()
         view = site.view()
         here.wires.deliver()
         self._unchanged(view, "late messages")
@@ -479,6 +495,8 @@ class FleetRounds:
         site = self.site
         self._check(site.writes.await_more(), "the guest does not write on")
         self._check(self._settled(), "the fleet does not come to rest")
+        if site.view().forgotten:
+            self._accept()
         with self._judge.still(site.here):
             self._judge.fleet(f"at rest ({self._round})", certain=True)
             for disk, image in site.images.items():

@@ -23,7 +23,7 @@ from pivotd.core.fleet import FleetImage, FleetView, OnSilence
 from pivotd.core.pivot import Accepted, FleetStage, Identity, Image, Outcome, Phase, Pivot, PivotDisk, RanOn
 from pivotd.core.request import CopyOptions, Kind, Manager, Requester
 from pivotd.core.rules.fleet_changes import forgotten
-from pivotd.core.rules.fleet_local import DiskHere, together
+from pivotd.core.rules.fleet_local import DiskHere, Together, together
 from pivotd.core.rules.fleet_owners import (
     accepting,
     doubting_all,
@@ -399,19 +399,24 @@ class Model:
         if self.bounds.manager is Manager.LIBVIRT and mine and not self.lacking(s, s.roots):
             yield f"virsh start: {s.roots}", s._replace(guest=at, run=True, restarts=s.restarts - 1)
 
-    def local(self, s: State, at: int, host: Host) -> tuple[str, FleetView | None] | None:
-        """Return what host and fleet together say of every disk, and what the fleet has to be told; None: not certain."""
+    def together(self, s: State, at: int, host: Host, *, live: bool) -> Together:
+        """Return what host and fleet together say of every disk. ``live``: its guest is in a QEMU here, which answers."""
         disks, left = [], host.left or s.departed == at  # whoever asks looks at QEMU
         for disk in range(self.bounds.disks):
+            shown = FleetImage(f"/{s.roots[disk]}{disk}", "raw") if live else None
             last = next((local for local in reversed(host.journal) if disk in local.disks), None)
             if last is None:
-                disks.append(DiskHere(without_pivot("web1", f"disk{disk}"), left=left))
+                disks.append(DiskHere(without_pivot("web1", f"disk{disk}"), left=left, live=shown))
                 continue
             pivot = self.pivot(last, number(at, last))
             moved = replace(pivot.disks[last.disks.index(disk)], left_at=NOW if left else None, ran_on=ran_on(host))
             said = doubtful(of_pivot(pivot, moved), moved)
-            disks.append(DiskHere(said, (pivot, moved), left=left))
-        found = together(s.view, self.here(s, at), disks)
+            disks.append(DiskHere(said, (pivot, moved), left=left, live=shown))
+        return together(s.view, Here(HOSTS[at], "boot", NOW), disks)
+
+    def local(self, s: State, at: int, host: Host) -> tuple[str, FleetView | None] | None:
+        """Return what host and fleet say of every disk without a QEMU, and what to tell the fleet; None: not certain."""
+        found = self.together(s, at, host, live=False)
         if not all(one.certain for one in found.verdicts):
             return None
         if s.forgotten and any(one.image is None for one in found.verdicts):
@@ -471,10 +476,21 @@ class Model:
             return  # a look that is under way comes first; or nothing is owed
         if host.left:
             after = leaving(doubting_all(s.view, here, self.astray(at, host)), here)
+        elif (entered := self.entering(s, at, host)) is not None:
+            yield from self.writes(s, entered, f"{HOSTS[at]} enters the guest", s)
+            return
         else:
             after = meeting(s.view, replace(here, present=host.here))
         if after is not s.view:
             yield from self.writes(s, after, f"{HOSTS[at]} {'releases' if host.left else 'claims'} the guest", s)
+
+    def entering(self, s: State, at: int, host: Host) -> FleetView | None:
+        """Return what pivotd tells of the images of a guest that it sees here, and whose last pivot has ended."""
+        if s.guest != at or not s.run or not host.here or host.left or host.look:
+            return None
+        if not host.journal or host.journal[-1].phase != "closed":
+            return None
+        return self.together(s, at, host, live=True).tell
 
     def looks(self, s: State, at: int, host: Host) -> Iterator[tuple[str, State]]:
         """What pivotd sees, and acts on later."""
@@ -677,6 +693,19 @@ class Model:
         after = settling(s.view, self.here(s, s.guest), pivot.id, image, "disk0")
         return not host.ran_on or not fleet_verdict(after, "disk0").certain
 
+    def nobody_tells(self, s: State) -> bool:
+        """Return whether the end of a QEMU would leave its host uncertain for ever, although the guest is where it says."""
+        if not s.view.forgotten or s.guest is None or not s.run or s.unseen or s.stale or s.departed is not None:
+            return False
+        at, host = s.guest, s.hosts[s.guest]
+        open_, doubted = not host.journal or host.journal[-1].phase != "closed", host.left or host.ran_on
+        if open_ or doubted or s.view.intent is not None or not owned(s.view, self.here(s, at), None):
+            return False
+        live, roots = self.together(s, at, host, live=True), [f"/{image}{at}" for at, image in enumerate(s.roots)]
+        if live.tell is not None or [one.image for one in live.verdicts] != roots:
+            return False
+        return not all(one.certain for one in self.together(s, at, host, live=False).verdicts)
+
     # -- promises -------------------------------------------------------------------------------------------------
 
     def wrong(self, s: State) -> str | None:
@@ -699,6 +728,8 @@ class Model:
             on_silence_wait = self.bounds.on_silence is OnSilence.WAIT and self.bounds.manager is Manager.PIVOTD
             if on_silence_wait and not word.certain and not self.bounds.strays:
                 return "the fleet does not know, although guests wait for it"
+        if self.nobody_tells(s):
+            return "the guest is where its host's journal says, and the fleet is never told again"
         for at, host in enumerate(s.hosts):
             found = self.local(s, at, host) if s.guest != at and knows(s, host) else None
             if found is not None and s.guest is not None and s.view.owner is not None and not s.unmet:

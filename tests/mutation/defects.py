@@ -606,6 +606,11 @@ FLEET = (
         TABLE, ("tests/core/test_fleet.py", "-k", "forgotten"),
     ),
     Defect(
+        "a disk of a kept pivot is not told of again once the fleet has forgotten it", "G1", FLEET_PIVOTS,
+        "known is None and before_forgetting(view, pivot)\n", "False\n",
+        SEARCH, of_hosts(forgets=1),
+    ),
+    Defect(
         "telling of one disk of a pivot overwrites a later move of another", "G1", FLEET_LOCAL,
         "after_outcome(tell, pivot, here, only=said.disk)", "after_outcome(tell, pivot, here)",
         TABLE, ("tests/core/test_fleet_local.py", "-k", "leaves_a_later_move"),

@@ -126,12 +126,24 @@ def _is_ours(known: FleetDisk | None, owner: Owner) -> bool:
 
 
 def _kept(view: FleetView, pivot: Pivot, here: Here, only: str | None) -> FleetView:
-    """Without its intent, the fleet names what the last pivot of each disk left, which should be the source."""
+    """Without its intent, the fleet names what the last pivot of each disk left, which should be the source.
+
+    A disk that it does not know was never moved, or it was made to forget that.
+    """
+    told = withdrawn(view, pivot.id)
     for disk in pivot.disks:
-        known = view.disk(disk.disk) if only in {None, disk.disk} else None
-        if known is not None and known.image != FleetImage(disk.source.filename, disk.source.format):
-            return published(view, pivot, here.utc_now, only)
-    return withdrawn(view, pivot.id)
+        if only not in {None, disk.disk}:
+            continue
+        known = view.disk(disk.disk)
+        forgotten = known is None and before_forgetting(view, pivot)
+        if forgotten or (known is not None and known.image != FleetImage(disk.source.filename, disk.source.format)):
+            told = published(told, pivot, here.utc_now, disk.disk)
+    return told
+
+
+def before_forgetting(view: FleetView, pivot: Pivot) -> bool:
+    """Return whether the fleet was made to forget the guest after a pivot was announced, or perhaps was."""
+    return bool(view.forgotten) and (pivot.fleet_epoch is None or pivot.fleet_epoch < view.forgotten)
 
 
 def telling(pivot: Pivot, attempt: Attempt) -> Action | None:

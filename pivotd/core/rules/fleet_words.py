@@ -8,6 +8,7 @@ from enum import StrEnum
 from pivotd.core.fleet import FleetDisk, FleetImage, FleetIntent, FleetMove, FleetView, OnSilence
 from pivotd.core.pivot import FleetStage, Outcome, Pivot, PivotDisk
 from pivotd.core.request import Manager
+from pivotd.core.rules.fleet_pivots import before_forgetting
 from pivotd.core.verdict import right_image
 
 
@@ -130,7 +131,7 @@ def _is_forgotten(view: FleetView, pivot: Pivot, *, moved: bool) -> bool:
     announced may never have arrived.
     """
     if view.forgotten:
-        return pivot.fleet_epoch is None or pivot.fleet_epoch < view.forgotten
+        return before_forgetting(view, pivot)
     if moved:
         return pivot.fleet is not FleetStage.NONE
     return (pivot.fleet_epoch or 0) > view.epoch + (pivot.fleet is FleetStage.ANNOUNCED)
