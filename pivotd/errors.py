@@ -10,10 +10,11 @@ PivotdError
 |       +-- DiskBusyError   another pivot or job has the disk
 |       +-- PhaseConflictError  the pivot has moved on
 |       |   +-- RevisionConflictError  another writer recorded a change of it first
-|       +-- BusyError       the pivot's driver did not answer in time
+|       +-- BusyError       the pivot's driver did not take the request in time
 +-- UncertainError          nobody can say which image is right
 +-- NeverMovedError         pivotd has never moved the disk: it says nothing of its image
 +-- TooBusyError            too many readers ask at once; a retry is safe
++-- UnansweredError         the pivot's driver took the request and did not answer in time
 +-- DomainUnreachableError  QEMU's monitor does not answer
 |   +-- MonitorBusyError    another client holds the monitor
 |   +-- LibvirtUnreachableError  libvirt's daemon, or its Python binding, cannot be used
@@ -138,7 +139,7 @@ class RevisionConflictError(PhaseConflictError):
 
 
 class BusyError(ConflictError):
-    """The pivot's driver has not answered in time: it waits for QEMU or the journal."""
+    """The pivot's driver has not taken the request in time: it waits for QEMU or the journal."""
 
     kind = "busy"
     http_status = 503
@@ -165,6 +166,14 @@ class TooBusyError(PivotdError):
 
     kind = "too-busy"
     http_status = 503
+
+
+class UnansweredError(PivotdError):
+    """The pivot's driver has begun with the request and waits: it may still carry it out. Field: ``pivot``."""
+
+    kind = "unanswered"
+    http_status = 503
+    exit_status = EXIT_UNREACHABLE
 
 
 class DomainUnreachableError(PivotdError):

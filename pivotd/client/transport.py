@@ -30,7 +30,9 @@ UNREACHABLE = "unreachable"
 NOT_STARTED = "not-started"
 """The kind of problem with which a daemon answers that cannot start: nothing has reached it."""
 TELLS_NOTHING = frozenset({"internal", "qmp", "qmp-unknown", "journal", "journal-write"})
-"""Kinds of problem after which the request may or may not have been carried out. Every other kind is a refusal."""
+"""Kinds of problem after which a request may or may not have been carried out."""
+MAY_BE_WRITTEN = frozenset({"fleet", "fleet-silent", "unanswered"})
+"""The same, of a request that changes something. Every other kind is a refusal."""
 
 
 class UnixConnection(HTTPConnection):
@@ -106,7 +108,7 @@ class Transport:
         with closing(UnixConnection(self.path, takes_s + (timeout_s or self.timeout_s))) as connection:
             headers = {"Accept": "application/json", **(headers or {})}
             with closing(self._send(connection, method, target, body, headers, takes_s)) as response:
-                return self._document(response)
+                return self._document(response, reads=method == "GET")
 
     def text(self, target: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> str:
         """Return an answer that is plain text."""
@@ -194,7 +196,7 @@ class Transport:
             self._tell = None
             connection.sock.settimeout(left_s)
 
-    def _document(self, response: HTTPResponse) -> Any:
+    def _document(self, response: HTTPResponse, *, reads: bool = True) -> Any:
         try:
             content = response.read(ANSWER_BYTES_MAX)
         except (OSError, HTTPException) as error:
@@ -209,7 +211,7 @@ class Transport:
             return document
         if _media_type(response) != MEDIA_PROBLEM or not isinstance(document, dict) or "kind" not in document:
             raise self._not_pivotd(f"status {response.status} without a reason")
-        raise _problem(document)
+        raise _problem(document, reads=reads)
 
     def _not_pivotd(self, why: str) -> UnknownError:
         return UnknownError(
@@ -231,14 +233,15 @@ def _lost(error: Exception) -> UnknownError:
     )
 
 
-def _problem(document: dict[str, Any]) -> ClientError:
-    """Return an RFC 9457 problem as the failure that it describes."""
+def _problem(document: dict[str, Any], *, reads: bool) -> ClientError:
+    """Return an RFC 9457 problem as the failure that it describes. ``reads``: the request was to change nothing."""
     shown = {"type", "title", "status", "detail", "kind", "exit_status", "instance"}
     status = document.get("exit_status")
     kind = str(document["kind"])
     if kind == NOT_STARTED:
         return UnsentError(UNREACHABLE, " ".join(str(document.get("detail")).split()))
-    failure = (UnknownError if kind in TELLS_NOTHING else RefusedError)(
+    is_unknown = kind in TELLS_NOTHING or (kind in MAY_BE_WRITTEN and not reads)
+    failure = (UnknownError if is_unknown else RefusedError)(
         kind,
         " ".join(str(document.get("detail") or document.get("title") or kind).split()),
         status if isinstance(status, int) else EXIT_REFUSED,

@@ -35,7 +35,7 @@ from pivotd.engine.inbox import (
 from pivotd.engine.pace import Pace
 from pivotd.engine.ports import Clock, Domain, Fleet, Journal, Session
 from pivotd.engine.steps import REFUSABLE, STEPS
-from pivotd.errors import BusyError, PhaseConflictError, PivotdError, QmpError, QmpRefusedError
+from pivotd.errors import BusyError, PhaseConflictError, PivotdError, QmpError, QmpRefusedError, UnansweredError
 from pivotd.log import get_logger
 
 RECORDS = (*record_shapes.RECORD_ONLY, actions.Close, actions.HandOver, actions.NoteResumed)
@@ -114,7 +114,10 @@ class Driver:
         self.state.inbox.end()
 
     async def complete(self, who: Requester) -> Pivot:
-        """Let a pivot that waits at READY continue. Raises: PhaseConflictError, BusyError, JournalError."""
+        """Let a pivot that waits at READY continue.
+
+        Raises: PhaseConflictError, BusyError, UnansweredError, JournalError.
+        """
         if refusal := not_waiting(self.pivot):
             raise refusal
         return await self.ask(Complete(who))
@@ -131,7 +134,7 @@ class Driver:
     async def set_bandwidth(self, bytes_per_s: int, who: Requester) -> Pivot:
         """Limit the bandwidth of the jobs from now on, 0 means no limit; return once this is durable.
 
-        Raises: PhaseConflictError, BusyError, JournalError.
+        Raises: PhaseConflictError, BusyError, UnansweredError, JournalError.
         """
         return await self.ask(SetBandwidth(who, bytes_per_s=bytes_per_s))
 
@@ -141,14 +144,15 @@ class Driver:
         return await self.ask(Release(who), stays=True)
 
     async def undo(self, asked: Undo) -> Pivot:
-        """Undo the switch; return the pivot that does this. Raises: PhaseConflictError, BusyError."""
+        """Undo the switch; return the pivot that does this. Raises: PhaseConflictError, BusyError, UnansweredError."""
         return await self.ask(TakeBack(asked.who, undo=asked))
 
     async def ask(self, message: Message, *, stays: bool = False) -> Pivot:
         """Send a message and return its answer.
 
         ``stays``: after the time limit the driver still acts on the message, and this returns the pivot as it is.
-        Raises: the error that is the answer; BusyError: the driver was busy all the time, and nothing was changed.
+        Raises: the error that is the answer; BusyError: the driver was busy all the time, and nothing was changed;
+        UnansweredError: it has begun with the request.
         """
         inbox = self.state.inbox
         inbox.post(message)
@@ -161,11 +165,10 @@ class Driver:
         except TimeoutError:
             if stays:
                 return self.pivot
-            raise BusyError(
-                f"pivot {self.pivot.id} has not answered within {limits.COMMAND_TIMEOUT_S:g} s ({self.waits_for}): "
-                + ("look at it before you ask again" if message.taken else "nothing was changed; ask again"),
-                pivot=self.pivot.id,
-            ) from None
+            why = f"pivot {self.pivot.id} has not answered within {limits.COMMAND_TIMEOUT_S:g} s ({self.waits_for})"
+            if message.taken:
+                raise UnansweredError(f"{why}: look at it before you ask again", pivot=self.pivot.id) from None
+            raise BusyError(f"{why}: nothing was changed; ask again", pivot=self.pivot.id) from None
         finally:
             if not stays and not message.taken:
                 inbox.remove(message)

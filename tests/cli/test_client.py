@@ -17,6 +17,7 @@ from pivotd.client import (
     CopyDisk,
     CopyRequest,
     RefusedError,
+    TakeRequest,
     UnknownError,
     UnsentError,
     daemon_client,
@@ -144,6 +145,16 @@ def test_an_error_that_tells_nothing_of_the_effect_is_unknown(tmp_path: Path, ki
     with answering(tmp_path / "s", content), pytest.raises(UnknownError) as caught:
         Client(str(tmp_path / "s")).cancel("P1")
     assert (caught.value.kind, caught.value.message) == (kind, "nobody knows")
+
+
+@pytest.mark.parametrize("kind", ["fleet", "fleet-silent", "unanswered"])
+def test_silence_is_unknown_only_of_a_request_that_changes_something(tmp_path: Path, kind: str) -> None:
+    """The fleet, or the pivot's driver, may have got it; whoever only reads is refused."""
+    content = http("503 Service Unavailable", "application/problem+json", f'{{"kind": "{kind}"}}'.encode())
+    with answering(tmp_path / "s", content), pytest.raises(UnknownError):
+        Client(str(tmp_path / "s")).take("web1", TakeRequest(fenced=True))
+    with answering(tmp_path / "s2", content), pytest.raises(RefusedError):
+        Client(str(tmp_path / "s2")).fleet_domains()
 
 
 def test_a_lost_answer_does_not_start_a_second_pivot(bench: Bench, tmp_path: Path) -> None:

@@ -11,11 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from pivotd import limits
 from pivotd.app.registry import RUNTIME
 from pivotd.core.phases import is_resting
 from pivotd.core.pivot import Outcome, Phase, Pivot
 from pivotd.core.request import Requester
-from pivotd.errors import JournalCorruptError, JournalFullError, PhaseConflictError, QmpRefusedError
+from pivotd.errors import (
+    BusyError,
+    JournalCorruptError,
+    JournalFullError,
+    PhaseConflictError,
+    QmpRefusedError,
+    UnansweredError,
+)
 from tests.conftest import QemuFactory
 from tests.engine.conftest import Engine
 from tests.support.qemu import Disk, create_image
@@ -96,6 +104,35 @@ async def test_a_request_that_the_journal_refuses_gets_its_error_at_once(
     assert driver.pivot.options.bandwidth_bytes_per_s == 7
     while driver.failing is not None:
         await asyncio.sleep(0.01)
+
+
+async def test_a_request_that_was_taken_may_still_be_carried_out_and_one_that_was_not_never_is(
+    engine: Engine, tmp_path: Path, qemu_factory: QemuFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """While the journal hangs in the record of one, the next one waits: each requester learns which it is."""
+    qemu = qemu_factory([Disk(create_image(tmp_path / "old", size="64M"))])
+    await engine.connect(qemu)
+    driver = await engine.copy("web1", {"disk0": tmp_path / "new"}, pivot=False)
+    await engine.until(driver, lambda pivot: pivot.phase is Phase.READY and pivot.hold)
+    advance, begun, hangs = engine.journal.advance, asyncio.Event(), asyncio.Event()
+
+    async def hang(*args: object, **changes: object) -> Pivot:
+        begun.set()
+        await hangs.wait()
+        return await advance(*args, **changes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine.journal, "advance", hang)
+    monkeypatch.setattr(limits, "COMMAND_TIMEOUT_S", 1.0)
+    first = asyncio.create_task(driver.set_bandwidth(7, WHO))
+    await begun.wait()
+    with pytest.raises(BusyError, match="nothing was changed"):
+        await driver.complete(WHO)
+    with pytest.raises(UnansweredError, match="look at it before"):
+        await first
+    hangs.set()
+    await engine.until(driver, lambda pivot: pivot.options.bandwidth_bytes_per_s == 7)
+    await driver.set_bandwidth(8, WHO)
+    assert driver.pivot.hold, "the other one was withdrawn"
 
 
 async def test_a_driver_that_cannot_record_backs_off_and_does_not_hold_up_the_end(
