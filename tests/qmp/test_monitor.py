@@ -113,18 +113,24 @@ async def test_the_pid_and_version_are_those_of_qemu(qemu_factory: QemuFactory):
     await monitor.close()
 
 
-async def test_an_old_qemu_is_refused_with_the_reason(tmp_path: Path):
-    """5.2 and older can abort in the middle of a switch."""
+@pytest.mark.parametrize("version", [(5, 2), (6, 1), (6, 2), (7, 0)], ids=str)
+async def test_an_old_qemu_is_refused_with_the_reason(tmp_path: Path, version: tuple[int, int]):
+    """One before 6.2 can abort in the middle of a switch."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(greeting(5, 2))
+        writer.write(greeting(*version))
         asked = await read_command(reader, bytearray())
         writer.write(json.dumps({"return": {}, "id": asked.get("id")}).encode() + b"\r\n")
         await reader.read()
 
     async with fake(tmp_path / "q", serve) as path:
-        with pytest.raises(UnsupportedQemuError, match=r"5\.2\.0 is too old"):
-            await Monitor.connect(path)
+        if version < (6, 2):
+            with pytest.raises(UnsupportedQemuError, match=rf"QEMU {version[0]}\.{version[1]}\.0 is too old"):
+                await Monitor.connect(path)
+        else:
+            monitor = await Monitor.connect(path)
+            assert monitor.version[:2] == version
+            await monitor.close()
 
 
 async def test_a_qemu_that_greets_but_does_not_answer_is_named_as_stuck(
