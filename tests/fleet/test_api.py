@@ -76,6 +76,9 @@ def test_a_guest_is_taken_for_the_host_of_the_daemon(site: Site, daemon: Daemon)
     assert record.facts["uid"] == os.getuid()
     client.forget("web1")
     assert client.fleet_domains() == []
+    asked, done = [one for one in client.events() if "forg" in one.event]
+    assert (asked.event, done.event) == ("forget-requested", "guest-forgotten")
+    assert {(one.domain, one.facts["uid"]) for one in (asked, done)} == {("web1", os.getuid())}
 
 
 def test_an_etcd_without_a_majority_is_an_error_and_no_answer(tmp_path: Path) -> None:
