@@ -179,7 +179,7 @@ def _of_place(shown: Facts) -> Iterator[DoctorFinding]:
             "journal-large",
             path,
             what,
-            "`[journal] keep` in the configuration, or `pivotctl journal archive`: docs/journal.md",
+            "`[journal] keep` in the configuration, or `pivotctl journal archive --keep 400d`: docs/journal.md",
         )
     if shown["wal_bytes"] > limits.DOCTOR_WAL_BYTES_MAX:
         what = f"its WAL has {shown['wal_bytes'] >> 20} MiB: a reader holds an old state of it"
