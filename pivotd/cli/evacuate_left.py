@@ -10,7 +10,7 @@ from msgspec.structs import asdict
 
 from pivotd.cli.evacuate_places import Places
 from pivotd.cli.evacuate_plan import OWN, DiskMove, Left
-from pivotd.client import Client, DiskView, DomainView, RefusedError, Verdict
+from pivotd.client import Client, ClientError, DiskView, DomainView, RefusedError, Verdict
 from pivotd.client.answers import PivotOptions
 from pivotd.errors import EXIT_UNKNOWN
 from pivotd.host import backing
@@ -26,10 +26,16 @@ class Staying:
         """``options``: fields of the requests."""
         self._client, self._places, self._domains, self._options = client, places, domains, options
 
-    def of_absent(self, domain: DomainView, known: Iterable[Verdict]) -> Iterator[Left]:
-        """Yield what is known of a domain whose QEMU does not answer, most likely because the guest is down."""
-        why = domain.detail or domain.connection or "unreachable"
-        found = [self._by_journal(one, f"the guest does not run ({why})") for one in known if one.domain == domain.name]
+    def of_absent(
+        self, domain: DomainView, known: Iterable[Verdict], failure: ClientError | None = None
+    ) -> Iterator[Left]:
+        """Yield what is known of a domain whose QEMU does not answer, most likely because the guest is down.
+
+        ``failure``: how a look at a guest that was connected has failed.
+        """
+        why = domain.detail or domain.connection or "unreachable" if failure is None else failure.message
+        about = f"the guest does not run ({why})" if failure is None else f"the guest could not be looked at ({why})"
+        found = [self._by_journal(one, about) for one in known if one.domain == domain.name]
         held = [left for left in found if left is not None]
         yield from held
         if not held:

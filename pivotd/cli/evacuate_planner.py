@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pivotd.cli.evacuate_left import Staying
 from pivotd.cli.evacuate_places import Places, digest
 from pivotd.cli.evacuate_plan import OWN, DiskMove, Left, Move, Plan, allocated_bytes, made_with
-from pivotd.client import Client, ClientError, DiskView, DomainView, RefusedError, Verdict
+from pivotd.client import Client, DiskView, DomainView, RefusedError, Verdict
 from pivotd.core.names import DISKS_MAX
 
 T = TypeVar("T")
@@ -45,20 +45,16 @@ class Planner:
         doubts = {(one.domain, one.disk): one for one in verdicts}
         seen = {domain.name for domain in domains}
         for domain in domains:
+            if domain.connection != "connected":
+                left += self._staying.of_absent(domain, doubts.values())
+                continue
             try:
-                disks = self._client.disks(domain.name) if domain.connection == "connected" else None
+                disks = self._client.disks(domain.name)
             except RefusedError as failure:
                 if failure.kind == "not-found":
                     seen.discard(domain.name)  # it was removed meanwhile
                 else:
-                    left.append(Left(domain.name, None, None, failure.message, failure.exit_status))
-                continue
-            except ClientError as failure:
-                if failure.kind != "domain-unreachable":
-                    raise
-                disks = None
-            if disks is None:
-                left += self._staying.of_absent(domain, doubts.values())
+                    left += self._staying.of_absent(domain, doubts.values(), failure)
                 continue
             there = [disk for disk in disks if self._is_there(disk)]
             arrived += [(domain.name, disk.disk, disk.image or "") for disk in there]

@@ -98,6 +98,8 @@ def where(one: Reported) -> list[str]:
                 said = f"→ {disk.destination}"
             case "unknown":
                 said = f"{disk.source} or {disk.destination}"
+            case None if one.pivot.asking:
+                said = f"{disk.source} or {disk.destination}"
             case _:
                 said = f"stays {disk.source}"
         found.append(f"{disk.disk} {said}")

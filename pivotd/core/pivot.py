@@ -252,7 +252,7 @@ class Pivot:
     owes_resume: bool = False
     """True from the intent to pause a running guest until the guest was seen running or was resumed."""
     pausing_since: str | None = None
-    """When the last intent became durable; pivotd measures a pause that outlived its daemon from here."""
+    """When the last intent was written; pivotd measures a pause that outlived its daemon from here."""
     error: str | None = None
     pauses: tuple[Pause, ...] = ()
     decided_at: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -136,6 +137,24 @@ def test_a_guest_that_has_ended_keeps_its_image_there(bed: Bed) -> None:
     assert "does not see this guest" in reasons(bed.json())["web1 disk0"]
     named = bed.json("--domain", bed.domain("web1"))
     assert "does not see this guest" in reasons(named)["web1 disk0"], "a name that only the journal knows is no typo"
+
+
+@pytest.mark.long
+def test_a_guest_that_hangs_keeps_its_image_there(bed: Bed) -> None:
+    """Status 6: QEMU may use another one by now; of a guest that pivotd has never moved, nobody can tell the image."""
+    bed.guest("web1", image(bed.directory / "first.qcow2"))
+    bed.guest("web2", image(bed.old / "web2.qcow2"))
+    assert bed.client.wait(bed.copy("web1", bed.old / "web1.qcow2")).outcome == "switched"
+    for qemu in bed.qemus.values():
+        os.kill(qemu.pid, signal.SIGSTOP)
+    answer = bed.json()
+    for qemu in bed.qemus.values():
+        os.kill(qemu.pid, signal.SIGCONT)
+    assert (answer.status, moved(answer)) == (6, [])
+    said = reasons(answer)
+    assert set(said) == {"web1 disk0", "web2 None"}
+    assert "not certain" in said["web1 disk0"]
+    assert "no answer" in said["web2 None"]
 
 
 def test_a_disk_in_doubt(bed: Bed) -> None:

@@ -22,6 +22,7 @@ from pivotd.cli import report_data
 from pivotd.cli.context import App
 from pivotd.cli.report_data import Choice, Report, Reported, Source, gather
 from pivotd.cli.report_page import document
+from pivotd.cli.report_words import where
 from pivotd.cli.since import Since
 from pivotd.cli.timeline import of_pivot
 from pivotd.client import Record, shown
@@ -287,6 +288,18 @@ def test_a_pause_that_was_too_long_is_a_warning(pages: Callable[[str], Page], st
         gather_offline(state_dir, Choice(("kept-after-attempts",)))
     )
     assert b'class="warn"' not in document(gather_offline(state_dir, Choice(("snapshot",))))
+
+
+@pytest.mark.parametrize("asking", [False, True])
+def test_while_libvirt_is_asked_both_images_are_named(state_dir: Path, asking: bool) -> None:
+    """Before that, nothing but the old one holds the data."""
+    report = gather_offline(state_dir, Choice(("three-hours",)))
+    of = report.pivots[0].pivot
+    disks = tuple(msgspec.structs.replace(disk, outcome=None) for disk in of.disks)
+    pivot = msgspec.structs.replace(of, disks=disks, phase="pausing", outcome=None, closed=None, asking=asking)
+    source, destination = disks[0].source, disks[0].destination
+    wanted = f"disk0 {source} or {destination}" if asking else f"disk0 stays {source}"
+    assert where(Reported(pivot, of_pivot(pivot, None), {}))[0] == wanted
 
 
 def test_a_pause_without_a_record_is_counted(state_dir: Path) -> None:
