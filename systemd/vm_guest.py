@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PIVOTCTL = "/usr/local/bin/pivotctl"
+PIVOTCTL = "/opt/pivotd/bin/pivotctl"
 QEMU = "qemu-system-x86_64"
 RUN = Path("/run/vm")
 MONITORS = Path("/run/qemu")
