@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,10 +38,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what is too long for every run, unless it is asked for."""
+    """Leave out what is too long for every run, unless it is asked for; of a test that is thinned(n), one case of n stays."""
     skip = pytest.mark.skip(reason="long: set PIVOTD_LONG=1, or `make test-long`")
-    for item in items:
-        if item.get_closest_marker("long") and not LONG:
+    cases: Counter[str] = Counter()
+    for item in items if not LONG else ():
+        left_out = item.get_closest_marker("long") is not None
+        if not left_out and (thinned := item.get_closest_marker("thinned")) is not None:
+            test = item.nodeid.partition("[")[0]
+            left_out = cases[test] % thinned.args[0] != 0
+            cases[test] += 1
+        if left_out:
             item.add_marker(skip)
 
 

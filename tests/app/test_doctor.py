@@ -391,6 +391,7 @@ def test_a_qemu_that_hangs(host: Host):
     assert found(report, "well") == {}
 
 
+@pytest.mark.long
 def test_a_qemu_that_hangs_in_a_pivot(host: Host):
     """After a restart of pivotd nothing can be decided: it is told beside the monitor, and no more once QEMU answers."""
     qemu = host.qemu("web1")

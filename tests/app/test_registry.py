@@ -207,6 +207,7 @@ def settled(host: Host, **wanted: str) -> bool:
     return until(lambda: connections(host) == wanted)
 
 
+@pytest.mark.long
 def test_two_configured_monitors_of_one_qemu(host: Host):
     """The second one is refused with the name of the first, also once the guest was started again: no pivot begins."""
     qemu = host.qemu("a", second="b")
@@ -255,6 +256,7 @@ def test_a_second_monitor_of_a_known_qemu_is_not_added(host: Host):
     assert host.add("b", host.directory / "b.qmp").json["connection"] == "connected"
 
 
+@pytest.mark.long
 def test_a_discovered_second_monitor_of_a_known_qemu(host: Host):
     """It is refused as long as the other domain is there, and then connected by itself."""
     qemu = host.qemu("a", second="b")

@@ -56,6 +56,7 @@ def test_reads_of_disks_on_storage_that_hangs(host: Host):
             assert time.monotonic() < deadline_s, answer.body
 
 
+@pytest.mark.long
 def test_monitors_on_storage_that_hangs(host: Host):
     """Neither configuration nor discovery nor a request holds up the daemon; what is found later is adopted then."""
     place = host.directory / "nfs"

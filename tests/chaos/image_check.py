@@ -142,7 +142,10 @@ class Judge:
     def check_told(self, told: Any, when: str) -> None:
         """Check that pivotd tells the same as its journal, and is certain where QEMU agrees."""
         named = {v.disk: v.image for v in verdicts(journal(self._state_dir))}
-        for row in told if isinstance(told, list) else told["verdicts"]:
+        rows = told if isinstance(told, list) else told["verdicts"]
+        if untold := named.keys() - {row["disk"] for row in rows}:
+            self.problems.append(f"{when} pivotd tells nothing of {untold}")
+        for row in rows:
             if row["disk"] in named and (not row["certain"] or row["image"] != named[row["disk"]]):
                 self.problems.append(f"{when} pivotd tells {row}, the journal {named[row['disk']]}")
 
@@ -174,7 +177,10 @@ class Judge:
         if after.outcome not in expected:
             self.problems.append(f"the outcome is {after.outcome}, not {' or '.join(sorted(expected))}")
         agrees = after.outcome in ({"switched"} if destination else {"kept", "merged"})
-        for row in told if isinstance(told, list) else told["verdicts"]:
+        rows = told if isinstance(told, list) else told["verdicts"]
+        if len(rows) < len(after.disks):
+            self.problems.append(f"pivotd tells of {len(rows)} of {len(after.disks)} disks")
+        for row in rows:
             if row["certain"] != agrees:
                 self.problems.append(f"with outcome {after.outcome} and {self._plan.heir} pivotd tells {row}")
 

@@ -26,7 +26,7 @@ OTHERS = [Setup(move=move) for move in Move if move is not Move.COPY] + [
     pytest.param(Setup(nbd=True), marks=pytest.mark.long),
 ]
 MOMENTS_IN_CI = 1
-ROUNDS_IN_CI = 1
+ROUNDS_IN_CI = 2
 
 
 def cancelled(setup: Setup) -> Result:
@@ -51,19 +51,21 @@ def test_without_a_kill(moment: Cancel):
 def test_killed_on_the_way(moment: Cancel, victims: Victims):
     """Verdict and images agree, the guest's run state is what it was.
 
-    Every sixteenth command after the request; PIVOTD_LONG=1 plays every fourth.
+    Every 24th command after the request; PIVOTD_LONG=1 plays every fourth.
     """
-    plans = campaign.message_plans(Setup(cancel=moment), victims=victims, thin=True)[:: 4 if LONG else 16]
+    plans = campaign.message_plans(Setup(cancel=moment), victims=victims, thin=True)[:: 4 if LONG else 24]
     assert_kept(plans, struck_min=len(plans) - 2)
 
 
+@pytest.mark.long
 def test_three_disks_killed_between_the_cancels():
     """A set of which some jobs were cancelled is cancelled as a whole."""
     plans = campaign.message_plans(Setup(disks=3, cancel=Cancel.COMPLETING), thin=True)
-    wanted = late(plans, {"job-cancel", "cont"})[:: 3 if LONG else 6]
+    wanted = late(plans, {"job-cancel", "cont"})[::3]
     assert_kept(wanted, struck_min=len(wanted) - 2)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("setup", OTHERS, ids=str)
 def test_other_pivots_killed_on_the_way(setup: Setup):
     """At any moment, with QEMU alive or killed too: kept, or what had been switched or merged; nothing is left.
@@ -77,4 +79,4 @@ def test_other_pivots_killed_on_the_way(setup: Setup):
         points = campaign.points(messages, thin=True)
         plans += [Plan(at, point, victims) for point in points for victims in (Victims.PIVOTD, Victims.BOTH)]
     chosen = plans[::6] if LONG else chance.sample(plans, ROUNDS_IN_CI)
-    assert_kept(chosen, struck_min=len(chosen) * 9 // 10)
+    assert_kept(chosen, struck_min=max(1, len(chosen) * 9 // 10))

@@ -17,7 +17,7 @@ from tests.support.seeds import seed
 
 pytestmark = [pytest.mark.guest, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
-ROUNDS = 12 if LONG else 8
+ROUNDS = 12 if LONG else 4
 
 
 def test_random_kills_under_writes_with_fsync():

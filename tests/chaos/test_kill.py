@@ -107,6 +107,7 @@ def test_a_guest_that_was_paused_before_stays_so():
     assert_kept(late(plans, wanted)[START :: STEP**2], struck_min=10 // STEP**2)
 
 
+@pytest.mark.long
 def test_three_disks_killed_between_the_switches():
     """A set that was half switched is finished or taken back as one."""
     plans = campaign.message_plans(Setup(disks=3), thin=True)
@@ -115,7 +116,7 @@ def test_three_disks_killed_between_the_switches():
 
 @pytest.mark.parametrize(
     "move",
-    [Move.COPY, Move.COMMIT, *(pytest.param(move, marks=pytest.mark.long) for move in (Move.INNER_COMMIT, Move.PULL))],
+    [Move.COPY, *(pytest.param(move, marks=pytest.mark.long) for move in (Move.COMMIT, Move.INNER_COMMIT, Move.PULL))],
 )
 def test_in_the_middle_of_the_clean_up(move: Move):
     """Whatever is below a node that is gone goes too: nothing in QEMU tells any more that it was below."""

@@ -39,13 +39,16 @@ def test_the_commands_come_in_the_order_of_the_protocol(move: Move):
     assert list(dict.fromkeys([*begun, *changing[last:]]))[: len(wanted)] == wanted
 
 
-@pytest.mark.parametrize("move", [Move.COMMIT, pytest.param(Move.PULL, marks=pytest.mark.long), Move.SNAPSHOT])
+@pytest.mark.parametrize(
+    "move", [Move.COMMIT, *(pytest.param(move, marks=pytest.mark.long) for move in (Move.PULL, Move.SNAPSHOT))]
+)
 def test_in_the_pause_with_qemu_alive(move: Move):
     """After the restart the guest runs again, on the image and the chain that the journal tells."""
     plans = one_of_each(late(campaign.message_plans(Setup(move=move), thin=True), PAUSE))
     assert_kept(plans, struck_min=len(plans) - 1)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("move", CHAINS)
 def test_in_the_pause_with_qemu_killed_too(move: Move):
     """The journal alone names an image that holds every acknowledged block, those of merged layers too."""
@@ -53,6 +56,7 @@ def test_in_the_pause_with_qemu_killed_too(move: Move):
     assert_kept(plans, struck_min=len(plans) - 1)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("move", [Move.PULL, Move.SNAPSHOT])
 def test_two_disks(move: Move):
     """Killed between two merges, and around the one transaction."""

@@ -51,6 +51,6 @@ def test_in_the_pause(victims: Victims, heir: Heir, disks: int):
     ],
 )
 def test_killed_again_while_it_looks_at_the_other(first: Point, heir: Heir):
-    """Wherever the recovery is killed, the next one comes to the same end: every fourth message and flush of it, in CI every twelfth."""
-    plans = campaign.heir_plans(Setup(), first, heir)[:: 4 if LONG else 12]
+    """Wherever the recovery is killed, the next one comes to the same end: every fourth message and flush of it, in CI every 24th."""
+    plans = campaign.heir_plans(Setup(), first, heir)[:: 4 if LONG else 24]
     assert_kept(plans, struck_min=len(plans))

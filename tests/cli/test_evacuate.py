@@ -448,6 +448,7 @@ def test_two_at_once(bed: Bed) -> None:
     assert bed.outcomes() == [("web1", "switched"), ("web2", "switched")]
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_what_runs(bed: Bed) -> None:
     """Status 130; the message names the pivot and how to go on; the same command follows it to its end."""
     bed.guest("web1", image(bed.old / "web1.qcow2", 40))

@@ -217,6 +217,7 @@ def test_the_fleet_hears_of_a_guarded_copy_before_and_after_its_pause(host_of: M
     assert (host.journalled().pauses[-1].fleet_ms or 0) > 0
 
 
+@pytest.mark.long
 def test_a_host_is_lost_in_a_guarded_pause_and_another_one_takes_its_guest(host_of: Make) -> None:
     """Before etcd has heard, two images are named and both are complete, in either mode; the lost host changes nothing later."""
     host = host_of("wait")

@@ -115,6 +115,7 @@ async def test_a_guest_that_has_run_on_a_stale_image_is_taken_by_a_persons_word(
 
 
 @pytest.mark.parametrize("pivotd", ["lives", "is killed"])
+@pytest.mark.long
 async def test_a_doubt_that_etcd_could_not_hear_of_is_told_when_it_can(stray: Stray, pivotd: str) -> None:
     """The journal has it at once, and QEMU has ended since: nobody sees the guest again."""
     with stray.daemon as daemon:
@@ -142,6 +143,7 @@ async def test_a_doubt_that_etcd_could_not_hear_of_is_told_when_it_can(stray: St
         assert (said.status, str(stray.old) in said.stdout) == (0, True), said
 
 
+@pytest.mark.long
 async def test_a_guest_that_runs_on_a_stale_image_on_a_host_that_has_never_moved_its_disk(stray: Stray) -> None:
     """No row of the journal there can keep it: the fleet is told at once, no pivot begins, and a person chooses."""
     await stray.moved_and_lost()
@@ -192,6 +194,7 @@ async def test_a_guest_that_runs_where_only_an_older_journal_says(stray: Stray) 
     assert await stray.certain() == str(later)
 
 
+@pytest.mark.long
 async def test_a_guest_on_an_older_journals_image_is_in_doubt_while_etcd_is_silent(stray: Stray) -> None:
     """It is started before this host takes it. That QEMU is where this journal says ends nothing while etcd is away."""
     await stray.moved_on()
@@ -248,6 +251,7 @@ async def test_a_host_that_has_never_moved_a_disk_compares_it_with_the_fleets_wo
     assert await stray.certain() == str(tmp_path / "c.qcow2")
 
 
+@pytest.mark.long
 async def test_a_guest_that_has_left_and_runs_again_where_the_old_journal_says(
     stray: Stray, qemu_factory: QemuFactory, tmp_path: Path
 ) -> None:

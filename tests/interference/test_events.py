@@ -102,7 +102,9 @@ async def drive(bed: Bed, kind: str, point: str, event: Callable[[Qemu], None], 
         await bed.engine.resting(driver)
         await asyncio.to_thread(event, bed.qemu)
         await driver.complete(driver.pivot.requested_by)
-    return await to_the_end(bed, driver)
+    pivot = await to_the_end(bed, driver)
+    assert moment.done or point in {"copying", "ready"}, "the event was to come in a pause"
+    return pivot
 
 
 async def to_the_end(bed: Bed, driver: Driver) -> Pivot:

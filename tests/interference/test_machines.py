@@ -54,7 +54,9 @@ async def run(bed: Bed, point: str, event: Callable[[Qemu], None], moment: Momen
         await asyncio.to_thread(event, bed.qemu)
         with contextlib.suppress(PhaseConflictError):  # it may have seen the event first
             await driver.complete(driver.pivot.requested_by)
-    return await to_the_end(bed, driver)
+    pivot = await to_the_end(bed, driver)
+    assert moment.done or point == "ready", "the event was to come in a pause"
+    return pivot
 
 
 @pytest.mark.parametrize("point", POINTS)

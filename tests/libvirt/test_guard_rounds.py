@@ -11,7 +11,7 @@ from tests.conftest import LONG
 from tests.libvirt.libvirtd import Libvirtd
 from tests.support.seeds import rng
 
-ROUNDS = 12 if LONG else 8
+ROUNDS = 12 if LONG else 4
 """A round takes about two seconds of processor time."""
 ROUNDS_MAX = 5 * ROUNDS
 """Until a kill has come in a pause, which a busy machine may miss."""

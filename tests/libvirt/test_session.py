@@ -97,6 +97,7 @@ def as_user() -> list[str]:
     return ["setpriv", "--reuid", USER, "--regid", "nogroup", "--clear-groups"]
 
 
+@pytest.mark.thinned(2)
 def test_the_files_of_a_users_libvirt_are_found(session: Session):
     """By the plain address, and by its socket, in the environment of that user."""
     for uri in ("qemu:///session", f"qemu+unix:///session?socket={session.run}/libvirt-sock"):
@@ -107,6 +108,7 @@ def test_the_files_of_a_users_libvirt_are_found(session: Session):
         assert (done.stdout, done.returncode) == (f"{session.qemu} True\n", 0), done
 
 
+@pytest.mark.thinned(2)
 def test_a_libvirt_of_another_user_is_found_by_its_socket(session: Session):
     """The definitions are in that user's home, by the table of users; where they are not, everything is written."""
     uri = f"qemu+unix:///session?socket={session.run}/libvirt-sock"

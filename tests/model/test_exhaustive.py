@@ -21,10 +21,7 @@ CHAINS = [move for move in Move if move is not Move.COPY]
 FOUND = ("paused", "io-error", "shutdown")
 SEARCHES = [
     Bounds(disks=1, crashes=3, faults=0),
-    Bounds(disks=2, crashes=3, faults=0),
     Bounds(disks=2, crashes=2, faults=0, quick=False),
-    Bounds(disks=1, crashes=1, faults=1),
-    Bounds(disks=3, crashes=0, faults=1),
     Bounds(disks=1, crashes=0, faults=1, bandwidth=True),
     Bounds(disks=1, crashes=2, faults=0, keep_synced=True),
     Bounds(disks=1, crashes=0, faults=1, keep_synced=True),
@@ -38,6 +35,9 @@ SEARCHES = [
     Bounds(disks=1, crashes=1, faults=1, move=Move.PULL, run_state="paused"),
 ]
 LONG = [
+    Bounds(disks=1, crashes=1, faults=1),
+    Bounds(disks=2, crashes=3, faults=0),
+    Bounds(disks=3, crashes=0, faults=1),
     Bounds(disks=3, crashes=3, faults=0),
     Bounds(disks=3, crashes=3, faults=0, quick=False),
     *(Bounds(disks=1, crashes=1, faults=1, run_state=state) for state in FOUND),

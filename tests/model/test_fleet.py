@@ -22,7 +22,7 @@ HOSTS = [
     *(FleetBounds(on_silence=mode) for mode in OnSilence),
     *(FleetBounds(on_silence=mode, disks=2, losses=0) for mode in OnSilence),
     *(FleetBounds(on_silence=mode, targets="DS", takes=0) for mode in OnSilence),
-    *(FleetBounds(on_silence=mode, migrations=1, takes=0) for mode in OnSilence),
+    FleetBounds(migrations=1, takes=0),
     *(FleetBounds(on_silence=mode, restarts=0, unfenced=True) for mode in OnSilence),
     *(FleetBounds(on_silence=mode, manager=Manager.LIBVIRT) for mode in OnSilence),
     FleetBounds(disks=2, losses=0, split=True),
@@ -31,10 +31,10 @@ HOSTS = [
     FleetBounds(takes=0, restarts=0, strays=2),
     FleetBounds(takes=2, losses=0, restarts=0, strays=1),
     FleetBounds(migrations=1, takes=0, losses=0, restarts=0, strays=1),
-    FleetBounds(targets="DE", takes=0, losses=0, alone=1),
     FleetBounds(targets="DE", takes=0, losses=0, alone=1, words=1),
 ]
 HOSTS_LONG = [
+    FleetBounds(on_silence=OnSilence.WAIT, migrations=1, takes=0),
     FleetBounds(targets="DEF", takes=0, losses=0, alone=1),
     *(FleetBounds(on_silence=mode, restarts=0, strays=2) for mode in OnSilence),
     FleetBounds(manager=Manager.LIBVIRT, restarts=0, strays=2),

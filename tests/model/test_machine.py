@@ -45,7 +45,7 @@ from tests.support.seeds import seed
 
 MEDDLINGS_MAX = 6
 """Of other people in one example."""
-EXAMPLES = int(os.environ.get("PIVOTD_EXAMPLES", "1000" if LONG else "400"))
+EXAMPLES = int(os.environ.get("PIVOTD_EXAMPLES", "1000" if LONG else "200"))
 STEPS = 14
 REST_WITHIN_S = 90.0
 """Virtual time in which a pivot comes to rest once nothing more goes wrong: every attempt, its pause and back-off."""

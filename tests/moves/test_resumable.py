@@ -98,7 +98,7 @@ def test_copy_goes_on_after_pivotd_was_killed(
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("with_qemu", [False, True], ids=["pivotd", "both"])
+@pytest.mark.parametrize("with_qemu", [False, pytest.param(True, marks=pytest.mark.long)], ids=["pivotd", "both"])
 @pytest.mark.parametrize(
     "label",
     [

@@ -126,6 +126,7 @@ def test_a_restart_with_less_is_an_error(judge: GuestJudge, log: Path) -> None:
 
 
 @pytest.mark.guest
+@pytest.mark.long
 def test_a_guest_without_its_disk_refuses(qemu_factory: QemuFactory, guest_assets: GuestAssets, tmp_path: Path) -> None:
     """A guest that lacks one of its block devices says so and acknowledges nothing."""
     guest = Guest(guest_assets)
