@@ -14,18 +14,19 @@ from pivotd.engine.inbox import Cancel
 from pivotd.errors import BadRequestError, ConflictError, DiskBusyError, NotFoundError
 from tests.ported_cases.fixture import Bed
 from tests.support.qemu import Disk, create_image
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.qemu
 
 MANUAL = {"auto-finalize": False, "auto-dismiss": False}
 
 
-def mirror(bed: Bed, image: Path, **options: Any) -> None:
+def mirror(bed: Bed, image: Path, node: str = "theirs-node", **options: Any) -> None:
     """Start a mirror of disk0 as another tool would."""
     create_image(image)
     file = {"driver": "file", "filename": str(image)}
-    bed.qemu.spy("blockdev-add", {"driver": "qcow2", "node-name": "theirs-node", "file": file})
-    arguments = {"job-id": "theirs", "device": "src0", "target": "theirs-node", "sync": "full", **MANUAL}
+    bed.qemu.spy("blockdev-add", {"driver": "qcow2", "node-name": node, "file": file})
+    arguments = {"job-id": "theirs", "device": "src0", "target": node, "sync": "full", **MANUAL}
     bed.qemu.spy("blockdev-mirror", arguments | options)
 
 
@@ -129,20 +130,36 @@ async def test_a_wrong_name_of_the_image_is_put_right_by_the_graph(bed: Bed):
     bed.assert_holds_all(pivot)
 
 
-async def test_another_job_under_the_same_name_is_not_the_pivots(bed: Bed):
-    """The adopted job ended and somebody started one to another image: kept, and that one is left alone."""
+async def replaced(bed: Bed, node: str, speed: int) -> Driver:
+    """Adopt a job and let somebody start another one to another image under its name, before pivotd sees that."""
     await bed.guest(bed.image(fill="28M"))
     mirror(bed, bed.target(), speed=1)
     driver = await adopt(bed, bed.target())
     await bed.until(driver, lambda pivot: pivot.phase is Phase.COPYING)
-    supervisor = bed.engine.host.get("web1")
-    assert supervisor.session is not None
-    job = await supervisor.session.look(driver.pivot)
-    assert job.jobs["theirs"].status == "running"
-    other = driver.pivot.disks[0]
+    # pivotd is in this process, and does not run until all of this is done.
     bed.qemu.spy("job-cancel", id="theirs")
+    assert until(lambda: bed.qemu.jobs()["theirs"]["status"] == "concluded")
+    bed.qemu.spy("job-dismiss", id="theirs")
+    bed.qemu.spy("blockdev-del", {"node-name": "theirs-node"})
+    mirror(bed, bed.directory / "others.qcow2", node, speed=speed)
+    return driver
+
+
+async def test_another_job_under_the_same_name_is_not_the_pivots(bed: Bed):
+    """The adopted job ended and somebody started one to another image: kept, and that one is left alone."""
+    driver = await replaced(bed, "others-node", 1)
     pivot = await bed.engine.closed(driver)
-    assert (pivot.outcome, other.job) == (Outcome.KEPT, "theirs")
+    assert (pivot.outcome, pivot.disks[0].job) == (Outcome.KEPT, "theirs")
+    assert bed.qemu.jobs()["theirs"]["status"] == "running"
+    bed.qemu.spy("block-job-cancel", device="theirs")
+    bed.assert_holds_all(pivot)
+
+
+async def test_another_job_under_the_same_names_is_recorded_with_its_own_image(bed: Bed):
+    """QEMU shows no difference to the adopted one, whose node had the same name, until the switch: then that counts."""
+    pivot = await bed.engine.closed(await replaced(bed, "theirs-node", 0))
+    assert pivot.outcome == Outcome.SWITCHED
+    assert pivot.disks[0].destination.filename == str(bed.directory / "others.qcow2") == bed.qemu.root().filename
     bed.assert_holds_all(pivot)
 
 

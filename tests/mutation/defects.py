@@ -692,8 +692,7 @@ FLEET = (
     ),
     Defect(
         "a source that the fleet does not know is withdrawn only", "G1", FLEET_PIVOTS,
-        "        if known is not None and known.image != FleetImage(disk.source.filename, disk.source.format):\n",
-        "        if False:\n",
+        "(known is not None and known.image != FleetImage(disk.source.filename, disk.source.format))", "False",
         TABLE, ("tests/core/test_fleet.py", "-k", "does_not_name"),
     ),
     Defect(

@@ -28,8 +28,15 @@ class Caught:
     by: str
 
 
+def broken(defect: Defect) -> str:
+    """Return the file of a defect with that built in. Raises: AssertionError: what to change is not there exactly once."""
+    text = (ROOT / defect.file).read_text()
+    assert text.count(defect.old) == 1, f"{defect.name}: what to change stands {text.count(defect.old)} times"
+    return text.replace(defect.old, defect.new)
+
+
 def broken_copy(defect: Defect, directory: Path) -> None:
-    """Copy the tree and build the defect in. Raises: AssertionError: the line to change is not there exactly once.
+    """Copy the tree and build the defect in. Raises: AssertionError, as broken() does.
 
     The bytecode of pivotd is copied too, but for that of the changed file: the tests start pivotd again and again.
     """
@@ -46,9 +53,7 @@ def broken_copy(defect: Defect, directory: Path) -> None:
         if (ROOT / name).exists():
             (directory / name).symlink_to(ROOT / name)
     file = directory / defect.file
-    text = file.read_text()
-    assert text.count(defect.old) == 1, f"{defect.name}: the line to change stands {text.count(defect.old)} times"
-    file.write_text(text.replace(defect.old, defect.new))
+    file.write_text(broken(defect))
     for sound in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
         sound.unlink()
 

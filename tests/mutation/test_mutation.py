@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import py_compile
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutation.defects import DEFECTS, Defect
-from tests.mutation.run import ROOT, broken_copy, try_defect
+from tests.mutation.run import ROOT, broken, broken_copy, try_defect
 
 SLOW = {
     "a cancel is sent before it is recorded",
@@ -76,6 +77,12 @@ def test_the_document_lists_every_defect():
     rows = [f"| {defect.name} | {defect.promise} | {defect.rung} |" for defect in DEFECTS]
     assert part.splitlines()[: part.splitlines().index("")] == rows
     assert {defect.name for defect in DEFECTS} >= SLOW
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
+def test_every_defect_can_be_built_in(defect: Defect):
+    """The code that it changes is there, and what comes of it is Python."""
+    ast.parse(broken(defect))
 
 
 @pytest.mark.qemu

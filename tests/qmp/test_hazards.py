@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pivotd.errors import QmpError
+from pivotd.errors import QmpUnknownError, QmpUnsentError
 from pivotd.qmp.looking import LOOK
 from pivotd.qmp.monitor import Monitor, command
 from tests.conftest import QemuFactory
@@ -26,7 +26,7 @@ async def create_and_ask(qemu_factory: QemuFactory, tmp_path: Path, question: di
     tmp_path.mkdir()
     qemu = qemu_factory([], paused=True)
     monitor = await Monitor.connect(str(qemu.qmp))
-    with contextlib.suppress(QmpError):
+    with contextlib.suppress(QmpUnsentError, QmpUnknownError):  # QEMU has gone
         for number in range(ROUNDS):
             path = str(tmp_path / f"image{number}")
             Path(path).touch()
