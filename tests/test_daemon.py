@@ -228,6 +228,7 @@ def copied(daemon: Daemon, image: Path, **body: Any) -> dict[str, Any]:
 
 @pytest.mark.qemu
 @pytest.mark.parametrize("message", ["command:stop", "command:job-complete", "command:job-finalize", "command:cont"])
+@pytest.mark.thinned(2)
 def test_sigterm_in_the_pause_leaves_no_guest_paused(qemu_factory: QemuFactory, tmp_path: Path, message: str):
     """The pause is finished or given up, then the daemon exits with status 0."""
     freeze = Freeze(message, 15)
@@ -322,6 +323,7 @@ def test_a_pivot_is_undone_though_its_monitor_has_another_path_in_the_configurat
 
 
 @pytest.mark.qemu
+@pytest.mark.long
 def test_two_domains_whose_monitors_were_exchanged_in_the_configuration(qemu_factory: QemuFactory, tmp_path: Path):
     """Each ends its pivot where that began, and then is where it is configured, also the one that had to wait for that."""
     for name in ("web1", "web2"):

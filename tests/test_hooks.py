@@ -225,6 +225,7 @@ def tried(site: Site) -> list[str]:
 
 
 @pytest.mark.parametrize("state", [{"STATUS": "stopped"}, {"HOTPLUG": "network,usb"}, {"HOTPLUG": "0"}])
+@pytest.mark.thinned(3)
 def test_qm_set_keeps_the_options_of_the_drive(site: Site, state: dict[str, str]) -> None:
     """A stopped guest, or a running one whose disks may not be hotplugged; the guest is found by its name."""
     image = site.images / "100" / "vm-100-disk-1.qcow2"
@@ -252,6 +253,7 @@ def test_an_image_outside_of_every_storage_stays_a_path(site: Site) -> None:
         ({"STATUS": "stopped", "FAILS": "2"}, "exit status 2"),
     ],
 )
+@pytest.mark.thinned(3)
 def test_qm_is_not_let_loose_on_a_running_guest(site: Site, state: dict[str, str], words: str) -> None:
     """The hook fails with what to do, nothing is set, and the pivot waits."""
     before = site.cursor.read_text()

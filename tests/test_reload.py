@@ -338,6 +338,7 @@ def test_a_client_that_does_not_listen_holds_up_nobody(running: Reloaded) -> Non
         assert running.reload().returncode == 0
 
 
+@pytest.mark.long
 def test_a_configuration_on_storage_that_hangs_is_refused(running: Reloaded) -> None:
     """With one line, each time; it keeps pivotd neither from its work nor from its end."""
     drop_ins = running.file.with_name("pivotd.toml.d")

@@ -18,6 +18,7 @@ ROUNDS_IN_CI = 2
 
 
 @pytest.mark.parametrize("move", [Move.COPY, Move.COMMIT])
+@pytest.mark.thinned(2)
 def test_at_every_message(move: Move):
     """The verdict is what QEMU uses, with every block; before it was accepted the job is left to its owner."""
     chosen = some(Setup(adopted=True, move=move, disks=1 + LONG), ROUNDS_IN_CI)

@@ -39,6 +39,7 @@ def cancelled(setup: Setup) -> Result:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.thinned(2)
 def test_without_a_kill(moment: Cancel):
     """Before the first job-finalize the source is kept, after it the switch stands; the answer says which."""
     cancelled(Setup(disks=2, cancel=moment))

@@ -62,6 +62,7 @@ class FillAt:
     ],
 )
 @pytest.mark.parametrize("label", ["command:stop", "return:stop", "command:job-finalize", "return:job-finalize"])
+@pytest.mark.thinned(2)
 def test_a_disk_that_fills_up_in_the_pause_costs_nothing(
     qemu_factory: QemuFactory, tmp_path: Path, small_state: Path, label: str, legacy: bool, disks: int
 ):

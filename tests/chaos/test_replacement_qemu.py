@@ -32,6 +32,7 @@ def test_at_every_message_of_the_pause_qemu_alone_is_killed():
         (Victims.QEMU, Heir.DESTINATION, 1),
     ],
 )
+@pytest.mark.thinned(2)
 def test_in_the_pause(victims: Victims, heir: Heir, disks: int):
     """Without a record the source is kept, and unknown if the other QEMU uses the destination; a record stays.
 

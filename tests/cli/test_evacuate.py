@@ -212,6 +212,7 @@ def test_what_lies_below_an_image_elsewhere(bed: Bed) -> None:
 
 @pytest.mark.parametrize("off", [False, True])
 @pytest.mark.parametrize("how", ["directory", "part", "file", "device"])
+@pytest.mark.thinned(2)
 def test_an_image_by_another_name_of_the_place(bed: Bed, how: str, off: bool) -> None:
     """A bind mount of the place, of a part of it or of the file, and a loop device: the disk needs the place."""
     old = image(bed.old / "a/web1.qcow2")

@@ -145,6 +145,7 @@ def check(bed: Bed) -> None:
 
 
 @pytest.mark.parametrize(("number", "when"), points("pivotctl"))
+@pytest.mark.thinned(2)
 def test_pivotctl_is_killed(bed: Bed, number: int, when: str) -> None:
     """The same command goes on, whatever it had asked for."""
     status, told = evacuate(bed, number, when, "pivotctl")
@@ -155,6 +156,7 @@ def test_pivotctl_is_killed(bed: Bed, number: int, when: str) -> None:
 
 
 @pytest.mark.parametrize(("number", "when"), points("pivotd"))
+@pytest.mark.thinned(2)
 def test_pivotd_is_killed(bed: Bed, number: int, when: str) -> None:
     """The command waits for the next pivotd and goes on; before it has begun anything, it says that pivotd is away."""
     status, told = evacuate(bed, number, when, "pivotd")

@@ -38,6 +38,7 @@ def directory() -> Iterator[Path]:
         ("fsync", 4, 1),  # it is the cursor, perhaps not for long
     ],
 )
+@pytest.mark.thinned(2)
 def test_killed_at_a_system_call(bench: Bench, directory: Path, call: str, nth: int, runs: int) -> None:
     """The next follower runs the command again, unless the cursor says that it has ended with 0."""
     follower = Following(directory, bench.daemon.socket)

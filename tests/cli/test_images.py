@@ -376,6 +376,7 @@ def test_an_accepted_image_is_replaced_under_its_name_while_the_guest_runs(guest
 
 
 @pytest.mark.parametrize("how", ["replaced", "link"])
+@pytest.mark.thinned(2)
 def test_an_accepted_image_is_another_one_before_any_guest_starts(guest: Guest, how: str):
     """The word was about the file to which the name led then: it was noted with the word."""
     new = guest.moved()
@@ -455,6 +456,7 @@ def test_the_right_image_in_another_format(guest: Guest):
 
 
 @pytest.mark.parametrize("how", ["throttled", "copy on read", "no format", "throttled without a format"])
+@pytest.mark.thinned(2)
 def test_the_right_image_below_a_filter_or_without_a_format(guest: Guest, how: str):
     """A filter is no format, and a file without one is raw: QEMU has the image that it should have."""
     image_format = "raw" if "a format" in how or how == "no format" else "qcow2"
@@ -578,6 +580,7 @@ def settled_by_a_word(guest: Guest, other: Path) -> None:
     assert guest.ctl("image", "web1", "disk0").stdout == f"{other}\n"
 
 
+@pytest.mark.long
 def test_a_stale_image_on_which_the_guest_has_run(guest: Guest):
     """Its writes are there and nowhere else: no certain answer, and no name to delete, before a person has looked."""
     old, new = guest.disks[0], guest.moved()
@@ -635,6 +638,7 @@ def test_a_disk_that_another_client_has_moved(guest: Guest):
     settled_by_a_word(guest, third)
 
 
+@pytest.mark.long
 def test_a_disk_that_another_client_has_moved_without_a_job(guest: Guest):
     """No event tells of it; whoever asks for the verdict while QEMU lives leaves it recorded."""
     guest.moved()
@@ -717,6 +721,7 @@ def test_a_disk_that_was_never_moved_of_a_guest_that_cannot_be_asked(guest: Gues
             assert "QEMU" in complaint(answer)
 
 
+@pytest.mark.long
 def test_an_image_below_that_of_another_disk(guest: Guest):
     """Two layers down, or an external data file: no pivot has named it, and a guest that starts from it spoils both."""
     base, top, flat, data = (guest.path(name) for name in ("base", "top", "flat", "flat.data"))

@@ -102,6 +102,7 @@ def old(monitor: Path) -> Iterator[None]:
     [taken, full, unlinked, pytest.param(blocked, marks=pytest.mark.long), closing, old],
     ids=lambda how: how.__name__,
 )
+@pytest.mark.thinned(2)
 def test_a_guest_on_a_stale_image(guest: Guest, how: Callable[[Path], Iterator[None]]):
     """It runs there, and after its end the journal's word counts: in between nothing is certain, and no word is taken."""
     new = guest.moved()

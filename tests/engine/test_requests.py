@@ -257,6 +257,7 @@ async def test_a_cancel_that_fails_while_a_record_hangs_is_tried_again(
 
 
 @pytest.mark.parametrize("asked", ["cancel", "release"])
+@pytest.mark.thinned(2)
 async def test_what_was_asked_while_qemu_hung_is_done_by_the_next_process(
     engine: Engine, tmp_path: Path, qemu_factory: QemuFactory, asked: str
 ):

@@ -87,6 +87,7 @@ def written_bytes(storage: Storage) -> int:
 
 @pytest.mark.parametrize("image_format", ["qcow2", "raw"])
 @pytest.mark.parametrize(("how", "words"), [("enospc", "is full"), ("eio", "fails")])
+@pytest.mark.thinned(2)
 async def test_copy_goes_on_where_it_was(
     engine: Engine, qemu_factory: QemuFactory, storage: Storage, tmp_path: Path, image_format: str, how: str, words: str
 ):

@@ -122,7 +122,7 @@ def test_every_route_answers_as_documented_whatever_it_is_asked(ground: Ground, 
     takes_something = bool(route.query or route.body or "{" in route.path)
     wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE) if takes_something else right
 
-    @fuzz(30 if takes_something else 3)
+    @fuzz(15 if takes_something else 3)
     @given(data=st.data(), mode=st.booleans())
     def ask(data: Any, mode: bool) -> None:
         case = data.draw(right if mode else wrong)

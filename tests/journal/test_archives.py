@@ -32,6 +32,7 @@ from pivotd.journal.images import obsolete, standings
 from pivotd.journal.journal import Journal
 from pivotd.journal.reader import Reader
 from pivotd.journal.search import Found, Place
+from tests.conftest import LONG
 from tests.journal.old_pivots import DAY_S, OLD_AT, archive, back_and_forth, run
 from tests.journal.samples import make_pivot
 from tests.journal.test_changes import steps
@@ -363,6 +364,7 @@ async def test_a_pivot_that_has_changed_since_it_was_copied_stays(journal: Journ
 # -- bounds -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_pivot_with_many_records_goes_in_pieces(journal: Journal) -> None:
     """One transaction deletes a bounded number of records; in between every record is still shown once."""
     await run(journal, 1, move=("/a", "/b"), records=2 * limits.ARCHIVE_ROWS)
@@ -742,7 +744,7 @@ STEP = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=100 if LONG else 12, deadline=None)
 @given(story=st.lists(STEP, max_size=14))
 def test_any_history_archived_at_any_time_gives_the_same_answers(story: list[Any]) -> None:
     """Archiving, whole or broken off between copying and deleting, changes no answer of any history."""

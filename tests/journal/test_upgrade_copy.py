@@ -230,6 +230,7 @@ def failure(state_dir: Path) -> JournalError | None:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(("what", "how"), [("fsync", "eio"), ("write", "enospc"), ("write", "eio")])
+@pytest.mark.thinned(3)
 def test_no_upgrade_without_a_copy(disk: Disk, tmp_path: Path, what: str, how: str) -> None:
     """Whichever of its writes fails, the start is refused in one line, or the copy is there; mended, it goes on."""
     journal = previous(tmp_path)

@@ -62,6 +62,7 @@ def leftovers(disk: Disk, chance: random.Random) -> Iterator[tuple[str, Contents
 
 
 @pytest.mark.parametrize(("what", "how", "lasting"), CASES, ids=str)
+@pytest.mark.thinned(2)
 def test_every_failing_request(disk: Disk, ram: Path, what: str, how: str, lasting: bool) -> None:
     """Whichever write or fsync fails: what was acknowledged stays, what was refused stays away, and work goes on."""
     chance = random.Random(seed())

@@ -88,6 +88,7 @@ def judge_sound(ground: Ground, answer: Any, where: str) -> None:
 @pytest.mark.parametrize(
     ("what", "how"), [("fsync", "eio"), pytest.param("write", "eio", marks=pytest.mark.long), ("write", "enospc")]
 )
+@pytest.mark.thinned(2)
 def test_guest_goes_on_whichever_request_fails(ground: Ground, what: str, how: str, lasting: bool) -> None:
     """It runs, on the image that any crash would leave as the verdict, also while the disk is still broken."""
     chance = random.Random(seed())
@@ -160,6 +161,7 @@ def test_guest_goes_on_when_the_switch_fails_and_its_end_cannot_be_recorded(grou
 
 @pytest.mark.parametrize("whose", ["pivotd's", "somebody's"])
 @pytest.mark.parametrize("how", ["hang", "enospc"])
+@pytest.mark.thinned(2)
 def test_writes_of_a_guest_that_somebody_lets_run_are_not_held_for_the_journal(
     ground: Ground, how: str, whose: str
 ) -> None:

@@ -86,6 +86,7 @@ def test_the_version_is_that_of_the_running_qemu(libvirtd: Libvirtd, pivotd: Dae
     "name",
     ["my vm", "a\nb", *(pytest.param(name, marks=pytest.mark.long) for name in ("ü", "-x", "x" * 65, "a%2Fb", ".."))],
 )
+@pytest.mark.thinned(2)
 def test_a_domain_whose_name_is_of_no_use_is_told_with_the_reason(libvirtd: Libvirtd, pivotd: Daemon, name: str):
     """In the list, in health and where somebody asks for it; it keeps no other domain away."""
     domain = Domain(libvirtd, guest=False)

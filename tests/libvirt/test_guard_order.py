@@ -109,6 +109,7 @@ def test_no_reader_asks_libvirt_while_the_guest_is_paused(libvirtd: Libvirtd, tm
 @pytest.mark.chaos
 @pytest.mark.parametrize("nth", [1, 2, 3], ids=["asking", "writes-counted", "switched"])
 @pytest.mark.parametrize("libvirt_place", [None], indirect=True, ids=["installed"])
+@pytest.mark.thinned(3)
 def test_the_guest_goes_on_while_the_journal_hangs_in_its_pause(libvirtd: Libvirtd, tmp_path: Path, nth: int):
     """Before libvirt was asked on the old image, and the pivot goes on later; after that once libvirt agrees."""
     libvirtd.start()

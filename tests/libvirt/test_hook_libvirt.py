@@ -174,6 +174,7 @@ def test_libvirtd_starts_beside_a_qemu_that_hangs(libvirtd: Libvirtd) -> None:
         pytest.param("shallow copy to an image that is there", "pivot", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.thinned(2)
 def test_a_libvirtd_that_was_started_without_the_hook_is_mended_by_the_next_start(
     libvirtd: Libvirtd, job: str, end: str
 ) -> None:

@@ -215,6 +215,7 @@ def case(real: Real, version: str, state: str, verb: tuple[str, dict[str, Any]],
 
 
 @pytest.mark.parametrize("state", STATES)
+@pytest.mark.thinned(2)
 def test_every_verb_does_the_same_in_model_and_qemu(real: tuple[str, Real], state: str):
     """Same status, same error or none, same root, same run state; with and without auto-finalize and auto-dismiss.
 

@@ -94,6 +94,7 @@ async def test_041_errors_that_stop_the_guest(bed: Bed, errno: int):
 
 
 @pytest.mark.parametrize("errno", [5, 28], ids=["EIO", "ENOSPC"])
+@pytest.mark.thinned(2)
 async def test_041_errors_that_stop_the_guest_while_it_is_copied(bed: Bed, errno: int):
     """QEMU iotests 041: io-error comes at ready; completed then, the guest stays in io-error until a person resumes it."""
     source = bed.image("old.raw")

@@ -154,6 +154,7 @@ def test_an_older_state_directory_is_handed_over(host: BootHost) -> None:
 
 
 @pytest.mark.parametrize("state", ["lives", pytest.param("stopped", marks=pytest.mark.long), "killed"])
+@pytest.mark.thinned(2)
 def test_who_may_look_reads_the_journal(host: BootHost, state: str) -> None:
     """Neither root nor pivotd: beside the daemon, after its orderly end, after its death with records only in the WAL."""
     images = moved(host)

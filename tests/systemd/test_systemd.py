@@ -76,6 +76,7 @@ def waiting(host: Host) -> int:
     return sum(row.endswith("/run/pivotd/pivotd.sock") for row in rows) - 1
 
 
+@pytest.mark.thinned(2)
 def test_kill_in_the_pause_gives_the_guest_back_in_time(host: Host) -> None:
     """Kill -9 of the main process while the guest is paused: it runs again within 500 ms, in the same QEMU."""
     took_s, limits_s = [], []
