@@ -118,10 +118,10 @@ class Host:
         for line in self.first_commands:
             container.run(*line.split())
         spy = container.inside / "run/qemu/web1.spy"
-        until(spy.is_socket)
+        assert until(spy.is_socket), "QEMU does not start"
         self.spy = Spy(spy)
         self.qemu_pid = int(container.property_of("qemu-web1", "MainPID"))
-        until(lambda: self.domain()["connection"] == "connected")
+        assert until(lambda: self.domain()["connection"] == "connected"), self.domain()
 
     # -- pivotd
 

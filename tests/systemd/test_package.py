@@ -115,7 +115,9 @@ def test_modules_are_compiled(host: PackageHost) -> None:
     """Each start would compile them again, in front of a paused guest: the sandbox cannot keep what it compiles."""
     check = (
         "import importlib.util as u, pathlib, sys; from importlib._bootstrap_external import _validate_timestamp_pyc as v\n"
-        "for p in pathlib.Path('/opt/pivotd/lib').rglob('pivotd/**/*.py'):\n"
+        "found = [*pathlib.Path('/opt/pivotd/lib').rglob('pivotd/**/*.py')]\n"
+        "assert len(found) > 100\n"
+        "for p in found:\n"
         "    v(pathlib.Path(u.cache_from_source(p)).read_bytes(), int(p.stat().st_mtime), p.stat().st_size, p.name, {})\n"
     )
     host.container.run("/opt/pivotd/bin/python", "-c", check)
