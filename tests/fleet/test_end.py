@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -130,9 +129,13 @@ def test_the_word_of_a_person_and_a_reload(site: Site) -> None:
     site.freeze()
     image = str(site.directory / "new.qcow2")
 
+    failed: list[ClientError] = []
+
     def accept() -> None:
-        with suppress(ClientError):
+        try:
             client.accept("web1", "disk0", AcceptRequest(image, "looked"))
+        except ClientError as error:
+            failed.append(error)
 
     asking = threading.Thread(target=accept)
     asking.start()
@@ -143,6 +146,7 @@ def test_the_word_of_a_person_and_a_reload(site: Site) -> None:
     assert done.stdout == "reloaded: nothing had changed\n", done.stderr
     assert site.daemon.terminate(timeout_s=END_S) == 0
     asking.join(WAIT_S)
+    assert [one.exit_status for one in failed] == [3], "whoever asked is told that nobody knows"
     site.thaw()
     site.daemon.start()
     assert "image-accepted" not in [record.event for record in client.pivot(pivot.id).records]

@@ -83,6 +83,8 @@ def test_power_cut_at_an_fsync_with_everything_killed(tmp_path: Path) -> None:
             ground.daemon.start()
             found = call(ground.daemon, "GET", "/v1/pivots")
             assert not found or until(ground.closed), f"fsync {nth}: {found}"
-            for verdict in ground.daemon.ctl("verdict", offline=True).json if found else []:
+            verdicts = ground.daemon.ctl("verdict", offline=True).json if found else []
+            assert len(verdicts) == (len(found[0]["disks"]) if found else 0)
+            for verdict in verdicts:
                 missing = ground.world.missing(verdict["disk"], verdict["image"])
                 assert missing == [], f"fsync {nth}: {verdict} lacks acknowledged blocks {missing}; see {directory}"
