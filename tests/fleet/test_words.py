@@ -370,3 +370,25 @@ async def test_a_guest_that_was_forgotten_is_entered_with_its_images_by_the_next
     with site.daemon(qemu.qmp):
         found = await site.until(lambda one: one.known)
         assert [one.image.filename for one in found.disks] == [str(new)], "with the claim itself"
+
+
+async def test_every_disk_of_a_pivot_that_has_kept_them_is_entered_again(
+    site: Site, qemu_factory: QemuFactory, tmp_path: Path
+) -> None:
+    """With the claim itself: once QEMU has ended, its host is certain of all of them."""
+    images = [create_image(tmp_path / f"old{number}.qcow2") for number in range(2)]
+    qemu = qemu_factory([Disk(image) for image in images])
+    with site.daemon(qemu.qmp) as daemon:
+        ctl = lambda *arguments: asyncio.to_thread(daemon.ctl, *arguments)  # noqa: E731
+        held = await ctl("copy", "web1", *(f"disk{n}={tmp_path}/new{n}" for n in range(2)), "--no-pivot")
+        await ctl("cancel", held.json["id"])
+        assert (await ctl("wait", held.json["id"])).json["outcome"] == "kept"
+        before = await site.until(lambda one: one.known and one.intent is None)
+    await site.fleet.write(before, forgotten(before), LONG_S)
+    with site.daemon(qemu.qmp) as daemon:
+        found = await site.until(lambda one: one.known)
+        assert [one.image.filename for one in found.disks] == [str(image) for image in images]
+        await asyncio.to_thread(qemu.kill)
+        for number, image in enumerate(images):
+            answer = await asyncio.to_thread(daemon.ctl, "image", "web1", f"disk{number}")
+            assert (answer.status, answer.json.get("image")) == (0, str(image)), answer
