@@ -13,7 +13,15 @@ from pivotd.cli.complaints import UsageError, as_typed
 from pivotd.cli.context import App, tell
 from pivotd.cli.known_names import DOMAIN, OPEN_PIVOT
 from pivotd.client import Pivot
-from pivotd.errors import EXIT_DONE, EXIT_KEPT, EXIT_REFUSED, EXIT_UNKNOWN, EXIT_UNREACHABLE, PivotdError
+from pivotd.errors import (
+    EXIT_DONE,
+    EXIT_KEPT,
+    EXIT_REFUSED,
+    EXIT_UNKNOWN,
+    EXIT_UNREACHABLE,
+    PivotdError,
+    UnansweredError,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -89,7 +97,8 @@ class Answers:
                     raise lost
                 pivot = ask(name)
             except PivotdError as failure:
-                lost = failure if failure.exit_status == EXIT_UNREACHABLE else None
+                away = failure.exit_status == EXIT_UNREACHABLE and failure.kind != UnansweredError.kind
+                lost = failure if away else None
                 self.fail(name, failure)
             else:
                 yield name, pivot

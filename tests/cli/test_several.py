@@ -14,10 +14,11 @@ import pytest
 
 from pivotd.cli.context import App
 from pivotd.cli.main import cli
-from pivotd.client import Client, shown
+from pivotd.cli.several import Answers
+from pivotd.client import Client, Pivot, UnknownError, shown
 from pivotd.client.patience import PATIENCE_S
 from pivotd.core.pivot import Outcome, Phase
-from pivotd.errors import PhaseConflictError
+from pivotd.errors import EXIT_UNREACHABLE, PhaseConflictError
 from tests.cli.conftest import Bench
 from tests.cli.ctl import complaint, ctl, interrupt, start
 from tests.cli.test_restart import await_loss
@@ -59,6 +60,25 @@ def test_what_has_merged_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Client, "cancel", lambda _client, _name: shown.pivot(merged))
     with pytest.raises(PhaseConflictError, match="has merged its layers already"):
         cli.main(["cancel", "0" * 26], standalone_mode=False, obj=App("none"))
+
+
+@pytest.mark.parametrize(("kind", "asks"), [("unanswered", ["A", "B"]), ("unreachable", ["A"])])
+def test_only_without_a_daemon_the_others_are_not_asked(
+    kind: str, asks: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One pivot that waits for its QEMU or the journal keeps no other from being asked; all are told of."""
+    asked: list[str] = []
+
+    def ask(name: str) -> Pivot:
+        asked.append(name)
+        raise UnknownError(kind, f"pivot {name} does not answer", EXIT_UNREACHABLE)
+
+    app = App("none")
+    answers = Answers(app, ["A", "B"])
+    assert list(answers.asked(["A", "B"], ask)) == []
+    answers.end()
+    assert (asked, app.status) == (asks, EXIT_UNREACHABLE)
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def slow_copy(bench: Bench) -> str:
