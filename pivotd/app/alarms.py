@@ -11,7 +11,7 @@ from pivotd.app import telling_words
 from pivotd.app.due_domains import DueDomains
 from pivotd.app.fleet_doubts import FleetDoubts
 from pivotd.app.libvirt_moves import follow
-from pivotd.app.live_verdicts import image_names
+from pivotd.app.live_verdicts import Key, image_names
 from pivotd.app.old_images import of_old
 from pivotd.app.reads import Reads
 from pivotd.app.registry import Host
@@ -196,14 +196,17 @@ class Alarms:
         doubts = of_old(old) | doubts
         busy = {disk.disk for driver in supervisor.drivers.values() for disk in driver.pivot.disks}
         alarms = {disk: await self._sentence(supervisor, disk, one) for disk, one in doubts.items() if disk not in busy}
+        doubted = set[Key]()  # by one image for each disk: two would take turns in the journal
         for disk, seen in live.astray_of(domain).items():
+            doubted.add((domain, disk))
             if disk in alarms:
                 await self._doubt(*seen, by_fleet=(domain, disk) in live.by_fleet)  # whatever has become of QEMU since
         for one in old:
-            if one.is_copy:
+            if one.is_copy or one.of in doubted:
                 image = one.image.filename, one.image.format
                 await self._journal.is_used(*one.left, image, one.asked, one.key)
             else:
+                doubted.add(one.of)
                 await self._doubt(*one.left, one.image, by_fleet=False)
         if self._fleet is not None and (others := live.never_moved_astray(domain)):
             await self._tell_stray(self._fleet, domain, others)

@@ -31,6 +31,12 @@ class OldImage:
     """The guest of that disk runs on its right image: this is another guest."""
 
     @property
+    def of(self) -> Key:
+        """The disk that has left the image."""
+        pivot, disk = self.left
+        return pivot.domain, disk.disk
+
+    @property
     def doubt(self) -> Verdict:
         """Return the verdict on the disk that has left the image: it may be this one, under another name."""
         reason = (

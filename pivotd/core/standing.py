@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pivotd.core import kinds
-from pivotd.core.pivot import Outcome, Pivot, PivotDisk
+from pivotd.core.pivot import Image, Outcome, Pivot, PivotDisk
 from pivotd.core.request import Kind, Sync
 from pivotd.core.verdict import Presence, Verdict
 
@@ -68,15 +68,26 @@ class Asked:
         """Return whether a pivot knew this file, under whatever name."""
         _, disk = moved
         sides = (disk.source, disk.destination, disk.top, disk.base)
-        return any(one is not None and self.finds(one.filename, one.file_id, moved[0]) for one in sides)
+        return any(one is not None and self.finds(one, moved[0]) for one in sides)
 
-    def finds(self, filename: str, file_id: str | None, pivot: Pivot) -> bool:
-        """Return whether an image that a pivot knew is this one."""
-        if filename in self.names or (self.below is not None and self.below.finds(filename, file_id, pivot)):
+    def has_name(self, filename: str) -> bool:
+        """Return whether this is a name of the image, or of the file below it."""
+        return filename in self.names or (self.below is not None and self.below.has_name(filename))
+
+    def finds(self, image: Image, pivot: Pivot) -> bool:
+        """Return whether an image that a pivot knew is this one.
+
+        Under another name it is the one with its number and time of birth. Where nobody knows when it was born, and for
+        devices, it is one that is no younger than the pivot: that goes wrong once a clock was set back.
+        """
+        if image.filename in self.names or (self.below is not None and self.below.finds(image, pivot)):
             return True
-        until = pivot.decided_at or pivot.closed_at
-        old = self.born is not None and (until is None or self.born <= until)
-        return file_id is not None and file_id == self.file_id and pivot.identity.boot_id == self.boot_id and old
+        number, until = image.file_id, pivot.decided_at or pivot.closed_at
+        if number is None or number != self.file_id or pivot.identity.boot_id != self.boot_id or self.born is None:
+            return False
+        if image.born is not None and not number.startswith("block:"):
+            return image.born == self.born
+        return until is None or self.born <= until
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +144,7 @@ class History:
         if said is not None:
             return said
         after = disk.destination if disk.outcome is Outcome.SWITCHED else disk.source
-        if asked.finds(after.filename, after.file_id, pivot):
+        if asked.finds(after, pivot):
             why = f"{right.domain} {right.disk} has gone on with {right.image}"
             return Finding(Standing.STALE, why, right.since, right.pivot)
         return self._below(after.filename, pivot)
@@ -142,8 +153,8 @@ class History:
         if self.right.image is None:
             return False
         pivot, disk = moved
-        ids = {side.filename: side.file_id for side in (disk.source, disk.destination)}
-        return asked.finds(self.right.image, ids.get(self.right.image), pivot)
+        known = next((side for side in (disk.source, disk.destination) if side.filename == self.right.image), None)
+        return asked.finds(known or Image(self.right.image, "", ""), pivot)
 
     def _below(self, image: str, pivot: Pivot) -> Finding:
         """Return how a layer below ``image`` stands to the disk: as that image does, one layer down."""
@@ -168,7 +179,7 @@ class History:
 
 
 def _while_open(asked: Asked, pivot: Pivot, disk: PivotDisk) -> Finding | None:
-    if asked.finds(disk.destination.filename, disk.destination.file_id, pivot):
+    if asked.finds(disk.destination, pivot):
         return Finding(Standing.DESTINATION, f"pivot {pivot.id} is writing to it", pivot.created_at, pivot.id)
     return None
 
@@ -176,8 +187,8 @@ def _while_open(asked: Asked, pivot: Pivot, disk: PivotDisk) -> Finding | None:
 def _after(asked: Asked, pivot: Pivot, disk: PivotDisk) -> Finding | None:
     """Return what the outcome of a pivot says by itself of the image, None if it is a part of the disk's chain."""
     since = pivot.decided_at or pivot.closed_at
-    is_destination = asked.finds(disk.destination.filename, disk.destination.file_id, pivot)
-    is_source = asked.finds(disk.source.filename, disk.source.file_id, pivot)
+    is_destination = asked.finds(disk.destination, pivot)
+    is_source = asked.finds(disk.source, pivot)
     if disk.outcome is Outcome.UNKNOWN and disk.accepted is None and (is_source or is_destination):
         return Finding(Standing.UNKNOWN, f"nobody knows what pivot {pivot.id} has done", since, pivot.id)
     if disk.outcome is Outcome.KEPT and is_destination and disk.switches:
@@ -186,8 +197,8 @@ def _after(asked: Asked, pivot: Pivot, disk: PivotDisk) -> Finding | None:
         return Finding(Standing.IN_SYNC, f"pivot {pivot.id} can be undone", since, pivot.id)
     stale = kinds.of(pivot).stale(pivot, disk)
     layers = [disk.source.filename] if is_source else []
-    layers += [disk.top.filename] if disk.top is not None and asked.finds(disk.top.filename, None, pivot) else []
-    layers += [name for name in disk.between if asked.finds(name, None, pivot)]
+    layers += [disk.top.filename] if disk.top is not None and asked.has_name(disk.top.filename) else []
+    layers += [name for name in disk.between if asked.has_name(name)]
     if not set(layers).isdisjoint(stale):
         why = f"pivot {pivot.id} has moved the data to {disk.destination.filename}"
         return Finding(Standing.STALE, why, since, pivot.id)

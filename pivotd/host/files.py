@@ -314,12 +314,16 @@ def born_otherwise(filename: str, birth: Birth) -> bool:
 def renamed(image: Image, pivot: Pivot, file: File) -> bool:
     """Return whether ``file`` is the file of an image of a decided pivot, which has another name now.
 
-    A file system may give the number of a deleted file to a new one, so the file must be older than the decision.
+    A file system may give the number of a deleted file to a new one, so it must have the image's time of birth, or be
+    older than the decision if that was not noted.
     """
     if file.path is None or file.file_id is None or file.file_id != of_boot(image, pivot).file_id:
         return False
+    if Birth(image.born).contradicts(made(file.path)):
+        return False
     at, until = born(describe(file.path).path or file.path), pivot.decided_at or pivot.closed_at
-    return at is not None and until is not None and at <= until and file_id(image.filename) != file.file_id
+    is_old = at is not None and (image.born is not None or (until is not None and at <= until))
+    return is_old and file_id(image.filename) != file.file_id
 
 
 def same(image: Image, file: File) -> bool:

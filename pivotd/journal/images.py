@@ -114,8 +114,7 @@ def _has_used(asked: Asked, moved: Moved) -> bool:
     pivot, disk = moved
     until = pivot.decided_at or pivot.closed_at
     is_new = asked.born is not None and until is not None and asked.born > until
-    sides = (disk.source, disk.destination)
-    return not is_new and any(asked.finds(one.filename, one.file_id, pivot) for one in sides)
+    return not is_new and any(asked.finds(one, pivot) for one in (disk.source, disk.destination))
 
 
 def overtaken(found: Iterable[ImageFound], keys: Collection[Key]) -> list[ImageFound]:

@@ -91,6 +91,34 @@ async def test_a_look_that_failed_is_made_again(
     running.cancel()
 
 
+async def test_a_guest_on_two_old_images_of_a_disk_is_recorded_once(
+    engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The disk's own device says where it runs; with the other image they would take turns in the journal."""
+    events: list[str] = []
+    images = [create_image(tmp_path / "a.qcow2"), tmp_path / "b.qcow2", tmp_path / "c.qcow2"]
+    first = qemu_factory([Disk(images[0])])
+    supervisor = await engine.connect(first)
+    for image in images[1:]:
+        await engine.closed(await engine.copy("web1", {"disk0": image}))
+    first.stop()
+    await until(lambda: supervisor.session is None)
+    engine.journal.subscribe(lambda records: events.extend(record.event for record in records))
+    second = qemu_factory([Disk(image) for image in images[:2]])
+    await until(lambda: supervisor.session is not None)
+    running = asyncio.ensure_future(Alarms(engine.host, engine.journal, reads).run())
+    await until(lambda: bool(supervisor.alarms))
+    looks = refuse(monkeypatch, 0)
+    while len(looks) < 4:
+        seen = len(looks)
+        second.spy("stop")
+        second.spy("cont")
+        await until(lambda: len(looks) > seen)  # noqa: B023 - it is awaited here
+    assert events.count("ran-on-other-image") == 1, events
+    assert events.count("old-image-used") == 1, events
+    running.cancel()
+
+
 async def test_no_pivot_begins_while_nobody_knows(
     engine: Engine, reads: Reads, qemu_factory: QemuFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -125,3 +125,21 @@ def test_a_file_under_another_name(born: str | None, boot: str, found: bool):
     """A number of a file tells only within one boot, and only if the file is older than the pivot that knew it."""
     known = moved(1, "/a", "/b", Outcome.SWITCHED, source_id="8:77")
     assert Asked(frozenset({"/new"}), "8:77", boot, born).is_file(known) is found
+
+
+@pytest.mark.parametrize(
+    ("born", "noted", "found"),
+    [
+        ("2026-11-23T09:00:00.500000Z", "2026-11-23T09:00:00.500000Z", True),
+        ("2026-11-23T09:00:00.700000Z", "2026-11-23T09:00:00.500000Z", False),
+        ("2026-11-23T09:00:00.700000Z", None, True),
+        ("2026-11-23T09:00:01.500000Z", None, False),
+    ],
+    ids=["the same", "a new file, and a clock that was set back", "not noted", "not noted, and younger"],
+)
+def test_a_file_is_known_by_its_number_and_its_birth(born: str, noted: str | None, found: bool):
+    """A file system gives the number of a deleted file to a new one, at whatever time the clock of the host shows."""
+    one, disk = COPIED
+    disk = replace(disk, destination=replace(disk.destination, born=noted))
+    asked = Asked(frozenset({"/other"}), disk.destination.file_id, one.identity.boot_id, born)
+    assert asked.is_file((one, disk)) is found

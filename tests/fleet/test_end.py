@@ -44,7 +44,9 @@ class Site:
     def start(self, on_silence: str) -> Client:
         endpoints, prefix = json.dumps(self.wires.urls), json.dumps(f"/{self.directory.name}/")
         lines = f'[fleet]\nendpoints = {endpoints}\nprefix = {prefix}\nhost = "h1"\ntimeout_ms = {TIMEOUT_MS}\n'
-        lines += f'on_silence = "{on_silence}"'
+        lines += f'on_silence = "{on_silence}"\n'
+        # Long enough for a switch on busy cores; the guest of "resume" waits so long for etcd.
+        lines += f"[pause]\nmax_ms = {20_000 if on_silence == 'wait' else 3000}"
         self.daemon = Daemon(self.directory, {"web1": self.qemu.qmp}, configuration=lines)
         self.client = Client(str(self.daemon.start().socket))
         assert waiting.until(lambda: "fleet.claimed" in self.daemon.log_path.read_text(), look_s=0.01)

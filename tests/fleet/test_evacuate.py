@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.test_commands import Site, site  # noqa: F401 - a fixture
+from tests.fleet.test_owners import LONG_PAUSE
 from tests.fleet.views import claimed
 from tests.support.daemon import Daemon
 from tests.support.qemu import Disk, Qemu, create_image
@@ -23,7 +24,7 @@ def test_a_guest_of_another_host_is_told_with_its_host(site: Site, tmp_path: Pat
     new.mkdir()
     disks = {name: Disk(create_image(old / f"{name}.qcow2")) for name in ("web1", "web2")}
     endpoints, prefix = json.dumps(list(site.cluster.urls)), json.dumps(site.prefix)
-    fleet = f'[fleet]\nendpoints = {endpoints}\nprefix = {prefix}\nhost = "h2"\n'
+    fleet = f'{LONG_PAUSE}\n[fleet]\nendpoints = {endpoints}\nprefix = {prefix}\nhost = "h2"\n'
     domains = {name: tmp_path / f"{name}.qmp" for name in disks}
     with (
         Qemu(tmp_path, [disks["web1"]], name="web1"),

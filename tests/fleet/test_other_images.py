@@ -16,7 +16,7 @@ from tests.cli.ctl import Answer, ctl
 from tests.conftest import QemuFactory
 from tests.fleet.conftest import Settings
 from tests.fleet.etcd import Cluster
-from tests.fleet.test_owners import made, recorded
+from tests.fleet.test_owners import LONG_PAUSE, made, recorded
 from tests.fleet.test_words import LONG_S, Site, offline, refused
 from tests.fleet.wires import Wires
 from tests.support.daemon import Daemon
@@ -33,7 +33,7 @@ class Stray:
         self.old, self.new = create_image(site.tmp_path / "a.qcow2"), site.tmp_path / "b.qcow2"
         self.qemu = self.start(self.old)
         settings = {"endpoints": wires.urls, "host": "h1", "prefix": f"/{site.tmp_path.name}/", "timeout_ms": 1500}
-        lines = "\n".join(["[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())])
+        lines = "\n".join([LONG_PAUSE, "[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())])
         self.daemon = Daemon(made(site.tmp_path / "h1"), {"web1": self.qemu.qmp}, configuration=lines)
 
     def start(self, image: Path) -> Qemu:

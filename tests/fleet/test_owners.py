@@ -25,13 +25,15 @@ pytestmark = pytest.mark.qemu
 LONG_S = 60.0
 TIMEOUT_MS = 20_000
 """How long a pivotd waits for etcd, which answers late on a busy machine."""
+LONG_PAUSE = "[pause]\nmax_ms = 20000"
+"""Busy cores may not let a switch be made in half a second, five times in a row."""
 
 
 def lines_of(directory: Path, host: str, cluster: Cluster, timeout_ms: int = TIMEOUT_MS) -> str:
     """Return the configuration of a host of a fleet of its own for this test."""
     fleet = {"endpoints": list(cluster.urls), "host": host, "prefix": f"/{directory.parent.name}/"}
     fleet["timeout_ms"] = timeout_ms
-    return "\n".join(["[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in fleet.items())])
+    return "\n".join([LONG_PAUSE, "[fleet]", *(f"{key} = {json.dumps(value)}" for key, value in fleet.items())])
 
 
 def daemon_of(directory: Path, host: str, qmp: Path, cluster: Cluster, timeout_ms: int = TIMEOUT_MS) -> Daemon:
