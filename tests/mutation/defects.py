@@ -377,8 +377,9 @@ NEXT_BOOT = (
     ),
     Defect(
         "a new file with the number of a deleted one is taken for it", "G1", "pivotd/core/standing.py",
-        "        old = self.born is not None and (until is None or self.born <= until)\n", "        old = True\n",
-        "rules for images", ("tests/core/test_standing.py", "-k", "another_name"),
+        "            return image.born == self.born\n        return until is None or self.born <= until\n",
+        "            return True\n        return True\n",
+        "rules for images", ("tests/core/test_standing.py", "-k", "birth"),
     ),
     Defect(
         "a forced pivot leaves the other disk certain", "G1", "pivotd/journal/changes.py",
