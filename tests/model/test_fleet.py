@@ -16,7 +16,7 @@ from tests.model.fleet_explore import DriverBounds
 from tests.model.fleet_hosts import FleetBounds
 from tests.support.moves import Move
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(2700)
 
 HOSTS = [
     *(FleetBounds(on_silence=mode) for mode in OnSilence),
